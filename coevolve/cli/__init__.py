@@ -1,0 +1,38 @@
+"""The command line: `coevolve train`, `remid`, `score`, `export`. Arguments here, the work elsewhere.
+
+Errors that coevolve raises on purpose are printed as one message, with exit status 2; anything else is a bug and
+keeps its traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from coevolve import __version__
+from coevolve.cli import export, remid, score, train
+from coevolve.errors import CoevolveError
+
+COMMANDS = (train, remid, score, export)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="coevolve",
+        description="Co-evolving reinforcement learning of a probability model of role-play responses, and R-EMID.",
+    )
+    parser.add_argument("--version", action="version", version=f"coevolve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").split("\n")[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except CoevolveError as error:
+        print(f"coevolve {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0

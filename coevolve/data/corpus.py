@@ -1,0 +1,309 @@
+"""A corpus: the training split, the in-distribution test split, and the shifted ones, read from whatever holds them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from coevolve.data import arrow
+from coevolve.data.example import Example, kind
+from coevolve.errors import DataError
+from coevolve.files import read_json, read_jsonl, write_json
+
+# Which factor of x = (user, character, dialogue) each split shifts. The last one is an addition to the RPGBench
+# layout: worlds with a known truth use it to shift every factor at once.
+SHIFT_OF_SPLIT: Mapping[str, str | None] = MappingProxyType(
+    {
+        "IDTrain": None,
+        "IDTest": None,
+        "OOD1Test": "user",
+        "OOD2Test": "character",
+        "OOD3Test": "dialogue",
+        "OOD4Test": "all",
+    }
+)
+
+TRAIN_SPLIT = "IDTrain"
+
+Row = tuple[str, Any]
+"""(what to call the row in an error, its decoded JSON value)."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Examples by split.
+
+    Attributes:
+        splits: the splits that are there, by their name in SHIFT_OF_SPLIT.
+        source: where they came from, for the log and the manifest.
+
+    Raises:
+        DataError: a split has an unknown name.
+    """
+
+    splits: Mapping[str, tuple[Example, ...]]
+    source: str
+
+    def __post_init__(self) -> None:
+        _check_split_names(self.splits, self.source)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the examples, whatever file format they were read from.
+
+        The order of the rows counts, and so does the order of the keys in an `agent_character`: prompts show both
+        to the model.
+        """
+        rows = {name: [example.to_row() for example in self.splits[name]] for name in _in_order(self.splits)}
+        canonical = json.dumps(rows, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+    @property
+    def test_splits(self) -> tuple[str, ...]:
+        """The names of the splits to evaluate on: IDTest first, then the shifted ones."""
+        return tuple(name for name in _in_order(self.splits) if name != TRAIN_SPLIT)
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The examples of every split, in the order of SHIFT_OF_SPLIT."""
+        return tuple(example for name in _in_order(self.splits) for example in self.splits[name])
+
+    def require(self, split: str) -> tuple[Example, ...]:
+        """The examples of `split`.
+
+        Raises:
+            DataError: the corpus does not have it.
+        """
+        if split not in self.splits:
+            found = ", ".join(_in_order(self.splits)) or "no split"
+            raise DataError(f"{self.source}: split {split!r} is needed; the data has {found}. Add it to the data.")
+        return self.splits[split]
+
+    def subsets(self, split: str) -> dict[str, tuple[Example, ...]]:
+        """The examples of `split` by their `subset_tag`, in order of first appearance.
+
+        Raises:
+            DataError: the corpus does not have `split`.
+        """
+        groups: dict[str, list[Example]] = {}
+        for example in self.require(split):
+            groups.setdefault(example.subset, []).append(example)
+        return {name: tuple(group) for name, group in groups.items()}
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the RPGBench layout, one JSON object of splits, which `read_corpus` reads back."""
+        write_json(path, {name: [example.to_row() for example in self.splits[name]] for name in _in_order(self.splits)})
+
+
+def read_corpus(path: str | Path) -> Corpus:
+    """Read and check a corpus: every row is checked before any is returned.
+
+    Accepted, told apart by what is at `path`:
+        a `.json` file with an object of splits, each a list of rows (the RPGBench layout);
+        a `.jsonl` file, a `.json` file with a list, or a `.parquet` file, whose rows have one more field, `split`;
+        a folder with a file `<split>.jsonl`, `<split>.json` or `<split>.parquet` for each split;
+        a folder written by `save_to_disk` of a `datasets.DatasetDict`, or of a Dataset with a column `split`.
+
+    Every row is one of `Example.from_row` with a golden response.
+
+    Raises:
+        DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or has no golden
+            response; two rows have the same `sample_ID`. The message names file and row.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        value = _read_file(path)
+        rows = _group_by_split(value, path) if isinstance(value, list) else value
+    elif arrow.is_saved(path):
+        saved = arrow.read_saved(path)
+        is_flat = isinstance(saved, list)
+        rows = _group_by_split(_located(saved, str(path)), path) if is_flat else locate_splits(saved, str(path))
+    else:
+        rows = _read_split_folder(path)
+    return build_corpus(rows, str(path))
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """Read examples without regard to splits.
+
+    Accepted are a `.jsonl`, `.json` (a list) or `.parquet` file of rows without the field `split`, and everything
+    that `read_corpus` accepts, whose splits are concatenated in the order of SHIFT_OF_SPLIT. In a file without splits
+    the golden response is optional, and a row may carry a model's response (`response` or `model_response`), which
+    is left to `read_responses`.
+
+    Raises:
+        DataError: as `read_corpus`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return list(read_corpus(path).examples)
+    rows = _read_file(path)
+    if isinstance(rows, Mapping):
+        return list(build_corpus(rows, str(path)).examples)
+    if not rows:
+        raise DataError(f"{path}: has no rows. Give at least one.")
+    if isinstance(rows[0][1], Mapping) and "split" in rows[0][1]:
+        return list(build_corpus(_group_by_split(rows, path), str(path)).examples)
+    examples = [(where, Example.from_row(_without_response(row), where)) for where, row in rows]
+    _check_unique(examples)
+    return [example for _, example in examples]
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a `.jsonl` file, or of a `.json` file that holds a list, each with its place.
+
+    Raises:
+        DataError: the file is missing, of another kind, not UTF-8 or not JSON.
+    """
+    rows = _rows_or_object(Path(path))
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: found an object; accepted is a list of rows, or a .jsonl file with one row a line.")
+    return rows
+
+
+def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]:
+    """The rows of files that are named after the split they hold, such as `IDTrain.jsonl`.
+
+    Raises:
+        DataError: a file is named otherwise or cannot be read, or two files hold the same split.
+    """
+    files = sorted(files)
+    _check_split_names([file.stem for file in files], source)
+    rows: dict[str, list[Row]] = {}
+    for file in files:
+        if file.stem in rows:
+            raise DataError(f"{source}: split {file.stem!r} is there in two formats. Remove one of the two files.")
+        rows[file.stem] = _located(arrow.read_parquet(file), str(file)) if _is_parquet(file) else read_rows(file)
+    return rows
+
+
+def build_corpus(rows_by_split: Mapping[str, Iterable[Row]], source: str) -> Corpus:
+    """Check rows that are already grouped by split, and make a Corpus of them.
+
+    Raises:
+        DataError: as `read_corpus`.
+    """
+    _check_split_names(rows_by_split, source)
+    if not rows_by_split:
+        raise DataError(f"{source}: has no splits; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
+    splits: dict[str, list[tuple[str, Example]]] = {}
+    for name in _in_order(rows_by_split):
+        splits[name] = [(where, _with_golden_response(row, where)) for where, row in rows_by_split[name]]
+        if not splits[name]:
+            raise DataError(f"{source}: split {name!r} has no rows. Give it some, or leave the split out.")
+    _check_unique([located for split in splits.values() for located in split])
+    return Corpus({name: tuple(example for _, example in split) for name, split in splits.items()}, source)
+
+
+def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, list[Row]]:
+    """Give every row of an object of splits its place, for example `data.json: IDTrain[3]`.
+
+    Raises:
+        DataError: a split is unknown, or not a list.
+    """
+    _check_split_names(rows_by_split, source)
+    for name, rows in rows_by_split.items():
+        if not isinstance(rows, list):
+            raise DataError(f"{source}: split {name!r} is {kind(rows)}; accepted is a list of rows.")
+    return {name: _located(rows, f"{source}: {name}") for name, rows in rows_by_split.items()}
+
+
+def _read_file(path: Path) -> list[Row] | dict[str, list[Row]]:
+    """Rows, or rows by split where the file holds an object of splits."""
+    if _is_parquet(path):
+        return _located(arrow.read_parquet(path), str(path))
+    value = _rows_or_object(path)
+    return value if isinstance(value, list) else locate_splits(value, str(path))
+
+
+def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
+    """Rows with their places, or the object that a .json file holds."""
+    if path.suffix == ".jsonl":
+        return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
+    if path.suffix != ".json":
+        problem = "is neither .json nor .jsonl" if path.exists() else "no such file or folder"
+        raise DataError(f"{path}: {problem}. Check the path; rows are read from .json and .jsonl files.")
+    value = read_json(path)
+    if isinstance(value, list):
+        return _located(value, str(path))
+    if isinstance(value, Mapping):
+        return value
+    raise DataError(f"{path}: found {kind(value)}; accepted is an object of splits or a list of rows.")
+
+
+def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
+    """The rows of every data file in `folder`. Other kinds of files, such as a README, may lie beside them."""
+    suffixes = (".json", ".jsonl", ".parquet")
+    files = [file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+    if not files:
+        raise DataError(
+            f"{folder}: holds no data; accepted are files named <split>.jsonl, .json or .parquet, <split> one of "
+            f"{', '.join(SHIFT_OF_SPLIT)}, or a folder written by datasets.save_to_disk."
+        )
+    return read_split_files(files, str(folder))
+
+
+def _group_by_split(rows: list[Row], path: Path) -> dict[str, list[Row]]:
+    """Group rows by their field `split`, and take the field off."""
+    groups: dict[str, list[Row]] = {}
+    for where, row in rows:
+        name = row.get("split") if isinstance(row, Mapping) else None
+        if name not in list(SHIFT_OF_SPLIT):
+            found = f"{name!r}" if isinstance(row, Mapping) and "split" in row else "absent"
+            raise DataError(
+                f"{where}: field 'split' is {found}; accepted are {', '.join(SHIFT_OF_SPLIT)} "
+                f"(in every row, or one file for each split, or an object of splits in {path.stem}.json)."
+            )
+        groups.setdefault(name, []).append((where, {key: value for key, value in row.items() if key != "split"}))
+    if not groups:
+        raise DataError(f"{path}: has no rows. Give at least one.")
+    return groups
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix == ".parquet"
+
+
+def _located(rows: list[Any], place: str) -> list[Row]:
+    return [(f"{place}[{index}]", row) for index, row in enumerate(rows)]
+
+
+def _with_golden_response(row: Any, where: str) -> Example:
+    example = Example.from_row(row, where)
+    if example.golden_response is None:
+        raise DataError(
+            f"{where} (sample_ID {example.sample_id!r}): field 'agent_golden_response' is missing; accepted is a "
+            "string. Training and evaluation need it in every row."
+        )
+    return example
+
+
+def _without_response(row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    return {key: value for key, value in row.items() if key not in ("response", "model_response")}
+
+
+def _check_unique(examples: Iterable[tuple[str, Example]]) -> None:
+    first: dict[str, str] = {}
+    for where, example in examples:
+        if example.sample_id in first:
+            raise DataError(
+                f"{where}: sample_ID {example.sample_id!r} is also that of {first[example.sample_id]}; accepted is one "
+                "row for each sample_ID, over all splits, as responses are matched by it. Rename or remove one."
+            )
+        first[example.sample_id] = where
+
+
+def _check_split_names(names: Iterable[str], source: str) -> None:
+    unknown = [name for name in names if name not in SHIFT_OF_SPLIT]
+    if unknown:
+        listed = ", ".join(map(repr, unknown[:8])) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
+        raise DataError(f"{source}: unknown split {listed}; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
+
+
+def _in_order(splits: Iterable[str]) -> list[str]:
+    return sorted(splits, key=list(SHIFT_OF_SPLIT).index)

@@ -1,0 +1,176 @@
+"""One dialogue example x = (user persona, agent character, dialogue context) with its reference response y."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from coevolve.errors import DataError
+
+REQUIRED_FIELDS = ("sample_ID", "subset_tag", "user_persona", "agent_character", "dialogue_context")
+OPTIONAL_FIELDS = ("agent_golden_response", "trace", "SThought")  # SThought: the public release's name of a trace
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the dialogue."""
+
+    speaker: Literal["user", "agent"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """An example in the RPGBench layout.
+
+    Attributes:
+        sample_id: unique within a file.
+        subset: the row's `subset_tag`, for example `german` or `turn_composition`.
+        user_persona: u, free text; may be empty.
+        agent_character: c, free text or a JSON object.
+        dialogue: d, the turns in order; the last one is the user's.
+        golden_response: y, the reference response; None where only a model's responses will be scored.
+        trace: a reasoning r* that came with the row (as `trace` or `SThought`), for the cold start; usually None.
+    """
+
+    sample_id: str
+    subset: str
+    user_persona: str
+    agent_character: str | Mapping[str, Any]
+    dialogue: tuple[Turn, ...]
+    golden_response: str | None = None
+    trace: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Any, where: str) -> "Example":
+        """Check one row of a data file and make an Example of it.
+
+        Args:
+            row: the decoded JSON value.
+            where: what to call the row in an error, for example `data.json: IDTrain[3]` or `data.jsonl:4`.
+
+        Raises:
+            DataError: names `where`, the field, what was found and what is accepted.
+        """
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: found {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}.")
+        where = _with_id(where, row)
+        missing = [field for field in REQUIRED_FIELDS if field not in row]
+        if missing:
+            raise DataError(
+                f"{where}: field {missing[0]!r} is missing; the row has {', '.join(map(repr, row)) or 'no fields'}."
+            )
+        unknown = [field for field in row if field not in REQUIRED_FIELDS + OPTIONAL_FIELDS]
+        if unknown:
+            raise DataError(
+                f"{where}: unknown field {unknown[0]!r}; accepted are {', '.join(REQUIRED_FIELDS + OPTIONAL_FIELDS)}."
+            )
+        return cls(
+            sample_id=text_field(row, "sample_ID", where),
+            subset=text_field(row, "subset_tag", where),
+            user_persona=text_field(row, "user_persona", where, empty=True),
+            agent_character=_character(row, where),
+            dialogue=_dialogue(row["dialogue_context"], where),
+            golden_response=_optional_text(row, "agent_golden_response", where),
+            trace=_trace(row, where),
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """The row that `from_row` reads back to an equal Example."""
+        row: dict[str, Any] = {
+            "sample_ID": self.sample_id,
+            "subset_tag": self.subset,
+            "user_persona": self.user_persona,
+            "agent_character": self.agent_character,
+            "dialogue_context": [
+                {"user_query" if turn.speaker == "user" else "agent_response": turn.text} for turn in self.dialogue
+            ],
+        }
+        if self.golden_response is not None:
+            row["agent_golden_response"] = self.golden_response
+        if self.trace is not None:
+            row["trace"] = self.trace
+        return row
+
+
+def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:
+    accepted = "a list of {'user_query': text} and {'agent_response': text} that ends with a user_query"
+    if not isinstance(value, list) or not value:
+        found = "an empty list" if value == [] else kind(value)
+        raise DataError(f"{where}: dialogue_context is {found}; accepted is {accepted}.")
+    turns = []
+    for index, turn in enumerate(value):
+        field = f"dialogue_context[{index}]"
+        if not isinstance(turn, Mapping) or len(turn) != 1 or next(iter(turn)) not in ("user_query", "agent_response"):
+            found = f"an object with {sorted(map(str, turn))}" if isinstance(turn, Mapping) else kind(turn)
+            raise DataError(f"{where}: {field} is {found}; accepted is {accepted}.")
+        name = next(iter(turn))
+        text = text_field(turn, name, where, label=f"{field}.{name}", empty=True)
+        turns.append(Turn("user" if name == "user_query" else "agent", text))
+    if turns[-1].speaker != "user":
+        raise DataError(f"{where}: dialogue_context ends with an agent_response; accepted is {accepted}.")
+    return tuple(turns)
+
+
+def _character(row: Mapping[str, Any], where: str) -> str | Mapping[str, Any]:
+    value = row["agent_character"]
+    if isinstance(value, str):
+        return text_field(row, "agent_character", where, empty=True)
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: agent_character is {kind(value)}; accepted is a string or an object.")
+    try:
+        # Now rather than when a checkpoint is written: NaN, a lone surrogate, or a value that JSON does not know.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: agent_character holds what JSON in UTF-8 cannot ({error}); replace it.") from None
+    return value
+
+
+def _trace(row: Mapping[str, Any], where: str) -> str | None:
+    trace, public = _optional_text(row, "trace", where), _optional_text(row, "SThought", where)
+    if trace is not None and public is not None:
+        raise DataError(f"{where}: has both 'trace' and 'SThought', two names of one field; keep one of them.")
+    return trace if public is None else public
+
+
+def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str | None:
+    return None if row.get(field) is None else text_field(row, field, where)
+
+
+def _with_id(where: str, row: Mapping[str, Any]) -> str:
+    sample_id = row.get("sample_ID")
+    return f"{where} (sample_ID {sample_id!r})" if isinstance(sample_id, str) and sample_id else where
+
+
+def text_field(row: Mapping[str, Any], field: str, where: str, *, label: str | None = None, empty: bool = False) -> str:
+    """The text in `row[field]`.
+
+    Args:
+        row: holds `field`.
+        field: the key.
+        where: what to call the row in an error.
+        label: what to call the field in an error, where its key alone would not say.
+        empty: whether text without a visible character is accepted.
+
+    Raises:
+        DataError: the value is not a string, is empty, or cannot be written as UTF-8.
+    """
+    value, label = row[field], label or field
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {label} is {kind(value)}; accepted is a string.")
+    if not empty and not value.strip():
+        raise DataError(f"{where}: {label} is empty; accepted is a string with at least one visible character.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # an escape such as \ud83d without its second half: JSON allows it, UTF-8 not
+        found = value[error.start]
+        raise DataError(
+            f"{where}: {label} has half of a surrogate pair ({found!r}) at character {error.start}; remove it."
+        ) from None
+    return value
+
+
+def kind(value: Any) -> str:
+    """The JSON name of a value's type, with its article, for messages."""
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

@@ -1,0 +1,32 @@
+"""Errors that a caller can catch by meaning; each also inherits the standard error it specialises.
+
+Every message names the file, row or field, what was found, what is accepted, and what to do next.
+"""
+
+
+class CoevolveError(Exception):
+    """Any error that coevolve raises on purpose. The command line prints it without a traceback."""
+
+
+class DataError(CoevolveError, ValueError):
+    """Input data (examples, traces, responses) that cannot be used as it stands."""
+
+
+class TooLongError(DataError):
+    """An example whose prompt and response do not fit the model."""
+
+
+class RecipeError(CoevolveError, ValueError):
+    """A recipe with an unknown key, an unusable value, or values that contradict one another."""
+
+
+class ArtifactError(CoevolveError, ValueError):
+    """A checkpoint or exported estimator that is incomplete, damaged, or belongs to another model."""
+
+
+class TeacherError(CoevolveError, RuntimeError):
+    """A teacher (local model or endpoint) that did not give a usable trace."""
+
+
+class RewardError(CoevolveError, ValueError):
+    """A reward that returned the wrong number of values, or a value that is not finite."""

@@ -1,0 +1,1 @@
+"""Information theory as pure functions on arrays: NumPy only, natural logarithms (nats)."""

@@ -1,0 +1,79 @@
+"""Log-probabilities as the information measures take them: sums with token counts, in one of two normalisations."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from coevolve.errors import DataError, RecipeError
+
+Normalisation = Literal["per_token", "per_response"]
+
+UNITS: Mapping[str, str] = MappingProxyType({"per_token": "nats per token", "per_response": "nats per response"})
+
+
+class LogProbs(Protocol):
+    """What `coevolve.scoring.scores.Scores` is, stated here so that the measures depend on NumPy alone."""
+
+    @property
+    def sum(self) -> np.ndarray:
+        """Log-probability of each response, any shape; nats per response."""
+        ...
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Number of scored tokens of each response, broadcastable to the shape of `sum`."""
+        ...
+
+
+def check_normalisation(normalisation: str) -> None:
+    """Raise RecipeError unless `normalisation` is one of the two."""
+    if normalisation not in get_args(Normalisation):
+        raise RecipeError(
+            f"normalisation is {normalisation!r}; accepted are 'per_token' (mean over the response's tokens, as "
+            "published) and 'per_response' (sum over them)."
+        )
+
+
+def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
+    """(sum, tokens) as float64 arrays of one shape.
+
+    Raises:
+        DataError: tokens do not broadcast to the sums, a sum is not finite, or a response has no token.
+    """
+    total = np.asarray(log_probs.sum, dtype=np.float64)
+    try:
+        tokens = np.broadcast_to(np.asarray(log_probs.tokens, dtype=np.float64), total.shape)
+    except ValueError:
+        raise DataError(
+            f"tokens have shape {np.shape(log_probs.tokens)}, which does not broadcast to the sums' {total.shape}; "
+            "give one count per response."
+        ) from None
+    _require(np.isfinite(total), total, "log-probability", "a finite number")
+    _require(tokens >= 1, tokens, "token count", "at least 1, as the end of turn is a token of its own")
+    return total, tokens
+
+
+def normalise(log_probs: LogProbs, normalisation: Normalisation) -> np.ndarray:
+    """Log-probabilities in the chosen unit, float64, the shape of `log_probs.sum`.
+
+    `per_token` divides by the number of tokens (nats per token): the published form, no mutual information in
+    nats. `per_response` is the sum (nats per response): the form for which mutual information is in nats.
+
+    Raises:
+        RecipeError: another normalisation.
+        DataError: as `checked`.
+    """
+    check_normalisation(normalisation)
+    total, tokens = checked(log_probs)
+    return total / tokens if normalisation == "per_token" else total
+
+
+def _require(valid: np.ndarray, values: np.ndarray, name: str, accepted: str) -> None:
+    if not np.all(valid):
+        index = tuple(int(axis) for axis in np.argwhere(~valid)[0])
+        raise DataError(
+            f"{name} at index {index} is {values[index]}; accepted is {accepted}. "
+            f"{int(np.sum(~valid))} of {valid.size} are like this."
+        )

@@ -1,0 +1,49 @@
+"""Showing that something is under way: a bar on a terminal, a line now and then in a log file."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int], None]
+
+NOTE_EVERY_SECONDS = 20
+"""Without a terminal, a long task says how far it is this often."""
+
+
+@contextmanager
+def task(console: Console, title: str, total: int) -> Iterator[Advance]:
+    """Yields what advances the display by a number of units of `total`."""
+    if not console.is_terminal:
+        yield _notes(console, title, total)
+        return
+    with Progress(
+        TextColumn("      {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bar:
+        bar_task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(bar_task, count)
+
+
+def _notes(console: Console, title: str, total: int) -> Advance:
+    done, began = 0, time.monotonic()
+    last = began
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        now = time.monotonic()
+        if now - last >= NOTE_EVERY_SECONDS and 0 < done < total:
+            last = now
+            left = (now - began) / done * (total - done)
+            console.print(f"         {title}: {done} of {total}, about {left:.0f} s left", markup=False)
+
+    return advance

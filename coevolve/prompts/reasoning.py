@@ -1,0 +1,39 @@
+"""Reading a reasoning r: which of its sections are there, and what its core features are."""
+
+from collections.abc import Sequence
+
+
+def core_features(reasoning: str, sections: Sequence[str]) -> str | None:
+    """The text after the last features heading, without code fences and without a later section.
+
+    Args:
+        reasoning: a text that a connector or a teacher wrote.
+        sections: the headings that are expected; the last one opens the core features.
+
+    Returns:
+        The features, stripped; None where the heading is missing or nothing stands after it.
+    """
+    heading = sections[-1]
+    if heading not in reasoning:
+        return None
+    text = reasoning.rpartition(heading)[2]
+    for other in sections[:-1]:
+        text = text.partition(other)[0]
+    text = "\n".join(line for line in text.split("\n") if not line.strip().startswith("```")).strip().strip("`").strip()
+    return text or None
+
+
+def missing_sections(reasoning: str, sections: Sequence[str]) -> list[str]:
+    """The headings that are absent, doubled, out of order, or followed by nothing.
+
+    An empty list means that the reasoning is well formed.
+    """
+    at = [reasoning.find(heading) for heading in sections]
+    faulty = []
+    for index, heading in enumerate(sections):
+        following = [place for place in at if place > at[index]]
+        body = reasoning[at[index] + len(heading) : min(following, default=len(reasoning))]
+        in_order = all(place < at[index] for place in at[:index])
+        if at[index] < 0 or reasoning.count(heading) > 1 or not in_order or not body.strip():
+            faulty.append(heading)
+    return faulty

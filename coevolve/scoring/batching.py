@@ -1,0 +1,52 @@
+"""Putting rows of token ids into batches, and what a model says about where it runs and how much it holds."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Ids = Sequence[int]
+
+TOKEN_BUDGET = 16_384
+"""Tokens in one forward pass, padding and cached context included, unless the caller says otherwise."""
+
+
+def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped so that rows times longest row stays within `budget`, longest first; a row alone may exceed it.
+
+    Longest first, so that a batch that does not fit the memory fails at once and not after an hour.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def max_positions(model: torch.nn.Module) -> int:
+    """The number of positions that the model was made for."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 1 << 62
+
+
+def pad(rows: Sequence[Ids], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Ids (B, width) and a 0/1 mask of the same shape."""
+    width = max(len(row) for row in rows)
+    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids_BT[index, place] = torch.tensor(row, dtype=torch.long)
+        mask_BT[index, place] = 1
+    return ids_BT, mask_BT
+
+
+def positions(mask_BT: Tensor) -> Tensor:
+    """Each real token's place in its own row; padding gets 0, which nothing attends to."""
+    return (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device

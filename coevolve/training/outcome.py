@@ -1,0 +1,125 @@
+"""What a run measured: gathered as it goes, written to `results.json`, shown as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from coevolve.data.example import Example
+from coevolve.information.perplexity import compare_perplexities, perplexity
+from coevolve.recipe import Recipe
+from coevolve.remid.table import remid_table
+from coevolve.scoring.scores import Scores
+
+SCHEMA = "coevolve.run/1"
+
+
+class Outcome:
+    """The figures of one run.
+
+    Attributes:
+        remid: results of `coevolve.remid.evaluate`, if models were judged.
+        exact: exact values for its table, where the truth is known.
+        floors: exact perplexity floor per split, where the truth is known.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.gates: list[dict[str, Any]] = []
+        self.remid: dict[str, Any] | None = None
+        self.exact: Mapping[tuple[str, str], float] | None = None
+        self.floors: Mapping[str, float] | None = None
+        self._scores: dict[str, dict[str, Scores]] = {}
+        self._subsets: dict[str, list[str]] = {}
+
+    def gate(self, index: int, phase: str, before: float, after: float, kept: bool) -> None:
+        """Note what a phase did to the held-out perplexity."""
+        self.gates.append({"round": index, "phase": phase, "before": before, "after": after, "kept": kept})
+
+    def perplexity(self, name: str, split: str, examples: Sequence[Example], scores: Scores) -> None:
+        """Note the scores of a split's golden responses under the model called `name`."""
+        self._scores.setdefault(name, {})[split] = scores
+        self._subsets[split] = [example.subset for example in examples]
+
+    def perplexities(self) -> dict[str, dict[str, float]]:
+        """Model name -> split -> perplexity."""
+        return {
+            name: {split: perplexity(scores) for split, scores in by_split.items()}
+            for name, by_split in self._scores.items()
+        }
+
+    def results(self, *, seconds: float) -> dict[str, Any]:
+        """What `results.json` holds.
+
+        - perplexity: {model: {split: value}}; `floor` among the models where the truth is known. `full` is the
+          co-evolved pair, `without_corl` the cold start with as many estimator updates, `without_reasoning`
+          q2(y | x) with as many. Each from one greedy reasoning per example, except `..._marginal_K`: log-mean over K
+          sampled ones, to be compared with each other only.
+        - by_subset: the same by `subset_tag`, {model: {split: {subset: value}}};
+        - ratio: {"full/without_corl": {split: {ratio, standard_error}}, ...}, paired over examples;
+        - gates: every gated phase's held-out perplexity before and after, and whether it was kept;
+        - remid: see `coevolve.remid.evaluate.summarise`; exact_remid: the same rows from the known truth.
+        """
+        values: dict[str, Any] = self.perplexities()
+        if self.floors is not None:
+            values["floor"] = dict(self.floors)
+        return {
+            "schema": SCHEMA,
+            "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
+            "seconds": round(seconds, 1),
+            "perplexity": values,
+            "by_subset": self._by_subset(),
+            "ratio": self._ratios(),
+            "gates": self.gates,
+            "remid": self.remid,
+            "exact_remid": None
+            if self.exact is None
+            else [{"model": model, "row": row, "value": value} for (model, row), value in self.exact.items()],
+        }
+
+    def show(self, console: Console) -> None:
+        """The tables, on a console."""
+        console.print(self._perplexity_table())
+        if self.remid is not None:
+            console.print(remid_table(self.remid, exact=self.exact))
+
+    def _perplexity_table(self) -> Table:
+        values = self.results(seconds=0)["perplexity"]
+        splits = list(next(iter(values.values())))
+        table = Table(title="Perplexity of golden responses (lower is better)")
+        table.add_column("")
+        for split in splits:
+            table.add_column(split, justify="right")
+        for name, by_split in values.items():
+            table.add_row(name, *(f"{by_split[split]:.3f}" if split in by_split else "" for split in splits))
+        for name, by_split in self._ratios().items():
+            cells = [by_split.get(split) for split in splits]
+            table.add_row(name, *(f"{c['ratio']:.3f} ± {c['standard_error']:.3f}" if c else "" for c in cells))
+        return table
+
+    def _ratios(self) -> dict[str, Any]:
+        ratios: dict[str, Any] = {}
+        for baseline in ("without_corl", "without_reasoning", "oracle"):
+            for split, scores in self._scores.get(baseline, {}).items():
+                full = self._scores.get("full", {}).get(split)
+                if full is None or full.sum.shape != scores.sum.shape or full.sum.size < 2:
+                    continue
+                ratio = compare_perplexities(full, scores)
+                ratios.setdefault(f"full/{baseline}", {})[split] = {
+                    "ratio": ratio.ratio,
+                    "standard_error": ratio.ratio_error,
+                }
+        return ratios
+
+    def _by_subset(self) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for name, by_split in self._scores.items():
+            for split, scores in by_split.items():
+                tags = np.array(self._subsets[split])
+                for tag in dict.fromkeys(self._subsets[split]):
+                    part = Scores(scores.sum[tags == tag], scores.tokens[tags == tag])
+                    table.setdefault(name, {}).setdefault(split, {})[tag] = perplexity(part)
+        return table

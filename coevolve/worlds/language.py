@@ -1,0 +1,171 @@
+"""The words of the synthetic world, and how its texts are written and read back.
+
+Inputs (u, c, d), six values each but for the three languages:
+
+    u: language, culture, interest      "german alpine chess"
+    c: style, occupation                "poetic baker"
+    d: topic_1, topic_2, intent         user "travel", agent "food", user "thank"
+
+The response has one word per slot, in the user's language: "kühn gern langsam ruhig schlicht".
+A trace first writes the connections (latents that lie on the way), then the features, one per slot.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coevolve.data.example import Example, Turn
+from coevolve.errors import DataError
+
+Values = dict[str, NDArray[np.int64]]
+"""Name of an input or latent -> value indices; the arrays broadcast against one another."""
+
+CONNECTIONS_HEADING = "[Connections]"
+FEATURES_HEADING = "[Features]"
+MARKS = ("|", "/", "user", "assistant", CONNECTIONS_HEADING, FEATURES_HEADING)
+
+LANGUAGES = ("english", "german", "french")
+TOPICS = ("weather", "money", "family", "travel", "food", "health")
+INPUT_WORDS: Mapping[str, tuple[str, ...]] = {
+    "language": LANGUAGES,
+    "culture": ("alpine", "coastal", "nordic", "island", "desert", "urban"),
+    "interest": ("music", "chess", "cooking", "gardening", "sailing", "history"),
+    "style": ("formal", "playful", "terse", "poetic", "ironic", "earnest"),
+    "occupation": ("baker", "pilot", "nurse", "lawyer", "farmer", "painter"),
+    "topic_1": TOPICS,
+    "topic_2": TOPICS,
+    "intent": ("ask", "thank", "complain", "invite", "joke", "confess"),
+}
+FACTORS: Mapping[str, tuple[str, ...]] = {
+    "user": ("language", "culture", "interest"),
+    "character": ("style", "occupation"),
+    "dialogue": ("topic_1", "topic_2", "intent"),
+}
+
+# Each latent is a table lookup of two earlier values: name -> (left, right). Order is the order of the hops.
+CONNECTIONS: Mapping[str, tuple[str, str]] = {
+    "tone": ("culture", "style"),
+    "subject": ("interest", "occupation"),
+    "thread": ("topic_1", "topic_2"),
+    "stance": ("tone", "intent"),
+    "focus": ("subject", "thread"),
+}
+FEATURES: Mapping[str, tuple[str, str]] = {
+    "opening": ("stance", "subject"),
+    "matter": ("focus", "tone"),
+    "colour": ("thread", "stance"),
+    "image": ("focus", "thread"),
+    "closing": ("stance", "focus"),
+}
+CONNECTION_WORDS: Mapping[str, tuple[str, ...]] = {
+    "tone": ("soft", "sharp", "warm", "dry", "solemn", "light"),
+    "subject": ("craft", "nature", "people", "numbers", "stories", "machines"),
+    "thread": ("return", "contrast", "detour", "growth", "pause", "echo"),
+    "stance": ("agree", "doubt", "support", "challenge", "wonder", "tease"),
+    "focus": ("past", "future", "detail", "whole", "cause", "effect"),
+}
+FEATURE_WORDS = ("joy", "calm", "courage", "kindness", "patience", "clarity")  # what a slot should express
+RESPONSE_WORDS: Mapping[str, tuple[str, ...]] = {
+    "english": ("gladly", "calmly", "boldly", "kindly", "slowly", "plainly"),
+    "german": ("gern", "ruhig", "kühn", "lieb", "langsam", "schlicht"),
+    "french": ("volontiers", "calmement", "hardiment", "gentiment", "lentement", "simplement"),
+}
+VALUES = len(FEATURE_WORDS)
+SLOTS = len(FEATURES)
+RESPONSE_VOCABULARY = tuple(word for language in LANGUAGES for word in RESPONSE_WORDS[language])
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word that a text of the world can hold, each once, in a fixed order."""
+    groups = [MARKS, *INPUT_WORDS.values(), *CONNECTION_WORDS.values(), FEATURE_WORDS, RESPONSE_VOCABULARY]
+    return tuple(dict.fromkeys(word for group in groups for word in group))
+
+
+def write_example(values: Mapping[str, int], sample_id: str, subset: str, response: str) -> Example:
+    """The example whose inputs have these value indices."""
+    word = {name: words[values[name]] for name, words in INPUT_WORDS.items()}
+    return Example(
+        sample_id=sample_id,
+        subset=subset,
+        user_persona=" ".join(word[name] for name in FACTORS["user"]),
+        agent_character=" ".join(word[name] for name in FACTORS["character"]),
+        dialogue=(Turn("user", word["topic_1"]), Turn("agent", word["topic_2"]), Turn("user", word["intent"])),
+        golden_response=response,
+    )
+
+
+def parse(example: Example) -> dict[str, int]:
+    """The value index of each input of an example that `write_example` wrote.
+
+    Raises:
+        DataError: names the sample, the field, the word found and the words accepted.
+    """
+    character = example.agent_character if isinstance(example.agent_character, str) else ""
+    speakers = tuple(turn.speaker for turn in example.dialogue)
+    if speakers != ("user", "agent", "user"):
+        raise DataError(
+            f"sample_ID {example.sample_id!r}: dialogue_context has the speakers {', '.join(speakers)}; "
+            "an example of this world has user, agent, user."
+        )
+    dialogue = " ".join(turn.text for turn in example.dialogue)
+    texts = {"user": example.user_persona, "character": character, "dialogue": dialogue}
+    values: dict[str, int] = {}
+    for factor, text in texts.items():
+        names, words = FACTORS[factor], text.split()
+        if len(words) != len(names):
+            raise DataError(
+                f"sample_ID {example.sample_id!r}: the {factor} text {text!r} has {len(words)} words; "
+                f"accepted are {len(names)}: {', '.join(names)}."
+            )
+        for name, word in zip(names, words, strict=True):
+            values[name] = _index(word, INPUT_WORDS[name], example.sample_id, name)
+    return values
+
+
+def parse_all(examples: Sequence[Example]) -> Values:
+    """The inputs of N examples: input name -> indices of shape (N,).
+
+    Raises:
+        DataError: as `parse`.
+    """
+    rows = [parse(example) for example in examples]
+    return {name: np.array([row[name] for row in rows], dtype=np.int64) for name in INPUT_WORDS}
+
+
+def write_responses(words: NDArray[np.int64]) -> list[str]:
+    """Word indices of shape (N, SLOTS) as N texts."""
+    return [" ".join(RESPONSE_VOCABULARY[index] for index in row) for row in words]
+
+
+def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> NDArray[np.int64]:
+    """Word indices of shape (N, SLOTS); `examples` name the sample in an error.
+
+    Raises:
+        DataError: the counts differ, a response has another number of words than slots, or holds a foreign word.
+    """
+    if len(examples) != len(responses):
+        raise DataError(f"{len(responses)} responses for {len(examples)} examples; accepted is one response each.")
+    rows = []
+    for example, response in zip(examples, responses, strict=True):
+        words = response.split()
+        if len(words) != SLOTS:
+            raise DataError(
+                f"sample_ID {example.sample_id!r}: the response {response!r} has {len(words)} words; "
+                f"accepted are {SLOTS}."
+            )
+        rows.append([_index(word, RESPONSE_VOCABULARY, example.sample_id, "response") for word in words])
+    return np.array(rows, dtype=np.int64).reshape(-1, SLOTS)
+
+
+def write_trace(latents: Mapping[str, int]) -> str:
+    """One line: the connections in the order of their hops, then the features in the order of their slots."""
+    connections = (CONNECTION_WORDS[name][latents[name]] for name in CONNECTIONS)
+    features = (FEATURE_WORDS[latents[name]] for name in FEATURES)
+    return " ".join((CONNECTIONS_HEADING, *connections, FEATURES_HEADING, *features))
+
+
+def _index(word: str, accepted: Sequence[str], sample_id: str, field: str) -> int:
+    if word not in accepted:
+        raise DataError(f"sample_ID {sample_id!r}: {field} is {word!r}; accepted are {', '.join(accepted)}.")
+    return accepted.index(word)

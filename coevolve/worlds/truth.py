@@ -1,0 +1,131 @@
+"""Exact information-theoretic truth of a world, by enumeration: nothing here is an estimate. Nats, per response.
+
+A response depends on x through its plan (language, feature per slot), and given the plan its words are independent.
+So p(plan) is one pass over all contexts, and p(y) = sum over plans of p(plan) prod_i emission_i(y_i) contracts one
+slot at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coevolve.information.discrete import entropy, jensen_shannon, row_entropies
+from coevolve.worlds.language import FACTORS, LANGUAGES, SLOTS, VALUES, Values
+from coevolve.worlds.policies import Policy
+from coevolve.worlds.world import World
+
+RESPONSE_TOKENS = SLOTS + 1  # a word per slot, and the end of turn, which is certain
+_PLAN_SHAPE = (len(LANGUAGES), *(VALUES,) * SLOTS)
+
+
+@dataclass(frozen=True)
+class Information:
+    """What responses of a policy say about the context, in nats per response.
+
+    Attributes:
+        response_entropy: H(Y).
+        conditional_entropy: H(Y | X).
+    """
+
+    response_entropy: float
+    conditional_entropy: float
+
+    @property
+    def mutual_information(self) -> float:
+        """I(X; Y) = H(Y) - H(Y | X)."""
+        return self.response_entropy - self.conditional_entropy
+
+    @property
+    def perplexity_floor(self) -> float:
+        """exp(H(Y | X) / tokens): the per-token perplexity that no estimator can beat in expectation."""
+        return float(np.exp(self.conditional_entropy / RESPONSE_TOKENS))
+
+
+def information(world: World, policy: Policy | None = None) -> Information:
+    """H(Y) and H(Y | X) for contexts of `world` and responses of `policy` (default: the golden ones)."""
+    policy = policy or world.golden
+    plans = plan_distribution(world, policy)
+    marginals = _plan_marginals(plans)  # (slot, language, feature)
+    conditional = float(np.sum(marginals * row_entropies(policy.slot_emissions())))
+    return Information(entropy(response_distribution(world, policy)), conditional)
+
+
+def emi(world: World, policy: Policy) -> float:
+    """Effective mutual information, I(X; Y_theta) - I(X; Y), nats per response (arXiv 2502.00577)."""
+    return information(world, policy).mutual_information - information(world).mutual_information
+
+
+def emid(world: World, shifted: World, policy: Policy) -> float:
+    """EMI on `world` minus EMI on the shifted one: the exact value of EMID, and of R-EMID as r is a function of x."""
+    return emi(world, policy) - emi(shifted, policy)
+
+
+def factor_divergences(world: World, shifted: World) -> dict[str, float]:
+    """JSD of each factor of x between two worlds, in nats."""
+    return {name: jensen_shannon(world.factors[name], shifted.factors[name]) for name in FACTORS}
+
+
+def response_divergence(world: World, policy: Policy) -> float:
+    """JSD between the policy's marginal response distribution and the golden one, in nats."""
+    return jensen_shannon(response_distribution(world, policy), response_distribution(world, world.golden))
+
+
+def largest_entropy(shifted: World, policy: Policy) -> float:
+    """max over x of H(Q(y | x)) + H(theta(. | x)), nats: the factor H of the upper bound.
+
+    Every x has positive probability in these worlds, so the maximum is over all contexts.
+    """
+    total = np.zeros(())
+    for speaker in (shifted.golden, policy):
+        entropies = row_entropies(speaker.slot_emissions())  # (slot, language, feature)
+        language, *features = speaker.plan(_all_inputs())
+        for slot, feature in enumerate(features):
+            total = total + entropies[slot][language, feature]
+    return float(total.max())
+
+
+def response_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
+    """p_theta(y) with one axis per slot, each as long as the vocabulary of responses."""
+    plans, emissions = plan_distribution(world, policy), policy.slot_emissions()
+    total = 0.0
+    for language in range(len(LANGUAGES)):
+        mass = plans[language]
+        for slot in range(SLOTS):  # each contraction takes the first feature axis away and puts a word axis last
+            mass = np.tensordot(mass, emissions[slot, language], axes=([0], [0]))
+        total = total + mass
+    return total
+
+
+def plan_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
+    """p(language, feature of slot 1, ..., feature of the last slot) for contexts of `world`."""
+    cell = np.zeros((), dtype=np.int64)
+    for size, values in zip(_PLAN_SHAPE, policy.plan(_all_inputs()), strict=True):
+        cell = cell * size + values
+    weights = _context_distribution(world)
+    cells = np.broadcast_to(cell, weights.shape)
+    counts = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=int(np.prod(_PLAN_SHAPE)))
+    return counts.reshape(_PLAN_SHAPE)
+
+
+def _plan_marginals(plans: NDArray[np.float64]) -> NDArray[np.float64]:
+    axes = range(1, SLOTS + 1)
+    return np.stack([plans.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes])
+
+
+def _context_distribution(world: World) -> NDArray[np.float64]:
+    """p(x) with one axis per input, in the order of `language.FACTORS`."""
+    user, character, dialogue = (world.factors[name] for name in FACTORS)
+    return np.multiply.outer(np.multiply.outer(user, character), dialogue)
+
+
+def _all_inputs() -> Values:
+    """Every context as an open grid: input name -> indices along that input's own axis."""
+    names = [name for group in FACTORS.values() for name in group]
+    return dict(zip(names, _open_grid(), strict=True))
+
+
+def _open_grid() -> Iterator[NDArray[np.int64]]:
+    sizes = [len(LANGUAGES), *(VALUES,) * (sum(map(len, FACTORS.values())) - 1)]
+    return iter(np.ogrid[tuple(slice(size) for size in sizes)])

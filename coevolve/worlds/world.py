@@ -1,0 +1,219 @@
+"""The synthetic role-play world: how contexts are drawn, how responses follow, what a teacher knows of it.
+
+P(x) is a product of a user, a character and a dialogue factor; a shifted world redraws some of them and keeps the
+tables and the words. Responses follow p(y | x) by tables of several hops (`language.CONNECTIONS`, `language.FEATURES`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coevolve.data.example import Example
+from coevolve.errors import DataError, RecipeError
+from coevolve.worlds.language import (
+    CONNECTIONS,
+    FACTORS,
+    FEATURES,
+    INPUT_WORDS,
+    LANGUAGES,
+    RESPONSE_VOCABULARY,
+    SLOTS,
+    VALUES,
+    Values,
+    parse,
+    write_example,
+    write_responses,
+    write_trace,
+)
+from coevolve.worlds.policies import Policy, Tables, look_up
+
+SHIFTS: Mapping[str, tuple[str, ...]] = {**{factor: (factor,) for factor in FACTORS}, "all": tuple(FACTORS)}
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """What kind of world to draw.
+
+    Attributes:
+        seed: draws the tables, the factors and the teacher's errors.
+        sharpness: mean probability that a slot's word expresses its feature; the rest goes to other words.
+        sharpness_spread: half the range of that probability over the features, in log-odds.
+        skew: standard deviation of the log-weights that the factors are drawn with; 0 is uniform.
+        code_switching: probability that a slot's word comes from any language rather than the user's.
+        wrong_cells: share of the cells of each feature table that the teacher has wrong.
+        teacher_error_rate: how often the teacher writes its wrong value there; otherwise the right one.
+    """
+
+    seed: int = 0
+    sharpness: float = 0.9
+    sharpness_spread: float = 0.75
+    skew: float = 0.5
+    code_switching: float = 0.03
+    wrong_cells: float = 0.2
+    teacher_error_rate: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.seed, int) and self.seed >= 0):
+            raise RecipeError(f"world.seed is {self.seed!r}; accepted is an integer from 0.")
+        for name in (field.name for field in fields(self) if field.name != "seed"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise RecipeError(f"world.{name} is {value!r}; accepted is a finite number from 0.")
+        for name in ("wrong_cells", "teacher_error_rate"):
+            if getattr(self, name) > 1:
+                raise RecipeError(f"world.{name} is {getattr(self, name)}; accepted is a probability, 0 to 1.")
+        for name in ("sharpness", "code_switching"):  # at 0 or 1 some log-probability would be infinite
+            if not 0 < getattr(self, name) < 1:
+                raise RecipeError(f"world.{name} is {getattr(self, name)}; accepted is above 0 and below 1.")
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A world P with known p(x) and p(y | x).
+
+    Attributes:
+        spec: what it was drawn from.
+        factors: factor name -> joint distribution of its inputs, one axis each (`language.FACTORS`).
+        tables: latent name -> Latin square.
+        teacher_tables: the same with the teacher's errors.
+        emission: (slot, language, feature, word) probability of a slot's word, all positive.
+    """
+
+    spec: WorldSpec
+    factors: Mapping[str, NDArray[np.float64]]
+    tables: Tables
+    teacher_tables: Tables
+    emission: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, spec: WorldSpec) -> "World":
+        """The world of a spec; the same spec gives the same world."""
+        table_rng, factor_rng, teacher_rng, emission_rng = np.random.default_rng(spec.seed).spawn(4)
+        tables = {name: _latin_square(table_rng) for name in (*CONNECTIONS, *FEATURES)}
+        return cls(
+            spec=spec,
+            factors=_draw_factors(spec.skew, factor_rng),
+            tables=tables,
+            teacher_tables=_with_errors(tables, spec.wrong_cells, teacher_rng),
+            emission=_emission(spec, emission_rng),
+        )
+
+    def shifted(self, what: str, seed: int, strength: float = 1.0) -> "World":
+        """The world Q that redraws one factor, or `all`, and keeps the tables, the words and the teacher.
+
+        Args:
+            what: `user`, `character`, `dialogue` or `all`.
+            seed: of the redraw.
+            strength: 1 redraws outright; below 1 the new factor is the geometric mean P^(1-strength) R^strength.
+
+        Raises:
+            DataError: an unknown `what`, or a strength outside (0, 1].
+        """
+        if what not in SHIFTS:
+            raise DataError(f"shift is {what!r}; accepted are {', '.join(SHIFTS)}.")
+        if not 0 < strength <= 1:
+            raise DataError(f"strength is {strength}; accepted is above 0, up to 1.")
+        redrawn = _draw_factors(self.spec.skew, np.random.default_rng([self.spec.seed, seed, 1]))
+        changed = {}
+        for name in SHIFTS[what]:
+            mixed = self.factors[name] ** (1 - strength) * redrawn[name] ** strength
+            changed[name] = mixed / mixed.sum()
+        return replace(self, factors={**self.factors, **changed})
+
+    @cached_property
+    def golden(self) -> Policy:
+        """The world's own p(y | x), as a policy."""
+        return Policy("golden", self.tables, self.emission)
+
+    @cached_property
+    def commonest(self) -> Mapping[str, int]:
+        """Each input's most probable value, its own marginal taken."""
+        values = {}
+        for factor, names in FACTORS.items():
+            for axis, name in enumerate(names):
+                others = tuple(other for other in range(len(names)) if other != axis)
+                values[name] = int(self.factors[factor].sum(axis=others).argmax())
+        return values
+
+    def sample_inputs(self, count: int, rng: np.random.Generator) -> Values:
+        """Inputs of `count` contexts drawn from p(x): input name -> indices of shape (count,)."""
+        inputs: Values = {}
+        for factor, names in FACTORS.items():
+            joint = self.factors[factor]
+            cells = rng.choice(joint.size, size=count, p=joint.ravel())
+            inputs.update(zip(names, np.unravel_index(cells, joint.shape), strict=True))
+        return inputs
+
+    def sample(self, count: int, rng: np.random.Generator, *, subset: str, prefix: str) -> list[Example]:
+        """`count` examples from p(x) p(y | x), with sample_IDs `prefix-000000`, `prefix-000001`, ..."""
+        inputs = self.sample_inputs(count, rng)
+        responses = write_responses(self.golden.sample_words(inputs, rng))
+        return [
+            write_example({name: int(inputs[name][row]) for name in INPUT_WORDS}, f"{prefix}-{row:06d}", subset, text)
+            for row, text in enumerate(responses)
+        ]
+
+    def trace(self, example: Example, *, teacher: bool, rng: np.random.Generator) -> str:
+        """The reasoning for an example: the right one, or the teacher's, which errs in the cells it has wrong.
+
+        Raises:
+            DataError: the example is not of this world.
+        """
+        right = look_up(self.tables, parse(example))
+        written = dict(right)
+        if teacher:
+            believed = look_up(self.teacher_tables, parse(example))
+            errs = rng.random(SLOTS) < self.spec.teacher_error_rate
+            written.update({name: believed[name] for name, err in zip(FEATURES, errs, strict=True) if err})
+        return write_trace({name: int(value) for name, value in written.items()})
+
+
+def _latin_square(rng: np.random.Generator) -> NDArray[np.int64]:
+    """A (VALUES, VALUES) Latin square: a cyclic one with its rows, columns and symbols shuffled."""
+    rows, columns, symbols = (rng.permutation(VALUES) for _ in range(3))
+    return symbols[(rows[:, None] + columns[None, :]) % VALUES]
+
+
+def _with_errors(tables: Tables, share: float, rng: np.random.Generator) -> Tables:
+    """The tables with `share` of each feature table's cells moved to another value; connections stay right."""
+    changed = dict(tables)
+    for name in FEATURES:
+        cells = rng.choice(VALUES**2, size=round(share * VALUES**2), replace=False)
+        table = tables[name].copy()
+        table.flat[cells] = (table.flat[cells] + rng.integers(1, VALUES, size=len(cells))) % VALUES
+        changed[name] = table
+    return changed
+
+
+def _draw_factors(skew: float, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
+    """Joint distributions of the user, character and dialogue inputs, log-normal weights throughout."""
+
+    def weights(*shape: int) -> NDArray[np.float64]:
+        weight = np.exp(skew * rng.standard_normal(shape))
+        return weight / weight.sum(axis=-1, keepdims=True)
+
+    user = np.einsum("l,lc,i->lci", weights(len(LANGUAGES)), weights(len(LANGUAGES), VALUES), weights(VALUES))
+    character = np.einsum("s,so->so", weights(VALUES), weights(VALUES, VALUES))
+    dialogue = np.einsum("a,ab,i->abi", weights(VALUES), weights(VALUES, VALUES), weights(VALUES))
+    joints = {"user": user, "character": character, "dialogue": dialogue}
+    return {name: joint / joint.sum() for name, joint in joints.items()}
+
+
+def _emission(spec: WorldSpec, rng: np.random.Generator) -> NDArray[np.float64]:
+    """(slot, language, feature, word) probabilities.
+
+    How surely a slot says its feature depends on the feature. Half of the rest goes to the two neighbouring features'
+    words, half to all of them; code-switching spreads the same over the languages evenly.
+    """
+    levels = np.linspace(-spec.sharpness_spread, spec.sharpness_spread, VALUES) if VALUES > 1 else np.zeros(1)
+    log_odds = np.log(spec.sharpness / (1 - spec.sharpness)) + np.stack([rng.permutation(levels) for _ in range(SLOTS)])
+    sure = 1 / (1 + np.exp(-log_odds))  # (slot, feature)
+    identity = np.eye(VALUES)
+    near = (np.roll(identity, 1, axis=1) + np.roll(identity, -1, axis=1)) / 2
+    says = sure[..., None] * identity + (1 - sure[..., None]) * (near / 2 + 1 / (2 * VALUES))  # (slot, feature, says)
+    languages = len(LANGUAGES)
+    spoken = (1 - spec.code_switching) * np.eye(languages) + spec.code_switching / languages  # (language, spoken)
+    return np.einsum("ls,ifv->ilfsv", spoken, says).reshape(SLOTS, languages, VALUES, len(RESPONSE_VOCABULARY))

@@ -1,0 +1,225 @@
+"""R-EMI and R-EMID of a closed-form model, against plain loops over its log-probabilities."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coevolve.data.corpus import Corpus, read_corpus
+from coevolve.errors import ArtifactError, DataError, RecipeError
+from coevolve.remid.evaluate import evaluate_remid
+from coevolve.remid.score import evaluated_examples
+from coevolve.scoring.scores import Scores
+
+REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "roleplay-shared.json"
+
+
+def rows_of(results):
+    return {row["row"]: row for row in results["subsets"]}
+
+
+def information(estimator, examples, texts, per_token):
+    """CLUB over all pairs, one pair after the other."""
+    reasoning = estimator.reason(examples)
+    matched, mismatched = [], []
+    for example, thought, own in zip(examples, reasoning, texts, strict=True):
+        for text in texts:
+            value = estimator.log_prob(example, text, thought)
+            value /= len(text.split()) + 1 if per_token else 1
+            (matched if text is own else mismatched).append(value)
+    return np.mean(matched) - np.mean(mismatched)
+
+
+@pytest.mark.parametrize("normalisation", ["per_token", "per_response"])
+def test_against_plain_loops(corpus, estimator, responses, normalisation):
+    results = evaluate_remid(estimator, corpus, responses, negatives="all", normalisation=normalisation)
+    groups = {"IDTest": corpus.splits["IDTest"], "OOD3Test/word_composition": corpus.splits["OOD3Test"]}
+    groups |= {f"OOD1Test/{name}": group for name, group in corpus.subsets("OOD1Test").items()}
+    assert set(rows_of(results)) == set(groups)
+    remi = {}
+    for row, group in groups.items():
+        golden = information(estimator, group, [x.golden_response for x in group], normalisation == "per_token")
+        assert rows_of(results)[row]["golden"]["mutual_information"] == pytest.approx(golden)
+        for name, given in responses.items():
+            own = information(estimator, group, [given[x.sample_id] for x in group], normalisation == "per_token")
+            remi[name, row] = own - golden
+            assert rows_of(results)[row]["models"][name]["remi"] == pytest.approx(own - golden)
+    for name in responses:
+        losses = [remi[name, "IDTest"] - remi[name, row] for row in groups if row != "IDTest"]
+        found = [row["models"][name]["remid"] for row in results["subsets"] if row["shift"]]
+        assert sorted(found) == pytest.approx(sorted(losses))
+        assert results["average"][name]["remid"] == pytest.approx(np.mean(losses))
+
+
+def test_golden_perplexity_and_means_by_loops(corpus, estimator, responses):
+    row = rows_of(evaluate_remid(estimator, corpus, responses))["OOD1Test/german"]
+    group = corpus.subsets("OOD1Test")["german"]
+    values = [
+        estimator.log_prob(example, example.golden_response, thought)
+        for example, thought in zip(group, estimator.reason(group), strict=True)
+    ]
+    assert row["golden"]["tokens"] == 3 + 4
+    assert row["golden"]["perplexity"] == pytest.approx(np.exp(-sum(values) / 7))
+    assert row["golden"]["positive"] == pytest.approx((values[0] / 3 + values[1] / 4) / 2)
+    assert row["golden"]["mutual_information"] == pytest.approx(row["golden"]["positive"] - row["golden"]["negative"])
+
+
+def test_layout_of_the_results(corpus, estimator, responses):
+    results = evaluate_remid(estimator, corpus, responses, negatives=4, seed=3)
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert {
+        key: results[key] for key in ("schema", "normalisation", "unit", "form", "negatives", "seed", "models")
+    } == {
+        "schema": "coevolve.remid/1",
+        "normalisation": "per_token",
+        "unit": "nats per token",
+        "form": "club",
+        "negatives": 4,
+        "seed": 3,
+        "models": ["echo", "persona"],
+    }
+    described = [[row[key] for key in ("row", "shift", "examples", "negatives")] for row in results["subsets"]]
+    assert described == [
+        ["IDTest", None, 3, 4],  # two tags, pooled: 6 pairs, of which 4 are drawn
+        ["OOD1Test/german", "user", 2, 2],
+        ["OOD1Test/french", "user", 2, 2],
+        ["OOD3Test/word_composition", "dialogue", 2, 2],
+    ]
+    assert list(results["by_shift"]) == ["user", "dialogue"]
+    users = [row["models"]["echo"] for row in results["subsets"] if row["shift"] == "user"]
+    for measure in ("remi", "remid"):
+        assert results["by_shift"]["user"]["echo"][measure] == pytest.approx(np.mean([row[measure] for row in users]))
+    assert rows_of(results)["IDTest"]["models"]["echo"]["remid"] is None
+
+
+def test_golden_responses_as_a_model_have_zero_remi_and_remid(corpus, estimator):
+    golden = [example.golden_response for example in evaluated_examples(corpus)]
+    results = evaluate_remid(estimator, corpus, {"golden": golden}, negatives=3)
+    assert [row["models"]["golden"]["remi"] for row in results["subsets"]] == [0.0] * 4
+    assert results["average"]["golden"] == {"remi": 0.0, "remid": 0.0}
+
+
+def test_remid_is_antisymmetric(corpus, estimator, responses):
+    """With P and Q exchanged, the loss changes its sign."""
+    p, q = corpus.splits["IDTest"], corpus.splits["OOD3Test"]
+    one = Corpus({"IDTest": p, "OOD3Test": tuple(replace(x, subset="q") for x in q)}, "P to Q")
+    two = Corpus({"IDTest": q, "OOD3Test": tuple(replace(x, subset="p") for x in p)}, "Q to P")
+    given = {"echo": {x.sample_id: responses["echo"][x.sample_id] for x in (*p, *q)}}
+    there, back = (evaluate_remid(estimator, corpus, given)["average"]["echo"]["remid"] for corpus in (one, two))
+    assert there == pytest.approx(-back)
+    assert abs(there) > 0.01
+
+
+def test_each_context_is_computed_once(corpus, estimator, responses):
+    evaluate_remid(estimator, corpus, responses, negatives="all", contexts_at_once=2)
+    tested = [example.sample_id for example in evaluated_examples(corpus)]
+    assert Counter(estimator.reasoned) == Counter(estimator.contexts) == Counter(tested)
+
+
+def test_nothing_depends_on_how_many_contexts_go_at_once(corpus, estimator, responses):
+    one, many = (evaluate_remid(estimator, corpus, responses, contexts_at_once=count) for count in (1, 100))
+    assert one == many
+
+
+@pytest.mark.parametrize("negatives", ["all", 3])
+def test_order_of_rows_does_not_matter(corpus, estimator, responses, negatives):
+    reversed_rows = Corpus({split: examples[::-1] for split, examples in corpus.splits.items()}, corpus.source)
+    one, two = (
+        rows_of(evaluate_remid(estimator, given, responses, negatives=negatives)) for given in (corpus, reversed_rows)
+    )
+    for row, numbers in one.items():
+        for name in responses:
+            assert two[row]["models"][name]["remi"] == pytest.approx(numbers["models"][name]["remi"])
+
+
+def test_responses_as_a_list_are_in_the_corpus_order(corpus, estimator, responses):
+    listed = {name: [given[x.sample_id] for x in evaluated_examples(corpus)] for name, given in responses.items()}
+    assert evaluate_remid(estimator, corpus, listed) == evaluate_remid(estimator, corpus, responses)
+
+
+def test_without_shifted_splits_there_is_no_average(corpus, estimator, responses):
+    only = Corpus({"IDTest": corpus.splits["IDTest"]}, "in distribution only")
+    given = {"echo": {x.sample_id: responses["echo"][x.sample_id] for x in only.examples}}
+    results = evaluate_remid(estimator, only, given)
+    assert (len(results["subsets"]), results["by_shift"], results["average"]) == (1, {}, {})
+
+
+def test_progress_tells_what_and_how_far(corpus, estimator, responses):
+    steps = []
+    evaluate_remid(estimator, corpus, responses, contexts_at_once=2, progress=lambda *step: steps.append(step))
+    assert steps[0] == ("IDTest: writing reasoning", 0, 9)
+    assert steps[-1] == ("OOD3Test/word_composition: scored", 9, 9)
+    assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+
+
+def drop(responses, sample_id):
+    return {"echo": {key: text for key, text in responses["echo"].items() if key != sample_id}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: drop(r, "g2"), r"'echo': 1 test examples lack a response \('g2'\)"),
+        (lambda r: {"echo": r["echo"] | {"x9": "hi"}}, r"'echo': 1 responses are of no test example \('x9'\)"),
+        (lambda r: {"echo": r["echo"] | {"i1": " "}}, "sample 'i1' has ' '"),
+        (lambda r: {"echo": r["echo"] | {"i1": None}}, "sample 'i1' has None"),
+        (lambda r: {"echo": list(r["echo"].values())[1:]}, "a list of 8; accepted is one response for each of the 9"),
+        (lambda r: {"echo": "what now"}, "found a string"),
+        (lambda r: {}, "no model's responses"),
+    ],
+)
+def test_unusable_responses_are_refused_before_scoring(corpus, estimator, responses, change, message):
+    with pytest.raises(DataError, match=message):
+        evaluate_remid(estimator, corpus, change(responses))
+    assert estimator.reasoned == []
+
+
+def test_unusable_data_is_refused_before_scoring(corpus, estimator, responses):
+    lone = Corpus(dict(corpus.splits) | {"OOD3Test": corpus.splits["OOD3Test"][:1]}, "data.json")
+    with pytest.raises(DataError, match=r"data.json: OOD3Test/word_composition: found a single example \('w1'\)"):
+        evaluate_remid(estimator, lone, drop(responses, "w2"))
+    unanswered = tuple(replace(example, golden_response=None) for example in corpus.splits["OOD3Test"])
+    with pytest.raises(DataError, match="sample 'w1' has no agent_golden_response"):
+        evaluate_remid(estimator, Corpus(dict(corpus.splits) | {"OOD3Test": unanswered}, "data.json"), responses)
+    with pytest.raises(DataError, match="IDTest"):
+        evaluate_remid(estimator, Corpus({"OOD3Test": corpus.splits["OOD3Test"]}, "data.json"), responses)
+    assert estimator.reasoned == []
+
+
+@pytest.mark.parametrize(
+    "setting", [{"negatives": 0}, {"normalisation": "per_word"}, {"form": "mine"}, {"contexts_at_once": 0}]
+)
+def test_unusable_settings_are_refused_before_scoring(corpus, estimator, responses, setting):
+    with pytest.raises(RecipeError, match=f"{next(iter(setting))} is"):
+        evaluate_remid(estimator, corpus, responses, **setting)
+    assert estimator.reasoned == []
+
+
+def test_a_broken_estimator_is_reported(corpus, estimator, responses, monkeypatch):
+    sound = estimator.log_prob_pairs
+    diverged = lambda *given: Scores(sound(*given).sum * np.nan, sound(*given).tokens)  # noqa: E731
+    monkeypatch.setattr(estimator, "log_prob_pairs", diverged)
+    with pytest.raises(ArtifactError, match="IDTest: the estimator gave 27 of 27 pairs"):
+        evaluate_remid(estimator, corpus, responses)
+    monkeypatch.setattr(estimator, "log_prob_pairs", lambda *given: Scores(np.zeros(3), np.ones(3)))
+    with pytest.raises(ArtifactError, match=r"shape \(3,\) for 27 pairs"):
+        evaluate_remid(estimator, corpus, responses)
+
+
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="the shared role-play dialogues are not beside this checkout")
+def test_real_dialogues(estimator):
+    corpus = read_corpus(REAL_DATA)
+    texts = (text for x in corpus.examples for text in (x.user_persona, x.dialogue[-1].text, x.golden_response))
+    real = type(estimator)({word for text in texts for word in text.split()})
+    examples = evaluated_examples(corpus)
+    golden = [example.golden_response for example in examples]
+    results = evaluate_remid(real, corpus, {"golden": golden, "of another": golden[1:] + golden[:1]}, negatives=300)
+    assert len(results["subsets"]) == 10
+    for row in results["subsets"]:
+        assert row["negatives"] == 300
+        assert row["golden"]["mutual_information"] > 0  # even words alone tell a dialogue's own response
+        assert row["models"]["golden"]["remi"] == 0.0
+        assert row["models"]["of another"]["remi"] < 0

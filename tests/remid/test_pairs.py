@@ -1,0 +1,66 @@
+"""Mismatched pairs: which there are, how they are drawn, and what is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coevolve.errors import DataError, RecipeError
+from coevolve.remid.pairs import negative_pairs
+
+
+def ids(count):
+    return [f"s{index:03d}" for index in range(count)]
+
+
+def as_set(pairs):
+    return {(int(i), int(j)) for i, j in pairs}
+
+
+def test_all_pairs_by_hand():
+    pairs = negative_pairs(ids(3), "all", seed=0, where="x")
+    assert pairs.tolist() == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
+
+
+@given(st.integers(2, 30), st.integers(1, 1000), st.integers(0, 2**32))
+def test_a_sample_is_of_distinct_mismatched_pairs(count, negatives, seed):
+    pairs = negative_pairs(ids(count), negatives, seed=seed, where="x")
+    assert len(pairs) == len(as_set(pairs)) == min(negatives, count * (count - 1))
+    assert as_set(pairs) <= as_set(negative_pairs(ids(count), "all", seed=0, where="x"))
+
+
+@given(st.integers(2, 20), st.integers(1, 100), st.randoms(use_true_random=False))
+def test_the_same_examples_are_paired_in_whatever_order_they_come(count, negatives, random):
+    names = ids(count)
+    shuffled = random.sample(names, count)
+    paired = [
+        {(order[i], order[j]) for i, j in negative_pairs(order, negatives, seed=5, where="x")}
+        for order in (names, shuffled)
+    ]
+    assert paired[0] == paired[1]
+
+
+def test_the_seed_decides():
+    first, again, other = (negative_pairs(ids(40), 50, seed=seed, where="x") for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert as_set(first) != as_set(other)
+
+
+def test_every_pair_is_as_likely():
+    counts = np.zeros((4, 4))
+    for seed in range(3000):
+        pairs = negative_pairs(ids(4), 3, seed=seed, where="x")
+        counts[pairs[:, 0], pairs[:, 1]] += 1
+    expected = 3000 * 3 / 12  # standard deviation about 24
+    assert np.all(np.abs(counts[~np.eye(4, dtype=bool)] - expected) < 100)
+
+
+def test_a_single_example_is_refused_by_name():
+    with pytest.raises(DataError, match=r"OOD1Test/german: found a single example \('s000'\)"):
+        negative_pairs(ids(1), "all", seed=0, where="OOD1Test/german")
+
+
+@pytest.mark.parametrize("negatives", [0, -1, 2.5, "some", True, None])
+def test_an_unusable_number_is_refused(negatives):
+    with pytest.raises(RecipeError, match="accepted are 'all' and integers from 1 up"):
+        negative_pairs(ids(3), negatives, seed=0, where="x")
