@@ -47,3 +47,15 @@ def _notes(console: Console, title: str, total: int) -> Advance:
             console.print(f"         {title}: {done} of {total}, about {left:.0f} s left", markup=False)
 
     return advance
+
+
+def from_totals(advance: Advance) -> Callable[[int], None]:
+    """For work that reports how much is done in all, where a display wants how much more."""
+    seen = 0
+
+    def report(done: int) -> None:
+        nonlocal seen
+        advance(done - seen)
+        seen = done
+
+    return report

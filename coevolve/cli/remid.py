@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.data.corpus import read_corpus
     from coevolve.data.responses import read_responses
     from coevolve.files import write_json
-    from coevolve.progress import task
+    from coevolve.progress import from_totals, task
     from coevolve.remid.evaluate import evaluate_remid
     from coevolve.remid.score import evaluated_examples
     from coevolve.remid.table import remid_table
@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
     estimator = load_estimator(options)
     console = Console(stderr=True, highlight=False)
     with task(console, f"R-EMID of {len(responses)} models, {len(examples)} contexts", len(examples)) as advance:
+        report = from_totals(advance)
         results = evaluate_remid(
             estimator,
             corpus,
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
             negatives=negatives,
             seed=options.seed,
             normalisation=options.normalisation,
-            progress=_counter(advance),
+            progress=lambda what, done, total: report(done),
         )
     path = Path(options.out) / "results.json"
     write_json(path, {**results, "estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint})
@@ -85,15 +86,3 @@ def _negatives(text: str) -> int | str:
     if not text.isdigit() or int(text) < 1:
         raise RecipeError(f"--negatives {text!r}: accepted is a number from 1, or all.")
     return int(text)
-
-
-def _counter(advance):
-    """From progress as a running total to progress by increments."""
-    seen = 0
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal seen
-        advance(done - seen)
-        seen = done
-
-    return progress

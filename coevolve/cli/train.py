@@ -1,6 +1,7 @@
 """Train connector and estimator against each other, export the estimator, print the tables."""
 
 import argparse
+import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,4 +17,4 @@ def run(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     from coevolve.training.run import train
 
-    train(recipe, options.output_dir)
+    train(recipe, options.output_dir, environ=os.environ)

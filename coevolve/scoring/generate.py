@@ -109,7 +109,7 @@ class _GumbelNoise(LogitsProcessor):
             [torch.rand(scores.shape[-1], generator=g, dtype=torch.float32) for g in self.generators]
         ).to(scores.device)
         tiny = torch.finfo(torch.float32).tiny
-        gumbel_BV = -torch.log(-torch.log(uniform_BV.clamp(min=tiny)).clamp(min=tiny))
+        gumbel_BV = -torch.log((-torch.log(uniform_BV.clamp(min=tiny))).clamp(min=tiny))
         return scores.float() / self.temperature + gumbel_BV
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from coevolve.data.example import Example
-from coevolve.teachers.languages import content_words, fold, keys, language_of, words
 from coevolve.teachers.cues import DOWNCAST, MAIN_ACTS, OPENERS, PLEASED, QUESTION_ENDINGS
+from coevolve.teachers.languages import content_words, fold, keys, language_of, words
 
 ACTS = (
     *("greet", "take leave", "thank", "apologise", "agree", "deny", "react", "ask"),

@@ -18,10 +18,10 @@ FUNCTION_WORDS: Mapping[str, str] = MappingProxyType(
             into is isn it its itself just kind know like ll lot lots m make makes many may maybe me might mine more
             most much must my myself nay never no nor not nothing now o of off oh ok okay on once one only or other
             our out over own please quite re really s same shall she should shouldn so some something sometimes soon
-            still such sure t than that the thee their them then there these they thine thing things think this those
-            thou though through thus thy till tis to too twas under until up upon us use ve very want was wasn way we
-            well were weren what when where which while who whom whose why will with won would wouldn wow ye yeah yep
-            yes yet you your yours yourself
+            sorry still such sure t than thank thanks that the thee their them then there these they thine thing
+            things think this those thou though through thus thy till tis to too twas under until up upon us use ve
+            very want was wasn way we well were weren what when where which while who whom whose why will with won
+            would wouldn wow ye yeah yep yes yet you your yours yourself
         """,
         "German": """
             aber alle alles als also am an auch auf aus bei bin bis bist da damit danke dann das dass dein deine dem

@@ -112,7 +112,9 @@ def keys(word: str) -> frozenset[str]:
         return frozenset((plain,))
     stem = _ENDING.sub("", plain)
     stem = stem if len(stem) >= 3 else plain
-    if (len(stem) > 3 and stem[-1] == stem[-2]) or (len(stem) > 3 and stem[-1] in "aeioy"):
+    if len(stem) > 3 and stem[-1] in "aeioy":
+        stem = stem[:-1]
+    if len(stem) > 3 and stem[-1] == stem[-2]:
         stem = stem[:-1]
     return frozenset((stem,))
 

@@ -8,9 +8,8 @@ from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
 from coevolve.recipe.schema import WorldData
 from coevolve.training.seeds import derive_seed
 from coevolve.worlds.corpus import world_of, worlds_by_split
-from coevolve.worlds.language import RESPONSE_TOKENS
 from coevolve.worlds.policies import Policy
-from coevolve.worlds.truth import emi, information
+from coevolve.worlds.truth import RESPONSE_TOKENS, emi, information
 from coevolve.worlds.world import World
 
 

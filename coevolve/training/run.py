@@ -7,6 +7,7 @@ worse; the gate looks at a part of IDTrain that nothing trains on, never at a te
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import transformers
@@ -17,6 +18,7 @@ from coevolve.data.example import Example
 from coevolve.data.responses import read_responses
 from coevolve.errors import ArtifactError
 from coevolve.files import write_json
+from coevolve.progress import from_totals
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe, recipe_values
 from coevolve.remid.evaluate import evaluate_remid
@@ -41,7 +43,7 @@ from coevolve.training.setup import (
     prepare_base,
     split_dialogues,
 )
-from coevolve.training.tracing import collect
+from coevolve.training.tracing import Tracer
 
 PHASES: Mapping[str, tuple[Callable[[Trainee, int], None], Role | None]] = {
     "connector_rl": (phases.connector_rl, CONNECTOR),
@@ -51,12 +53,15 @@ PHASES: Mapping[str, tuple[Callable[[Trainee, int], None], Role | None]] = {
 }
 
 
-def train(recipe: Recipe, output_dir: str | Path) -> dict[str, Any]:
+def train(
+    recipe: Recipe, output_dir: str | Path, *, environ: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Run the recipe and return what `results.json` holds.
 
     Args:
         recipe: checked already.
         output_dir: a new or empty directory.
+        environ: where a teacher's key is looked up, under the name that the recipe gives.
 
     Raises:
         ArtifactError: the directory holds a run.
@@ -70,7 +75,7 @@ def train(recipe: Recipe, output_dir: str | Path) -> dict[str, Any]:
     state = PartialState()
     record = Record(folder, main=state.is_main_process)
     try:
-        return Run(recipe, folder, record, state).go()
+        return Run(recipe, folder, record, state, environ).go()
     finally:
         record.close()
 
@@ -78,7 +83,7 @@ def train(recipe: Recipe, output_dir: str | Path) -> dict[str, Any]:
 class Run:
     """One run in progress."""
 
-    def __init__(self, recipe: Recipe, folder: Path, record: Record, state: PartialState):
+    def __init__(self, recipe: Recipe, folder: Path, record: Record, state: PartialState, environ: Mapping[str, str]):
         self.recipe, self.folder, self.record, self.state = recipe, folder, record, state
         self.began = time.monotonic()
         corpus = self._read_data()
@@ -87,6 +92,7 @@ class Run:
         self.data: Dialogues = split_dialogues(recipe, corpus, self.renderer, record)
         self.truth = KnownTruth(recipe.data.world, corpus) if recipe.data.world else None
         self.responses = self._read_responses()
+        self.tracer = Tracer(recipe, self.data.train, self.renderer, record, environ)
         self.outcome = Outcome(recipe)
         if state.is_main_process:
             start_run(folder, recipe, self.base, self.data.fingerprint)
@@ -95,7 +101,7 @@ class Run:
 
     def go(self) -> dict[str, Any]:
         """Everything, in order."""
-        examples, traces = collect(self.recipe, self.data.train, self.renderer, self.folder, self.record)
+        examples, traces = self.tracer.collect(self.data.train, self.folder / "traces.jsonl")
         estimator = build_estimator(self.recipe, self.base, self.renderer)
         untrained = estimator.roles.weights(ESTIMATOR)
         trainee = Trainee(
@@ -241,7 +247,7 @@ class Run:
     def _evaluate_oracle(self, estimator: ProbabilityEstimator) -> None:
         """The ceiling: the teacher's own features of the test responses, which no connector can know."""
         for split, examples in self.data.tests.items():
-            kept, traces = collect(self.recipe, examples, self.renderer, self.folder / "oracle" / split, self.record)
+            kept, traces = self.tracer.collect(examples, self.folder / "oracle" / f"{split}.jsonl")
             evaluated = evaluate(estimator, kept, self.record, f"oracle: {split}", reasoning=traces)
             self.outcome.perplexity("oracle", split, kept, evaluated.scores)
 
@@ -275,20 +281,14 @@ class Run:
         )
         total = len(self.data.test_examples)
         with self.record.task(f"R-EMID of {len(self.responses)} models, {total} contexts", total) as advance:
-            seen = 0
-
-            def progress(what: str, done: int, of: int) -> None:
-                nonlocal seen
-                advance(done - seen)
-                seen = done
-
+            report = from_totals(advance)
             results = evaluate_remid(
                 estimator,
                 corpus,
                 self.responses,
                 negatives=self.recipe.remid.negatives,
                 seed=self.recipe.seed,
-                progress=progress,
+                progress=lambda what, done, total: report(done),
             )
         self.outcome.remid = results
         self.outcome.exact = self.truth.exact_remid() if self.truth else None

@@ -1,12 +1,12 @@
 """The words of the synthetic world, and how its texts are written and read back.
 
-Inputs (u, c, d), six values each but for the three languages:
+Inputs (u, c, d), five values each but for the three languages:
 
     u: language, culture, interest      "german alpine chess"
     c: style, occupation                "poetic baker"
     d: topic_1, topic_2, intent         user "travel", agent "food", user "thank"
 
-The response has one word per slot, in the user's language: "kühn gern langsam ruhig schlicht".
+The response has one word per slot, in the user's language: "kühn gern langsam ruhig kühn".
 A trace first writes the connections (latents that lie on the way), then the features, one per slot.
 """
 
@@ -26,16 +26,16 @@ FEATURES_HEADING = "[Features]"
 MARKS = ("|", "/", "user", "assistant", CONNECTIONS_HEADING, FEATURES_HEADING)
 
 LANGUAGES = ("english", "german", "french")
-TOPICS = ("weather", "money", "family", "travel", "food", "health")
+TOPICS = ("weather", "money", "family", "travel", "food")
 INPUT_WORDS: Mapping[str, tuple[str, ...]] = {
     "language": LANGUAGES,
-    "culture": ("alpine", "coastal", "nordic", "island", "desert", "urban"),
-    "interest": ("music", "chess", "cooking", "gardening", "sailing", "history"),
-    "style": ("formal", "playful", "terse", "poetic", "ironic", "earnest"),
-    "occupation": ("baker", "pilot", "nurse", "lawyer", "farmer", "painter"),
+    "culture": ("alpine", "coastal", "nordic", "island", "desert"),
+    "interest": ("music", "chess", "cooking", "gardening", "sailing"),
+    "style": ("formal", "playful", "terse", "poetic", "ironic"),
+    "occupation": ("baker", "pilot", "nurse", "lawyer", "farmer"),
     "topic_1": TOPICS,
     "topic_2": TOPICS,
-    "intent": ("ask", "thank", "complain", "invite", "joke", "confess"),
+    "intent": ("ask", "thank", "complain", "invite", "joke"),
 }
 FACTORS: Mapping[str, tuple[str, ...]] = {
     "user": ("language", "culture", "interest"),
@@ -45,11 +45,11 @@ FACTORS: Mapping[str, tuple[str, ...]] = {
 
 # Each latent is a table lookup of two earlier values: name -> (left, right). Order is the order of the hops.
 CONNECTIONS: Mapping[str, tuple[str, str]] = {
-    "tone": ("culture", "style"),
     "subject": ("interest", "occupation"),
     "thread": ("topic_1", "topic_2"),
-    "stance": ("tone", "intent"),
     "focus": ("subject", "thread"),
+    "tone": ("culture", "style"),
+    "stance": ("tone", "intent"),
 }
 FEATURES: Mapping[str, tuple[str, str]] = {
     "opening": ("stance", "subject"),
@@ -59,17 +59,17 @@ FEATURES: Mapping[str, tuple[str, str]] = {
     "closing": ("stance", "focus"),
 }
 CONNECTION_WORDS: Mapping[str, tuple[str, ...]] = {
-    "tone": ("soft", "sharp", "warm", "dry", "solemn", "light"),
-    "subject": ("craft", "nature", "people", "numbers", "stories", "machines"),
-    "thread": ("return", "contrast", "detour", "growth", "pause", "echo"),
-    "stance": ("agree", "doubt", "support", "challenge", "wonder", "tease"),
-    "focus": ("past", "future", "detail", "whole", "cause", "effect"),
+    "tone": ("soft", "sharp", "warm", "dry", "solemn"),
+    "subject": ("craft", "nature", "people", "numbers", "stories"),
+    "thread": ("return", "contrast", "detour", "growth", "pause"),
+    "stance": ("agree", "doubt", "support", "challenge", "wonder"),
+    "focus": ("past", "future", "detail", "whole", "cause"),
 }
-FEATURE_WORDS = ("joy", "calm", "courage", "kindness", "patience", "clarity")  # what a slot should express
+FEATURE_WORDS = ("joy", "calm", "courage", "kindness", "patience")  # what a slot should express
 RESPONSE_WORDS: Mapping[str, tuple[str, ...]] = {
-    "english": ("gladly", "calmly", "boldly", "kindly", "slowly", "plainly"),
-    "german": ("gern", "ruhig", "kühn", "lieb", "langsam", "schlicht"),
-    "french": ("volontiers", "calmement", "hardiment", "gentiment", "lentement", "simplement"),
+    "english": ("gladly", "calmly", "boldly", "kindly", "slowly"),
+    "german": ("gern", "ruhig", "kühn", "lieb", "langsam"),
+    "french": ("volontiers", "calmement", "hardiment", "gentiment", "lentement"),
 }
 VALUES = len(FEATURE_WORDS)
 SLOTS = len(FEATURES)

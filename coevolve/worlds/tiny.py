@@ -76,7 +76,7 @@ def tiny_model(
         head_dim=hidden // heads,
         max_position_embeddings=positions,
         rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         attention_dropout=0.0,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -92,9 +92,13 @@ def tiny_model(
     return model.eval()
 
 
-def write_tiny_base(folder: str | Path, seed: int) -> Path:
-    """Save the world's tokenizer and a random model as an ordinary `from_pretrained` folder (safetensors)."""
+def write_tiny_base(folder: str | Path, seed: int, **shape: int) -> Path:
+    """Save the world's tokenizer and a random model as an ordinary `from_pretrained` folder (safetensors).
+
+    Args:
+        shape: `hidden`, `layers`, `heads` of `tiny_model`.
+    """
     tokenizer = tiny_tokenizer(vocabulary())
     tokenizer.save_pretrained(folder)
-    tiny_model(tokenizer, seed=seed).save_pretrained(folder)
+    tiny_model(tokenizer, seed=seed, **shape).save_pretrained(folder)
     return Path(folder)
