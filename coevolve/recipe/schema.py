@@ -22,8 +22,8 @@ class Section(BaseModel):
 class WorldData(Section):
     """The synthetic world whose truth is known (`coevolve.worlds`)."""
 
-    seed: int = 0
-    """Which world: its tables, its distribution P and the shifted ones."""
+    seed: int | None = None
+    """Which world: its tables, its distribution P and the shifted ones. By default the run's own seed."""
     train: Positive = 4096
     """Examples in IDTrain, each with the teacher's trace."""
     test: Positive = 512

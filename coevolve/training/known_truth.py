@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
-from coevolve.recipe.schema import WorldData
 from coevolve.training.seeds import derive_seed
 from coevolve.worlds.corpus import world_of, worlds_by_split
-from coevolve.worlds.policies import Policy
+from coevolve.worlds.policies import Policy, assumed_values
 from coevolve.worlds.truth import RESPONSE_TOKENS, emi, information
 from coevolve.worlds.world import World
 
@@ -16,13 +15,13 @@ from coevolve.worlds.world import World
 class KnownTruth:
     """Exact values for every test split of a synthetic world."""
 
-    def __init__(self, data: WorldData, corpus: Corpus):
+    def __init__(self, seed: int, strength: float, corpus: Corpus):
         self.corpus = corpus
-        self.seed = data.seed
-        self.world = world_of(data.seed)
+        self.seed = seed
+        self.world = world_of(seed)
         self.worlds: Mapping[str, World] = {
             split: world
-            for split, world in worlds_by_split(data.seed, strength=data.strength).items()
+            for split, world in worlds_by_split(seed, strength=strength).items()
             if split != TRAIN_SPLIT
         }
 
@@ -32,8 +31,6 @@ class KnownTruth:
 
     def policies(self) -> Sequence[Policy]:
         """The role-playing models that the run judges: from perfect to one that hardly listens."""
-        from coevolve.worlds.policies import assumed_values
-
         golden, commonest = self.world.golden, self.world.commonest
         return [
             Policy("perfect", golden.tables, golden.emission),

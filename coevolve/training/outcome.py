@@ -20,6 +20,7 @@ class Outcome:
     """The figures of one run.
 
     Attributes:
+        gates: the gate's verdicts.
         remid: results of `coevolve.remid.evaluate`, if models were judged.
         exact: exact values for its table, where the truth is known.
         floors: exact perplexity floor per split, where the truth is known.
@@ -33,10 +34,6 @@ class Outcome:
         self.floors: Mapping[str, float] | None = None
         self._scores: dict[str, dict[str, Scores]] = {}
         self._subsets: dict[str, list[str]] = {}
-
-    def gate(self, index: int, phase: str, before: float, after: float, kept: bool) -> None:
-        """Note what a phase did to the held-out perplexity."""
-        self.gates.append({"round": index, "phase": phase, "before": before, "after": after, "kept": kept})
 
     def perplexity(self, name: str, split: str, examples: Sequence[Example], scores: Scores) -> None:
         """Note the scores of a split's golden responses under the model called `name`."""

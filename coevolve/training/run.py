@@ -28,8 +28,9 @@ from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
 from coevolve.training.checkpoints import RUN, save_checkpoint, start_run
 from coevolve.training.engines import steps_of
-from coevolve.training.evaluation import Evaluated, evaluate
+from coevolve.training.evaluation import evaluate
 from coevolve.training.export import export_estimator, training_facts
+from coevolve.training.gate import Gate
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.outcome import Outcome
 from coevolve.training.phases import Trainee
@@ -42,6 +43,7 @@ from coevolve.training.setup import (
     load_corpus,
     prepare_base,
     split_dialogues,
+    world_seed,
 )
 from coevolve.training.tracing import Tracer
 
@@ -90,7 +92,7 @@ class Run:
         self.base: Base = prepare_base(recipe, folder)
         self.renderer: Renderer = build_renderer(recipe, self.base)
         self.data: Dialogues = split_dialogues(recipe, corpus, self.renderer, record)
-        self.truth = KnownTruth(recipe.data.world, corpus) if recipe.data.world else None
+        self.truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus) if recipe.data.world else None
         self.responses = self._read_responses()
         self.tracer = Tracer(recipe, self.data.train, self.renderer, record, environ)
         self.outcome = Outcome(recipe)
@@ -154,39 +156,22 @@ class Run:
             steps = steps_of(settings, len(rows[role]), trainee.processes)
             phases.sft(trainee, role, rows[role], settings, f"cold start: {role} SFT", "cold", role, steps=steps)
             trainee.updates[role] += steps
-        self._gate_evaluation(trainee, "after the cold start")
+        self.gate = Gate(trainee, self.data.validation, self.recipe.rounds.gate_tolerance)
+        self.outcome.gates = self.gate.verdicts
         self._checkpoint(trainee, "0-cold-start")
 
     def _round(self, trainee: Trainee, index: int) -> None:
-        for name in self.recipe.rounds.phases:
+        for position, name in enumerate(self.recipe.rounds.phases):
             trainee.where = {"coevolve/round": index, "coevolve/phase": name}
             self.record.say(f"round {index} of {self.recipe.rounds.count}: {name}")
             run_phase, role = PHASES[name]
             if role is None:
                 run_phase(trainee, index)
                 continue
-            before, best = trainee.estimator.roles.weights(role), self.validation
             run_phase(trainee, index)
-            self._gate_evaluation(trainee, f"after {name}", reasoning=None if role == CONNECTOR else best.reasoning)
-            limit = best.perplexity * (1 + self.recipe.rounds.gate_tolerance)
-            kept = self.validation.perplexity <= limit
-            self.outcome.gate(index, name, best.perplexity, self.validation.perplexity, kept)
-            self.record.say(
-                f"gate: {name}: held-out perplexity {best.perplexity:.4f} -> {self.validation.perplexity:.4f}, "
-                + ("kept" if kept else "got worse, rolled back")
-            )
-            self.record.log({**trainee.where, "gate/perplexity": self.validation.perplexity, "gate/kept": kept})
-            if not kept:
-                trainee.estimator.roles.load_weights(role, before)
-                self.validation = best
+            later = self.recipe.rounds.phases[position + 1 :]
+            self.gate.judge(index, name, role, may_wait="estimator_sft" in later)
         self._checkpoint(trainee, f"{index}-round-{index}")
-
-    def _gate_evaluation(self, trainee: Trainee, title: str, reasoning: Sequence[str | None] | None = None) -> None:
-        """Score the held-out part of IDTrain; the reasoning is written anew unless the connector is unchanged."""
-        self.validation: Evaluated = evaluate(
-            trainee.estimator, self.data.validation, self.record, f"held-out evaluation {title}", reasoning=reasoning
-        )
-        self.record.log({**trainee.where, "eval/perplexity/validation": self.validation.perplexity})
 
     def _evaluate_tests(self, estimator: ProbabilityEstimator, name: str, *, without_reasoning: bool = False) -> None:
         for split, examples in self.data.tests.items():
@@ -261,7 +246,7 @@ class Run:
             "updates": dict(trainee.updates),
             "held_out_perplexity": {
                 "form": "one greedy reasoning per example",
-                "validation": self.validation.perplexity,
+                "validation": self.gate.best.held_out.perplexity,
                 **self.outcome.perplexities().get("full", {}),
             },
         }

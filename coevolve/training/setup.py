@@ -58,10 +58,16 @@ def load_corpus(recipe: Recipe) -> Corpus:
     """The recipe's data, every row of it checked."""
     if recipe.data.world is not None:
         world = recipe.data.world
-        return world_corpus(world.seed, train=world.train, test=world.test, strength=world.strength)
+        return world_corpus(world_seed(recipe), train=world.train, test=world.test, strength=world.strength)
     if recipe.data.hub is not None:
         return load_hub(recipe.data.hub)
     return read_corpus(recipe.data.path)
+
+
+def world_seed(recipe: Recipe) -> int:
+    """The seed of the recipe's synthetic world."""
+    seed = recipe.data.world.seed
+    return recipe.seed if seed is None else seed
 
 
 def split_dialogues(recipe: Recipe, corpus: Corpus, renderer: Renderer, record: Record) -> Dialogues:

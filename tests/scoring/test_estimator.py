@@ -1,0 +1,236 @@
+"""The estimator scores the same before and after export, in any batch and order, and as a plain forward pass does."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from coevolve import ProbabilityEstimator
+from coevolve.errors import ArtifactError, TooLongError
+from coevolve.prompts import Renderer, prompt_set
+from coevolve.recipe import check_recipe
+from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, SeparateRoles, lora_config
+from coevolve.training.export import export_estimator
+from coevolve.training.setup import Base
+from coevolve.worlds.corpus import world_corpus
+from coevolve.worlds.tiny import write_tiny_base
+
+TOLERANCE = 1e-4  # nats per response
+RECIPE = {
+    "name": "test",
+    "prompts": "world",
+    "data": {"world": {"train": 8, "test": 8}},
+    "model": {"base": "tiny", "tuning": "full"},
+    "cold_start": {role: {"steps": 1, "learning_rate": 0.1} for role in ROLES},
+    "rounds": {"count": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return list(world_corpus(0, train=2, test=7).require("IDTest"))
+
+
+@pytest.fixture(scope="module")
+def responses(examples):
+    return [example.golden_response for example in examples]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return write_tiny_base(tmp_path_factory.mktemp("base"), seed=0)
+
+
+def build(base_folder, tuning):
+    """An estimator whose two roles differ from the base and from each other."""
+    model = load_model(str(base_folder))
+    if tuning == "lora":
+        options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.1}
+        roles = AdapterRoles.create(model, {role: lora_config(options) for role in ROLES}, seed=0)
+    else:
+        roles = SeparateRoles.create(model, keep_base=False)
+    torch.manual_seed(1)
+    for role in ROLES:
+        weights = roles.weights(role)
+        roles.load_weights(role, {name: value + 0.1 * torch.randn_like(value) for name, value in weights.items()})
+    render = Renderer(prompt_set("world"), load_tokenizer(str(base_folder)))
+    return ProbabilityEstimator(roles, render, max_new_tokens=16)
+
+
+@pytest.fixture(scope="module", params=["lora", "full"])
+def exported(request, base_folder, tmp_path_factory):
+    """The estimator in memory, and the folder that it was exported to."""
+    estimator = build(base_folder, request.param)
+    folder = tmp_path_factory.mktemp("export") / "estimator"
+    base = Base(str(base_folder), str(base_folder), base_fingerprint(str(base_folder)))
+    export_estimator(folder, estimator, check_recipe(RECIPE, "test"), base, {"training": {"note": "random"}})
+    return estimator, folder
+
+
+def test_export_and_load_change_no_score(exported, examples, responses):
+    estimator, folder = exported
+    loaded = ProbabilityEstimator.from_pretrained(folder, device="cpu")
+    reasoning = estimator.reason(examples)
+    assert loaded.reason(examples) == reasoning
+    assert loaded.reason(examples, seed=3) == estimator.reason(examples, seed=3)
+    before, after = (x.log_prob(examples, responses, reasoning) for x in (estimator, loaded))
+    assert np.abs(before.sum - after.sum).max() < 1e-6
+    assert np.array_equal(before.tokens, after.tokens)
+
+
+def test_transformers_and_peft_alone_give_the_same_scores(exported, examples, responses):
+    """No code of ours between the exported folder and the log-probability, but for the prompt's text."""
+    estimator, folder = exported
+    reasoning = estimator.reason(examples)
+    scores = estimator.log_prob(examples, responses, reasoning)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    if (folder / "base").exists():
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / ESTIMATOR)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder / ESTIMATOR)
+    model.eval()
+    for example, response, text, total, count in zip(
+        examples, responses, reasoning, scores.sum, scores.tokens, strict=True
+    ):
+        prompt = tokenizer(estimator.renderer.estimator(example, text), add_special_tokens=False)["input_ids"]
+        target = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + target])).logits[0].double()
+        log_probs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
+        assert count == len(target)
+        assert abs(log_probs[range(len(target)), target].sum().item() - total) < TOLERANCE
+
+
+def test_order_and_batch_do_not_matter(exported, examples, responses):
+    estimator, folder = exported
+    reasoning = estimator.reason(examples)
+    expected = estimator.log_prob(examples, responses, reasoning).sum
+    rng = np.random.default_rng(0)
+    for budget in (1, 60, 200, 10_000):
+        other = ProbabilityEstimator.from_pretrained(folder, device="cpu", token_budget=budget, verify=False)
+        order = rng.permutation(len(examples))
+        found = other.log_prob(*([values[i] for i in order] for values in (examples, responses, reasoning)))
+        assert np.abs(found.sum - expected[order]).max() < TOLERANCE
+        drawn = other.reason([examples[i] for i in order], seed=5)
+        assert drawn == [estimator.reason(examples, seed=5)[i] for i in order]
+
+
+def test_matrix_pairs_and_rows_agree(exported, examples, responses):
+    estimator, _ = exported
+    reasoning = estimator.reason(examples)
+    matrix = estimator.log_prob_matrix(examples, responses[:3], reasoning)
+    assert matrix.sum.shape == (len(examples), 3)
+    assert matrix.tokens.shape == (3,)
+    for j in range(3):
+        column = estimator.log_prob(examples, [responses[j]] * len(examples), reasoning)
+        assert np.abs(matrix.sum[:, j] - column.sum).max() < TOLERANCE
+    pairs = np.array([[4, 2], [0, 0], [4, 1], [4, 2]])
+    found = estimator.log_prob_pairs(examples, responses[:3], reasoning, pairs)
+    assert np.abs(found.sum - matrix.sum[pairs[:, 0], pairs[:, 1]]).max() < TOLERANCE
+
+
+def test_the_marginal_is_the_log_mean_of_its_samples(exported, examples, responses):
+    estimator, _ = exported
+    one = estimator.log_prob(examples, responses, estimator.reason(examples, seed=9))
+    two = estimator.log_prob(examples, responses, estimator.reason(examples, seed=10))
+    assert np.allclose(estimator.log_prob_marginal(examples, responses, samples=1, seed=9).sum, one.sum, atol=1e-9)
+    both = estimator.log_prob_marginal(examples, responses, samples=2, seed=9)
+    assert np.allclose(both.sum, np.log((np.exp(one.sum) + np.exp(two.sum)) / 2), atol=1e-9)
+
+
+def test_without_reasoning_the_baselines_prompt_is_scored(exported, examples, responses):
+    estimator, _ = exported
+    direct = estimator.log_prob(examples, responses, [None] * len(examples))
+    reasoned = estimator.log_prob(examples, responses, estimator.reason(examples))
+    assert np.abs(direct.sum - reasoned.sum).min() > 0
+
+
+def test_acting_puts_everything_back(base_folder):
+    roles = build(base_folder, "lora").roles
+    model = roles.module(CONNECTOR).train()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable and all(f".{CONNECTOR}." in name for name in trainable)
+    with pytest.raises(RuntimeError), roles.acting(ESTIMATOR) as acting:
+        assert not acting.training and acting.active_adapter == ESTIMATOR
+        raise RuntimeError
+    with roles.acting(None) as acting:
+        assert not acting.training
+    assert model.training and model.active_adapter == CONNECTOR
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trainable
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_frozen_copy_stays_while_the_role_moves(base_folder, tuning, examples, responses):
+    estimator = build(base_folder, tuning)
+    roles, reasoning = estimator.roles, estimator.reason(examples)
+
+    def score(actor):
+        prompts = [estimator.renderer.prompt_ids(estimator.renderer.estimator(examples[0], reasoning[0]))]
+        with roles.acting(actor) as model, torch.no_grad():
+            return model(input_ids=torch.tensor(prompts)).logits
+
+    with roles.frozen(ESTIMATOR):
+        before = score("ref")
+        assert torch.equal(before, score(ESTIMATOR))
+        roles.load_weights(ESTIMATOR, {name: 2 * value for name, value in roles.weights(ESTIMATOR).items()})
+        assert torch.equal(before, score("ref"))
+        assert not torch.equal(before, score(ESTIMATOR))
+    assert set(getattr(roles, "models", None) or roles.model.peft_config) == set(ROLES)
+
+
+def test_the_manifest_says_what_it_is(exported):
+    _, folder = exported
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["base"]["fingerprint"] and manifest["chat_template"] and manifest["prompts"]["name"] == "world"
+    assert "nats per response" in manifest["normalisation"]
+    assert {"connector", "estimator", "tokenizer"} <= {name.split("/")[0] for name in manifest["files"]}
+    assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "not JSON"),
+        (lambda folder: next((folder / "estimator").glob("*.safetensors")).unlink(), "missing"),
+        (lambda folder: _flip(next((folder / "connector").glob("*.safetensors"))), "SHA-256 differs"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format": "x"}'), "accepted is format"),
+    ],
+)
+def test_damage_is_named(exported, tmp_path, harm, message):
+    _, folder = exported
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    harm(copy)
+    with pytest.raises(ArtifactError, match=message):
+        ProbabilityEstimator.from_pretrained(copy, device="cpu")
+
+
+def test_another_base_model_is_refused(exported, tmp_path):
+    estimator, folder = exported
+    if estimator.roles.tuning == "full":
+        return  # a whole model has no base to be mistaken for
+    other = write_tiny_base(tmp_path / "other", seed=1)
+    with pytest.raises(ArtifactError, match="fingerprint"):
+        ProbabilityEstimator.from_pretrained(folder, device="cpu", base=str(other))
+
+
+def test_bad_questions_are_refused(exported, examples, responses):
+    estimator, _ = exported
+    with pytest.raises(ValueError, match="equally many"):
+        estimator.log_prob(examples, responses[:-1], responses)
+    with pytest.raises(ValueError, match=r"responses\[1\] is empty"):
+        estimator.log_prob(examples[:2], [responses[0], "  "], responses[:2])
+    with pytest.raises(TooLongError, match=examples[0].sample_id):
+        estimator.log_prob(examples[:1], ["word " * 300], responses[:1])
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
