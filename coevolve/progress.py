@@ -1,8 +1,10 @@
 """Showing that something is under way: a bar on a terminal, a line now and then in a log file."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,6 +13,26 @@ Advance = Callable[[int], None]
 
 NOTE_EVERY_SECONDS = 20
 """Without a terminal, a long task says how far it is this often."""
+
+LOG_WIDTH = 150
+"""Columns of a log file's tables."""
+
+
+def make_console(file: TextIO, *, quiet: bool = False) -> Console:
+    """A console for plain words and tables; wide where the width is not a terminal's, so that tables stay whole."""
+    console = Console(file=file, quiet=quiet, highlight=False)
+    return console if console.is_terminal else Console(file=file, quiet=quiet, highlight=False, width=LOG_WIDTH)
+
+
+def quieten_libraries() -> None:
+    """Leave the terminal to our own display: no bars and no deprecation notes from inside the libraries."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """R-EMI per subset and R-EMID of every shifted subset, for one or more models' responses."""
 
 import argparse
+import sys
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator
 
@@ -24,12 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-
     from coevolve.data.corpus import read_corpus
     from coevolve.data.responses import read_responses
     from coevolve.files import write_json
-    from coevolve.progress import from_totals, task
+    from coevolve.progress import from_totals, make_console, task
     from coevolve.remid.evaluate import evaluate_remid
     from coevolve.remid.score import evaluated_examples
     from coevolve.remid.table import remid_table
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     }
     negatives = _negatives(options.negatives)
     estimator = load_estimator(options)
-    console = Console(stderr=True, highlight=False)
+    console = make_console(sys.stderr)
     with task(console, f"R-EMID of {len(responses)} models, {len(examples)} contexts", len(examples)) as advance:
         report = from_totals(advance)
         results = evaluate_remid(
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         )
     path = Path(options.out) / "results.json"
     write_json(path, {**results, "estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint})
-    Console(highlight=False).print(remid_table(results))
+    make_console(sys.stdout).print(remid_table(results))
     console.print(f"results: {path}")
 
 

@@ -4,6 +4,7 @@ Without --responses, each row's own `response` is scored, or its golden response
 """
 
 import argparse
+import sys
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator
 
@@ -17,13 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from coevolve.data.corpus import read_examples
     from coevolve.data.responses import read_responses
     from coevolve.errors import DataError
     from coevolve.files import write_jsonl
-    from coevolve.progress import task
+    from coevolve.progress import make_console, task
 
     examples = read_examples(options.data)
     if options.responses:
@@ -37,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
             )
         responses = [example.golden_response for example in examples]
     estimator = load_estimator(options)
-    console = Console(stderr=True, highlight=False)
+    console = make_console(sys.stderr)
     with task(console, f"reasoning and scoring of {len(examples)} examples", 2 * len(examples)) as advance:
         reasoning = estimator.reason(examples, seed=options.seed, progress=advance)
         scores = estimator.log_prob(examples, responses, reasoning, progress=advance)

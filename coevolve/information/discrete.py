@@ -31,7 +31,7 @@ def row_entropies(rows: ArrayLike) -> NDArray[np.float64]:
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim < 1 or not _are_distributions(rows):
         raise DataError(
-            "rows: not every row along the last axis is a distribution; accepted are non-negative numbers that sum to 1."
+            "rows: a row along the last axis is no distribution; accepted are non-negative numbers that sum to 1."
         )
     return -_x_log_x(rows).sum(axis=-1)
 

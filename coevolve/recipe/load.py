@@ -1,5 +1,6 @@
 """Reading a recipe from YAML, with overrides by dotted key."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from coevolve.files import read_text
 from coevolve.recipe.schema import Recipe
 
 CONFIG = "config.yaml"
+EXTENDS = "extends"
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -27,6 +29,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(source)
     if path.is_dir():
         path = path / CONFIG
+    # A YAML anchor makes two sections one object; an override of one must leave the other alone.
+    values = json.loads(json.dumps(_read(path)))
+    for override in overrides:
+        _apply(values, override)
+    return check_recipe(values, str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, over those of the file that it `extends`, if it names one beside it."""
     try:
         text = read_text(path)
     except DataError as error:
@@ -37,9 +48,17 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections; found {type(values).__name__}.")
-    for override in overrides:
-        _apply(values, override)
-    return check_recipe(values, str(path))
+    parent = values.pop(EXTENDS, None)
+    return values if parent is None else _merged(_read(path.parent / str(parent)), values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, section by section; anything but a section is replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merged(below[key], value) if both else value
+    return merged
 
 
 def check_recipe(values: dict[str, Any], where: str) -> Recipe:

@@ -5,6 +5,8 @@ Deviations from the plain trainers:
 - The GRPO reference for the KL term is the role as it was when the phase began (TRL's own choice needs an adapter
   called `default`, or a model that can be loaded from a path).
 - The estimator's GRPO may add the golden responses' negative log-likelihood to each step's loss.
+- TRL computes logits at every position wherever Triton is absent, for the sake of accelerators that recompile when
+  shapes change. A CPU does not, so there only the positions that the loss is over are computed, as on a GPU.
 - TRL patches the model's `forward` at each construction; the patch is taken off again when a phase ends.
 """
 
@@ -17,9 +19,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer import utils as trl_utils
 
 from coevolve.prompts import Renderer
 from coevolve.recipe.schema import Grpo, Optimization, Sft
@@ -156,7 +158,7 @@ class RoleGRPOTrainer(GRPOTrainer):
         # Constructed with beta=0, TRL looks for no reference; from here on it uses the one that is already there.
         self.beta = kl_weight
         if kl_reference is not None:
-            add_fused_lm_head(kl_reference, temperature=self.temperature)
+            trl_utils.add_fused_lm_head(kl_reference, temperature=self.temperature)
             self.ref_model = kl_reference
         # The end of a turn that scoring counts is the one that ends a completion.
         self.eos_token_ids = [stop_id]
@@ -201,15 +203,20 @@ def _restored_forward(roles: Roles, role: Role):
     """The role's module ready to train, and afterwards without what trainers leave on it."""
     model = roles.module(role)
     bare = model.get_base_model() if isinstance(roles, AdapterRoles) else model
+    use_triton = trl_utils._use_triton
+    if next(model.parameters()).device.type == "cpu":
+        trl_utils._use_triton = lambda device: True
     try:
         yield model
     finally:
+        trl_utils._use_triton = use_triton
         bare.__dict__.pop("forward", None)
         model.zero_grad(set_to_none=True)
         model.eval()
 
 
 def _train(trainer: SFTTrainer | GRPOTrainer) -> None:
+    trainer.remove_callback(PrinterCallback)  # the record shows the figures
     trainer.train()
     trainer.accelerator.free_memory()
 

@@ -1,15 +1,21 @@
 """The synthetic world's side of a run: policies to be judged, and the exact answers beside the estimates."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
+from coevolve.files import write_jsonl
 from coevolve.training.seeds import derive_seed
 from coevolve.worlds.corpus import world_of, worlds_by_split
-from coevolve.worlds.policies import Policy, assumed_values
+from coevolve.worlds.policies import Policy
+from coevolve.worlds.role_players import role_players
 from coevolve.worlds.truth import RESPONSE_TOKENS, emi, information
 from coevolve.worlds.world import World
+
+JUDGED = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue")
+"""Which of `coevolve.worlds.role_players`: one without fault, one bad everywhere, two that a shift makes worse."""
 
 
 class KnownTruth:
@@ -20,9 +26,7 @@ class KnownTruth:
         self.seed = seed
         self.world = world_of(seed)
         self.worlds: Mapping[str, World] = {
-            split: world
-            for split, world in worlds_by_split(seed, strength=strength).items()
-            if split != TRAIN_SPLIT
+            split: world for split, world in worlds_by_split(seed, strength=strength).items() if split != TRAIN_SPLIT
         }
 
     def floors(self) -> dict[str, float]:
@@ -30,13 +34,9 @@ class KnownTruth:
         return {split: information(world).perplexity_floor for split, world in self.worlds.items()}
 
     def policies(self) -> Sequence[Policy]:
-        """The role-playing models that the run judges: from perfect to one that hardly listens."""
-        golden, commonest = self.world.golden, self.world.commonest
-        return [
-            Policy("perfect", golden.tables, golden.emission),
-            golden.noisy(0.3),
-            Policy("ignores_character", golden.tables, golden.emission, assumed_values(commonest, "character")),
-        ]
+        """The role-playing models that the run judges."""
+        known = role_players(self.world)
+        return [known[name] for name in JUDGED]
 
     def responses(self) -> dict[str, dict[str, str]]:
         """Policy name -> sample_ID -> response, for every test example."""
@@ -47,6 +47,13 @@ class KnownTruth:
             texts = policy.respond(examples, rng)
             answers[policy.name] = {example.sample_id: text for example, text in zip(examples, texts, strict=True)}
         return answers
+
+    def write(self, folder: Path) -> None:
+        """The world as files, as any other data would come: `dialogues.json`, and `NAME.jsonl` of each policy."""
+        self.corpus.to_json(folder / "dialogues.json")
+        for name, by_id in self.responses().items():
+            rows = [{"sample_ID": sample_id, "response": text} for sample_id, text in by_id.items()]
+            write_jsonl(folder / f"{name}.jsonl", rows)
 
     def exact_remid(self) -> dict[tuple[str, str], float]:
         """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, nats per token.

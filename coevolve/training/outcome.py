@@ -87,9 +87,9 @@ class Outcome:
         values = self.results(seconds=0)["perplexity"]
         splits = list(next(iter(values.values())))
         table = Table(title="Perplexity of golden responses (lower is better)")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for split in splits:
-            table.add_column(split, justify="right")
+            table.add_column(split, justify="right", no_wrap=True)
         for name, by_split in values.items():
             table.add_row(name, *(f"{by_split[split]:.3f}" if split in by_split else "" for split in splits))
         for name, by_split in self._ratios().items():

@@ -41,7 +41,9 @@ class Trainee:
 
     Attributes:
         reasoning: for each training example the reasoning that the estimator is trained with.
+        chosen: indices of the training examples that the last refresh drew; all of them before the first.
         updates: optimizer steps taken so far, by role; rolled-back ones count.
+        rounds: the estimator's updates in each round, for baselines that are to have as many.
         where: round and phase, for the record.
     """
 
@@ -52,7 +54,16 @@ class Trainee:
     record: Record
     processes: int = 1
     updates: dict[Role, int] = field(default_factory=lambda: {CONNECTOR: 0, ESTIMATOR: 0})
+    rounds: list[int] = field(default_factory=list)
     where: dict[str, Any] = field(default_factory=dict)
+    chosen: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.chosen = self.chosen or list(range(len(self.train)))
+
+    def estimator_data(self) -> tuple[list[Example], list[str]]:
+        """The examples that the estimator is trained on after a refresh, and their reasonings."""
+        return [self.train[i] for i in self.chosen], [self.reasoning[i] for i in self.chosen]
 
 
 def sft(
@@ -97,7 +108,7 @@ def connector_rl(trainee: Trainee, round_index: int) -> None:
     """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is the reward."""
     settings = trainee.recipe.connector_rl
     render = trainee.estimator.renderer
-    steps = steps_of(settings, _completions(settings, trainee), trainee.processes)
+    steps = steps_of(settings, len(trainee.train) * settings.num_generations, trainee.processes)
     weights = settings.rewards
     score = ConnectorScore(trainee.estimator, trainee.train, weights.target_words)
     with trainee.record.task(f"connector GRPO, {steps} steps", steps) as advance:
@@ -124,12 +135,13 @@ def refresh(trainee: Trainee, round_index: int) -> None:
     rng = np.random.default_rng(derive_seed(trainee.recipe.seed, "refresh", round_index))
     count = min(settings.examples or len(trainee.train), len(trainee.train))
     chosen = np.sort(rng.permutation(len(trainee.train))[:count])
-    chosen = chosen[rng.random(count) >= settings.trace_share]
-    examples = [trainee.train[index] for index in chosen]
+    trainee.chosen = chosen.tolist()
+    rewritten = chosen[rng.random(count) >= settings.trace_share].tolist()
+    examples = [trainee.train[index] for index in rewritten]
     with trainee.record.task(f"refresh, {len(examples)} reasonings", len(examples)) as advance:
         seed = derive_seed(trainee.recipe.seed, "refresh", round_index, "sampling") if settings.temperature else None
         texts = trainee.estimator.reason(examples, seed=seed, temperature=settings.temperature or 1.0, progress=advance)
-    for index, text in zip(chosen, texts, strict=True):
+    for index, text in zip(rewritten, texts, strict=True):
         trainee.reasoning[index] = text
     sections = trainee.estimator.renderer.prompts.sections
     unparsable = sum(core_features(text, sections) is None for text in texts)
@@ -141,8 +153,9 @@ def refresh(trainee: Trainee, round_index: int) -> None:
 def estimator_sft(trainee: Trainee, round_index: int) -> None:
     """Phase c: SFT of the estimator with the reasonings that it will meet."""
     settings = trainee.recipe.estimator_sft
-    steps = steps_of(settings, len(trainee.train), trainee.processes)
-    rows = estimator_rows(trainee.estimator, trainee.train, trainee.reasoning)
+    examples, reasoning = trainee.estimator_data()
+    steps = steps_of(settings, len(examples), trainee.processes)
+    rows = estimator_rows(trainee.estimator, examples, reasoning)
     sft(trainee, ESTIMATOR, rows, settings, "estimator SFT", "estimator_sft", round_index, steps=steps)
     trainee.updates[ESTIMATOR] += steps
 
@@ -151,10 +164,12 @@ def estimator_rl(trainee: Trainee, round_index: int) -> None:
     """Phase d: GRPO of the estimator on its own responses, judged; golden likelihood may be added to the loss."""
     settings = trainee.recipe.estimator_rl
     render = trainee.estimator.renderer
-    steps = steps_of(settings, _completions(settings, trainee), trainee.processes)
-    prompts = [render.estimator(example, text) for example, text in zip(trainee.train, trainee.reasoning, strict=True)]
+    steps = steps_of(settings, len(trainee.train) * settings.num_generations, trainee.processes)
+    examples, reasoning = trainee.estimator_data()
+    prompts = [render.estimator(example, text) for example, text in zip(examples, reasoning, strict=True)]
+    seed = derive_seed(trainee.recipe.seed, "estimator_rl", round_index)
     weights = settings.rewards
-    score = EstimatorScore(trainee.estimator, trainee.train, trainee.reasoning, weights.judge)
+    score = EstimatorScore(trainee.estimator, examples, reasoning, weights.judge)
     with trainee.record.task(f"estimator GRPO, {steps} steps", steps) as advance:
         run_grpo_with_reference(
             trainee,
@@ -163,11 +178,9 @@ def estimator_rl(trainee: Trainee, round_index: int) -> None:
             [("match", score.match, weights.match), ("format", score.format, weights.format)],
             settings,
             steps=steps,
-            seed=derive_seed(trainee.recipe.seed, "estimator_rl", round_index),
+            seed=seed,
             advance=advance,
-            golden_rows=estimator_rows(trainee.estimator, trainee.train, trainee.reasoning)
-            if settings.golden_nll_weight
-            else (),
+            golden_rows=_shuffled(estimator_rows(trainee.estimator, examples, reasoning), seed),
             golden_nll_weight=settings.golden_nll_weight,
             needs_reference=weights.judge == "likelihood",
         )
@@ -212,6 +225,5 @@ def run_grpo_with_reference(
         train(None)
 
 
-def _completions(settings: Any, trainee: Trainee) -> int:
-    """Completions of one pass over the training examples: what an epoch of GRPO counts in."""
-    return len(trainee.train) * settings.num_generations
+def _shuffled(rows: Sequence[SftRow], seed: int) -> list[SftRow]:
+    return [rows[index] for index in np.random.default_rng(seed).permutation(len(rows))]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from coevolve.progress import Advance, task
+from coevolve.progress import Advance, make_console, task
 
 
 class Record:
@@ -25,7 +25,7 @@ class Record:
     def __init__(self, folder: Path, *, main: bool = True, console: Console | None = None):
         self.path = folder / "metrics.jsonl"
         self.main = main
-        self.console = console or Console(file=sys.stderr, quiet=not main, soft_wrap=True, highlight=False)
+        self.console = console or make_console(sys.stderr, quiet=not main)
         self.wandb_run: Any = None
         self._step = 0
         self._start = time.monotonic()

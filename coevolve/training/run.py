@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import transformers
 from accelerate import PartialState
 
 from coevolve.data.corpus import Corpus
@@ -18,7 +17,7 @@ from coevolve.data.example import Example
 from coevolve.data.responses import read_responses
 from coevolve.errors import ArtifactError
 from coevolve.files import write_json
-from coevolve.progress import from_totals
+from coevolve.progress import from_totals, quieten_libraries
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe, recipe_values
 from coevolve.remid.evaluate import evaluate_remid
@@ -73,7 +72,7 @@ def train(
     if (folder / RUN).exists():
         raise ArtifactError(f"{folder} holds a run already. Give another --output-dir, or delete that one.")
     folder.mkdir(parents=True, exist_ok=True)
-    transformers.logging.set_verbosity_error()
+    quieten_libraries()
     state = PartialState()
     record = Record(folder, main=state.is_main_process)
     try:
@@ -98,6 +97,8 @@ class Run:
         self.outcome = Outcome(recipe)
         if state.is_main_process:
             start_run(folder, recipe, self.base, self.data.fingerprint)
+            if self.truth is not None:
+                self.truth.write(folder / "world")
         if recipe.logging.report_to:
             record.start_wandb(project=recipe.logging.project, name=recipe.name, config=recipe_values(recipe))
 
@@ -161,6 +162,7 @@ class Run:
         self._checkpoint(trainee, "0-cold-start")
 
     def _round(self, trainee: Trainee, index: int) -> None:
+        updates = trainee.updates[ESTIMATOR]
         for position, name in enumerate(self.recipe.rounds.phases):
             trainee.where = {"coevolve/round": index, "coevolve/phase": name}
             self.record.say(f"round {index} of {self.recipe.rounds.count}: {name}")
@@ -171,6 +173,7 @@ class Run:
             run_phase(trainee, index)
             later = self.recipe.rounds.phases[position + 1 :]
             self.gate.judge(index, name, role, may_wait="estimator_sft" in later)
+        trainee.rounds.append(trainee.updates[ESTIMATOR] - updates)
         self._checkpoint(trainee, f"{index}-round-{index}")
 
     def _evaluate_tests(self, estimator: ProbabilityEstimator, name: str, *, without_reasoning: bool = False) -> None:

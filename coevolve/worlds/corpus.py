@@ -1,4 +1,4 @@
-"""A synthetic world as a corpus in the RPGBench layout: IDTrain with the teacher's traces, and one test split a shift."""
+"""A synthetic world as a corpus in the RPGBench layout: IDTrain with the teacher's traces, a test split per shift."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from coevolve.worlds.world import World, WorldSpec
 
 def world_of(seed: int) -> World:
     """The in-distribution world P of a seed."""
-    return World.draw(WorldSpec(seed=seed, sharpness=0.93, skew=1.0, teacher_error_rate=0.7))
+    return World.draw(WorldSpec(seed=seed))
 
 
 def worlds_by_split(seed: int, *, strength: float = 1.0) -> dict[str, World]:

@@ -1,14 +1,16 @@
 """Role-playing models of the world whose probabilities are known in closed form.
 
-A policy reads x, looks up a plan (the language and one feature per slot) and says each slot's word independently:
+A policy reads x, looks up a plan (its manner and one feature per slot) and says each slot's word independently:
 
-    p_theta(y | x) = prod_i emission[i, language, feature_i, y_i]
+    p_theta(y | x) = prod_i emission[i, manner, feature_i, y_i]
 
-Its plan is a function of x, so I(X; Y_theta) = I(plan; Y_theta), which can be enumerated.
+The manner is the language, or the language spoken unsurely. The plan is a function of x, so
+I(X; Y_theta) = I(plan; Y_theta), which can be enumerated.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from coevolve.worlds.language import (
     FACTORS,
     FEATURES,
     INPUT_WORDS,
+    LANGUAGES,
     SLOTS,
     Values,
     parse_all,
@@ -46,8 +49,10 @@ class Policy:
     Attributes:
         name: what tables of results call it.
         tables: how it reasons.
-        emission: (slot, language, feature, word) probability of each word.
+        emission: (slot, manner, feature, word) probability of each word; the manners are the languages, and the
+            languages once more where the policy is unsure of something.
         assumed: inputs that it does not read -> the value index that it takes for granted instead.
+        unsure: inputs -> for each value, whether it makes the policy unsure.
         order: slot i of its response expresses the feature of slot order[i].
     """
 
@@ -55,25 +60,40 @@ class Policy:
     tables: Tables
     emission: NDArray[np.float64]
     assumed: Mapping[str, int] = field(default_factory=dict)
+    unsure: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     order: tuple[int, ...] = tuple(range(SLOTS))
 
     def __post_init__(self) -> None:
-        unknown = set(self.assumed) - set(INPUT_WORDS)
-        if unknown:
-            raise DataError(f"policy {self.name!r}: unknown input {min(unknown)!r}; accepted are {', '.join(INPUT_WORDS)}.")
+        for name in (*self.assumed, *self.unsure):
+            if name not in INPUT_WORDS:
+                raise DataError(f"policy {self.name!r}: unknown input {name!r}; accepted are {', '.join(INPUT_WORDS)}.")
         if sorted(self.order) != list(range(SLOTS)):
-            raise DataError(f"policy {self.name!r}: order is {self.order}; accepted is a permutation of 0..{SLOTS - 1}.")
+            raise DataError(
+                f"policy {self.name!r}: order is {self.order}; accepted is a permutation of 0..{SLOTS - 1}."
+            )
+        manners = len(LANGUAGES) * (2 if self.unsure else 1)
+        if self.emission.shape[:2] != (SLOTS, manners):
+            raise DataError(
+                f"policy {self.name!r}: emission is {self.emission.shape}; accepted is ({SLOTS}, {manners}, ...)."
+            )
 
     def plan(self, inputs: Values) -> Iterator[NDArray[np.int64]]:
-        """The language, then the feature of each slot of the response: arrays that broadcast as the inputs do."""
-        seen = {name: np.full_like(values, self.assumed.get(name, 0)) for name, values in inputs.items()}
-        values = look_up(self.tables, {name: seen[name] if name in self.assumed else inputs[name] for name in inputs})
-        yield values["language"]
+        """The manner, then the feature of each slot of the response: arrays that broadcast as the inputs do."""
+        seen = {
+            name: np.full_like(values, self.assumed[name]) if name in self.assumed else values
+            for name, values in inputs.items()
+        }
+        values = look_up(self.tables, seen)
+        manner = values["language"]
+        if self.unsure:
+            doubts = [doubtful[inputs[name]] for name, doubtful in self.unsure.items()]
+            manner = manner + len(LANGUAGES) * reduce(np.logical_or, doubts)
+        yield manner
         names = tuple(FEATURES)
         yield from (values[names[slot]] for slot in self.order)
 
     def slot_emissions(self) -> NDArray[np.float64]:
-        """(slot of the response, language, feature, word): `emission` in the policy's order."""
+        """(slot of the response, manner, feature, word): `emission` in the policy's order."""
         return self.emission[list(self.order)]
 
     def log_prob(self, examples: Sequence[Example], responses: Sequence[str]) -> NDArray[np.float64]:
@@ -82,9 +102,9 @@ class Policy:
         Raises:
             DataError: an example or response that is not of this world.
         """
-        language, *features = self.plan(parse_all(examples))
+        manner, *features = self.plan(parse_all(examples))
         words, emissions = parse_responses(examples, responses), self.slot_emissions()
-        return sum(np.log(emissions[slot, language, features[slot], words[:, slot]]) for slot in range(SLOTS))
+        return sum(np.log(emissions[slot, manner, features[slot], words[:, slot]]) for slot in range(SLOTS))
 
     def respond(self, examples: Sequence[Example], rng: np.random.Generator) -> list[str]:
         """One sampled response to each example."""
@@ -92,9 +112,9 @@ class Policy:
 
     def sample_words(self, inputs: Values, rng: np.random.Generator) -> NDArray[np.int64]:
         """Word indices (N, SLOTS) sampled for inputs of shape (N,)."""
-        language, *features = self.plan(inputs)
+        manner, *features = self.plan(inputs)
         emissions = self.slot_emissions()
-        rows = [emissions[slot, language, features[slot]] for slot in range(SLOTS)]
+        rows = [emissions[slot, manner, features[slot]] for slot in range(SLOTS)]
         return np.stack([sample_rows(row, rng) for row in rows], axis=1)
 
     def noisy(self, noise: float) -> "Policy":
@@ -103,10 +123,24 @@ class Policy:
         Raises:
             DataError: `noise` is not in [0, 1].
         """
-        if not 0 <= noise <= 1:
-            raise DataError(f"noise is {noise}; accepted is a probability, 0 to 1.")
-        uniform = 1 / self.emission.shape[-1]
-        return replace(self, name=f"noise_{noise:g}", emission=(1 - noise) * self.emission + noise * uniform)
+        return replace(self, name=f"noise_{noise:g}", emission=_with_noise(self.emission, noise))
+
+    def unsure_of(self, doubtful: Mapping[str, NDArray[np.bool_]], noise: float) -> "Policy":
+        """This policy, noisy where an input has a doubtful value: a model that did not learn some contexts.
+
+        Args:
+            doubtful: input -> for each of its values, whether it is doubtful; any doubtful input suffices.
+            noise: as in `noisy`.
+
+        Raises:
+            DataError: an unknown input, `noise` outside [0, 1], or the policy is unsure already.
+        """
+        if self.unsure:
+            raise DataError(
+                f"policy {self.name!r} is unsure of {', '.join(self.unsure)} already; start from a sure one."
+            )
+        emission = np.concatenate([self.emission, _with_noise(self.emission, noise)], axis=1)
+        return replace(self, name=f"unsure_of_{'_'.join(doubtful)}", emission=emission, unsure=dict(doubtful))
 
     def tempered(self, temperature: float) -> "Policy":
         """This policy with each word's probability raised to 1 / `temperature`: below 1 it is surer of itself.
@@ -117,9 +151,13 @@ class Policy:
         if not temperature > 0:
             raise DataError(f"temperature is {temperature}; accepted is a number above 0.")
         powers = self.emission ** (1 / temperature)
-        return replace(
-            self, name=f"temperature_{temperature:g}", emission=powers / powers.sum(axis=-1, keepdims=True)
-        )
+        return replace(self, name=f"temperature_{temperature:g}", emission=powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _with_noise(emission: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
+    if not 0 <= noise <= 1:
+        raise DataError(f"noise is {noise}; accepted is a probability, 0 to 1.")
+    return (1 - noise) * emission + noise / emission.shape[-1]
 
 
 def sample_rows(rows: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:

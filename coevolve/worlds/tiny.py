@@ -39,9 +39,11 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
                 f"vocabulary: {word!r} cannot be a word; accepted is text without whitespace that is none of "
                 f"{', '.join(SPECIAL_TOKENS)}."
             )
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    # The markers must not be words of the model: as text (`split_special_tokens=True`) they are unknown words.
+    word_ids = {word: index for index, word in enumerate((UNKNOWN, *words))}
+    tokenizer = Tokenizer(models.WordLevel(word_ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([PAD, START, END])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -61,7 +63,7 @@ def tiny_model(
     seed: int,
     hidden: int = 128,
     layers: int = 2,
-    heads: int = 4,
+    heads: int = 8,
     positions: int = 256,
     rope_theta: float = 10_000.0,
 ) -> Qwen3ForCausalLM:
@@ -76,7 +78,7 @@ def tiny_model(
         head_dim=hidden // heads,
         max_position_embeddings=positions,
         rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-        tie_word_embeddings=False,
+        tie_word_embeddings=False,  # tied, the tables of the world take several times as many steps to learn
         attention_dropout=0.0,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

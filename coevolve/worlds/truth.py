@@ -1,23 +1,21 @@
 """Exact information-theoretic truth of a world, by enumeration: nothing here is an estimate. Nats, per response.
 
-A response depends on x through its plan (language, feature per slot), and given the plan its words are independent.
+A response depends on x through its plan (manner, feature per slot), and given the plan its words are independent.
 So p(plan) is one pass over all contexts, and p(y) = sum over plans of p(plan) prod_i emission_i(y_i) contracts one
 slot at a time.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coevolve.information.discrete import entropy, jensen_shannon, row_entropies
-from coevolve.worlds.language import FACTORS, LANGUAGES, SLOTS, VALUES, Values
+from coevolve.worlds.language import FACTORS, INPUT_WORDS, SLOTS, VALUES, Values
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.world import World
 
 RESPONSE_TOKENS = SLOTS + 1  # a word per slot, and the end of turn, which is certain
-_PLAN_SHAPE = (len(LANGUAGES), *(VALUES,) * SLOTS)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def information(world: World, policy: Policy | None = None) -> Information:
     """H(Y) and H(Y | X) for contexts of `world` and responses of `policy` (default: the golden ones)."""
     policy = policy or world.golden
     plans = plan_distribution(world, policy)
-    marginals = _plan_marginals(plans)  # (slot, language, feature)
+    marginals = _plan_marginals(plans)  # (slot, manner, feature)
     conditional = float(np.sum(marginals * row_entropies(policy.slot_emissions())))
     return Information(entropy(response_distribution(world, policy)), conditional)
 
@@ -79,10 +77,10 @@ def largest_entropy(shifted: World, policy: Policy) -> float:
     """
     total = np.zeros(())
     for speaker in (shifted.golden, policy):
-        entropies = row_entropies(speaker.slot_emissions())  # (slot, language, feature)
-        language, *features = speaker.plan(_all_inputs())
+        entropies = row_entropies(speaker.slot_emissions())  # (slot, manner, feature)
+        manner, *features = speaker.plan(_all_inputs())
         for slot, feature in enumerate(features):
-            total = total + entropies[slot][language, feature]
+            total = total + entropies[slot][manner, feature]
     return float(total.max())
 
 
@@ -90,23 +88,23 @@ def response_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
     """p_theta(y) with one axis per slot, each as long as the vocabulary of responses."""
     plans, emissions = plan_distribution(world, policy), policy.slot_emissions()
     total = 0.0
-    for language in range(len(LANGUAGES)):
-        mass = plans[language]
+    for manner, mass in enumerate(plans):
         for slot in range(SLOTS):  # each contraction takes the first feature axis away and puts a word axis last
-            mass = np.tensordot(mass, emissions[slot, language], axes=([0], [0]))
+            mass = np.tensordot(mass, emissions[slot, manner], axes=([0], [0]))
         total = total + mass
     return total
 
 
 def plan_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
-    """p(language, feature of slot 1, ..., feature of the last slot) for contexts of `world`."""
+    """p(manner, feature of slot 1, ..., feature of the last slot) for contexts of `world`."""
+    shape = (policy.emission.shape[1], *(VALUES,) * SLOTS)
     cell = np.zeros((), dtype=np.int64)
-    for size, values in zip(_PLAN_SHAPE, policy.plan(_all_inputs()), strict=True):
+    for size, values in zip(shape, policy.plan(_all_inputs()), strict=True):
         cell = cell * size + values
     weights = _context_distribution(world)
     cells = np.broadcast_to(cell, weights.shape)
-    counts = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=int(np.prod(_PLAN_SHAPE)))
-    return counts.reshape(_PLAN_SHAPE)
+    counts = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=int(np.prod(shape)))
+    return counts.reshape(shape)
 
 
 def _plan_marginals(plans: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -122,10 +120,5 @@ def _context_distribution(world: World) -> NDArray[np.float64]:
 
 def _all_inputs() -> Values:
     """Every context as an open grid: input name -> indices along that input's own axis."""
-    names = [name for group in FACTORS.values() for name in group]
-    return dict(zip(names, _open_grid(), strict=True))
-
-
-def _open_grid() -> Iterator[NDArray[np.int64]]:
-    sizes = [len(LANGUAGES), *(VALUES,) * (sum(map(len, FACTORS.values())) - 1)]
-    return iter(np.ogrid[tuple(slice(size) for size in sizes)])
+    grid = np.ogrid[tuple(slice(len(words)) for words in INPUT_WORDS.values())]
+    return dict(zip(INPUT_WORDS, grid, strict=True))

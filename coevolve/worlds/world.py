@@ -48,19 +48,19 @@ class WorldSpec:
     """
 
     seed: int = 0
-    sharpness: float = 0.9
+    sharpness: float = 0.95
     sharpness_spread: float = 0.75
-    skew: float = 0.5
+    skew: float = 0.8
     code_switching: float = 0.03
     wrong_cells: float = 0.2
-    teacher_error_rate: float = 0.75
+    teacher_error_rate: float = 0.7
 
     def __post_init__(self) -> None:
         if not (isinstance(self.seed, int) and self.seed >= 0):
             raise RecipeError(f"world.seed is {self.seed!r}; accepted is an integer from 0.")
         for name in (field.name for field in fields(self) if field.name != "seed"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
                 raise RecipeError(f"world.{name} is {value!r}; accepted is a finite number from 0.")
         for name in ("wrong_cells", "teacher_error_rate"):
             if getattr(self, name) > 1:
@@ -208,7 +208,7 @@ def _emission(spec: WorldSpec, rng: np.random.Generator) -> NDArray[np.float64]:
     How surely a slot says its feature depends on the feature. Half of the rest goes to the two neighbouring features'
     words, half to all of them; code-switching spreads the same over the languages evenly.
     """
-    levels = np.linspace(-spec.sharpness_spread, spec.sharpness_spread, VALUES) if VALUES > 1 else np.zeros(1)
+    levels = np.linspace(-spec.sharpness_spread, spec.sharpness_spread, VALUES)
     log_odds = np.log(spec.sharpness / (1 - spec.sharpness)) + np.stack([rng.permutation(levels) for _ in range(SLOTS)])
     sure = 1 / (1 + np.exp(-log_odds))  # (slot, feature)
     identity = np.eye(VALUES)

@@ -1,0 +1,54 @@
+"""The role-playing models that are judged in a synthetic world: from perfect to hardly listening."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coevolve.worlds.language import FACTORS, INPUT_WORDS, SLOTS
+from coevolve.worlds.policies import Policy, assumed_values
+from coevolve.worlds.world import World
+
+DOUBT = 0.7  # noise of a policy in the contexts that it did not learn
+
+
+def role_players(world: World) -> dict[str, Policy]:
+    """Name -> policy, each with exact probabilities.
+
+    What they assume and what they are unsure of is taken from `world`, the distribution they "were trained on": judge
+    the same policies on `world` and on its shifted worlds.
+
+    * `perfect` responds as p(y | x) does; `noise_*` and `temperature_*` are less, or more, sure than that;
+    * `ignores_*` takes the commonest user, character or dialogue for granted;
+    * `unsure_of_*` falters at values that are rarer in `world` than average: its true EMID is large;
+    * `misinformed` reasons with the teacher's tables: its own information is about that of golden responses, yet
+      what it says is wrong in a fifth of the cells;
+    * `shuffled` says the right words in another order: its true EMI is exactly 0, which an estimator that measures
+      likeness to golden responses cannot see.
+    """
+    golden = world.golden
+    policies = [
+        replace(golden, name="perfect"),
+        *(golden.noisy(noise) for noise in (0.15, 0.4, 0.8)),
+        *(golden.tempered(temperature) for temperature in (0.5, 2.0)),
+        *(
+            replace(golden, name=f"ignores_{factor}", assumed=assumed_values(world.commonest, factor))
+            for factor in FACTORS
+        ),
+        *(
+            replace(golden.unsure_of(rare_values(world, factor), DOUBT), name=f"unsure_of_{factor}")
+            for factor in FACTORS
+        ),
+        replace(golden, name="misinformed", tables=world.teacher_tables),
+        replace(golden, name="shuffled", order=tuple(np.roll(range(SLOTS), 1).tolist())),
+    ]
+    return {policy.name: policy for policy in policies}
+
+
+def rare_values(world: World, factor: str) -> Mapping[str, NDArray[np.bool_]]:
+    """The factor's first input -> which of its values are rarer than 1 / (number of values)."""
+    name = FACTORS[factor][0]
+    joint = world.factors[factor]
+    marginal = joint.sum(axis=tuple(range(1, joint.ndim)))
+    return {name: marginal < 1 / len(INPUT_WORDS[name])}

@@ -1,0 +1,121 @@
+"""The real entry point, from data to table, for a few steps of everything."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from coevolve import ProbabilityEstimator
+from coevolve.data.corpus import read_corpus
+from coevolve.errors import ArtifactError, DataError, TooLongError
+from coevolve.information.perplexity import perplexity
+from coevolve.training.export import export_checkpoint
+from coevolve.training.run import train
+
+SPLITS = ("IDTest", "OOD1Test", "OOD2Test", "OOD3Test", "OOD4Test")
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def finished(request, recipe_of, tmp_path_factory):
+    """(recipe, folder, results) of a finished run."""
+    recipe = recipe_of(request.param)
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    return recipe, folder, train(recipe, folder)
+
+
+def weights_of(folder):
+    return {
+        f"{path.parent.name}/{name}": tensor
+        for path in sorted(folder.glob("*/*.safetensors"))
+        if path.parent.name in ("connector", "estimator")
+        for name, tensor in load_file(path).items()
+    }
+
+
+def test_every_figure_is_there(finished):
+    _, folder, results = finished
+    assert json.loads((folder / "results.json").read_text()) == results
+    for name in ("full", "without_corl", "without_reasoning", "floor", "full_marginal_2", "without_corl_marginal_2"):
+        assert set(results["perplexity"][name]) == set(SPLITS)
+        assert all(math.isfinite(value) and value > 1 for value in results["perplexity"][name].values())
+    for name in ("full/without_corl", "full/without_reasoning"):
+        for split in SPLITS:
+            ratio = results["ratio"][name][split]
+            expected = results["perplexity"]["full"][split] / results["perplexity"][name.partition("/")[2]][split]
+            assert ratio["ratio"] == pytest.approx(expected, rel=1e-9)
+            assert ratio["standard_error"] > 0
+    assert [gate["phase"] for gate in results["gates"]] == ["connector_rl", "estimator_sft", "estimator_rl"]
+    assert all(gate["kept"] in (True, False) for gate in results["gates"])
+    assert {row["row"] for row in results["remid"]["subsets"]} >= {"IDTest"}
+    assert len(results["exact_remid"]) == 5 * len(results["remid"]["models"])
+
+
+def test_the_export_scores_as_the_run_did(finished):
+    _, folder, results = finished
+    estimator = ProbabilityEstimator.from_pretrained(folder / "estimator", device="cpu")
+    examples = read_corpus(folder / "world" / "dialogues.json").require("IDTest")
+    responses = [example.golden_response for example in examples]
+    scores = estimator.log_prob(examples, responses, estimator.reason(examples))
+    assert perplexity(scores) == pytest.approx(results["perplexity"]["full"]["IDTest"], rel=1e-6)
+    held_out = estimator.manifest["training"]["held_out_perplexity"]
+    assert held_out["IDTest"] == results["perplexity"]["full"]["IDTest"]
+
+
+def test_any_checkpoint_can_be_exported(finished, tmp_path):
+    _, folder, _ = finished
+    export_checkpoint(folder / "checkpoints" / "1-round-1", tmp_path / "last")
+    export_checkpoint(folder / "checkpoints" / "0-cold-start", tmp_path / "first")
+    last, final = weights_of(tmp_path / "last"), weights_of(folder / "estimator")
+    assert set(last) == set(final) and all(torch.equal(last[name], final[name]) for name in final)
+    first = weights_of(tmp_path / "first")
+    assert any(not torch.equal(first[name], final[name]) for name in final)
+    ProbabilityEstimator.from_pretrained(tmp_path / "first", device="cpu")
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    _, folder, _ = finished
+    damaged = folder / "checkpoints" / "0-cold-start" / "connector.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1])
+    try:
+        with pytest.raises(ArtifactError, match=r"connector\.safetensors: its SHA-256"):
+            export_checkpoint(damaged.parent, tmp_path / "no")
+    finally:
+        damaged.write_bytes(content)
+
+
+def test_the_record_can_be_redrawn(finished):
+    _, folder, _ = finished
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert any("connector/rewards/likelihood/mean" in line for line in lines)
+    assert any("estimator/golden_nll" in line for line in lines)
+    assert any("eval/perplexity/validation" in line for line in lines)
+
+
+def test_a_run_is_not_written_over(finished):
+    recipe, folder, _ = finished
+    with pytest.raises(ArtifactError, match="holds a run already"):
+        train(recipe, folder)
+
+
+def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
+    recipe, folder, results = finished
+    again = train(recipe, tmp_path / "again")
+    first, second = weights_of(folder / "estimator"), weights_of(tmp_path / "again" / "estimator")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert again["perplexity"] == results["perplexity"] and again["remid"] == results["remid"]
+
+
+def test_bad_input_stops_before_anything_is_trained(recipe_of, tmp_path):
+    with pytest.raises(TooLongError, match=r"sample_ID 'IDTrain-000000': needs \d+ tokens"):
+        train(recipe_of(model={"max_length": 30}), tmp_path / "long")
+    with pytest.raises(DataError, match="IDTrain has 0 usable examples"):
+        train(recipe_of(model={"max_length": 30}, data={"over_long": "drop"}), tmp_path / "dropped")
+    responses = tmp_path / "responses.jsonl"
+    responses.write_text('{"sample_ID": "IDTest-000000", "response": "x"}\n')
+    with pytest.raises(DataError, match=r"responses\.jsonl"):
+        train(recipe_of(remid={"responses": {"model": str(responses)}}), tmp_path / "responses")
+    assert not list(tmp_path.rglob("checkpoints"))
