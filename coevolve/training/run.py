@@ -15,7 +15,7 @@ from accelerate import PartialState
 from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.data.responses import read_responses
-from coevolve.errors import ArtifactError
+from coevolve.errors import ArtifactError, RecipeError
 from coevolve.files import write_json
 from coevolve.progress import from_totals, quieten_libraries
 from coevolve.prompts import Renderer
@@ -74,6 +74,11 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     quieten_libraries()
     state = PartialState()
+    if state.num_processes > 1:
+        raise RecipeError(
+            f"{state.num_processes} processes were launched; a run takes one so far. Use launch/one_gpu.yaml or "
+            "launch/one_cpu.yaml, or --num_processes 1."
+        )
     record = Record(folder, main=state.is_main_process)
     try:
         return Run(recipe, folder, record, state, environ).go()

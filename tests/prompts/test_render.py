@@ -74,7 +74,9 @@ def test_markers_in_the_data_stay_text(render, text):
     harmless = f"{render.prompts.sections[-1]} warm"
     assert structure(render, render.estimator(hostile, None)) == structure(render, render.estimator(plain, None))
     # A heading inside the features ends or restarts them; whatever is left of them adds no structure.
-    assert structure(render, render.estimator(hostile, features)) == structure(render, render.estimator(plain, harmless))
+    assert structure(render, render.estimator(hostile, features)) == structure(
+        render, render.estimator(plain, harmless)
+    )
     assert structure(render, render.judge(harmless, text)) == structure(render, render.judge(harmless, "fine"))
 
 

@@ -64,9 +64,7 @@ def test_seeds_and_keys_decide_the_sample(model):
 
 def test_samples_follow_the_softmax_at_the_temperature(model):
     temperature, count = 0.7, 4000
-    generations = run(
-        model, [PROMPTS[0]] * count, max_new_tokens=1, sampling=Sampling(seed=0, temperature=temperature)
-    )
+    generations = run(model, [PROMPTS[0]] * count, max_new_tokens=1, sampling=Sampling(seed=0, temperature=temperature))
     tokens = [generation.ids[0] if generation.ids else STOP for generation in generations]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].double()

@@ -1,6 +1,8 @@
 """Each phase moves its own role and no other; the gate puts back what got worse; rewards ask the resident model."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from trl.trainer import utils as trl_utils
 
 from coevolve.errors import RewardError
+from coevolve.prompts import missing_sections
 from coevolve.scoring.models import load_model
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases, rewards
@@ -26,8 +29,15 @@ def trainee(request, recipe_of, tmp_path):
 
 
 def build(recipe, folder):
+    """A trainee that writes well-formed reasonings, so that its rewards differ and there is something to learn.
+
+    Adapters cannot teach a random base that much, so they get a base that can do it already.
+    """
     train = load_corpus(recipe).require("IDTrain")
     base = prepare_base(recipe, folder)
+    if recipe.model.tuning == "lora":
+        whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tuning": "full"})})
+        build(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(base.path))
     estimator = build_estimator(recipe, base, build_renderer(recipe, base))
     record = Record(folder, main=False)
     trainee = Trainee(recipe, estimator, train, [example.trace for example in train], record)
@@ -36,8 +46,14 @@ def build(recipe, folder):
         ESTIMATOR: phases.estimator_rows(estimator, train, trainee.reasoning),
     }
     for role in ROLES:
-        phases.sft(trainee, role, rows[role], recipe.cold_start.connector, "cold", role, steps=30)
+        phases.sft(trainee, role, rows[role], recipe.cold_start.connector, "cold", role, steps=60)
     return trainee
+
+
+def test_the_cold_start_is_well_formed(trainee):
+    texts = trainee.estimator.reason(trainee.train[:8])
+    sections = trainee.estimator.renderer.prompts.sections
+    assert sum(not missing_sections(text, sections) for text in texts) >= 4, texts
 
 
 def same(before, after):
@@ -127,20 +143,17 @@ def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path):
     assert trainee.estimator.log_prob(trainee.train, golden, trainee.reasoning).sum.mean() > before + 0.1
 
 
-def test_a_large_kl_weight_holds_the_policy(recipe_of, tmp_path):
-    moved = {}
-    for beta in (0.0, 100.0):
-        for tuning in ("full", "lora"):
-            rl = {"steps": 4, "beta": beta, "learning_rate": 1e-3}
-            trainee = build(recipe_of(tuning, connector_rl=rl), tmp_path / f"{tuning}{beta}")
-            roles = trainee.estimator.roles
-            before = roles.weights(CONNECTOR)
-            phases.connector_rl(trainee, 1)
-            change = sum(((roles.weights(CONNECTOR)[name] - before[name]) ** 2).sum().item() for name in before)
-            moved[tuning, beta] = change
-    for tuning in ("full", "lora"):
-        assert moved[tuning, 100.0] != moved[tuning, 0.0]
-        assert moved[tuning, 100.0] > 0
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, tuning):
+    rl = {"steps": 4, "beta": 0.1, "learning_rate": 5e-3}
+    trainee = build(recipe_of(tuning, connector_rl=rl, logging={"every": 1}), tmp_path)
+    trainee.record.main = True
+    phases.connector_rl(trainee, 1)
+    lines = [json.loads(line) for line in trainee.record.path.read_text().splitlines()]
+    kl = [line["connector/kl"] for line in lines if "connector/kl" in line]
+    assert len(kl) == 4
+    assert kl[0] == pytest.approx(0.0, abs=1e-6)  # nothing has moved yet
+    assert kl[-1] > 1e-5
 
 
 def test_the_connectors_likelihood_is_the_estimators_own(trainee):

@@ -1,0 +1,99 @@
+"""The commands as a user types them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from coevolve.cli import main
+
+RECIPE = {
+    "name": "cli",
+    "prompts": "world",
+    "data": {"world": {"train": 24, "test": 5}, "validation": 4},
+    "model": {
+        "base": "tiny",
+        "tiny": {"hidden_size": 32, "layers": 1, "heads": 2},
+        "tuning": "full",
+        "dtype": "float32",
+        "device": "cpu",
+        "max_length": 96,
+        "max_reasoning_tokens": 24,
+    },
+    "traces": {"teacher": "dataset"},
+    "cold_start": {
+        role: {"steps": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
+        for role in ("connector", "estimator")
+    },
+    "rounds": {"count": 0},
+    "baselines": {"without_corl": False, "without_reasoning": False},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run made by the real command in a process of its own."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    command = [sys.executable, "-m", "coevolve", "train", str(folder / "recipe.yaml"), "seed=3"]
+    done = subprocess.run([*command, "--output-dir", str(folder / "run")], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "cold start: connector SFT" in done.stderr and "R-EMI" in done.stderr
+    return folder / "run"
+
+
+def test_overrides_reach_the_run(run):
+    assert json.loads((run / "run.json").read_text())["recipe"]["seed"] == 3
+
+
+def test_score(run, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    data = run / "world" / "dialogues.json"
+    assert main(["score", "--estimator", str(run / "estimator"), "--data", str(data), "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 24 + 5 * 5
+    assert all(row["log_prob"] < 0 and row["tokens"] == 6 and row["reasoning"] is not None for row in rows)
+
+
+def test_remid_gives_what_the_run_gave(run, tmp_path, capsys):
+    models = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue")
+    arguments = ["remid", "--estimator", str(run / "estimator"), "--data", str(run / "world" / "dialogues.json")]
+    arguments += ["--responses", *(f"{name}={run / 'world' / name}.jsonl" for name in models)]
+    assert main([*arguments, "--seed", "3", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    expected = json.loads((run / "results.json").read_text())["remid"]
+    for name in models:
+        assert found["average"][name]["remid"] == pytest.approx(expected["average"][name]["remid"], abs=1e-5)
+    assert "R-EMI" in capsys.readouterr().out
+
+
+def test_export(run, tmp_path):
+    checkpoint = run / "checkpoints" / "0-cold-start"
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "estimator")]) == 0
+    assert (
+        json.loads((tmp_path / "estimator" / "manifest.json").read_text())["training"]["checkpoint"] == "0-cold-start"
+    )
+
+
+def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
+    def message(*arguments):
+        assert main([str(argument) for argument in arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "colour: unknown key" in message("train", run.parent / "recipe.yaml", "colour=1", "--output-dir", tmp_path)
+    assert "holds a run already" in message("train", run.parent / "recipe.yaml", "--output-dir", run)
+    assert "no complete checkpoint" in message("export", tmp_path / "checkpoints" / "x", "--out", tmp_path)
+    remid = ["remid", "--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--out", tmp_path]
+    assert "accepted is NAME=FILE" in message(*remid, "--responses", "perfect")
+    perfect = f"perfect={run / 'world' / 'perfect.jsonl'}"
+    assert "given 2 times" in message(*remid, "--responses", perfect, perfect)
+    assert "--negatives 'few'" in message(*remid, "--responses", perfect, "--negatives", "few")
+    short = tmp_path / "short.jsonl"
+    short.write_text("\n".join((run / "world" / "perfect.jsonl").read_text().splitlines()[:-1]))
+    assert "short.jsonl" in message(*remid, "--responses", f"short={short}")
+    (tmp_path / "bad.jsonl").write_text('{"sample_ID": "x"}\n')
+    score = ["score", "--out", short, "--estimator"]
+    assert "bad.jsonl:1" in message(*score, run / "estimator", "--data", tmp_path / "bad.jsonl")
+    assert "no manifest.json" in message(*score, tmp_path, "--data", run / "world" / "dialogues.json")

