@@ -77,7 +77,7 @@ def test_imports_run_one_way(path):
 def test_scoring_runs_where_trl_and_datasets_are_missing():
     code = (
         "import sys\n"
-        "sys.modules.update(dict.fromkeys(['trl', 'datasets', 'deepspeed', 'wandb', 'pydantic', 'accelerate']))\n"
+        "sys.modules.update(dict.fromkeys(['trl', 'datasets', 'deepspeed', 'wandb', 'pydantic']))\n"
         "from coevolve import Example, ProbabilityEstimator\n"
         "import coevolve.remid.evaluate, coevolve.data.corpus, coevolve.worlds.corpus\n"
         "print(ProbabilityEstimator.__name__)\n"

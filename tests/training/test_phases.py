@@ -146,7 +146,8 @@ def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path):
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, tuning):
     rl = {"steps": 4, "beta": 0.1, "learning_rate": 5e-3}
-    trainee = build(recipe_of(tuning, connector_rl=rl, logging={"every": 1}), tmp_path)
+    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}  # TRL leaves dropout on in the reference, too
+    trainee = build(recipe_of(tuning, connector_rl=rl, logging={"every": 1}, model={"lora": lora}), tmp_path)
     trainee.record.main = True
     phases.connector_rl(trainee, 1)
     lines = [json.loads(line) for line in trainee.record.path.read_text().splitlines()]
