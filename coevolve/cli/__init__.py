@@ -29,7 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes `key=value` only before the options; a person may put it behind them as well.
+    misplaced = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
+    if misplaced:
+        parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
+    if rest:
+        options.overrides += rest
     try:
         options.run(options)
     except CoevolveError as error:

@@ -79,6 +79,8 @@ def split_dialogues(recipe: Recipe, corpus: Corpus, renderer: Renderer, record: 
     """
     for split in (TRAIN_SPLIT, "IDTest"):
         corpus.require(split)
+    for name in recipe.data.limit:
+        corpus.require(name)
     splits = {name: _fitting(recipe, name, examples, renderer, record) for name, examples in corpus.splits.items()}
     splits = {name: _limited(recipe, name, examples, record) for name, examples in splits.items()}
     train = splits.pop(TRAIN_SPLIT)

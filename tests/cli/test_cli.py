@@ -38,14 +38,16 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     command = [sys.executable, "-m", "coevolve", "train", str(folder / "recipe.yaml"), "seed=3"]
-    done = subprocess.run([*command, "--output-dir", str(folder / "run")], capture_output=True, text=True, timeout=240)
+    command += ["--output-dir", str(folder / "run"), "logging.every=1"]  # an override may stand on either side
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "cold start: connector SFT" in done.stderr and "R-EMI" in done.stderr
     return folder / "run"
 
 
 def test_overrides_reach_the_run(run):
-    assert json.loads((run / "run.json").read_text())["recipe"]["seed"] == 3
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    assert (recipe["seed"], recipe["logging"]["every"]) == (3, 1)
 
 
 def test_score(run, tmp_path):
@@ -77,12 +79,22 @@ def test_export(run, tmp_path):
     )
 
 
+def test_a_mistyped_option_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", str(run.parent / "recipe.yaml"), "--output-dir", "x", "--colour=red"])
+    assert "--colour=red" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
     def message(*arguments):
         assert main([str(argument) for argument in arguments]) == 2
         return capsys.readouterr().err
 
     assert "colour: unknown key" in message("train", run.parent / "recipe.yaml", "colour=1", "--output-dir", tmp_path)
+    unknown_split = message(
+        "train", run.parent / "recipe.yaml", "data.limit={IDTrian: 3}", "--output-dir", tmp_path / "x"
+    )
+    assert "IDTrian" in unknown_split
     assert "holds a run already" in message("train", run.parent / "recipe.yaml", "--output-dir", run)
     assert "no complete checkpoint" in message("export", tmp_path / "checkpoints" / "x", "--out", tmp_path)
     remid = ["remid", "--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--out", tmp_path]
