@@ -175,8 +175,10 @@ def test_one_refused_request_is_a_problem_of_its_example(serve, renderer, dialog
 
 def test_what_was_under_way_when_the_server_failed_is_kept(serve, renderer, dialogues, tmp_path):
     """The failing request is answered first; the others, already sent, still count."""
+    all_sent = threading.Barrier(3, timeout=30)
 
     def script(number, request):
+        all_sent.wait()
         if "sourdough" in asked_about(request):
             return 401, '{"error": {"message": "no"}}'
         time.sleep(0.3)
