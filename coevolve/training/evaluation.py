@@ -1,9 +1,7 @@
 """Held-out perplexity of golden responses, and what stands beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from coevolve.data.example import Example
 from coevolve.information.perplexity import perplexity
@@ -52,13 +50,3 @@ def evaluate(
             reasoning = estimator.reason(examples, progress=advance)
         scores = estimator.log_prob(examples, golden_responses(examples), reasoning, progress=advance)
     return Evaluated(scores, reasoning)
-
-
-def join(parts: Sequence[Scores]) -> Scores:
-    """Scores of several groups of examples as one."""
-    return Scores(np.concatenate([part.sum for part in parts]), np.concatenate([part.tokens for part in parts]))
-
-
-def perplexities(scores: Mapping[str, Scores]) -> dict[str, float]:
-    """Perplexity for each name."""
-    return {name: perplexity(value) for name, value in scores.items()}

@@ -27,7 +27,7 @@ from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
 from coevolve.training.checkpoints import RUN, save_checkpoint, start_run
 from coevolve.training.engines import steps_of
-from coevolve.training.evaluation import evaluate
+from coevolve.training.evaluation import evaluate, golden_responses
 from coevolve.training.export import export_estimator, training_facts
 from coevolve.training.gate import Gate
 from coevolve.training.known_truth import KnownTruth
@@ -172,12 +172,10 @@ class Run:
             trainee.where = {"coevolve/round": index, "coevolve/phase": name}
             self.record.say(f"round {index} of {self.recipe.rounds.count}: {name}")
             run_phase, role = PHASES[name]
-            if role is None:
-                run_phase(trainee, index)
-                continue
             run_phase(trainee, index)
-            later = self.recipe.rounds.phases[position + 1 :]
-            self.gate.judge(index, name, role, may_wait="estimator_sft" in later)
+            if role is not None:
+                later = self.recipe.rounds.phases[position + 1 :]
+                self.gate.judge(index, name, role, may_wait="estimator_sft" in later)
         trainee.rounds.append(trainee.updates[ESTIMATOR] - updates)
         self._checkpoint(trainee, f"{index}-round-{index}")
 
@@ -200,7 +198,7 @@ class Run:
             with self.record.task(title, 2 * samples * len(examples)) as advance:
                 scores = estimator.log_prob_marginal(
                     examples,
-                    [example.golden_response for example in examples],
+                    golden_responses(examples),
                     samples=samples,
                     seed=self.recipe.seed,
                     progress=advance,
