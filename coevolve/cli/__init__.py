@@ -1,18 +1,19 @@
-"""The command line: `coevolve train`, `remid`, `score`, `export`. Arguments here, the work elsewhere.
+"""The command line: `coevolve train`, `status`, `remid`, `score`, `export`. Arguments here, the work elsewhere.
 
 Errors that coevolve raises on purpose are printed as one message, with exit status 2; anything else is a bug and
 keeps its traceback.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from coevolve import __version__
-from coevolve.cli import export, remid, score, train
+from coevolve.cli import export, remid, score, status, train
 from coevolve.errors import CoevolveError
 
-COMMANDS = (train, remid, score, export)
+COMMANDS = (train, status, remid, score, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides += rest
     try:
-        options.run(options)
+        return options.run(options) or 0
     except CoevolveError as error:
-        print(f"coevolve {options.command}: {error}", file=sys.stderr)
+        # Of several processes that were launched together, one speaks; it learns of the others' errors.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"coevolve {options.command}: {error}", file=sys.stderr)
         return 2
-    return 0

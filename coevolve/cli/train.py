@@ -1,4 +1,8 @@
-"""Train connector and estimator against each other, export the estimator, print the tables."""
+"""Train connector and estimator against each other, export the estimator, print the tables.
+
+Started again on the same --output-dir, it goes on where it was left. Exit status 75: asked to stop (SIGTERM, SIGUSR1,
+Ctrl-C, --deadline), saved, to be started again; 2: a mistake that the message explains.
+"""
 
 import argparse
 import os
@@ -7,14 +11,42 @@ import os
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe's folder or YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, for example data.path=FILE")
-    parser.add_argument("--output-dir", required=True, help="a new directory for the run")
+    parser.add_argument("--output-dir", required=True, help="the run's directory; one that holds this run is resumed")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|DIR",
+        help="go on with the run in --output-dir (auto, the default), refuse one, or go on from this checkpoint",
+    )
+    parser.add_argument("--force", action="store_true", help="resume although the recipe has changed")
+    parser.add_argument("--deadline", metavar="3h50m", help="save and leave by itself after so long")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     from coevolve.recipe import load_recipe
+    from coevolve.training.stopping import INTERRUPTED, Stop, seconds_of
 
     # Checked before the heavy imports: a mistyped key costs a second, not a minute.
     recipe = load_recipe(options.recipe, options.overrides)
+    stop = Stop(None if options.deadline is None else seconds_of(options.deadline))
+    from coevolve.training.launch import Launch, check_launch
+
+    check_launch(recipe, Launch.from_environment(os.environ))
+    from coevolve.training.processes import Interrupted
     from coevolve.training.run import train
 
-    train(recipe, options.output_dir, environ=os.environ)
+    with stop.listening():
+        try:
+            train(
+                recipe,
+                options.output_dir,
+                environ=os.environ,
+                resume=options.resume,
+                force=options.force,
+                stop=stop,
+            )
+        except Interrupted:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"coevolve: {stop.reason}: saved. The same command goes on from here; exit status {INTERRUPTED}.")
+            return INTERRUPTED
+    return 0

@@ -93,7 +93,7 @@ class Model(Section):
     """Two LoRA adapters on one frozen base, or two models trained whole (for small ones)."""
     lora: Lora = Lora()
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """In which the weights are held. Trained adapters have it too."""
+    """In which the weights are held. Adapters are float32 whatever it is, as PEFT makes them."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, ..."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
@@ -153,8 +153,12 @@ class Optimization(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta2: Fraction = 0.999
-    per_device_train_batch_size: Positive = 4
-    gradient_accumulation_steps: Positive = 1
+    train_batch_size: Positive = 4
+    """Rows (completions in RL) of one optimizer step, over all processes. However many processes there are, an update
+    is over the same rows; each process takes an equal share, so their number must divide this."""
+    per_device_train_batch_size: Positive | None = None
+    """At most so many rows at once on one process, for the memory's sake; the rest of its share follows by gradient
+    accumulation. None is the whole share at once."""
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -162,6 +166,13 @@ class Optimization(Section):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
         return self
+
+    def micro_batch(self, processes: int) -> tuple[int, int]:
+        """(rows at once on one process, gradient accumulation steps) for a number of processes that divides the batch."""
+        share = self.train_batch_size // processes
+        limit = min(self.per_device_train_batch_size or share, share)
+        rows = next(rows for rows in range(limit, 0, -1) if share % rows == 0)
+        return rows, share // rows
 
 
 class Sft(Optimization):
@@ -179,6 +190,10 @@ class Grpo(Optimization):
     """Reinforcement learning with TRL's GRPOTrainer, under its names. Batch sizes count completions."""
 
     num_generations: Annotated[int, Field(ge=2)] = 8
+    updates_per_generation: Positive = 1
+    """Optimizer steps that share one batch of completions; it holds `train_batch_size` for each of them."""
+    num_iterations: Positive = 1
+    """How often each batch of completions is gone through."""
     max_completion_length: Positive = 256
     temperature: Annotated[float, Field(gt=0)] = 1.0
     beta: Annotated[float, Field(ge=0)] = 0.0
@@ -188,15 +203,23 @@ class Grpo(Optimization):
     mask_truncated_completions: bool = False
     use_vllm: bool = False
     """Generate with vLLM, which must be installed."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """In the training processes, or by a `trl vllm-serve` on GPUs of its own."""
+    vllm_server_base_url: str | None = None
+    """For `server`, for example http://localhost:8000."""
+    vllm_gpu_memory_utilization: Fraction = 0.3
+    """For `colocate`: the share of each GPU's memory that vLLM may take."""
+    vllm_tensor_parallel_size: Positive = 1
+    """For `colocate`: over how many GPUs one copy of the model is spread."""
 
     @model_validator(mode="after")
     def _groups_fit(self) -> "Grpo":
-        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
-        if batch % self.num_generations:
+        if self.train_batch_size % self.num_generations:
             raise ValueError(
-                f"num_generations ({self.num_generations}) must divide per_device_train_batch_size * "
-                f"gradient_accumulation_steps ({batch})"
+                f"num_generations ({self.num_generations}) must divide train_batch_size ({self.train_batch_size})"
             )
+        if self.use_vllm and self.vllm_mode == "server" and not self.vllm_server_base_url:
+            raise ValueError("vllm_mode: server needs vllm_server_base_url, for example http://localhost:8000")
         return self
 
 
@@ -258,6 +281,8 @@ class Rounds(Section):
     phases: list[PhaseName] = ["connector_rl", "refresh", "estimator_sft", "estimator_rl"]
     gate_tolerance: Annotated[float, Field(ge=0)] = 0.0
     """A phase is kept if the held-out perplexity rose by no more than this share; otherwise it is rolled back."""
+    carry_optimizer: bool = True
+    """A phase goes on with the optimizer state that it had at its end in the round before, instead of a new one."""
 
     @model_validator(mode="after")
     def _refresh_before_sft(self) -> "Rounds":
@@ -302,13 +327,27 @@ class Export(Section):
     """`auto` copies the base model in unless it can be had from a hub by its id."""
 
 
-class Logging(Section):
-    """The record of the run. `metrics.jsonl` is always written."""
+class Checkpoints(Section):
+    """What a killed run goes on from. One is written after every phase, and now and then inside long ones."""
 
-    report_to: list[Literal["wandb"]] = []
+    every_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Inside a phase, at most so long after the last one. A run that is asked to stop writes one on its way out."""
+    every_steps: Positive | None = None
+    """Inside a phase, also every so many optimizer steps."""
+    keep: Positive = 3
+    """So many of the newest are kept, and the newest one that holds the best pair."""
+
+
+class Logging(Section):
+    """The record of the run. `metrics.jsonl` and `samples.jsonl` are always written."""
+
+    report_to: list[str] = []
+    """Trackers, by the names of TRL's `report_to`: wandb, tensorboard, trackio, mlflow, ..."""
     project: str = "coevolve"
     every: Positive = 10
     """Log the trainers' figures every so many steps."""
+    samples: Annotated[int, Field(ge=0)] = 4
+    """So many samples of each RL phase and evaluation go into the table of samples."""
 
 
 class Recipe(Section):
@@ -331,6 +370,7 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     remid: Remid = Remid()
     export: Export = Export()
+    checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ class ProbabilityEstimator:
         max_new_tokens: room for a reasoning.
         token_budget: tokens of one forward pass.
         manifest: what the export said of itself; empty during training.
+        poll: called between any two forward passes; what it raises ends the work under way.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class ProbabilityEstimator:
         max_new_tokens: int,
         token_budget: int = TOKEN_BUDGET,
         manifest: dict[str, Any] | None = None,
+        poll: Callable[[], None] | None = None,
     ):
         self.roles = roles
         self.renderer = renderer
         self.max_new_tokens = max_new_tokens
         self.token_budget = token_budget
         self.manifest = manifest or {}
+        self.poll = poll
 
     @classmethod
     def from_pretrained(
@@ -142,6 +145,7 @@ class ProbabilityEstimator:
                 keys=[_key(example.sample_id) for example in examples],
                 token_budget=self.token_budget,
                 progress=progress,
+                poll=self.poll,
             )
 
     def log_prob(
@@ -180,9 +184,7 @@ class ProbabilityEstimator:
         for example, prompt, target in zip(examples, prompts, targets, strict=True):
             self._require_room([example], [prompt], len(target), "its response")
         with self.roles.acting(ESTIMATOR) as model:
-            return score_rows(
-                model, prompts, targets, pad_id=self._pad_id, token_budget=self.token_budget, progress=progress
-            )
+            return score_rows(model, prompts, targets, **self._scoring(progress))
 
     def log_prob_pairs(
         self,
@@ -200,9 +202,7 @@ class ProbabilityEstimator:
         longest = max((len(target) for target in targets), default=0)
         self._require_room(examples, prompts, longest, "the longest response")
         with self.roles.acting(ESTIMATOR) as model:
-            values = score_pairs(
-                model, prompts, targets, pairs, pad_id=self._pad_id, token_budget=self.token_budget, progress=progress
-            )
+            values = score_pairs(model, prompts, targets, pairs, **self._scoring(progress))
         return to_scores(values)
 
     def log_prob_matrix(
@@ -251,6 +251,9 @@ class ProbabilityEstimator:
     @property
     def _pad_id(self) -> int:
         return self.renderer.tokenizer.pad_token_id
+
+    def _scoring(self, progress: Progress | None) -> dict[str, Any]:
+        return {"pad_id": self._pad_id, "token_budget": self.token_budget, "progress": progress, "poll": self.poll}
 
     def _prompts(self, examples: Sequence[Example], reasoning: Sequence[str | None]) -> list[list[int]]:
         return [

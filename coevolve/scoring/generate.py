@@ -38,6 +38,7 @@ def generate(
     keys: Sequence[int] | None = None,
     token_budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
+    poll: Callable[[], None] | None = None,
 ) -> list[Generation]:
     """One continuation of each prompt.
 
@@ -48,6 +49,7 @@ def generate(
         stop_id: the token that ends a turn.
         sampling: None for greedy decoding.
         keys: R integers that, with the seed, decide each row's noise; its index by default.
+        poll: called before each token; what it raises ends the generation.
 
     Raises:
         TooLongError: a prompt leaves no room for `max_new_tokens` in the model's positions.
@@ -65,9 +67,11 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop_id, pad_token_id=pad_id, use_cache=True
     )
     for rows in batches_by_tokens([len(prompt) + max_new_tokens for prompt in prompts], token_budget):
-        noise = None if sampling is None else [_GumbelNoise(sampling, [keys[row] for row in rows])]
+        processors: list[LogitsProcessor] = [] if poll is None else [_Poll(poll)]
+        if sampling is not None:
+            processors.append(_GumbelNoise(sampling, [keys[row] for row in rows]))
         for row, generation in zip(
-            rows, _generate_batch(model, [prompts[row] for row in rows], config, noise), strict=True
+            rows, _generate_batch(model, [prompts[row] for row in rows], config, processors), strict=True
         ):
             results[row] = generation
         if progress is not None:
@@ -77,7 +81,7 @@ def generate(
 
 @torch.no_grad()
 def _generate_batch(
-    model: torch.nn.Module, prompts: Sequence[Ids], config: GenerationConfig, noise: list[LogitsProcessor] | None
+    model: torch.nn.Module, prompts: Sequence[Ids], config: GenerationConfig, processors: list[LogitsProcessor]
 ) -> list[Generation]:
     device = device_of(model)
     ids_BP, mask_BP = pad(prompts, config.pad_token_id, left=True)
@@ -85,13 +89,25 @@ def _generate_batch(
         input_ids=ids_BP.to(device),
         attention_mask=mask_BP.to(device),
         generation_config=config,
-        logits_processor=LogitsProcessorList(noise or []),
+        logits_processor=LogitsProcessorList(processors),
+        synced_gpus=False,  # the model is whole here; waiting for processes that have less to generate would never end
     )
     generations = []
     for ids in output_BT[:, ids_BP.shape[1] :].tolist():
         finished = config.eos_token_id in ids
         generations.append(Generation(ids[: ids.index(config.eos_token_id)] if finished else ids, finished))
     return generations
+
+
+class _Poll(LogitsProcessor):
+    """Lets somebody look in before each token."""
+
+    def __init__(self, poll: Callable[[], None]):
+        self.poll = poll
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.poll()
+        return scores
 
 
 class _GumbelNoise(LogitsProcessor):

@@ -30,6 +30,7 @@ def score_rows(
     pad_id: int,
     token_budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
+    poll: Callable[[], None] | None = None,
 ) -> list[np.ndarray]:
     """Token log-probabilities of each response after its own prompt.
 
@@ -40,6 +41,7 @@ def score_rows(
         pad_id: any valid id; padded positions are masked.
         token_budget: tokens of one forward pass.
         progress: called with the number of rows done after each pass.
+        poll: called before each pass; what it raises ends the scoring.
 
     Returns:
         R float64 arrays in the order given; array r holds log p(y_t | prompt, y_<t) in nats, length of response r.
@@ -51,6 +53,8 @@ def score_rows(
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     results: list[np.ndarray] = [np.empty(0)] * len(lengths)
     for rows in batches_by_tokens(lengths, token_budget):
+        if poll is not None:
+            poll()
         batch = _forward_rows(model, [prompts[r] for r in rows], [responses[r] for r in rows], pad_id)
         for row, values in zip(rows, batch, strict=True):
             results[row] = values
@@ -68,6 +72,7 @@ def score_pairs(
     pad_id: int,
     token_budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
+    poll: Callable[[], None] | None = None,
 ) -> list[np.ndarray]:
     """Token log-probabilities of responses[j] after prompts[i] for each pair (i, j); each prompt is computed once.
 
@@ -92,6 +97,8 @@ def score_pairs(
         members = [index for i in contexts for index in by_prompt[i]]
         width = max(len(prompts[i]) for i in contexts)
         for chunk in batches_by_tokens([width + len(responses[pairs[m][1]]) for m in members], token_budget):
+            if poll is not None:
+                poll()
             chosen = [members[c] for c in chunk]
             rows = [row_of[int(pairs[m][0])] for m in chosen]
             batch = _forward_on_context(model, context, rows, [responses[pairs[m][1]] for m in chosen], pad_id)

@@ -39,8 +39,8 @@ class Roles(Protocol):
     def acting(self, role: Role | Literal["ref"] | None) -> AbstractContextManager[torch.nn.Module]:
         """The model in evaluation mode as `role`, or as the untouched base for None; undone on leaving."""
 
-    def frozen(self, role: Role) -> AbstractContextManager[torch.nn.Module | None]:
-        """A frozen copy of `role` as it is now, to act as `ref` until leaving.
+    def frozen(self, role: Role, weights: Weights) -> AbstractContextManager[torch.nn.Module | None]:
+        """A frozen copy of `role` with the weights given, to act as `ref` until leaving.
 
         Yields the copy where it is a model of its own, None where it is an adapter.
         """
@@ -48,7 +48,7 @@ class Roles(Protocol):
     def weights(self, role: Role) -> dict[str, Tensor]:
         """A copy on the CPU of what training changes for `role`."""
 
-    def load_weights(self, role: Role, weights: Weights) -> None:
+    def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
         """Put back what `weights` returned."""
 
     def save(self, role: Role, folder: Path) -> None:
@@ -106,11 +106,11 @@ class AdapterRoles:
             self.model.train(training)
 
     @contextmanager
-    def frozen(self, role: Role) -> Iterator[None]:
+    def frozen(self, role: Role, weights: Weights) -> Iterator[None]:
         active = self.model.active_adapter
         self.model.add_adapter(REFERENCE, self.model.peft_config[role])
         try:
-            set_peft_model_state_dict(self.model, self.weights(role), adapter_name=REFERENCE)
+            self.load_weights(REFERENCE, weights)
             self.model.set_adapter(active)
             yield None
         finally:
@@ -121,7 +121,7 @@ class AdapterRoles:
         state = get_peft_model_state_dict(self.model, adapter_name=role)
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
-    def load_weights(self, role: Role, weights: Weights) -> None:
+    def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
         result = set_peft_model_state_dict(self.model, dict(weights), adapter_name=role)
         if result.unexpected_keys:
             raise ArtifactError(f"{role}: weights for unknown modules, the first is {result.unexpected_keys[0]!r}.")
@@ -170,9 +170,10 @@ class SeparateRoles:
             model.train(training)
 
     @contextmanager
-    def frozen(self, role: Role) -> Iterator[torch.nn.Module]:
+    def frozen(self, role: Role, weights: Weights) -> Iterator[torch.nn.Module]:
         self.models[REFERENCE] = copy.deepcopy(self.models[role]).requires_grad_(False)
         try:
+            self.load_weights(REFERENCE, weights)
             yield self.models[REFERENCE]
         finally:
             del self.models[REFERENCE]
@@ -181,7 +182,7 @@ class SeparateRoles:
         # Named parameters list a tied weight once, which is how safetensors wants it.
         return {name: tensor.detach().cpu().clone() for name, tensor in self.models[role].named_parameters()}
 
-    def load_weights(self, role: Role, weights: Weights) -> None:
+    def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
         parameters = dict(self.models[role].named_parameters())
         if set(parameters) != set(weights):
             odd = sorted(set(parameters) ^ set(weights))[0]

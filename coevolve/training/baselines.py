@@ -8,15 +8,16 @@ from coevolve.training.phases import Trainee, estimator_rows, sft
 
 
 def continue_cold_start(
-    trainee: Trainee, examples: Sequence[Example], reasoning: Sequence[str | None], label: str
+    trainee: Trainee, examples: Sequence[Example], reasoning: Sequence[str | None], label: str, part: int, parts: int
 ) -> None:
-    """SFT of the estimator for as many further updates as each round gave it, whether by SFT or by RL.
+    """SFT of the estimator for as many further updates as round `part` gave it, whether by SFT or by RL.
 
-    Each round's worth has the learning-rate schedule of a round's SFT, so that the baseline's rate decays as far.
+    Each round's worth has the learning-rate schedule of a round's SFT, so that the baseline's rate decays as far, and
+    goes on with the optimizer's state as the rounds do.
     """
-    settings = trainee.recipe.estimator_sft or trainee.recipe.cold_start.estimator
-    rows = estimator_rows(trainee.estimator, examples, reasoning)
-    rounds = [steps for steps in trainee.rounds if steps]
-    for index, steps in enumerate(rounds, start=1):
-        title = f"{label}: estimator SFT, part {index} of {len(rounds)}"
-        sft(trainee, ESTIMATOR, rows, settings, title, label, index, steps=steps)
+    steps = trainee.rounds[part - 1]
+    if steps:
+        settings = trainee.recipe.estimator_sft or trainee.recipe.cold_start.estimator
+        rows = estimator_rows(trainee.estimator, examples, reasoning)
+        title = f"{label}: estimator SFT, part {part} of {parts}"
+        sft(trainee, ESTIMATOR, rows, settings, title, label, part, steps=steps, carry=label)

@@ -1,86 +1,225 @@
-"""What a run leaves on disk on its way: `run.json` once, and the weights of both roles after each round.
+"""What a run leaves on disk on its way, and how it is found again.
 
 run/
-  run.json                    recipe, base model, data fingerprint, package versions
-  metrics.jsonl               every figure, a line at a time
-  traces.jsonl                the teacher's reasonings
-  checkpoints/0-cold-start/   connector.safetensors, estimator.safetensors, manifest.json (last)
-  checkpoints/1-round-1/      ...
-  estimator/                  the export
-  results.json                the figures at the end
+  run.json                  recipe, base model, data fingerprint, package versions
+  status.json               where the run is: running, interrupted, finished; and after which checkpoint
+  metrics.jsonl             every figure, a line at a time
+  samples.jsonl             samples of what the models wrote, with their rewards
+  traces.jsonl              the teacher's reasonings
+  checkpoints/00007-round-1-estimator_sft/
+    state.json              everything that is no tensor
+    connector.safetensors   the pair as it was, ...
+    ...                     the best pair, optimizer states, rollouts under way
+    manifest.json           last: sizes and SHA-256 of the other files
+  estimator/                the export
+  results.json              the figures at the end
+
+A checkpoint is written under a temporary name, synced, and renamed; so a directory with a proper name is complete, and
+what the disk did to it afterwards shows in the manifest.
 """
 
-import importlib.metadata
+import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coevolve.errors import ArtifactError
-from coevolve.files import read_json, sha256_file, write_json
-from coevolve.recipe import Recipe, check_recipe, recipe_values
-from coevolve.scoring.roles import ROLES, Role, Roles
-from coevolve.training.setup import Base
+from coevolve.errors import ArtifactError, DataError
+from coevolve.files import read_json, sha256_file, sync_folder, write_json, write_text
 
-RUN = "run.json"
+CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
-PACKAGES = ("coevolve", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets")
+STATE = "state.json"
+FORMAT = "coevolve-checkpoint"
+VERSION = 1
+
+Weights = Mapping[str, Tensor]
 
 
-def start_run(folder: Path, recipe: Recipe, base: Base, data_fingerprint: str) -> None:
-    """Write `run.json`."""
-    write_json(
-        folder / RUN,
-        {
-            "recipe": recipe_values(recipe),
-            "base": {"source": base.source, "path": base.path, "fingerprint": base.fingerprint},
-            "data_fingerprint": data_fingerprint,
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-    )
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint that was read and found undamaged.
+
+    Attributes:
+        folder: where it lies.
+        state: what `state.json` holds.
+        tensors: file name without suffix -> name -> tensor, on the CPU.
+    """
+
+    folder: Path
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
 
 
-def read_run(folder: Path) -> tuple[Recipe, Base, dict[str, Any]]:
-    """The recipe, the base model and the rest of `run.json`.
+@dataclass
+class CheckpointWriter:
+    """Writes the checkpoints of one run, on its main process, and deletes those that are no longer wanted.
+
+    Args:
+        folder: the run's directory.
+        keep: so many of the newest stay, and the newest that holds the best pair.
+    """
+
+    folder: Path
+    keep: int
+    # Of the last checkpoint: id of the weights -> the weights, so that the id stays theirs; their file; its hash.
+    _written: dict[int, tuple[Weights, str, dict[str, Any]]] = field(default_factory=dict)
+    _last: Path = Path()
+
+    def write(self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Weights], *, best: bool) -> Path:
+        """Write a checkpoint and return its directory.
+
+        Args:
+            name: what has just been done, for people.
+            tensors: file name -> weights. A group that is the same object as one written before is not changed
+                since, and is linked instead of written again.
+            best: the pair in it is the best so far.
+
+        Raises:
+            ArtifactError: it cannot be written; the disk may be full. Older checkpoints are as they were.
+        """
+        root = self.folder / CHECKPOINTS
+        number = max((_number(path) for path in _complete(root)), default=0) + 1
+        final = root / f"{number:05d}-{name}"
+        temporary = root / f".{final.name}.tmp"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for leftover in root.glob(".*.tmp"):
+                shutil.rmtree(leftover)
+            temporary.mkdir()
+            files = {}
+            written: dict[int, tuple[Weights, str, dict[str, Any]]] = {}
+            for group, weights in tensors.items():
+                path = temporary / f"{group}.safetensors"
+                description = self._link(path, weights, written) or _save(path, weights)
+                files[path.name] = description
+                written[id(weights)] = (weights, path.name, description)
+            # A figure that is gathered for the log may be NaN; Python reads its own NaN back.
+            write_text(temporary / STATE, json.dumps(state, ensure_ascii=False))
+            files[STATE] = _described(temporary / STATE)
+            manifest = {"format": FORMAT, "version": VERSION, "name": name, "best": best, "files": files}
+            write_json(temporary / MANIFEST, manifest)
+            sync_folder(temporary)
+            temporary.rename(final)
+            sync_folder(root)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise ArtifactError(
+                f"{final}: the checkpoint could not be written ({error}). Make room or mend the directory, and start "
+                "again: the run goes on from the checkpoint before."
+            ) from None
+        self._last, self._written = final, written
+        self._prune(root)
+        return final
+
+    def _link(
+        self, path: Path, weights: Weights, written: Mapping[int, tuple[Weights, str, dict[str, Any]]]
+    ) -> dict[str, Any] | None:
+        """Link a group that has been written already, here or in the last checkpoint; None if it has not."""
+        for folder, groups in ((path.parent, written), (self._last, self._written)):
+            _, name, description = groups.get(id(weights), (None, "", None))
+            if description is not None and (folder / name).is_file():
+                try:
+                    os.link(folder / name, path)
+                    return description
+                except OSError:
+                    return None  # a file system without hard links
+        return None
+
+    def _prune(self, root: Path) -> None:
+        complete = sorted(_complete(root), key=_number)
+        best = [path for path in complete if _holds_best(path)]
+        for path in set(complete[: -self.keep]) - set(best[-1:]):
+            # Renamed first: what is deleted halfway must not look like a checkpoint.
+            doomed = path.with_name(f".{path.name}.tmp")
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint of a run that is undamaged; what is wrong with newer ones is said.
 
     Raises:
-        ArtifactError: there is no run in the folder.
+        ArtifactError: there are checkpoints, and every one is damaged.
     """
-    if not (folder / RUN).is_file():
-        raise ArtifactError(f"{folder}: no {RUN}, so no run of coevolve. Give the --output-dir of a `coevolve train`.")
-    run = read_json(folder / RUN)
-    return check_recipe(run["recipe"], str(folder / RUN)), Base(**run["base"]), run
+    complete = sorted(_complete(folder / CHECKPOINTS), key=_number, reverse=True)
+    for path in complete:
+        try:
+            found = read_checkpoint(path)
+        except ArtifactError as error:
+            say(f"damaged checkpoint, not used: {error}")
+            continue
+        if path != complete[0]:
+            say(f"lost: what was done after {path.name}; it will be done again")
+        return found
+    if complete:
+        raise ArtifactError(
+            f"{folder / CHECKPOINTS}: all {len(complete)} checkpoints are damaged. Restore one from a backup, or give "
+            "a new --output-dir."
+        )
+    return None
 
 
-def save_checkpoint(folder: Path, roles: Roles, facts: Mapping[str, Any]) -> None:
-    """Write both roles' weights and, last, a manifest with their hashes and `facts`."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    files = {}
-    for role in ROLES:
-        path = temporary / f"{role}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in roles.weights(role).items()}, path)
-        files[path.name] = sha256_file(path)
-    write_json(temporary / MANIFEST, {**facts, "files": files})
-    temporary.rename(folder)
+def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """A checkpoint, after a check of every file against the manifest.
 
-
-def load_checkpoint(folder: Path) -> tuple[dict[Role, dict[str, Tensor]], dict[str, Any]]:
-    """Each role's weights, and the manifest.
+    Args:
+        verify: compare the hashes; sizes are always compared.
 
     Raises:
-        ArtifactError: the checkpoint is incomplete or damaged; the file is named.
+        ArtifactError: it is incomplete or damaged; the file is named.
     """
-    if not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder}: no {MANIFEST}, so no complete checkpoint.")
-    manifest = read_json(folder / MANIFEST)
+    if not (path / MANIFEST).is_file():
+        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no complete checkpoint.")
+    try:
+        manifest = read_json(path / MANIFEST)
+    except DataError as error:
+        raise ArtifactError(str(error)) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise ArtifactError(f"{path / MANIFEST}: accepted is format {FORMAT!r}, version {VERSION}.")
     for name, expected in manifest["files"].items():
-        if not (folder / name).is_file():
-            raise ArtifactError(f"{folder / name}: listed in the manifest but missing. Use another checkpoint.")
-        if sha256_file(folder / name) != expected:
-            raise ArtifactError(f"{folder / name}: its SHA-256 differs from the manifest's. Use another checkpoint.")
-    return {role: load_file(folder / f"{role}.safetensors") for role in ROLES}, manifest
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file}: listed in the manifest but missing.")
+        if file.stat().st_size != expected["bytes"]:
+            raise ArtifactError(f"{file}: {file.stat().st_size} bytes, {expected['bytes']} by the manifest.")
+        if verify and sha256_file(file) != expected["sha256"]:
+            raise ArtifactError(f"{file}: its SHA-256 differs from the manifest's.")
+    groups = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
+    tensors = {group: load_file(path / f"{group}.safetensors") for group in groups}
+    return Checkpoint(path, read_json(path / STATE), tensors)
+
+
+def _save(path: Path, weights: Weights) -> dict[str, Any]:
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return _described(path)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def _holds_best(path: Path) -> bool:
+    try:
+        return bool(read_json(path / MANIFEST)["best"])
+    except (DataError, KeyError, TypeError):
+        return False  # damaged, so of no use as the best one
+
+
+def _complete(root: Path) -> list[Path]:
+    """Directories with the name of a finished checkpoint."""
+    if not root.is_dir():
+        return []
+    return [path for path in root.iterdir() if path.is_dir() and path.name.partition("-")[0].isdigit()]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])

@@ -1,7 +1,10 @@
 """Held-out perplexity of golden responses, and what stands beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from coevolve.data.example import Example
 from coevolve.information.perplexity import perplexity
@@ -21,6 +24,25 @@ class Evaluated:
     def perplexity(self) -> float:
         """exp(-sum of log-probabilities / number of tokens), over all responses together."""
         return perplexity(self.scores)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, exactly."""
+        return {"scores": scores_to_json(self.scores), "reasoning": list(self.reasoning)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Evaluated":
+        """What `to_json` gave."""
+        return cls(scores_from_json(values["scores"]), values["reasoning"])
+
+
+def scores_to_json(scores: Scores) -> dict[str, list]:
+    """As JSON values; a float's shortest decimal form is read back as the same float."""
+    return {"sum": scores.sum.tolist(), "tokens": scores.tokens.tolist()}
+
+
+def scores_from_json(values: Mapping[str, list]) -> Scores:
+    """What `scores_to_json` gave."""
+    return Scores(np.array(values["sum"], dtype=np.float64), np.array(values["tokens"], dtype=np.int64))
 
 
 def golden_responses(examples: Sequence[Example]) -> list[str]:

@@ -11,7 +11,8 @@ from coevolve.recipe import Recipe
 from coevolve.scoring.artifact import replace_folder, write_manifest
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import ROLES
-from coevolve.training.checkpoints import load_checkpoint, read_run
+from coevolve.training.checkpoints import read_checkpoint
+from coevolve.training.run_folder import read_run
 from coevolve.training.setup import Base, build_estimator, build_renderer
 
 NORMALISATION = (
@@ -63,26 +64,26 @@ def export_estimator(
 def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Make an estimator directory from a checkpoint of a run (`RUN/checkpoints/NAME`).
 
+    In the middle of a phase it is the pair as it was when the phase began.
+
     Raises:
         ArtifactError: the checkpoint or its run is incomplete, or the base model has changed since.
     """
-    weights, checkpoint_manifest = load_checkpoint(checkpoint)
+    found = read_checkpoint(checkpoint)
     recipe, base, run = read_run(checkpoint.parent.parent)
     from coevolve.scoring.models import base_fingerprint
 
-    found = base_fingerprint(base.path)
-    if found != base.fingerprint:
+    fingerprint = base_fingerprint(base.path)
+    if fingerprint != base.fingerprint:
         raise ArtifactError(
-            f"{base.path}: this base model's fingerprint is {found}; the run was trained on {base.fingerprint}. "
+            f"{base.path}: this base model's fingerprint is {fingerprint}; the run was trained on {base.fingerprint}. "
             "Put the original base model back."
         )
     estimator = build_estimator(recipe, base, build_renderer(recipe, base))
     for role in ROLES:
-        estimator.roles.load_weights(role, weights[role])
-    facts = {key: value for key, value in checkpoint_manifest.items() if key != "files"}
-    return export_estimator(
-        folder, estimator, recipe, base, training_facts(recipe, run["data_fingerprint"], checkpoint.name, facts)
-    )
+        estimator.roles.load_weights(role, found.tensors[role])
+    facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, found.state["facts"])
+    return export_estimator(folder, estimator, recipe, base, facts)
 
 
 def training_facts(

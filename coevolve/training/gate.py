@@ -5,24 +5,24 @@ than it is until the estimator has been trained on them. Such a phase is on prob
 is judged: then both are kept, or both are rolled back to the best pair.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from coevolve.data.example import Example
-from coevolve.scoring.roles import CONNECTOR, ROLES, Role
+from coevolve.scoring.roles import CONNECTOR, ROLES, Role, Weights
 from coevolve.training.evaluation import Evaluated, evaluate
 from coevolve.training.phases import Trainee
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A pair as it was, with the reasonings that its estimator was trained with and its held-out scores."""
+    """A pair as it was, with all that its training would go on from, and its held-out scores."""
 
-    weights: dict[Role, dict[str, Tensor]]
-    reasoning: list[str]
+    weights: Mapping[Role, Weights]
+    optimizers: Mapping[str, Weights]
+    reasoning: Sequence[str]
+    chosen: Sequence[int]
     held_out: Evaluated
 
 
@@ -30,14 +30,18 @@ class Gate:
     """Judges phases by held-out examples that nothing trains on.
 
     Attributes:
-        best: the pair to return to.
+        best: the pair to return to; None before `start`.
         verdicts: round, phase, perplexity before and after, and whether it was kept; None while on probation.
     """
 
     def __init__(self, trainee: Trainee, examples: Sequence[Example], tolerance: float):
         self.trainee, self.examples, self.tolerance = trainee, examples, tolerance
         self.verdicts: list[dict[str, Any]] = []
-        self._on_probation: list[dict[str, Any]] = []
+        self.best: Snapshot | None = None
+        self._reasoning: Sequence[str | None] | None = None
+
+    def start(self) -> None:
+        """The pair as it is now is the first one to beat."""
         self.best = self._snapshot(self._evaluate("after the cold start", None))
 
     def judge(self, index: int, phase: str, role: Role, *, may_wait: bool) -> None:
@@ -51,7 +55,6 @@ class Gate:
         before, after = self.best.held_out.perplexity, held_out.perplexity
         verdict = {"round": index, "phase": phase, "before": before, "after": after, "kept": None}
         self.verdicts.append(verdict)
-        self._on_probation.append(verdict)
         change = f"gate: {phase}: held-out perplexity {before:.4f} -> {after:.4f}"
         if after <= before * (1 + self.tolerance):
             self._settle(kept=True)
@@ -66,24 +69,63 @@ class Gate:
             self.trainee.record.say(f"{change}, got worse: rolled back {undone}")
         self.trainee.record.log({**self.trainee.where, "gate/perplexity": after, "gate/kept": verdict["kept"]})
 
+    def note_refresh(self) -> None:
+        """The best pair's connector has written new reasonings: they stay, even if what is trained on them goes."""
+        if not self._on_probation:
+            self.best = replace(self.best, reasoning=list(self.trainee.reasoning), chosen=list(self.trainee.chosen))
+
+    @property
+    def holds_best(self) -> bool:
+        """Whether the pair as it is now is the best one."""
+        return self.best is not None and all(self.trainee.pair[role] is self.best.weights[role] for role in ROLES)
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint needs beside the tensors of `best`, as JSON."""
+        if self.best is None:
+            return None
+        return {
+            "verdicts": self.verdicts,
+            "held_out": self.best.held_out.to_json(),
+            "best_reasoning": list(self.best.reasoning),
+            "best_chosen": list(self.best.chosen),
+            "reasoning": list(self._reasoning),
+        }
+
+    def restore(
+        self, state: Mapping[str, Any], weights: Mapping[Role, Weights], optimizers: Mapping[str, Weights]
+    ) -> None:
+        """Go on from what `state` gave."""
+        self.verdicts[:] = state["verdicts"]
+        held_out = Evaluated.from_json(state["held_out"])
+        self.best = Snapshot(weights, optimizers, state["best_reasoning"], state["best_chosen"], held_out)
+        self._reasoning = state["reasoning"]
+
+    @property
+    def _on_probation(self) -> list[dict[str, Any]]:
+        return [verdict for verdict in self.verdicts if verdict["kept"] is None]
+
     def _settle(self, *, kept: bool) -> None:
         for verdict in self._on_probation:
             verdict["kept"] = kept
-        self._on_probation.clear()
 
     def _roll_back(self) -> None:
+        trainee = self.trainee
         for role in ROLES:
-            self.trainee.estimator.roles.load_weights(role, self.best.weights[role])
-        self.trainee.reasoning[:] = self.best.reasoning
+            trainee.load(role, self.best.weights[role])
+        trainee.optimizers = dict(self.best.optimizers)
+        trainee.reasoning[:] = self.best.reasoning
+        trainee.chosen = list(self.best.chosen)
         self._reasoning = self.best.held_out.reasoning
 
     def _snapshot(self, held_out: Evaluated) -> Snapshot:
-        roles = self.trainee.estimator.roles
-        return Snapshot({role: roles.weights(role) for role in ROLES}, list(self.trainee.reasoning), held_out)
+        trainee = self.trainee
+        return Snapshot(
+            dict(trainee.pair), dict(trainee.optimizers), list(trainee.reasoning), list(trainee.chosen), held_out
+        )
 
     def _evaluate(self, title: str, reasoning: Sequence[str | None] | None) -> Evaluated:
         held_out = evaluate(
-            self.trainee.estimator,
+            self.trainee.spread,
             self.examples,
             self.trainee.record,
             f"held-out evaluation {title}",

@@ -1,6 +1,7 @@
 """The synthetic world's side of a run: policies to be judged, and the exact answers beside the estimates."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ class KnownTruth:
         known = role_players(self.world)
         return [known[name] for name in JUDGED]
 
+    @cached_property
     def responses(self) -> dict[str, dict[str, str]]:
         """Policy name -> sample_ID -> response, for every test example."""
         answers = {}
@@ -50,10 +52,12 @@ class KnownTruth:
 
     def write(self, folder: Path) -> None:
         """The world as files, as any other data would come: `dialogues.json`, and `NAME.jsonl` of each policy."""
-        self.corpus.to_json(folder / "dialogues.json")
-        for name, by_id in self.responses().items():
-            rows = [{"sample_ID": sample_id, "response": text} for sample_id, text in by_id.items()]
-            write_jsonl(folder / f"{name}.jsonl", rows)
+        if not (folder / "dialogues.json").exists():
+            self.corpus.to_json(folder / "dialogues.json")
+        for name, by_id in self.responses.items():
+            if not (folder / f"{name}.jsonl").exists():
+                rows = [{"sample_ID": sample_id, "response": text} for sample_id, text in by_id.items()]
+                write_jsonl(folder / f"{name}.jsonl", rows)
 
     def exact_remid(self) -> dict[tuple[str, str], float]:
         """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, nats per token.

@@ -12,6 +12,7 @@ from coevolve.information.perplexity import compare_perplexities, perplexity
 from coevolve.recipe import Recipe
 from coevolve.remid.table import remid_table
 from coevolve.scoring.scores import Scores
+from coevolve.training.evaluation import scores_from_json, scores_to_json
 
 SCHEMA = "coevolve.run/1"
 
@@ -46,6 +47,39 @@ class Outcome:
             name: {split: perplexity(scores) for split, scores in by_split.items()}
             for name, by_split in self._scores.items()
         }
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs of it, as JSON."""
+        scores = {
+            name: {split: scores_to_json(values) for split, values in by_split.items()}
+            for name, by_split in self._scores.items()
+        }
+        exact = None if self.exact is None else [[*place, value] for place, value in self.exact.items()]
+        return {
+            "scores": scores,
+            "subsets": self._subsets,
+            "remid": self.remid,
+            "floors": self.floors,
+            "exact": exact,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._scores = {
+            name: {split: scores_from_json(values) for split, values in by_split.items()}
+            for name, by_split in state["scores"].items()
+        }
+        self._subsets = dict(state["subsets"])
+        self.remid = state["remid"]
+        self.floors = state["floors"]
+        if state["exact"] is not None:
+            self.exact = {(model, row): value for model, row, value in state["exact"]}
+
+    def forget(self) -> None:
+        """Forget what was measured: the run trains on."""
+        self._scores.clear()
+        self._subsets.clear()
+        self.remid = None
 
     def results(self, *, seconds: float) -> dict[str, Any]:
         """What `results.json` holds.

@@ -1,11 +1,17 @@
 """A whole run: traces, cold start, gated rounds, baselines, export, R-EMID.
 
+A run is a list of stages, each done once. After every stage, and now and then inside a long one, all that the rest
+depends on is written down; a run that is started again finds its place, and does from there on what it would have
+done without the interruption, to the bit.
+
 Deviations from the published procedure: every phase is gated on held-out perplexity and rolled back if it made it
 worse; the gate looks at a part of IDTrain that nothing trains on, never at a test split.
 """
 
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,27 +19,28 @@ from typing import Any
 from accelerate import PartialState
 
 from coevolve.data.corpus import Corpus
-from coevolve.data.example import Example
 from coevolve.data.responses import read_responses
-from coevolve.errors import ArtifactError, RecipeError
 from coevolve.files import write_json
 from coevolve.progress import from_totals, quieten_libraries
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe, recipe_values
 from coevolve.remid.evaluate import evaluate_remid
-from coevolve.scoring.estimator import ProbabilityEstimator
-from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
-from coevolve.training.checkpoints import RUN, save_checkpoint, start_run
-from coevolve.training.engines import steps_of
-from coevolve.training.evaluation import evaluate, golden_responses
+from coevolve.training.checkpoints import Checkpoint, CheckpointWriter
+from coevolve.training.diagnostics import diagnose, drift, warnings_in
+from coevolve.training.engines import Segment
+from coevolve.training.evaluation import Evaluated, evaluate, golden_responses
 from coevolve.training.export import export_estimator, training_facts
 from coevolve.training.gate import Gate
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.outcome import Outcome
 from coevolve.training.phases import Trainee
-from coevolve.training.record import Record
+from coevolve.training.processes import Interrupted, Processes
+from coevolve.training.record import Record, environment_facts
+from coevolve.training.run_folder import RunFolder
+from coevolve.training.seeds import derive_seed
 from coevolve.training.setup import (
     Base,
     Dialogues,
@@ -44,6 +51,8 @@ from coevolve.training.setup import (
     split_dialogues,
     world_seed,
 )
+from coevolve.training.spread import SpreadEstimator
+from coevolve.training.stopping import Stop
 from coevolve.training.tracing import Tracer
 
 PHASES: Mapping[str, tuple[Callable[[Trainee, int], None], Role | None]] = {
@@ -55,80 +64,454 @@ PHASES: Mapping[str, tuple[Callable[[Trainee, int], None], Role | None]] = {
 
 
 def train(
-    recipe: Recipe, output_dir: str | Path, *, environ: Mapping[str, str] = MappingProxyType({})
+    recipe: Recipe,
+    output_dir: str | Path,
+    *,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    resume: str | Path = "auto",
+    force: bool = False,
+    stop: Stop | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe and return what `results.json` holds.
+    """Run the recipe, from its beginning or from where it was left, and return what `results.json` holds.
 
     Args:
         recipe: checked already.
-        output_dir: a new or empty directory.
+        output_dir: a directory of this run's own; all processes of it must see the same one.
         environ: where a teacher's key is looked up, under the name that the recipe gives.
+        resume: `auto` goes on with the run that the directory holds, if there is one; `never` refuses such a
+            directory; a path is the checkpoint to go on from.
+        force: go on although the recipe has changed in what is trained.
+        stop: asked now and then whether to leave.
 
     Raises:
-        ArtifactError: the directory holds a run.
+        Interrupted: the run was asked to stop; it is saved.
+        ArtifactError: the directory is in use, holds a run that cannot be resumed, or cannot be written.
         DataError, RecipeError, TooLongError: before anything is trained.
+        ProcessError: another process failed or died; it is named.
     """
-    folder = Path(output_dir)
-    if (folder / RUN).exists():
-        raise ArtifactError(f"{folder} holds a run already. Give another --output-dir, or delete that one.")
-    folder.mkdir(parents=True, exist_ok=True)
     quieten_libraries()
-    state = PartialState()
-    if state.num_processes > 1:
-        raise RecipeError(
-            f"{state.num_processes} processes were launched; a run takes one so far. Use launch/one_gpu.yaml or "
-            "launch/one_cpu.yaml, or --num_processes 1."
-        )
-    record = Record(folder, main=state.is_main_process)
+    # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a million objects.
+    gc.freeze()
+    state = PartialState(cpu=recipe.model.device == "cpu")
+    processes = Processes(state.device, stop or Stop())
+    folder = RunFolder(Path(output_dir), processes)
+    error: BaseException | None = None
     try:
-        return Run(recipe, folder, record, state, environ).go()
+        with folder.held():
+            checkpoint = folder.find(recipe, resume, force=force)
+            record = Record(folder.path, main=processes.main)
+            try:
+                return Run(recipe, folder, record, processes, environ, checkpoint).go()
+            finally:
+                record.close()
+    except BaseException as raised:
+        error = raised if isinstance(raised, Interrupted) else processes.explain(raised)
+        raise error from (None if error is not raised else raised.__cause__)
     finally:
-        record.close()
+        processes.close(None if isinstance(error, Interrupted) else error)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that is done once."""
+
+    name: str
+    work: Callable[[], None]
 
 
 class Run:
     """One run in progress."""
 
-    def __init__(self, recipe: Recipe, folder: Path, record: Record, state: PartialState, environ: Mapping[str, str]):
-        self.recipe, self.folder, self.record, self.state = recipe, folder, record, state
-        self.began = time.monotonic()
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        record: Record,
+        processes: Processes,
+        environ: Mapping[str, str],
+        checkpoint: Checkpoint | None,
+    ):
+        self.recipe, self.folder, self.record, self.processes = recipe, folder, record, processes
+        record.resume(record.state() if checkpoint is None else checkpoint.state["record"])
         corpus = self._read_data()
-        self.base: Base = prepare_base(recipe, folder)
+        self.base: Base = processes.on_main_first(lambda: prepare_base(recipe, folder.path))
         self.renderer: Renderer = build_renderer(recipe, self.base)
         self.data: Dialogues = split_dialogues(recipe, corpus, self.renderer, record)
         self.truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus) if recipe.data.world else None
         self.responses = self._read_responses()
-        self.tracer = Tracer(recipe, self.data.train, self.renderer, record, environ)
         self.outcome = Outcome(recipe)
-        if state.is_main_process:
-            start_run(folder, recipe, self.base, self.data.fingerprint)
-            if self.truth is not None:
-                self.truth.write(folder / "world")
-        if recipe.logging.report_to:
-            record.start_wandb(project=recipe.logging.project, name=recipe.name, config=recipe_values(recipe))
+        folder.begin(recipe, self.base, self.data.fingerprint)
+        if self.truth is not None:
+            processes.on_main(lambda: self.truth.write(folder.path / "world"))
+        self._start_trackers()
+
+        self.tracer = Tracer(recipe, self.data.train, self.renderer, record, environ)
+        path = folder.path / "traces.jsonl"
+        self.examples, self.traces = processes.on_main_first(lambda: self.tracer.collect(self.data.train, path))
+        estimator = build_estimator(recipe, self.base, self.renderer, processes.device)
+        estimator.poll = processes.stop.poll
+        self.trainee = Trainee(
+            recipe=recipe,
+            estimator=estimator,
+            spread=SpreadEstimator(estimator, processes),
+            train=self.examples,
+            reasoning=list(self.traces),
+            record=record,
+            processes=processes,
+            watcher=self,
+        )
+        self.gate = Gate(self.trainee, self.data.validation, recipe.rounds.gate_tolerance)
+        self.outcome.gates = self.gate.verdicts
+        self.kept: dict[str, dict[Role, Weights]] = {"untrained": dict(self.trainee.pair)}
+        self.done: list[str] = []
+        self.probe: Evaluated | None = None
+        self.trained_updates: dict[Role, int] = {}
+        self.saved = time.monotonic()
+        self.writer = CheckpointWriter(folder.path, recipe.checkpoints.keep)
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
     def go(self) -> dict[str, Any]:
-        """Everything, in order."""
-        examples, traces = self.tracer.collect(self.data.train, self.folder / "traces.jsonl")
-        estimator = build_estimator(self.recipe, self.base, self.renderer)
-        untrained = estimator.roles.weights(ESTIMATOR)
-        trainee = Trainee(
-            self.recipe, estimator, examples, list(traces), self.record, processes=self.state.num_processes
-        )
-        self._cold_start(trainee, traces)
-        cold = {role: estimator.roles.weights(role) for role in ROLES}
-        for index in range(1, self.recipe.rounds.count + 1):
-            self._round(trainee, index)
-        trained = {role: estimator.roles.weights(role) for role in ROLES}
-        self._evaluate_tests(estimator, "full")
-        self._export(trainee)
-        self._remid(estimator)
-        self._baselines(trainee, cold, untrained, examples, traces)
-        for role in ROLES:
-            estimator.roles.load_weights(role, trained[role])
-        return self._finish()
+        """Every stage that is not done yet, in order."""
+        for stage in self.stages():
+            if stage.name in self.done:
+                continue
+            self.stage = stage.name
+            self.folder.say_status("running", stage=stage.name, where=self.trainee.where)
+            try:
+                self.processes.agree()
+                stage.work()
+            except Interrupted:
+                saved = self._save(self.trainee.segment)
+                reason = self.processes.stop.reason
+                self.folder.say_status(
+                    "interrupted", stage=stage.name, where=self.trainee.where, checkpoint=saved, reason=reason
+                )
+                raise
+            self.done.append(stage.name)
+            self._save(None)
+        results = self._finish()
+        self.folder.say_status("finished", stage="", where={})
+        return results
 
-    # Parts, in the order in which they come.
+    def stages(self) -> list[Stage]:
+        """The whole run, in order."""
+        recipe, stages = self.recipe, []
+
+        def add(name: str, work: Callable[..., None], *arguments: Any, **options: Any) -> None:
+            stages.append(Stage(name, lambda: work(*arguments, **options)))
+
+        for role in ROLES:
+            add(f"cold-start-{role}", self._cold_start, role)
+        add("cold-start-gate", self._first_gate)
+        for index in range(1, recipe.rounds.count + 1):
+            for position, name in enumerate(recipe.rounds.phases):
+                add(f"round-{index}-{name}", self._phase, index, name)
+                if PHASES[name][1] is not None:
+                    may_wait = "estimator_sft" in recipe.rounds.phases[position + 1 :]
+                    add(f"round-{index}-{name}-gate", self._judge, index, name, may_wait=may_wait)
+            add(f"round-{index}-diagnosis", self._diagnose, index)
+        add("trained", self._training_ends)
+        self._add_evaluation(add, "full")
+        add("export", self._export)
+        if self.responses:
+            add("remid", self._remid)
+        if recipe.baselines.without_corl or recipe.baselines.oracle:
+            for part in range(1, recipe.rounds.count + 1):
+                add(f"without_corl-{part}", self._without_corl, part)
+            if not recipe.rounds.count:
+                add("without_corl-0", self._take, "cold", ROLES)
+            if recipe.baselines.without_corl:
+                self._add_evaluation(add, "without_corl")
+            if recipe.baselines.oracle:
+                for split in self.data.tests:
+                    add(f"oracle-{split}", self._oracle, split)
+        if recipe.baselines.without_reasoning:
+            add("without_reasoning-0", self._without_reasoning_cold)
+            for part in range(1, recipe.rounds.count + 1):
+                add(f"without_reasoning-{part}", self._without_reasoning, part)
+            self._add_evaluation(add, "without_reasoning", without_reasoning=True)
+        if self.truth is not None:
+            add("truth", self._exact)
+        return stages
+
+    def _add_evaluation(self, add: Callable[..., None], name: str, *, without_reasoning: bool = False) -> None:
+        for split in self.data.tests:
+            add(f"{name}-{split}", self._evaluate, name, split, without_reasoning=without_reasoning)
+        if self.recipe.evaluation.marginal_samples and not without_reasoning:
+            for split in self.data.tests:
+                add(f"{name}-marginal-{split}", self._evaluate_marginal, name, split)
+
+    # What looks after the phases (engines.Watcher, phases.RunWatcher).
+
+    def after_step(self, step: int, capture: Callable[[], Segment]) -> None:
+        every = self.recipe.checkpoints.every_steps
+        (due,) = self.processes.agree(self._is_due() or (every is not None and step % every == 0))
+        if due:
+            self._save(capture())
+
+    def after_part(self) -> None:
+        (due,) = self.processes.agree(self._is_due())
+        if due:
+            self._save(None)
+
+    def between(self) -> None:
+        self.processes.agree()
+
+    def poll(self) -> None:
+        self.processes.stop.poll()
+
+    def _is_due(self) -> bool:
+        return self.processes.main and time.monotonic() - self.saved >= 60 * self.recipe.checkpoints.every_minutes
+
+    # Saving and finding one's place.
+
+    def _save(self, segment: Segment | None) -> str:
+        """Write a checkpoint; returns its name on the main process. A collective call."""
+        trainee = self.trainee
+        tensors: dict[str, Weights] = {}
+        for role in ROLES:
+            tensors[str(role)] = trainee.pair[role]
+        for name, pair in self.kept.items():
+            if name != "untrained":  # which follows from the seed
+                tensors.update({f"{name}-{role}": weights for role, weights in pair.items()})
+        tensors.update({f"optimizer-{name}": state for name, state in trainee.optimizers.items() if state})
+        if self.gate.best is not None:
+            tensors.update({f"best-{role}": weights for role, weights in self.gate.best.weights.items()})
+            optimizers = self.gate.best.optimizers.items()
+            tensors.update({f"best-optimizer-{name}": state for name, state in optimizers if state})
+        under_way = None
+        if segment is not None:
+            under_way = {"step": segment.step, "figures": segment.figures, "rollouts": len(segment.rollouts)}
+            tensors["segment-weights"] = segment.weights
+            tensors["segment-optimizer"] = segment.optimizer
+            for rank, rollouts in enumerate(segment.rollouts):
+                tensors[f"segment-rollouts-{rank}"] = rollouts
+        state = {
+            "done": self.done,
+            "stage": self.stage,
+            "processes": self.processes.count,
+            "segment": under_way,
+            "texts": trainee.texts,
+            "reasoning": trainee.reasoning,
+            "chosen": trainee.chosen,
+            "updates": trainee.updates,
+            "trained_updates": self.trained_updates,
+            "rounds": trainee.rounds,
+            "where": trainee.where,
+            "gate": self.gate.state(),
+            "outcome": self.outcome.state(),
+            "record": self.record.state(),
+            "probe": None if self.probe is None else self.probe.to_json(),
+            "facts": self._facts(),
+        }
+        name = self.stage if segment is None else f"{self.stage}-step-{segment.step}"
+        tensors = {group: weights for group, weights in tensors.items() if weights}
+        path = self.processes.on_main(
+            lambda: self.writer.write(name, state, tensors, best=segment is None and self.gate.holds_best)
+        )
+        self.saved = time.monotonic()
+        return path.name if path else ""
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state, tensors, trainee = checkpoint.state, checkpoint.tensors, self.trainee
+        self.done = list(state["done"])
+        self.probe = None if state["probe"] is None else Evaluated.from_json(state["probe"])
+        trainee.reasoning[:] = state["reasoning"]
+        trainee.chosen = state["chosen"]
+        trainee.texts = state["texts"]
+        trainee.updates = state["updates"]
+        self.trained_updates = state["trained_updates"]
+        trainee.rounds = state["rounds"]
+        trainee.where = state["where"]
+        trainee.optimizers = _named(tensors, "optimizer-")
+        for name in ("cold", "trained"):
+            pair = {role: tensors[f"{name}-{role}"] for role in ROLES if f"{name}-{role}" in tensors}
+            if pair:
+                self.kept[name] = pair
+        for role in ROLES:
+            trainee.load(role, tensors[role])
+        if state["gate"] is not None:
+            best = {role: tensors[f"best-{role}"] for role in ROLES}
+            self.gate.restore(state["gate"], best, _named(tensors, "best-optimizer-"))
+        self.outcome.restore(state["outcome"])
+        under_way = state["segment"]
+        if under_way is not None:
+            rollouts = [tensors.get(f"segment-rollouts-{rank}", {}) for rank in range(under_way["rollouts"])]
+            trainee.segment = Segment(
+                step=under_way["step"],
+                weights=tensors.get("segment-weights", {}),
+                optimizer=tensors.get("segment-optimizer", {}),
+                rollouts=rollouts,
+                figures=under_way["figures"],
+            )
+        if "export" in self.done and not (self.folder.path / "estimator").exists():
+            self.done.remove("export")
+        self._add_rounds()
+        self.record.say(f"resumed from {checkpoint.folder.name}")
+        if state["processes"] != self.processes.count:
+            self.record.say(
+                f"{self.processes.count} processes go on from {state['processes']}: the same prompts and batches; "
+                "sums are taken in another order, so figures agree up to rounding"
+            )
+
+    def _add_rounds(self) -> None:
+        """Rounds that were added to the recipe come before what was done with the pair that had been final."""
+        added = any(stage.name.startswith("round-") and stage.name not in self.done for stage in self.stages())
+        if added and "trained" in self.done:
+            self.done = self.done[: self.done.index("trained")]
+            trainee = self.trainee
+            self._take("trained", ROLES)
+            trainee.updates = dict(self.trained_updates)
+            trainee.optimizers = {name: state for name, state in trainee.optimizers.items() if name in PHASES}
+            trainee.segment, trainee.texts = None, []
+            self.outcome.forget()
+
+    # Stages, in the order in which they come.
+
+    def _cold_start(self, role: Role) -> None:
+        trainee = self.trainee
+        trainee.where = {"coevolve/round": 0, "coevolve/phase": "cold_start"}
+        build = phases.connector_rows if role == CONNECTOR else phases.estimator_rows
+        rows = build(trainee.estimator, trainee.train, self.traces)
+        settings = getattr(self.recipe.cold_start, role)
+        phases.sft(trainee, role, rows, settings, f"cold start: {role} SFT", "cold", role)
+
+    def _first_gate(self) -> None:
+        self._keep("cold")
+        self.gate.start()
+        self.probe = self.gate.best.held_out
+
+    def _phase(self, index: int, name: str) -> None:
+        trainee = self.trainee
+        trainee.where = {"coevolve/round": index, "coevolve/phase": name}
+        self.record.say(f"round {index} of {self.recipe.rounds.count}: {name}")
+        updates = trainee.updates[ESTIMATOR]
+        PHASES[name][0](trainee, index)
+        trainee.rounds += [0] * (index - len(trainee.rounds))
+        trainee.rounds[index - 1] += trainee.updates[ESTIMATOR] - updates
+        if name == "refresh":
+            self.gate.note_refresh()
+
+    def _judge(self, index: int, name: str, *, may_wait: bool) -> None:
+        self.gate.judge(index, name, PHASES[name][1], may_wait=may_wait)
+
+    def _diagnose(self, index: int) -> None:
+        """What shows whether the pair evolves as it should, on held-out examples."""
+        trainee, examples = self.trainee, self.data.validation
+        golden, spread = golden_responses(examples), trainee.spread
+        title = f"round {index}: diagnosis on {len(examples)} held-out examples"
+        with self.record.task(title, 1) as advance:
+            reasoning = self.gate.best.held_out.reasoning
+            seed = derive_seed(self.recipe.seed, "diagnosis", index)
+            values = diagnose(spread, examples, golden, reasoning, seed=seed)
+            values |= drift(self.probe.scores, spread.log_prob(examples, golden, self.probe.reasoning))
+            advance(1)
+        self.record.log({"coevolve/round": index, **values})
+        for warning in warnings_in(values):
+            self.record.say(f"warning: {warning}")
+
+    def _keep(self, name: str) -> None:
+        self.kept[name] = dict(self.trainee.pair)
+
+    def _training_ends(self) -> None:
+        self._keep("trained")
+        self.trained_updates = dict(self.trainee.updates)
+
+    def _take(self, name: str, roles: tuple[Role, ...]) -> None:
+        for role in roles:
+            self.trainee.load(role, self.kept[name][role])
+
+    def _evaluate(self, name: str, split: str, *, without_reasoning: bool) -> None:
+        examples = self.data.tests[split]
+        reasoning = [None] * len(examples) if without_reasoning else None
+        title = f"{name}: {split}, {len(examples)} examples"
+        evaluated = evaluate(self.trainee.spread, examples, self.record, title, reasoning=reasoning)
+        self.outcome.perplexity(name, split, examples, evaluated.scores)
+        self.record.log({"coevolve/phase": name, f"eval/perplexity/{split}": evaluated.perplexity})
+
+    def _evaluate_marginal(self, name: str, split: str) -> None:
+        examples, samples = self.data.tests[split], self.recipe.evaluation.marginal_samples
+        title = f"{name}: {split}, log-mean over {samples} sampled reasonings"
+        with self.record.task(title, 2 * samples * len(examples)) as advance:
+            scores = self.trainee.spread.log_prob_marginal(
+                examples, golden_responses(examples), samples=samples, seed=self.recipe.seed, progress=advance
+            )
+        self.outcome.perplexity(f"{name}_marginal_{samples}", split, examples, scores)
+
+    def _without_corl(self, part: int) -> None:
+        if part == 1 and self.trainee.segment is None:
+            self._take("cold", ROLES)
+        self.trainee.where = {"coevolve/phase": "without_corl"}
+        parts = self.recipe.rounds.count
+        continue_cold_start(self.trainee, self.examples, self.traces, "without_corl", part, parts)
+
+    def _without_reasoning_cold(self) -> None:
+        trainee = self.trainee
+        if trainee.segment is None:
+            self._take("untrained", (ESTIMATOR,))
+        trainee.where = {"coevolve/phase": "without_reasoning"}
+        rows = phases.estimator_rows(trainee.estimator, self.examples, [None] * len(self.examples))
+        settings = self.recipe.cold_start.estimator
+        phases.sft(trainee, ESTIMATOR, rows, settings, "without_reasoning: estimator SFT", "without_reasoning")
+
+    def _without_reasoning(self, part: int) -> None:
+        nothing = [None] * len(self.examples)
+        parts = self.recipe.rounds.count
+        continue_cold_start(self.trainee, self.examples, nothing, "without_reasoning", part, parts)
+
+    def _oracle(self, split: str) -> None:
+        """The ceiling: the teacher's own features of the test responses, which no connector can know."""
+        path = self.folder.path / "oracle" / f"{split}.jsonl"
+        kept, traces = self.processes.on_main_first(lambda: self.tracer.collect(self.data.tests[split], path))
+        evaluated = evaluate(self.trainee.spread, kept, self.record, f"oracle: {split}", reasoning=traces)
+        self.outcome.perplexity("oracle", split, kept, evaluated.scores)
+
+    def _export(self) -> None:
+        facts = training_facts(self.recipe, self.data.fingerprint, "end of the run", self._facts())
+        folder = self.folder.path / "estimator"
+        # Elsewhere than in the directory where it began, a run may come here when the baselines are in memory.
+        pair = dict(self.trainee.pair)
+        self._take("trained", ROLES)
+        self.processes.on_main(lambda: export_estimator(folder, self.trainee.estimator, self.recipe, self.base, facts))
+        for role in ROLES:
+            self.trainee.load(role, pair[role])
+        self.record.say(f"exported the probability estimator to {folder}")
+        self.record.artifact(folder, name=f"{self.recipe.name}-estimator", type="model", metadata=facts["training"])
+
+    def _remid(self) -> None:
+        corpus = Corpus(
+            splits={split: tuple(rows) for split, rows in self.data.tests.items()}, source=self.data.corpus.source
+        )
+        total = len(self.data.test_examples)
+        with self.record.task(f"R-EMID of {len(self.responses)} models, {total} contexts", total) as advance:
+            report = from_totals(advance)
+            self.outcome.remid = evaluate_remid(
+                self.trainee.spread,
+                corpus,
+                self.responses,
+                negatives=self.recipe.remid.negatives,
+                seed=self.recipe.seed,
+                contexts_at_once=32 * self.processes.count,
+                progress=lambda what, done, total: report(done),
+            )
+        for row in self.outcome.remid["subsets"]:
+            values = {f"eval/remi/{row['row']}/{name}": model["remi"] for name, model in row["models"].items()}
+            self.record.log({"coevolve/phase": "remid", **values})
+
+    def _exact(self) -> None:
+        self.outcome.floors = self.truth.floors()
+        self.outcome.exact = self.truth.exact_remid()
+
+    def _finish(self) -> dict[str, Any]:
+        results = self.outcome.results(seconds=self.record.seconds)
+        path = self.folder.path / "results.json"
+        self.processes.on_main(lambda: write_json(path, results))
+        self.outcome.show(self.record.console)
+        self.record.say(f"results: {path}")
+        return results
+
+    # What they need.
 
     def _read_data(self) -> Corpus:
         self.record.say(f"coevolve: recipe {self.recipe.name}, seed {self.recipe.seed}")
@@ -147,149 +530,35 @@ class Run:
             responses[name] = {example.sample_id: by_id[example.sample_id] for example in examples}
         if self.truth is not None:
             wanted = {example.sample_id for example in examples}
-            for name, by_id in self.truth.responses().items():
+            for name, by_id in self.truth.responses.items():
                 responses[name] = {key: text for key, text in by_id.items() if key in wanted}
         return responses
 
-    def _cold_start(self, trainee: Trainee, traces: Sequence[str]) -> None:
-        trainee.where = {"coevolve/round": 0, "coevolve/phase": "cold_start"}
-        rows = {
-            CONNECTOR: phases.connector_rows(trainee.estimator, trainee.train, traces),
-            ESTIMATOR: phases.estimator_rows(trainee.estimator, trainee.train, traces),
-        }
-        for role in ROLES:
-            settings = getattr(self.recipe.cold_start, role)
-            steps = steps_of(settings, len(rows[role]), trainee.processes)
-            phases.sft(trainee, role, rows[role], settings, f"cold start: {role} SFT", "cold", role, steps=steps)
-            trainee.updates[role] += steps
-        self.gate = Gate(trainee, self.data.validation, self.recipe.rounds.gate_tolerance)
-        self.outcome.gates = self.gate.verdicts
-        self._checkpoint(trainee, "0-cold-start")
+    def _start_trackers(self) -> None:
+        self.record.start_trackers(
+            self.recipe.logging.report_to,
+            project=self.recipe.logging.project,
+            name=self.recipe.name,
+            config={
+                "recipe": recipe_values(self.recipe),
+                "data_fingerprint": self.data.fingerprint,
+                "base_fingerprint": self.base.fingerprint,
+                "processes": self.processes.count,
+                **environment_facts(),
+            },
+        )
 
-    def _round(self, trainee: Trainee, index: int) -> None:
-        updates = trainee.updates[ESTIMATOR]
-        for position, name in enumerate(self.recipe.rounds.phases):
-            trainee.where = {"coevolve/round": index, "coevolve/phase": name}
-            self.record.say(f"round {index} of {self.recipe.rounds.count}: {name}")
-            run_phase, role = PHASES[name]
-            run_phase(trainee, index)
-            if role is not None:
-                later = self.recipe.rounds.phases[position + 1 :]
-                self.gate.judge(index, name, role, may_wait="estimator_sft" in later)
-        trainee.rounds.append(trainee.updates[ESTIMATOR] - updates)
-        self._checkpoint(trainee, f"{index}-round-{index}")
-
-    def _evaluate_tests(self, estimator: ProbabilityEstimator, name: str, *, without_reasoning: bool = False) -> None:
-        for split, examples in self.data.tests.items():
-            reasoning = [None] * len(examples) if without_reasoning else None
-            evaluated = evaluate(
-                estimator, examples, self.record, f"{name}: {split}, {len(examples)} examples", reasoning=reasoning
-            )
-            self.outcome.perplexity(name, split, examples, evaluated.scores)
-            self.record.log({"coevolve/phase": name, f"eval/perplexity/{split}": evaluated.perplexity})
-        self._evaluate_marginal(estimator, name, without_reasoning)
-
-    def _evaluate_marginal(self, estimator: ProbabilityEstimator, name: str, without_reasoning: bool) -> None:
-        samples = self.recipe.evaluation.marginal_samples
-        if not samples or without_reasoning:
-            return
-        for split, examples in self.data.tests.items():
-            title = f"{name}: {split}, log-mean over {samples} sampled reasonings"
-            with self.record.task(title, 2 * samples * len(examples)) as advance:
-                scores = estimator.log_prob_marginal(
-                    examples,
-                    golden_responses(examples),
-                    samples=samples,
-                    seed=self.recipe.seed,
-                    progress=advance,
-                )
-            self.outcome.perplexity(f"{name}_marginal_{samples}", split, examples, scores)
-
-    def _baselines(
-        self,
-        trainee: Trainee,
-        cold: Mapping[Role, Any],
-        untrained: Any,
-        examples: Sequence[Example],
-        traces: Sequence[str],
-    ) -> None:
-        roles, wanted = trainee.estimator.roles, self.recipe.baselines
-        if wanted.without_corl or wanted.oracle:
-            for role in ROLES:
-                roles.load_weights(role, cold[role])
-            trainee.where = {"coevolve/phase": "without_corl"}
-            continue_cold_start(trainee, examples, traces, "without_corl")
-            if wanted.without_corl:
-                self._evaluate_tests(trainee.estimator, "without_corl")
-            if wanted.oracle:
-                self._evaluate_oracle(trainee.estimator)
-        if wanted.without_reasoning:
-            roles.load_weights(ESTIMATOR, untrained)
-            trainee.where = {"coevolve/phase": "without_reasoning"}
-            nothing = [None] * len(examples)
-            rows = phases.estimator_rows(trainee.estimator, examples, nothing)
-            settings = self.recipe.cold_start.estimator
-            steps = steps_of(settings, len(rows), trainee.processes)
-            title = "without_reasoning: estimator SFT"
-            phases.sft(trainee, ESTIMATOR, rows, settings, title, "without_reasoning", steps=steps)
-            continue_cold_start(trainee, examples, nothing, "without_reasoning")
-            self._evaluate_tests(trainee.estimator, "without_reasoning", without_reasoning=True)
-
-    def _evaluate_oracle(self, estimator: ProbabilityEstimator) -> None:
-        """The ceiling: the teacher's own features of the test responses, which no connector can know."""
-        for split, examples in self.data.tests.items():
-            kept, traces = self.tracer.collect(examples, self.folder / "oracle" / f"{split}.jsonl")
-            evaluated = evaluate(estimator, kept, self.record, f"oracle: {split}", reasoning=traces)
-            self.outcome.perplexity("oracle", split, kept, evaluated.scores)
-
-    def _checkpoint(self, trainee: Trainee, name: str) -> None:
-        if self.state.is_main_process:
-            save_checkpoint(self.folder / "checkpoints" / name, trainee.estimator.roles, self._facts(trainee))
-        self.state.wait_for_everyone()
-
-    def _facts(self, trainee: Trainee) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
+        validation = None if self.gate.best is None else self.gate.best.held_out.perplexity
         return {
-            "updates": dict(trainee.updates),
+            "updates": dict(self.trained_updates or self.trainee.updates),
             "held_out_perplexity": {
                 "form": "one greedy reasoning per example",
-                "validation": self.gate.best.held_out.perplexity,
+                "validation": validation,
                 **self.outcome.perplexities().get("full", {}),
             },
         }
 
-    def _export(self, trainee: Trainee) -> None:
-        if self.state.is_main_process:
-            facts = training_facts(self.recipe, self.data.fingerprint, "end of the run", self._facts(trainee))
-            export_estimator(self.folder / "estimator", trainee.estimator, self.recipe, self.base, facts)
-        self.state.wait_for_everyone()
-        self.record.say(f"exported the probability estimator to {self.folder / 'estimator'}")
 
-    def _remid(self, estimator: ProbabilityEstimator) -> None:
-        if not self.responses:
-            return
-        corpus = Corpus(
-            splits={split: tuple(rows) for split, rows in self.data.tests.items()}, source=self.data.corpus.source
-        )
-        total = len(self.data.test_examples)
-        with self.record.task(f"R-EMID of {len(self.responses)} models, {total} contexts", total) as advance:
-            report = from_totals(advance)
-            results = evaluate_remid(
-                estimator,
-                corpus,
-                self.responses,
-                negatives=self.recipe.remid.negatives,
-                seed=self.recipe.seed,
-                progress=lambda what, done, total: report(done),
-            )
-        self.outcome.remid = results
-        self.outcome.exact = self.truth.exact_remid() if self.truth else None
-
-    def _finish(self) -> dict[str, Any]:
-        if self.truth is not None:
-            self.outcome.floors = self.truth.floors()
-        results = self.outcome.results(seconds=time.monotonic() - self.began)
-        if self.state.is_main_process:
-            write_json(self.folder / "results.json", results)
-            self.outcome.show(self.record.console)
-            self.record.say(f"results: {self.folder / 'results.json'}")
-        return results
+def _named(tensors: Mapping[str, Weights], prefix: str) -> dict[str, Weights]:
+    return {group.removeprefix(prefix): weights for group, weights in tensors.items() if group.startswith(prefix)}

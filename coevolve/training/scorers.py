@@ -104,6 +104,7 @@ class EstimatorScore:
                 targets,
                 pad_id=render.tokenizer.pad_token_id,
                 token_budget=self.estimator.token_budget,
+                poll=self.estimator.poll,
             )
         return [float(value.mean() if per_token else value.sum()) for value in values]
 

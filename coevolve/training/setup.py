@@ -1,10 +1,12 @@
 """From a recipe to what a run needs: data, base model, roles, renderer, traces."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from coevolve.data.corpus import TRAIN_SPLIT, Corpus, read_corpus
 from coevolve.data.example import Example
@@ -106,7 +108,11 @@ def prepare_base(recipe: Recipe, folder: Path) -> Base:
 
         tiny = recipe.model.tiny
         path = folder / "base"
-        write_tiny_base(path, recipe.seed, hidden=tiny.hidden_size, layers=tiny.layers, heads=tiny.heads)
+        if not path.exists():
+            temporary = folder / ".base.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            write_tiny_base(temporary, recipe.seed, hidden=tiny.hidden_size, layers=tiny.layers, heads=tiny.heads)
+            temporary.rename(path)
         return Base("tiny", str(path), base_fingerprint(str(path)))
     path = resolve_base(recipe.model.base, recipe.model.cache_dir)
     return Base(recipe.model.base, path, base_fingerprint(path))
@@ -118,12 +124,18 @@ def build_renderer(recipe: Recipe, base: Base) -> Renderer:
     return Renderer(prompt_set(recipe.prompts), tokenizer)
 
 
-def build_estimator(recipe: Recipe, base: Base, renderer: Renderer) -> ProbabilityEstimator:
-    """Both roles in memory, untrained, behind the interface that the exported estimator has."""
+def build_estimator(
+    recipe: Recipe, base: Base, renderer: Renderer, device: torch.device | None = None
+) -> ProbabilityEstimator:
+    """Both roles in memory, untrained, behind the interface that the exported estimator has.
+
+    Args:
+        device: this process's own, where there are several; otherwise the recipe's.
+    """
     model = load_model(
         base.path,
         dtype=recipe.model.dtype,
-        device=choose_device(recipe.model.device),
+        device=choose_device(recipe.model.device) if device is None else device,
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
     )

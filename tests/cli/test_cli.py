@@ -24,7 +24,7 @@ RECIPE = {
     },
     "traces": {"teacher": "dataset"},
     "cold_start": {
-        role: {"steps": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
+        role: {"steps": 2, "learning_rate": 1e-3, "train_batch_size": 4}
         for role in ("connector", "estimator")
     },
     "rounds": {"count": 0},
@@ -72,11 +72,15 @@ def test_remid_gives_what_the_run_gave(run, tmp_path, capsys):
 
 
 def test_export(run, tmp_path):
-    checkpoint = run / "checkpoints" / "0-cold-start"
+    checkpoint = max((run / "checkpoints").iterdir())
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "estimator")]) == 0
-    assert (
-        json.loads((tmp_path / "estimator" / "manifest.json").read_text())["training"]["checkpoint"] == "0-cold-start"
-    )
+    manifest = json.loads((tmp_path / "estimator" / "manifest.json").read_text())
+    assert manifest["training"]["checkpoint"] == checkpoint.name
+
+
+def test_status(run, capsys):
+    assert main(["status", str(run)]) == 0
+    assert "state: finished" in capsys.readouterr().out
 
 
 def test_a_mistyped_option_is_refused(run, capsys):
@@ -95,7 +99,11 @@ def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
         "train", run.parent / "recipe.yaml", "data.limit={IDTrian: 3}", "--output-dir", tmp_path / "x"
     )
     assert "IDTrian" in unknown_split
-    assert "holds a run already" in message("train", run.parent / "recipe.yaml", "--output-dir", run)
+    again = ("train", run.parent / "recipe.yaml", "--output-dir", run)
+    assert "holds a run already" in message(*again, "--resume", "never")
+    assert "seed: 3 -> 4" in message(*again, "seed=4")
+    assert "--deadline 'soon'" in message(*again, "--deadline", "soon")
+    assert "no run of coevolve" in message("status", tmp_path)
     assert "no complete checkpoint" in message("export", tmp_path / "checkpoints" / "x", "--out", tmp_path)
     remid = ["remid", "--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--out", tmp_path]
     assert "accepted is NAME=FILE" in message(*remid, "--responses", "perfect")

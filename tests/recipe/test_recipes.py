@@ -34,11 +34,11 @@ def test_the_published_settings(name):
     for sft in (recipe.cold_start.connector, recipe.cold_start.estimator):
         assert (sft.epochs, sft.learning_rate, sft.lr_scheduler_type) == (3, 2e-4, "cosine")
         assert (sft.warmup_ratio, sft.max_grad_norm) == (0.03, 0.3)
-        assert (sft.per_device_train_batch_size, sft.gradient_accumulation_steps) == (4, 4)
+        assert (sft.train_batch_size, sft.micro_batch(1)) == (16, (4, 4))
     for rl, completion in ((recipe.connector_rl, 2048), (recipe.estimator_rl, 256)):
         assert (rl.learning_rate, rl.num_generations, rl.max_completion_length) == (1e-5, 8, completion)
-        prompts = rl.steps * rl.per_device_train_batch_size * rl.gradient_accumulation_steps / rl.num_generations
-        assert prompts == 1000
+        assert rl.micro_batch(1) == (4, 8)
+        assert rl.steps * rl.train_batch_size / rl.num_generations == 1000
     lora = recipe.model.lora
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (16, 32, 0.05, "all-linear")
     assert recipe.connector_rl.rewards.target_words == 600 and recipe.model.dtype == "bfloat16"

@@ -174,7 +174,7 @@ def test_a_frozen_copy_stays_while_the_role_moves(base_folder, tuning, examples,
         with roles.acting(actor) as model, torch.no_grad():
             return model(input_ids=torch.tensor(prompts)).logits
 
-    with roles.frozen(ESTIMATOR):
+    with roles.frozen(ESTIMATOR, roles.weights(ESTIMATOR)):
         before = score("ref")
         assert torch.equal(before, score(ESTIMATOR))
         roles.load_weights(ESTIMATOR, {name: 2 * value for name, value in roles.weights(ESTIMATOR).items()})

@@ -6,8 +6,8 @@ import pytest
 
 from coevolve.recipe import check_recipe
 
-SFT = {"steps": 3, "learning_rate": 2e-3, "per_device_train_batch_size": 8}
-GRPO = {"steps": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "num_generations": 4}
+SFT = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8}
+GRPO = {"steps": 2, "learning_rate": 1e-3, "train_batch_size": 8, "num_generations": 4}
 
 VALUES = {
     "name": "tiny",

@@ -16,16 +16,35 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases, rewards
 from coevolve.training.gate import Gate
 from coevolve.training.phases import Trainee
+from coevolve.training.processes import Processes
 from coevolve.training.record import Record
 from coevolve.training.run import PHASES
 from coevolve.training.scorers import ConnectorScore, EstimatorScore, _finite
 from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
+from coevolve.training.spread import SpreadEstimator
+from coevolve.training.stopping import Stop
 
 
 @pytest.fixture(params=["full", "lora"])
 def trainee(request, recipe_of, tmp_path):
     """A pair after a cold start of a few steps."""
     return build(recipe_of(request.param), tmp_path)
+
+
+class Unwatched:
+    """Lets every phase go on to its end."""
+
+    def after_step(self, step, capture):
+        pass
+
+    def after_part(self):
+        pass
+
+    def between(self):
+        pass
+
+    def poll(self):
+        pass
 
 
 def build(recipe, folder):
@@ -39,8 +58,17 @@ def build(recipe, folder):
         whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tuning": "full"})})
         build(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(base.path))
     estimator = build_estimator(recipe, base, build_renderer(recipe, base))
-    record = Record(folder, main=False)
-    trainee = Trainee(recipe, estimator, train, [example.trace for example in train], record)
+    processes = Processes(torch.device("cpu"), Stop())
+    trainee = Trainee(
+        recipe=recipe,
+        estimator=estimator,
+        spread=SpreadEstimator(estimator, processes),
+        train=train,
+        reasoning=[example.trace for example in train],
+        record=Record(folder, main=False),
+        processes=processes,
+        watcher=Unwatched(),
+    )
     rows = {
         CONNECTOR: phases.connector_rows(estimator, train, trainee.reasoning),
         ESTIMATOR: phases.estimator_rows(estimator, train, trainee.reasoning),
@@ -62,6 +90,7 @@ def same(before, after):
 
 def test_a_phase_moves_its_own_role_only(trainee):
     roles = trainee.estimator.roles
+    before_all = dict(trainee.updates)
     for name, (run_phase, learner) in PHASES.items():
         before = {role: roles.weights(role) for role in ROLES}
         reasoning = list(trainee.reasoning)
@@ -70,7 +99,7 @@ def test_a_phase_moves_its_own_role_only(trainee):
             moved = not same(before[role], roles.weights(role))
             assert moved == (role == learner), f"{name}: {role}"
         assert (trainee.reasoning != reasoning) == (name == "refresh")
-    assert trainee.updates == {CONNECTOR: 2, ESTIMATOR: 5}
+    assert {role: trainee.updates[role] - before_all[role] for role in ROLES} == {CONNECTOR: 2, ESTIMATOR: 5}
 
 
 def test_trainers_leave_nothing_on_the_model(trainee):
@@ -88,11 +117,11 @@ def test_trainers_leave_nothing_on_the_model(trainee):
 
 def test_the_gate_keeps_what_helps_and_puts_back_what_harms(trainee):
     roles, held_out = trainee.estimator.roles, trainee.train[:8]
-    gate = Gate(trainee, held_out, tolerance=0.0)
+    gate = started_gate(trainee, held_out)
     best = {role: roles.weights(role) for role in ROLES}
     start = gate.best.held_out.perplexity
 
-    _spoil(roles, ESTIMATOR)
+    _spoil(trainee, ESTIMATOR)
     gate.judge(1, "estimator_rl", ESTIMATOR, may_wait=False)
     assert gate.verdicts[-1]["kept"] is False and gate.verdicts[-1]["after"] > start
     assert all(same(best[role], roles.weights(role)) for role in ROLES)
@@ -112,25 +141,44 @@ def test_the_gate_keeps_what_helps_and_puts_back_what_harms(trainee):
 
 def test_a_connector_on_probation_is_judged_with_the_estimator_that_met_it(trainee):
     roles = trainee.estimator.roles
-    gate = Gate(trainee, trainee.train[:8], tolerance=0.0)
+    gate = started_gate(trainee, trainee.train[:8])
     best = {role: roles.weights(role) for role in ROLES}
     reasoning = list(trainee.reasoning)
 
-    _spoil(roles, CONNECTOR)
+    _spoil(trainee, CONNECTOR)
     gate.judge(1, "connector_rl", CONNECTOR, may_wait=True)
     assert gate.verdicts[-1]["kept"] is None and not same(best[CONNECTOR], roles.weights(CONNECTOR))
     trainee.reasoning[0] = "changed by a refresh"
-    _spoil(roles, ESTIMATOR)
+    _spoil(trainee, ESTIMATOR)
     gate.judge(1, "estimator_sft", ESTIMATOR, may_wait=False)
     assert [verdict["kept"] for verdict in gate.verdicts] == [False, False]
     assert all(same(best[role], roles.weights(role)) for role in ROLES)
     assert trainee.reasoning == reasoning
 
 
-def _spoil(roles, role):
+def test_a_refresh_of_a_kept_connector_outlasts_the_estimator_that_failed_on_it(trainee):
+    gate = started_gate(trainee, trainee.train[:8])
+    trainee.reasoning[0], trainee.chosen = "written by the refresh", [0, 2]
+    gate.note_refresh()
+    trainee.optimizers["estimator_sft"] = {"exp_avg|x": torch.ones(1)}
+    _spoil(trainee, ESTIMATOR)
+    gate.judge(1, "estimator_sft", ESTIMATOR, may_wait=False)
+    assert gate.verdicts[-1]["kept"] is False
+    assert trainee.reasoning[0] == "written by the refresh" and trainee.chosen == [0, 2]
+    assert trainee.optimizers == {}
+    assert gate.holds_best
+
+
+def started_gate(trainee, held_out):
+    gate = Gate(trainee, held_out, tolerance=0.0)
+    gate.start()
+    return gate
+
+
+def _spoil(trainee, role):
     torch.manual_seed(0)
-    weights = roles.weights(role)
-    roles.load_weights(role, {name: value + 0.5 * torch.randn_like(value) for name, value in weights.items()})
+    weights = trainee.pair[role]
+    trainee.load(role, {name: value + 0.5 * torch.randn_like(value) for name, value in weights.items()})
 
 
 def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path):
@@ -183,7 +231,7 @@ def test_the_estimators_match_is_relative_to_the_golden_response(trainee):
     golden, other = (render.response_ids(text) for text in (example.golden_response, trainee.train[1].golden_response))
     for judge in ("overlap", "likelihood"):
         score = EstimatorScore(trainee.estimator, trainee.train, trainee.reasoning, judge)
-        with trainee.estimator.roles.frozen(ESTIMATOR):
+        with trainee.estimator.roles.frozen(ESTIMATOR, trainee.pair[ESTIMATOR]):
             values = score.match(completion_ids=[golden, other, golden[:-1]], index=[0, 0, 0])
         assert values[0] == pytest.approx(1.0) and 0 <= values[1] <= 1 and values[2] == 0.0
     assert score.format(completion_ids=[golden, golden[:-1]]) == [1.0, 0.0]

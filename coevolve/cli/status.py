@@ -1,0 +1,22 @@
+"""Say where a run is, with an exit status that a script can test.
+
+0: finished; 75: interrupted or killed, to be started again; 3: still running; 2: no run.
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="DIR", help="the --output-dir of a run")
+
+
+def run(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from coevolve.training.run_folder import read_status, status_code
+
+    status = read_status(Path(options.run_dir))
+    for name, value in status.items():
+        if value not in ("", None, []):
+            print(f"{name}: {', '.join(value[-3:]) if isinstance(value, list) else value}")
+    return status_code(status)

@@ -1,0 +1,207 @@
+"""What has to be seen of co-evolution, as figures, and what they mean when one goes wrong, in words.
+
+The two models can agree on something that is worth nothing: features that spell the response out, features that fit
+any example, an estimator that ignores them, a policy that says one thing only. Rewards look fine in each case.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from coevolve.data.example import Example
+from coevolve.prompts import core_features
+from coevolve.scoring.estimator import ProbabilityEstimator, Progress
+from coevolve.scoring.roles import ROLES
+from coevolve.scoring.scores import Scores
+from coevolve.training.rewards import word_overlap
+
+NO_REASONING = ""
+"""A reasoning without core features: the prompt says so in the words of the prompt set, and is else unchanged."""
+
+ZERO_VARIANCE_SHARE = 0.5
+"""Groups whose rewards are all alike have advantage 0: above this share most of the sampling is for nothing."""
+
+TRUNCATED_SHARE = 0.3
+"""A completion that is cut off gets reward 0 whatever it says, so length decides instead of content."""
+
+UNPARSABLE_SHARE = 0.3
+"""The likelihood reward is 0 where there are no core features to show to the estimator."""
+
+LEAK_SHARE = 0.9
+"""Features that hold nearly every word of the response are no description of it: q2 only has to copy."""
+
+ENTROPY_NATS = 0.05
+"""Per token. Below it the samples of a group are nearly the same text, and there is nothing left to choose from."""
+
+DRIFT_NATS = 1.0
+"""Per token: the probability of the same words changed by a factor of e on average, which one round should not do."""
+
+
+def diagnose(
+    estimator: ProbabilityEstimator,
+    examples: Sequence[Example],
+    responses: Sequence[str],
+    reasoning: Sequence[str],
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """How much the reasoning is worth to q2, and whether it just gives the response away.
+
+    q2(y | x) is asked with a reasoning that has no core features, so that the two prompts differ in the features and
+    in nothing else. q2 was hardly ever trained on such a prompt and answers it worse than a model that was (by 0.1 to
+    0.3 nats per token in the quickstart), which makes both gains look better than they are. They are to be read by
+    their signs, and from round to round; how much reasoning is worth is what the baseline `without_reasoning` tells.
+
+    Args:
+        examples, responses, reasoning: N of each, N at least 2. Each is scored three times.
+        seed: of whose reasoning the control takes.
+        progress: told of each score.
+
+    Returns:
+        Means over the examples; those with `_error` are their standard errors.
+
+        - coevolve/reasoning_gain: log q2(y | x, r) - log q2(y | x), nats per token; 0 for an r without core features;
+        - coevolve/reasoning_gain_control: the same with the reasoning of another example, which should hurt;
+        - coevolve/leak: the share of y's words, counted with repeats, that the core features of r have.
+
+    Raises:
+        ValueError: fewer than two examples, or lists that differ in length.
+        TooLongError: an example does not fit the model; it is named.
+    """
+    if len(examples) < 2:
+        raise ValueError(f"diagnose needs two examples or more, to exchange their reasonings; found {len(examples)}.")
+
+    def mean_log_prob(texts: Sequence[str]) -> np.ndarray:
+        return estimator.log_prob(examples, responses, texts, progress=progress).mean
+
+    with_reasoning = mean_log_prob(reasoning)
+    others = derangement(len(examples), seed)
+    of_another = mean_log_prob([reasoning[index] for index in others])
+    without = mean_log_prob([NO_REASONING] * len(examples))
+    sections = estimator.renderer.prompts.sections
+    leaks = [
+        word_overlap(core_features(text, sections) or "", response)
+        for text, response in zip(reasoning, responses, strict=True)
+    ]
+    return {
+        **_mean("coevolve/reasoning_gain", with_reasoning - without),
+        **_mean("coevolve/reasoning_gain_control", of_another - without),
+        **_mean("coevolve/leak", np.array(leaks)),
+    }
+
+
+def derangement(count: int, seed: int) -> list[int]:
+    """A permutation of `count` places, at least two, that leaves none in its place: one cycle, drawn by seed."""
+    order = np.random.default_rng(seed).permutation(count)
+    places = np.empty(count, dtype=int)
+    places[order] = np.roll(order, 1)
+    return places.tolist()
+
+
+def drift(before: Scores, after: Scores) -> dict[str, float]:
+    """How far q2 moved on a fixed probe set: the same examples, responses and reasonings, scored twice.
+
+    Args:
+        before, after: shape (N,).
+
+    Returns:
+        In nats per token, over the responses:
+
+        - coevolve/drift: the mean of |difference of the mean log-probabilities|;
+        - coevolve/drift_signed: the mean of the difference; above 0, the probes became more likely.
+
+    Raises:
+        ValueError: the scores are not of the same responses.
+    """
+    if before.sum.shape != after.sum.shape or not np.array_equal(before.tokens, after.tokens):
+        raise ValueError(
+            f"drift compares scores of the same responses; found {before.sum.shape} and {after.sum.shape} of them, "
+            f"with {np.sum(before.tokens)} and {np.sum(after.tokens)} tokens."
+        )
+    moved = after.mean - before.mean
+    return {"coevolve/drift": float(np.abs(moved).mean()), "coevolve/drift_signed": float(moved.mean())}
+
+
+def warnings_in(values: Mapping[str, float | None]) -> list[str]:
+    """A sentence for each figure that has gone wrong: what it means, and which field of the recipe may help.
+
+    Args:
+        values: figures under the names that they have in the record: a phase's last ones with the role as prefix
+            (`connector/entropy`), and those of `diagnose` and `drift`. What is not there is not judged.
+    """
+    said = []
+    for name, value in values.items():
+        if not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            if name.endswith(("/loss", "/grad_norm")):
+                said.append(f"{name} is {value}: the training has diverged. Try a lower learning_rate.")
+        elif name in RULES and RULES[name].wrong(value):
+            said.append(RULES[name].words.format(value=value, role=name.partition("/")[0]))
+    return said
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a figure is wrong, and what to say then: with {value}, and {role} for a section such as `connector_rl`."""
+
+    wrong: Callable[[float], bool]
+    words: str
+
+
+_OF_A_ROLE = {
+    "frac_reward_zero_std": Rule(
+        lambda share: share > ZERO_VARIANCE_SHARE,
+        "{value:.0%} of the {role}'s groups have rewards that are all alike, so nothing is learned from them. Try a "
+        "higher {role}_rl.temperature, more {role}_rl.num_generations, or other weights in {role}_rl.rewards.",
+    ),
+    "completions/clipped_ratio": Rule(
+        lambda share: share > TRUNCATED_SHARE,
+        "{value:.0%} of the {role}'s completions are cut off, and get reward 0 for it. Try a higher "
+        "{role}_rl.max_completion_length, more cold_start.{role} steps, or {role}_rl.mask_truncated_completions: true.",
+    ),
+    "unparsable_completions": Rule(
+        lambda share: share > UNPARSABLE_SHARE,
+        "{value:.0%} of the {role}'s completions have no core features that can be read, so their likelihood reward is "
+        "0. Try more cold_start.{role} steps, or a higher {role}_rl.rewards.format.",
+    ),
+    "entropy": Rule(
+        lambda nats: nats < ENTROPY_NATS,
+        "The {role}'s entropy is {value:.3f} nats per token: it writes nearly the same text each time, so a group has "
+        "nothing to choose from. Try a higher {role}_rl.temperature, a lower {role}_rl.learning_rate, or a "
+        "{role}_rl.beta above 0.",
+    ),
+}
+
+RULES: Mapping[str, Rule] = {
+    **{f"{role}/{name}": rule for role in ROLES for name, rule in _OF_A_ROLE.items()},
+    "coevolve/reasoning_gain": Rule(
+        lambda nats: nats <= 0,
+        "The reasoning makes the golden responses no more likely ({value:+.3f} nats per token): q2 does not use it, or "
+        "it says nothing that q2 does not know. Try more estimator_sft steps, or a traces.teacher that knows more.",
+    ),
+    "coevolve/reasoning_gain_control": Rule(
+        lambda nats: nats >= 0,
+        "The reasoning of another example does not hurt ({value:+.3f} nats per token): the reasonings do not depend on "
+        "their example, or q2 does not read them. Look at samples.jsonl. Try a higher "
+        "connector_rl.rewards.likelihood, a lower connector_rl.rewards.length, or more estimator_sft steps.",
+    ),
+    "coevolve/leak": Rule(
+        lambda share: share > LEAK_SHARE,
+        "{value:.0%} of the responses' words stand in the core features: they spell the response out instead of "
+        "describing it. Try another traces.teacher, a smaller traces.max_keywords, or a smaller "
+        "connector_rl.rewards.target_words.",
+    ),
+    "coevolve/drift": Rule(
+        lambda nats: nats > DRIFT_NATS,
+        "q2 moved by {value:.2f} nats per token on the probe set within a round, so what the connector was rewarded "
+        "for is no longer so. Try a lower estimator_sft.learning_rate or estimator_rl.learning_rate, or fewer steps.",
+    ),
+}
+
+
+def _mean(name: str, values: np.ndarray) -> dict[str, float]:
+    return {name: float(values.mean()), f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values)))}

@@ -1,0 +1,201 @@
+"""Whether a launch fits a recipe: asked once, before any model, data or trainer is loaded.
+
+Every process comes to the same answer by itself, from the environment that `accelerate launch` or `torchrun` gave it,
+so nobody waits for anybody; the command line lets the main process alone print it.
+"""
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from coevolve.errors import RecipeError
+from coevolve.recipe import Recipe
+from coevolve.recipe.schema import Grpo, Optimization
+
+Kind = Literal["single", "ddp", "zero2", "zero3", "fsdp"]
+
+ZERO: Mapping[int, Kind] = {2: "zero2", 3: "zero3"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How this process was started, and on what.
+
+    Attributes:
+        processes: of the whole run, on all machines.
+        kind: how they divide the work.
+        gpus: that this process sees.
+        local_processes: of them, on this machine.
+        on_cpu: the launch asked for the CPU (`use_cpu`), whatever the machine has.
+    """
+
+    processes: int
+    kind: Kind
+    gpus: int
+    local_processes: int = 1
+    on_cpu: bool = False
+
+    @property
+    def gpu(self) -> bool:
+        """Whether there is one."""
+        return self.gpus > 0
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Launch":
+        """From the variables that `accelerate launch` and `torchrun` set; none of them means one process.
+
+        Raises:
+            RecipeError: a launch that no recipe can run under.
+        """
+        processes = int(environ.get("WORLD_SIZE", "1"))
+        kind: Kind = "ddp" if processes > 1 else "single"
+        if _is_set(environ, "ACCELERATE_USE_DEEPSPEED"):
+            kind = _zero_kind(environ)
+        elif _is_set(environ, "ACCELERATE_USE_FSDP"):
+            kind = "fsdp"
+            version = environ.get("FSDP_VERSION", "1")
+            if version != "2":
+                raise RecipeError(f"The launch asks for FSDP {version}; accepted is 2. Use launch/fsdp2.yaml.")
+        return cls(
+            processes=processes,
+            kind=kind,
+            gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+            local_processes=int(environ.get("LOCAL_WORLD_SIZE", "1")),
+            on_cpu=_is_set(environ, "ACCELERATE_USE_CPU"),
+        )
+
+
+def check_launch(recipe: Recipe, launch: Launch) -> None:
+    """Say what cannot work together, in one message.
+
+    Raises:
+        RecipeError: the first thing that does not fit, and what would.
+    """
+    _check_device(recipe, launch)
+    _check_precision(recipe, launch)
+    _check_batches(recipe, launch)
+    for name, settings in _training_sections(recipe):
+        if isinstance(settings, Grpo) and settings.use_vllm:
+            _check_vllm(name, settings, launch)
+
+
+def _check_device(recipe: Recipe, launch: Launch) -> None:
+    device = recipe.model.device
+    if launch.kind == "fsdp" and (not launch.gpu or launch.on_cpu or device == "cpu"):
+        # accelerate leaves FSDP out without a word there, and every process trains a whole model.
+        raise RecipeError(
+            "FSDP needs a GPU, and this run would be on the CPU. Use launch/several_cpus.yaml, or launch/zero3.yaml "
+            "where the parameters must be divided."
+        )
+    if device.startswith("cuda"):
+        if not launch.gpu:
+            raise RecipeError(
+                f"model.device is {device}, but torch sees no GPU here. Set model.device=cpu model.dtype=float32, or "
+                "install torch with CUDA."
+            )
+        if launch.on_cpu:
+            raise RecipeError(f"model.device is {device}, but the launch asks for the CPU. Use launch/one_gpu.yaml.")
+        if ":" in device and launch.processes > 1:
+            raise RecipeError(
+                f"model.device is {device}, and {launch.processes} processes cannot share it. Set model.device=cuda: "
+                "each process then takes a GPU of its own. CUDA_VISIBLE_DEVICES says which there are to take."
+            )
+    if launch.gpu and launch.on_cpu and device == "auto":
+        # `auto` would put the models on the GPU and the trainers on the CPU.
+        raise RecipeError(
+            "The launch asks for the CPU on a machine with a GPU. Set model.device=cpu as well, or use "
+            "launch/one_gpu.yaml."
+        )
+    if launch.gpu and device == "cpu" and launch.kind in ZERO.values():
+        # DeepSpeed picks the accelerator by itself, and would move the model to it.
+        raise RecipeError(
+            "model.device is cpu, but DeepSpeed takes the GPU that it finds. Hide it with CUDA_VISIBLE_DEVICES= "
+            "(empty), or set model.device=auto."
+        )
+    if launch.gpu and device != "cpu" and launch.local_processes > launch.gpus:
+        raise RecipeError(
+            f"{launch.local_processes} processes were launched on a machine where torch sees {launch.gpus} GPUs; each "
+            f"needs one of its own. Launch --num_processes {launch.gpus}."
+        )
+
+
+def _check_precision(recipe: Recipe, launch: Launch) -> None:
+    dtype, device = recipe.model.dtype, recipe.model.device
+    if dtype == "float32" or device.startswith("cuda") or (device == "auto" and launch.gpu):
+        return
+    if dtype == "float16":
+        raise RecipeError(
+            "model.dtype is float16, in which a CPU cannot train: gradients vanish without loss scaling. Set "
+            "model.dtype=float32."
+        )
+    if device == "auto":
+        # Written for a GPU. A recipe that means the CPU says so, and then bfloat16 is its own choice.
+        raise RecipeError(
+            "model.dtype is bfloat16, but torch sees no GPU here. Set model.dtype=float32; or model.device=cpu, if "
+            "bfloat16 on the CPU is meant (half the memory, slow where the CPU has no instructions for it)."
+        )
+
+
+def _check_batches(recipe: Recipe, launch: Launch) -> None:
+    sizes = {name: settings.train_batch_size for name, settings in _training_sections(recipe)}
+    odd = [f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % launch.processes]
+    if odd:
+        fitting = _divisors(math.gcd(*sizes.values()))
+        raise RecipeError(
+            f"{launch.processes} processes cannot take equal shares of {', '.join(odd)}. All batches of this recipe "
+            f"divide by {', '.join(map(str, fitting))}: launch as many processes (--num_processes), or set batch sizes "
+            f"that divide by {launch.processes}."
+        )
+
+
+def _check_vllm(name: str, settings: Grpo, launch: Launch) -> None:
+    without = f"set {name}.use_vllm=false"
+    if importlib.util.find_spec("vllm") is None:
+        raise RecipeError(f"{name}.use_vllm is true, but vllm is not installed: pip install vllm, or {without}.")
+    if not launch.gpu or launch.on_cpu:
+        raise RecipeError(f"{name}.use_vllm is true, but vLLM needs a GPU and there is none: {without}.")
+    spread = settings.vllm_tensor_parallel_size
+    if settings.vllm_mode == "colocate" and launch.processes % spread:
+        raise RecipeError(
+            f"{name}.vllm_tensor_parallel_size is {spread}, by which the {launch.processes} processes do not divide. "
+            f"Set one of {', '.join(map(str, _divisors(launch.processes)))}."
+        )
+
+
+def _training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
+    """Name and settings of each phase that trains something in this recipe."""
+    yield "cold_start.connector", recipe.cold_start.connector
+    yield "cold_start.estimator", recipe.cold_start.estimator
+    for name in ("connector_rl", "estimator_sft", "estimator_rl"):
+        settings = getattr(recipe, name)
+        # The baselines train by `estimator_sft` also where no round does.
+        if recipe.rounds.count and settings is not None and (name in recipe.rounds.phases or name == "estimator_sft"):
+            yield name, settings
+
+
+def _zero_kind(environ: Mapping[str, str]) -> Kind:
+    file = environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if file is None:
+        stage = int(environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    else:
+        stage = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+    if stage not in ZERO:
+        raise RecipeError(
+            f"The launch asks for DeepSpeed ZeRO stage {stage}; accepted are 2 and 3. Use launch/zero2.yaml or "
+            "launch/zero3.yaml."
+        )
+    return ZERO[stage]
+
+
+def _is_set(environ: Mapping[str, str], name: str) -> bool:
+    return environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

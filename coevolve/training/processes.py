@@ -1,0 +1,259 @@
+"""The processes of one run: who this one is, work spread over all of them, and agreement on when to leave.
+
+Work that differs from process to process must not fail or stop on one of them alone: the others would wait for it in
+the next collective call for ever. `together` is the way: every process learns how the others fared before any goes on.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from coevolve.errors import CoevolveError
+from coevolve.training.stopping import Stop, StopRequested
+
+T = TypeVar("T")
+
+BEAT_SECONDS = 2.0
+"""How often a process says that it is alive."""
+
+SILENT_SECONDS = 40.0
+"""A process that has been silent for so long is taken for dead. Long C++ calls let the beat go on."""
+
+LOST = 70
+"""Exit status of a process that leaves because another one died (EX_SOFTWARE)."""
+
+
+class Interrupted(Exception):
+    """All processes agreed to save and leave."""
+
+
+class ProcessError(CoevolveError, RuntimeError):
+    """Another process of the run failed."""
+
+
+class Processes:
+    """This process among the others of the run.
+
+    Attributes:
+        rank: 0 is the main process, which alone writes files and speaks.
+        count: how many there are.
+        stop: whether somebody asked the run to stop.
+    """
+
+    def __init__(self, device: torch.device, stop: Stop):
+        self.device = device
+        self.stop = stop
+        self.distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if self.distributed else 0
+        self.count = dist.get_world_size() if self.distributed else 1
+        self._pulse = Pulse(self.rank, self.count) if self.count > 1 else None
+        if self._pulse is not None:
+            stop.share(self._pulse.store)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def together(self, work: Callable[[], T], *, heed_stop: bool = True) -> T:
+        """Do this process's part of a common piece of work, and go on only if all did theirs.
+
+        Args:
+            heed_stop: leave also if the run was asked to stop while the work went on to its end.
+
+        Raises:
+            Interrupted: a process was asked to stop.
+            ProcessError: the work failed on another process; its own error is raised where it failed.
+        """
+        result, failure, left = None, None, False
+        try:
+            result = work()
+        except StopRequested:
+            left = True
+        except Exception as error:
+            failure = error
+        left = left or (heed_stop and self.stop.requested)
+        if self.count == 1:
+            if failure is not None:
+                raise failure
+            if left:
+                raise Interrupted
+            return result
+        outcome = torch.tensor([failure is not None, left], dtype=torch.int32, device=self.device)
+        dist.all_reduce(outcome, op=dist.ReduceOp.MAX)
+        if outcome[0]:
+            said = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
+            if failure is not None:
+                raise failure
+            rank = next(rank for rank, text in enumerate(said) if text is not None)
+            raise ProcessError(f"process {rank} of {self.count} failed: {said[rank]}")
+        if outcome[1]:
+            raise Interrupted
+        return result
+
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it is set on any process. Raises Interrupted if one was asked to stop."""
+        if self.count == 1:
+            if self.stop.requested:
+                raise Interrupted
+            return flags
+        values = torch.tensor([bool(self.stop.requested), *flags], dtype=torch.int32, device=self.device)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        if values[0]:
+            raise Interrupted
+        return tuple(bool(value) for value in values[1:])
+
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Let the main process do something that the others must not run ahead of; they get None."""
+        return self.together(lambda: work() if self.main else None, heed_stop=False)
+
+    def on_main_first(self, work: Callable[[], T]) -> T:
+        """Let every process do the same, the others when the main one is done and has left its files."""
+        result = self.on_main(work)
+        rest = self.together(lambda: result if self.main else work(), heed_stop=False)
+        return rest
+
+    def spread(self, costs: Sequence[float], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+        """Results of all items, in order and on every process, each item worked on by one process.
+
+        Args:
+            costs: of N items, in any unit; the shares cost about the same.
+            work: from the indices of this process's share to one result for each.
+        """
+        share = shares(costs, self.count)[self.rank]
+        results = self.together(lambda: list(work(share)))
+        if self.count == 1:
+            return results
+        everything: list[T | None] = [None] * len(costs)
+        for indices, values in self.gather((share, results)):
+            for index, value in zip(indices, values, strict=True):
+                everything[index] = value
+        return everything
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What to raise for an error in a collective call: the death of another process, where that is what it was."""
+        if self._pulse is None or isinstance(error, CoevolveError):
+            return error
+        lost = self._pulse.find_lost(within=4 * BEAT_SECONDS)
+        return error if lost is None else ProcessError(lost)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Tell the others that this process leaves, and why."""
+        if self._pulse is not None:
+            self._pulse.stop(None if error is None else f"{type(error).__name__}: {error}")
+            self._pulse = None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank, on every process."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+def shares(costs: Sequence[float], count: int) -> list[list[int]]:
+    """Items split into `count` shares of about the same cost, each in ascending order: longest first, to the least busy.
+
+    With one process this is all of them in order. The result depends on nothing but the arguments.
+    """
+    if count == 1:
+        return [list(range(len(costs)))]
+    loads, members = [0.0] * count, [[] for _ in range(count)]
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        least = min(range(count), key=lambda share: (loads[share], share))
+        loads[least] += costs[index]
+        members[least].append(index)
+    return [sorted(indices) for indices in members]
+
+
+class Pulse:
+    """A thread that says that this process lives, and leaves when another one died or failed.
+
+    A collective call cannot be left from Python, so a process whose peer is gone would hang in it; hence `os._exit`.
+    """
+
+    def __init__(self, rank: int, count: int):
+        self.rank, self.count = rank, count
+        self.store = self._connect()
+        # A client of its own: a call that waits must not hold up those of another thread.
+        self._thread_store = self._connect()
+        self._leaving = threading.Event()
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._say_alive()
+        self._thread = threading.Thread(target=self._watch, name="coevolve-pulse", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> dist.Store:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=30),
+        )
+        # After a restart by the launcher the store is the same one, and old messages are still in it.
+        return dist.PrefixStore(f"coevolve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+    def stop(self, error: str | None) -> None:
+        self._leaving.set()
+        try:
+            self.store.set(f"left/{self.rank}", f"{self._place()} failed: {error}" if error else "done")
+        except Exception:
+            pass  # the store went with the process that held it
+
+    def find_lost(self, within: float) -> str | None:
+        """Who failed or fell silent, in words; waits up to `within` seconds to find out."""
+        until = time.monotonic() + within
+        while True:
+            lost = self._lost(silent=within / 2)
+            if lost is not None or time.monotonic() > until:
+                return lost
+            time.sleep(0.2)
+
+    def _watch(self) -> None:
+        while not self._leaving.wait(BEAT_SECONDS):
+            try:
+                self._say_alive()
+                lost = self._lost(silent=SILENT_SECONDS)
+            except Exception as error:
+                lost = f"process 0, which holds the store, is gone ({type(error).__name__})"
+            if lost is not None and not self._leaving.wait(2 * BEAT_SECONDS):
+                # Still here: the main thread hangs in a collective call and will never say it itself.
+                print(
+                    f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.", file=sys.stderr, flush=True
+                )
+                os._exit(LOST)
+
+    def _say_alive(self) -> None:
+        self._thread_store.set(f"beat/{self.rank}", f"{self._place()}|{time.time()}")
+
+    def _lost(self, silent: float) -> str | None:
+        now, store = time.monotonic(), self._thread_store
+        for rank in range(self.count):
+            if rank == self.rank:
+                continue
+            if store.check([f"left/{rank}"]):
+                said = store.get(f"left/{rank}").decode()
+                if said != "done":
+                    return said
+                continue
+            if not store.check([f"beat/{rank}"]):
+                continue  # still starting
+            beat = store.get(f"beat/{rank}")
+            if rank not in self._seen or self._seen[rank][0] != beat:
+                self._seen[rank] = (beat, now)
+            elif now - self._seen[rank][1] > silent:
+                place = beat.decode().partition("|")[0]
+                return f"{place} stopped answering; it was killed, or its machine is gone"
+        return None
+
+    def _place(self) -> str:
+        return f"process {self.rank} of {self.count} (host {socket.gethostname()}, pid {os.getpid()})"

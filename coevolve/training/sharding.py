@@ -1,0 +1,225 @@
+"""What differs where the parameters or the optimizer are sharded: reading and writing full state, and taking it apart.
+
+Optimizer state goes by parameter name and in full tensors, so that it fits any number of processes and any ZeRO
+stage. DeepSpeed changes a module in place when an engine is built; `release` gives the plain module back, with full
+parameters on every process, so that between two phases nobody needs to know how the last one was distributed.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.models import unwrap_model_for_generation
+
+MASTER = "master"
+"""The float32 copy of a parameter that DeepSpeed steps where the parameter itself is of lower precision."""
+
+
+def zero_stage(trainer: Any) -> int:
+    """0 without DeepSpeed."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return 0 if plugin is None else plugin.zero_stage
+
+
+def trained_parameters(trainer: Any) -> dict[str, torch.nn.Parameter]:
+    """Those that this trainer's role changes, by name."""
+    return {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+
+
+@contextmanager
+def whole_parameters(trainer: Any) -> Iterator[None]:
+    """Inside, every parameter is there in full, also under ZeRO-3. A collective call."""
+    if zero_stage(trainer) < 3:
+        context = nullcontext()
+    else:
+        import deepspeed
+
+        context = deepspeed.zero.GatheredParameters(list(trainer.model.parameters()))
+    with context:
+        yield
+
+
+@contextmanager
+def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
+    """The model without its wrapper and with all parameters on every process, for work that differs between them."""
+    kwargs = trainer.args.gradient_checkpointing_kwargs
+    with unwrap_model_for_generation(
+        trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=kwargs
+    ) as model:
+        # TRL takes ZeRO-3's hooks off the submodules only; the root's compares a counter over all processes and hangs.
+        hooks = dict(model._forward_pre_hooks) if zero_stage(trainer) == 3 else {}
+        for name in hooks:
+            del model._forward_pre_hooks[name]
+        try:
+            yield model
+        finally:
+            model._forward_pre_hooks.update(hooks)
+
+
+def optimizer_state(trainer: Any) -> dict[str, Tensor]:
+    """`KEY|NAME` -> full tensor on the CPU, for every key of the optimizer and every trained parameter.
+
+    Empty before the first step. A collective call under DeepSpeed.
+    """
+    if zero_stage(trainer):
+        return _deepspeed_state(trainer)
+    names = {id(value): name for name, value in trained_parameters(trainer).items()}
+    optimizer = trainer.optimizer.optimizer
+    return {
+        f"{key}|{names[id(parameter)]}": torch.as_tensor(value).detach().cpu().clone()
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_state` gave, in this or another run of the same model, however it is sharded."""
+    if zero_stage(trainer):
+        return _load_deepspeed_state(trainer, state)
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key_and_name, value in state.items():
+        key, _, name = key_and_name.partition("|")
+        if key != MASTER:
+            by_name.setdefault(name, {})[key] = value.clone()
+    optimizer = trainer.optimizer.optimizer
+    names = {id(value): name for name, value in trained_parameters(trainer).items()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    loaded = optimizer.state_dict()
+    loaded["state"] = {place: by_name[name] for place, name in enumerate(order) if name in by_name}
+    optimizer.load_state_dict(loaded)
+
+
+def set_schedule(trainer: Any, step: int) -> None:
+    """Set the learning rates to those of `step`; a schedule is a function of the step and of nothing else."""
+    scheduler = trainer.lr_scheduler
+    scheduler.last_epoch = step - 1
+    with warnings.catch_warnings():
+        # It would have the optimizer take a step first.
+        warnings.filterwarnings("ignore", message=r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`")
+        scheduler.step()
+
+
+def release(trainer: Any) -> None:
+    """Take off the module what the trainer's backend put on it. A collective call under ZeRO-3."""
+    if zero_stage(trainer):
+        _release_deepspeed(trainer)
+    trainer.accelerator.free_memory()
+
+
+def _deepspeed_state(trainer: Any) -> dict[str, Tensor]:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    steps = {float(entries["step"]) for entries in _inner_optimizer(trainer).state.values() if "step" in entries}
+    if steps and zero_stage(trainer) < 3:
+        _link_moments(trainer)
+    state = {}
+    for name, parameter in trained_parameters(trainer).items():
+        state[f"{MASTER}|{name}"] = safe_get_full_fp32_param(parameter).cpu().clone()
+        if steps:
+            state[f"step|{name}"] = torch.tensor(max(steps))
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[f"{key}|{name}"] = safe_get_full_optimizer_state(parameter, key).cpu().clone()
+    return state if steps else {}
+
+
+def _load_deepspeed_state(trainer: Any, state: dict[str, Tensor]) -> None:
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    _create_moments(trainer, next(float(value) for key, value in state.items() if key.startswith("step|")))
+    sharded = zero_stage(trainer) == 3
+    for name, parameter in trained_parameters(trainer).items():
+        for key in (MASTER, "exp_avg", "exp_avg_sq"):
+            value = state.get(f"{key}|{name}")
+            if value is None:
+                continue  # no master copy in a state that was written without DeepSpeed
+            if sharded:
+                part = _own_part(parameter, value)
+                if key == MASTER:
+                    safe_set_local_fp32_param(parameter, part)
+                else:
+                    safe_set_local_optimizer_state(parameter, part, key)
+            elif key == MASTER:
+                safe_set_full_fp32_param(parameter, value)
+            else:
+                safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _inner_optimizer(trainer: Any) -> torch.optim.Optimizer:
+    return trainer.deepspeed.optimizer.optimizer
+
+
+def _create_moments(trainer: Any, step: float) -> None:
+    """Give torch's optimizer the entries that it would create at its first step, so that they can be filled."""
+    zero = trainer.deepspeed.optimizer
+    stage = zero_stage(trainer)
+    flat_groups = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+    for flat in flat_groups:
+        zero.optimizer.state[flat] = {
+            "step": torch.tensor(step, dtype=torch.float32, device=flat.device),
+            "exp_avg": torch.zeros_like(flat),
+            "exp_avg_sq": torch.zeros_like(flat),
+        }
+    if stage < 3:
+        _link_moments(trainer)
+
+
+def _link_moments(trainer: Any) -> None:
+    """Let each parameter know its part of the moments.
+
+    DeepSpeed does it once, after the step of the first parameter group, when the later ones have no moments yet.
+    """
+    zero = trainer.deepspeed.optimizer
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
+
+
+def _own_part(parameter: torch.nn.Parameter, full: Tensor) -> Tensor:
+    """This process's share of a tensor under ZeRO-3, padded with zeros as DeepSpeed's shares are."""
+    size = parameter.ds_tensor.ds_numel
+    first = size * parameter.ds_zero_partition_rank
+    flat = torch.zeros(size * parameter.ds_zero_partition_world_size, dtype=full.dtype)
+    flat[: full.numel()] = full.flatten()
+    return flat[first : first + size]
+
+
+def _release_deepspeed(trainer: Any) -> None:
+    import deepspeed
+    from deepspeed.runtime.zero import parameter_offload
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    model, engine, sharded = trainer.model, trainer.deepspeed, zero_stage(trainer) == 3
+    if sharded:
+        engine.optimizer.parameter_offload.partition_all_parameters()  # nothing stays half gathered
+    fresh: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if parameter not in fresh:  # by identity, so that a tied weight stays tied
+                with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                    whole = parameter.detach().clone()
+                fresh[parameter] = torch.nn.Parameter(whole, requires_grad=parameter.requires_grad)
+            module._parameters[name] = fresh[parameter]
+        if sharded:
+            module._parameters = dict(module._parameters)  # it was a ZeROOrderedDict
+            for name in [name for name in vars(module) if name.startswith("ds_") or name in _ZERO3_ATTRIBUTES]:
+                del module.__dict__[name]
+    # `destroy` leaves these two on the module, and with them the engine in memory; its finalizer would call it again.
+    engine.module_forward_pre_hook.remove()
+    engine.module_forward_post_hook.remove()
+    engine.destroy()
+    engine.destroy = lambda: None
+    parameter_offload.FWD_MODULE_STACK.clear()
+    # While it is set, `generate` waits for all processes at every token, and `from_pretrained` shards what it loads.
+    unset_hf_deepspeed_config()
+
+
+_ZERO3_ATTRIBUTES = ("_original_parameters", "_external_params", "pre_bwd_fn", "post_bwd_fn")

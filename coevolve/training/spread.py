@@ -1,0 +1,116 @@
+"""The estimator's work spread over all processes of a run."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from coevolve.data.example import Example
+from coevolve.scoring.estimator import ProbabilityEstimator, Progress
+from coevolve.scoring.generate import Generation
+from coevolve.scoring.scores import Scores
+from coevolve.training.processes import Processes
+
+
+class SpreadEstimator(ProbabilityEstimator):
+    """As the estimator it is made from, but each process works on its share of the examples.
+
+    Every process has to make the same calls, and gets all results, in order. Rewards, which differ from process to
+    process, ask the plain estimator.
+    """
+
+    def __init__(self, estimator: ProbabilityEstimator, processes: Processes):
+        super().__init__(
+            estimator.roles,
+            estimator.renderer,
+            max_new_tokens=estimator.max_new_tokens,
+            token_budget=estimator.token_budget,
+            poll=estimator.poll,
+        )
+        self.processes = processes
+
+    def generate_reasoning(
+        self,
+        examples: Sequence[Example],
+        *,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        progress: Progress | None = None,
+    ) -> list[Generation]:
+        generate = super().generate_reasoning
+        costs = [len(self.renderer.connector(example)) for example in examples]
+        report = _scaled(progress, len(examples), self.processes.count)
+        return self.processes.spread(
+            costs,
+            lambda share: generate([examples[i] for i in share], seed=seed, temperature=temperature, progress=report),
+        )
+
+    def token_log_probs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        *,
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        score = super().token_log_probs
+        costs = [
+            len(self.renderer.estimator(example, text)) + len(response)
+            for example, text, response in zip(examples, reasoning, responses, strict=True)
+        ]
+        report = _scaled(progress, len(examples), self.processes.count)
+        return self.processes.spread(
+            costs,
+            lambda share: score(
+                [examples[i] for i in share],
+                [responses[i] for i in share],
+                [reasoning[i] for i in share],
+                progress=report,
+            ),
+        )
+
+    def log_prob_pairs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        pairs: np.ndarray,
+        *,
+        progress: Progress | None = None,
+    ) -> Scores:
+        # A context goes to one process with all of its pairs, so that it is computed once.
+        score = super().log_prob_pairs
+        pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+        places = [np.flatnonzero(pairs[:, 0] == context) for context in range(len(examples))]
+        lengths = np.array([len(response) for response in responses])
+        costs = [
+            len(self.renderer.estimator(example, text)) + lengths[pairs[rows, 1]].sum()
+            for example, text, rows in zip(examples, reasoning, places, strict=True)
+        ]
+        report = _scaled(progress, len(pairs), self.processes.count)
+
+        def work(share: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+            own = np.concatenate([places[context] for context in share]) if share else np.empty(0, dtype=np.int64)
+            scores = score(examples, responses, reasoning, pairs[own], progress=report)
+            ends = np.cumsum([len(places[context]) for context in share])[:-1]
+            return list(zip(np.split(scores.sum, ends), np.split(scores.tokens, ends), strict=True)) if share else []
+
+        total, tokens = np.empty(len(pairs)), np.empty(len(pairs), dtype=np.int64)
+        for rows, (sums, counts) in zip(places, self.processes.spread(costs, work), strict=True):
+            total[rows], tokens[rows] = sums, counts
+        return Scores(total, tokens)
+
+
+def _scaled(progress: Progress | None, total: int, count: int) -> Callable[[int], None] | None:
+    """Progress of one share, shown as progress of the whole: the shares go on at about the same pace."""
+    if progress is None or count == 1:
+        return progress
+    done = shown = 0
+
+    def report(rows: int) -> None:
+        nonlocal done, shown
+        done += rows
+        reached = min(done * count, total)
+        progress(reached - shown)
+        shown = reached
+
+    return report

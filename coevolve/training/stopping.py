@@ -1,0 +1,101 @@
+"""Leaving in time: a signal or a deadline asks the run to stop, and work that takes long looks whether it was asked.
+
+Slurm warns with SIGUSR1 or SIGTERM, torchrun ends its workers with SIGTERM, a person presses Ctrl-C: all mean "save
+and go". A second one means "go": at once, with the last checkpoint untouched, since a checkpoint becomes one only by
+the rename at its end.
+"""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from coevolve.errors import RecipeError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+INTERRUPTED = 75
+"""Exit status of a run that was asked to stop, saved, and can go on from there (EX_TEMPFAIL: try again later)."""
+
+ASK_SECONDS = 0.5
+"""How often the other processes are asked whether one of them was told to stop."""
+
+
+class StopRequested(BaseException):
+    """Raised by `poll` in the middle of long work. Not an Exception, so that nothing in between takes it for a fault."""
+
+
+class Stop:
+    """Whether the run was asked to stop, and by what.
+
+    Args:
+        deadline: seconds after which the run stops by itself.
+    """
+
+    def __init__(self, deadline: float | None = None):
+        self.reason: str | None = None
+        self._until = None if deadline is None else time.monotonic() + deadline
+        self._store: Any = None
+        self._next_question = 0.0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, the signals ask this object to stop."""
+        previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def share(self, store: Any) -> None:
+        """Tell the other processes, and learn from them, through a torch.distributed store."""
+        self._store = store
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop. Cheap enough to be asked between any two tokens."""
+        now = time.monotonic()
+        if self.reason is None and self._until is not None and now >= self._until:
+            self.reason = "the deadline"
+        if self._store is not None and now >= self._next_question:
+            self._next_question = now + ASK_SECONDS
+            if self.reason is not None:
+                self._store.set("stop", self.reason)
+                self._store = None
+            elif self._store.check(["stop"]):
+                self.reason = self._store.get("stop").decode()
+                self._store = None
+        return self.reason is not None
+
+    def poll(self) -> None:
+        """Raise StopRequested if it is time to stop."""
+        if self.requested:
+            raise StopRequested
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if self.reason is not None:
+            # No clean-up: whatever is being written keeps its temporary name.
+            os.write(2, f"coevolve: {name} again, leaving at once\n".encode())
+            os._exit(128 + number)
+        self.reason = name
+        self._next_question = 0.0
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of `3h50m`, `90m`, `45s`, `1d2h`, or a plain number of seconds.
+
+    Raises:
+        RecipeError: anything else.
+    """
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise RecipeError(f"--deadline {text!r}: accepted is for example 3h50m, 90m, 45s, or seconds.")
+    return sum(float(number) * units[unit] for number, unit in parts)

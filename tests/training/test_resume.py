@@ -1,0 +1,297 @@
+"""A run that was stopped or killed, however often and wherever, ends with the bits of one that was not."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from coevolve.errors import ArtifactError
+from coevolve.training.checkpoints import CHECKPOINTS
+from coevolve.training.processes import Interrupted
+from coevolve.training.run import train
+from coevolve.training.run_folder import read_status, status_code
+from coevolve.training.stopping import Stop
+
+SMALL = {
+    "data": {"world": {"train": 24, "test": 3}, "validation": 6},
+    "rounds": {"count": 2},
+    # Two updates share one batch of completions, so that there is a rollout to be saved.
+    "connector_rl": {"steps": 3, "updates_per_generation": 2},
+    "baselines": {"without_corl": True, "without_reasoning": True},
+    "evaluation": {"marginal_samples": 0},
+    "checkpoints": {"every_steps": 1},
+    "logging": {"every": 2},
+}
+KILLS = int(os.environ.get("COEVOLVE_KILLS", "6"))
+
+
+class StopAfter(Stop):
+    """Asks to stop when it has been looked at so many times: a signal at a moment that can be repeated."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def requested(self):
+        self.looks -= 1
+        if self.looks < 0:
+            self.reason = "the test"
+        return self.reason is not None
+
+
+def outcome(folder):
+    """All that must not depend on how often the run was interrupted."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["seconds"]
+    weights = {}
+    for role in ("connector", "estimator"):
+        for path in (folder / "estimator" / role).glob("*.safetensors"):
+            weights.update({f"{role}/{name}": tensor for name, tensor in load_file(path).items()})
+    assert weights
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figures = [{name: value for name, value in line.items() if not timed(name)} for line in lines]
+    return results, weights, figures
+
+
+def timed(name):
+    return name.startswith(("seconds", "time/", "tokens_per_second/", "memory/")) or name.endswith(
+        ("step_time", "_runtime", "_per_second")
+    )
+
+
+def assert_same(folder, other):
+    (results, weights, figures), (results_2, weights_2, figures_2) = outcome(folder), outcome(other)
+    assert results == results_2
+    assert set(weights) == set(weights_2)
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    assert figures == figures_2
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def whole(request, recipe_of, tmp_path_factory):
+    """(recipe, folder) of a run without interruption."""
+    recipe = recipe_of(request.param, **SMALL)
+    folder = tmp_path_factory.mktemp(request.param) / "whole"
+    train(recipe, folder)
+    return recipe, folder
+
+
+def test_stopped_again_and_again(whole, tmp_path):
+    recipe, folder = whole
+    rng, sittings, places = random.Random(0), 0, set()
+    while True:
+        try:
+            train(recipe, tmp_path / "run", stop=StopAfter(rng.randrange(1, 250)))
+            break
+        except Interrupted:
+            sittings += 1
+            status = read_status(tmp_path / "run")
+            assert status["state"] == "interrupted" and status_code(status) == 75
+            places.add(status["stage"])
+    assert sittings >= 5 and len(places) >= 4, (sittings, places)
+    assert_same(folder, tmp_path / "run")
+    assert status_code(read_status(tmp_path / "run")) == 0
+
+
+def test_a_finished_run_is_not_run_again(whole):
+    recipe, folder = whole
+    before = outcome(folder)
+    began = time.monotonic()
+    train(recipe, folder)
+    assert outcome(folder)[0] == before[0] and outcome(folder)[2] == before[2]
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("harm", ["flipped", "missing"])
+def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(whole, tmp_path, capsys, harm):
+    recipe, folder = whole
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", stop=StopAfter(150))
+    newest = max((tmp_path / "run" / CHECKPOINTS).glob("[0-9]*"))
+    damaged = newest / "connector.safetensors"
+    content = bytearray(damaged.read_bytes())
+    damaged.unlink()  # it may be a link to the same file in an older checkpoint
+    if harm == "flipped":
+        content[-1] ^= 1
+        damaged.write_bytes(content)
+    capsys.readouterr()
+    train(recipe, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert str(damaged) in said and "it will be done again" in said
+    assert_same(folder, tmp_path / "run")
+
+
+def test_a_changed_recipe_is_shown_and_refused(whole, recipe_of):
+    recipe, folder = whole
+    tuning = recipe.model.tuning
+    changed = recipe_of(tuning, **{**SMALL, "estimator_sft": {"learning_rate": 1e-4}})
+    with pytest.raises(ArtifactError, match=r"estimator_sft.learning_rate: 0.002 -> 0.0001"):
+        train(changed, folder)
+    with pytest.raises(ArtifactError, match="holds a run already"):
+        train(recipe, folder, resume="never")
+    harmless = recipe_of(tuning, **{**SMALL, "logging": {"every": 7}, "checkpoints": {"keep": 1}})
+    train(harmless, folder)
+
+
+def test_rounds_can_be_added(recipe_of, tmp_path):
+    one = recipe_of("full", **{**SMALL, "rounds": {"count": 1}})
+    two = recipe_of("full", **{**SMALL, "rounds": {"count": 2}})
+    train(two, tmp_path / "at once")
+    train(one, tmp_path / "later")
+    train(two, tmp_path / "later")
+    (results, weights, _), (results_2, weights_2, _) = outcome(tmp_path / "at once"), outcome(tmp_path / "later")
+    assert results == results_2 and all(torch.equal(weights[name], weights_2[name]) for name in weights)
+
+
+def test_a_run_goes_on_from_a_named_checkpoint(whole, tmp_path):
+    recipe, folder = whole
+    earlier = sorted((folder / CHECKPOINTS).glob("[0-9]*"))[-2]
+    results = train(recipe, tmp_path / "branch", resume=earlier)
+    expected = json.loads((folder / "results.json").read_text())
+    assert {**results, "seconds": 0} == {**expected, "seconds": 0}
+    one, two = (place / "estimator" / "connector" for place in (folder, tmp_path / "branch"))
+    for path in one.glob("*.safetensors"):
+        assert path.read_bytes() == (two / path.name).read_bytes()
+
+
+def test_a_directory_in_use_is_refused_and_the_holder_named(whole, tmp_path):
+    recipe, _ = whole
+    child = os.fork()
+    if child == 0:
+        _quietly(lambda: train(recipe, tmp_path / "run"))
+    try:
+        wait_for(lambda: (tmp_path / "run" / "run.json").exists())
+        with pytest.raises(ArtifactError, match=rf'in use by another run: .*"pid": {child}'):
+            train(recipe, tmp_path / "run")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_directory_that_cannot_be_written_is_named(whole, tmp_path):
+    recipe, _ = whole
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="--output-dir .*file/run: cannot be written"):
+        train(recipe, tmp_path / "file" / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+def test_killed_at_random_moments(whole, tmp_path, seed):
+    """SIGKILL, as often as COEVOLVE_KILLS says, each time after a random share of the time that a whole run takes."""
+    recipe, folder = whole
+    began = time.monotonic()
+    _wait(_start(recipe, tmp_path / "measured"))
+    lasts = time.monotonic() - began
+    rng, kills = random.Random(seed), 0
+    while kills < KILLS:
+        child = _start(recipe, tmp_path / "run")
+        time.sleep(rng.uniform(0.0, min(1.0, 6 / KILLS) * lasts))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += 1
+        if os.WIFEXITED(status):
+            break
+    assert kills == KILLS or kills > 3
+    assert _wait(_start(recipe, tmp_path / "run")) == 0
+    assert_same(folder, tmp_path / "run")
+
+
+PLACES = {
+    "in a checkpoint, before its manifest": ("coevolve.training.checkpoints", "write_json", 5),
+    "in a checkpoint, before its rename": ("coevolve.training.checkpoints", "sync_folder", 9),
+    "at a change of phase": ("coevolve.training.gate.Gate", "judge", 2),
+    "in generation": ("coevolve.scoring.generate._Poll", "__call__", 60),
+    "in a refresh": ("coevolve.training.spread.SpreadEstimator", "reason", 1),
+    "in a reward": ("coevolve.training.scorers.ConnectorScore", "likelihood", 2),
+    "in the export": ("coevolve.training.export", "write_manifest", 1),
+    "when the export takes its place": ("coevolve.training.export", "replace_folder", 1),
+    "while metrics are cut back": ("coevolve.training.record", "write_text", 1),
+}
+
+
+@pytest.mark.slow
+def test_killed_where_it_hurts(whole, tmp_path):
+    recipe, folder = whole
+    for place in PLACES.values():
+        child = _start(recipe, tmp_path / "run", die_at=place)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (place, status)
+    assert _wait(_start(recipe, tmp_path / "run")) == 0
+    assert_same(folder, tmp_path / "run")
+
+
+def _start(recipe, folder, die_at=None):
+    """A process of its own with a run in it; forked, which spares it half a minute of imports."""
+    child = os.fork()
+    if child:
+        return child
+
+    def work():
+        if die_at is not None:
+            _die_at(*die_at)
+        train(recipe, folder)
+
+    _quietly(work)
+
+
+def _quietly(work):
+    """Do the work with its output in nobody's way, and end the process."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _die_at(where, name, nth):
+    """Kill this process when something is called for the nth time."""
+    import importlib
+
+    try:
+        owner = importlib.import_module(where)
+    except ModuleNotFoundError:
+        module, _, cls = where.rpartition(".")
+        owner = getattr(importlib.import_module(module), cls)
+    original, calls = getattr(owner, name), 0
+
+    def deadly(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, deadly)
+
+
+def _wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_the_state_holds_everything_by_name(whole):
+    """What a person finds in a checkpoint."""
+    _, folder = whole
+    newest = max((folder / CHECKPOINTS).glob("[0-9]*"))
+    files = {path.name for path in Path(newest).iterdir()}
+    assert {"manifest.json", "state.json", "connector.safetensors", "estimator.safetensors"} <= files
+    assert {"best-connector.safetensors", "best-estimator.safetensors", "cold-connector.safetensors"} <= files
+    assert {f"optimizer-{phase}.safetensors" for phase in ("connector_rl", "estimator_sft", "estimator_rl")} <= files

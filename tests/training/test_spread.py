@@ -1,0 +1,55 @@
+"""Work spread over processes: every item once, in order, by about the same cost."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coevolve.training.engines import order_of_rows
+from coevolve.training.processes import Interrupted, Processes, shares
+from coevolve.training.stopping import Stop
+
+
+@given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 9))
+def test_every_item_is_in_one_share(costs, count):
+    split = shares(costs, count)
+    assert len(split) == count and sorted(sum(split, [])) == list(range(len(costs)))
+    assert all(share == sorted(share) for share in split)
+    loads = [sum(costs[index] for index in share) for share in split]
+    # Longest first, to the least busy: no two differ by more than one item.
+    assert max(loads) - min(loads) <= max(costs, default=0)
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(0, 5))
+def test_a_pass_is_finished_before_the_next_begins(rows, count, seed):
+    order = order_of_rows(rows, count, seed).tolist()
+    assert len(order) == count
+    for start in range(0, count, rows):
+        part = order[start : start + rows]
+        assert len(set(part)) == len(part) and set(part) <= set(range(rows))
+
+
+def alone(stop=None):
+    return Processes(torch.device("cpu"), stop or Stop())
+
+
+def test_one_process_does_it_all():
+    processes = alone()
+    assert processes.spread([3, 1, 2], lambda share: [10 * index for index in share]) == [0, 10, 20]
+    assert processes.agree(True, False) == (True, False)
+    assert processes.on_main(lambda: 7) == 7 and processes.gather("x") == ["x"]
+
+
+def test_being_asked_to_stop_shows_where_all_agree():
+    stop = Stop()
+    processes = alone(stop)
+    stop.reason = "SIGTERM"
+    assert processes.on_main(lambda: "saved") == "saved"  # saving is not stopped by being asked to stop
+    for act in (processes.agree, lambda: processes.together(lambda: 1), lambda: processes.together(stop.poll)):
+        with pytest.raises(Interrupted):
+            act()
+
+
+def test_a_failure_is_raised_as_it_is():
+    with pytest.raises(ZeroDivisionError):
+        alone().together(lambda: 1 / 0)
