@@ -31,7 +31,11 @@ def run(options: argparse.Namespace) -> int:
     stop = Stop(None if options.deadline is None else seconds_of(options.deadline))
     from coevolve.training.launch import Launch, check_launch
 
-    check_launch(recipe, Launch.from_environment(os.environ))
+    launch = Launch.from_environment(os.environ)
+    check_launch(recipe, launch)
+    if not launch.gpu:
+        # DeepSpeed would look for an accelerator when it is imported, and say at length that there is none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from coevolve.training.processes import Interrupted
     from coevolve.training.run import train
 

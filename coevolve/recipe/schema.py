@@ -168,7 +168,7 @@ class Optimization(Section):
         return self
 
     def micro_batch(self, processes: int) -> tuple[int, int]:
-        """(rows at once on one process, gradient accumulation steps) for a number of processes that divides the batch."""
+        """(rows at once on one process, gradient accumulation steps), where `processes` divides the batch."""
         share = self.train_batch_size // processes
         limit = min(self.per_device_train_batch_size or share, share)
         rows = next(rows for rows in range(limit, 0, -1) if share % rows == 0)

@@ -23,7 +23,6 @@ from coevolve.training.scorers import ConnectorScore, EstimatorScore
 from coevolve.training.seeds import derive_seed
 from coevolve.training.spread import SpreadEstimator
 
-
 REFRESHED_AT_ONCE = 512
 """Reasonings between two moments at which a refresh may be saved or left."""
 

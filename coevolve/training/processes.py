@@ -4,6 +4,7 @@ Work that differs from process to process must not fail or stop on one of them a
 the next collective call for ever. `together` is the way: every process learns how the others fared before any goes on.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -160,7 +161,7 @@ class Processes:
 
 
 def shares(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Items split into `count` shares of about the same cost, each in ascending order: longest first, to the least busy.
+    """Items in `count` shares of about the same cost, each in ascending order: the longest first, to the least busy.
 
     With one process this is all of them in order. The result depends on nothing but the arguments.
     """
@@ -175,7 +176,7 @@ def shares(costs: Sequence[float], count: int) -> list[list[int]]:
 
 
 class Pulse:
-    """A thread that says that this process lives, and leaves when another one died or failed.
+    """A thread that says that this process lives, and ends it when another one died or failed.
 
     A collective call cannot be left from Python, so a process whose peer is gone would hang in it; hence `os._exit`.
     """
@@ -204,10 +205,9 @@ class Pulse:
 
     def stop(self, error: str | None) -> None:
         self._leaving.set()
-        try:
+        # The store may have gone with the process that held it.
+        with contextlib.suppress(Exception):
             self.store.set(f"left/{self.rank}", f"{self._place()} failed: {error}" if error else "done")
-        except Exception:
-            pass  # the store went with the process that held it
 
     def find_lost(self, within: float) -> str | None:
         """Who failed or fell silent, in words; waits up to `within` seconds to find out."""

@@ -95,20 +95,24 @@ def train(
     state = PartialState(cpu=recipe.model.device == "cpu")
     processes = Processes(state.device, stop or Stop())
     folder = RunFolder(Path(output_dir), processes)
-    error: BaseException | None = None
+    failure: Exception | None = None
     try:
         with folder.held():
             checkpoint = folder.find(recipe, resume, force=force)
             record = Record(folder.path, main=processes.main)
             try:
                 return Run(recipe, folder, record, processes, environ, checkpoint).go()
+            except Exception as error:
+                failure = processes.explain(error)
+                folder.say_failed(failure)
+                raise failure from (None if failure is error else error)
             finally:
-                record.close()
-    except BaseException as raised:
-        error = raised if isinstance(raised, Interrupted) else processes.explain(raised)
-        raise error from (None if error is not raised else raised.__cause__)
+                record.close(exit_code=0 if failure is None or isinstance(failure, Interrupted) else 1)
+    except Exception as error:
+        failure = error
+        raise
     finally:
-        processes.close(None if isinstance(error, Interrupted) else error)
+        processes.close(None if isinstance(failure, Interrupted) else failure)
 
 
 @dataclass(frozen=True)

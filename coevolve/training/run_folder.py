@@ -1,5 +1,6 @@
 """The directory of a run: who holds it, which recipe it is of, where it goes on, and how far it has come."""
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ from coevolve.errors import ArtifactError, DataError
 from coevolve.files import read_json, write_json
 from coevolve.recipe import Recipe, check_recipe, recipe_values
 from coevolve.training.checkpoints import CHECKPOINTS, Checkpoint, newest_checkpoint, read_checkpoint
-from coevolve.training.processes import Processes
+from coevolve.training.processes import Interrupted, ProcessError, Processes
 from coevolve.training.setup import Base
 from coevolve.training.stopping import INTERRUPTED
 
@@ -80,7 +81,7 @@ class RunFolder:
         """Write `status.json` on the main process.
 
         Args:
-            state: `running`, `interrupted` or `finished`.
+            state: `running`, `interrupted`, `failed` or `finished`.
             stage: what is being done.
         """
         if self.processes.main:
@@ -88,6 +89,12 @@ class RunFolder:
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             status = {"state": state, "stage": stage, **place, **more, **_holder(), "updated": now}
             write_json(self.path / STATUS, status)
+
+    def say_failed(self, error: Exception) -> None:
+        """Write to `status.json` that starting again will not help, as it does where a process was stopped or died."""
+        if not isinstance(error, (Interrupted, ProcessError)):
+            with contextlib.suppress(OSError):
+                self.say_status("failed", stage="", where={}, error=f"{type(error).__name__}: {error}")
 
     def _take(self) -> int:
         try:
@@ -198,8 +205,8 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def status_code(status: Mapping[str, Any]) -> int:
-    """Exit status for a script: 0 finished, 75 to be started again (interrupted or killed), 3 still running."""
-    return {"finished": 0, "running": 3}.get(status["state"], INTERRUPTED)
+    """Exit status for a script: 0 finished, 1 failed, 3 running, 75 to be started again (interrupted or killed)."""
+    return {"finished": 0, "failed": 1, "running": 3}.get(status["state"], INTERRUPTED)
 
 
 def _is_held(folder: Path) -> bool:

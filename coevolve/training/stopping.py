@@ -25,7 +25,7 @@ ASK_SECONDS = 0.5
 
 
 class StopRequested(BaseException):
-    """Raised by `poll` in the middle of long work. Not an Exception, so that nothing in between takes it for a fault."""
+    """Raised by `poll` in the middle of long work; no Exception, so that nothing in between takes it for a fault."""
 
 
 class Stop:

@@ -24,8 +24,7 @@ RECIPE = {
     },
     "traces": {"teacher": "dataset"},
     "cold_start": {
-        role: {"steps": 2, "learning_rate": 1e-3, "train_batch_size": 4}
-        for role in ("connector", "estimator")
+        role: {"steps": 2, "learning_rate": 1e-3, "train_batch_size": 4} for role in ("connector", "estimator")
     },
     "rounds": {"count": 0},
     "baselines": {"without_corl": False, "without_reasoning": False},

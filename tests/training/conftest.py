@@ -55,6 +55,12 @@ def values(tuning="full", **sections):
 
 
 @pytest.fixture(scope="session")
+def values_of():
+    """A function from changes to a recipe's values, to be written to a file."""
+    return values
+
+
+@pytest.fixture(scope="session")
 def recipe_of():
     """A function from changes to a checked recipe."""
     return lambda tuning="full", **sections: check_recipe(values(tuning, **sections), "tiny")

@@ -107,7 +107,8 @@ from coevolve.errors import ArtifactError
 from coevolve.training.checkpoints import CheckpointWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    CheckpointWriter(Path({str(written)!r}), keep=1).write("big", {{}}, {{"pair": {{"a": torch.zeros(9999)}}}}, best=False)
+    writer = CheckpointWriter(Path({str(written)!r}), keep=1)
+    writer.write("big", {{}}, {{"pair": {{"a": torch.zeros(9999)}}}}, best=False)
 except ArtifactError as error:
     print(error)
 """

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import values
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -36,13 +35,13 @@ def environ(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def recipe_file(tmp_path_factory):
+def recipe_file(values_of, tmp_path_factory):
     """A function that writes a recipe and returns its path."""
     folder = tmp_path_factory.mktemp("recipes")
 
     def write(tuning="full", **changes):
         path = folder / f"{len(list(folder.iterdir()))}.yaml"
-        path.write_text(yaml.safe_dump(values(tuning, **{**ROUND, **changes})))
+        path.write_text(yaml.safe_dump(values_of(tuning, **{**ROUND, **changes})))
         return path
 
     return write
@@ -54,9 +53,8 @@ def command(kind, recipe, folder, *options):
         return [sys.executable, *train]
     if kind == "ddp":
         return [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port()), *train]
-    config = ROOT / "launch" / f"{kind}.yaml"
-    port = ["--main_process_port", str(free_port())]
-    return [str(BIN / "accelerate"), "launch", "--config_file", str(config), "--cpu", "--num_processes", "2", *port, *train]
+    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(ROOT / "launch" / f"{kind}.yaml"), "--cpu"]
+    return [*launch, "--num_processes", "2", "--main_process_port", str(free_port()), *train]
 
 
 def free_port():
@@ -67,8 +65,8 @@ def free_port():
 
 def start(kind, environ, recipe, folder, *options):
     env = {**environ, "ACCELERATE_USE_CPU": "true"} if kind == "ddp" else environ
-    log = open(f"{folder}.log", "ab")
-    return subprocess.Popen(command(kind, recipe, folder, *options), env=env, stdout=log, stderr=log, cwd=ROOT)
+    with open(f"{folder}.log", "ab") as log:
+        return subprocess.Popen(command(kind, recipe, folder, *options), env=env, stdout=log, stderr=log, cwd=ROOT)
 
 
 def run(kind, environ, recipe, folder, *options):
@@ -195,8 +193,9 @@ def test_a_process_that_dies_is_named_and_the_other_leaves(dies, environ, recipe
     for rank in range(2):
         env = {**environ, "ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
-        log = open(tmp_path / f"{rank}.log", "wb")
-        processes.append(subprocess.Popen(command("one", recipe, folder), env=env, stdout=log, stderr=log, cwd=ROOT))
+        with open(tmp_path / f"{rank}.log", "wb") as log:
+            arguments = command("one", recipe, folder)
+            processes.append(subprocess.Popen(arguments, env=env, stdout=log, stderr=log, cwd=ROOT))
 
     def training():
         return (folder / "metrics.jsonl").exists() and "connector/reward" in (folder / "metrics.jsonl").read_text()

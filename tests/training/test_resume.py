@@ -178,7 +178,7 @@ def test_a_directory_in_use_is_refused_and_the_holder_named(whole, tmp_path):
 def test_a_directory_that_cannot_be_written_is_named(whole, tmp_path):
     recipe, _ = whole
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="--output-dir .*file/run: cannot be written"):
+    with pytest.raises(ArtifactError, match=r"--output-dir .*file/run: cannot be written"):
         train(recipe, tmp_path / "file" / "run")
 
 

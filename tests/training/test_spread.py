@@ -13,7 +13,7 @@ from coevolve.training.stopping import Stop
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 9))
 def test_every_item_is_in_one_share(costs, count):
     split = shares(costs, count)
-    assert len(split) == count and sorted(sum(split, [])) == list(range(len(costs)))
+    assert len(split) == count and sorted(index for share in split for index in share) == list(range(len(costs)))
     assert all(share == sorted(share) for share in split)
     loads = [sum(costs[index] for index in share) for share in split]
     # Longest first, to the least busy: no two differ by more than one item.
