@@ -7,12 +7,14 @@ keeps its traceback.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from coevolve import __version__
 from coevolve.cli import export, remid, score, status, train
 from coevolve.errors import CoevolveError
 
+HUSH_SECONDS = 5
 COMMANDS = (train, status, remid, score, export)
 
 
@@ -43,4 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Of several processes that were launched together, one speaks; it learns of the others' errors.
         if os.environ.get("RANK", "0") == "0":
             print(f"coevolve {options.command}: {error}", file=sys.stderr)
+        else:
+            # A launcher ends all processes when the first one leaves, and the one that speaks must get to do so.
+            time.sleep(HUSH_SECONDS)
         return 2

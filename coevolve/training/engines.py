@@ -539,6 +539,7 @@ def _common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module
         "bf16": False,
         "fp16": False,
         "use_cpu": device.type == "cpu",
+        "ddp_find_unused_parameters": False,  # only the role's own ask for gradients, and all of them are used
         "dataloader_pin_memory": device.type != "cpu",
         # Nothing is trained on a loss that is no number; the filter would hide it from the log.
         "logging_nan_inf_filter": False,

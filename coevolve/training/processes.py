@@ -28,6 +28,9 @@ BEAT_SECONDS = 2.0
 SILENT_SECONDS = 40.0
 """A process that has been silent for so long is taken for dead. Long C++ calls let the beat go on."""
 
+LAST_SECONDS = 25.0
+"""So long the other processes wait for the main one to come to its end."""
+
 LOST = 70
 """Exit status of a process that leaves because another one died (EX_SOFTWARE)."""
 
@@ -149,6 +152,9 @@ class Processes:
         """Tell the others that this process leaves, and why."""
         if self._pulse is not None:
             self._pulse.stop(None if error is None else f"{type(error).__name__}: {error}")
+            if error is None and not self.main:
+                # Where one process has left, a launcher ends the others; the main one still has files to close.
+                self._pulse.wait_for_main(seconds=LAST_SECONDS)
             self._pulse = None
 
     def gather(self, value: Any) -> list[Any]:
@@ -173,6 +179,9 @@ def shares(costs: Sequence[float], count: int) -> list[list[int]]:
         loads[least] += costs[index]
         members[least].append(index)
     return [sorted(indices) for indices in members]
+
+
+_STORE_GONE = "process 0 of the run, or the launcher that holds its store, is gone ({error})"
 
 
 class Pulse:
@@ -209,11 +218,19 @@ class Pulse:
         with contextlib.suppress(Exception):
             self.store.set(f"left/{self.rank}", f"{self._place()} failed: {error}" if error else "done")
 
+    def wait_for_main(self, seconds: float) -> None:
+        """Until process 0 has left."""
+        with contextlib.suppress(Exception):
+            self.store.wait(["left/0"], timedelta(seconds=seconds))
+
     def find_lost(self, within: float) -> str | None:
         """Who failed or fell silent, in words; waits up to `within` seconds to find out."""
         until = time.monotonic() + within
         while True:
-            lost = self._lost(silent=within / 2)
+            try:
+                lost = self._lost(silent=within / 2)
+            except dist.DistError as error:
+                return _STORE_GONE.format(error=type(error).__name__)
             if lost is not None or time.monotonic() > until:
                 return lost
             time.sleep(0.2)
@@ -223,8 +240,8 @@ class Pulse:
             try:
                 self._say_alive()
                 lost = self._lost(silent=SILENT_SECONDS)
-            except Exception as error:
-                lost = f"process 0, which holds the store, is gone ({type(error).__name__})"
+            except dist.DistError as error:
+                lost = _STORE_GONE.format(error=type(error).__name__)
             if lost is not None and not self._leaving.wait(2 * BEAT_SECONDS):
                 # Still here: the main thread hangs in a collective call and will never say it itself.
                 print(

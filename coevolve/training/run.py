@@ -25,6 +25,7 @@ from coevolve.progress import from_totals, quieten_libraries
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe, recipe_values
 from coevolve.remid.evaluate import evaluate_remid
+from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
@@ -92,7 +93,7 @@ def train(
     quieten_libraries()
     # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a million objects.
     gc.freeze()
-    state = PartialState(cpu=recipe.model.device == "cpu")
+    state = PartialState(cpu=choose_device(recipe.model.device).type == "cpu")
     processes = Processes(state.device, stop or Stop())
     folder = RunFolder(Path(output_dir), processes)
     failure: Exception | None = None
@@ -518,7 +519,8 @@ class Run:
     # What they need.
 
     def _read_data(self) -> Corpus:
-        self.record.say(f"coevolve: recipe {self.recipe.name}, seed {self.recipe.seed}")
+        processes = f", {self.processes.count} processes" if self.processes.count > 1 else ""
+        self.record.say(f"coevolve: recipe {self.recipe.name}, seed {self.recipe.seed}{processes}")
         corpus = load_corpus(self.recipe)
         sizes = ", ".join(f"{split} {len(examples)}" for split, examples in corpus.splits.items())
         self.record.say(f"data: {corpus.source}: {sizes}")

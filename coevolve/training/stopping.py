@@ -20,6 +20,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 INTERRUPTED = 75
 """Exit status of a run that was asked to stop, saved, and can go on from there (EX_TEMPFAIL: try again later)."""
 
+SAME_SECONDS = 1.0
+"""Signals so close together are one warning: Slurm may send it to a process and to its launcher, which passes it on."""
+
 ASK_SECONDS = 0.5
 """How often the other processes are asked whether one of them was told to stop."""
 
@@ -40,6 +43,7 @@ class Stop:
         self._until = None if deadline is None else time.monotonic() + deadline
         self._store: Any = None
         self._next_question = 0.0
+        self._asked = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -78,11 +82,14 @@ class Stop:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
-        if self.reason is not None:
+        now = time.monotonic()
+        if self.reason is None:
+            self._asked = now
+        elif now - self._asked >= SAME_SECONDS:
             # No clean-up: whatever is being written keeps its temporary name.
             os.write(2, f"coevolve: {name} again, leaving at once\n".encode())
             os._exit(128 + number)
-        self.reason = name
+        self.reason = self.reason or name
         self._next_question = 0.0
 
 

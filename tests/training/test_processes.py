@@ -18,6 +18,10 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 ROUND = {
     "data": {"world": {"train": 40, "test": 5}, "validation": 8},
+    # Enough for well-formed reasonings, so that there are rewards to be compared.
+    "cold_start": {
+        role: {"steps": 60, "learning_rate": 2e-3, "train_batch_size": 8} for role in ("connector", "estimator")
+    },
     "logging": {"every": 1},
     "evaluation": {"marginal_samples": 0},
     "baselines": {"without_corl": False, "without_reasoning": False},
@@ -53,8 +57,11 @@ def command(kind, recipe, folder, *options):
         return [sys.executable, *train]
     if kind == "ddp":
         return [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port()), *train]
-    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(ROOT / "launch" / f"{kind}.yaml"), "--cpu"]
-    return [*launch, "--num_processes", "2", "--main_process_port", str(free_port()), *train]
+    # `accelerate launch --cpu` would start one process, without DeepSpeed; the same in the file does not.
+    config = Path(f"{folder}-{kind}.yaml")
+    config.write_text((ROOT / "launch" / f"{kind}.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
+    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(config), "--num_processes", "2"]
+    return [*launch, "--main_process_port", str(free_port()), *train]
 
 
 def free_port():
@@ -103,8 +110,8 @@ def alone(environ, recipe_file, tmp_path_factory):
 def test_two_processes_do_what_one_does(kind, environ, alone, tmp_path):
     """The same prompts in the same order, so the same completions and rewards, and figures that differ by rounding.
 
-    Only the order of sums differs between one process and two, 1e-7 of each at float32. A few dozen updates let that
-    grow, and Adam divides by gradients that may be near 0; 1e-3 of the perplexity is a thousand times what was seen.
+    Only the order of sums differs between one process and two, 1e-7 of each at float32. A hundred updates let that
+    grow, and Adam divides by gradients that may be near 0: 1e-6 of the perplexity was seen, 1e-3 is allowed.
     """
     recipe, folder = alone
     results = run(kind, environ, recipe, tmp_path / "run")
@@ -113,7 +120,9 @@ def test_two_processes_do_what_one_does(kind, environ, alone, tmp_path):
         assert results["perplexity"]["full"][split] == pytest.approx(value, rel=1e-3)
     for name in ("completions/mean_length", "rewards/likelihood/mean", "rewards/format/mean", "reward"):
         one, two = (logged(place, f"connector/{name}") for place in (folder, tmp_path / "run"))
-        assert len(one) == len(two) == 2 and one == pytest.approx(two, rel=1e-4), name
+        assert len(one) == len(two) == 2 and one == pytest.approx(two, rel=1e-3) and min(one) > 0, name
+    assert len(logged(tmp_path / "run", "time/connector_rl")) == 1
+    assert re.search(r"2 processes", said(tmp_path / "run"))
     rows = [(row["row"], row["examples"], row["negatives"]) for row in expected["remid"]["subsets"]]
     assert [(row["row"], row["examples"], row["negatives"]) for row in results["remid"]["subsets"]] == rows
     one, two = ((place / "samples.jsonl").read_text() for place in (folder, tmp_path / "run"))
@@ -213,9 +222,11 @@ def test_a_process_that_dies_is_named_and_the_other_leaves(dies, environ, recipe
     run("one", environ, recipe, folder, "--force")
 
 
-def test_an_error_on_one_process_reaches_all(environ, recipe_file, tmp_path):
-    """The second process cannot read the responses of the judged model that the first one can."""
-    recipe = recipe_file(data={"world": {"train": 40, "test": 5}, "validation": 39})
-    process = start("ddp", environ, recipe, tmp_path / "run")
-    assert process.wait(timeout=120) != 0
-    assert said(tmp_path / "run").count("data.validation") <= 2
+def test_a_mistake_is_said_once(environ, recipe_file, tmp_path):
+    for mistake, message in (
+        ({"data": {"world": {"train": 40, "test": 5}, "validation": 40}}, "data.validation takes 40"),
+        ({"estimator_rl": {"train_batch_size": 9, "num_generations": 3}}, "2 processes cannot take equal shares"),
+    ):
+        process = start("ddp", environ, recipe_file(**mistake), tmp_path / "run")
+        assert process.wait(timeout=120) != 0
+        assert said(tmp_path / "run").count(message) == 1

@@ -50,7 +50,9 @@ import os, signal, time
 from coevolve.training.stopping import Stop
 with Stop().listening():
     os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # the same warning, by another way
     print("still here", flush=True)
+    time.sleep(1.1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(30)
 """
