@@ -24,7 +24,11 @@ class ArtifactError(CoevolveError, ValueError):
     """A checkpoint or exported estimator that is incomplete, damaged, or belongs to another model."""
 
 
-class TeacherError(CoevolveError, RuntimeError):
+class ChatError(CoevolveError, RuntimeError):
+    """A chat model (local or behind an endpoint) that is out of order, or gave no usable answer."""
+
+
+class TeacherError(ChatError):
     """A teacher (local model or endpoint) that did not give a usable trace."""
 
 

@@ -17,8 +17,10 @@ LAYERS = [
     {"information", "data", "recipe"},
     {"prompts"},
     {"scoring"},
-    {"worlds", "teachers", "remid"},
+    {"chat"},
+    {"worlds", "teachers", "respond", "shifts", "remid"},
     {"training"},
+    {"reference", "rewards", "lm_eval"},
     {"cli"},
 ]
 # What a layer may import from outside when it is loaded; elsewhere anything goes.

@@ -1,4 +1,4 @@
-"""The command line: `coevolve train`, `status`, `remid`, `score`, `export`. Arguments here, the work elsewhere.
+"""The command line: `coevolve train`, `remid`, `respond`, ... Arguments here, the work elsewhere.
 
 Errors that coevolve raises on purpose are printed as one message, with exit status 2; anything else is a bug and
 keeps its traceback.
@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 
 from coevolve import __version__
-from coevolve.cli import export, remid, score, status, train
+from coevolve.cli import bound, export, import_reference, remid, respond, score, shift, status, train, truth
 from coevolve.errors import CoevolveError
 
 HUSH_SECONDS = 5
-COMMANDS = (train, status, remid, score, export)
+COMMANDS = (train, status, respond, shift, score, remid, bound, truth, export, import_reference)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"coevolve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
         summary = (module.__doc__ or "").split("\n")[0]
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)

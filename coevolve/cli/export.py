@@ -1,20 +1,54 @@
-"""Make an estimator directory from any checkpoint of a run."""
+"""Make an estimator directory from any checkpoint of a run, or the public code's layout from an estimator."""
 
 import argparse
+from pathlib import Path
+
+LAYOUTS = ("coevolve", "reference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="RUN/checkpoints/NAME")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the estimator directory to write")
+    parser.add_argument("source", help="RUN/checkpoints/NAME; for the reference layout an estimator directory as well")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
+    parser.add_argument("--layout", default="coevolve", choices=LAYOUTS, help="whose layout (default coevolve)")
+    parser.add_argument("--name", help="reference layout: the base model's name in the folders' names")
 
 
 def run(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     import transformers
 
+    from coevolve.errors import RecipeError
     from coevolve.training.export import export_checkpoint
 
     transformers.logging.set_verbosity_error()
-    export_checkpoint(Path(options.checkpoint), Path(options.out))
-    print(f"exported {options.checkpoint} to {options.out}")
+    source, out = Path(options.source), Path(options.out)
+    if options.layout == "reference":
+        _export_reference(source, out, options.name)
+    elif options.name is not None:
+        raise RecipeError("--name belongs to --layout reference; leave it out.")
+    else:
+        export_checkpoint(source, out)
+    print(f"exported {source} to {out}")
+
+
+def _export_reference(source: Path, out: Path, name: str | None) -> None:
+    import tempfile
+
+    from coevolve.reference.exporting import export_reference, require_adapters
+    from coevolve.training.export import export_checkpoint
+
+    if (source / "tokenizer").is_dir():  # which an estimator has and a checkpoint has not
+        written = export_reference(source, out, name=name)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+            require_adapters(export_checkpoint(source, Path(folder) / "estimator"), source)
+            written = export_reference(Path(folder) / "estimator", out, name=name)
+    print("the public evaluation finds it by:")
+    for variable, value in written.environment.items():
+        print(f'  export {variable}="{value}"')
+    if not written.exact_prompts:
+        print(
+            "note: it was trained on prompts that the public scripts cannot write (they have a form of their own for "
+            "dialogue, character and core features), so its scores there differ from those here. Importing it back "
+            "restores the prompts exactly."
+        )

@@ -98,7 +98,7 @@ class Corpus:
         write_json(path, {name: [example.to_row() for example in self.splits[name]] for name in _in_order(self.splits)})
 
 
-def read_corpus(path: str | Path) -> Corpus:
+def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:
     """Read and check a corpus: every row is checked before any is returned.
 
     Accepted, told apart by what is at `path`:
@@ -107,11 +107,13 @@ def read_corpus(path: str | Path) -> Corpus:
         a folder with a file `<split>.jsonl`, `<split>.json` or `<split>.parquet` for each split;
         a folder written by `save_to_disk` of a `datasets.DatasetDict`, or of a Dataset with a column `split`.
 
-    Every row is one of `Example.from_row` with a golden response.
+    Args:
+        path: of one of these. Every row is one of `Example.from_row`.
+        require_golden: whether every row must have a golden response, as training and evaluation need it.
 
     Raises:
-        DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or has no golden
-            response; two rows have the same `sample_ID`. The message names file and row.
+        DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or lacks a required
+            golden response; two rows have the same `sample_ID`. The message names file and row.
     """
     path = Path(path)
     if not path.is_dir():
@@ -123,30 +125,43 @@ def read_corpus(path: str | Path) -> Corpus:
         rows = _group_by_split(_located(saved, str(path)), path) if is_flat else locate_splits(saved, str(path))
     else:
         rows = _read_split_folder(path)
-    return build_corpus(rows, str(path))
+    return build_corpus(rows, str(path), require_golden=require_golden)
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read examples without regard to splits.
+    """Read examples without regard to splits: those of `read_data`, splits concatenated in the order of SHIFT_OF_SPLIT.
+
+    Raises:
+        DataError: as `read_data`.
+    """
+    found = read_data(path)
+    return list(found.examples) if isinstance(found, Corpus) else found
+
+
+def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list[Example]:
+    """A corpus where the data has splits, a list of examples where it has none.
 
     Accepted are a `.jsonl`, `.json` (a list) or `.parquet` file of rows without the field `split`, and everything
-    that `read_corpus` accepts, whose splits are concatenated in the order of SHIFT_OF_SPLIT. In a file without splits
-    the golden response is optional, and a row may carry a model's response (`response` or `model_response`), which
-    is left to `read_responses`.
+    that `read_corpus` accepts. In a file without splits the golden response is optional, and a row may carry a
+    model's response (`response` or `model_response`), which is left to `read_responses`.
+
+    Args:
+        path: of one of these.
+        require_golden: as for `read_corpus`, where there are splits.
 
     Raises:
         DataError: as `read_corpus`.
     """
     path = Path(path)
     if path.is_dir():
-        return list(read_corpus(path).examples)
+        return read_corpus(path, require_golden=require_golden)
     rows = _read_file(path)
     if isinstance(rows, Mapping):
-        return list(build_corpus(rows, str(path)).examples)
+        return build_corpus(rows, str(path), require_golden=require_golden)
     if not rows:
         raise DataError(f"{path}: has no rows. Give at least one.")
     if isinstance(rows[0][1], Mapping) and "split" in rows[0][1]:
-        return list(build_corpus(_group_by_split(rows, path), str(path)).examples)
+        return build_corpus(_group_by_split(rows, path), str(path), require_golden=require_golden)
     examples = [(where, Example.from_row(_without_response(row), where)) for where, row in rows]
     _check_unique(examples)
     return [example for _, example in examples]
@@ -180,7 +195,7 @@ def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]
     return rows
 
 
-def build_corpus(rows_by_split: Mapping[str, Iterable[Row]], source: str) -> Corpus:
+def build_corpus(rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True) -> Corpus:
     """Check rows that are already grouped by split, and make a Corpus of them.
 
     Raises:
@@ -191,7 +206,8 @@ def build_corpus(rows_by_split: Mapping[str, Iterable[Row]], source: str) -> Cor
         raise DataError(f"{source}: has no splits; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
     splits: dict[str, list[tuple[str, Example]]] = {}
     for name in _in_order(rows_by_split):
-        splits[name] = [(where, _with_golden_response(row, where)) for where, row in rows_by_split[name]]
+        read = _with_golden_response if require_golden else Example.from_row
+        splits[name] = [(where, read(row, where)) for where, row in rows_by_split[name]]
         if not splits[name]:
             raise DataError(f"{source}: split {name!r} has no rows. Give it some, or leave the split out.")
     _check_unique([located for split in splits.values() for located in split])

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from coevolve.errors import DataError
 
 REQUIRED_FIELDS = ("sample_ID", "subset_tag", "user_persona", "agent_character", "dialogue_context")
-OPTIONAL_FIELDS = ("agent_golden_response", "trace", "SThought")  # SThought: the public release's name of a trace
+# SThought: the public release's name of a trace. shift: what `coevolve shift` did to make the row.
+OPTIONAL_FIELDS = ("agent_golden_response", "trace", "SThought", "shift")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Example:
         dialogue: d, the turns in order; the last one is the user's.
         golden_response: y, the reference response; None where only a model's responses will be scored.
         trace: a reasoning r* that came with the row (as `trace` or `SThought`), for the cold start; usually None.
+        shift: how the row was made from another one (`coevolve.shifts`); None for an original row. No model sees it.
     """
 
     sample_id: str
@@ -40,6 +42,7 @@ class Example:
     dialogue: tuple[Turn, ...]
     golden_response: str | None = None
     trace: str | None = None
+    shift: Mapping[str, Any] | None = None
 
     @classmethod
     def from_row(cls, row: Any, where: str) -> "Example":
@@ -69,10 +72,11 @@ class Example:
             sample_id=text_field(row, "sample_ID", where),
             subset=text_field(row, "subset_tag", where),
             user_persona=text_field(row, "user_persona", where, empty=True),
-            agent_character=_character(row, where),
+            agent_character=character_field(row, where),
             dialogue=_dialogue(row["dialogue_context"], where),
             golden_response=_optional_text(row, "agent_golden_response", where),
             trace=_trace(row, where),
+            shift=_shift(row, where),
         )
 
     def to_row(self) -> dict[str, Any]:
@@ -90,6 +94,8 @@ class Example:
             row["agent_golden_response"] = self.golden_response
         if self.trace is not None:
             row["trace"] = self.trace
+        if self.shift is not None:
+            row["shift"] = self.shift
         return row
 
 
@@ -112,17 +118,31 @@ def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def _character(row: Mapping[str, Any], where: str) -> str | Mapping[str, Any]:
+def character_field(row: Mapping[str, Any], where: str) -> str | Mapping[str, Any]:
+    """The character in `row["agent_character"]`: text, or a JSON object. Raises DataError for anything else."""
     value = row["agent_character"]
     if isinstance(value, str):
         return text_field(row, "agent_character", where, empty=True)
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: agent_character is {kind(value)}; accepted is a string or an object.")
+    return _json_object(value, "agent_character", where)
+
+
+def _shift(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
+    value = row.get("shift")
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: shift is {kind(value)}; accepted is the object that `coevolve shift` wrote.")
+    return _json_object(value, "shift", where)
+
+
+def _json_object(value: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
     try:
         # Now rather than when a checkpoint is written: NaN, a lone surrogate, or a value that JSON does not know.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: agent_character holds what JSON in UTF-8 cannot ({error}); replace it.") from None
+        raise DataError(f"{where}: {field} holds what JSON in UTF-8 cannot ({error}); replace it.") from None
     return value
 
 

@@ -3,46 +3,85 @@
 Oh et al.: Understanding Multimodal LLMs Under Distribution Shifts: An Information-Theoretic Approach, ICML 2025.
 With a reasoning r in the condition (Li et al., 2025, arXiv 2512.17270) the same definitions are R-EMI and R-EMID;
 which one a number is depends only on whether the log-probabilities were computed with r.
+
+What is estimated. By definition EMI compares I(X; Y_theta), what the *model's* responses say about the context, with
+the golden I(X; Y). An estimator q trained on golden responses can only see what it can read: a model that says the
+same in another code (the words permuted, another table) loses no information and is scored as if it did. With such a
+q, EMI by any form measures fidelity to golden responses; score the model's responses by a q trained on *its* responses
+to measure its own information.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from coevolve.errors import DataError
-from coevolve.information.estimate import Contrast, Estimate, mutual_information
+from coevolve.information.contrast import Contrast
+from coevolve.information.estimate import Estimate, mutual_information
+from coevolve.information.uncertainty import standard_error
 
 
 def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
     """EMI: mutual information with the model's responses minus that with the golden ones.
 
-    Higher is better; typically below 0, and 0 for the golden responses themselves.
+    Higher is better; typically below 0, and 0 for the golden responses themselves. What the two share (easy or hard
+    contexts among the pairs) cancels in its influence, and so in its standard error.
 
     Args:
         model: log-probabilities of the model's responses.
-        golden: log-probabilities of the golden responses, in the same contexts and over the same (i, j) pairs,
-            so that easy or hard contexts among the sampled pairs weigh on both alike.
+        golden: log-probabilities of the golden responses, in the same contexts and over the same (i, j) pairs.
         form: the estimator of mutual information.
 
     Raises:
-        DataError: the two differ in examples, pairs or normalisation.
+        DataError: the two differ in examples, pairs or normalisation, or lack what the form needs.
         RecipeError: an unknown form.
     """
-    if model.normalisation != golden.normalisation:
+    if model.examples != golden.examples:
         raise DataError(
-            f"the model's log-probabilities are {model.normalisation}, the golden ones {golden.normalisation}; "
-            "normalise both alike."
-        )
-    if model.positive.shape != golden.positive.shape:
-        raise DataError(
-            f"the model has {model.positive.size} responses, golden {golden.positive.size}; give one of each for "
-            "every example."
+            f"the model has {model.examples} responses, golden {golden.examples}; give one of each for every example."
         )
     if not np.array_equal(model.pairs, golden.pairs):
         raise DataError("the model's and the golden mismatched pairs differ; score both over the same (i, j) pairs.")
-    information = mutual_information(model, form)
-    return Estimate(information.value - mutual_information(golden, form).value, information.unit, information.form)
+    return difference(mutual_information(model, form), mutual_information(golden, form))
 
 
-def emid(p: Estimate, q: Estimate) -> Estimate:
+def difference(model: Estimate, golden: Estimate) -> Estimate:
+    """`model` minus `golden`, both over the same examples and pairs.
+
+    Raises:
+        DataError: the two are of different units or forms, or over different examples or pairs.
+    """
+    if (model.unit, model.form) != (golden.unit, golden.form):
+        raise DataError(
+            f"the model's estimate is {model.form} in {model.unit}, the golden one {golden.form} in {golden.unit}; "
+            "estimate and normalise both alike."
+        )
+    return Estimate(model.value - golden.value, model.unit, model.form, model.influence - golden.influence)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A difference of two estimates over different examples.
+
+    Attributes:
+        value: in `unit`.
+        unit, form: as in `Estimate`.
+        p, q: the two estimates, whose errors add.
+    """
+
+    value: float
+    unit: str
+    form: str
+    p: Estimate
+    q: Estimate
+
+    @property
+    def standard_error(self) -> float:
+        """sqrt(error(P)^2 + error(Q)^2). DataError: one of the two has a single example."""
+        return float(np.hypot(standard_error(self.p.influence), standard_error(self.q.influence)))
+
+
+def emid(p: Estimate, q: Estimate) -> Loss:
     """EMID(P, Q) = EMI(P) - EMI(Q): what a model loses from in-distribution P to shifted Q. Lower is better.
 
     Args:
@@ -54,4 +93,4 @@ def emid(p: Estimate, q: Estimate) -> Estimate:
     """
     if (p.unit, p.form) != (q.unit, q.form):
         raise DataError(f"EMI of P is {p.form} in {p.unit}, of Q {q.form} in {q.unit}; estimate both alike.")
-    return Estimate(p.value - q.value, p.unit, p.form)
+    return Loss(p.value - q.value, p.unit, p.form, p, q)

@@ -1,67 +1,16 @@
-"""Estimates of mutual information by name: what goes in, what comes out, and which forms there are.
-
-A form is a function from a `Contrast` to a number. A new one (leave-one-out, InfoNCE, Barber-Agakov, ...) is a
-function in a file of its own plus a line in `FORMS`; an interval resamples a Contrast's examples and pairs.
-"""
+"""Estimates of mutual information by name: what goes in, what comes out, and which forms there are."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
-import numpy as np
-
-from coevolve.errors import DataError, RecipeError
-from coevolve.information.club import check_square, club
-from coevolve.information.log_probs import UNITS, LogProbs, Normalisation, normalise
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Log-probabilities of matched and mismatched (context, response) pairs in one normalisation.
-
-    Attributes:
-        positive: (N,) log q(y_i | x_i).
-        negative: (P,) log q(y_j | x_i) for the pairs.
-        pairs: (P, 2) integers (context i, response j), i != j.
-        normalisation: of `positive` and `negative`.
-    """
-
-    positive: np.ndarray
-    negative: np.ndarray
-    pairs: np.ndarray
-    normalisation: Normalisation
-
-    def __post_init__(self) -> None:
-        if self.pairs.shape != (self.negative.size, 2):
-            raise DataError(
-                f"pairs have shape {self.pairs.shape}; accepted is ({self.negative.size}, 2), one (context, response) "
-                "for each negative log-probability."
-            )
-        if self.pairs.size and (self.pairs.min() < 0 or self.pairs.max() >= self.positive.size):
-            raise DataError(f"pairs hold an index outside 0 to {self.positive.size - 1}, the examples given.")
-        if np.any(self.pairs[:, 0] == self.pairs[:, 1]):
-            raise DataError("pairs hold a matched pair (i, i); accepted are mismatched ones, i != j.")
-
-    @classmethod
-    def from_pairs(
-        cls, positive: LogProbs, negative: LogProbs, pairs: np.ndarray, normalisation: Normalisation
-    ) -> "Contrast":
-        """From the scores of the matched pairs, (N,), and of the mismatched ones, (P,).
-
-        Raises:
-            RecipeError: an unknown normalisation.
-            DataError: log-probabilities that are not finite, or shapes that do not fit.
-        """
-        return cls(
-            normalise(positive, normalisation), normalise(negative, normalisation), np.asarray(pairs), normalisation
-        )
-
-    @classmethod
-    def from_matrix(cls, matrix: LogProbs, normalisation: Normalisation) -> "Contrast":
-        """From the scores of all pairs, (N, N): row the context, column the response. Raises as `from_pairs`."""
-        values = normalise(matrix, normalisation)
-        pairs = np.argwhere(~np.eye(check_square(values), dtype=bool))
-        return cls(np.diagonal(values), values[pairs[:, 0], pairs[:, 1]], pairs, normalisation)
+from coevolve.errors import RecipeError
+from coevolve.information import density_ratio
+from coevolve.information.club import club, fidelity
+from coevolve.information.contrast import Contrast
+from coevolve.information.influence import Influence
+from coevolve.information.marginal import difference_of_entropies
 
 
 @dataclass(frozen=True)
@@ -69,21 +18,53 @@ class Estimate:
     """A number that says what it is.
 
     Attributes:
-        value: the estimate.
+        value: the estimate, in `unit`.
         unit: `nats per token` or `nats per response`.
         form: the name of the estimator, a key of `FORMS`.
+        influence: what it owes to each example, for standard errors and bootstrap.
     """
 
     value: float
     unit: str
     form: str
+    influence: Influence
 
 
-def _club(contrast: Contrast) -> float:
-    return club(contrast.positive, contrast.negative)
+Needs = Literal["matched", "mismatched", "mismatched of each response", "marginal"]
 
 
-FORMS: Mapping[str, Callable[[Contrast], float]] = MappingProxyType({"club": _club})
+@dataclass(frozen=True)
+class Form:
+    """An estimator of mutual information.
+
+    Attributes:
+        estimate: contrast -> (value, influence).
+        needs: besides the matched pairs, what its contrast must hold.
+        bias: where its value lies, as a table's legend says it: "it is ...".
+    """
+
+    estimate: Callable[[Contrast], tuple[float, Influence]]
+    needs: Needs
+    bias: str
+
+
+def _of_terms(terms: Callable[[Contrast], density_ratio.Terms], bias: str) -> Form:
+    return Form(lambda contrast: terms(contrast).estimate(contrast), "mismatched of each response", bias)
+
+
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        "calibrated": _of_terms(density_ratio.calibrated, "a lower bound for any q, at most log K + 0.58"),
+        "barber_agakov": _of_terms(density_ratio.barber_agakov, "a lower bound for any q, at most log K + 0.58"),
+        "info_nce": _of_terms(density_ratio.info_nce, "a lower bound for any q, at most log(K + 1)"),
+        "leave_one_out": _of_terms(density_ratio.leave_one_out, "too large for the true q, without a ceiling"),
+        "difference_of_entropies": Form(
+            difference_of_entropies, "marginal", "on either side of the truth, without a ceiling"
+        ),
+        "club": Form(club, "mismatched", "far too large for the true q, on either side otherwise, without a ceiling"),
+        "fidelity": Form(fidelity, "matched", "no information: the control without negatives"),
+    }
+)
 
 
 def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
@@ -91,10 +72,11 @@ def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
 
     Raises:
         RecipeError: an unknown form.
-        DataError: no matched or no mismatched pair.
+        DataError: the contrast lacks what the form needs.
     """
     check_form(form)
-    return Estimate(FORMS[form](contrast), UNITS[contrast.normalisation], form)
+    value, influence = FORMS[form].estimate(contrast)
+    return Estimate(value, contrast.unit, form, influence)
 
 
 def check_form(form: str) -> None:

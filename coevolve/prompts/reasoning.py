@@ -23,6 +23,14 @@ def core_features(reasoning: str, sections: Sequence[str]) -> str | None:
     return text or None
 
 
+def unfenced_features(reasoning: str, heading: str) -> str:
+    """The core features as the paper's public code reads them: all that follows the last heading, unstripped.
+
+    Backtick fences are taken out; where the heading is missing, the whole text counts as features.
+    """
+    return reasoning.rpartition(heading)[2].replace("```", "")
+
+
 def missing_sections(reasoning: str, sections: Sequence[str]) -> list[str]:
     """The headings that are absent, doubled, out of order, or followed by nothing.
 

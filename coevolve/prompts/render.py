@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError
-from coevolve.prompts.reasoning import core_features
+from coevolve.prompts.reasoning import core_features, unfenced_features
 from coevolve.prompts.sets import PromptSet
 
 if TYPE_CHECKING:
@@ -51,17 +51,20 @@ class Renderer:
 
     def connector(self, example: Example) -> str:
         """The prompt of q1(r | x)."""
-        return self._chat(self.prompts.connector_system, self.prompts.connector_user, context=self.context(example))
+        return self._chat(self.prompts.connector_system, self.prompts.connector_user, **self._parts(example))
 
     def estimator(self, example: Example, reasoning: str | None) -> str:
         """The prompt of q2(y | x, r); with `reasoning=None` that of the baseline q2(y | x)."""
-        context = self.context(example)
+        messages = self.estimator_messages(example, reasoning)
+        return render_chat(self.tokenizer, messages) + self.prompts.response_start
+
+    def estimator_messages(self, example: Example, reasoning: str | None) -> list[dict[str, str]]:
+        """The chat messages of `estimator`."""
+        parts = self._parts(example)
         if reasoning is None:
-            return self._chat(self.prompts.estimator_system, self.prompts.direct_user, context=context)
-        features = self.features(reasoning)
-        return self._chat(
-            self.prompts.estimator_system, self.prompts.estimator_user, context=context, features=features
-        )
+            return _messages(self.prompts.estimator_system, self.prompts.direct_user.format(**parts))
+        user = self.prompts.estimator_user.format(**parts, features=self.features(reasoning))
+        return _messages(self.prompts.estimator_system, user)
 
     def judge(self, reasoning: str, response: str) -> str:
         """The prompt that asks how much of the core features a response matches."""
@@ -78,9 +81,7 @@ class Renderer:
             raise ValueError(f"sample_ID {example.sample_id!r} has no golden response to show to a teacher.")
         return _messages(
             self.prompts.teacher_system,
-            self.prompts.teacher_user.format(
-                context=self.context(example), response=self.harmless(example.golden_response)
-            ),
+            self.prompts.teacher_user.format(**self._parts(example), response=self.harmless(example.golden_response)),
         )
 
     # Token ids.
@@ -102,20 +103,28 @@ class Renderer:
 
     def context(self, example: Example) -> str:
         """x as text."""
-        return self.prompts.context.format(
-            user_persona=self.harmless(example.user_persona),
-            agent_character=self.harmless(character_text(example.agent_character)),
-            dialogue=self._dialogue(example),
-        )
+        return self._parts(example)["context"]
 
     def features(self, reasoning: str) -> str:
         """The core features of a reasoning, as they stand in the estimator's prompt."""
+        if self.prompts.convention == "reference":
+            return self.harmless(unfenced_features(reasoning, self.prompts.sections[-1]))
         features = core_features(reasoning, self.prompts.sections)
         return self.prompts.no_features if features is None else self.harmless(features)
 
     def harmless(self, text: str) -> str:
         """`text` with every control token and heading broken by a word joiner; other text is unchanged."""
         return self._harmful.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], text)
+
+    def _parts(self, example: Example) -> dict[str, str]:
+        """What the templates may ask for of x: its three inputs, and all of them together as `context`."""
+        to_text = str if self.prompts.convention == "reference" else character_text
+        inputs = {
+            "user_persona": self.harmless(example.user_persona),
+            "agent_character": self.harmless(to_text(example.agent_character)),
+            "dialogue": self._dialogue(example),
+        }
+        return {**inputs, "context": self.prompts.context.format(**inputs)}
 
     def _dialogue(self, example: Example) -> str:
         turns, k = [], 1

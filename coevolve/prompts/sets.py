@@ -6,14 +6,25 @@ file cannot change what an old estimator means.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from coevolve.errors import RecipeError
+
+Convention = Literal["coevolve", "reference"]
+"""How values become text.
+
+`coevolve`: a character that is an object is one line per field; the core features of a reasoning are a stripped block,
+`no_features` where there is none.
+`reference`: as the paper's public code does it. A character is Python's `str()` of the object; the core features are
+whatever follows the last heading, the whole text where it is missing, with the backtick fences taken out.
+"""
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """Templates, filled with `str.format`.
+
+    A template with a field {context} may have the fields of `context` itself instead.
 
     Attributes:
         name: how a recipe asks for the set.
@@ -30,6 +41,8 @@ class PromptSet:
         judge_match: the judge's answer that stands for a full match.
         teacher_user: fields {context}, {response}. A teacher, shown the golden response, answers with r*.
         no_features: stands for the features of a reasoning that has none.
+        response_start: what every answer of the estimator begins with; given to it behind the prompt, never scored.
+        convention: how values become text.
         connector_system, ...: system messages; empty for none.
     """
 
@@ -48,10 +61,18 @@ class PromptSet:
     judge_match: str = ""
     teacher_user: str = ""
     no_features: str = ""
+    response_start: str = ""
+    convention: Convention = "coevolve"
     connector_system: str = ""
     estimator_system: str = ""
     judge_system: str = ""
     teacher_system: str = ""
+
+    def __post_init__(self) -> None:
+        if self.convention not in get_args(Convention):
+            raise RecipeError(
+                f"prompts: convention is {self.convention!r}; accepted are {', '.join(get_args(Convention))}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a manifest."""

@@ -1,13 +1,30 @@
 """Mismatched (context, response) pairs, the negatives of contrastive estimates."""
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from coevolve.errors import DataError, RecipeError
 
-Negatives = int | Literal["all"]
+
+@dataclass(frozen=True)
+class PerContext:
+    """So many negatives for each context, chosen so that every response is used equally often, once per context.
+
+    Attributes:
+        count: K, at least 1; N - 1 or more gives every pair.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if type(self.count) is not int or self.count < 1:
+            raise RecipeError(f"negatives per context are {self.count!r}; accepted are integers from 1 up.")
+
+
+Negatives = int | Literal["all"] | PerContext
 
 PUBLISHED_NEGATIVES = 1000
 
@@ -17,21 +34,26 @@ def negative_pairs(
 ) -> np.ndarray:
     """Pairs (i, j), i != j, of the examples of one subset.
 
-    A sample is drawn without replacement, uniformly over the N (N - 1) pairs, by a generator of its own. It is drawn
-    over the examples ordered by sample_id, so that the order of the rows in a file changes nothing.
+    "all" and `PerContext` are regular designs: the examples are put on a circle at random, and each context meets the
+    responses at the distances 1, ..., N - 1 from it, or K of these. A distance is a perfect matching of contexts and
+    responses, and the pairs come distance by distance, so that the first N k of them are a regular design, too.
+
+    A number is the published sample: drawn without replacement, uniformly over the N (N - 1) pairs.
+
+    Both are drawn over the examples ordered by sample_id, so that the order of the rows in a file changes nothing.
 
     Args:
         sample_ids: of the subset's N examples.
-        negatives: how many pairs; "all", or a number not below N (N - 1), gives every one.
+        negatives: which pairs; a number not below N (N - 1) gives every one, as "all" does.
         seed: of the generator.
         where: what to call the subset in an error.
 
     Returns:
-        (P, 2) int64: context i, response j, positions in `sample_ids`; in ascending order.
+        (P, 2) int64: context i, response j, positions in `sample_ids`.
 
     Raises:
         DataError: fewer than two examples, so that there is no pair.
-        RecipeError: `negatives` is neither "all" nor a positive integer.
+        RecipeError: `negatives` is none of the three.
     """
     check_negatives(negatives)
     count = len(sample_ids)
@@ -41,20 +63,41 @@ def negative_pairs(
             f"{where}: found {found}, for which there is no mismatched pair; a subset needs 2 or more examples. "
             "Add examples or leave the subset out."
         )
-    total = count * (count - 1)
-    if negatives == "all" or negatives >= total:
-        chosen = np.arange(total)
-    else:
-        chosen = np.random.default_rng(seed).choice(total, size=negatives, replace=False)
+    order = np.array(sorted(range(count), key=sample_ids.__getitem__))
+    rng = np.random.default_rng(seed)
+    if negatives == "all" or isinstance(negatives, PerContext) or negatives >= count * (count - 1):
+        distances = count - 1 if not isinstance(negatives, PerContext) else min(negatives.count, count - 1)
+        return order[_regular_design(count, distances, rng)]
+    chosen = rng.choice(count * (count - 1), size=negatives, replace=False)
     context, response = np.divmod(chosen, count - 1)
     response += response >= context  # the pairs are counted row by row without the diagonal
-    order = np.array(sorted(range(count), key=sample_ids.__getitem__))
     pairs = np.stack([order[context], order[response]], axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
+def contexts_per_response(pairs: np.ndarray, count: int) -> int:
+    """In how many other contexts each of `count` responses was scored, the least of them."""
+    return int(np.bincount(pairs[:, 1], minlength=count).min())
+
+
 def check_negatives(negatives: Negatives) -> None:
-    """Raise RecipeError unless `negatives` is "all" or a positive integer."""
-    if negatives == "all" or (type(negatives) is int and negatives > 0):
+    """Raise RecipeError unless `negatives` is "all", a `PerContext`, or a positive integer."""
+    if negatives == "all" or isinstance(negatives, PerContext) or (type(negatives) is int and negatives > 0):
         return
-    raise RecipeError(f"negatives is {negatives!r}; accepted are 'all' and integers from 1 up (published: 1000).")
+    raise RecipeError(
+        f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: 1000), and PerContext(K)."
+    )
+
+
+def negatives_value(negatives: Negatives) -> Any:
+    """For results: "all", a number, or {"per_context": K}."""
+    return {"per_context": negatives.count} if isinstance(negatives, PerContext) else negatives
+
+
+def _regular_design(count: int, distances: int, rng: np.random.Generator) -> np.ndarray:
+    """(count * distances, 2) pairs of places 0..count - 1, distance by distance."""
+    circle = rng.permutation(count)
+    chosen = rng.permutation(np.arange(1, count))[:distances]
+    contexts = np.tile(np.arange(count), distances)
+    responses = (contexts + np.repeat(chosen, count)) % count
+    return np.stack([circle[contexts], circle[responses]], axis=1)

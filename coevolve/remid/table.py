@@ -1,32 +1,73 @@
-"""The result table in the leaderboard's rows, for a terminal and for a log file."""
+"""The result table in the leaderboard's rows: for a terminal, for a log file, as CSV and as LaTeX."""
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from rich import box
 from rich.cells import cell_len
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from coevolve.errors import DataError
 
 Exact = Mapping[tuple[str, str], float]
-"""True values by (model, row of the results): R-EMI for `IDTest`, R-EMID for a shifted subset."""
+"""True values in the results' unit by (model, row of the results): R-EMI for `IDTest`, R-EMID for a shifted subset."""
 
-HEADINGS: Mapping[str | None, str] = MappingProxyType(
+SHIFTED = MappingProxyType(
     {
-        None: "in distribution, R-EMI ↑",
-        "user": "user shift, R-EMID ↓",
-        "character": "character shift, R-EMID ↓",
-        "dialogue": "dialogue shift, R-EMID ↓",
-        "all": "all shifted at once, R-EMID ↓",
+        "user": "user shift",
+        "character": "character shift",
+        "dialogue": "dialogue shift",
+        "all": "all shifted at once",
     }
 )
-AVERAGE_HEADING = "over all shifted subsets, R-EMID ↓"
 AVERAGE = "aggregate average"
 ABSENT = "-"
+SIGNIFICANT = 0.05
+MARK = "*"
+CSV_COLUMNS = (
+    "form",
+    "normalisation",
+    "measure",
+    "shift",
+    "subset",
+    "examples",
+    "model",
+    "value",
+    "standard_error",
+    "low",
+    "high",
+    "chance_of_loss",
+    "holm_p",
+    "exact",
+    "reason",
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of the table.
+
+    Attributes:
+        number: in the results' unit; None where there is none.
+        error: its standard error; None where it is exact or not known.
+        significant: whether a loss is told from 0, after Holm's correction.
+    """
+
+    number: float | None
+    error: float | None = None
+    significant: bool = False
+
+    def __str__(self) -> str:
+        if self.number is None:
+            return ABSENT
+        error = "" if self.error is None else f" ± {self.error:.3f}"
+        return f"{self.number:+z.3f}{error}{MARK * self.significant}"
 
 
 @dataclass(frozen=True)
@@ -35,13 +76,13 @@ class Row:
 
     Attributes:
         heading: of the block of rows that it belongs to.
-        label: the subset's name.
-        values: one per column, in the results' unit; None where there is none.
+        label: the subset's name, and in brackets why there are no numbers, if so.
+        values: one per column.
     """
 
     heading: str
     label: str
-    values: tuple[float | None, ...]
+    values: tuple[Value, ...]
 
 
 def remid_rows(results: Mapping[str, Any], exact: Exact | None = None) -> tuple[list[str], list[Row]]:
@@ -49,8 +90,8 @@ def remid_rows(results: Mapping[str, Any], exact: Exact | None = None) -> tuple[
 
     Args:
         results: of `evaluate_remid`.
-        exact: true values, where they are known. A model that has any gets a second column, "exact", beside its
-            own; its average is given where every shifted subset has a true value.
+        exact: true values in the unit of the results' main measure, where they are known. A model that has any gets a
+            second column, "exact", beside its own; its average is given where every shifted subset has a true value.
 
     Raises:
         DataError: `exact` names a model or a row that the results do not have.
@@ -65,36 +106,116 @@ def remid_rows(results: Mapping[str, Any], exact: Exact | None = None) -> tuple[
     for subset in results["subsets"]:
         measure = "remi" if subset["shift"] is None else "remid"
         values = [
-            exact.get((model, subset["row"])) if is_exact else subset["models"][model][measure]
+            Value(exact.get((model, subset["row"]))) if is_exact else _value(subset["models"][model], measure)
             for model, is_exact in columns
         ]
-        rows.append(Row(HEADINGS[subset["shift"]], subset["subset"], tuple(values)))
+        reason = f" ({subset['reason']})" if subset.get("reason") else ""
+        rows.append(Row(_heading(results, subset["shift"]), subset["subset"] + reason, tuple(values)))
     if results["average"]:
         averages = [
-            _exact_average(model, exact, results) if is_exact else results["average"][model]["remid"]
+            Value(_exact_average(model, exact, results)) if is_exact else _value(results["average"][model], "remid")
             for model, is_exact in columns
         ]
-        rows.append(Row(AVERAGE_HEADING, AVERAGE, tuple(averages)))
+        rows.append(Row(f"over all shifted subsets, {_names(results)[1]} ↓", AVERAGE, tuple(averages)))
     return [f"{model} exact" if is_exact else model for model, is_exact in columns], rows
 
 
 def remid_caption(results: Mapping[str, Any]) -> str:
-    """What the numbers are: the measures with their better direction, the unit, the estimator and its pairs."""
-    negatives = results["negatives"]
-    if negatives == "all":
-        pairs = "all mismatched pairs of each subset"
-    else:
-        pairs = f"up to {negatives:,} mismatched pairs per subset (seed {results['seed']})"
-    return (
-        "R-EMI ↑: higher is better. R-EMID ↓ = R-EMI in distribution - R-EMI shifted: lower is better.\n"
-        f"Unit: {results['unit']}. Mutual information by {results['form'].upper()} over {pairs}."
-    )
+    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors, reasoning."""
+    emi, emid = _names(results)
+    lines = [
+        _unit_line(results),
+        f"{emi} ↑: higher is better. {emid} ↓ = {emi} in distribution - {emi} shifted: lower is better.",
+    ]
+    if "level" in results:
+        lines.append(
+            f"±: standard error. {MARK}: {emid} above 0 at {SIGNIFICANT:.0%}, corrected (Holm) for the model's subsets."
+        )
+    if "reasoning" in results:
+        lines.append(f"Reasoning: {_reasoning(results['reasoning'])}.")
+    return "\n".join(lines)
 
 
-def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Table:
-    """The table for a terminal. Arguments and errors as for `remid_rows`."""
+def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Group:
+    """The tables for a terminal, the main measure's and those that stand beside it. Errors as for `remid_rows`."""
+    return Group(*(_table(*part) for part in _captioned(results, exact)))
+
+
+def remid_text(results: Mapping[str, Any], exact: Exact | None = None) -> str:
+    """The tables as plain text without control characters. Arguments and errors as for `remid_rows`."""
+    return "\n".join(_text(*part) for part in _captioned(results, exact))
+
+
+def remid_csv(results: Mapping[str, Any], exact: Exact | None = None) -> str:
+    """One line per measure, subset and model, with a line of `CSV_COLUMNS`; an empty cell where there is no number."""
+    written = io.StringIO()
+    table = csv.DictWriter(written, CSV_COLUMNS, lineterminator="\n")
+    table.writeheader()
+    for part in _parts(results):
+        common = {"form": part["form"], "normalisation": part["normalisation"]}
+        known = (exact or {}) if part is results else {}
+        for subset in part["subsets"]:
+            index = int(subset["shift"] is not None)
+            for model in part["models"]:
+                table.writerow(
+                    {
+                        **common,
+                        "measure": _names(part)[index],
+                        **{name: subset[name] for name in ("shift", "subset", "examples")},
+                        "model": model,
+                        **_cells(subset["models"][model], ("remi", "remid")[index]),
+                        "exact": known.get((model, subset["row"])),
+                        "reason": subset.get("reason"),
+                    }
+                )
+        for model, numbers in part["average"].items():
+            line = {"measure": _names(part)[1], "subset": AVERAGE, "model": model, **_cells(numbers, "remid")}
+            table.writerow(common | line | {"exact": _exact_average(model, known, part) if known else None})
+    return written.getvalue()
+
+
+def remid_latex(results: Mapping[str, Any], exact: Exact | None = None) -> str:
+    """A `tabular` per measure for a paper; needs the package booktabs."""
+    text = []
+    for part, known, caption in _captioned(results, exact):
+        columns, rows = remid_rows(part, known)
+        text += [f"% {line}" for line in caption.splitlines()]
+        text += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule"]
+        text += [_latex_line(["subset", *columns]), r"\midrule"]
+        heading = None
+        for row in rows:
+            if row.heading != heading:
+                heading = row.heading
+                text.append(rf"\multicolumn{{{len(columns) + 1}}}{{l}}{{{_latex(heading)}}} \\")
+            text.append(_latex_line([row.label, *map(str, row.values)]))
+        text += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(text)
+
+
+def _parts(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The results of each measure in the layout of the main one's."""
+    parts = [results]
+    for measured in results.get("beside", ()):
+        numbers = {row["row"]: row for row in measured["subsets"]}
+        subsets = [{**row, **numbers.get(row["row"], {})} for row in results["subsets"]]
+        parts.append({**results, **measured, "subsets": subsets, "beside": ()})
+    return parts
+
+
+def _captioned(results: Mapping[str, Any], exact: Exact | None) -> list[tuple[Mapping[str, Any], Exact | None, str]]:
+    """(results, exact values, caption) of each measure; what is said below the first table holds for all."""
+    main, *beside = _parts(results)
+    return [(main, exact, remid_caption(main)), *((part, None, _unit_line(part)) for part in beside)]
+
+
+def _unit_line(results: Mapping[str, Any]) -> str:
+    bias = f" It is {results['bias']} (K: other contexts per response)." if "bias" in results else ""
+    return f"Unit: {results['unit']}. Mutual information by {_form(results)} over {_pairs(results)}.{bias}"
+
+
+def _table(results: Mapping[str, Any], exact: Exact | None, caption: str) -> Table:
     columns, rows = remid_rows(results, exact)
-    table = Table(box=box.SIMPLE_HEAD, caption=remid_caption(results), caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("subset")
     for name in columns:
         table.add_column(escape(name), justify="right")
@@ -103,12 +224,11 @@ def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Table
         if row.heading != heading:
             heading = row.heading
             table.add_row(f"[bold]{heading}[/bold]")
-        table.add_row(f"  {escape(row.label)}", *map(_number, row.values))
+        table.add_row(f"  {escape(row.label)}", *map(str, row.values))
     return table
 
 
-def remid_text(results: Mapping[str, Any], exact: Exact | None = None) -> str:
-    """The table as plain text without control characters. Arguments and errors as for `remid_rows`."""
+def _text(results: Mapping[str, Any], exact: Exact | None, caption: str) -> str:
     columns, rows = remid_rows(results, exact)
     lines = [("subset", columns)]
     heading = None
@@ -116,7 +236,7 @@ def remid_text(results: Mapping[str, Any], exact: Exact | None = None) -> str:
         if row.heading != heading:
             heading = row.heading
             lines.append((heading, []))
-        lines.append((f"  {row.label}", [_number(value) for value in row.values]))
+        lines.append((f"  {row.label}", [str(value) for value in row.values]))
     first = max(cell_len(label) for label, _ in lines)
     widths = [max(cell_len(cells[i]) for _, cells in lines if cells) for i in range(len(columns))]
     text = []
@@ -124,15 +244,61 @@ def remid_text(results: Mapping[str, Any], exact: Exact | None = None) -> str:
         padded = [" " * (width - cell_len(cell)) + cell for width, cell in zip(widths, cells, strict=False)]
         text.append("  ".join([label + " " * (first - cell_len(label)), *padded]).rstrip())
     text.insert(1, "-" * (first + sum(width + 2 for width in widths)))
-    return "\n".join([*text, "", remid_caption(results)]) + "\n"
+    return "\n".join([*text, "", caption]) + "\n"
 
 
-def _number(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:+z.3f}"
+def _value(numbers: Mapping[str, Any] | None, measure: str) -> Value:
+    if numbers is None:
+        return Value(None)
+    p = numbers.get("holm_p") if measure == "remid" else None
+    return Value(numbers[measure], numbers.get(f"{measure}_error"), p is not None and p < SIGNIFICANT)
+
+
+def _cells(numbers: Mapping[str, Any] | None, measure: str) -> dict[str, Any]:
+    """A number with what says how sure it is, by the names of `CSV_COLUMNS`."""
+    numbers = numbers or {}
+    cells = {"value": numbers.get(measure), "standard_error": numbers.get(f"{measure}_error")}
+    cells |= {end: numbers.get(f"{measure}_{end}") for end in ("low", "high")}
+    return cells | ({name: numbers.get(name) for name in ("chance_of_loss", "holm_p")} if measure == "remid" else {})
+
+
+def _names(results: Mapping[str, Any]) -> tuple[str, str]:
+    """(R-EMI, R-EMID), or without the R where no reasoning was shown."""
+    without = results.get("reasoning", {}).get("kind") == "none"
+    return ("EMI", "EMID") if without else ("R-EMI", "R-EMID")
+
+
+def _heading(results: Mapping[str, Any], shift: str | None) -> str:
+    emi, emid = _names(results)
+    return f"in distribution, {emi} ↑" if shift is None else f"{SHIFTED[shift]}, {emid} ↓"
+
+
+def _form(results: Mapping[str, Any]) -> str:
+    form = results["form"]
+    return form.upper() if form == "club" else form.replace("_", " ")
+
+
+def _pairs(results: Mapping[str, Any]) -> str:
+    negatives = results["negatives"]
+    if negatives == "all":
+        return "all mismatched pairs of each subset"
+    if isinstance(negatives, Mapping):
+        return f"up to {negatives['per_context']:,} mismatched pairs per context (seed {results['seed']})"
+    return f"up to {negatives:,} mismatched pairs per subset (seed {results['seed']})"
+
+
+def _reasoning(protocol: Mapping[str, Any]) -> str:
+    return {
+        "greedy": "one per context, greedy",
+        "sampled": "one per context, sampled (seed {seed})",
+        "marginal": "log mean over {samples} sampled per context (seed {seed})",
+        "none": "none, q2(y | x)",
+    }[protocol["kind"]].format(**protocol)
 
 
 def _exact_average(model: str, exact: Exact, results: Mapping[str, Any]) -> float | None:
-    values = [exact.get((model, subset["row"])) for subset in results["subsets"] if subset["shift"] is not None]
+    shifted = [subset for subset in results["subsets"] if subset["shift"] is not None and not subset.get("reason")]
+    values = [exact.get((model, subset["row"])) for subset in shifted]
     return None if None in values else sum(values) / len(values)
 
 
@@ -144,3 +310,15 @@ def _check_exact(exact: Exact, results: Mapping[str, Any]) -> None:
                 f"exact values are given for model {model!r}, row {row!r}; accepted are the models "
                 f"{', '.join(models)} and the rows {', '.join(rows)}."
             )
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(map(_latex, cells)) + r" \\"
+
+
+def _latex(text: str) -> str:
+    """`text` with what LaTeX reads as a command taken literally, and our signs as its symbols."""
+    special = {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "*": "$^{*}$"}
+    return "".join(special.get(character, character) for character in text)

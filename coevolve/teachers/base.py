@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from coevolve.chat.base import without_thinking
 from coevolve.data.example import Example
 from coevolve.errors import TeacherError
 from coevolve.prompts.reasoning import missing_sections
 from coevolve.prompts.sets import PromptSet
 
-_END_OF_THINKING = "</think>"
 _SHOWN = 400  # characters of a faulty reply that an error quotes
 
 
@@ -64,7 +64,7 @@ def read_reply(reply: str, sections: Sequence[str]) -> tuple[str | None, str]:
 
     Thinking and whatever stands before the first heading are no part of a trace.
     """
-    text = reply.rpartition(_END_OF_THINKING)[2]
+    text = without_thinking(reply)
     missing = missing_sections(text, sections)
     if missing:
         shown = repr(text.strip()[:_SHOWN]) + ("..." if len(text.strip()) > _SHOWN else "")

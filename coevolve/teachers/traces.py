@@ -1,6 +1,6 @@
 """Traces on disk: collected from a teacher so that nothing is asked twice, or read from a user's own file.
 
-A file that `collect_traces` writes is JSON Lines: first what wrote it, then one line per trace, as it arrives:
+A file that `collect_traces` writes is a ledger (`coevolve.data.ledger`), one line per trace, as it arrives:
 
     {"teacher": {"kind": "rules", ...}, "prompts": "<sha256>"}
     {"sample_ID": "IDTrain-00000", "trace": "[Connections] ...", "example": "<fingerprint>"}
@@ -8,15 +8,23 @@ A file that `collect_traces` writes is JSON Lines: first what wrote it, then one
 `read_traces` reads such a file too; in one that a user writes, the first line and `example` are left out.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from coevolve.data.example import Example
+from coevolve.data.ledger import (
+    ReadRow,
+    answers_by_id,
+    append_answer,
+    digest,
+    index_by_id,
+    is_header,
+    open_ledger,
+)
 from coevolve.errors import DataError, TeacherError
-from coevolve.files import read_jsonl, write_jsonl
+from coevolve.files import read_jsonl
 from coevolve.prompts.reasoning import missing_sections
 from coevolve.prompts.sets import PromptSet
 from coevolve.teachers.base import Teacher, require_response
@@ -24,7 +32,7 @@ from coevolve.teachers.base import Teacher, require_response
 Progress = Callable[[int, int, str], None]
 """Called with the number of examples done, their total, and a note in words."""
 
-_HEADER = {"teacher", "prompts"}
+_HEADER = ("teacher", "prompts")
 _ROW = {"sample_ID", "trace", "example"}
 
 
@@ -50,19 +58,19 @@ def collect_traces(
         DataError: the file belongs to another teacher or prompt set, or to examples that have changed since.
     """
     path = Path(path)
-    by_id = _by_id(examples)
+    by_id = index_by_id(examples)
     for example in examples:
         require_response(example)
-    header = {"teacher": teacher.settings, "prompts": _fingerprint(teacher.prompts.to_dict())}
-    found = _continue_file(path, header, by_id, teacher.prompts.sections)
+    header = {"teacher": teacher.settings, "prompts": digest(teacher.prompts.to_dict())}
+    rows = open_ledger(path, header, compared=_HEADER)
+    found = answers_by_id(path, rows, by_id, _row_reader(teacher.prompts.sections), _fingerprint, unknown="leave")
     todo = [example for example in examples if example.sample_id not in found]
     dropped: list[str] = []
     with open(path, "a", encoding="utf-8", newline="\n") as file:
         for answer in teacher.answers(todo):
             if answer.trace is not None:
                 found[answer.sample_id] = answer.trace
-                file.write(_line(by_id[answer.sample_id], answer.trace))
-                file.flush()
+                append_answer(file, by_id[answer.sample_id], _fingerprint, trace=answer.trace)
             elif on_failure == "error":
                 raise TeacherError(f"{answer.problem}. Set on_failure to drop to go on without such examples.")
             else:
@@ -81,11 +89,11 @@ def read_traces(path: str | Path, examples: Sequence[Example], prompts: PromptSe
         DataError: names the line, for a row that is malformed, unknown, double, or without a section that the prompt
             set expects; or the examples for which the file has no trace.
     """
-    by_id = _by_id(examples)
+    by_id = index_by_id(examples)
     rows = list(read_jsonl(path))
-    if rows and _is_header(rows[0][1]):
+    if rows and is_header(rows[0][1], _HEADER):
         rows = rows[1:]
-    traces = _parse(path, rows, by_id, prompts.sections, unknown="error")
+    traces = answers_by_id(path, rows, by_id, _row_reader(prompts.sections), _fingerprint, unknown="error")
     missing = [sample_id for sample_id in by_id if sample_id not in traces]
     if missing:
         listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -95,70 +103,18 @@ def read_traces(path: str | Path, examples: Sequence[Example], prompts: PromptSe
     return {sample_id: traces[sample_id] for sample_id in by_id}
 
 
-def _continue_file(
-    path: Path, header: Mapping[str, Any], by_id: Mapping[str, Example], sections: Sequence[str]
-) -> dict[str, str]:
-    """The traces that an earlier start left, if the file is this teacher's; a new file gets its header."""
-    if not path.exists() or path.stat().st_size == 0:
-        write_jsonl(path, [header])
-        return {}
-    _drop_torn_line(path)
-    (_, first), *rows = list(read_jsonl(path)) or [(1, None)]
-    if not _is_header(first):
-        raise DataError(
-            f"{path}:1: does not say which teacher wrote the file, so it is not continued. Name another file, or give "
-            "this one as the source of the traces."
-        )
-    for part in ("teacher", "prompts"):
-        if first[part] != json.loads(json.dumps(header[part])):
-            raise DataError(
-                f"{path}:1: the traces come from other {part}: {_difference(first[part], header[part])}. Name another "
-                "file, or delete this one to ask again."
-            )
-    return _parse(path, rows, by_id, sections, unknown="leave")
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Remove a last line without its end: the process was killed while writing it, and its example is asked again."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if 0 < whole < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(whole)
-
-
-def _parse(
-    path: str | Path,
-    rows: Iterable[tuple[int, Any]],
-    by_id: Mapping[str, Example],
-    sections: Sequence[str],
-    unknown: Literal["error", "leave"],
-) -> dict[str, str]:
-    traces: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    for number, row in rows:
-        where = f"{path}:{number}"
+def _row_reader(sections: Sequence[str]) -> ReadRow[str]:
+    def read(row: Any, where: str) -> tuple[str, str]:
         sample_id, trace = _checked_row(row, where)
-        if sample_id in lines:
-            raise DataError(f"{where}: sample_ID {sample_id!r} has a trace in line {lines[sample_id]} too. Remove one.")
-        lines[sample_id] = number
-        if sample_id not in by_id:
-            if unknown == "leave":
-                continue
-            raise DataError(f"{where}: sample_ID {sample_id!r} is none of the {len(by_id)} examples. Remove the row.")
-        if row.get("example", _example_fingerprint(by_id[sample_id])) != _example_fingerprint(by_id[sample_id]):
-            raise DataError(
-                f"{where}: the example {sample_id!r} has changed since its trace was written. Remove the line to have "
-                "it asked again, or go back to the data of that time."
-            )
         faulty = missing_sections(trace, sections)
         if faulty:
             raise DataError(
                 f"{where}: the trace of {sample_id!r} has {faulty[0]!r} missing, doubled, out of order or empty. "
                 f"Accepted is a text with {', '.join(sections)}, each once, in this order, with something under it."
             )
-        traces[sample_id] = trace
-    return traces
+        return sample_id, trace
+
+    return read
 
 
 def _checked_row(row: Any, where: str) -> tuple[str, str]:
@@ -176,37 +132,8 @@ def _checked_row(row: Any, where: str) -> tuple[str, str]:
     return row["sample_ID"], row["trace"]
 
 
-def _is_header(value: Any) -> bool:
-    return isinstance(value, Mapping) and set(value) == _HEADER
-
-
-def _by_id(examples: Iterable[Example]) -> dict[str, Example]:
-    by_id: dict[str, Example] = {}
-    for example in examples:
-        if example.sample_id in by_id:
-            raise DataError(f"sample_ID {example.sample_id!r} is there twice among the examples. Give each its own.")
-        by_id[example.sample_id] = example
-    return by_id
-
-
-def _line(example: Example, trace: str) -> str:
-    row = {"sample_ID": example.sample_id, "trace": trace, "example": _example_fingerprint(example)}
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _example_fingerprint(example: Example) -> str:
+def _fingerprint(example: Example) -> str:
     """Of what a teacher is shown, so that a changed response does not keep its old trace."""
     row = example.to_row()
     row.pop("trace", None)
-    return _fingerprint(row)[:16]
-
-
-def _fingerprint(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _difference(found: Any, expected: Any) -> str:
-    if not (isinstance(found, Mapping) and isinstance(expected, Mapping)):
-        return f"found {found!r}, now {expected!r}"
-    names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
-    return "; ".join(f"{name} was {found.get(name)!r} and is now {expected.get(name)!r}" for name in names)
+    return digest(row)[:16]

@@ -1,14 +1,18 @@
 """The synthetic world's side of a run: policies to be judged, and the exact answers beside the estimates."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
+from coevolve.errors import ArtifactError
 from coevolve.files import write_jsonl
+from coevolve.training.run_folder import read_run
 from coevolve.training.seeds import derive_seed
+from coevolve.training.setup import world_seed
 from coevolve.worlds.corpus import world_of, worlds_by_split
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.role_players import role_players
@@ -17,6 +21,39 @@ from coevolve.worlds.world import World
 
 JUDGED = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue")
 """Which of `coevolve.worlds.role_players`: one without fault, one bad everywhere, two that a shift makes worse."""
+
+
+@dataclass(frozen=True)
+class WorldOfRun:
+    """Which synthetic world a run was trained on.
+
+    Attributes:
+        seed: of the world.
+        strength: of its shifts.
+        estimator: the run's exported estimator.
+    """
+
+    seed: int
+    strength: float
+    estimator: Path
+
+
+def world_of_run(folder: str | Path) -> WorldOfRun:
+    """What `coevolve truth` needs of a finished run.
+
+    Raises:
+        ArtifactError: the folder holds no run, one that was not on a synthetic world, or no exported estimator.
+    """
+    folder = Path(folder)
+    recipe, _, _ = read_run(folder)
+    if recipe.data.world is None:
+        raise ArtifactError(
+            f"{folder}: was trained on data whose truth is not known; accepted are runs with data.world, for example "
+            "those of recipes/quickstart."
+        )
+    if not (folder / "estimator").is_dir():
+        raise ArtifactError(f"{folder}: holds no estimator; has the run finished? Let it end, then ask again.")
+    return WorldOfRun(world_seed(recipe), recipe.data.world.strength, folder / "estimator")
 
 
 class KnownTruth:

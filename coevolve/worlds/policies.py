@@ -53,7 +53,8 @@ class Policy:
             languages once more where the policy is unsure of something.
         assumed: inputs that it does not read -> the value index that it takes for granted instead.
         unsure: inputs -> for each value, whether it makes the policy unsure.
-        order: slot i of its response expresses the feature of slot order[i].
+        expresses: the value (a feature, another latent or an input of five values) behind each slot.
+        order: slot i of its response says what slot order[i] would.
     """
 
     name: str
@@ -61,9 +62,15 @@ class Policy:
     emission: NDArray[np.float64]
     assumed: Mapping[str, int] = field(default_factory=dict)
     unsure: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    expresses: tuple[str, ...] = tuple(FEATURES)
     order: tuple[int, ...] = tuple(range(SLOTS))
 
     def __post_init__(self) -> None:
+        accepted = [name for name in (*INPUT_WORDS, *CONNECTIONS, *FEATURES) if name != "language"]
+        if len(self.expresses) != SLOTS or not set(self.expresses) <= set(accepted):
+            raise DataError(
+                f"policy {self.name!r}: expresses is {self.expresses}; accepted are {SLOTS} of {', '.join(accepted)}."
+            )
         for name in (*self.assumed, *self.unsure):
             if name not in INPUT_WORDS:
                 raise DataError(f"policy {self.name!r}: unknown input {name!r}; accepted are {', '.join(INPUT_WORDS)}.")
@@ -89,8 +96,7 @@ class Policy:
             doubts = [doubtful[inputs[name]] for name, doubtful in self.unsure.items()]
             manner = manner + len(LANGUAGES) * reduce(np.logical_or, doubts)
         yield manner
-        names = tuple(FEATURES)
-        yield from (values[names[slot]] for slot in self.order)
+        yield from (values[self.expresses[slot]] for slot in self.order)
 
     def slot_emissions(self) -> NDArray[np.float64]:
         """(slot of the response, manner, feature, word): `emission` in the policy's order."""

@@ -11,6 +11,8 @@ from coevolve.worlds.policies import Policy, assumed_values
 from coevolve.worlds.world import World
 
 DOUBT = 0.7  # noise of a policy in the contexts that it did not learn
+OTHER_CODE = ("ignores_", "misinformed", "shuffled", "copies_context")
+"""How the names of the policies begin that do not merely say what golden responses say less surely."""
 
 
 def role_players(world: World) -> dict[str, Policy]:
@@ -19,36 +21,46 @@ def role_players(world: World) -> dict[str, Policy]:
     What they assume and what they are unsure of is taken from `world`, the distribution they "were trained on": judge
     the same policies on `world` and on its shifted worlds.
 
+    What they say is golden's, more or less surely:
+
     * `perfect` responds as p(y | x) does; `noise_*` and `temperature_*` are less, or more, sure than that;
-    * `ignores_*` takes the commonest user, character or dialogue for granted;
-    * `unsure_of_*` falters at values that are rarer in `world` than average: its true EMID is large;
-    * `misinformed` reasons with the teacher's tables: its own information is about that of golden responses, yet
-      what it says is wrong in a fifth of the cells;
-    * `shuffled` says the right words in another order: its true EMI is exactly 0, which an estimator that measures
-      likeness to golden responses cannot see.
+    * `unsure_of_*` falters at values that are rarer in `world` than average: its true EMID is large.
+
+    They say something else (`OTHER_CODE`), which loses little or no information about the context; an estimator
+    trained on golden responses measures likeness to these, and cannot see that:
+
+    * `ignores_*` takes the commonest user, character or dialogue, or all three, for granted;
+    * `misinformed` reasons with the teacher's tables, wrong in a fifth of the cells;
+    * `shuffled` says the right words in another order: its true EMI is exactly 0;
+    * `copies_context` says back what stands in the context instead of an answer: its true EMI is above 0.
     """
     golden = world.golden
     policies = [
         replace(golden, name="perfect"),
-        *(golden.noisy(noise) for noise in (0.15, 0.4, 0.8)),
-        *(golden.tempered(temperature) for temperature in (0.5, 2.0)),
-        *(
-            replace(golden, name=f"ignores_{factor}", assumed=assumed_values(world.commonest, factor))
-            for factor in FACTORS
-        ),
+        *(golden.noisy(noise) for noise in (0.05, 0.15, 0.4, 0.8)),
+        *(golden.tempered(temperature) for temperature in (0.5, 2.0, 4.0)),
         *(
             replace(golden.unsure_of(rare_values(world, factor), DOUBT), name=f"unsure_of_{factor}")
             for factor in FACTORS
         ),
+        replace(golden.unsure_of(rare_values(world, *FACTORS), DOUBT), name="unsure_of_everything"),
+        *(
+            replace(golden, name=f"ignores_{factor}", assumed=assumed_values(world.commonest, factor))
+            for factor in FACTORS
+        ),
+        replace(golden, name="ignores_everything", assumed=assumed_values(world.commonest, *FACTORS)),
         replace(golden, name="misinformed", tables=world.teacher_tables),
         replace(golden, name="shuffled", order=tuple(np.roll(range(SLOTS), 1).tolist())),
+        replace(golden, name="copies_context", expresses=("culture", "interest", "occupation", "topic_1", "intent")),
     ]
     return {policy.name: policy for policy in policies}
 
 
-def rare_values(world: World, factor: str) -> Mapping[str, NDArray[np.bool_]]:
-    """The factor's first input -> which of its values are rarer than 1 / (number of values)."""
-    name = FACTORS[factor][0]
-    joint = world.factors[factor]
-    marginal = joint.sum(axis=tuple(range(1, joint.ndim)))
-    return {name: marginal < 1 / len(INPUT_WORDS[name])}
+def rare_values(world: World, *factors: str) -> Mapping[str, NDArray[np.bool_]]:
+    """Each factor's first input -> which of its values are rarer than 1 / (number of values)."""
+    rare = {}
+    for factor in factors:
+        name, joint = FACTORS[factor][0], world.factors[factor]
+        marginal = joint.sum(axis=tuple(range(1, joint.ndim)))
+        rare[name] = marginal < 1 / len(INPUT_WORDS[name])
+    return rare

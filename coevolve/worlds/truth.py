@@ -60,6 +60,24 @@ def emid(world: World, shifted: World, policy: Policy) -> float:
     return emi(world, policy) - emi(shifted, policy)
 
 
+def readable_information(world: World, policy: Policy) -> float:
+    """E_{p(x) p_theta(y | x)} log p(y | x) / p(y), nats per response, with the golden p.
+
+    What the ideal estimator of golden responses can read in a policy's: at most I(X; Y_theta), equal to it for golden
+    responses, and far below 0 where the policy says surely what golden responses do not. `barber_agakov`
+    (`coevolve.information.density_ratio`) estimates this.
+    """
+    manner, *features = policy.plan(_all_inputs())
+    golden_manner, *golden_features = world.golden.plan(_all_inputs())
+    weights, matched = _context_distribution(world), 0.0
+    for slot, (says, reads) in enumerate(zip(policy.slot_emissions(), world.golden.slot_emissions(), strict=True)):
+        agreement = np.einsum("mfw,ngw->mfng", says, np.log(reads))
+        cells = agreement[manner, features[slot], golden_manner, golden_features[slot]]
+        matched += float(np.sum(weights * cells))
+    marginal = np.log(response_distribution(world, world.golden))
+    return matched - float(np.sum(response_distribution(world, policy) * marginal))
+
+
 def factor_divergences(world: World, shifted: World) -> dict[str, float]:
     """JSD of each factor of x between two worlds, in nats."""
     return {name: jensen_shannon(world.factors[name], shifted.factors[name]) for name in FACTORS}

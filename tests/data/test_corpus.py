@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus, read_corpus, read_examples
+from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus, read_corpus, read_data, read_examples
 from coevolve.data.example import Example
 from coevolve.errors import DataError
 from coevolve.files import write_json, write_jsonl
@@ -234,6 +234,19 @@ def test_flat_rows_need_no_split_and_no_golden_response(tmp_path, make_row):
     for name in ("rows.jsonl", "rows.json", "rows.parquet"):
         examples = read_examples(tmp_path / name)
         assert [(example.sample_id, example.golden_response) for example in examples] == [("a", "To sea."), ("b", None)]
+
+
+def test_golden_responses_can_be_left_open(tmp_path, make_row):
+    row = make_row()
+    del row["agent_golden_response"]
+    write_json(tmp_path / "data.json", {"IDTest": [row]})
+    (example,) = read_corpus(tmp_path / "data.json", require_golden=False).require("IDTest")
+    assert example.golden_response is None
+    with pytest.raises(DataError, match=r"IDTest\[0\] .*field 'agent_golden_response' is missing"):
+        read_data(tmp_path / "data.json")
+    assert read_data(tmp_path / "data.json", require_golden=False).require("IDTest") == (example,)
+    write_json(tmp_path / "list.json", [row])
+    assert read_data(tmp_path / "list.json") == [example]
 
 
 def test_flat_rows_are_checked(tmp_path, make_row):

@@ -22,6 +22,7 @@ EXAMPLES = st.builds(
     dialogue=TURNS.map(lambda turns: (*turns, Turn("user", "Well?"))),
     golden_response=VISIBLE | st.none(),
     trace=VISIBLE | st.none(),
+    shift=st.dictionaries(TEXT, TEXT | st.integers(), max_size=3) | st.none(),
 )
 
 
@@ -47,6 +48,8 @@ def test_the_public_name_of_a_trace_is_read(make_row):
         ({"agent_character": {"name": "\udc00"}}, r"agent_character holds what JSON in UTF-8 cannot"),
         ({"agent_golden_response": " \n"}, r"agent_golden_response is empty"),
         ({"agent_golden_response": ["a"]}, r"agent_golden_response is a list"),
+        ({"shift": "word_order"}, r"shift is a string; accepted is the object that `coevolve shift` wrote"),
+        ({"shift": {"seed": float("inf")}}, r"shift holds what JSON in UTF-8 cannot"),
         ({"trace": "a", "SThought": "b"}, r"both 'trace' and 'SThought'"),
         ({"response": "a"}, r"unknown field 'response'; accepted are sample_ID"),
         ({"dialogue_context": []}, r"dialogue_context is an empty list"),

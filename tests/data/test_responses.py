@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
-from coevolve.data.responses import read_responses, write_responses
+from coevolve.data.responses import (
+    PartialResponses,
+    answered_by_all,
+    read_partial_responses,
+    read_responses,
+    write_responses,
+)
 from coevolve.errors import DataError
 from coevolve.files import write_json, write_jsonl
 
@@ -67,6 +74,59 @@ def test_a_fault_is_named_with_its_line(tmp_path, examples, rows, message):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=message):
         read_responses(path, examples)
+
+
+def test_the_first_line_of_respond_is_no_response(tmp_path, examples):
+    header = {"model": {"kind": "local"}, "prompt": "d0", "address": "here"}
+    write_jsonl(tmp_path / "r.jsonl", [header, *rows_for(a="x", b="y", c="z")])
+    assert read_responses(tmp_path / "r.jsonl", examples) == ["x", "y", "z"]
+    write_jsonl(tmp_path / "r.jsonl", [*rows_for(a="x", b="y", c="z"), header])
+    with pytest.raises(DataError, match=r"r\.jsonl:4: field 'sample_ID' is missing"):
+        read_responses(tmp_path / "r.jsonl", examples)
+
+
+def test_samples_without_a_usable_response_are_counted_by_their_fault(tmp_path, examples):
+    write_jsonl(tmp_path / "r.jsonl", rows_for(a="x", b=" "))
+    partial = read_partial_responses(tmp_path / "r.jsonl", examples)
+    assert partial == PartialResponses({"a": "x"}, missing=("c",), empty=("b",), duplicated=())
+    write_jsonl(tmp_path / "r.jsonl", rows_for(c="x", b="y", a="z") + rows_for(b="y"))
+    partial = read_partial_responses(tmp_path / "r.jsonl", examples)
+    assert partial == PartialResponses({"a": "z", "c": "x"}, missing=(), empty=(), duplicated=("b",))
+    assert list(partial.by_id) == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (rows_for(a="x", z="x"), r"r\.jsonl:2: sample_ID 'z' is not in the data"),
+        (rows_for(a="x", b=None), r"r\.jsonl:2 .*response is null"),
+        (rows_for(a=" ", b="") + rows_for(c="x") + rows_for(c="x"), "none of 3 samples has a usable response"),
+    ],
+)
+def test_what_no_count_can_put_right_is_an_error(tmp_path, examples, rows, message):
+    write_jsonl(tmp_path / "r.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        read_partial_responses(tmp_path / "r.jsonl", examples)
+
+
+def test_the_examples_that_every_model_has_answered(make_row):
+    def example(name, subset):
+        return Example.from_row(make_row(name, subset_tag=subset), name)
+
+    splits = {
+        "IDTrain": (example("t", "x"),),
+        "IDTest": (example("a", "x"), example("b", "x")),
+        "OOD1Test": (example("c", "german"), example("d", "german"), example("e", "french")),
+    }
+
+    def partial(*ids):
+        return PartialResponses(dict.fromkeys(ids, "text"), (), (), ())
+
+    corpus = Corpus(splits, "by hand")
+    common = answered_by_all(corpus, {"m": partial("a", "b", "c", "e"), "n": partial("b", "c", "d", "e")})
+    assert [example.sample_id for example in common.examples] == ["t", "b", "c", "e"]
+    with pytest.raises(DataError, match=r"by hand: no example of OOD1Test/french was answered by every model \(m, n\)"):
+        answered_by_all(corpus, {"m": partial("a", "b", "c", "e"), "n": partial("b", "c", "d")})
 
 
 def test_a_file_that_holds_no_rows_is_an_error(tmp_path, examples):

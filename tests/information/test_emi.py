@@ -1,19 +1,21 @@
-"""EMI and EMID against arrays worked out by hand, and their identities."""
+"""EMI and EMID against arrays worked out by hand, and their identities, whatever the form."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from coevolve.errors import DataError
+from coevolve.information.contrast import Contrast
 from coevolve.information.emi import emi, emid
-from coevolve.information.estimate import Contrast, Estimate
+from coevolve.information.estimate import FORMS
 from coevolve.scoring.scores import Scores
 
 
 def contrast(sums, tokens=1, normalisation="per_response"):
-    return Contrast.from_matrix(Scores(np.array(sums, dtype=float), np.array(tokens)), normalisation)
+    sums = np.array(sums, dtype=float)
+    return Contrast.from_matrix(Scores(sums, np.array(tokens)), normalisation, sums.mean(axis=0))
 
 
 matrices = arrays(np.float64, (4, 4), elements=st.floats(-50, 0, width=32))
@@ -33,24 +35,33 @@ def test_emi_per_token_by_hand():
 
 
 def test_emid_by_hand():
-    p, q = (Estimate(value, "nats per token", "club") for value in (-0.5, -2.25))
-    assert emid(p, q) == Estimate(1.75, "nats per token", "club")
+    p = emi(contrast([[-2, -3], [-4, -4]]), contrast([[-1, -5], [-7, -3]]))  # 0.5 - 4
+    q = emi(contrast([[-3, -3], [-3, -3]]), contrast([[-1, -5], [-7, -3]]))  # 0 - 4
+    assert emid(p, q).value == pytest.approx(0.5)
+    assert (emid(p, q).unit, emid(p, q).form) == ("nats per response", "club")
 
 
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=15)
 @given(matrices)
-def test_emi_of_golden_responses_is_zero(matrix):
-    assert emi(contrast(matrix), contrast(matrix)).value == 0.0
+def test_emi_of_golden_responses_is_zero_without_doubt(form, matrix):
+    found = emi(contrast(matrix), contrast(matrix), form)
+    assert found.value == 0.0
+    assert not found.influence.of_examples().any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=15)
+@given(matrices, matrices)
+def test_emi_is_antisymmetric_in_model_and_golden(form, a, b):
+    assert emi(contrast(a), contrast(b), form).value == -emi(contrast(b), contrast(a), form).value
 
 
 @given(matrices, matrices)
-def test_emi_is_antisymmetric_in_model_and_golden(a, b):
-    assert emi(contrast(a), contrast(b)).value == -emi(contrast(b), contrast(a)).value
-
-
-@given(st.floats(-50, 50), st.floats(-50, 50))
-def test_emid_is_antisymmetric(p, q):
-    p, q = Estimate(p, "nats per token", "club"), Estimate(q, "nats per token", "club")
+def test_emid_is_antisymmetric_and_its_errors_add(a, b):
+    p, q = emi(contrast(a), contrast(a + 1.0)), emi(contrast(b), contrast(a))
     assert emid(p, q).value == -emid(q, p).value
+    assert emid(p, q).standard_error == pytest.approx(emid(q, p).standard_error)
 
 
 def test_unlike_contrasts_are_refused():
@@ -59,11 +70,15 @@ def test_unlike_contrasts_are_refused():
         emi(contrast([[-1, -5], [-7, -3]], normalisation="per_token"), golden)
     with pytest.raises(DataError, match="3 responses, golden 2"):
         emi(contrast(np.zeros((3, 3))), golden)
-    other_pairs = Contrast(golden.positive, golden.negative, golden.pairs[::-1], "per_response")
+    other = Contrast(golden.matched, golden.mismatched, golden.pairs[::-1], golden.tokens, "per_response")
     with pytest.raises(DataError, match="same"):
-        emi(other_pairs, golden)
+        emi(other, golden)
 
 
 def test_unlike_estimates_are_refused():
+    matrix = [[-1, -5], [-7, -3]]
+    p = emi(contrast(matrix), contrast(matrix))
     with pytest.raises(DataError, match="estimate both alike"):
-        emid(Estimate(1.0, "nats per token", "club"), Estimate(1.0, "nats per response", "club"))
+        emid(p, emi(contrast(matrix, normalisation="per_token"), contrast(matrix, normalisation="per_token")))
+    with pytest.raises(DataError, match="estimate both alike"):
+        emid(p, emi(contrast(matrix), contrast(matrix), "info_nce"))

@@ -1,5 +1,7 @@
 """A corpus small enough to check by plain loops, and a probability model of responses in closed form."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -21,14 +23,24 @@ class UnigramEstimator:
         self.vocabulary = vocabulary
         self.reasoned: list[str] = []  # sample_IDs in the order in which reasoning was asked for
         self.contexts: list[str] = []  # sample_IDs of the contexts given to be scored
+        self.pairs = 0  # scored in all
+        self.renderer = self  # its own tokeniser: a token per word, and the end
 
-    def reason(self, examples):
+    def response_ids(self, response):
+        return [*response.split(), "<end>"]
+
+    def reason(self, examples, seed=None):
         self.reasoned += [example.sample_id for example in examples]
-        return [" ".join(sorted(set(example.user_persona.split()))) for example in examples]
+        rng = random.Random(seed)
+        return [" ".join(self._chosen(sorted(set(x.user_persona.split())), seed, rng)) for x in examples]
 
-    def log_prob(self, example: Example, response: str, reasoning: str) -> float:
+    def _chosen(self, words, seed, rng):
+        return words if seed is None else [rng.choice(words)]
+
+    def log_prob(self, example: Example, response: str, reasoning: str | None) -> float:
         """Nats per response, the end of it included."""
-        context = f"{example.user_persona} {example.agent_character} {example.dialogue[-1].text} {reasoning}".split()
+        given = reasoning or ""
+        context = f"{example.user_persona} {example.agent_character} {example.dialogue[-1].text} {given}".split()
         value = np.log(STOP)
         for word in response.split():
             drawn = (1 - UNIFORM) * context.count(word) / len(context) + UNIFORM / len(self.vocabulary)
@@ -38,6 +50,7 @@ class UnigramEstimator:
     def log_prob_pairs(self, examples, responses, reasoning, pairs):
         assert pairs.shape[1] == 2 and pairs[:, 0].max() < len(examples) and pairs[:, 1].max() < len(responses)
         self.contexts += [example.sample_id for example in examples]
+        self.pairs += len(pairs)
         values = [self.log_prob(examples[i], responses[j], reasoning[i]) for i, j in pairs]
         return Scores(np.array(values), np.array([len(responses[j].split()) + 1 for _, j in pairs]))
 

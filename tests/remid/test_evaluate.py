@@ -10,8 +10,20 @@ import pytest
 
 from coevolve.data.corpus import Corpus, read_corpus
 from coevolve.errors import ArtifactError, DataError, RecipeError
-from coevolve.remid.evaluate import evaluate_remid
-from coevolve.remid.score import evaluated_examples
+from coevolve.information.contrast import Contrast
+from coevolve.information.emi import emi
+from coevolve.information.estimate import FORMS
+from coevolve.information.uncertainty import standard_error
+from coevolve.remid.evaluate import (
+    PUBLISHED,
+    RECOMMENDED,
+    Measure,
+    contributions,
+    evaluate_remid,
+    score_corpus,
+)
+from coevolve.remid.pairs import PerContext
+from coevolve.remid.score import Reasoning, evaluated_examples
 from coevolve.scoring.scores import Scores
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "roleplay-shared.json"
@@ -35,7 +47,8 @@ def information(estimator, examples, texts, per_token):
 
 @pytest.mark.parametrize("normalisation", ["per_token", "per_response"])
 def test_against_plain_loops(corpus, estimator, responses, normalisation):
-    results = evaluate_remid(estimator, corpus, responses, negatives="all", normalisation=normalisation)
+    measures = [Measure("club", normalisation)]
+    results = evaluate_remid(estimator, corpus, responses, measures=measures, negatives="all")
     groups = {"IDTest": corpus.splits["IDTest"], "OOD3Test/word_composition": corpus.splits["OOD3Test"]}
     groups |= {f"OOD1Test/{name}": group for name, group in corpus.subsets("OOD1Test").items()}
     assert set(rows_of(results)) == set(groups)
@@ -55,7 +68,7 @@ def test_against_plain_loops(corpus, estimator, responses, normalisation):
 
 
 def test_golden_perplexity_and_means_by_loops(corpus, estimator, responses):
-    row = rows_of(evaluate_remid(estimator, corpus, responses))["OOD1Test/german"]
+    row = rows_of(evaluate_remid(estimator, corpus, responses, measures=[PUBLISHED]))["OOD1Test/german"]
     group = corpus.subsets("OOD1Test")["german"]
     values = [
         estimator.log_prob(example, example.golden_response, thought)
@@ -70,16 +83,17 @@ def test_golden_perplexity_and_means_by_loops(corpus, estimator, responses):
 def test_layout_of_the_results(corpus, estimator, responses):
     results = evaluate_remid(estimator, corpus, responses, negatives=4, seed=3)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
-    assert {
-        key: results[key] for key in ("schema", "normalisation", "unit", "form", "negatives", "seed", "models")
-    } == {
-        "schema": "coevolve.remid/1",
+    settings = ("schema", "reasoning", "normalisation", "unit", "form", "negatives", "seed", "models", "beside")
+    assert {key: results[key] for key in settings} == {
+        "schema": "coevolve.remid/2",
+        "reasoning": {"kind": "greedy"},
         "normalisation": "per_token",
         "unit": "nats per token",
-        "form": "club",
+        "form": "club",  # a sample of pairs allows no other
         "negatives": 4,
         "seed": 3,
         "models": ["echo", "persona"],
+        "beside": [],
     }
     described = [[row[key] for key in ("row", "shift", "examples", "negatives")] for row in results["subsets"]]
     assert described == [
@@ -99,7 +113,8 @@ def test_golden_responses_as_a_model_have_zero_remi_and_remid(corpus, estimator)
     golden = [example.golden_response for example in evaluated_examples(corpus)]
     results = evaluate_remid(estimator, corpus, {"golden": golden}, negatives=3)
     assert [row["models"]["golden"]["remi"] for row in results["subsets"]] == [0.0] * 4
-    assert results["average"]["golden"] == {"remi": 0.0, "remid": 0.0}
+    assert [row["models"]["golden"]["remi_error"] for row in results["subsets"]] == [0.0] * 4
+    assert {results["average"]["golden"][name] for name in ("remi", "remid", "remid_error", "chance_of_loss")} == {0.0}
 
 
 def test_remid_is_antisymmetric(corpus, estimator, responses):
@@ -108,7 +123,10 @@ def test_remid_is_antisymmetric(corpus, estimator, responses):
     one = Corpus({"IDTest": p, "OOD3Test": tuple(replace(x, subset="q") for x in q)}, "P to Q")
     two = Corpus({"IDTest": q, "OOD3Test": tuple(replace(x, subset="p") for x in p)}, "Q to P")
     given = {"echo": {x.sample_id: responses["echo"][x.sample_id] for x in (*p, *q)}}
-    there, back = (evaluate_remid(estimator, corpus, given)["average"]["echo"]["remid"] for corpus in (one, two))
+    there, back = (
+        evaluate_remid(estimator, corpus, given, measures=[PUBLISHED])["average"]["echo"]["remid"]
+        for corpus in (one, two)
+    )
     assert there == pytest.approx(-back)
     assert abs(there) > 0.01
 
@@ -117,6 +135,16 @@ def test_each_context_is_computed_once(corpus, estimator, responses):
     evaluate_remid(estimator, corpus, responses, negatives="all", contexts_at_once=2)
     tested = [example.sample_id for example in evaluated_examples(corpus)]
     assert Counter(estimator.reasoned) == Counter(estimator.contexts) == Counter(tested)
+
+
+def test_the_same_text_is_scored_once_per_context(corpus, estimator, responses):
+    evaluate_remid(estimator, corpus, responses, negatives="all")
+    once = estimator.pairs
+    twice = type(estimator)(estimator.vocabulary)
+    again = evaluate_remid(twice, corpus, responses | {"same": responses["echo"]}, negatives="all")
+    assert twice.pairs == once
+    for row in again["subsets"]:
+        assert row["models"]["same"] == row["models"]["echo"]
 
 
 def test_nothing_depends_on_how_many_contexts_go_at_once(corpus, estimator, responses):
@@ -128,7 +156,8 @@ def test_nothing_depends_on_how_many_contexts_go_at_once(corpus, estimator, resp
 def test_order_of_rows_does_not_matter(corpus, estimator, responses, negatives):
     reversed_rows = Corpus({split: examples[::-1] for split, examples in corpus.splits.items()}, corpus.source)
     one, two = (
-        rows_of(evaluate_remid(estimator, given, responses, negatives=negatives)) for given in (corpus, reversed_rows)
+        rows_of(evaluate_remid(estimator, given, responses, negatives=negatives, measures=[PUBLISHED]))
+        for given in (corpus, reversed_rows)
     )
     for row, numbers in one.items():
         for name in responses:
@@ -189,9 +218,7 @@ def test_unusable_data_is_refused_before_scoring(corpus, estimator, responses):
     assert estimator.reasoned == []
 
 
-@pytest.mark.parametrize(
-    "setting", [{"negatives": 0}, {"normalisation": "per_word"}, {"form": "mine"}, {"contexts_at_once": 0}]
-)
+@pytest.mark.parametrize("setting", [{"negatives": 0}, {"small_subsets": "hide"}, {"contexts_at_once": 0}])
 def test_unusable_settings_are_refused_before_scoring(corpus, estimator, responses, setting):
     with pytest.raises(RecipeError, match=f"{next(iter(setting))} is"):
         evaluate_remid(estimator, corpus, responses, **setting)
@@ -216,10 +243,153 @@ def test_real_dialogues(estimator):
     real = type(estimator)({word for text in texts for word in text.split()})
     examples = evaluated_examples(corpus)
     golden = [example.golden_response for example in examples]
-    results = evaluate_remid(real, corpus, {"golden": golden, "of another": golden[1:] + golden[:1]}, negatives=300)
+    given = {"golden": golden, "of another": golden[1:] + golden[:1]}
+    results = evaluate_remid(real, corpus, given, measures=[RECOMMENDED], negatives=PerContext(20))
     assert len(results["subsets"]) == 10
     for row in results["subsets"]:
-        assert row["negatives"] == 300
-        assert row["golden"]["mutual_information"] > 0  # even words alone tell a dialogue's own response
+        assert (row["negatives"], row["contexts"]) == (20 * row["examples"], 20)
+        assert row["golden"]["mutual_information"] > 0.1  # even words alone tell a dialogue's own response
         assert row["models"]["golden"]["remi"] == 0.0
-        assert row["models"]["of another"]["remi"] < 0
+        assert row["models"]["of another"]["remi_high"] < 0
+        assert row["models"]["of another"]["mutual_information"] == pytest.approx(0, abs=0.3)
+
+
+# Several measures, uncertainty, protocols.
+
+
+def test_by_default_the_published_form_stands_beside_the_recommended_one(corpus, estimator, responses):
+    results = evaluate_remid(estimator, corpus, responses, negatives="all")
+    assert (results["form"], results["normalisation"]) == (RECOMMENDED.form, RECOMMENDED.normalisation)
+    (beside,) = results["beside"]
+    assert (beside["form"], beside["normalisation"]) == (PUBLISHED.form, PUBLISHED.normalisation)
+    alone = evaluate_remid(estimator, corpus, responses, negatives="all", measures=[PUBLISHED])
+    for name in ("average", "by_shift", "comparisons"):
+        assert beside[name] == alone[name]
+    for row, ours in zip(beside["subsets"], alone["subsets"], strict=True):
+        assert row["models"] == ours["models"]
+
+
+def test_every_form_is_the_function_of_the_scores_that_its_name_says(corpus, estimator, responses):
+    measures = [Measure(form, "per_token") for form in FORMS]
+    results = evaluate_remid(estimator, corpus, responses, measures=measures, negatives="all")
+    scored, _ = score_corpus(estimator, corpus, responses, measures=measures, negatives="all")
+    for block in (results, *results["beside"]):
+        for row, subset in zip(block["subsets"], scored, strict=True):
+            for name in responses:
+                found = emi(subset.contrast(name, "per_token"), subset.contrast(None, "per_token"), block["form"])
+                assert row["models"][name]["remi"] == pytest.approx(found.value)
+                assert row["models"][name]["remi_error"] == pytest.approx(standard_error(found.influence))
+                low, high = row["models"][name]["remi_low"], row["models"][name]["remi_high"]
+                assert low <= found.value <= high or len(subset.subset.examples) < 4
+
+
+def test_remid_compares_at_the_smaller_number_of_contexts(corpus, estimator, responses):
+    """IDTest has 3 examples and each language 2: the loss is that of one other context per response on both sides."""
+    measures = [Measure("info_nce")]
+    results = evaluate_remid(estimator, corpus, responses, measures=measures, negatives="all")
+    scored, _ = score_corpus(estimator, corpus, responses, measures=measures, negatives="all")
+
+    def remi(subset, name, contexts):
+        limited = [
+            subset.contrast(model, "per_response").first_pairs(contexts * len(subset.subset.examples))
+            for model in (name, None)
+        ]
+        assert all(isinstance(contrast, Contrast) for contrast in limited)
+        return emi(*limited, "info_nce").value
+
+    assert [row["contexts"] for row in results["subsets"]] == [2, 1, 1, 1]
+    for row, subset in zip(results["subsets"][1:], scored[1:], strict=True):
+        for name in responses:
+            expected = remi(scored[0], name, 1) - remi(subset, name, 1)
+            assert row["models"][name]["remid"] == pytest.approx(expected)
+
+
+def test_comparisons_are_paired(corpus, estimator, responses):
+    given = responses | {"copy": responses["echo"]}
+    results = evaluate_remid(estimator, corpus, given, negatives="all")
+    found = {(*row["models"], row["measure"]): row for row in results["comparisons"]}
+    assert len(found) == 3 * 2
+    same = found["echo", "copy", "remid"]
+    assert (same["value"], same["error"], same["low"], same["high"]) == pytest.approx((0, 0, 0, 0))
+    other = found["echo", "persona", "remid"]
+    average = results["average"]
+    assert other["value"] == pytest.approx(average["echo"]["remid"] - average["persona"]["remid"])
+    assert other["error"] > 0
+
+
+def test_contributions_average_to_remi(corpus, estimator, responses):
+    for measure in (PUBLISHED, RECOMMENDED):
+        scored, _ = score_corpus(estimator, corpus, responses, negatives="all")
+        results = evaluate_remid(estimator, corpus, responses, measures=[measure], negatives="all")
+        shares = list(contributions(scored, measure))
+        assert len(shares) == len(responses) * len(evaluated_examples(corpus))
+        for row in results["subsets"]:
+            for name in responses:
+                own = [x["remi"] for x in shares if (x["row"], x["model"]) == (row["row"], name)]
+                assert np.mean(own) == pytest.approx(row["models"][name]["remi"])
+
+
+def test_a_subset_of_one_example_is_shown_where_that_is_asked_for(corpus, estimator, responses):
+    lone = Corpus(dict(corpus.splits) | {"OOD1Test": corpus.splits["OOD1Test"][:3]}, "data.json")
+    given = {name: {key: text for key, text in texts.items() if key != "f2"} for name, texts in responses.items()}
+    with pytest.raises(DataError, match=r"OOD1Test/french: found a single example \('f1'\)"):
+        evaluate_remid(estimator, lone, given)
+    results = evaluate_remid(estimator, lone, given, small_subsets="show")
+    assert [row["row"] for row in results["subsets"]] == [
+        "IDTest",
+        "OOD1Test/german",
+        "OOD1Test/french",
+        "OOD3Test/word_composition",
+    ]
+    row = rows_of(results)["OOD1Test/french"]
+    assert (row["examples"], row["golden"], row["models"]) == (1, None, {"echo": None, "persona": None})
+    assert "single example" in row["reason"]
+    others = [rows_of(results)[name]["models"]["echo"]["remid"] for name in ("OOD1Test/german",)]
+    assert results["by_shift"]["user"]["echo"]["remid"] == pytest.approx(np.mean(others))
+
+
+def test_a_sample_of_pairs_is_refused_for_forms_that_average_over_contexts(corpus, estimator, responses):
+    with pytest.raises(DataError, match="IDTest: calibrated needs each response in equally many other contexts"):
+        evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED], negatives=4)
+    assert estimator.reasoned == []
+
+
+def test_reasoning_protocols(corpus, estimator, responses):
+    def matched(reasoning):
+        scored, _ = score_corpus(estimator, corpus, responses, reasoning=reasoning)
+        return scored[0].positive["echo"].sum, scored[0].negative["echo"].sum
+
+    examples = corpus.splits["IDTest"]
+    texts = [responses["echo"][x.sample_id] for x in examples]
+
+    def literal(reasonings):
+        of_each = [
+            [estimator.log_prob(x, text, r) for x, text, r in zip(examples, texts, written, strict=True)]
+            for written in reasonings
+        ]
+        return np.log(np.mean(np.exp(of_each), axis=0))
+
+    np.testing.assert_allclose(matched(None)[0], literal([estimator.reason(examples)]))
+    np.testing.assert_allclose(matched(Reasoning("none"))[0], literal([[None] * 3]))
+    np.testing.assert_allclose(matched(Reasoning("sampled", seed=5))[0], literal([estimator.reason(examples, seed=5)]))
+    mixture = Reasoning("marginal", samples=3, seed=5)
+    several = [estimator.reason(examples, seed=5 + k) for k in range(3)]
+    np.testing.assert_allclose(matched(mixture)[0], literal(several))
+    assert evaluate_remid(estimator, corpus, responses, reasoning=mixture)["reasoning"] == {
+        "kind": "marginal",
+        "samples": 3,
+        "seed": 5,
+    }
+
+
+@pytest.mark.parametrize(("kind", "samples"), [("clever", 1), ("greedy", 2), ("marginal", 0), ("marginal", 1.5)])
+def test_protocols_that_cannot_be_are_refused(kind, samples):
+    with pytest.raises(RecipeError, match="reasoning"):
+        Reasoning(kind, samples)
+
+
+def test_measures_that_cannot_be_are_refused():
+    with pytest.raises(RecipeError, match="form is 'mine'"):
+        Measure("mine")
+    with pytest.raises(RecipeError, match="normalisation is 'per_word'"):
+        Measure("club", "per_word")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coevolve.errors import DataError, RecipeError
-from coevolve.remid.pairs import negative_pairs
+from coevolve.remid.pairs import PerContext, contexts_per_response, negative_pairs, negatives_value
 
 
 def ids(count):
@@ -19,7 +19,30 @@ def as_set(pairs):
 
 def test_all_pairs_by_hand():
     pairs = negative_pairs(ids(3), "all", seed=0, where="x")
-    assert pairs.tolist() == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
+    assert sorted(pairs.tolist()) == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
+
+
+@given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 2**32))
+def test_a_regular_design_uses_every_context_and_response_equally_often(count, per_context, seed):
+    pairs = negative_pairs(ids(count), PerContext(per_context), seed=seed, where="x")
+    used = min(per_context, count - 1)
+    assert len(pairs) == len(as_set(pairs)) == used * count
+    assert np.all(pairs[:, 0] != pairs[:, 1])
+    for end in pairs.T:
+        assert np.bincount(end, minlength=count).tolist() == [used] * count
+    assert contexts_per_response(pairs, count) == used
+
+
+@given(st.integers(3, 20), st.integers(0, 2**32))
+def test_the_first_pairs_of_a_design_are_a_design(count, seed):
+    every = negative_pairs(ids(count), "all", seed=seed, where="x")
+    for used in range(1, count):
+        part = every[: used * count]
+        assert np.array_equal(part, negative_pairs(ids(count), PerContext(used), seed=seed, where="x"))
+
+
+def test_what_results_say_of_them():
+    assert [negatives_value(n) for n in ("all", 1000, PerContext(64))] == ["all", 1000, {"per_context": 64}]
 
 
 @given(st.integers(2, 30), st.integers(1, 1000), st.integers(0, 2**32))
@@ -29,7 +52,11 @@ def test_a_sample_is_of_distinct_mismatched_pairs(count, negatives, seed):
     assert as_set(pairs) <= as_set(negative_pairs(ids(count), "all", seed=0, where="x"))
 
 
-@given(st.integers(2, 20), st.integers(1, 100), st.randoms(use_true_random=False))
+@given(
+    st.integers(2, 20),
+    st.one_of(st.integers(1, 100), st.builds(PerContext, st.integers(1, 9))),
+    st.randoms(use_true_random=False),
+)
 def test_the_same_examples_are_paired_in_whatever_order_they_come(count, negatives, random):
     names = ids(count)
     shuffled = random.sample(names, count)
@@ -62,5 +89,11 @@ def test_a_single_example_is_refused_by_name():
 
 @pytest.mark.parametrize("negatives", [0, -1, 2.5, "some", True, None])
 def test_an_unusable_number_is_refused(negatives):
-    with pytest.raises(RecipeError, match="accepted are 'all' and integers from 1 up"):
+    with pytest.raises(RecipeError, match="accepted are 'all', integers from 1 up"):
         negative_pairs(ids(3), negatives, seed=0, where="x")
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True])
+def test_an_unusable_number_per_context_is_refused(count):
+    with pytest.raises(RecipeError, match="accepted are integers from 1 up"):
+        PerContext(count)

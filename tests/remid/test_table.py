@@ -1,5 +1,6 @@
 """The table: its rows and columns, its plain-text form, and exact values beside the estimates."""
 
+import csv
 import io
 
 import pytest
@@ -8,13 +9,42 @@ from rich.console import Console
 
 from coevolve.data.corpus import Corpus
 from coevolve.errors import DataError
-from coevolve.remid.evaluate import evaluate_remid
-from coevolve.remid.table import AVERAGE, remid_rows, remid_table, remid_text
+from coevolve.remid.evaluate import PUBLISHED, RECOMMENDED, evaluate_remid
+from coevolve.remid.pairs import PerContext
+from coevolve.remid.score import Reasoning
+from coevolve.remid.table import (
+    AVERAGE,
+    CSV_COLUMNS,
+    Value,
+    remid_csv,
+    remid_latex,
+    remid_rows,
+    remid_table,
+    remid_text,
+)
 
 
 @pytest.fixture
 def results(corpus, estimator, responses):
-    return evaluate_remid(estimator, corpus, responses, negatives="all")
+    return evaluate_remid(estimator, corpus, responses, measures=[PUBLISHED], negatives="all")
+
+
+@pytest.fixture
+def two_measures(corpus, estimator, responses):
+    return evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED, PUBLISHED], negatives="all")
+
+
+@pytest.fixture
+def with_a_small_subset(corpus, estimator, responses):
+    lone = Corpus(dict(corpus.splits) | {"OOD3Test": corpus.splits["OOD3Test"][:1]}, "lone")
+    given = {name: {key: text for key, text in texts.items() if key != "w2"} for name, texts in responses.items()}
+    return evaluate_remid(
+        estimator, lone, given, measures=[RECOMMENDED, PUBLISHED], negatives="all", small_subsets="show"
+    )
+
+
+def numbers_of(row):
+    return [value.number for value in row.values]
 
 
 def test_rows_are_the_leaderboards(results):
@@ -28,9 +58,20 @@ def test_rows_are_the_leaderboards(results):
         ("over all shifted subsets, R-EMID ↓", AVERAGE),
     ]
     by_row = {row["row"]: row["models"] for row in results["subsets"]}
-    assert rows[0].values == (by_row["IDTest"]["echo"]["remi"], by_row["IDTest"]["persona"]["remi"])
-    assert rows[1].values[0] == by_row["OOD1Test/german"]["echo"]["remid"]
-    assert rows[-1].values[1] == results["average"]["persona"]["remid"]
+    assert numbers_of(rows[0]) == [by_row["IDTest"]["echo"]["remi"], by_row["IDTest"]["persona"]["remi"]]
+    assert rows[1].values[0] == Value(
+        by_row["OOD1Test/german"]["echo"]["remid"],
+        by_row["OOD1Test/german"]["echo"]["remid_error"],
+        by_row["OOD1Test/german"]["echo"]["holm_p"] < 0.05,
+    )
+    assert rows[-1].values[1].number == results["average"]["persona"]["remid"]
+
+
+def test_a_value_says_how_sure_it_is():
+    assert str(Value(-0.0501, 0.02)) == "-0.050 ± 0.020"
+    assert str(Value(0.5, 0.1, significant=True)) == "+0.500 ± 0.100*"
+    assert str(Value(0.25)) == "+0.250"
+    assert str(Value(None)) == "-"
 
 
 def test_exact_values_stand_beside_the_estimates(results):
@@ -42,14 +83,14 @@ def test_exact_values_stand_beside_the_estimates(results):
     }
     columns, rows = remid_rows(results, exact)
     assert columns == ["echo", "persona", "persona exact"]
-    assert [row.values[2] for row in rows] == [-0.5, 1.0, 2.0, 6.0, 3.0]
+    assert [row.values[2] for row in rows] == [Value(number) for number in (-0.5, 1.0, 2.0, 6.0, 3.0)]
 
 
 def test_a_truth_known_in_part_leaves_the_rest_open(results):
     _, rows = remid_rows(results, {("echo", "IDTest"): -0.5})
-    assert [row.values[1] for row in rows] == [-0.5, None, None, None, None]
+    assert [row.values[1].number for row in rows] == [-0.5, None, None, None, None]
     line = next(line for line in remid_text(results, {("echo", "IDTest"): -0.5}).splitlines() if "german" in line)
-    assert line.split()[2] == "-"
+    assert line.split()[4] == "-"
 
 
 @pytest.mark.parametrize("key", [("nobody", "IDTest"), ("echo", "german")])
@@ -63,19 +104,80 @@ def test_text_is_aligned_and_says_what_it_shows(results):
     table, caption = text.rstrip("\n").split("\n\n")
     numbers = [line for line in table.splitlines() if line.startswith("  ")]
     assert len(numbers) == 5
-    assert len({cell_len(line) for line in numbers}) == 1
+    assert len({cell_len(line.rstrip("*")) for line in numbers if not line.endswith("*")}) <= 2
     assert all(line == line.rstrip() for line in text.splitlines())
     assert "\x1b" not in text
     assert "R-EMI ↑: higher is better" in caption
     assert "lower is better" in caption
     assert "nats per token" in caption
     assert "CLUB over all mismatched pairs" in caption
+    assert "standard error" in caption
+    assert "greedy" in caption
 
 
-def test_caption_names_the_sample(corpus, estimator, responses):
-    text = remid_text(evaluate_remid(estimator, corpus, responses, seed=17, normalisation="per_response"))
-    assert "up to 1,000 mismatched pairs per subset (seed 17)" in text
-    assert "nats per response" in text
+def test_caption_names_pairs_and_protocol(corpus, estimator, responses):
+    sampled = evaluate_remid(estimator, corpus, responses, seed=17)
+    assert "up to 1,000 mismatched pairs per subset (seed 17)" in remid_text(sampled)
+    settings = {"negatives": PerContext(1), "seed": 3, "reasoning": Reasoning("marginal", samples=4, seed=9)}
+    text = remid_text(evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED], **settings))
+    assert "up to 1 mismatched pairs per context (seed 3)" in text
+    assert "log mean over 4 sampled per context (seed 9)" in text
+    assert "nats per response" in text and "lower bound" in text
+
+
+def test_without_reasoning_it_is_emi(corpus, estimator, responses):
+    results = evaluate_remid(estimator, corpus, responses, reasoning=Reasoning("none"))
+    text = remid_text(results) + remid_csv(results)
+    assert "EMID ↓" in text
+    assert "R-EMI" not in text
+
+
+def test_each_measure_has_its_table(two_measures):
+    first, second = remid_text(two_measures).split("subset ")[1:]
+    assert "nats per response" in first and "calibrated" in first
+    assert "nats per token" in second and "CLUB" in second
+    beside = {row["row"]: row["models"] for row in two_measures["beside"][0]["subsets"]}
+    assert f"{beside['OOD1Test/german']['echo']['remid']:+z.3f}" in second
+
+
+def test_a_subset_without_numbers_says_why(with_a_small_subset):
+    for part in remid_text(with_a_small_subset).split("subset ")[1:]:
+        line = next(line for line in part.splitlines() if "word_composition" in line)
+        assert "a single example" in line
+        assert line.split()[-2:] == ["-", "-"]
+    lines = list(csv.DictReader(io.StringIO(remid_csv(with_a_small_subset))))
+    small = [line for line in lines if line["subset"] == "word_composition"]
+    assert len(small) == 4
+    assert all(line["value"] == "" and "single example" in line["reason"] for line in small)
+
+
+def test_csv_holds_every_number(two_measures):
+    exact = {("echo", "IDTest"): -0.5}
+    lines = list(csv.DictReader(io.StringIO(remid_csv(two_measures, exact))))
+    assert tuple(lines[0]) == CSV_COLUMNS
+    assert len(lines) == 2 * 2 * (4 + 1)  # measures, models, subsets and the average
+    found = {(line["form"], line["subset"], line["model"]): line for line in lines}
+    numbers = two_measures["subsets"][1]["models"]["persona"]
+    line = found["calibrated", "german", "persona"]
+    assert float(line["value"]) == numbers["remid"]
+    assert float(line["standard_error"]) == numbers["remid_error"]
+    assert float(line["holm_p"]) == numbers["holm_p"]
+    assert (line["measure"], line["shift"], line["examples"]) == ("R-EMID", "user", "2")
+    assert float(found["calibrated", "IDTest", "echo"]["exact"]) == -0.5
+    assert found["club", "IDTest", "echo"]["exact"] == ""
+    average = two_measures["beside"][0]["average"]["echo"]["remid"]
+    assert float(found["club", AVERAGE, "echo"]["value"]) == average
+
+
+def test_latex_is_one_tabular_per_measure_and_takes_names_literally(corpus, estimator, responses):
+    given = {"a_b & 50%": responses["echo"], "c": responses["persona"]}
+    latex = remid_latex(evaluate_remid(estimator, corpus, given, measures=[RECOMMENDED, PUBLISHED], negatives="all"))
+    assert latex.count(r"\begin{tabular}{lrr}") == latex.count(r"\end{tabular}") == 2
+    assert r"a\_b \& 50\%" in latex
+    assert r"word\_composition & " in latex
+    body = [line for line in latex.splitlines() if not line.startswith("%")]
+    assert all(line.count(" & ") == 2 for line in body if "pm" in line)
+    assert not any(character in "\n".join(body) for character in "±↑↓")
 
 
 def test_names_in_wide_characters_and_brackets_are_shown_as_they_are(corpus, estimator, responses):
@@ -83,23 +185,23 @@ def test_names_in_wide_characters_and_brackets_are_shown_as_they_are(corpus, est
         return tuple(type(x)(**(vars(x) | {"subset": new})) if x.subset == old else x for x in corpus.splits[split])
 
     splits = dict(corpus.splits) | {"OOD1Test": renamed("OOD1Test", "german", "德语[bold]")}
-    results = evaluate_remid(estimator, Corpus(splits, "renamed"), {"a[red]b": responses["echo"]})
+    results = evaluate_remid(estimator, Corpus(splits, "renamed"), {"a[red]b": responses["echo"]}, negatives=2)
     lines = [line for line in remid_text(results).splitlines() if line.startswith("  ")]
     assert any("德语[bold]" in line for line in lines)
-    assert len({cell_len(line) for line in lines}) == 1
+    assert len({cell_len(line) - line.endswith("*") for line in lines}) <= 2
     shown = io.StringIO()
     Console(file=shown, width=100).print(remid_table(results))
     assert "德语[bold]" in shown.getvalue()
     assert "a[red]b" in shown.getvalue()
 
 
-def test_terminal_table_shows_the_same_numbers_as_the_text(results):
+def test_terminal_table_shows_the_same_numbers_as_the_text(two_measures):
     shown = io.StringIO()
-    Console(file=shown, width=120).print(remid_table(results, {("echo", "IDTest"): -0.5}))
+    Console(file=shown, width=150).print(remid_table(two_measures, {("echo", "IDTest"): -0.5}))
     numbers = [word for word in shown.getvalue().split() if word[0] in "+-" and word[1:2].isdigit()]
-    text = remid_text(results, {("echo", "IDTest"): -0.5})
+    text = remid_text(two_measures, {("echo", "IDTest"): -0.5})
     assert numbers == [word for word in text.split() if word[0] in "+-" and word[1:2].isdigit()]
-    assert len(numbers) == 11
+    assert len(numbers) == 11 + 10
 
 
 def test_without_shifted_subsets_there_is_no_average_row(corpus, estimator, responses):

@@ -131,9 +131,23 @@ def test_an_address_where_nothing_listens(renderer, dialogues, tmp_path, serve):
         collect_traces(dialogues[:1], EndpointTeacher(url, "m", renderer, retries=0), tmp_path / "t.jsonl")
 
 
-@pytest.mark.parametrize("body", ["<html>It works!</html>", "[]", '{"choices": []}', '{"choices": [{"message": {}}]}'])
-def test_garbage_is_asked_again_and_then_a_problem_of_the_example(serve, renderer, dialogues, body):
+@pytest.mark.parametrize("body", ["<html>It works!</html>", "[]", '{"choices": []}', '{"choices": [{}]}'])
+def test_a_server_that_goes_on_with_garbage_stops_the_run(serve, renderer, dialogues, body):
     server = serve(lambda number, request: (200, body))
+    with pytest.raises(TeacherError, match=r"'bread'.*answer cannot be read"):
+        list(EndpointTeacher(server.url, "m", renderer, retries=1).answers(dialogues[:1]))
+    assert len(server.requests) == 2
+
+
+def test_garbage_now_and_then_is_asked_again(serve, renderer, dialogues, tmp_path):
+    server = serve(lambda number, request: (200, "<html>") if number == 1 else completion(GOOD))
+    assert collect_traces(dialogues[:1], EndpointTeacher(server.url, "m", renderer), tmp_path / "t.jsonl") == {
+        "bread": TRACE
+    }
+
+
+def test_an_empty_reply_is_a_problem_of_its_example(serve, renderer, dialogues):
+    server = serve(lambda number, request: completion(None))
     (answer,) = EndpointTeacher(server.url, "m", renderer, attempts=2).answers(dialogues[:1])
     assert answer.trace is None
     assert "'bread'" in answer.problem and "after 2 attempts" in answer.problem

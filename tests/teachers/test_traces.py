@@ -150,7 +150,7 @@ def test_a_users_file_is_read_in_the_order_of_the_examples(dialogues, path):
         ({"sample_ID": "bread", "trace": " "}, 'trace is " "'),
         ({"sample_ID": "bread", "trace": GOOD, "note": ""}, "unknown field 'note'"),
         ({"sample_ID": "toast", "trace": GOOD}, "'toast' is none of the 3 examples"),
-        ({"sample_ID": "tuba", "trace": GOOD}, "'tuba' has a trace in line 1 too"),
+        ({"sample_ID": "tuba", "trace": GOOD}, "'tuba' is in line 1 too"),
         ({"sample_ID": "bread", "trace": "[Connections]\nx"}, r"'\[Core Features of the Golden Response\]' missing"),
         ({"sample_ID": "bread", "trace": GOOD + GOOD}, r"'\[Connections\]' missing, doubled"),
     ],

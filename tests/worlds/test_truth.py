@@ -10,7 +10,7 @@ from coevolve.errors import DataError
 from coevolve.information.discrete import mutual_information
 from coevolve.worlds.language import FACTORS, INPUT_WORDS, RESPONSE_VOCABULARY, SLOTS, parse_all, parse_responses
 from coevolve.worlds.policies import Policy
-from coevolve.worlds.role_players import rare_values, role_players
+from coevolve.worlds.role_players import OTHER_CODE, rare_values, role_players
 from coevolve.worlds.truth import (
     RESPONSE_TOKENS,
     emi,
@@ -19,6 +19,7 @@ from coevolve.worlds.truth import (
     information,
     largest_entropy,
     plan_distribution,
+    readable_information,
     response_distribution,
     response_divergence,
 )
@@ -48,7 +49,9 @@ def every_context(world):
     return inputs, reduce(np.multiply, weights)
 
 
-@pytest.mark.parametrize("name", ["perfect", "ignores_user", "unsure_of_dialogue", "misinformed", "shuffled"])
+@pytest.mark.parametrize(
+    "name", ["perfect", "ignores_user", "unsure_of_everything", "misinformed", "shuffled", "copies_context"]
+)
 def test_response_distribution_is_the_sum_over_every_context(world, policies, name):
     policy = policies[name]
     inputs, weights = every_context(world)
@@ -95,9 +98,46 @@ def test_emi_of_policies_is_what_their_design_says(world, shifted, policies):
     assert information(world, world.golden.noisy(1.0)).mutual_information == pytest.approx(0, abs=1e-9)
 
 
-def test_a_policy_that_ignores_everything_says_nothing_about_the_context(world):
-    deaf = replace(world.golden, assumed=dict(world.commonest))
-    assert information(world, deaf).mutual_information == pytest.approx(0, abs=1e-9)
+def test_a_policy_that_ignores_everything_says_nothing_about_the_context(world, policies):
+    assert information(world, policies["ignores_everything"]).mutual_information == pytest.approx(0, abs=1e-9)
+
+
+def test_a_policy_that_copies_the_context_says_more_about_it_than_an_answer_does(world, policies):
+    assert emi(world, policies["copies_context"]) > 0.2
+    inputs = parse_all(world.sample(30, np.random.default_rng(5), subset="ID", prefix="x"))
+    _, *says = policies["copies_context"].plan(inputs)
+    for values, name in zip(says, ("culture", "interest", "occupation", "topic_1", "intent"), strict=True):
+        np.testing.assert_array_equal(values, inputs[name])
+
+
+@pytest.mark.parametrize("name", ["perfect", "noise_0.15", "unsure_of_user", "ignores_character", "shuffled"])
+def test_readable_information_is_the_mean_of_sampled_log_ratios(world, policies, name):
+    policy, rng = policies[name], np.random.default_rng(6)
+    examples = world.sample(4000, rng, subset="ID", prefix="x")
+    responses = policy.respond(examples, rng)
+    words = parse_responses(examples, responses)
+    marginal = np.log(response_distribution(world, world.golden)[tuple(words.T)])
+    ratios = world.golden.log_prob(examples, responses) - marginal
+    exact = readable_information(world, policy)
+    assert ratios.mean() == pytest.approx(exact, abs=5 * ratios.std() / np.sqrt(4000))
+    assert exact <= information(world, policy).mutual_information + 1e-9
+
+
+def test_what_is_readable_is_all_of_golden_information_and_least_of_another_code(world, policies):
+    assert readable_information(world, world.golden) == pytest.approx(information(world).mutual_information)
+    for name, policy in policies.items():
+        lost = information(world, policy).mutual_information - readable_information(world, policy)
+        if name.startswith(OTHER_CODE):
+            assert lost > 2  # surely said, and not what golden responses say
+        else:
+            assert lost >= -1e-9
+
+
+def test_the_policies_true_values_cover_a_wide_range(world, shifted, policies):
+    emis = [emi(world, policy) for policy in policies.values()]
+    assert len(policies) >= 18
+    assert min(emis) < -5 and max(emis) > 0.4 and np.std(emis) > 1.5
+    assert np.ptp([emid(world, shifted, policy) for policy in policies.values()]) > 1
 
 
 def test_a_policy_unsure_of_a_factor_fails_when_that_factor_shifts_to_its_rare_values(world):
@@ -161,6 +201,8 @@ def test_policies_that_cannot_be_are_refused(world):
     golden = world.golden
     with pytest.raises(DataError, match="unknown input 'mood'"):
         replace(golden, assumed={"mood": 1})
+    with pytest.raises(DataError, match=r"expresses is .*accepted are 5 of culture"):
+        replace(golden, expresses=("language",) * 5)
     with pytest.raises(DataError, match="accepted is a permutation"):
         replace(golden, order=(0, 0, 1, 2, 3))
     with pytest.raises(DataError, match=r"noise is 1\.5"):

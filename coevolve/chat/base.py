@@ -1,0 +1,118 @@
+"""What every chat model is: something that is asked questions and hands out replies as they become ready."""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from coevolve.errors import RecipeError
+
+Value = TypeVar("Value")
+
+Message = dict[str, str]
+"""`role` (system, user or assistant) and `content`."""
+
+RETRY_TEMPERATURE = 0.7  # at least this when asking again: the same question at 0 gets the same faulty reply
+END_OF_THINKING = "</think>"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Messages to be answered.
+
+    Attributes:
+        id: the sample_ID that an error names; with the seed it decides the noise of sampling.
+        messages: a chat that ends with the user's message.
+    """
+
+    id: str
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote: its text, and whether it ended by itself (otherwise it was cut off)."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Reply(Generic[Value]):
+    """What came of a question.
+
+    Attributes:
+        id: the question's.
+        value: what the asker read from the completion; None where there is none that is usable.
+        problem: why there is none.
+        attempts: how often the question was asked.
+    """
+
+    id: str
+    value: Value | None
+    problem: str = ""
+    attempts: int = 1
+
+
+Read = Callable[[Question, Completion], tuple[Value | None, str]]
+"""(value, "") of a completion that the asker can use, or (None, what is wrong with it), which is asked again."""
+
+
+class ChatModel(Protocol):
+    """A chat model.
+
+    Attributes:
+        settings: JSON values that decide its answers, besides the question. No key is among them.
+        address: the folder, hub id or URL where it is found, for the record.
+        max_tokens: a longer completion is cut off.
+    """
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    @property
+    def address(self) -> str: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def harmless(self, text: str) -> str:
+        """`text` from data, such that nothing in it is read as a control token."""
+        ...
+
+    def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
+        """One reply per question, as they become ready, in any order.
+
+        Raises:
+            ChatError: the model itself is out of order, so that no further question would be answered.
+        """
+        ...
+
+
+def without_thinking(text: str) -> str:
+    """What stands behind the model's thinking aloud."""
+    return text.rpartition(END_OF_THINKING)[2]
+
+
+def key_of(question_id: str) -> int:
+    """A number that stands for a question wherever it is asked: the same in every process and batch."""
+    return zlib.crc32(question_id.encode("utf-8", "surrogatepass"))
+
+
+def temperature_of(attempt: int, temperature: float, retry_temperature: float = RETRY_TEMPERATURE) -> float:
+    """The temperature when asking for the `attempt`-th time (from 1)."""
+    return temperature if attempt == 1 else max(temperature, retry_temperature)
+
+
+def require_positive(**numbers: float) -> None:
+    """Raise RecipeError for the first number that is not above 0."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise RecipeError(f"{name}: found {number}; accepted is a number above 0.")
+
+
+def require_not_negative(**numbers: float) -> None:
+    """Raise RecipeError for the first number that is below 0, or none."""
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise RecipeError(f"{name}: found {number}; accepted is a number from 0.")

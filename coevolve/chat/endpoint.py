@@ -1,0 +1,377 @@
+"""A chat model behind an OpenAI-compatible endpoint: OpenAI's own, a vLLM server, `transformers serve`, ...
+
+What goes wrong is one of three things, and each is treated in its own way:
+- the server is in trouble (no connection, time-out, status 408, 409, 425, 429 or 5xx, a body that is not of the
+  protocol, half a body): the request is sent again, waiting longer each time, or as long as the server asks to;
+- the server refuses this request (400, 413, 422): the question gets no answer;
+- the server refuses every request (401, 403, 404, ...): the work stops.
+"""
+
+import math
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from typing import Any, Generic
+from urllib.parse import urlsplit
+
+from coevolve.chat.base import (
+    Completion,
+    Question,
+    Read,
+    Reply,
+    Value,
+    key_of,
+    require_not_negative,
+    require_positive,
+    temperature_of,
+)
+from coevolve.errors import ChatError, RecipeError
+
+_NO_KEY = "none"  # a server without a lock takes any key, but the client insists on one
+_ABOUT_ONE_REQUEST = (400, 413, 422)
+_FOR_NOW = (408, 409, 425, 429)
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again, doubled each time
+_LONGEST_ASKED_WAIT = 600.0  # seconds; a server that asks for more is as good as down
+_SHOWN = 200  # characters of an unreadable body that an error quotes
+
+
+class Endpoint:
+    """A chat model behind an OpenAI-compatible endpoint.
+
+    Args:
+        base_url: for example `http://localhost:8000/v1`.
+        model: the name by which the server knows the model.
+        api_key_env: the name of the environment variable that holds the key; None for a server that needs none.
+        environ: where that name is looked up; the command line passes the process's environment.
+        concurrency: requests under way at a time.
+        retries: times that a request is sent again when the server is in trouble.
+        timeout: seconds without a sign of life after which a request counts as failed.
+        rate_limit: requests per minute at most, those sent again included; None for no limit.
+        temperature: of the first attempt; None leaves it to the server.
+        seed: sent with the requests, mixed with each question's id; None sends none.
+        max_tokens: a longer completion is cut off.
+        extra: fields that are added to each request (`top_p`, `chat_template_kwargs`, ...); null takes a field out.
+        attempts: how often a question is asked at most, for completions that came but that the asker cannot use.
+        patience: questions in a row that fail for the server's reasons before the work stops.
+
+    Raises:
+        ChatError: the package `openai` is not installed.
+        RecipeError: an unusable address, key or number.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key_env: str | None = None,
+        environ: Mapping[str, str] = MappingProxyType({}),
+        concurrency: int = 8,
+        retries: int = 5,
+        timeout: float = 60.0,
+        rate_limit: float | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        max_tokens: int = 1024,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+        attempts: int = 1,
+        patience: int = 1,
+    ):
+        require_positive(concurrency=concurrency, timeout=timeout, max_tokens=max_tokens, attempts=attempts)
+        require_positive(patience=patience, rate_limit=math.inf if rate_limit is None else rate_limit)
+        require_not_negative(retries=retries, temperature=temperature or 0)
+        _require_plain_url(base_url)
+        _require_plain_extra(extra)
+        try:
+            import openai
+        except ImportError:
+            raise ChatError(
+                'An endpoint needs the package openai. Install it with: pip install "coevolve[teacher]"'
+            ) from None
+        key = _key(api_key_env, environ)
+        self.address = base_url
+        self.model = model
+        self.concurrency = concurrency
+        self.retries = retries
+        self.temperature = temperature
+        self.seed = seed
+        self.max_tokens = max_tokens
+        self.extra = dict(extra)
+        self.attempts = attempts
+        self.patience = patience
+        self._pace = _Pace(rate_limit)
+        # The key is always passed: the client would otherwise send whatever OPENAI_API_KEY holds to this address.
+        self._client = openai.OpenAI(base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=timeout)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an answer depends on besides the question. Neither key nor address is among it."""
+        return {
+            "kind": "endpoint",
+            "model": self.model,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "max_tokens": self.max_tokens,
+            "extra": self.extra,
+        }
+
+    def harmless(self, text: str) -> str:
+        """`text` as it is: which control tokens the model has, only the server knows."""
+        return text
+
+    def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
+        """One reply per question, in the order in which the server finishes them.
+
+        Raises:
+            ChatError: the server cannot be reached, refuses every request, or failed `patience` times in a row.
+                Replies that were under way are handed out first.
+        """
+        work = _Work(self.patience)
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint") as pool:
+            futures = [pool.submit(self._reply, question, read, work) for question in questions]
+            try:
+                for future in as_completed(futures):
+                    reply = future.result()
+                    if reply is not None:
+                        yield reply
+            finally:
+                work.stopped.set()
+        if work.failure is not None:
+            reply, in_a_row = work.failure
+            raise self._failure(reply, in_a_row)
+
+    def _reply(self, question: Question, read: Read[Value], work: "_Work") -> Reply[Value] | None:
+        """The reply to a question; None where the work stopped before, or because of it."""
+        try:
+            outcome = self._outcome(question, read, work)
+        except _StoppedError:
+            return None
+        return None if work.note(outcome) else outcome.reply
+
+    def _outcome(self, question: Question, read: Read[Value], work: "_Work") -> "_Outcome[Value]":
+        import openai
+
+        problem = ""
+        for attempt in range(1, self.attempts + 1):
+            try:
+                completion = self._complete(question, attempt, work)
+            except openai.APIStatusError as error:
+                about_it = error.status_code in _ABOUT_ONE_REQUEST
+                problem = f"the server refused the request: {self._told(error)}" if about_it else self._told(error)
+                reply = Reply(question.id, None, problem, attempt)
+                return _Outcome(reply, server_fault=not about_it, fatal=not (about_it or _is_for_now(error)))
+            except openai.APIError as error:
+                return _Outcome(Reply(question.id, None, self._told(error), attempt), server_fault=True)
+            except _UnreadableError as error:
+                problem = f"the server's answer cannot be read: {error}"
+                return _Outcome(Reply(question.id, None, problem, attempt), server_fault=True)
+            value, problem = read(question, completion)
+            if value is not None:
+                return _Outcome(Reply(question.id, value, "", attempt))
+        return _Outcome(Reply(question.id, None, problem, self.attempts))
+
+    def _complete(self, question: Question, attempt: int, work: "_Work") -> Completion:
+        """The server's completion, asked for again while the server is in trouble; then its last error."""
+        import openai
+
+        request = self._request(question, attempt)
+        for sent in range(1, self.retries + 2):
+            self._pace.wait(work.stopped)
+            if work.stopped.is_set():
+                raise _StoppedError
+            try:
+                return self._read_completion(self._client.chat.completions.create(**request))
+            except openai.APIStatusError as error:
+                asked = _asked_wait(error.response.headers)
+                if not _is_for_now(error) or asked > _LONGEST_ASKED_WAIT or sent > self.retries:
+                    raise
+                self._pace.hold(asked)
+                work.stopped.wait(0 if asked else _wait(sent))
+            except (openai.APIError, ValueError) as error:  # ValueError: a body that is not JSON
+                if sent > self.retries:
+                    if isinstance(error, openai.APIConnectionError | _UnreadableError):
+                        raise
+                    raise _UnreadableError(self._told(error)) from None
+                work.stopped.wait(_wait(sent))
+        raise AssertionError("the last try returns or raises")
+
+    def _request(self, question: Question, attempt: int) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": list(question.messages),
+            "max_tokens": self.max_tokens,
+        }
+        if self.temperature is not None:
+            request["temperature"] = temperature_of(attempt, self.temperature)
+        if self.seed is not None:
+            request["seed"] = _mixed(self.seed + attempt - 1, question.id)
+        kept = {name: value for name, value in request.items() if name not in self.extra}
+        # The client refuses names that are not OpenAI's; what is in extra_body it sends as it is.
+        added = {name: value for name, value in self.extra.items() if value is not None}
+        return {**kept, "extra_body": added} if added else kept
+
+    def _read_completion(self, answer: Any) -> Completion:
+        """From what the client made of the server's body, which can be anything."""
+        choices = getattr(answer, "choices", None)
+        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+        if message is None:
+            raise _UnreadableError(f"it has no choices[0].message: {str(answer)[:_SHOWN]!r}")
+        text = getattr(message, "content", None)
+        if text is not None and not isinstance(text, str):
+            raise _UnreadableError(f"choices[0].message.content is no text: {str(text)[:_SHOWN]!r}")
+        return Completion(text or "", getattr(choices[0], "finish_reason", None) != "length")
+
+    def _failure(self, reply: Reply[Any], in_a_row: int) -> ChatError:
+        others = f" ({in_a_row} questions in a row)" if in_a_row > 1 else ""
+        return ChatError(
+            f"The endpoint {self.address} failed at sample_ID {reply.id!r}{others}: {reply.problem}. Answers that "
+            "came before are kept. Check the address, the model's name and the key, then start again."
+        )
+
+    def _told(self, error: Exception) -> str:
+        """The error's kind and words, without the key, which some servers send back."""
+        key = self._client.api_key
+        words = str(error) if key == _NO_KEY else str(error).replace(key, "***")
+        return f"{type(error).__name__}: {words}"
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[Value]):
+    """A reply; whether it lacks a value for the server's reasons, and whether no other question can do better."""
+
+    reply: Reply[Value]
+    server_fault: bool = False
+    fatal: bool = False
+
+
+class _UnreadableError(ValueError):
+    """A body that is not of the protocol."""
+
+
+class _StoppedError(Exception):
+    """The work stopped before the question was answered."""
+
+
+class _Work:
+    """Whether requests are still sent: the threads that send them see at once that the server has failed.
+
+    Attributes:
+        stopped: set when nothing more is to be asked.
+        failure: what the work stopped at: a reply, and how many in a row had failed; None where nothing failed.
+    """
+
+    def __init__(self, patience: int):
+        self.stopped = threading.Event()
+        self.failure: tuple[Reply[Any], int] | None = None
+        self._patience = patience
+        self._in_a_row = 0
+        self._lock = threading.Lock()
+
+    def note(self, outcome: _Outcome[Any]) -> bool:
+        """Count an outcome; returns whether it is, or comes behind, the failure that stops the work."""
+        with self._lock:
+            self._in_a_row = self._in_a_row + 1 if outcome.server_fault else 0
+            if self.failure is None and (outcome.fatal or self._in_a_row >= self._patience):
+                self.failure = (outcome.reply, self._in_a_row)
+                self.stopped.set()
+            return self.failure is not None and outcome.server_fault
+
+
+class _Pace:
+    """Lets requests begin no faster than so many a minute, and none before a server is ready again."""
+
+    def __init__(self, per_minute: float | None):
+        self._interval = 0.0 if per_minute is None else 60.0 / per_minute
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, stop: threading.Event) -> None:
+        """Return when a request may begin, or at once when `stop` is set."""
+        if stop.is_set():
+            return
+        with self._lock:
+            now = time.monotonic()
+            begin = max(now, self._next)
+            self._next = begin + self._interval
+        stop.wait(begin - now)
+
+    def hold(self, seconds: float) -> None:
+        """No request begins for so long."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+def _wait(sent: int) -> float:
+    """Seconds after the `sent`-th failure: doubled each time, scattered so that requests do not come back at once."""
+    return min(_FIRST_WAIT * 2 ** (sent - 1), _LONGEST_WAIT) * random.uniform(0.75, 1.0)
+
+
+def _asked_wait(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to be left alone for (Retry-After: seconds or a date); 0 where it does not say."""
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
+    try:
+        if milliseconds is not None:
+            seconds = float(milliseconds) / 1000
+        elif value is None:
+            seconds = 0.0
+        elif value.replace(".", "", 1).isdigit():
+            seconds = float(value)
+        else:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError):
+        return 0.0
+    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def _is_for_now(error: Any) -> bool:
+    return error.status_code >= 500 or error.status_code in _FOR_NOW
+
+
+def _mixed(seed: int, question_id: str) -> int:
+    """A seed of the question's own, in the 31 bits that servers take."""
+    return key_of(f"{seed}:{question_id}") & 0x7FFFFFFF
+
+
+def _key(name: str | None, environ: Mapping[str, str]) -> str | None:
+    """The key in the environment variable `name`. No message shows any of it."""
+    if name is None:
+        return None
+    key = environ.get(name, "")
+    if not key:
+        raise RecipeError(
+            f"api_key_env: the environment variable {name!r} is not set, or empty. Set it to the endpoint's key, or "
+            "leave api_key_env out for a server that needs none."
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise RecipeError(
+            f"api_key_env: the environment variable {name!r} holds a space, a line break or a character beyond ASCII, "
+            "which no HTTP header can carry. Set it again, without them."
+        )
+    return key
+
+
+def _require_plain_extra(extra: Mapping[str, Any]) -> None:
+    for name in ("model", "messages", "stream", "n"):
+        if name in extra:
+            raise RecipeError(f"extra: found {name!r}, which is not for it to set. Leave it out.")
+
+
+def _require_plain_url(base_url: str) -> None:
+    """The address is written into files, so nothing secret may be in it; hence it is not shown, either."""
+    accepted = "accepted is http:// or https://, a host, and a path, for example http://localhost:8000/v1"
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        parts, usable = None, False
+    if parts is not None and (parts.username or parts.password or parts.query or parts.fragment):
+        raise RecipeError(
+            f"base_url: found a user name, password or query in it; {accepted}. Use api_key_env for a key."
+        )
+    if not usable:
+        raise RecipeError(f"base_url: found {base_url!r}; {accepted}.")

@@ -1,0 +1,276 @@
+"""A transformers chat model on this machine, with or without a PEFT adapter."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from coevolve.chat.base import (
+    RETRY_TEMPERATURE,
+    Completion,
+    Question,
+    Read,
+    Reply,
+    Value,
+    key_of,
+    require_not_negative,
+    require_positive,
+    temperature_of,
+)
+from coevolve.errors import ArtifactError, ChatError, RecipeError
+from coevolve.files import sha256_file
+from coevolve.prompts.render import Renderer, render_chat
+from coevolve.prompts.sets import PromptSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class LocalChat:
+    """A transformers chat model on this machine.
+
+    A sample depends on the seed and the question's id, and not on which questions share a batch.
+
+    Args:
+        model: in evaluation mode.
+        renderer: made with the model's own tokenizer, because it makes that tokenizer's control tokens harmless.
+        max_new_tokens: a completion that has not ended by then is cut off.
+        batch_size: prompts in one pass.
+        attempts: how often a question is asked at most, for completions that the asker cannot use.
+        temperature: of the first attempt; 0 is greedy.
+        retry_temperature: of later attempts, at least.
+        weights: the SHA-256 of what was loaded, under names.
+
+    Raises:
+        RecipeError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        renderer: Renderer,
+        *,
+        max_new_tokens: int,
+        batch_size: int = 8,
+        attempts: int = 1,
+        temperature: float = 0.0,
+        retry_temperature: float = RETRY_TEMPERATURE,
+        seed: int = 0,
+        weights: Mapping[str, str] = MappingProxyType({}),
+    ):
+        require_positive(max_new_tokens=max_new_tokens, batch_size=batch_size, attempts=attempts)
+        require_not_negative(temperature=temperature)
+        require_positive(retry_temperature=retry_temperature)
+        self.model = model
+        self.renderer = renderer
+        self.max_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.attempts = attempts
+        self.temperature = temperature
+        self.retry_temperature = retry_temperature
+        self.seed = seed
+        self.weights = dict(weights)
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        prompts: PromptSet,
+        *,
+        adapter: str | None = None,
+        dtype: str = "bfloat16",
+        device: str = "auto",
+        **options: Any,
+    ) -> "LocalChat":
+        """Load a chat model and its tokenizer.
+
+        Args:
+            source, prompts, adapter, dtype, device: as for `load_chat_model`.
+            options: the constructor's keywords but `weights`.
+
+        Raises:
+            ChatError, ArtifactError, RecipeError: as `load_chat_model`.
+        """
+        model, renderer = load_chat_model(source, prompts, adapter=adapter, dtype=dtype, device=device)
+        return cls(model, renderer, weights=weight_fingerprints(source, adapter), **options)
+
+    @property
+    def address(self) -> str:
+        return self.model.name_or_path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an answer depends on besides the question."""
+        return {
+            "kind": "local",
+            **self.weights,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    def harmless(self, text: str) -> str:
+        return self.renderer.harmless(text)
+
+    def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
+        """One reply per question, batch by batch; prompts of about the same length share a batch."""
+        from coevolve.scoring.batching import max_positions
+
+        room = max_positions(self.model) - self.max_tokens
+        prompts = [(question, prompt_ids(self.renderer, question)) for question in questions]
+        for question, ids in prompts:
+            if len(ids) > room:
+                yield Reply(
+                    question.id,
+                    None,
+                    f"the prompt has {len(ids)} tokens, and beside {self.max_tokens} new ones the model has room "
+                    f"for {room}. Lower max_new_tokens, or use a model with more positions",
+                    attempts=0,
+                )
+        fitting = sorted((pair for pair in prompts if len(pair[1]) <= room), key=lambda pair: -len(pair[1]))
+        for start in range(0, len(fitting), self.batch_size):
+            yield from self._batch(fitting[start : start + self.batch_size], read)
+
+    def _batch(self, waiting: list[tuple[Question, list[int]]], read: Read[Value]) -> Iterator[Reply[Value]]:
+        for attempt in range(1, self.attempts + 1):
+            failed = []
+            for (question, ids), completion in zip(waiting, self._complete(waiting, attempt), strict=True):
+                value, problem = read(question, completion)
+                if value is not None or attempt == self.attempts:
+                    yield Reply(question.id, value, problem, attempt)
+                else:
+                    failed.append((question, ids))
+            waiting = failed
+            if not waiting:
+                return
+
+    def _complete(self, asked: Sequence[tuple[Question, list[int]]], attempt: int) -> list[Completion]:
+        from coevolve.scoring.generate import Sampling, generate
+
+        tokenizer, end = self.renderer.tokenizer, self.renderer.end_of_turn_id
+        temperature = temperature_of(attempt, self.temperature, self.retry_temperature)
+        generations = generate(
+            self.model,
+            [ids for _, ids in asked],
+            max_new_tokens=self.max_tokens,
+            stop_id=end,
+            pad_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            sampling=Sampling(self.seed + attempt, temperature) if temperature else None,
+            keys=[key_of(question.id) for question, _ in asked],
+        )
+        return [Completion(self.renderer.decode(generation.ids), generation.finished) for generation in generations]
+
+
+def prompt_ids(renderer: Renderer, question: Question) -> list[int]:
+    """The question as the model's chat template renders it.
+
+    Raises:
+        ChatError: the template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return renderer.prompt_ids(render_chat(renderer.tokenizer, list(question.messages)))
+    except TemplateError as error:
+        raise ChatError(
+            f"sample_ID {question.id!r}: the chat template of {renderer.tokenizer.name_or_path!r} refuses the "
+            f"messages: {error}. Use a model whose template takes a system message and then turns in exchange."
+        ) from error
+
+
+def load_chat_model(
+    source: str,
+    prompts: PromptSet,
+    *,
+    adapter: str | None = None,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+) -> tuple["PreTrainedModel", Renderer]:
+    """A chat model in evaluation mode and a renderer with its tokenizer. Code that comes with a model is never run.
+
+    Args:
+        source: a folder or hub id.
+        prompts: whose headings are made harmless in what comes from data.
+        adapter: a PEFT folder to put on it.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: `auto`, or what torch understands.
+
+    Raises:
+        ChatError: the model or the adapter cannot be loaded.
+        ArtifactError: its tokenizer has no chat template.
+        RecipeError: an unknown dtype.
+    """
+    from coevolve.scoring.models import DTYPES, choose_device, load_model, resolve_base
+
+    if dtype not in DTYPES:
+        raise RecipeError(f"dtype: found {dtype!r}; accepted are {', '.join(DTYPES)}.")
+    renderer = load_renderer(source, prompts)
+    with _telling(source):
+        model = load_model(resolve_base(source), dtype=dtype, device=choose_device(device))
+    return (model if adapter is None else _with_adapter(model, adapter)), renderer
+
+
+def load_renderer(source: str, prompts: PromptSet) -> Renderer:
+    """A renderer with the tokenizer of the model at `source`; raises as `load_chat_model`."""
+    from coevolve.scoring.models import load_tokenizer, resolve_base
+
+    with _telling(source):
+        return Renderer(prompts, load_tokenizer(resolve_base(source)))
+
+
+def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:
+    """The SHA-256 of a model's weights, as `weights`, and of its adapter's, as `adapter`.
+
+    Raises:
+        ArtifactError: the model has no safetensors files.
+        ChatError: the model cannot be found, or the adapter's folder holds no PEFT adapter in safetensors.
+    """
+    from coevolve.scoring.models import base_fingerprint, resolve_base
+
+    with _telling(source):
+        fingerprints = {"weights": base_fingerprint(resolve_base(source))}
+    return fingerprints if adapter is None else {**fingerprints, "adapter": sha256_file(_adapter_weights(adapter))}
+
+
+def _adapter_weights(folder: str) -> Path:
+    weights = Path(folder) / ADAPTER_WEIGHTS
+    if not (weights.exists() and (Path(folder) / "adapter_config.json").exists()):
+        raise ChatError(
+            f"The adapter {folder!r} lacks adapter_config.json or {ADAPTER_WEIGHTS}. Accepted is a folder that "
+            "PEFT's save_pretrained wrote."
+        )
+    return weights
+
+
+def _with_adapter(model: "PreTrainedModel", folder: str) -> Any:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    _adapter_weights(folder)
+    try:
+        return PeftModel.from_pretrained(model, folder).eval()
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise ChatError(
+            f"The adapter {folder!r} cannot be put on {model.name_or_path!r}: {error}. Give the base model that it "
+            "was trained on."
+        ) from error
+
+
+@contextmanager
+def _telling(source: str) -> Iterator[None]:
+    """What transformers raises for a folder or hub id without a usable model, as a ChatError that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ChatError(
+            f"The model {source!r} cannot be loaded: {error}. Accepted is a folder that save_pretrained wrote, with "
+            "its tokenizer, or a hub id."
+        ) from error

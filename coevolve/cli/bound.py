@@ -1,0 +1,97 @@
+"""The upper bound of R-EMID term by term, the shift to blame, and the worst and best examples."""
+
+import argparse
+import sys
+
+from coevolve.cli.loading import add_estimator_arguments, load_estimator
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_estimator_arguments(parser)
+    parser.add_argument("--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
+    parser.add_argument(
+        "--responses",
+        required=True,
+        nargs="+",
+        metavar="NAME=FILE",
+        help="a model's responses to the test examples: JSONL of {sample_ID, response}",
+    )
+    parser.add_argument("--embedder", default="base", choices=("base", "minilm"), help="of the texts (default base)")
+    parser.add_argument("--base", metavar="DIR", help="the base model, if the estimator was trained in full")
+    parser.add_argument("--kernel", default="linear", choices=("linear", "gaussian"))
+    parser.add_argument(
+        "--form", default="club", help="of R-EMI and R-EMID: an estimator of information (default club)"
+    )
+    parser.add_argument("--negatives", default="1000", help="mismatched pairs per subset, or all (default 1000)")
+    parser.add_argument("--normalisation", default="per_token", choices=("per_token", "per_response"), help="of losses")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs and samples (default 0)")
+    parser.add_argument("--shown", type=int, default=3, help="worst and best examples per subset (default 3)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory for bound.json and blame.json")
+
+
+def run(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from coevolve.cli.remid import _name_and_path, _negatives, _without_repeats
+    from coevolve.data.corpus import read_corpus
+    from coevolve.data.responses import read_responses
+    from coevolve.files import write_json
+    from coevolve.information.estimate import check_form
+    from coevolve.progress import from_totals, make_console, task
+    from coevolve.remid.blame import blame_examples, blame_table
+    from coevolve.remid.bound import Measuring, bound_table, evaluate_bound, score_corpus, shift_table
+    from coevolve.remid.embeddings import make_embedder
+    from coevolve.remid.score import evaluated_examples
+
+    corpus = read_corpus(options.data)
+    examples = evaluated_examples(corpus)
+    responses = {
+        name: dict(zip([x.sample_id for x in examples], read_responses(path, examples), strict=True))
+        for name, path in map(_name_and_path, _without_repeats(options.responses))
+    }
+    negatives = _negatives(options.negatives)
+    check_form(options.form)
+    measuring = Measuring(kernel=options.kernel, seed=options.seed)
+    estimator = load_estimator(options)
+    embedder = make_embedder(options.embedder, estimator, options.base)
+    console = make_console(sys.stderr)
+    with task(console, f"scoring {len(responses)} models, {len(examples)} contexts", len(examples)) as advance:
+        report = from_totals(advance)
+        scored = score_corpus(
+            estimator,
+            corpus,
+            responses,
+            negatives=negatives,
+            seed=options.seed,
+            progress=lambda what, done, total: report(done),
+        )
+    texts = len(examples) * (len(responses) + 4)  # three inputs, golden and the models' responses
+    with task(console, f"embedding with {embedder.name}", texts) as advance:
+        report = from_totals(advance)
+        bound = evaluate_bound(
+            scored,
+            responses,
+            embedder,
+            form=options.form,
+            measuring=measuring,
+            progress=lambda what, done, total: report(done),
+        )
+    blame = blame_examples(
+        estimator,
+        scored,
+        responses,
+        form=options.form,
+        normalisation=options.normalisation,
+        shown=options.shown,
+        seed=options.seed,
+    )
+    origin = {"estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint}
+    tables = make_console(sys.stdout)
+    tables.print(shift_table(bound))
+    for name in responses:
+        tables.print(bound_table(bound, name))
+    for name in responses:
+        tables.print(blame_table(blame, name))
+    for file, results in (("bound.json", bound), ("blame.json", blame)):
+        write_json(Path(options.out) / file, {**results, **origin})
+        console.print(f"results: {Path(options.out) / file}")

@@ -1,0 +1,126 @@
+"""What the commands that ask a chat model have in common: which model, and how it is asked."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coevolve.chat import ChatModel
+
+# Which options belong to which kind of model; another kind refuses them, as it could only ignore them.
+OPTIONS_OF_KIND = {
+    "local": ("adapter", "batch_size", "device", "dtype"),
+    "vllm": ("adapter", "batch_size", "dtype"),
+    "endpoint": ("api_key_env", "concurrency", "timeout", "retries", "rate_limit", "extra"),
+}
+
+
+def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--model",
+        required=required,
+        metavar="MODEL",
+        help="a folder or hub id; with --endpoint, the name that the server knows",
+    )
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, e.g. http://localhost:8000/v1")
+    kinds.add_argument("--vllm", action="store_true", help="run the model with vLLM instead of transformers")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    parser.add_argument("--seed", type=int, help="of sampling (default 0; an endpoint is sent none)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="of one answer (default 512)")
+    parser.add_argument("--adapter", metavar="DIR", help="local, vLLM: a PEFT adapter to put on the model")
+    parser.add_argument("--batch-size", type=int, help="local, vLLM: prompts at a time (default 8, 256)")
+    parser.add_argument("--device", help="local: auto (default), cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="local, vLLM (default bfloat16, on a CPU float32)",
+    )
+    parser.add_argument("--api-key-env", metavar="VAR", help="endpoint: environment variable that holds the key")
+    parser.add_argument("--concurrency", type=int, help="endpoint: requests under way at a time (default 8)")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="endpoint: of one request (default 60)")
+    parser.add_argument("--retries", type=int, help="endpoint: times that a failed request is sent again (default 5)")
+    parser.add_argument("--rate-limit", type=float, metavar="PER_MINUTE", help="endpoint: requests a minute at most")
+    parser.add_argument(
+        "--extra",
+        metavar="JSON",
+        help="endpoint: fields added to each request, null takes one out; they are written into the file. "
+        'For example \'{"top_p": 0.9, "chat_template_kwargs": {"enable_thinking": false}}\'',
+    )
+
+
+def load_chat(
+    options: argparse.Namespace, environ: Mapping[str, str], *, attempts: int = 1, patience: int = 1
+) -> "ChatModel":
+    """The model that the options of `add_chat_arguments` name.
+
+    Args:
+        environ: where an endpoint's key is looked up.
+        attempts: as for `Endpoint` and `LocalChat`.
+        patience: as for `Endpoint`.
+
+    Raises:
+        RecipeError: an option that the kind of model has no use for, or an unusable value.
+        ChatError: the model cannot be loaded.
+    """
+    kind = "endpoint" if options.endpoint else "vllm" if options.vllm else "local"
+    given = _given(options, kind)
+    if kind == "endpoint":
+        from coevolve.chat.endpoint import Endpoint
+
+        if "extra" in given:
+            given["extra"] = _json_object(given["extra"])
+        return Endpoint(
+            options.endpoint,
+            options.model,
+            environ=environ,
+            temperature=options.temperature,
+            seed=options.seed,
+            max_tokens=options.max_new_tokens,
+            attempts=attempts,
+            patience=patience,
+            **given,
+        )
+    from coevolve.progress import quieten_libraries
+    from coevolve.prompts import prompt_set
+
+    quieten_libraries()
+    how = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed or 0}
+    if kind == "vllm":
+        from coevolve.chat.vllm import VllmChat
+
+        return VllmChat.load(options.model, prompt_set("roleplay"), **how, **given)
+    from coevolve.chat.local import LocalChat
+    from coevolve.scoring.models import choose_device
+
+    on_cpu = choose_device(options.device or "auto").type == "cpu"
+    given.setdefault("dtype", "float32" if on_cpu else "bfloat16")
+    return LocalChat.load(options.model, prompt_set("roleplay"), attempts=attempts, **how, **given)
+
+
+def _given(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+    """The options of one kind of model alone that the user gave."""
+    from coevolve.errors import RecipeError
+
+    names = dict.fromkeys(name for names in OPTIONS_OF_KIND.values() for name in names)
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    for name in given:
+        if name not in OPTIONS_OF_KIND[kind]:
+            kinds = " and ".join(other for other, names in OPTIONS_OF_KIND.items() if name in names)
+            raise RecipeError(
+                f"--{name.replace('_', '-')}: of no use with this model, which is {kind}; it is for {kinds}."
+            )
+    return given
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    from coevolve.errors import RecipeError
+
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"--extra: found {text!r}, which is not JSON ({error.msg}); accepted is an object.") from None
+    if not isinstance(value, dict):
+        raise RecipeError(f"--extra: found {text!r}; accepted is a JSON object.")
+    return value

@@ -1,0 +1,92 @@
+"""Collect a role-playing model's responses: from a local model, vLLM, or an OpenAI-compatible endpoint.
+
+Each response is on disk when it arrives; the same command again asks only for what the file lacks.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from coevolve.cli.chat_model import add_chat_arguments, load_chat
+
+if TYPE_CHECKING:
+    from coevolve.data.example import Example
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSONL to begin or to go on with")
+    parser.add_argument(
+        "--splits", nargs="+", metavar="SPLIT", help="of data that has splits (default: all but IDTrain)"
+    )
+    parser.add_argument("--subsets", nargs="+", metavar="TAG", help="of these splits (default: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N samples of each split and subset only")
+    parser.add_argument(
+        "--on-failure",
+        default="error",
+        choices=("error", "drop"),
+        help="stop at a sample without a usable response (default), or go on and count it",
+    )
+    parser.add_argument(
+        "--keep-cut-off", action="store_true", help="keep a response that reached --max-new-tokens, and mark it"
+    )
+    add_chat_arguments(parser, required=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    from coevolve.progress import from_totals, make_console, task
+    from coevolve.respond import collect_responses
+
+    examples = _examples(options)
+    patience = max(3, options.concurrency or 0) if options.on_failure == "drop" else 1
+    model = load_chat(options, os.environ, patience=patience)
+    console = make_console(sys.stderr)
+    with task(console, f"responses of {options.model}", len(examples)) as advance:
+        report = from_totals(advance)
+        collection = collect_responses(
+            examples,
+            model,
+            options.out,
+            on_failure=options.on_failure,
+            keep_cut_off=options.keep_cut_off,
+            progress=lambda done, total, note: report(done),
+        )
+    console.print(
+        f"{options.out}: {collection.examples - len(collection.dropped)} of {collection.examples} samples have a "
+        f"response ({collection.found} had one before)",
+        markup=False,
+    )
+    if collection.cut_off:
+        console.print(f"{collection.cut_off} of them were cut off and are marked so", markup=False)
+    if collection.dropped:
+        console.print(f"{len(collection.dropped)} dropped, asked for again next time. First:", markup=False)
+        console.print(f"  {collection.dropped[0]}", markup=False)
+
+
+def _examples(options: argparse.Namespace) -> "Sequence[Example]":
+    from coevolve.data.corpus import Corpus, read_data
+    from coevolve.errors import DataError, RecipeError
+
+    if options.limit is not None and options.limit < 1:
+        raise RecipeError(f"--limit: found {options.limit}; accepted is a number from 1.")
+    data = read_data(options.data, require_golden=False)
+    if not isinstance(data, Corpus):
+        if options.splits or options.subsets:
+            raise DataError(f"--splits, --subsets: {options.data} has no splits. Leave the options out.")
+        return data[: options.limit]
+    splits = options.splits or data.test_splits
+    if not splits:
+        raise DataError(f"{options.data}: has no test split. Name the splits to answer with --splits.")
+    groups = [(tag, group) for split in dict.fromkeys(splits) for tag, group in data.subsets(split).items()]
+    tags = list(dict.fromkeys(tag for tag, _ in groups))
+    for tag in options.subsets or ():
+        if tag not in tags:
+            raise DataError(f"--subsets: found {tag!r}; {', '.join(splits)} of {options.data} have {', '.join(tags)}.")
+    return [
+        example
+        for tag, group in groups
+        if not options.subsets or tag in options.subsets
+        for example in group[: options.limit]
+    ]

@@ -1,0 +1,155 @@
+"""Make a shifted test set from in-distribution data: longer turns, word order, another language, unseen characters.
+
+The data is written again with the new rows as a further subset of the split that holds this kind of shift.
+"""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from coevolve.cli.chat_model import add_chat_arguments, load_chat
+
+if TYPE_CHECKING:
+    from coevolve.data.corpus import Corpus
+    from coevolve.data.example import Example
+
+TRANSLATION_ATTEMPTS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    turns = _add_kind(kinds, "longer_turns", "dialogue: exchanges of other dialogues before the first turn")
+    turns.add_argument("--turns", type=int, default=4, help="exchanges to add (default 4)")
+    words = _add_kind(kinds, "word_order", "dialogue: words of the user's turns in other places")
+    words.add_argument("--strength", type=float, default=1.0, help="share of the words that move (default 1)")
+    language = _add_kind(
+        kinds, "language", "user: another language, from the data's own users or translated by a model"
+    )
+    language.add_argument(
+        "--language",
+        required=True,
+        help="with --model, the language to translate into; without, a subset_tag whose users to take",
+    )
+    add_chat_arguments(language, required=False)
+    character = _add_kind(kinds, "unseen_character", "character: one that IDTrain does not have")
+    pool = character.add_mutually_exclusive_group()
+    pool.add_argument("--characters", metavar="FILE", help="JSON list or JSONL of characters to draw from")
+    pool.add_argument(
+        "--characters-of",
+        nargs="+",
+        default=["OOD2Test"],
+        metavar="SPLIT",
+        help="draw from these splits' characters (default OOD2Test)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from coevolve.data.corpus import read_corpus
+    from coevolve.data.responses import read_responses
+    from coevolve.progress import make_console
+    from coevolve.shifts import SPLIT_OF_KIND, add_subset, draw_sources, with_golden
+
+    corpus = read_corpus(options.data, require_golden=False)
+    sources = draw_sources(corpus, options.split, options.samples, options.seed or 0)
+    tag = options.tag or _default_tag(options)
+    rows = _MAKERS[options.kind](options, corpus, sources, tag)
+    if options.golden:
+        rows = with_golden(rows, read_responses(options.golden, rows))
+    split = SPLIT_OF_KIND[options.kind]
+    add_subset(corpus, split, rows).to_json(options.out)
+    console = make_console(sys.stderr)
+    console.print(f"{options.out}: {len(rows)} rows in {split}, subset_tag {tag!r}", markup=False)
+    without = sum(row.golden_response is None for row in rows)
+    if without:
+        console.print(
+            f"{without} of them have no golden response, as the original one no longer answers. Evaluation needs one: "
+            f"collect or write responses to {split}/{tag}, and give them with --golden FILE in the same command.",
+            markup=False,
+        )
+
+
+def _add_kind(kinds: "argparse._SubParsersAction", name: str, summary: str) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=summary, description=summary)
+    parser.add_argument("--data", required=True, metavar="FILE", help="a corpus, in any layout that train reads")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the .json file to write")
+    parser.add_argument("--split", default="IDTest", help="the split to start from (default IDTest)")
+    parser.add_argument("--samples", type=int, metavar="N", help="start from N samples, drawn at random (default: all)")
+    parser.add_argument("--tag", help="the new rows' subset_tag (default: the kind, or the language)")
+    parser.add_argument(
+        "--golden", metavar="FILE", help="golden responses to the new rows: JSONL of {sample_ID, response}"
+    )
+    if name != "language":  # add_chat_arguments has it there
+        parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
+    return parser
+
+
+def _default_tag(options: argparse.Namespace) -> str:
+    if options.kind != "language":
+        return options.kind
+    return options.language if options.model else f"{options.language}_user"
+
+
+def _longer_turns(
+    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
+) -> "list[Example]":
+    from coevolve.shifts import longer_turns
+
+    in_distribution = [example for split in ("IDTrain", "IDTest") for example in corpus.splits.get(split, ())]
+    return longer_turns(sources, in_distribution, turns=options.turns, seed=options.seed, tag=tag)
+
+
+def _word_order(
+    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
+) -> "list[Example]":
+    from coevolve.shifts import word_order
+
+    return word_order(sources, strength=options.strength, seed=options.seed, tag=tag)
+
+
+def _language(
+    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
+) -> "list[Example]":
+    from coevolve.errors import DataError
+    from coevolve.progress import from_totals, make_console, task
+    from coevolve.shifts import pair_with_language, translate
+
+    if not options.model:
+        donors = [example for example in corpus.examples if example.subset == options.language]
+        if not donors:
+            subsets = ", ".join(dict.fromkeys(example.subset for example in corpus.examples))
+            raise DataError(
+                f"--language {options.language!r}: {options.data} has no such subset_tag; it has {subsets}."
+            )
+        return pair_with_language(sources, donors, language=options.language, seed=options.seed or 0, tag=tag)
+    translator = load_chat(options, os.environ, attempts=TRANSLATION_ATTEMPTS)
+    with task(make_console(sys.stderr), f"translation into {options.language}", len(sources)) as advance:
+        report = from_totals(advance)
+        return translate(
+            sources,
+            translator,
+            f"{options.out}.translations.jsonl",
+            language=options.language,
+            tag=tag,
+            progress=lambda done, total: report(done),
+        )
+
+
+def _unseen_character(
+    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
+) -> "list[Example]":
+    from coevolve.shifts import characters_of_splits, read_characters, unseen_character
+
+    if options.characters:
+        pool = read_characters(options.characters, corpus)
+    else:
+        pool = characters_of_splits(corpus, options.characters_of)
+    return unseen_character(sources, pool, seed=options.seed, tag=tag)
+
+
+_MAKERS = {
+    "longer_turns": _longer_turns,
+    "word_order": _word_order,
+    "language": _language,
+    "unseen_character": _unseen_character,
+}

@@ -1,0 +1,52 @@
+"""Estimates beside exact values, for every measure, on fresh samples of the synthetic worlds of quickstart runs."""
+
+import argparse
+import sys
+
+SCHEMA = "coevolve.truth/1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="finished runs on a synthetic world, best of several seeds"
+    )
+    parser.add_argument(
+        "--test", type=int, default=256, help="fresh examples per split, all pairs scored (default 256)"
+    )
+    parser.add_argument("--policies", nargs="+", metavar="NAME", help="role-playing models judged (default: all)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)")
+    parser.add_argument("--json", metavar="FILE", help="write every estimate beside its exact value to this file")
+
+
+def run(options: argparse.Namespace) -> None:
+    from coevolve.cli.loading import load_estimator
+    from coevolve.files import write_json
+    from coevolve.progress import make_console, task
+    from coevolve.training.known_truth import world_of_run
+    from coevolve.worlds.audit import audit_world
+    from coevolve.worlds.audit_tables import audit_tables
+    from coevolve.worlds.corpus import worlds_by_split
+
+    worlds = [world_of_run(folder) for folder in options.runs]
+    console = make_console(sys.stderr)
+    rows = []
+    for folder, world in zip(options.runs, worlds, strict=True):
+        of_run = argparse.Namespace(**vars(options), estimator=world.estimator, dtype="float32")
+        estimator = load_estimator(of_run)
+        contexts = options.test * (len(worlds_by_split(world.seed)) - 1)
+        with task(console, f"{folder}: world {world.seed}, {contexts} contexts", contexts) as advance:
+            rows += audit_world(
+                estimator,
+                world.seed,
+                strength=world.strength,
+                test=options.test,
+                names=options.policies,
+                advance=advance,
+            )
+    if options.json:
+        write_json(options.json, {"schema": SCHEMA, "unit": "nats per response", "test": options.test, "rows": rows})
+        console.print(f"results: {options.json}")
+    tables = make_console(sys.stdout)
+    for table in audit_tables(rows):
+        tables.print(table)

@@ -1,0 +1,156 @@
+"""Answers about examples on disk: each is there when it arrives, and nothing is asked twice.
+
+A ledger is JSON Lines. The first line says what gave the answers, every further one holds an answer and a fingerprint
+of the example that it is about:
+
+    {"teacher": {"kind": "rules", ...}, "prompts": "<sha256>"}
+    {"sample_ID": "IDTrain-00000", "trace": "[Connections] ...", "example": "<fingerprint>"}
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TextIO, TypeVar
+
+from coevolve.data.example import Example
+from coevolve.errors import DataError
+from coevolve.files import read_jsonl, write_jsonl
+
+Value = TypeVar("Value")
+
+Line = tuple[int, Any]
+"""(line number from 1, decoded JSON value)."""
+
+ReadRow = Callable[[Any, str], tuple[str, Value]]
+"""From a row and its place to (sample_ID, answer); raises DataError."""
+
+Fingerprint = Callable[[Example], str]
+"""Of what an answer depends on in its example."""
+
+
+def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[str]) -> list[Line]:
+    """The lines behind the header of a ledger to go on with; one that is not there is begun.
+
+    Args:
+        path: the file.
+        header: JSON values that say what gives the answers.
+        compared: the keys of `header` whose values decide an answer; the others are for the record.
+
+    Raises:
+        DataError: the file has no such header, or its answers come from something else.
+    """
+    path = Path(path)
+    if not path.exists() or path.stat().st_size == 0:
+        write_jsonl(path, [header])
+        return []
+    _drop_torn_line(path)
+    (_, first), *rows = list(read_jsonl(path)) or [(1, None)]
+    if not is_header(first, header):
+        raise DataError(
+            f"{path}:1: does not say which {next(iter(header))} wrote the file, so it is not continued. Name another "
+            "file."
+        )
+    for part in compared:
+        if first[part] != json.loads(json.dumps(header[part])):
+            raise DataError(
+                f"{path}:1: what is there comes from other {part}: {_difference(first[part], header[part])}. Name "
+                "another file, or delete this one to ask again."
+            )
+    return rows
+
+
+def is_header(value: Any, keys: Iterable[str]) -> bool:
+    """Whether a line's value is a header with these keys."""
+    return isinstance(value, Mapping) and set(value) == set(keys)
+
+
+def answers_by_id(
+    path: str | Path,
+    rows: Iterable[Line],
+    by_id: Mapping[str, Example],
+    read_row: ReadRow[Value],
+    fingerprint: Fingerprint,
+    *,
+    unknown: Literal["error", "leave"],
+) -> dict[str, Value]:
+    """The answers in `rows` by sample_ID.
+
+    Args:
+        unknown: what to do with a row about none of the examples.
+
+    Raises:
+        DataError: names the line, for a row that is malformed, unknown or double, or whose example has changed since.
+    """
+    answers: dict[str, Value] = {}
+    lines: dict[str, int] = {}
+    for number, row in rows:
+        where = f"{path}:{number}"
+        sample_id, answer = read_row(row, where)
+        if sample_id in lines:
+            raise DataError(f"{where}: sample_ID {sample_id!r} is in line {lines[sample_id]} too. Remove one.")
+        lines[sample_id] = number
+        if sample_id not in by_id:
+            if unknown == "leave":
+                continue
+            raise DataError(f"{where}: sample_ID {sample_id!r} is none of the {len(by_id)} examples. Remove the row.")
+        now = fingerprint(by_id[sample_id])
+        if row.get("example", now) != now:
+            raise DataError(
+                f"{where}: the example {sample_id!r} has changed since the line was written. Remove the line to have "
+                "it asked again, or go back to the data of that time."
+            )
+        answers[sample_id] = answer
+    return answers
+
+
+def append_answer(file: TextIO, example: Example, fingerprint: Fingerprint, **answer: Any) -> None:
+    """Append an answer's line to an open ledger, and see to it that it is on the disk."""
+    row = {"sample_ID": example.sample_id, **answer, "example": fingerprint(example)}
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def index_by_id(examples: Iterable[Example]) -> dict[str, Example]:
+    """The examples by sample_ID.
+
+    Raises:
+        DataError: two have the same.
+    """
+    by_id: dict[str, Example] = {}
+    for example in examples:
+        if example.sample_id in by_id:
+            raise DataError(f"sample_ID {example.sample_id!r} is there twice among the examples. Give each its own.")
+        by_id[example.sample_id] = example
+    return by_id
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hexadecimal) of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Remove a last line without its end: the process was killed while writing it, and its example is asked again.
+
+    The header is written whole, so where it is the last line its end is only missing and is put back.
+    """
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return
+    with open(path, "r+b") as file:
+        if whole:
+            file.truncate(whole)
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+
+
+def _difference(found: Any, expected: Any) -> str:
+    if not (isinstance(found, Mapping) and isinstance(expected, Mapping)):
+        return f"found {found!r}, now {expected!r}"
+    names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    return "; ".join(f"{name} was {found.get(name)!r} and is now {expected.get(name)!r}" for name in names)

@@ -1,0 +1,11 @@
+"""`python -m coevolve.lm_eval`: the harness's command, with the model `coevolve` and the task `coevolve_roleplay`."""
+
+import sys
+
+from lm_eval.__main__ import cli_evaluate
+
+from coevolve.lm_eval import TASKS
+
+if "--include_path" not in sys.argv and any(argument.startswith("--tasks") for argument in sys.argv):
+    sys.argv += ["--include_path", str(TASKS)]
+cli_evaluate()

@@ -1,0 +1,82 @@
+"""From an estimator directory to the public release's layout."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coevolve.errors import ArtifactError
+from coevolve.prompts import PromptSet
+from coevolve.reference.adapters import read_adapter, write_adapter
+from coevolve.reference.layout import TRAINING, sft_mode
+from coevolve.reference.templates import EXPORT, exported_constants, shows_the_same, write_templates
+from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
+
+
+@dataclass(frozen=True)
+class ReferenceExport:
+    """What `export_reference` wrote.
+
+    Attributes:
+        environment: the variables by which the public evaluation is pointed at the adapters.
+        exact_prompts: whether the public scripts show the models what they were trained to see. They have a form of
+            their own for dialogue, character and core features, so other prompt sets than theirs come out near only.
+    """
+
+    environment: dict[str, str]
+    exact_prompts: bool
+
+
+def export_reference(estimator: str | Path, checkout: str | Path, *, name: str | None = None) -> ReferenceExport:
+    """Write an estimator's adapters and prompts in the public release's layout.
+
+    Both adapters take the place of the SFT ones, which the public evaluation loads onto the raw base model when it is
+    pointed at them; there are no RL adapters. `import_reference` reads everything back exactly, whatever the prompts.
+
+    Args:
+        estimator: an estimator directory.
+        checkout: a new folder.
+        name: of the base model, for the folders' names; by default the last part of where it came from.
+
+    Raises:
+        ArtifactError: the estimator is damaged or has no adapters, `checkout` is there already, or an unusable name.
+    """
+    estimator, checkout = Path(estimator), Path(checkout)
+    manifest = read_manifest(estimator)
+    require_adapters(manifest, estimator)
+    if checkout.exists():
+        raise ArtifactError(f"{checkout}: exists already. Give a new folder, and copy from it what you need.")
+    name = name or re.split(r"[/:]", manifest["base"]["source"].rstrip("/"))[-1]
+    if not re.fullmatch(r"[^\[\]/#]+", name):
+        raise ArtifactError(f"--name {name!r}: accepted is text without brackets, slashes and #.")
+    prompts = PromptSet.from_dict(manifest["prompts"])
+    constants = exported_constants(prompts)
+    adapters = {role: read_adapter(estimator / role) for role in ROLES}
+    temporary = checkout.with_name(f".{checkout.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for role, adapter in adapters.items():
+        write_adapter(temporary / TRAINING / sft_mode(role, name), adapter)
+    export = {key: manifest[key] for key in ("coevolve", "prompts", "reasoning", "base")}
+    write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})
+    temporary.rename(checkout)
+    return ReferenceExport(
+        environment={
+            "LLM_NAME": name,
+            "THOUGHT_LLM_MODE": sft_mode(CONNECTOR, name),
+            "PXY_LLM_MODE": sft_mode(ESTIMATOR, name),
+        },
+        exact_prompts=shows_the_same(prompts, constants),
+    )
+
+
+def require_adapters(manifest: Mapping[str, Any], source: Path) -> None:
+    """Raise ArtifactError, naming `source`, unless an estimator's manifest says that it is made of adapters."""
+    if manifest["tuning"] != "lora":
+        raise ArtifactError(
+            f"{source}: its models were trained in full, and the reference layout holds adapters of one base model. "
+            "Export an estimator that was trained with model.tuning=lora."
+        )

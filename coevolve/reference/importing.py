@@ -1,0 +1,125 @@
+"""From the public release to an estimator directory.
+
+The public evaluation merges the SFT adapter into the base model and puts the RL adapter on top, whatever the round.
+Here both become one adapter of the one base model, without approximation. (From the second round on, that code trains
+the RL adapter on another sum, without the SFT adapter. What it evaluates, and what is published, is the one described.)
+"""
+
+import itertools
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coevolve import __version__
+from coevolve.errors import ArtifactError
+from coevolve.prompts import Renderer
+from coevolve.reference.adapters import add_adapters, check_fit, read_adapter, write_adapter
+from coevolve.reference.layout import Release, find_release
+from coevolve.reference.templates import FILE, embedded_export, imported_prompts, read_templates
+from coevolve.scoring.artifact import MANIFEST, replace_folder, write_manifest
+from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
+from coevolve.scoring.roles import ROLES
+from coevolve.training.export import NORMALISATION
+
+PUBLISHED_MAX_NEW_TOKENS = 2048
+"""The longest reasoning in the published training."""
+
+
+def import_reference(
+    checkout: str | Path,
+    base: str,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    number: int | None = None,
+    max_new_tokens: int | None = None,
+    copy_base: bool = True,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Write an estimator directory from a checkout of the public release, and return its manifest.
+
+    Args:
+        checkout: the folder with `templates.py` and `estimator_training/`.
+        base: the base model that the adapters were trained on: a folder, a hub id or a packaged model.
+        folder: to write; an estimator that is there already is replaced.
+        name: of the base model in the folders' names, needed where there are several.
+        number: of the round of RL, the last one by default; 0 is SFT alone.
+        max_new_tokens: room for a reasoning; by default 2,048, or what an export of coevolve says.
+        copy_base: copy a base model that is a folder into the estimator; otherwise it has to stay where it is.
+
+    Raises:
+        ArtifactError: a part of the checkout is missing, damaged, or does not fit the base model; or `folder` holds
+            something else than an estimator.
+    """
+    checkout, folder = Path(checkout), Path(folder)
+    _require_replaceable(folder)
+    constants = read_templates(checkout)
+    export = embedded_export(constants, str(checkout / FILE))
+    prompts = export.prompts if export else imported_prompts(constants, str(checkout / FILE))
+    release = find_release(checkout, name=name, number=number)
+    parts = {role: [read_adapter(path) for path in release.adapters[role]] for role in ROLES}
+    path = resolve_base(base)
+    check_fit(itertools.chain(*parts.values()), path, trust_remote_code=trust_remote_code)
+    fingerprint = base_fingerprint(path)
+    if export and export.base_fingerprint != fingerprint:
+        raise ArtifactError(
+            f"{path}: this base model's fingerprint is {fingerprint}, but the adapters were trained on "
+            f"{export.base_fingerprint} ({export.base_source}). Give that one with --base."
+        )
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for role in ROLES:
+        adapter = add_adapters(parts[role])
+        write_adapter(temporary / role, replace(adapter, config={**adapter.config, "base_model_name_or_path": base}))
+    tokenizer.save_pretrained(temporary / "tokenizer")
+    included = copy_base and Path(path).is_dir()
+    if included:
+        _copy_base(Path(path), temporary / "base")
+    room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
+    manifest = write_manifest(
+        temporary,
+        {
+            "coevolve": __version__,
+            "tuning": "lora",
+            "base": {"source": base, "fingerprint": fingerprint, "included": included},
+            "normalisation": NORMALISATION,
+            "reasoning": {
+                "max_new_tokens": room,
+                "decoding": "greedy unless a seed is given",
+                "shown_to_the_estimator": "the core features only",
+            },
+            "prompts": prompts.to_dict(),
+            "chat_template": tokenizer.chat_template,
+            "imported": _origin(checkout, release),
+        },
+    )
+    replace_folder(temporary, folder)
+    return manifest
+
+
+def _origin(checkout: Path, release: Release) -> Mapping[str, Any]:
+    """The part of a manifest that says what was imported."""
+    return {
+        "layout": "reference",
+        "name": release.name,
+        "round": release.round,
+        "adapters": {
+            role: [str(path.relative_to(checkout)) for path in paths] for role, paths in release.adapters.items()
+        },
+    }
+
+
+def _require_replaceable(folder: Path) -> None:
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder}: holds something else than an estimator. Give a new folder.")
+
+
+def _copy_base(source: Path, target: Path) -> None:
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.suffix in {".safetensors", ".json", ".jinja"}:
+            shutil.copy2(file, target / file.name)

@@ -1,0 +1,375 @@
+"""R-EMI and R-EMID as the paper's public code computes them, faults included, so that its numbers can be compared.
+
+What differs from the exact protocol, which everything else in coevolve follows:
+- Window. x is the prompt with an empty assistant message and the generation prompt, xy the prompt with the response
+  as assistant message and the generation prompt; both are rendered and tokenised whole and cut at 4,096 tokens.
+  Scored are the tokens of xy from position len(x) on. With T the length of the generation prompt, that leaves out the
+  first T tokens of the response and scores T - 1 tokens of the template behind it.
+- A window without a token counts as log-probability 0, that of a certain event.
+- Texts go into the template as they are; one that holds control tokens changes the prompt.
+- A response's log-probability is the mean over its window, in nats per token.
+- Mismatched pairs are drawn anew for each set of responses, all from one generator seeded with 42.
+
+What stays ours: scores are computed in the estimator's own number format, where the public code has 8-bit weights, and
+the reasoning is decoded greedily, where that code samples it; `reasoning` takes what it wrote.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from coevolve.data.corpus import Corpus
+from coevolve.data.example import Example
+from coevolve.errors import DataError
+from coevolve.information.estimate import FORMS
+from coevolve.information.log_probs import UNITS
+from coevolve.prompts import Renderer
+from coevolve.remid.evaluate import SCHEMA
+from coevolve.remid.score import (
+    Progress,
+    Reasoning,
+    Reporter,
+    Responses,
+    Subset,
+    distributions,
+    evaluated_examples,
+    golden_by_id,
+    responses_by_id,
+)
+from coevolve.scoring.batching import TOKEN_BUDGET
+from coevolve.scoring.estimator import ProbabilityEstimator
+from coevolve.scoring.logprob import score_rows
+from coevolve.scoring.roles import ESTIMATOR
+from coevolve.scoring.scores import Scores
+
+MAX_LENGTH = 4096
+NEGATIVES = 1000
+SEED = 42
+
+# The public evaluation goes through its subsets in this order, which decides the pairs that each one draws.
+PUBLISHED_ORDER = (
+    "IDTest",
+    "german",
+    "spanish",
+    "chinese",
+    "japanese",
+    "korean",
+    "Literature",
+    "Film & Television",
+    "Theater",
+    "Gaming",
+    "TurnLevelComposition",
+    "WordLevelComposition",
+)
+
+NO_AVERAGE_ERRORS = dict.fromkeys(("remid_error", "remid_low", "remid_high", "chance_of_loss"))
+NO_ERRORS = dict.fromkeys(("remi_error", "remi_low", "remi_high", "remid", "holm_p")) | NO_AVERAGE_ERRORS
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rendered context with its response.
+
+    Attributes:
+        ids: of the whole, at most 4,096.
+        start: where the scored positions begin; nothing is scored if that is behind the last one.
+        cut: whether the text was longer.
+    """
+
+    ids: list[int]
+    start: int
+    cut: bool
+
+
+class VerbatimRenderer(Renderer):
+    """Renders texts as they are, control tokens and all."""
+
+    def harmless(self, text: str) -> str:
+        return text
+
+
+def reference_window(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, target: str, max_length: int = MAX_LENGTH
+) -> Window:
+    """The ids and the scored positions of a target behind chat messages."""
+    x, _ = _rendered_ids(tokenizer, [*messages, {"role": "assistant", "content": ""}], max_length)
+    xy, cut = _rendered_ids(tokenizer, [*messages, {"role": "assistant", "content": target}], max_length)
+    return Window(xy, len(x), cut)
+
+
+def reference_scores(
+    model: torch.nn.Module, windows: Sequence[Window], *, pad_id: int, token_budget: int = TOKEN_BUDGET
+) -> Scores:
+    """Log-probabilities of the scored positions: sums in nats per response, and their numbers, which may be 0; (R,).
+
+    Raises:
+        TooLongError: a window does not fit the model's positions.
+    """
+    total, tokens = np.zeros(len(windows)), np.zeros(len(windows), dtype=np.int64)
+    filled = [index for index, window in enumerate(windows) if window.start < len(window.ids)]
+    values = score_rows(
+        model,
+        [windows[index].ids[: windows[index].start] for index in filled],
+        [windows[index].ids[windows[index].start :] for index in filled],
+        pad_id=pad_id,
+        token_budget=token_budget,
+    )
+    for index, row in zip(filled, values, strict=True):
+        total[index], tokens[index] = row.sum(), len(row)
+    return Scores(total, tokens)
+
+
+def reference_means(scores: Scores) -> np.ndarray:
+    """Log-probabilities in nats per token, (R,); 0 where no token was scored."""
+    return scores.sum / np.maximum(scores.tokens, 1)
+
+
+def reference_pairs(count: int, generator: random.Random) -> np.ndarray:
+    """(P, 2) mismatched (context, response): 1,000 drawn from the N (N - 1) listed row by row, or all, shuffled.
+
+    Args:
+        count: N examples, 2 or more.
+        generator: moved on, as the public code moves on Python's global one.
+    """
+    total = count * (count - 1)
+    context, response = np.divmod(generator.sample(range(total), min(total, NEGATIVES)), count - 1)
+    return np.stack([context, response + (response >= context)], axis=1)
+
+
+def evaluate_reference(
+    estimator: ProbabilityEstimator,
+    corpus: Corpus,
+    responses: Mapping[str, Responses],
+    *,
+    reasoning: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """R-EMI and R-EMID by the public code's protocol.
+
+    Args:
+        estimator: writes the reasonings and scores; an imported one has the public prompts too.
+        corpus: IDTest is required; its shifted splits are compared with it.
+        responses: per model, sample_ID -> response for all test examples, or a list in `evaluated_examples` order.
+            Their order is part of the protocol, since all draw pairs from one generator.
+        reasoning: sample_ID -> the connector's text for all test examples; by default the estimator writes them.
+        progress: called with what is happening, the contexts done, and the contexts in all: each one counts once for
+            golden and once for every model.
+
+    Returns:
+        Results of the schema that `coevolve.remid.evaluate.summarise` describes, with null for what this protocol
+        does not give (errors, intervals, chances, contexts), no comparisons and nothing beside; `reasoning` is left
+        out where it was given. In addition `protocol`: {name, max_length, windows, cut (longer than max_length), empty
+        (no token left to score, counted as 0)}. Golden's perplexity is over the scored positions, null without any.
+
+    Raises:
+        DataError: IDTest is absent, no model is given, a response or reasoning is missing, or a subset has a single
+            example. Raised before anything is scored.
+        TooLongError: a window does not fit the model's positions.
+    """
+    subsets = distributions(corpus)
+    examples = evaluated_examples(corpus)
+    texts = _texts_by_model(corpus, examples, responses)
+    for subset in subsets:
+        if len(subset.examples) < 2:
+            raise DataError(
+                f"{corpus.source}: {subset.row}: found a single example ({subset.examples[0].sample_id!r}), for which "
+                "there is no mismatched pair. Add examples or leave the subset out."
+            )
+    if reasoning is not None:
+        reasoning = responses_by_id("reasoning", reasoning, examples)
+    scorer = _Scorer(estimator, reasoning, Reporter(progress, len(examples) * (len(responses) + 1)))
+    generator = random.Random(SEED)
+    scored: dict[tuple[str | None, str], _Club] = {}
+    in_order = sorted(subsets, key=_published_place)
+    for model in responses:
+        for subset in in_order:
+            scored[model, subset.row] = scorer.club(subset, model, texts[model], generator)
+            if (None, subset.row) not in scored:
+                scored[None, subset.row] = scorer.club(subset, None, texts[None], generator)
+    results = _results(subsets, list(responses), scored)
+    return results if reasoning else results | {"reasoning": Reasoning("greedy").describe()}
+
+
+@dataclass(frozen=True)
+class _Club:
+    """Scores of one model's responses to one subset.
+
+    Attributes:
+        positive: of matched pairs, (N,).
+        negative: of mismatched pairs, (P,).
+        cut, empty: windows that were longer than the limit, that have no token left.
+    """
+
+    positive: Scores
+    negative: Scores
+    cut: int
+    empty: int
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Of matched and of mismatched pairs, nats per token."""
+        return float(reference_means(self.positive).mean()), float(reference_means(self.negative).mean())
+
+    @property
+    def mutual_information(self) -> float:
+        positive, negative = self.means
+        return positive - negative
+
+
+class _Scorer:
+    """Scores subsets; a subset's contexts, with their reasonings, are made once for all models."""
+
+    def __init__(self, estimator: ProbabilityEstimator, reasoning: Mapping[str, str] | None, reporter: Reporter):
+        renderer = VerbatimRenderer(estimator.renderer.prompts, estimator.renderer.tokenizer)
+        self._estimator = ProbabilityEstimator(
+            estimator.roles, renderer, max_new_tokens=estimator.max_new_tokens, token_budget=estimator.token_budget
+        )
+        self._reasoning = reasoning
+        self._reporter = reporter
+        self._contexts: dict[str, list[list[dict[str, str]]]] = {}
+
+    def club(self, subset: Subset, model: str | None, texts: Mapping[str, str], generator: random.Random) -> _Club:
+        count = len(subset.examples)
+        contexts = self._contexts_of(subset)
+        self._reporter.step(f"{subset.row}: scoring {'golden' if model is None else model}")
+        pairs = np.concatenate([np.stack([np.arange(count)] * 2, axis=1), reference_pairs(count, generator)])
+        renderer = self._estimator.renderer
+        targets = [renderer.prompts.response_start + texts[example.sample_id] for example in subset.examples]
+        windows = [reference_window(renderer.tokenizer, contexts[i], targets[j]) for i, j in pairs]
+        with self._estimator.roles.acting(ESTIMATOR) as module:
+            scores = reference_scores(
+                module, windows, pad_id=renderer.tokenizer.pad_token_id, token_budget=self._estimator.token_budget
+            )
+        self._reporter.step(f"{subset.row}: scored", finished=count)
+        return _Club(
+            positive=Scores(scores.sum[:count], scores.tokens[:count]),
+            negative=Scores(scores.sum[count:], scores.tokens[count:]),
+            cut=sum(window.cut for window in windows),
+            empty=int(np.sum(scores.tokens == 0)),
+        )
+
+    def _contexts_of(self, subset: Subset) -> list[list[dict[str, str]]]:
+        """The estimator's chat messages for each example."""
+        if subset.row not in self._contexts:
+            if self._reasoning is None:
+                self._reporter.step(f"{subset.row}: writing reasoning")
+                reasoning = self._estimator.reason(subset.examples)
+            else:
+                reasoning = [self._reasoning[example.sample_id] for example in subset.examples]
+            render = self._estimator.renderer.estimator_messages
+            self._contexts[subset.row] = [
+                render(example, text) for example, text in zip(subset.examples, reasoning, strict=True)
+            ]
+        return self._contexts[subset.row]
+
+
+def _texts_by_model(
+    corpus: Corpus, examples: Sequence[Example], responses: Mapping[str, Responses]
+) -> dict[str | None, Mapping[str, str]]:
+    """Golden under None, then each model's, by sample_ID, all checked."""
+    if not responses:
+        raise DataError("no model's responses were given; accepted is a mapping from model name to its responses.")
+    golden: dict[str | None, Mapping[str, str]] = {None: golden_by_id(examples, corpus.source)}
+    return golden | {name: responses_by_id(name, given, examples) for name, given in responses.items()}
+
+
+def _published_place(subset: Subset) -> int:
+    """Its place in the published order; what is not in it comes last, in the corpus's order."""
+    return PUBLISHED_ORDER.index(subset.name) if subset.name in PUBLISHED_ORDER else len(PUBLISHED_ORDER)
+
+
+def _rendered_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> tuple[list[int], bool]:
+    """Ids of the messages and the generation prompt, and whether they were cut."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    ids = tokenizer(text)["input_ids"]
+    if len(ids) <= max_length:
+        return ids, False
+    return tokenizer(text, truncation=True, max_length=max_length)["input_ids"], True
+
+
+def _results(
+    subsets: Sequence[Subset], models: Sequence[str], scored: Mapping[tuple[str | None, str], _Club]
+) -> dict[str, Any]:
+    rows = [_row(subset, models, scored) for subset in subsets]
+    for row in rows:
+        for name in models:
+            numbers = row["models"][name]
+            if row is not rows[0]:
+                numbers["remid"] = rows[0]["models"][name]["remi"] - numbers["remi"]
+    shifted = rows[1:]
+    shifts = dict.fromkeys(row["shift"] for row in shifted)
+    return {
+        "schema": SCHEMA,
+        "form": "club",
+        "normalisation": "per_token",
+        "unit": UNITS["per_token"],
+        "bias": FORMS["club"].bias,
+        "negatives": NEGATIVES,
+        "seed": SEED,
+        "protocol": {
+            "name": "reference",
+            "max_length": MAX_LENGTH,
+            "windows": sum(len(club.positive.sum) + len(club.negative.sum) for club in scored.values()),
+            "cut": sum(club.cut for club in scored.values()),
+            "empty": sum(club.empty for club in scored.values()),
+        },
+        "models": list(models),
+        "subsets": rows,
+        "by_shift": {shift: _average([row for row in shifted if row["shift"] == shift], models) for shift in shifts},
+        "average": _average(shifted, models) if shifted else {},
+        "comparisons": [],
+        "beside": [],
+    }
+
+
+def _row(subset: Subset, models: Sequence[str], scored: Mapping[tuple[str | None, str], _Club]) -> dict[str, Any]:
+    golden = scored[None, subset.row]
+    tokens = int(golden.positive.tokens.sum())
+    numbers = {name: _numbers(scored[name, subset.row]) for name in models}
+    for values in numbers.values():
+        values |= NO_ERRORS | {"remi": values["mutual_information"] - golden.mutual_information}
+    return {
+        "row": subset.row,
+        "split": subset.split,
+        "subset": subset.name,
+        "shift": subset.shift,
+        "examples": len(subset.examples),
+        "negatives": len(golden.negative.sum),
+        "contexts": None,
+        "reason": None,
+        "golden": {
+            **_numbers(golden),
+            "perplexity": float(np.exp(-golden.positive.sum.sum() / tokens)) if tokens else None,
+            "tokens": tokens,
+        },
+        "models": numbers,
+    }
+
+
+def _numbers(club: _Club) -> dict[str, float]:
+    positive, negative = club.means
+    return {
+        "mutual_information": club.mutual_information,
+        "mutual_information_error": None,
+        "positive": positive,
+        "negative": negative,
+    }
+
+
+def _average(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            **NO_AVERAGE_ERRORS,
+            **{
+                measure: float(np.mean([row["models"][name][measure] for row in rows])) for measure in ("remi", "remid")
+            },
+        }
+        for name in models
+    }

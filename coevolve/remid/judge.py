@@ -1,0 +1,326 @@
+"""How R-EMI agrees with a judge: correlations over model x subset pairs, as the paper computes them over 121.
+
+The judge is people or a language model; its scores come in a file, one row for each pair or for each response.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from coevolve.data.corpus import Row, read_rows
+from coevolve.data.example import kind, text_field
+from coevolve.errors import DataError, RecipeError
+
+Pair = tuple[str, str]
+"""(model, row of the results, for example `IDTest` or `OOD1Test/german`)."""
+
+MINIMUM_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank or linear correlation of a measure with the judge's scores over pairs.
+
+    Attributes:
+        value: in [-1, 1]; None where it is undefined, because one side has the same value everywhere.
+        low, high: the bootstrap interval; None where no resample has a defined value.
+        undefined: resamples without a defined value, which the interval leaves out.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    undefined: int
+
+
+@dataclass(frozen=True)
+class JudgeComparison:
+    """What a judge's scores say about measures.
+
+    Attributes:
+        measures: measure, for example `R-EMI, club per_token` -> statistic (`pearson`, `spearman`, `kendall`) -> its
+            correlation.
+        pairs: pairs that were compared, the same for every measure.
+        unscored: pairs of the results that the judge has no score for.
+        unmeasured: pairs that the judge has a score for and the results have no numbers for.
+        level: of the intervals.
+        resamples, seed: of the bootstrap.
+    """
+
+    measures: Mapping[str, Mapping[str, Correlation]]
+    pairs: int
+    unscored: tuple[Pair, ...]
+    unmeasured: tuple[Pair, ...]
+    level: float
+    resamples: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, for `results.json`."""
+        return {
+            "pairs": self.pairs,
+            "unscored": [list(pair) for pair in self.unscored],
+            "unmeasured": [list(pair) for pair in self.unmeasured],
+            "level": self.level,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "measures": {
+                measure: {name: vars(correlation) for name, correlation in statistics.items()}
+                for measure, statistics in self.measures.items()
+            },
+        }
+
+
+def read_judge_scores(
+    path: str | Path, models: Sequence[str], rows: Sequence[str], row_of_sample: Mapping[str, str]
+) -> dict[Pair, float]:
+    """A judge's scores by (model, row), higher being better.
+
+    Accepted is a `.jsonl` file, or a `.json` file with a list, whose rows are all `{model, subset, score}` or all
+    `{sample_ID, model, score}`; the latter are averaged over the samples of each row of the results. A field `judge`
+    tells judges apart; several judges' scores of one pair or response are averaged first.
+
+    Args:
+        models: the names in the results.
+        rows: the rows in the results.
+        row_of_sample: sample_ID -> row, of all evaluated examples.
+
+    Raises:
+        DataError: a row is malformed, names an unknown model, subset or sample, or is there twice; or there is none.
+    """
+    given = read_rows(path)
+    if not given:
+        raise DataError(f"{path}: has no scores. Give rows that are {_ACCEPTED}.")
+    field = _field_of(given)
+    row_of = {name: name for name in rows} if field == "subset" else row_of_sample
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    for where, row in given:
+        _check_fields(row, field, where)
+        model, name = text_field(row, "model", where), text_field(row, field, where)
+        _require_known(model, "model", models, where)
+        _require_known(name, field, row_of, where)
+        by_judge = scores.setdefault((model, name), {})
+        judge = text_field(row, "judge", where) if "judge" in row else ""
+        if judge in by_judge:
+            by = f" by judge {judge!r}" if judge else ""
+            raise DataError(f"{where}: {field} {name!r} of model {model!r} has a score{by} already. Remove one.")
+        by_judge[judge] = _score(row["score"], where)
+    by_pair: dict[Pair, list[float]] = {}
+    for (model, name), by_judge in scores.items():
+        by_pair.setdefault((model, row_of[name]), []).append(_mean(list(by_judge.values())))
+    return {pair: _mean(values) for pair, values in by_pair.items()}
+
+
+def judge_correlations(
+    results: Mapping[str, Any],
+    scores: Mapping[Pair, float],
+    *,
+    plain: Mapping[str, Any] | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> JudgeComparison:
+    """Pearson, Spearman and Kendall (tau-b) correlations of R-EMI with a judge's scores over model x subset pairs.
+
+    Each measure of the results is compared, those that stand beside the main one too. Intervals are percentiles of a
+    bootstrap over the pairs (Efron, 1979), the same resamples for every measure. Pairs of one model, or of one subset,
+    are not independent; the intervals do not know that, and are rather too narrow.
+
+    Args:
+        results: of `coevolve.remid.evaluate`.
+        scores: by (model, row of the results), higher being better. Pairs without a score are left out and listed.
+        plain: results of the same models and rows without reasoning, so that plain EMI is compared too.
+        level: of the intervals, between 0 and 1.
+        resamples: of the bootstrap.
+        seed: of its generator.
+
+    Raises:
+        DataError: a score is for a pair that the results do not have, fewer than 3 pairs can be compared, or `plain`
+            is of other models or rows.
+        RecipeError: `level` or `resamples` is out of range.
+    """
+    if not 0 < level < 1:
+        raise RecipeError(f"level is {level}; accepted is a number between 0 and 1.")
+    if resamples < 1:
+        raise RecipeError(f"resamples is {resamples}; accepted are integers from 1 up.")
+    known = _pairs(results)
+    measures = _values(results)
+    if plain is not None:
+        if _pairs(plain) != known:
+            raise DataError("the results without reasoning are of other models or rows. Evaluate both on the same.")
+        measures |= _values(plain)
+    _require_known_pairs(scores, known, results)
+    measured = [pair for pair in known if all(pair in values for values in measures.values())]
+    pairs = [pair for pair in measured if pair in scores]
+    if len(pairs) < MINIMUM_PAIRS:
+        raise DataError(
+            f"{len(pairs)} of {len(known)} model x subset pairs have a judge's score and numbers; a correlation needs "
+            f"{MINIMUM_PAIRS} or more. Score more of them."
+        )
+    judged = np.array([scores[pair] for pair in pairs])
+    draws = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
+    compared = {
+        name: {
+            kind: _with_interval(statistic, np.array([values[pair] for pair in pairs]), judged, draws, level)
+            for kind, statistic in _statistics().items()
+        }
+        for name, values in measures.items()
+    }
+    return JudgeComparison(
+        compared,
+        len(pairs),
+        unscored=tuple(pair for pair in measured if pair not in scores),
+        unmeasured=tuple(pair for pair in scores if pair not in measured),
+        level=level,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def judge_table(comparison: JudgeComparison) -> Table:
+    """The comparison for a terminal."""
+    caption = (
+        f"Correlation with the judge's scores over {comparison.pairs} model x subset pairs; "
+        f"{comparison.level:.0%} bootstrap intervals ({comparison.resamples:,} resamples, seed {comparison.seed})."
+    )
+    caption = "\n".join([caption, *_notes(comparison)])
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table.add_column("measure")
+    names = list(next(iter(comparison.measures.values())))
+    for name in names:
+        table.add_column(name.capitalize(), justify="right")
+    for measure, statistics in comparison.measures.items():
+        table.add_row(escape(measure), *(_cell(statistics[name]) for name in names))
+    return table
+
+
+_ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, with a 'judge' where there are several"
+
+
+def _field_of(rows: Sequence[Row]) -> str:
+    """Whether a file scores subsets or samples, by its first row."""
+    where, first = rows[0]
+    fields = [name for name in ("subset", "sample_ID") if isinstance(first, Mapping) and name in first]
+    if len(fields) != 1:
+        found = ", ".join(map(repr, first)) or "no fields" if isinstance(first, Mapping) else kind(first)
+        raise DataError(f"{where}: found {found}; accepted is {_ACCEPTED}.")
+    return fields[0]
+
+
+def _check_fields(row: Any, field: str, where: str) -> None:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: found {kind(row)}; accepted is {_ACCEPTED}.")
+    required = ("model", field, "score")
+    for name in required:
+        if name not in row:
+            raise DataError(f"{where}: field {name!r} is missing; accepted is {_ACCEPTED}, all rows alike.")
+    unknown = [name for name in row if name not in (*required, "judge")]
+    if unknown:
+        raise DataError(f"{where}: unknown field {unknown[0]!r}; accepted is {_ACCEPTED}, all rows alike.")
+
+
+def _require_known(name: str, field: str, known: Sequence[str] | Mapping[str, str], where: str) -> None:
+    if name not in known:
+        listed = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
+        raise DataError(f"{where}: {field} {name!r} is not in the results; accepted are {listed}.")
+
+
+def _score(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DataError(f"{where}: score is {value!r}; accepted is a finite number, higher being better.")
+    return float(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _pairs(results: Mapping[str, Any]) -> list[Pair]:
+    return [(model, row["row"]) for row in results["subsets"] for model in results["models"]]
+
+
+def _values(results: Mapping[str, Any]) -> dict[str, dict[Pair, float]]:
+    """Each measure's values by pair, under its name; pairs of a subset without numbers are not there."""
+    without = results.get("reasoning", {}).get("kind") == "none"
+    values = {}
+    for block in (results, *results.get("beside", ())):
+        name = f"{'EMI' if without else 'R-EMI'}, {block['form']} {block['normalisation']}"
+        values[name] = {
+            (model, row["row"]): float(numbers["remi"])
+            for row in block["subsets"]
+            for model, numbers in row["models"].items()
+            if numbers is not None
+        }
+    return values
+
+
+def _require_known_pairs(scores: Mapping[Pair, float], known: Sequence[Pair], results: Mapping[str, Any]) -> None:
+    for model, row in scores:
+        if (model, row) not in known:
+            raise DataError(
+                f"the judge scores model {model!r} on {row!r}; accepted are the models {', '.join(results['models'])} "
+                f"and the rows {', '.join(row['row'] for row in results['subsets'])}."
+            )
+
+
+def _statistics() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+    from scipy import stats
+
+    return {
+        "pearson": lambda x, y: stats.pearsonr(x, y).statistic,
+        "spearman": lambda x, y: stats.spearmanr(x, y).statistic,
+        "kendall": lambda x, y: stats.kendalltau(x, y).statistic,
+    }
+
+
+def _with_interval(
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    values: np.ndarray,
+    judged: np.ndarray,
+    draws: np.ndarray,
+    level: float,
+) -> Correlation:
+    """The correlation, and its interval by resampling the pairs: `draws`, (B, P), holds their indices."""
+    if not (_varies(values) and _varies(judged)):
+        return Correlation(None, None, None, len(draws))
+    usable = [draw for draw in draws if _varies(values[draw]) and _varies(judged[draw])]
+    resampled = [statistic(values[draw], judged[draw]) for draw in usable]
+    low, high = map(float, np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])) if usable else (None, None)
+    return Correlation(float(statistic(values, judged)), low, high, len(draws) - len(usable))
+
+
+def _varies(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) > 0)
+
+
+def _cell(correlation: Correlation) -> str:
+    if correlation.value is None:
+        return "undefined"
+    if correlation.low is None:
+        return f"{correlation.value:+.3f} [undefined]"
+    return f"{correlation.value:+.3f} [{correlation.low:+.3f}, {correlation.high:+.3f}]"
+
+
+def _notes(comparison: JudgeComparison) -> list[str]:
+    """Which pairs are left out, and why a number is missing or rests on fewer resamples."""
+    notes = []
+    for pairs, lack in ((comparison.unscored, "judge's score"), (comparison.unmeasured, "numbers in the results")):
+        if pairs:
+            model, row = pairs[0]
+            notes.append(f"Left out without {lack}: {len(pairs)} pairs, the first {model} on {row}.")
+    for measure, statistics in comparison.measures.items():
+        correlation = next(iter(statistics.values()))
+        if correlation.value is None:
+            notes.append(f"{measure}: undefined, as it or the judge's score is the same for every pair.")
+        elif correlation.undefined:
+            notes.append(
+                f"{measure}: {correlation.undefined} resamples had the same value throughout and are left out."
+            )
+    return notes

@@ -1,0 +1,135 @@
+"""Collecting a role-playing model's responses, so that each is on disk when it arrives and none is asked for twice.
+
+The file is a ledger (`coevolve.data.ledger`), and `coevolve.data.responses.read_responses` reads it:
+
+    {"model": {"kind": "local", "weights": "<sha256>", ...}, "prompt": "<sha256>", "address": "models/mine"}
+    {"sample_ID": "IDTest-00000", "response": "Ahoy!", "example": "<fingerprint>"}
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
+from coevolve.data.example import Example, text_field
+from coevolve.data.ledger import answers_by_id, append_answer, digest, index_by_id, open_ledger
+from coevolve.data.responses import HEADER, read_response_row
+from coevolve.errors import ChatError, DataError
+from coevolve.prompts.play import PARTS, play_messages
+
+Progress = Callable[[int, int, str], None]
+"""Called with the number of examples done, their total, and a note in words."""
+
+BEGIN_OF_THINKING = "<think>"
+_SHOWN = 200  # characters of a faulty response that an error quotes
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What came of asking for responses.
+
+    Attributes:
+        examples: that a response was wanted for.
+        found: those of them that the file had before.
+        asked: those that the model was asked for now.
+        cut_off: responses asked for now that are kept though they were cut off.
+        dropped: what was wrong with each example that has no response; nothing is on disk for it.
+    """
+
+    examples: int
+    found: int
+    asked: int
+    cut_off: int
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Response:
+    text: str
+    cut_off: bool
+
+
+def collect_responses(
+    examples: Sequence[Example],
+    model: ChatModel,
+    path: str | Path,
+    *,
+    on_failure: Literal["error", "drop"] = "error",
+    keep_cut_off: bool = False,
+    progress: Progress | None = None,
+) -> Collection:
+    """Ask a model for the responses that a file lacks, and append each to it as it arrives.
+
+    Args:
+        examples: whose golden responses, if there are any, the model is not shown.
+        path: the JSONL file to begin or to go on with. Responses in it to other examples stay there.
+        on_failure: `error` stops at the first example without a usable response. `drop` goes on, and says so; a
+            second start asks for it again.
+        keep_cut_off: keep a response that has not ended when the model's tokens were used up, with `cut_off: true` in
+            its row; otherwise it is a failure.
+        progress: told after every answer.
+
+    Raises:
+        ChatError: an example without a usable response (`error`), none with one, or a model out of order.
+        DataError: the file was made by another model or with other settings, or for examples that have changed since.
+    """
+    path = Path(path)
+    by_id = index_by_id(examples)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = dict(zip(HEADER, (model.settings, digest(PARTS), model.address), strict=True))
+    rows = open_ledger(path, header, compared=("model", "prompt"))
+    found = answers_by_id(path, rows, by_id, read_response_row, _fingerprint, unknown="leave")
+    todo = [example for example in examples if example.sample_id not in found]
+    questions = [Question(example.sample_id, play_messages(example, model.harmless)) for example in todo]
+    dropped: list[str] = []
+    answered = cut_off = 0
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        for reply in model.replies(questions, _reader(model.max_tokens, keep_cut_off)):
+            if reply.value is not None:
+                answered, cut_off = answered + 1, cut_off + reply.value.cut_off
+                append_answer(file, by_id[reply.id], _fingerprint, **_fields(reply.value))
+            elif on_failure == "error":
+                raise ChatError(
+                    f"sample_ID {reply.id!r}: no usable response: {reply.problem}. Allow such samples to be dropped "
+                    "(--on-failure drop), or mend what is wrong and start again."
+                )
+            else:
+                dropped.append(f"sample_ID {reply.id!r}: {reply.problem}")
+            if progress is not None:
+                note = f"{len(dropped)} dropped" if dropped else ""
+                progress(len(found) + answered + len(dropped), len(examples), note)
+    if dropped and not (found or answered):
+        raise ChatError(f"The model gave no usable response to any of {len(dropped)} samples. First: {dropped[0]}.")
+    return Collection(len(examples), len(found), len(todo), cut_off, tuple(dropped))
+
+
+def _reader(max_tokens: int, keep_cut_off: bool) -> Read[_Response]:
+    def read(_: Question, completion: Completion) -> tuple[_Response | None, str]:
+        text = without_thinking(completion.text).strip()
+        if text.startswith(BEGIN_OF_THINKING):
+            return None, f"the model had not ended its thinking after {max_tokens} tokens. Allow more of them"
+        if not text:
+            return None, "the response is empty"
+        try:
+            text_field({"response": text}, "response", "the answer")
+        except DataError as error:
+            return None, str(error).removesuffix(".")
+        if not (completion.finished or keep_cut_off):
+            return None, (
+                f"the response was cut off after {max_tokens} tokens: {text[:_SHOWN]!r}. Allow more tokens, or keep "
+                "responses that are cut off (--keep-cut-off)"
+            )
+        return _Response(text, not completion.finished), ""
+
+    return read
+
+
+def _fields(response: _Response) -> dict[str, Any]:
+    return {"response": response.text} | ({"cut_off": True} if response.cut_off else {})
+
+
+def _fingerprint(example: Example) -> str:
+    """Of what the model is shown."""
+    dialogue = [[turn.speaker, turn.text] for turn in example.dialogue]
+    return digest([example.user_persona, example.agent_character, dialogue])[:16]

@@ -1,0 +1,144 @@
+"""The estimator as a reward function for TRL, to train a role-playing model on it.
+
+    from trl import GRPOTrainer
+    from coevolve.rewards import EstimatorReward
+
+    trainer = GRPOTrainer(model, reward_funcs=EstimatorReward("runs/mine/estimator"), train_dataset=dataset, ...)
+
+The data set needs, beside `prompt`, the dialogue that each prompt was made from: a column `example` with a row of the
+RPGBench layout as JSON text (the safest form, since a column of objects gives all of them the same keys), or the
+columns `user_persona`, `agent_character` and `dialogue_context`.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from coevolve.data.arrow import json_rows
+from coevolve.data.example import Example
+from coevolve.errors import ArtifactError, DataError, RecipeError, RewardError
+from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.estimator import ProbabilityEstimator
+
+Scale = Literal["likelihood", "log_likelihood"]
+
+INPUTS = ("user_persona", "agent_character", "dialogue_context")
+
+
+class EstimatorReward:
+    """How probable the estimator finds a response of the role-playing model that is being trained.
+
+    `likelihood` is exp(mean token log q2(y | x, r)), in (0, 1]; `log_likelihood` is the mean itself, in nats per token.
+    A completion without a visible character gets 0, or -log of the vocabulary's size: what a uniform guess gets.
+    r is the connector's greedy reasoning, written once for each dialogue and kept. A completion is scored as it stands
+    with an end of turn behind it; one that was cut off is for the trainer to leave out (`mask_truncated_completions`).
+
+    Args:
+        path: an exported estimator. Its manifest and files are checked at once; its models are loaded by the first
+            call, on the device that is the process's own by then.
+        scale: `likelihood` or `log_likelihood`.
+        options: of `ProbabilityEstimator.from_pretrained`: `device`, `dtype`, `base`, `token_budget`, ...
+
+    Raises:
+        RecipeError: an unknown scale.
+        ArtifactError: the estimator is incomplete or damaged, or is loaded while DeepSpeed ZeRO-3 is on.
+    """
+
+    def __init__(self, path: str | Path, *, scale: Scale = "likelihood", **options: Any):
+        if scale not in get_args(Scale):
+            raise RecipeError(f"scale is {scale!r}; accepted are {', '.join(get_args(Scale))}.")
+        read_manifest(path, verify=options.get("verify", True))
+        self.path = Path(path)
+        self.scale = scale
+        self._options = {**options, "verify": False}
+        self._reasoning: dict[str, str] = {}
+
+    @cached_property
+    def estimator(self) -> ProbabilityEstimator:
+        """The estimator, loaded when first asked for."""
+        from transformers.integrations import is_deepspeed_zero3_enabled
+
+        if is_deepspeed_zero3_enabled():
+            raise ArtifactError(
+                f"{self.path}: under DeepSpeed ZeRO-3 a model that is loaded now would be sharded like the trained "
+                "one. Read `reward.estimator` once before the training arguments are made, or use ZeRO-2."
+            )
+        return ProbabilityEstimator.from_pretrained(self.path, **self._options)
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+        """One reward for each completion, as TRL asks for it.
+
+        Args:
+            completions: texts, or lists of chat messages whose last one is scored.
+            columns: the data set's columns, one value for each completion, and what else TRL passes.
+
+        Raises:
+            DataError: the columns hold no dialogue, or a malformed one; the row is named.
+            TooLongError: a dialogue with its completion does not fit the estimator.
+            RewardError: a score that is not a finite number.
+        """
+        examples = _examples(columns, len(completions))
+        texts = [_text(completion) for completion in completions]
+        likelihood = self.scale == "likelihood"
+        rewards = [0.0 if likelihood else -math.log(len(self.estimator.renderer.tokenizer))] * len(texts)
+        spoken = [index for index, text in enumerate(texts) if text.strip()]
+        asked = [examples[index] for index in spoken]
+        scores = self.estimator.log_prob(asked, [texts[index] for index in spoken], self._reasonings(asked))
+        for index, mean in zip(spoken, scores.mean.tolist(), strict=True):
+            if not math.isfinite(mean):
+                raise RewardError(f"{self.path}: gave completion {index} the log-probability {mean}; is it damaged?")
+            rewards[index] = math.exp(mean) if likelihood else mean
+        return rewards
+
+    def _reasonings(self, examples: Sequence[Example]) -> list[str]:
+        """Each example's reasoning; written for those dialogues that were not met before."""
+        keys = [_key(example) for example in examples]
+        new = {key: example for key, example in zip(keys, examples, strict=True) if key not in self._reasoning}
+        if new:
+            self._reasoning.update(zip(new, self.estimator.reason(list(new.values())), strict=True))
+        return [self._reasoning[key] for key in keys]
+
+
+def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
+    if "example" in columns:
+        rows = [_parsed(row, index) for index, row in enumerate(columns["example"])]
+    elif all(name in columns for name in INPUTS):
+        rows = [
+            dict(zip(INPUTS, values, strict=True)) for values in zip(*(columns[name] for name in INPUTS), strict=True)
+        ]
+    else:
+        missing = next(name for name in INPUTS if name not in columns)
+        raise DataError(
+            f"the data set has neither a column 'example' nor {missing!r}; accepted is 'example' with the row as JSON "
+            f"text, or the columns {', '.join(INPUTS)}."
+        )
+    if len(rows) != count:
+        raise DataError(f"{len(rows)} dialogues for {count} completions; TRL passes one for each.")
+    # A reward has no use for the two names, so a data set need not have them.
+    return [
+        Example.from_row({"sample_ID": f"completion {index}", "subset_tag": "training", **row}, f"completion {index}")
+        for index, row in enumerate(json_rows(rows))
+    ]
+
+
+def _parsed(row: Any, index: int) -> Mapping[str, Any]:
+    try:
+        parsed = json.loads(row) if isinstance(row, str) else row
+    except json.JSONDecodeError as error:
+        raise DataError(f"example of completion {index}: not JSON ({error}); accepted is a row as JSON text.") from None
+    if not isinstance(parsed, Mapping):
+        raise DataError(f"example of completion {index}: found {parsed!r}; accepted is a row as a JSON object.")
+    return parsed
+
+
+def _text(completion: Any) -> str:
+    """A completion's text; of a conversation the last message's."""
+    return completion if isinstance(completion, str) else completion[-1]["content"] or ""
+
+
+def _key(example: Example) -> str:
+    row = example.to_row()
+    return json.dumps([row[name] for name in INPUTS], ensure_ascii=False)

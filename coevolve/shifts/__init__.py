@@ -1,0 +1,47 @@
+"""Shifted test sets made from in-distribution data: one factor of x is moved, the others stay as they are.
+
+| kind | factor, split | what is done | golden response |
+|---|---|---|---|
+| longer_turns | dialogue, OOD3Test | exchanges of other dialogues come before the dialogue | stays |
+| word_order | dialogue, OOD3Test | words of the user's turns change places | stays |
+| language, translated | user, OOD1Test | persona, turns and golden response are translated | is the translation |
+| language, paired | user, OOD1Test | persona and user's turns are those of another language's example | none |
+| unseen_character | character, OOD2Test | the character becomes one that IDTrain does not have | none |
+
+Where the golden response no longer answers the row, none is written: it has to be given. Every row says in its field
+`shift` what it was made from and how. A row depends on the seed, its source's sample_ID and what it draws from, and
+not on which other rows are made.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from coevolve.shifts.build import add_subset, draw_sources, shifted, with_golden
+from coevolve.shifts.character import Character, characters_of_splits, read_characters, unseen_character
+from coevolve.shifts.dialogue import longer_turns, word_order
+from coevolve.shifts.language import pair_with_language, translate
+
+SPLIT_OF_KIND: Mapping[str, str] = MappingProxyType(
+    {
+        "longer_turns": "OOD3Test",
+        "word_order": "OOD3Test",
+        "language": "OOD1Test",
+        "unseen_character": "OOD2Test",
+    }
+)
+
+__all__ = [
+    "SPLIT_OF_KIND",
+    "Character",
+    "add_subset",
+    "characters_of_splits",
+    "draw_sources",
+    "longer_turns",
+    "pair_with_language",
+    "read_characters",
+    "shifted",
+    "translate",
+    "unseen_character",
+    "with_golden",
+    "word_order",
+]

@@ -1,0 +1,347 @@
+"""Every measure beside its exact value: mutual information, EMI and EMID, by every form, on fresh samples of a world.
+
+The same responses are scored by three conditionals, so that a fault can be told from its cause:
+
+* `estimator`: the one that is audited;
+* `ideal`: the world's own p(y | x), the best that training on golden responses can give;
+* `own`: each policy's own p_theta(y | x), the best that training on *its* responses could give.
+
+What `own` gets wrong is the form's doing, what `ideal` gets wrong besides is due to reading a policy by golden
+responses, and what `estimator` gets wrong besides is the estimator's.
+
+A response has as many tokens as any other, so that per token every number is that per response over
+`truth.RESPONSE_TOKENS`, the published form (CLUB per token) included.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT
+from coevolve.data.example import Example
+from coevolve.errors import DataError
+from coevolve.information.agreement import pearson, spearman
+from coevolve.information.contrast import Contrast
+from coevolve.information.emi import difference, emid
+from coevolve.information.estimate import FORMS, Estimate, mutual_information
+from coevolve.information.marginal import bigram_log_probs
+from coevolve.information.uncertainty import standard_error
+from coevolve.scoring.scores import Scores
+from coevolve.worlds import truth
+from coevolve.worlds.corpus import worlds_by_split
+from coevolve.worlds.language import SLOTS, parse_all, parse_responses
+from coevolve.worlds.policies import Policy
+from coevolve.worlds.role_players import OTHER_CODE, role_players
+from coevolve.worlds.world import World
+
+IN_DISTRIBUTION = "IDTest"
+GOLDEN = "golden"
+SOURCES = ("estimator", "ideal", "own")
+EXACT_MARGINAL = "exact_marginal"
+MEASURES = (*FORMS, EXACT_MARGINAL)
+"""The forms, and the difference of entropies with the exact p(y): Barber and Agakov's bound as it stands in theory."""
+
+LEAST_LOSS = 0.1
+"""Nats per response from which the sign of an EMID is asked for."""
+
+AUDIT_STREAM = 5  # keeps the fresh samples apart from the splits, which are drawn from [seed, split]
+CONTEXTS_AT_ONCE = 16
+
+Row = dict[str, Any]
+Report = Callable[[int], None]
+
+
+class Estimator(Protocol):
+    """The part of `coevolve.ProbabilityEstimator` that an audit needs."""
+
+    def reason(self, examples: Sequence[Example]) -> list[str]: ...
+
+    def log_prob_pairs(
+        self, examples: Sequence[Example], responses: Sequence[str], reasoning: Sequence[str], pairs: np.ndarray
+    ) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Fresh examples of one world, and every policy's responses to them.
+
+    Attributes:
+        split: its name, as of a corpus.
+        world: what it was drawn from.
+        examples: N of them.
+        responses: policy name -> N responses; `golden` first.
+    """
+
+    split: str
+    world: World
+    examples: Sequence[Example]
+    responses: Mapping[str, Sequence[str]]
+
+
+def audit_world(
+    estimator: Estimator,
+    seed: int,
+    *,
+    strength: float = 1.0,
+    test: int = 256,
+    names: Sequence[str] | None = None,
+    advance: Report | None = None,
+) -> list[Row]:
+    """Estimates and exact values for the world of a seed.
+
+    Args:
+        estimator: trained on that world.
+        strength: of its shifts.
+        test: examples per split, all pairs of which are scored.
+        names: of the policies judged; None for all of `coevolve.worlds.role_players`.
+        advance: called with the number of contexts scored since the last call; there are 5 x `test` in all.
+
+    Returns:
+        One row per split, policy (`golden` among them), source and measure, nats per response:
+        {seed, split, shift, policy, same_code, source, measure, information, exact_information, readable_information,
+        emi, emi_error, exact_emi, emid, emid_error, exact_emid}; emi is null for `golden`, emid in distribution too.
+
+    Raises:
+        DataError: an unknown policy, or fewer than 8 examples.
+    """
+    if test < 8:
+        raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
+    worlds = {split: world for split, world in worlds_by_split(seed, strength=strength).items() if split != TRAIN_SPLIT}
+    policies = chosen_policies(worlds[IN_DISTRIBUTION], names)
+    rows: list[Row] = []
+    of_home: dict[tuple[str, str, str], Row] = {}
+    emis_of_home: dict[tuple[str, str, str], Estimate] = {}
+    for index, (split, world) in enumerate(worlds.items()):
+        rng = np.random.default_rng([seed, AUDIT_STREAM, index])
+        sample = _draw(split, world, policies, test, rng)
+        for row, estimated in _judge(sample, policies, estimator, advance):
+            key = (row["policy"], row["source"], row["measure"])
+            row = {"seed": seed, **row, "emid": None, "emid_error": None, "exact_emid": None}
+            if split == IN_DISTRIBUTION:
+                of_home[key] = row
+                if estimated is not None:
+                    emis_of_home[key] = estimated
+            elif estimated is not None:
+                loss = emid(emis_of_home[key], estimated)
+                exact = of_home[key]["exact_emi"] - row["exact_emi"]
+                row |= {"emid": loss.value, "emid_error": loss.standard_error, "exact_emid": exact}
+            rows.append(row)
+    return rows
+
+
+def chosen_policies(world: World, names: Sequence[str] | None) -> dict[str, Policy]:
+    """Those of `role_players` that are asked for, in the order asked. DataError: an unknown name."""
+    known = role_players(world)
+    for name in names or ():
+        if name not in known:
+            raise DataError(f"policy {name!r} is unknown; accepted are {', '.join(known)}.")
+    return {name: known[name] for name in names or known}
+
+
+def information_agreement(rows: Sequence[Row]) -> list[Row]:
+    """Golden mutual information by measure and source, means over splits and seeds.
+
+    Returns:
+        Rows {measure, source, estimate, exact, ratio, ratio_spread}: the ratio's standard deviation over seeds.
+    """
+    found = []
+    for measure, source, chosen in _groups([row for row in rows if row["policy"] == GOLDEN]):
+        by_seed = [
+            np.mean([row["information"] / row["exact_information"] for row in of_seed]) for of_seed in _by_seed(chosen)
+        ]
+        found.append(
+            {
+                "measure": measure,
+                "source": source,
+                "estimate": _mean(chosen, "information"),
+                "exact": _mean(chosen, "exact_information"),
+                "ratio": float(np.mean(by_seed)),
+                "ratio_spread": float(np.std(by_seed)),
+            }
+        )
+    return found
+
+
+def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
+    """How well EMI in distribution ranks the policies, by measure and source.
+
+    Args:
+        same_code: only policies that say what golden responses say, more or less surely; otherwise all.
+
+    Returns:
+        Rows {measure, source, policies, spearman, spearman_spread, pearson, off}: means over seeds, `spread` the
+        standard deviation over them, `off` the mean absolute error in nats. A correlation is null if there is none.
+    """
+    wanted = [
+        row
+        for row in rows
+        if row["split"] == IN_DISTRIBUTION and row["emi"] is not None and (row["same_code"] or not same_code)
+    ]
+    found = []
+    for measure, source, chosen in _groups(wanted):
+        by_seed = [_columns(of_seed, "exact_emi", "emi") for of_seed in _by_seed(chosen)]
+        ranked = [spearman(exact, found) for exact, found in by_seed if exact.size > 1]
+        linear = [pearson(exact, found) for exact, found in by_seed if exact.size > 1]
+        found.append(
+            {
+                "measure": measure,
+                "source": source,
+                "policies": by_seed[0][0].size,
+                "spearman": _mean_of(ranked),
+                "spearman_spread": None if _mean_of(ranked) is None else float(np.std(ranked)),
+                "pearson": _mean_of(linear),
+                "off": float(np.mean([np.abs(exact - found).mean() for exact, found in by_seed])),
+            }
+        )
+    return found
+
+
+def emid_agreement(rows: Sequence[Row], *, same_code: bool, least: float = LEAST_LOSS) -> list[Row]:
+    """How well EMID is measured over all policies, shifts and seeds, by measure and source.
+
+    Returns:
+        Rows {measure, source, losses, large, right, sure, right_when_sure, spearman, pearson, slope, off}: number of
+        EMIDs; how many are over `least` in size; of these the share with the right sign; how many of these are
+        estimated 2 standard errors from 0, and the share of them with the right sign; correlations; the regression
+        slope of estimates on exact values; the mean absolute error in nats. Null where there is nothing to count.
+    """
+    wanted = [row for row in rows if row["emid"] is not None and (row["same_code"] or not same_code)]
+    found = []
+    for measure, source, chosen in _groups(wanted):
+        exact, estimate, error = _columns(chosen, "exact_emid", "emid", "emid_error")
+        large = np.abs(exact) > least
+        right = np.sign(exact) == np.sign(estimate)
+        sure = large & (np.abs(estimate) > 2 * error)
+        varies = exact.size > 1 and np.ptp(exact) > 0
+        found.append(
+            {
+                "measure": measure,
+                "source": source,
+                "losses": int(exact.size),
+                "large": int(large.sum()),
+                "right": _share(right[large]),
+                "sure": int(sure.sum()),
+                "right_when_sure": _share(right[sure]),
+                "spearman": spearman(exact, estimate) if varies else None,
+                "pearson": pearson(exact, estimate) if varies else None,
+                "slope": float(np.polyfit(exact, estimate, 1)[0]) if varies else None,
+                "off": float(np.abs(exact - estimate).mean()),
+            }
+        )
+    return found
+
+
+def exact_matrix(policy: Policy, sample: Sample, words: NDArray[np.int64]) -> NDArray[np.float64]:
+    """log p_theta(y_j | x_i), (N, N) nats, of responses given as word indices (N, SLOTS)."""
+    manner, *features = policy.plan(parse_all(sample.examples))
+    emissions = np.log(policy.slot_emissions())
+    return sum(emissions[slot, manner, features[slot]][:, words[:, slot]] for slot in range(SLOTS))
+
+
+def _draw(split: str, world: World, policies: Mapping[str, Policy], test: int, rng: np.random.Generator) -> Sample:
+    examples = world.sample(test, rng, subset=SHIFT_OF_SPLIT[split] or split, prefix=f"audit-{split}")
+    responses = {GOLDEN: [example.golden_response for example in examples]}
+    responses |= {name: policy.respond(examples, rng) for name, policy in policies.items()}
+    return Sample(split, world, examples, responses)
+
+
+def _judge(
+    sample: Sample, policies: Mapping[str, Policy], estimator: Estimator, advance: Report | None
+) -> Iterator[tuple[Row, Estimate | None]]:
+    """Rows of one sample, each with its estimate of EMI (None for golden responses), still without EMID."""
+    scored = _score(estimator, sample, advance)
+    golden_policy = sample.world.golden
+    golden: dict[tuple[str, str], Estimate] = {}
+    exact_golden = truth.information(sample.world).mutual_information
+    for name, responses in sample.responses.items():
+        policy = policies.get(name, golden_policy)
+        words = parse_responses(sample.examples, responses)
+        matrices = {
+            "estimator": scored[name],
+            "ideal": exact_matrix(golden_policy, sample, words),
+            "own": exact_matrix(policy, sample, words),
+        }
+        exact = truth.information(sample.world, policy).mutual_information
+        known = {
+            "split": sample.split,
+            "shift": SHIFT_OF_SPLIT[sample.split],
+            "policy": name,
+            "same_code": not name.startswith(OTHER_CODE),
+            "exact_information": exact,
+            "readable_information": truth.readable_information(sample.world, policy),
+            "exact_emi": exact - exact_golden,
+        }
+        marginals = _marginals(sample.world, policy, responses, words)
+        for source, matrix in matrices.items():
+            for measure in MEASURES:
+                contrast = _contrast(matrix, marginals.get(measure))
+                form = "difference_of_entropies" if measure == EXACT_MARGINAL else measure
+                row = {**known, "source": source, "measure": measure}
+                information = mutual_information(contrast, form)
+                row["information"] = information.value
+                ours = golden.setdefault((source, measure), information)
+                estimated = None if name == GOLDEN else difference(information, ours)
+                row["emi"] = None if estimated is None else estimated.value
+                row["emi_error"] = None if estimated is None else standard_error(estimated.influence)
+                yield row, estimated
+
+
+def _score(estimator: Estimator, sample: Sample, advance: Report | None) -> dict[str, NDArray[np.float64]]:
+    """Policy name -> (N, N) log-probabilities by the estimator; a response that several gave is scored once."""
+    texts = [text for responses in sample.responses.values() for text in responses]
+    different, place = np.unique(texts, return_inverse=True)
+    scores = np.empty((len(sample.examples), different.size))
+    for start in range(0, len(sample.examples), CONTEXTS_AT_ONCE):
+        block = sample.examples[start : start + CONTEXTS_AT_ONCE]
+        pairs = np.argwhere(np.ones((len(block), different.size), dtype=bool))
+        found = estimator.log_prob_pairs(block, different.tolist(), estimator.reason(block), pairs)
+        scores[start : start + len(block)] = found.sum.reshape(len(block), -1)
+        if advance is not None:
+            advance(len(block))
+    per_policy = np.split(scores[:, place], len(sample.responses), axis=1)
+    return dict(zip(sample.responses, per_policy, strict=True))
+
+
+def _contrast(matrix: NDArray[np.float64], marginal: NDArray[np.float64] | None) -> Contrast:
+    return Contrast.from_matrix(Scores(matrix, np.array(truth.RESPONSE_TOKENS)), "per_response", marginal)
+
+
+def _marginals(
+    world: World, policy: Policy, responses: Sequence[str], words: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """Measure -> log m(y) of each response, for the measures that need one; the end of turn is certain."""
+    return {
+        "difference_of_entropies": bigram_log_probs([response.split() for response in responses]),
+        EXACT_MARGINAL: np.log(truth.response_distribution(world, policy)[tuple(words.T)]),
+    }
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    for measure in MEASURES:
+        for source in SOURCES:
+            chosen = [row for row in rows if row["measure"] == measure and row["source"] == source]
+            if chosen:
+                yield measure, source, chosen
+
+
+def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
+    return [[row for row in rows if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in rows)]
+
+
+def _columns(rows: Sequence[Row], *names: str) -> tuple[NDArray[np.float64], ...]:
+    return tuple(np.array([row[name] for row in rows]) for name in names)
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    return None if not values or None in values else float(np.mean(values))
+
+
+def _share(right: NDArray[np.bool_]) -> float | None:
+    return float(right.mean()) if right.size else None

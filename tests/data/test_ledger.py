@@ -1,0 +1,75 @@
+"""A ledger on disk: begun, gone on with, and refused where its answers come from something else."""
+
+import json
+
+import pytest
+
+from coevolve.data.example import Example
+from coevolve.data.ledger import answers_by_id, append_answer, index_by_id, open_ledger
+from coevolve.errors import DataError
+
+HEADER = {"teacher": {"kind": "a", "seed": 1}, "prompts": "p", "address": "here"}
+COMPARED = ("teacher", "prompts")
+
+
+def fingerprint(example):
+    return example.user_persona
+
+
+def read_row(row, where):
+    return row["sample_ID"], row["answer"]
+
+
+@pytest.fixture
+def examples(make_row):
+    return [Example.from_row(make_row(name), name) for name in ("a", "b")]
+
+
+def append(path, *examples):
+    with open(path, "a", encoding="utf-8") as file:
+        for example in examples:
+            append_answer(file, example, fingerprint, answer=f"of {example.sample_id}")
+
+
+def answers(path, examples, header=HEADER):
+    rows = open_ledger(path, header, COMPARED)
+    return answers_by_id(path, rows, index_by_id(examples), read_row, fingerprint, unknown="leave")
+
+
+@pytest.mark.parametrize("ending", ["\n", "", '\n{"sample_ID": "b", "ans'])
+def test_whatever_was_written_last_the_file_goes_on(tmp_path, examples, ending):
+    path = tmp_path / "ledger.jsonl"
+    assert answers(path, examples) == {}
+    path.write_text(path.read_text().rstrip("\n") + ending)
+    assert answers(path, examples) == {}
+    append(path, *examples)
+    assert answers(path, examples) == {"a": "of a", "b": "of b"}
+    assert [set(json.loads(line)) for line in path.read_text().splitlines()[1:]] == [
+        {"sample_ID", "answer", "example"}
+    ] * 2
+
+
+def test_what_is_not_compared_may_differ(tmp_path, examples):
+    path = tmp_path / "ledger.jsonl"
+    answers(path, examples)
+    append(path, examples[0])
+    assert answers(path, examples, {**HEADER, "address": "there"}) == {"a": "of a"}
+    with pytest.raises(DataError, match=r"ledger.jsonl:1: .*other teacher: seed was 1 and is now 2"):
+        answers(path, examples, {**HEADER, "teacher": {"kind": "a", "seed": 2}})
+    with pytest.raises(DataError, match=r"other prompts: found 'p', now 'q'"):
+        answers(path, examples, {**HEADER, "prompts": "q"})
+    with pytest.raises(DataError, match="does not say which model wrote the file"):
+        answers(path, examples, {"model": {}})
+
+
+def test_an_answer_is_about_the_example_as_it_was(tmp_path, examples, make_row):
+    path = tmp_path / "ledger.jsonl"
+    answers(path, examples)
+    append(path, *examples)
+    changed = Example.from_row(make_row("b", user_persona="I like coffee."), "b")
+    with pytest.raises(DataError, match=r"ledger.jsonl:3: the example 'b' has changed since"):
+        answers(path, [examples[0], changed])
+    assert answers(path, examples[:1]) == {"a": "of a"}
+    append(path, examples[0])
+    with pytest.raises(DataError, match=r"ledger.jsonl:4: sample_ID 'a' is in line 2 too"):
+        answers(path, examples)

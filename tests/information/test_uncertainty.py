@@ -1,0 +1,167 @@
+"""Standard errors, intervals and tests: against loops, against the jackknife, and against what repetition shows."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coevolve.errors import DataError
+from coevolve.information.contrast import Contrast
+from coevolve.information.emi import emi, emid
+from coevolve.information.estimate import mutual_information
+from coevolve.information.influence import Influence
+from coevolve.information.uncertainty import (
+    bootstrap,
+    chance_above,
+    draw_examples,
+    holm,
+    interval,
+    p_value,
+    power,
+    standard_error,
+)
+from coevolve.scoring.scores import Scores
+
+
+def contrast_of(matrix, pairs=None):
+    if pairs is None:
+        return Contrast.from_matrix(Scores(matrix, np.array(1)), "per_response")
+    return Contrast(matrix.diagonal(), matrix[pairs[:, 0], pairs[:, 1]], pairs, np.ones(len(matrix)), "per_response")
+
+
+def gaussian(count, rng, noise):
+    """log q(y_j | x_i), (N, N), of golden responses and of a noisier model's; q is the true golden conditional."""
+    x = rng.standard_normal((count, 2))
+    contrasts = []
+    for spread in (0.3, noise):
+        y = x + spread * rng.standard_normal((count, 2))
+        contrasts.append(-0.5 * ((y[None, :] - x[:, None]) ** 2).sum(axis=-1) / 0.3**2)
+    return contrasts
+
+
+def random_pairs(count, number, rng):
+    every = np.argwhere(~np.eye(count, dtype=bool))
+    return every[np.sort(rng.choice(len(every), number, replace=False))]
+
+
+def test_the_variance_is_the_sum_over_entries_that_share_an_example():
+    rng = np.random.default_rng(0)
+    pairs = random_pairs(7, 20, rng)
+    influence = Influence(rng.standard_normal(7), rng.standard_normal(20), pairs)
+    entries = [((i, i), value) for i, value in enumerate(influence.matched)]
+    entries += [(tuple(pair), value) for pair, value in zip(pairs.tolist(), influence.mismatched, strict=True)]
+    total = sum(a * b for ends, a in entries for others, b in entries if set(ends) & set(others))
+    assert standard_error(influence) == pytest.approx(np.sqrt(total / 7**2 * 7 / 6))
+
+
+@pytest.mark.parametrize("form", ["club", "fidelity", "calibrated", "barber_agakov", "leave_one_out", "info_nce"])
+def test_close_to_the_jackknife(form):
+    rng = np.random.default_rng(1)
+    golden, model = gaussian(60, rng, noise=0.6)
+    found = standard_error(emi(contrast_of(model), contrast_of(golden), form).influence)
+
+    def without(index):
+        kept = np.delete(np.arange(60), index)
+        golden_kept, model_kept = (contrast_of(matrix[np.ix_(kept, kept)]) for matrix in (golden, model))
+        return emi(model_kept, golden_kept, form).value
+
+    values = np.array([without(index) for index in range(60)])
+    jackknife = np.sqrt(59 / 60 * np.sum((values - values.mean()) ** 2))
+    assert found == pytest.approx(jackknife, rel=0.2)
+
+
+@pytest.mark.parametrize(("form", "pairs"), [("club", None), ("calibrated", None), ("club", 150)])
+def test_it_is_the_spread_that_repetition_shows(form, pairs):
+    rng = np.random.default_rng(2)
+    values, errors = [], []
+    for _ in range(120):
+        golden, model = gaussian(50, rng, noise=0.5)
+        chosen = None if pairs is None else random_pairs(50, pairs, rng)
+        found = emi(contrast_of(model, chosen), contrast_of(golden, chosen), form)
+        values.append(found.value)
+        errors.append(standard_error(found.influence))
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
+
+
+def test_a_pairing_cancels_what_both_share():
+    rng = np.random.default_rng(3)
+    golden, model = gaussian(80, rng, noise=0.31)
+    easy = 5 * rng.standard_normal((80, 1))  # contexts differ widely, for both alike
+    paired = emi(contrast_of(model + easy), contrast_of(golden + easy), "club")
+    alone = [mutual_information(contrast_of(matrix + easy), "club") for matrix in (golden, model)]
+    assert standard_error(paired.influence) < 0.7 * np.hypot(*(standard_error(each.influence) for each in alone))
+
+
+def test_the_bootstrap_has_the_spread_of_the_standard_error():
+    rng = np.random.default_rng(4)
+    golden, model = gaussian(70, rng, noise=0.5)
+    pairs = random_pairs(70, 140, rng)
+    found = emi(contrast_of(model, pairs), contrast_of(golden, pairs), "club")
+    deviations = bootstrap(found.influence, draw_examples(70, rng))
+    assert deviations.std() == pytest.approx(standard_error(found.influence), rel=0.1)
+    assert deviations.mean() == pytest.approx(0, abs=0.1 * deviations.std())
+
+
+def test_without_a_loss_the_intervals_hold_0_and_the_tests_seldom_fire():
+    rng = np.random.default_rng(5)
+    held, fired, trials = 0, 0, 200
+    for _ in range(trials):
+        sides = [gaussian(40, rng, noise=0.6) for _ in range(2)]
+        p, q = (emi(contrast_of(model), contrast_of(golden), "club") for golden, model in sides)
+        loss = emid(p, q)
+        deviations = bootstrap(p.influence, draw_examples(40, rng, 400)) - bootstrap(
+            q.influence, draw_examples(40, rng, 400)
+        )
+        low, high = interval(loss.value, deviations)
+        held += low <= 0 <= high
+        fired += p_value(loss.value, deviations) < 0.05
+    assert 0.89 <= held / trials <= 0.99
+    assert 0.01 <= fired / trials <= 0.11
+
+
+def test_chance_and_p_value_by_hand():
+    deviations = np.array([-3.0, -1.0, 0.0, 1.0])
+    assert chance_above(0.5, deviations) == 0.5
+    assert p_value(0.5, deviations) == (2 + 1) / 5
+    assert interval(1.0, np.linspace(-1, 1, 201), level=0.9) == pytest.approx((0.1, 1.9))
+
+
+def test_certainty_has_no_spread():
+    nothing = Influence(np.zeros(5), np.zeros(0), np.zeros((0, 2), dtype=int))
+    assert standard_error(nothing) == 0
+    assert not bootstrap(nothing, draw_examples(5, np.random.default_rng(0), 10)).any()
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_no_correction_and_bonferronis_and_keeps_the_order(p_values):
+    adjusted = holm(p_values)
+    for p, found in zip(p_values, adjusted, strict=True):
+        assert p <= found <= min(1.0, p * len(p_values)) + 1e-12
+    order = np.argsort(p_values, kind="stable")
+    assert np.all(np.diff(np.array(adjusted)[order]) >= 0)
+
+
+def test_power_grows_with_the_examples_and_is_the_level_without_an_effect():
+    rng = np.random.default_rng(6)
+    population = rng.standard_normal(500)
+    found = [power(population, population, 0.3, count, rng=rng) for count in (20, 80, 320)]
+    assert found == sorted(found) and found[0] < 0.5 < found[-1]
+    assert power(population, population, 0.0, 100, rng=rng) == pytest.approx(0.05, abs=0.02)
+    # By the normal approximation: 0.3 / sqrt(1 / 500 + 1 / 80) = 2.49 standard errors, 0.85 above the limit.
+    assert found[1] == pytest.approx(0.80, abs=0.05)
+
+
+def test_what_has_no_error_is_refused():
+    with pytest.raises(DataError, match="needs 2 or more"):
+        standard_error(Influence(np.zeros(1), np.zeros(0), np.zeros((0, 2), dtype=int)))
+    with pytest.raises(DataError, match="numbers from 0 to 1"):
+        holm([0.5, float("nan")])
+    with pytest.raises(DataError, match="draws are of 4 examples, the estimate of 5"):
+        bootstrap(Influence(np.ones(5), np.zeros(0), np.zeros((0, 2), dtype=int)), np.ones((3, 4)))
+    with pytest.raises(DataError, match="no paired difference"):
+        Influence(np.zeros(3), np.zeros(0), np.zeros((0, 2))) - Influence(np.zeros(2), np.zeros(0), np.zeros((0, 2)))
