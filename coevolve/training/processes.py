@@ -146,7 +146,12 @@ class Processes:
         if self._pulse is None or isinstance(error, CoevolveError):
             return error
         lost = self._pulse.find_lost(within=4 * BEAT_SECONDS)
-        return error if lost is None else ProcessError(lost)
+        if lost is None:
+            return error
+        if not self.main:
+            # The main process, which speaks for all, may be the one that is gone.
+            print(f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.", file=sys.stderr, flush=True)
+        return ProcessError(lost)
 
     def close(self, error: BaseException | None = None) -> None:
         """Tell the others that this process leaves, and why."""
