@@ -87,7 +87,7 @@ class Watcher(Protocol):
     """What looks after a phase while it runs."""
 
     def after_step(self, step: int, capture: Callable[[], Segment]) -> None:
-        """After each step; may keep what `capture` gives; raises Interrupted to leave the phase here."""
+        """After each step but the last; may keep what `capture` gives; raises Interrupted to leave the phase here."""
 
     def between(self) -> None:
         """Between two parts of one step; raises Interrupted to leave the phase before this step."""
@@ -305,7 +305,9 @@ class Resumable:
         if self.state.global_step > self._seen_step:
             self._seen_step = self.state.global_step
             self._note_figures()
-            self.plan.watcher.after_step(self.state.global_step, self.capture)
+            # After the last one the phase is over, summary and all, before anybody saves or leaves.
+            if self.state.global_step < self.plan.steps:
+                self.plan.watcher.after_step(self.state.global_step, self.capture)
 
 
 class RoleSFTTrainer(Resumable, SFTTrainer):
@@ -485,8 +487,6 @@ class _Steps(TrainerCallback):
 
 def _train(plan: Plan, build: Callable[[], Resumable]) -> None:
     """Build the trainer and let it run to its end, or to where it is interrupted; the segment then says how far."""
-    if plan.segment.step >= plan.steps:
-        return
     trainer = build()
     trainer.remove_callback(PrinterCallback)  # the record shows the figures
     left = None

@@ -27,6 +27,17 @@ REFRESHED_AT_ONCE = 512
 """Reasonings between two moments at which a refresh may be saved or left."""
 
 
+OF_ONE_SITTING = (
+    "epoch",
+    "train_loss",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "total_flos",
+)
+"""Figures of a trainer's summary that are about the steps since it was built, or about its rows as one epoch."""
+
+
 class TrainerReport(TrainerCallback):
     """Hands a trainer's figures and its progress to the record.
 
@@ -42,10 +53,12 @@ class TrainerReport(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs: Any
     ) -> None:
-        values = {f"{self.prefix}/{name}": value for name, value in (logs or {}).items()}
-        self.record.log({**self.context, f"{self.prefix}/phase_step": state.global_step, **values})
+        logs = {name: value for name, value in (logs or {}).items() if name not in OF_ONE_SITTING}
+        values = {f"{self.prefix}/{name}": value for name, value in logs.items()}
+        if values:
+            self.record.log({**self.context, f"{self.prefix}/phase_step": state.global_step, **values})
         self.latest.update(values)
-        tokens = (logs or {}).get("num_tokens")
+        tokens = logs.get("num_tokens")
         if tokens is not None:
             self.work(0, tokens=int(tokens - (self._tokens or 0)))
             self._tokens = tokens

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from coevolve.data.corpus import Corpus
@@ -138,10 +139,11 @@ class Run:
     ):
         self.recipe, self.folder, self.record, self.processes = recipe, folder, record, processes
         record.resume(record.state() if checkpoint is None else checkpoint.state["record"])
+        log = record.log if checkpoint is None else _logged_already
         corpus = self._read_data()
         self.base: Base = processes.on_main_first(lambda: prepare_base(recipe, folder.path))
         self.renderer: Renderer = build_renderer(recipe, self.base)
-        self.data: Dialogues = split_dialogues(recipe, corpus, self.renderer, record)
+        self.data: Dialogues = split_dialogues(recipe, corpus, self.renderer, record, log=log)
         self.truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus) if recipe.data.world else None
         self.responses = self._read_responses()
         self.outcome = Outcome(recipe)
@@ -152,7 +154,9 @@ class Run:
 
         self.tracer = Tracer(recipe, self.data.train, self.renderer, record, environ)
         path = folder.path / "traces.jsonl"
-        self.examples, self.traces = processes.on_main_first(lambda: self.tracer.collect(self.data.train, path))
+        self.examples, self.traces = processes.on_main_first(
+            lambda: self.tracer.collect(self.data.train, path, log=log)
+        )
         estimator = build_estimator(recipe, self.base, self.renderer, processes.device)
         estimator.poll = processes.stop.poll
         self.trainee = Trainee(
@@ -338,6 +342,8 @@ class Run:
             trainee.load(role, tensors[role])
         if state["gate"] is not None:
             best = {role: tensors[f"best-{role}"] for role in ROLES}
+            # One object where it is one pair, so that it is known as the best and written once.
+            best |= {role: tensors[role] for role in ROLES if _same(tensors[role], best[role])}
             self.gate.restore(state["gate"], best, _named(tensors, "best-optimizer-"))
         self.outcome.restore(state["outcome"])
         under_way = state["segment"]
@@ -468,7 +474,9 @@ class Run:
     def _oracle(self, split: str) -> None:
         """The ceiling: the teacher's own features of the test responses, which no connector can know."""
         path = self.folder.path / "oracle" / f"{split}.jsonl"
-        kept, traces = self.processes.on_main_first(lambda: self.tracer.collect(self.data.tests[split], path))
+        kept, traces = self.processes.on_main_first(
+            lambda: self.tracer.collect(self.data.tests[split], path, log=self.record.log)
+        )
         evaluated = evaluate(self.trainee.spread, kept, self.record, f"oracle: {split}", reasoning=traces)
         self.outcome.perplexity("oracle", split, kept, evaluated.scores)
 
@@ -564,6 +572,14 @@ class Run:
                 **self.outcome.perplexities().get("full", {}),
             },
         }
+
+
+def _logged_already(values: Mapping[str, Any]) -> None:
+    """In place of the record's own, for what a resumed run finds out again."""
+
+
+def _same(weights: Weights, others: Weights) -> bool:
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def _named(tensors: Mapping[str, Weights], prefix: str) -> dict[str, Weights]:

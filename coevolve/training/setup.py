@@ -1,9 +1,10 @@
 """From a recipe to what a run needs: data, base model, roles, renderer, traces."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from coevolve.scoring.roles import ROLES, AdapterRoles, Roles, SeparateRoles, lo
 from coevolve.training.record import Record
 from coevolve.training.seeds import derive_seed
 from coevolve.worlds.corpus import world_corpus
+
+Log = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ def world_seed(recipe: Recipe) -> int:
     return recipe.seed if seed is None else seed
 
 
-def split_dialogues(recipe: Recipe, corpus: Corpus, renderer: Renderer, record: Record) -> Dialogues:
+def split_dialogues(recipe: Recipe, corpus: Corpus, renderer: Renderer, record: Record, *, log: Log) -> Dialogues:
     """Training, validation and test examples: limited, checked for length, the validation part taken from IDTrain.
+
+    Args:
+        log: where the figures go; a run that is resumed has them in its record already.
 
     Raises:
         DataError: IDTrain or IDTest is missing, or too small for the validation part.
@@ -83,7 +89,7 @@ def split_dialogues(recipe: Recipe, corpus: Corpus, renderer: Renderer, record: 
         corpus.require(split)
     for name in recipe.data.limit:
         corpus.require(name)
-    splits = {name: _fitting(recipe, name, examples, renderer, record) for name, examples in corpus.splits.items()}
+    splits = {name: _fitting(recipe, name, rows, renderer, record, log) for name, rows in corpus.splits.items()}
     splits = {name: _limited(recipe, name, examples, record) for name, examples in splits.items()}
     train = splits.pop(TRAIN_SPLIT)
     if len(train) <= recipe.data.validation:
@@ -156,7 +162,7 @@ def build_estimator(
 
 
 def _fitting(
-    recipe: Recipe, split: str, examples: Sequence[Example], renderer: Renderer, record: Record
+    recipe: Recipe, split: str, examples: Sequence[Example], renderer: Renderer, record: Record, log: Log
 ) -> list[Example]:
     """The examples that fit `model.max_length` with their reasoning; the others are an error, or counted."""
     fitting, dropped = [], []
@@ -175,7 +181,7 @@ def _fitting(
         record.say(
             f"{split}: dropped {len(dropped)} of {len(examples)} examples that do not fit (first {dropped[0]!r})"
         )
-        record.log({"data/dropped_too_long": len(dropped), "data/split": split, "data/dropped": dropped})
+        log({"data/dropped_too_long": len(dropped), "data/split": split, "data/dropped": dropped})
     return fitting
 
 

@@ -1,17 +1,21 @@
 """What differs where the parameters or the optimizer are sharded: reading and writing full state, and taking it apart.
 
-Optimizer state goes by parameter name and in full tensors, so that it fits any number of processes and any ZeRO
-stage. DeepSpeed changes a module in place when an engine is built; `release` gives the plain module back, with full
-parameters on every process, so that between two phases nobody needs to know how the last one was distributed.
+Optimizer state goes by parameter name and in full tensors, so that it fits any number of processes, any ZeRO stage
+and FSDP2. DeepSpeed and FSDP2 change a module in place when they are given it; `release` gives the plain module back,
+with full parameters on every process, so that between two phases nobody needs to know how the last one was distributed.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed._composable_state import _module_state_mapping
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from trl.models import unwrap_model_for_generation
 
 MASTER = "master"
@@ -31,13 +35,13 @@ def trained_parameters(trainer: Any) -> dict[str, torch.nn.Parameter]:
 
 @contextmanager
 def whole_parameters(trainer: Any) -> Iterator[None]:
-    """Inside, every parameter is there in full, also under ZeRO-3. A collective call."""
-    if zero_stage(trainer) < 3:
-        context = nullcontext()
-    else:
+    """Inside, every parameter is there in full, also under ZeRO-3 and FSDP2. A collective call."""
+    if zero_stage(trainer) == 3:
         import deepspeed
 
         context = deepspeed.zero.GatheredParameters(list(trainer.model.parameters()))
+    else:
+        context = _without_fsdp(trainer.model)
     with context:
         yield
 
@@ -54,7 +58,8 @@ def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
         for name in hooks:
             del model._forward_pre_hooks[name]
         try:
-            yield model
+            with _without_fsdp(model):
+                yield model
         finally:
             model._forward_pre_hooks.update(hooks)
 
@@ -62,14 +67,14 @@ def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
 def optimizer_state(trainer: Any) -> dict[str, Tensor]:
     """`KEY|NAME` -> full tensor on the CPU, for every key of the optimizer and every trained parameter.
 
-    Empty before the first step. A collective call under DeepSpeed.
+    Empty before the first step. A collective call under DeepSpeed and FSDP2.
     """
     if zero_stage(trainer):
         return _deepspeed_state(trainer)
     names = {id(value): name for name, value in trained_parameters(trainer).items()}
     optimizer = trainer.optimizer.optimizer
     return {
-        f"{key}|{names[id(parameter)]}": torch.as_tensor(value).detach().cpu().clone()
+        f"{key}|{names[id(parameter)]}": _full(torch.as_tensor(value)).cpu()
         for parameter, entries in optimizer.state.items()
         for key, value in entries.items()
     }
@@ -86,9 +91,13 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
             by_name.setdefault(name, {})[key] = value.clone()
     optimizer = trainer.optimizer.optimizer
     names = {id(value): name for name, value in trained_parameters(trainer).items()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     loaded = optimizer.state_dict()
-    loaded["state"] = {place: by_name[name] for place, name in enumerate(order) if name in by_name}
+    loaded["state"] = {
+        place: {key: _divided_like(parameter, value) for key, value in by_name[names[id(parameter)]].items()}
+        for place, parameter in enumerate(parameters)
+        if names[id(parameter)] in by_name
+    }
     optimizer.load_state_dict(loaded)
 
 
@@ -103,10 +112,101 @@ def set_schedule(trainer: Any, step: int) -> None:
 
 
 def release(trainer: Any) -> None:
-    """Take off the module what the trainer's backend put on it. A collective call under ZeRO-3."""
+    """Take off the module what the trainer's backend put on it. A collective call under ZeRO-3 and FSDP2."""
     if zero_stage(trainer):
         _release_deepspeed(trainer)
+    elif _fsdp_modules(trainer.model):
+        _release_fsdp(trainer.model)
     trainer.accelerator.free_memory()
+
+
+def _renew_parameters(model: torch.nn.Module, whole: Callable[[torch.nn.Parameter], Tensor]) -> None:
+    """Put a new parameter in the place of each, with the value that `whole` gives; a tied weight stays tied."""
+    fresh: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if parameter not in fresh:  # by identity
+                fresh[parameter] = torch.nn.Parameter(whole(parameter), requires_grad=parameter.requires_grad)
+            module._parameters[name] = fresh[parameter]
+
+
+def _fsdp_modules(model: torch.nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+@contextmanager
+def _without_fsdp(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, a model under FSDP2 is a plain one with full parameters; does nothing to any other.
+
+    Entering is a collective call. The hooks must go even though they would gather nothing then: FSDP2 notes the order
+    of all forward passes to prefetch by it in the next backward pass, and the processes' orders would differ; and
+    `state_dict` would divide the parameters again.
+    """
+    divided = _fsdp_modules(model)
+    for module in divided:
+        module.unshard()
+    hooked = model.modules() if divided else ()
+    places = [getattr(module, kind) for module in hooked for kind in _FSDP_HOOKS]
+    hooks = [dict(place) for place in places]
+    for place in places:
+        place.clear()
+    try:
+        yield
+    finally:
+        for place, content in zip(places, hooks, strict=True):
+            place.update(content)
+        for module in divided:
+            module.reshard()
+
+
+_FSDP_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """A copy without gradient, of all of it where this process has a part. A collective call under FSDP2."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+
+
+def _divided_like(parameter: torch.nn.Parameter, value: Tensor) -> Tensor:
+    """The optimizer's entry for a parameter, divided as FSDP2 divides the parameter; scalars belong to all."""
+    if not isinstance(parameter, DTensor) or value.dim() == 0:
+        return value
+    value = value.to(parameter.device)
+    # Every process has the same value: nobody needs to send it.
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def _release_fsdp(model: torch.nn.Module) -> None:
+    """Undo `fully_shard`, for which torch has no call. A collective call."""
+    divided = _fsdp_modules(model)
+    for module in divided:
+        module.reshard()
+    _renew_parameters(model, _full)
+    for module in divided:
+        state = module._get_fsdp_state()
+        handles = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+        for group in state._fsdp_param_groups:
+            handles += group._module_to_pre_save_state_dict_hook_handle.values()
+            handles += group._module_to_pre_load_state_dict_hook_handle.values()
+            handles += [parameter._post_load_hook_handle for parameter in group.fsdp_params]
+        for handle in handles:
+            handle.remove()
+    for module in divided:
+        _module_state_mapping.pop(module)
+        # Left, they keep the parts of the parameters in memory, and the next `fully_shard` refuses the module.
+        del module.__dict__[STATE_KEY], module.__dict__[REGISTRY_KEY]
+        module.__class__ = type(module).__mro__[FSDPModule._orig_cls_mro_index]
+    for module in model.modules():
+        for name in _FSDP_ATTRIBUTES:
+            module.__dict__.pop(name, None)
+    # transformers wraps it in calls of the root's hooks.
+    model.__dict__.pop("generate", None)
+
+
+_FSDP_ATTRIBUTES = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
 
 
 def _deepspeed_state(trainer: Any) -> dict[str, Tensor]:
@@ -198,17 +298,14 @@ def _release_deepspeed(trainer: Any) -> None:
     model, engine, sharded = trainer.model, trainer.deepspeed, zero_stage(trainer) == 3
     if sharded:
         engine.optimizer.parameter_offload.partition_all_parameters()  # nothing stays half gathered
-    fresh: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None:
-                continue
-            if parameter not in fresh:  # by identity, so that a tied weight stays tied
-                with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-                    whole = parameter.detach().clone()
-                fresh[parameter] = torch.nn.Parameter(whole, requires_grad=parameter.requires_grad)
-            module._parameters[name] = fresh[parameter]
-        if sharded:
+
+    def whole(parameter: torch.nn.Parameter) -> Tensor:
+        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+            return parameter.detach().clone()
+
+    _renew_parameters(model, whole)
+    if sharded:
+        for module in model.modules():
             module._parameters = dict(module._parameters)  # it was a ZeROOrderedDict
             for name in [name for name in vars(module) if name.startswith("ds_") or name in _ZERO3_ATTRIBUTES]:
                 del module.__dict__[name]

@@ -13,6 +13,7 @@ from coevolve.teachers.chat import EndpointTeacher, LocalTeacher
 from coevolve.teachers.rules import RuleTeacher
 from coevolve.teachers.traces import collect_traces, read_traces
 from coevolve.training.record import Record
+from coevolve.training.setup import Log
 
 
 class Tracer:
@@ -33,11 +34,12 @@ class Tracer:
     ):
         self.recipe, self.train, self.renderer, self.record, self.environ = recipe, train, renderer, record, environ
 
-    def collect(self, examples: Sequence[Example], path: Path) -> tuple[list[Example], list[str]]:
+    def collect(self, examples: Sequence[Example], path: Path, *, log: Log) -> tuple[list[Example], list[str]]:
         """The examples that have a trace, and their traces, in order.
 
         Args:
             path: where a teacher's traces are kept as they arrive.
+            log: where the figures go; a run that is resumed has them in its record already.
 
         Raises:
             DataError: a trace of the dataset or the file is missing or malformed; the example is named.
@@ -63,7 +65,7 @@ class Tracer:
         if len(kept) < len(examples):
             dropped = len(examples) - len(kept)
             self.record.say(f"traces: {dropped} of {len(examples)} examples dropped, without a usable trace")
-            self.record.log({"data/dropped_without_trace": dropped})
+            log({"data/dropped_without_trace": dropped})
         return kept, [traces[example.sample_id] for example in kept]
 
     def _teacher(self) -> Teacher:

@@ -31,6 +31,15 @@ SMALL = {
 KILLS = int(os.environ.get("COEVOLVE_KILLS", "6"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Forked processes cannot use the threads of the one that they came from, and bits depend on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class StopAfter(Stop):
     """Asks to stop when it has been looked at so many times: a signal at a moment that can be repeated."""
 
@@ -71,10 +80,11 @@ def assert_same(folder, other):
     assert results == results_2
     assert set(weights) == set(weights_2)
     assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
-    assert figures == figures_2
+    for line, line_2 in zip(figures, figures_2, strict=True):
+        assert line == line_2
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow)])
 def whole(request, recipe_of, tmp_path_factory):
     """(recipe, folder) of a run without interruption."""
     recipe = recipe_of(request.param, **SMALL)
@@ -207,10 +217,10 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
 PLACES = {
     "in a checkpoint, before its manifest": ("coevolve.training.checkpoints", "write_json", 5),
     "in a checkpoint, before its rename": ("coevolve.training.checkpoints", "sync_folder", 9),
-    "at a change of phase": ("coevolve.training.gate.Gate", "judge", 2),
-    "in generation": ("coevolve.scoring.generate._Poll", "__call__", 60),
-    "in a refresh": ("coevolve.training.spread.SpreadEstimator", "reason", 1),
-    "in a reward": ("coevolve.training.scorers.ConnectorScore", "likelihood", 2),
+    "in a reward": ("coevolve.training.scorers.ConnectorScore", "likelihood", 1),
+    "at a change of phase": ("coevolve.training.gate.Gate", "judge", 1),
+    "in a refresh": ("coevolve.training.phases", "core_features", 3),
+    "in generation": ("coevolve.scoring.generate._Poll", "__call__", 30),
     "in the export": ("coevolve.training.export", "write_manifest", 1),
     "when the export takes its place": ("coevolve.training.export", "replace_folder", 1),
     "while metrics are cut back": ("coevolve.training.record", "write_text", 1),
