@@ -2,6 +2,12 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coevolve.scoring.estimator import ProbabilityEstimator
 
 SCHEMA = "coevolve.truth/1"
 
@@ -14,13 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test", type=int, default=256, help="fresh examples per split, all pairs scored (default 256)"
     )
     parser.add_argument("--policies", nargs="+", metavar="NAME", help="role-playing models judged (default: all)")
+    parser.add_argument(
+        "--exact-only",
+        action="store_true",
+        help="leave the estimators out: what exact conditionals give, in little time",
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)")
     parser.add_argument("--json", metavar="FILE", help="write every estimate beside its exact value to this file")
 
 
 def run(options: argparse.Namespace) -> None:
-    from coevolve.cli.loading import load_estimator
     from coevolve.files import write_json
     from coevolve.progress import make_console, task
     from coevolve.training.known_truth import world_of_run
@@ -32,8 +42,7 @@ def run(options: argparse.Namespace) -> None:
     console = make_console(sys.stderr)
     rows = []
     for folder, world in zip(options.runs, worlds, strict=True):
-        of_run = argparse.Namespace(**vars(options), estimator=world.estimator, dtype="float32")
-        estimator = load_estimator(of_run)
+        estimator = None if options.exact_only else _estimator(options, world.estimator)
         contexts = options.test * (len(worlds_by_split(world.seed)) - 1)
         with task(console, f"{folder}: world {world.seed}, {contexts} contexts", contexts) as advance:
             rows += audit_world(
@@ -50,3 +59,9 @@ def run(options: argparse.Namespace) -> None:
     tables = make_console(sys.stdout)
     for table in audit_tables(rows):
         tables.print(table)
+
+
+def _estimator(options: argparse.Namespace, folder: "Path") -> "ProbabilityEstimator":
+    from coevolve.cli.loading import load_estimator
+
+    return load_estimator(argparse.Namespace(**vars(options), estimator=folder, dtype="float32"))

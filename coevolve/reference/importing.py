@@ -21,7 +21,7 @@ from coevolve.reference.templates import FILE, embedded_export, imported_prompts
 from coevolve.scoring.artifact import MANIFEST, replace_folder, write_manifest
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
 from coevolve.scoring.roles import ROLES
-from coevolve.training.export import NORMALISATION
+from coevolve.training.export import NORMALISATION, copy_model
 
 PUBLISHED_MAX_NEW_TOKENS = 2048
 """The longest reasoning in the published training."""
@@ -78,7 +78,7 @@ def import_reference(
     tokenizer.save_pretrained(temporary / "tokenizer")
     included = copy_base and Path(path).is_dir()
     if included:
-        _copy_base(Path(path), temporary / "base")
+        copy_model(Path(path), temporary / "base")
     room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
     manifest = write_manifest(
         temporary,
@@ -116,10 +116,3 @@ def _origin(checkout: Path, release: Release) -> Mapping[str, Any]:
 def _require_replaceable(folder: Path) -> None:
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder}: holds something else than an estimator. Give a new folder.")
-
-
-def _copy_base(source: Path, target: Path) -> None:
-    target.mkdir()
-    for file in sorted(source.iterdir()):
-        if file.suffix in {".safetensors", ".json", ".jinja"}:
-            shutil.copy2(file, target / file.name)

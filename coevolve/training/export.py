@@ -39,7 +39,7 @@ def export_estimator(
     tokenizer.save_pretrained(temporary / "tokenizer")
     included = estimator.roles.tuning == "lora" and _includes_base(recipe, base)
     if included:
-        _copy_base(Path(base.path), temporary / "base")
+        copy_model(Path(base.path), temporary / "base")
     manifest = write_manifest(
         temporary,
         {
@@ -108,12 +108,13 @@ def _includes_base(recipe: Recipe, base: Base) -> bool:
     return recipe.export.include_base == "always"
 
 
-def _copy_base(source: Path, target: Path) -> None:
+def copy_model(source: Path, target: Path) -> None:
+    """Copy a base model (a folder, or a hub id's snapshot) with all that `from_pretrained` reads of it."""
     if not source.is_dir():
         from huggingface_hub import snapshot_download
 
-        source = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json"]))
+        source = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
     target.mkdir()
     for file in sorted(source.iterdir()):
-        if file.suffix in {".safetensors", ".json"}:
+        if file.suffix in {".safetensors", ".json", ".jinja"}:
             shutil.copy2(file, target / file.name)

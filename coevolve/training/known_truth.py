@@ -10,6 +10,7 @@ import numpy as np
 from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
 from coevolve.errors import ArtifactError
 from coevolve.files import write_jsonl
+from coevolve.information.log_probs import UNITS
 from coevolve.training.run_folder import read_run
 from coevolve.training.seeds import derive_seed
 from coevolve.training.setup import world_seed
@@ -96,14 +97,15 @@ class KnownTruth:
                 rows = [{"sample_ID": sample_id, "response": text} for sample_id, text in by_id.items()]
                 write_jsonl(folder / f"{name}.jsonl", rows)
 
-    def exact_remid(self) -> dict[tuple[str, str], float]:
-        """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, nats per token.
+    def exact_remid(self, unit: str = UNITS["per_token"]) -> dict[tuple[str, str], float]:
+        """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, in the table's unit.
 
         r is a function of x, so the exact R-EMI is the exact EMI; a response has `RESPONSE_TOKENS` tokens always.
         """
+        tokens = RESPONSE_TOKENS if unit == UNITS["per_token"] else 1
         exact = {}
         for policy in self.policies():
-            emis = {split: emi(world, policy) / RESPONSE_TOKENS for split, world in self.worlds.items()}
+            emis = {split: emi(world, policy) / tokens for split, world in self.worlds.items()}
             for split in self.corpus.test_splits:
                 if SHIFT_OF_SPLIT[split] is None:
                     exact[policy.name, split] = emis[split]

@@ -514,7 +514,7 @@ class Run:
 
     def _exact(self) -> None:
         self.outcome.floors = self.truth.floors()
-        self.outcome.exact = self.truth.exact_remid()
+        self.outcome.exact = self.truth.exact_remid(self.outcome.remid["unit"])
 
     def _finish(self) -> dict[str, Any]:
         results = self.outcome.results(seconds=self.record.seconds)

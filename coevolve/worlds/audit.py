@@ -82,7 +82,7 @@ class Sample:
 
 
 def audit_world(
-    estimator: Estimator,
+    estimator: Estimator | None,
     seed: int,
     *,
     strength: float = 1.0,
@@ -93,7 +93,7 @@ def audit_world(
     """Estimates and exact values for the world of a seed.
 
     Args:
-        estimator: trained on that world.
+        estimator: trained on that world; None to compare the exact conditionals alone, which takes little time.
         strength: of its shifts.
         test: examples per split, all pairs of which are scored.
         names: of the policies judged; None for all of `coevolve.worlds.role_players`.
@@ -249,18 +249,18 @@ def _draw(split: str, world: World, policies: Mapping[str, Policy], test: int, r
 
 
 def _judge(
-    sample: Sample, policies: Mapping[str, Policy], estimator: Estimator, advance: Report | None
+    sample: Sample, policies: Mapping[str, Policy], estimator: Estimator | None, advance: Report | None
 ) -> Iterator[tuple[Row, Estimate | None]]:
     """Rows of one sample, each with its estimate of EMI (None for golden responses), still without EMID."""
-    scored = _score(estimator, sample, advance)
+    scored = None if estimator is None else _score(estimator, sample, advance)
     golden_policy = sample.world.golden
     golden: dict[tuple[str, str], Estimate] = {}
     exact_golden = truth.information(sample.world).mutual_information
     for name, responses in sample.responses.items():
         policy = policies.get(name, golden_policy)
         words = parse_responses(sample.examples, responses)
-        matrices = {
-            "estimator": scored[name],
+        matrices = {} if scored is None else {"estimator": scored[name]}
+        matrices |= {
             "ideal": exact_matrix(golden_policy, sample, words),
             "own": exact_matrix(policy, sample, words),
         }

@@ -150,10 +150,10 @@ def test_power_grows_with_the_examples_and_is_the_level_without_an_effect():
     rng = np.random.default_rng(6)
     population = rng.standard_normal(500)
     found = [power(population, population, 0.3, count, rng=rng) for count in (20, 80, 320)]
-    assert found == sorted(found) and found[0] < 0.5 < found[-1]
+    assert found == sorted(found) and found[0] < 0.5 < 0.9 < found[-1]
     assert power(population, population, 0.0, 100, rng=rng) == pytest.approx(0.05, abs=0.02)
-    # By the normal approximation: 0.3 / sqrt(1 / 500 + 1 / 80) = 2.49 standard errors, 0.85 above the limit.
-    assert found[1] == pytest.approx(0.80, abs=0.05)
+    # By the normal approximation: 80 % at 2 (1.645 + 0.842)^2 (1 / 0.3)^2 = 137 examples.
+    assert power(population, population, 0.3, 137, rng=rng) == pytest.approx(0.80, abs=0.05)
 
 
 def test_what_has_no_error_is_refused():

