@@ -20,7 +20,7 @@ LAYERS = [
     {"chat"},
     {"worlds", "teachers", "respond", "shifts", "remid"},
     {"training"},
-    {"reference", "rewards", "lm_eval"},
+    {"reference", "report", "rewards", "lm_eval"},
     {"cli"},
 ]
 # What a layer may import from outside when it is loaded; elsewhere anything goes.

@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 
 from coevolve import __version__
-from coevolve.cli import bound, export, import_reference, remid, respond, score, shift, status, train, truth
+from coevolve.cli import bound, export, import_reference, remid, report, respond, score, shift, status, train, truth
 from coevolve.errors import CoevolveError
 
 HUSH_SECONDS = 5
-COMMANDS = (train, status, respond, shift, score, remid, bound, truth, export, import_reference)
+COMMANDS = (train, status, respond, shift, score, remid, bound, report, truth, export, import_reference)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,19 @@
+"""Write what a run or an evaluation measured as one HTML page, with its figures as PNG and SVG."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        metavar="DIR",
+        help="the --output-dir of coevolve train, or the --out directory of coevolve remid and coevolve bound",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from coevolve.report.contents import read_contents
+    from coevolve.report.page import write_report
+
+    for path in write_report(read_contents(options.folder), options.folder):
+        print(path)

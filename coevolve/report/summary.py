@@ -1,0 +1,118 @@
+"""What was found, in words for a reader who has never heard of R-EMID."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from coevolve.remid.table import Exact
+
+OTHER = MappingProxyType(
+    {
+        "user": "other users",
+        "character": "other characters",
+        "dialogue": "other kinds of dialogue",
+        "all": "everything changed at once",
+    }
+)
+"""Shift -> what is other than in distribution."""
+NO_INTERVAL = "no interval in this file (coevolve remid gives one)"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An R-EMID with its interval and, where it is known, its true value; all in the results' unit.
+
+    Attributes:
+        shift: a key of `OTHER`; None for the mean over all shifted subsets.
+        low, high: ends of the interval; None where the results have none.
+    """
+
+    shift: str | None
+    value: float
+    low: float | None = None
+    high: float | None = None
+    exact: float | None = None
+
+    @property
+    def interval(self) -> str:
+        """`-0.100 to +0.300`, or why there is none."""
+        return NO_INTERVAL if self.low is None else f"{self.low:+z.3f} to {self.high:+z.3f}"
+
+    @property
+    def certain(self) -> bool:
+        """Whether chance alone does not explain a loss: the whole interval is above 0."""
+        return self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the first screen says of a model."""
+
+    model: str
+    average: Loss
+    meaning: str
+    blame: str
+
+
+def losses(remid: Mapping[str, Any], model: str, exact: Exact) -> list[Loss]:
+    """A model's R-EMID per shift, and over all shifted subsets last."""
+    measured = [_loss(remid, shift, found[model], exact, model) for shift, found in remid["by_shift"].items()]
+    return [*measured, _loss(remid, None, remid["average"][model], exact, model)] if measured else []
+
+
+def cards(remid: Mapping[str, Any], exact: Exact) -> list[Card]:
+    """One per model, the largest loss first; empty where there is no shifted subset."""
+    found = {model: losses(remid, model, exact) for model in remid["models"]}
+    listed = [
+        Card(model, of_model[-1], _meaning(of_model[-1]), _blame(of_model[:-1]))
+        for model, of_model in found.items()
+        if of_model
+    ]
+    return sorted(listed, key=lambda card: -card.average.value)
+
+
+def judged(remid: Mapping[str, Any]) -> str:
+    """How many models, on how many dialogues."""
+    usual = sum(subset["examples"] for subset in remid["subsets"] if subset["shift"] is None)
+    shifted = sum(subset["examples"] for subset in remid["subsets"] if subset["shift"] is not None)
+    count = len(remid["models"])
+    models = f"{count} role-playing models" if count > 1 else "One role-playing model"
+    return f"{models}, on {usual:,} dialogues of the usual kind and {shifted:,} where something is different"
+
+
+def _loss(remid: Mapping[str, Any], shift: str | None, numbers: Mapping[str, Any], exact: Exact, model: str) -> Loss:
+    rows = [
+        subset["row"]
+        for subset in remid["subsets"]
+        if subset["shift"] is not None and not subset.get("reason") and shift in (None, subset["shift"])
+    ]
+    known = [exact.get((model, row)) for row in rows]
+    mean = None if None in known else sum(known) / len(known)
+    return Loss(shift, numbers["remid"], numbers.get("remid_low"), numbers.get("remid_high"), mean)
+
+
+def _meaning(average: Loss) -> str:
+    if average.low is None:
+        way = "less well" if average.value > 0 else "no worse"
+        return f"By this estimate its responses fit {way} when things change."
+    if average.low > 0:
+        return "Its responses fit less well when things change, by more than chance explains."
+    if average.high < 0:
+        return "Its responses fit better, not worse, when things change."
+    return "Nothing lost that chance would not explain: the interval includes 0."
+
+
+def _blame(shifts: Sequence[Loss]) -> str:
+    single = [loss for loss in shifts if loss.shift != "all"]
+    if not single:
+        return "Only shifts of everything at once were measured, so none can be singled out."
+    worst = max(single, key=lambda loss: loss.value)
+    place = f"{OTHER[worst.shift]} ({worst.value:+z.3f})"
+    if len(single) == 1:
+        return f"The only single shift that was measured: {place}."
+    if worst.value <= 0:
+        return "No single shift costs anything."
+    if worst.certain or worst.low is None:
+        return f"Most to blame: {place}."
+    return f"No single shift stands out from chance; the largest is {place}."
