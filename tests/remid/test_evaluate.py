@@ -248,8 +248,11 @@ def test_real_dialogues(estimator):
     assert len(results["subsets"]) == 10
     for row in results["subsets"]:
         assert (row["negatives"], row["contexts"]) == (20 * row["examples"], 20)
-        assert row["golden"]["mutual_information"] > 0.1  # even words alone tell a dialogue's own response
         assert row["models"]["golden"]["remi"] == 0.0
+        if row["subset"] in ("chinese", "japanese"):  # written without spaces, so that no word is shared
+            assert row["golden"]["mutual_information"] == pytest.approx(0, abs=0.05)
+            continue
+        assert row["golden"]["mutual_information"] > 0.1  # even words alone tell a dialogue's own response
         assert row["models"]["of another"]["remi_high"] < 0
         assert row["models"]["of another"]["mutual_information"] == pytest.approx(0, abs=0.3)
 
