@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 from coevolve.cli.loading import add_estimator_arguments, load_estimator
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from rich.console import Console
+
+    from coevolve.data.corpus import Corpus
     from coevolve.remid.evaluate import Measure
     from coevolve.remid.pairs import Negatives
-    from coevolve.remid.score import Reasoning
+    from coevolve.remid.score import Reasoning, ScoredSubset
+    from coevolve.scoring.estimator import ProbabilityEstimator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without-reasoning", action="store_true", help="EMI and EMID of q2(y | x) instead of R-EMI and R-EMID"
     )
     parser.add_argument(
+        "--protocol",
+        choices=("exact", "reference"),
+        default="exact",
+        help="reference: the window, the pairs and the numbers of the paper's public code, without intervals",
+    )
+    parser.add_argument(
+        "--judge", metavar="FILE", help="scores by people or an LLM, to be correlated with R-EMI and with plain EMI"
+    )
+    parser.add_argument(
         "--show-small-subsets", action="store_true", help="list subsets of one example without numbers, as no error"
     )
     parser.add_argument("--seed", type=int, default=0, help="of pairs, sampled reasonings and bootstrap (default 0)")
@@ -57,9 +73,10 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.data.corpus import read_corpus
     from coevolve.data.responses import read_responses
     from coevolve.files import write_json, write_jsonl, write_text
-    from coevolve.progress import from_totals, make_console, task
-    from coevolve.remid.evaluate import Measure, contributions, score_corpus, summarise
-    from coevolve.remid.score import evaluated_examples
+    from coevolve.progress import make_console
+    from coevolve.remid.evaluate import Measure, contributions
+    from coevolve.remid.judge import judge_correlations, judge_table, read_judge_scores
+    from coevolve.remid.score import distributions, evaluated_examples
     from coevolve.remid.table import remid_csv, remid_latex, remid_table
 
     corpus = read_corpus(options.data)
@@ -67,36 +84,101 @@ def run(options: argparse.Namespace) -> None:
     responses = {
         name: read_responses(path, examples) for name, path in map(_name_and_path, _without_repeats(options.responses))
     }
-    measures = [_measure(text) for text in options.measures] if options.measures else None
-    negatives = _chosen_negatives(options)
-    reasoning = _reasoning(options)
+    _check_choices(options)
+    if options.judge:  # before the estimator is loaded
+        subsets = distributions(corpus)
+        row_of = {example.sample_id: subset.row for subset in subsets for example in subset.examples}
+        judged = read_judge_scores(options.judge, list(responses), [subset.row for subset in subsets], row_of)
     estimator = load_estimator(options)
-    console = make_console(sys.stderr)
-    with task(console, f"R-EMID of {len(responses)} models, {len(examples)} contexts", len(examples)) as advance:
+    console, tables, folder = make_console(sys.stderr), make_console(sys.stdout), Path(options.out)
+    if options.protocol == "reference":
+        results, scored = _reference(options, corpus, responses, estimator, console), None
+    else:
+        results, scored = _exact(options, corpus, responses, estimator, console)
+    origin = {"estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint}
+    write_json(folder / "results.json", {**results, **origin})
+    write_text(folder / "results.csv", remid_csv(results))
+    write_text(folder / "results.tex", remid_latex(results))
+    tables.print(remid_table(results))
+    if scored is not None:
+        main = Measure(results["form"], results["normalisation"])
+        write_jsonl(folder / "contributions.jsonl", contributions(scored, main))
+    if options.judge:
+        plain = None
+        if scored is not None and not options.without_reasoning:
+            options.without_reasoning = True
+            plain, _ = _exact(options, corpus, responses, estimator, console)
+        comparison = judge_correlations(results, judged, plain=plain)
+        write_json(folder / "judge.json", comparison.to_dict())
+        tables.print(judge_table(comparison))
+    console.print(f"results: {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}")
+
+
+def _exact(
+    options: argparse.Namespace,
+    corpus: "Corpus",
+    responses: "Mapping[str, Sequence[str]]",
+    estimator: "ProbabilityEstimator",
+    console: "Console",
+) -> "tuple[dict[str, Any], list[ScoredSubset]]":
+    """Results by exact scoring, and the scores that they are made of."""
+    from coevolve.progress import from_totals, task
+    from coevolve.remid.evaluate import score_corpus, summarise
+
+    measures = [_measure(text) for text in options.measures] if options.measures else None
+    settings = {"negatives": _chosen_negatives(options), "seed": options.seed, "reasoning": _reasoning(options)}
+    total = sum(len(examples) for split, examples in corpus.splits.items() if split in corpus.test_splits)
+    kind = "EMID" if options.without_reasoning else "R-EMID"
+    with task(console, f"{kind} of {len(responses)} models, {total} contexts", total) as advance:
         report = from_totals(advance)
         scored, left_out = score_corpus(
             estimator,
             corpus,
             responses,
             measures=measures,
-            negatives=negatives,
-            seed=options.seed,
-            reasoning=reasoning,
             small_subsets="show" if options.show_small_subsets else "error",
             progress=lambda what, done, total: report(done),
+            **settings,
         )
-    results = summarise(
-        scored, left_out=left_out, measures=measures, negatives=negatives, seed=options.seed, reasoning=reasoning
-    )
-    folder = Path(options.out)
-    origin = {"estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint}
-    write_json(folder / "results.json", {**results, **origin})
-    write_text(folder / "results.csv", remid_csv(results))
-    write_text(folder / "results.tex", remid_latex(results))
-    main = Measure(results["form"], results["normalisation"])
-    write_jsonl(folder / "contributions.jsonl", contributions(scored, main))
-    make_console(sys.stdout).print(remid_table(results))
-    console.print(f"results: {folder / 'results.json'}, .csv, .tex; each example's share: contributions.jsonl")
+    return summarise(scored, left_out=left_out, measures=measures, **settings), scored
+
+
+def _reference(
+    options: argparse.Namespace,
+    corpus: "Corpus",
+    responses: "Mapping[str, Sequence[str]]",
+    estimator: "ProbabilityEstimator",
+    console: "Console",
+) -> "dict[str, Any]":
+    """Results by the public code's window, pairs and numbers."""
+    from coevolve.progress import from_totals, task
+    from coevolve.reference.protocol import evaluate_reference
+
+    contexts = sum(len(examples) for split, examples in corpus.splits.items() if split in corpus.test_splits)
+    total = contexts * (len(responses) + 1)
+    with task(console, f"R-EMID of {len(responses)} models by the reference protocol", total) as advance:
+        report = from_totals(advance)
+        return evaluate_reference(estimator, corpus, responses, progress=lambda what, done, total: report(done))
+
+
+def _check_choices(options: argparse.Namespace) -> None:
+    """Raise RecipeError for options that the reference protocol does not know, and for unusable values."""
+    from coevolve.errors import RecipeError
+
+    for text in options.measures or ():
+        _measure(text)
+    _chosen_negatives(options)
+    _reasoning(options)
+    given = {
+        "--measures": options.measures is not None,
+        "--negatives": options.negatives != "all",
+        "--negatives-per-context": options.negatives_per_context is not None,
+        "--reasoning": options.reasoning != "greedy",
+        "--without-reasoning": options.without_reasoning,
+    }
+    odd = [name for name, is_given in given.items() if is_given]
+    if options.protocol == "reference" and odd:
+        raise RecipeError(f"--protocol reference fixes what {', '.join(odd)} would choose; leave it out.")
 
 
 def _name_and_path(argument: str) -> tuple[str, str]:

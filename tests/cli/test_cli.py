@@ -70,6 +70,41 @@ def test_remid_gives_what_the_run_gave(run, tmp_path, capsys):
     assert "R-EMI" in capsys.readouterr().out
 
 
+def remid_arguments(run, out, *models):
+    arguments = ["remid", "--estimator", str(run / "estimator"), "--data", str(run / "world" / "dialogues.json")]
+    return [*arguments, "--responses", *(f"{name}={run / 'world' / name}.jsonl" for name in models), "--out", str(out)]
+
+
+def test_remid_by_the_reference_protocol(run, tmp_path, capsys):
+    arguments = remid_arguments(run, tmp_path, "perfect", "noise_0.4")
+    assert main([*arguments, "--protocol", "reference"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["protocol"]["name"] == "reference" and results["protocol"]["cut"] == 0
+    assert {"perfect", "noise_0.4"} == set(results["average"])
+    assert (tmp_path / "results.csv").exists() and not (tmp_path / "contributions.jsonl").exists()
+    assert main([*arguments, "--protocol", "reference", "--measures", "club"]) == 2
+    assert "--protocol reference fixes what --measures would choose" in capsys.readouterr().err
+
+
+def test_remid_beside_a_judge(run, tmp_path, capsys):
+    models = ("perfect", "noise_0.4", "unsure_of_user")
+    rows = [row["row"] for row in json.loads((run / "results.json").read_text())["remid"]["subsets"]]
+    scores = [
+        {"model": model, "subset": row, "score": place + 0.1 * number}
+        for place, model in enumerate(models)
+        for number, row in enumerate(rows)
+    ]
+    (tmp_path / "judge.jsonl").write_text("".join(json.dumps(score) + "\n" for score in scores))
+    arguments = [*remid_arguments(run, tmp_path, *models), "--judge", str(tmp_path / "judge.jsonl")]
+    assert main(arguments) == 0
+    assert "Kendall" in capsys.readouterr().out
+    comparison = json.loads((tmp_path / "judge.json").read_text())
+    assert "NaN" not in json.dumps(comparison)
+    (tmp_path / "judge.jsonl").write_text('{"model": "nobody", "subset": "IDTest", "score": 1}\n')
+    assert main(arguments) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
 def test_export(run, tmp_path):
     checkpoint = max((run / "checkpoints").iterdir())
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "estimator")]) == 0
