@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FORM[:NORMALISATION]",
         help="the main measure, and others to stand beside it; the normalisation is per_response unless it is given "
-        "(default: calibrated club:per_token, the second being the published one)",
+        "(default: calibrated club:per_token; the second, the published one, alone with a number of --negatives)",
     )
     pairs = parser.add_mutually_exclusive_group()
     pairs.add_argument(

@@ -42,6 +42,7 @@ This is the information about the context that q can read in the responses (usab
 Terms are in nats per response; a contrast `per_token` divides each by the response's own tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,7 +171,7 @@ def _fit_unrelated(terms: np.ndarray) -> tuple[float, float]:
     return float(np.mean(np.log((1 - middle) * ratio + middle))), middle
 
 
-def _maximum(function, low: float, high: float, *, steps: int) -> float:
+def _maximum(function: Callable[[float], float], low: float, high: float, *, steps: int) -> float:
     """Golden-section search for the argument of a maximum."""
     left, right = high - GOLDEN_SECTION * (high - low), low + GOLDEN_SECTION * (high - low)
     at_left, at_right = function(left), function(right)

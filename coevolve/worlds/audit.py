@@ -117,6 +117,8 @@ def audit_world(
     for index, (split, world) in enumerate(worlds.items()):
         rng = np.random.default_rng([seed, AUDIT_STREAM, index])
         sample = _draw(split, world, policies, test, rng)
+        if estimator is None and advance is not None:
+            advance(test)
         for row, estimated in _judge(sample, policies, estimator, advance):
             key = (row["policy"], row["source"], row["measure"])
             row = {"seed": seed, **row, "emid": None, "emid_error": None, "exact_emid": None}
