@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from coevolve.training import sharding
 from coevolve.training.processes import Interrupted, Processes
 from coevolve.training.seeds import derive_seed
 
+T = TypeVar("T")
 RewardFunction = Callable[..., list[float]]
 IGNORED = -100
 
@@ -58,6 +59,21 @@ class SftRow:
             "input_ids": [*self.prompt, *self.response],
             "labels": [IGNORED] * len(self.prompt) + list(self.response),
         }
+
+
+class Lazy(Sequence[T]):
+    """A sequence whose items are made when they are asked for: a phase of a few updates meets a few of them."""
+
+    def __init__(self, count: int, make: Callable[[int], T]):
+        self.count, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> T:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.make(int(index))
 
 
 @dataclass
@@ -97,12 +113,24 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """What warm-up and decay of the learning rate go over: `steps` optimizer steps, the first of them `first`."""
+
+    first: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What SFT and GRPO of one phase have in common.
 
+    Steps are counted from the first phase of the same name in the run, so that data and learning rate go on with them.
+
     Attributes:
-        steps: optimizer steps of the phase.
-        segment: where it begins; holds how it ended afterwards.
+        first: the optimizer step at which the phase begins.
+        steps: the one at which it ends, at the latest.
+        tokens: ends it with the step by which the phase has been trained on so many, prompts included.
+        segment: where it goes on; holds how it ended afterwards.
         token_budget: tokens of one forward pass in generation.
     """
 
@@ -110,7 +138,10 @@ class Plan:
     role: Role
     renderer: Renderer
     processes: Processes
+    first: int
     steps: int
+    tokens: int | None
+    schedule: Schedule
     seed: int
     log_every: int
     callback: TrainerCallback
@@ -136,6 +167,8 @@ def order_of_rows(rows: int, count: int, seed: int) -> np.ndarray:
 def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> None:
     """Fine-tune the role on `rows`, from the segment's step to the end."""
     order = order_of_rows(len(rows), plan.steps * settings.train_batch_size, plan.seed)
+    order = order[plan.segment.step * settings.train_batch_size :]
+    used, places = np.unique(order, return_inverse=True)
     with _trainer_of(plan) as (model, scratch):
         return _train(
             plan,
@@ -147,11 +180,11 @@ def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> None:
                     packing=False,
                     dataset_kwargs={"skip_prepare_dataset": True},
                 ),
-                train_dataset=Dataset.from_list([row.columns() for row in rows]),
+                train_dataset=Dataset.from_list([rows[index].columns() for index in used]),
                 processing_class=plan.renderer.tokenizer,
                 callbacks=[plan.callback],
                 plan=plan,
-                order=order[plan.segment.step * settings.train_batch_size :],
+                order=places,
             ),
         )
 
@@ -175,6 +208,8 @@ def run_grpo(
         reference: what `Roles.frozen` yielded, where `beta` is above 0.
     """
     _, accumulation = settings.micro_batch(plan.processes.count)
+    used, places = np.unique(order_of_completions(len(prompts), plan, settings), return_inverse=True)
+    columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
     with _trainer_of(plan) as (model, scratch):
         return _train(
             plan,
@@ -197,11 +232,11 @@ def run_grpo(
                     beta=0.0,
                     remove_unused_columns=False,
                 ),
-                train_dataset=Dataset.from_dict({"prompt": list(prompts), "index": list(range(len(prompts)))}),
+                train_dataset=Dataset.from_dict(columns),
                 processing_class=plan.renderer.tokenizer,
                 callbacks=[plan.callback],
                 plan=plan,
-                order=order_of_completions(len(prompts), plan, settings),
+                order=places,
                 golden_rows=golden_rows,
                 golden_nll_weight=golden_nll_weight,
                 golden_batch=settings.train_batch_size,
@@ -251,6 +286,15 @@ class Resumable:
             samples=self.samples(),
         )
 
+    @property
+    def over(self) -> bool:
+        """Whether the phase has come to its end, by steps or by tokens. The same on all processes."""
+        tokens = (
+            self.state.num_input_tokens_seen or self._total_train_tokens
+        )  # TRL's GRPO counts by one, its SFT by other
+        spent = self.plan.tokens is not None and tokens >= self.plan.tokens
+        return spent or self.state.global_step >= self.plan.steps
+
     def rollouts(self) -> list[dict[str, Tensor]]:
         """Of each process; empty where the next step begins with new ones."""
         return []
@@ -295,9 +339,12 @@ class Resumable:
         segment = self.plan.segment
         if segment.optimizer:
             sharding.load_optimizer_state(self, segment.optimizer)
-        if segment.step:
-            sharding.set_schedule(self, segment.step)
+        if segment.step > self.plan.schedule.first:
+            sharding.set_schedule(self, segment.step - self.plan.schedule.first)
         return prepared
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        return super().create_scheduler(self.plan.schedule.steps, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -306,7 +353,7 @@ class Resumable:
             self._seen_step = self.state.global_step
             self._note_figures()
             # After the last one the phase is over, summary and all, before anybody saves or leaves.
-            if self.state.global_step < self.plan.steps:
+            if not self.over:
                 self.plan.watcher.after_step(self.state.global_step, self.capture)
 
 
@@ -328,7 +375,7 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self._golden_rows = list(golden_rows)
+        self._golden_rows = golden_rows
         self._golden_nll_weight = golden_nll_weight
         self._golden_batch = golden_batch
         # Constructed with beta=0, TRL looks for no reference; from here on it uses the one that is already there.
@@ -481,6 +528,9 @@ class _Steps(TrainerCallback):
         plan = self.trainer.plan
         set_seed(derive_seed(plan.seed, "step", state.global_step, plan.processes.rank))
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = control.should_training_stop or self.trainer.over
+
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.plan.watcher.between()
 
@@ -528,7 +578,7 @@ def _common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module
         "max_steps": plan.steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler_type,
-        "warmup_steps": round(settings.warmup_ratio * plan.steps),
+        "warmup_steps": round(settings.warmup_ratio * plan.schedule.steps),
         "max_grad_norm": settings.max_grad_norm,
         "weight_decay": settings.weight_decay,
         "adam_beta2": settings.adam_beta2,

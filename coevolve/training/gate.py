@@ -13,6 +13,7 @@ from coevolve.data.example import Example
 from coevolve.scoring.roles import CONNECTOR, ROLES, Role, Weights
 from coevolve.training.evaluation import Evaluated, evaluate
 from coevolve.training.phases import Trainee
+from coevolve.training.schedule import Turn
 
 
 @dataclass(frozen=True)
@@ -39,35 +40,46 @@ class Gate:
         self.verdicts: list[dict[str, Any]] = []
         self.best: Snapshot | None = None
         self._reasoning: Sequence[str | None] | None = None
+        self._written = 0  # the connector's updates when it wrote them
 
     def start(self) -> None:
         """The pair as it is now is the first one to beat."""
+        self._written = self.trainee.updates[CONNECTOR]
         self.best = self._snapshot(self._evaluate("after the cold start", None))
 
-    def judge(self, index: int, phase: str, role: Role, *, may_wait: bool) -> None:
-        """Evaluate what a phase of round `index` did to `role`, and keep it, put it on probation, or roll back.
-
-        Args:
-            may_wait: an estimator SFT still comes in this round, so a worse connector is not judged yet.
-        """
+    def judge(self, turn: Turn) -> None:
+        """Evaluate the pair after a phase, or at an evaluation; keep it, put it on probation, or roll back."""
         # Only a changed connector has to write its held-out reasonings anew.
-        held_out = self._evaluate(f"after {phase}", None if role == CONNECTOR else self._reasoning)
+        written = self.trainee.updates[CONNECTOR]
+        held_out = self._evaluate(f"after {turn.label}", self._reasoning if written == self._written else None)
+        self._written = written
         before, after = self.best.held_out.perplexity, held_out.perplexity
-        verdict = {"round": index, "phase": phase, "before": before, "after": after, "kept": None}
+        place = {"round": turn.round, "phase": turn.label, **({"part": turn.part} if turn.phase.until else {})}
+        verdict = {**place, "before": before, "after": after, "kept": None}
         self.verdicts.append(verdict)
-        change = f"gate: {phase}: held-out perplexity {before:.4f} -> {after:.4f}"
+        change = f"gate: {turn.label}: held-out perplexity {before:.4f} -> {after:.4f}"
         if after <= before * (1 + self.tolerance):
             self._settle(kept=True)
             self.best = self._snapshot(held_out)
             self.trainee.record.say(f"{change}, kept")
-        elif may_wait and role == CONNECTOR:
+        elif turn.gated and turn.phase.role == CONNECTOR and turn.estimator_sft_follows:
             self.trainee.record.say(f"{change}, on probation until the estimator has met the new reasonings")
+        elif turn.phase.until and not turn.last_part and not self.has_stopped(turn):
+            self.trainee.record.say(f"{change}, on probation while patience lasts")
         else:
-            undone = ", ".join(waiting["phase"] for waiting in self._on_probation)
+            undone = ", ".join(dict.fromkeys(waiting["phase"] for waiting in self._on_probation))
             self._settle(kept=False)
             self._roll_back()
             self.trainee.record.say(f"{change}, got worse: rolled back {undone}")
         self.trainee.record.log({**self.trainee.where, "gate/perplexity": after, "gate/kept": verdict["kept"]})
+
+    def has_stopped(self, turn: Turn) -> bool:
+        """Whether a phase that is to go on until nothing improves has had its evaluations without a new best."""
+        if turn.phase.until is None:
+            return False
+        mine = [row for row in self.verdicts if (row["round"], row["phase"]) == (turn.round, turn.label)]
+        seen = [row["before"] for row in mine[:1]] + [row["after"] for row in mine]
+        return len(seen) - 1 - seen.index(min(seen)) >= turn.phase.until.patience if seen else False
 
     def note_refresh(self) -> None:
         """The best pair's connector has written new reasonings: they stay, even if what is trained on them goes."""
@@ -89,6 +101,7 @@ class Gate:
             "best_reasoning": list(self.best.reasoning),
             "best_chosen": list(self.best.chosen),
             "reasoning": list(self._reasoning),
+            "written": self._written,
         }
 
     def restore(
@@ -99,6 +112,7 @@ class Gate:
         held_out = Evaluated.from_json(state["held_out"])
         self.best = Snapshot(weights, optimizers, state["best_reasoning"], state["best_chosen"], held_out)
         self._reasoning = state["reasoning"]
+        self._written = state["written"]
 
     @property
     def _on_probation(self) -> list[dict[str, Any]]:
@@ -115,7 +129,7 @@ class Gate:
         trainee.optimizers = dict(self.best.optimizers)
         trainee.reasoning[:] = self.best.reasoning
         trainee.chosen = list(self.best.chosen)
-        self._reasoning = self.best.held_out.reasoning
+        self._reasoning, self._written = self.best.held_out.reasoning, trainee.updates[CONNECTOR]
 
     def _snapshot(self, held_out: Evaluated) -> Snapshot:
         trainee = self.trainee

@@ -172,10 +172,11 @@ def _training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
     """Name and settings of each phase that trains something in this recipe."""
     yield "cold_start.connector", recipe.cold_start.connector
     yield "cold_start.estimator", recipe.cold_start.estimator
-    for name in ("connector_rl", "estimator_sft", "estimator_rl"):
+    # The baselines train by `estimator_sft` also where no round does.
+    used = {"estimator_sft", *(phase.name for phase in recipe.rounds.phases if phase.trains)}
+    for name in ("connector_rl", "connector_sft", "estimator_sft", "estimator_rl"):
         settings = getattr(recipe, name)
-        # The baselines train by `estimator_sft` also where no round does.
-        if recipe.rounds.count and settings is not None and (name in recipe.rounds.phases or name == "estimator_sft"):
+        if recipe.rounds.count and settings is not None and name in used:
             yield name, settings
 
 

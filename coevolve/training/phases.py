@@ -1,8 +1,10 @@
 """The phases of a round: what each trains on, and what rewards it."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +17,11 @@ from coevolve.recipe.schema import Grpo, Sft
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training.diagnostics import warnings_in
-from coevolve.training.engines import Plan, Segment, SftRow, Watcher, run_grpo, run_sft, steps_of
+from coevolve.training.engines import Lazy, Plan, Schedule, Segment, SftRow, Watcher, run_grpo, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.processes import Processes
 from coevolve.training.record import Record, Work
+from coevolve.training.schedule import Budget, Turn, budget_of, updates_per_batch
 from coevolve.training.scorers import ConnectorScore, EstimatorScore
 from coevolve.training.seeds import derive_seed
 from coevolve.training.spread import SpreadEstimator
@@ -45,8 +48,8 @@ class TrainerReport(TrainerCallback):
         latest: the figures that it logged last, under the names that they have in the record.
     """
 
-    def __init__(self, record: Record, work: Work, context: dict[str, Any], prefix: str):
-        self.record, self.work, self.context, self.prefix = record, work, context, prefix
+    def __init__(self, record: Record, work: Work, context: dict[str, Any], prefix: str, first: int):
+        self.record, self.work, self.context, self.prefix, self.first = record, work, context, prefix, first
         self.latest: dict[str, Any] = {}
         self._tokens: float | None = None
 
@@ -56,7 +59,7 @@ class TrainerReport(TrainerCallback):
         logs = {name: value for name, value in (logs or {}).items() if name not in OF_ONE_SITTING}
         values = {f"{self.prefix}/{name}": value for name, value in logs.items()}
         if values:
-            self.record.log({**self.context, f"{self.prefix}/phase_step": state.global_step, **values})
+            self.record.log({**self.context, f"{self.prefix}/phase_step": state.global_step - self.first, **values})
         self.latest.update(values)
         tokens = logs.get("num_tokens")
         if tokens is not None:
@@ -81,9 +84,11 @@ class Trainee:
     Attributes:
         estimator: for work that differs from process to process, as rewards do.
         spread: the same models, for work that all processes share.
-        reasoning: for each training example the reasoning that the estimator is trained with.
+        traces: for each training example the teacher's reasoning.
+        reasoning: the one that the estimator is trained with.
         chosen: indices of the training examples that the last refresh drew; all of them before the first.
         updates: optimizer steps taken so far, by role; rolled-back ones count.
+        progress: where the next phase of each name goes on in its data, in optimizer steps; rolled-back ones count.
         rounds: the estimator's updates in each round, for baselines that are to have as many.
         where: round and phase, for the record.
         pair: weights of both roles as they are between two phases.
@@ -96,13 +101,15 @@ class Trainee:
     estimator: ProbabilityEstimator
     spread: SpreadEstimator
     train: Sequence[Example]
-    reasoning: list[str]
+    traces: Sequence[str]
     record: Record
     processes: Processes
     watcher: RunWatcher
     updates: dict[Role, int] = field(default_factory=lambda: {CONNECTOR: 0, ESTIMATOR: 0})
+    progress: dict[str, int] = field(default_factory=dict)
     rounds: list[int] = field(default_factory=list)
     where: dict[str, Any] = field(default_factory=dict)
+    reasoning: list[str] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
     pair: dict[Role, Weights] = field(default_factory=dict)
     optimizers: dict[str, Weights] = field(default_factory=dict)
@@ -110,6 +117,7 @@ class Trainee:
     texts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.reasoning = self.reasoning or list(self.traces)
         self.chosen = self.chosen or list(range(len(self.train)))
         self.pair = self.pair or {role: self.estimator.roles.weights(role) for role in ROLES}
 
@@ -124,31 +132,46 @@ class Trainee:
 
 
 def run_phase(
-    trainee: Trainee, role: Role, title: str, steps: int, seed: int, train: Callable[[Plan], None], *, carry: str | None
+    trainee: Trainee,
+    role: Role,
+    name: str,
+    title: str,
+    budget: Budget,
+    train: Callable[[Plan], None],
+    *,
+    carry: bool = True,
+    updates: int = 1,
 ) -> list[dict[str, Any]]:
     """A training phase of a role, from where it was left to its end; returns samples of what it wrote last.
 
     Args:
-        carry: under this name the optimizer's state is found and left for the next such phase; None for neither.
+        name: phases of one name are one training, done in parts: seed, place in the data and optimizer go on.
+        carry: go on with the optimizer's state as well, and leave it for the next phase of the name.
+        updates: a phase begins at a multiple of so many steps, with completions of its own.
     """
+    first = math.ceil(trainee.progress.get(name, 0) / updates) * updates
     if trainee.segment is None:
-        carried = trainee.optimizers.get(carry, {}) if trainee.recipe.rounds.carry_optimizer else {}
-        trainee.segment = Segment(optimizer=dict(carried))
+        carried = trainee.optimizers.get(name, {}) if carry and trainee.recipe.rounds.carry_optimizer else {}
+        trainee.segment = Segment(step=first, optimizer=dict(carried))
     segment = trainee.segment
     if segment.weights:
         trainee.estimator.roles.load_weights(role, segment.weights)
     key = trainee.where.get("coevolve/phase", role)
-    with trainee.record.task(f"{title}, {steps} steps", steps, key=key, where=trainee.where) as work:
-        work(segment.step)
-        report = TrainerReport(trainee.record, work, trainee.where, role)
+    length = f"{budget.steps} steps" if budget.tokens is None else f"{budget.tokens} tokens"
+    with trainee.record.task(f"{title}, {length}", budget.steps, key=key, where=trainee.where) as work:
+        work(segment.step - first)
+        report = TrainerReport(trainee.record, work, trainee.where, role, first)
         train(
             Plan(
                 roles=trainee.estimator.roles,
                 role=role,
                 renderer=trainee.estimator.renderer,
                 processes=trainee.processes,
-                steps=steps,
-                seed=seed,
+                first=first,
+                steps=first + budget.steps,
+                tokens=budget.tokens,
+                schedule=Schedule(0 if budget.done is None else first - budget.done, budget.schedule),
+                seed=derive_seed(trainee.recipe.seed, name),
                 log_every=trainee.recipe.logging.every,
                 callback=report,
                 watcher=trainee.watcher,
@@ -159,9 +182,10 @@ def run_phase(
     for warning in warnings_in(report.latest):
         trainee.record.say(f"warning: {warning}")
     trainee.pair[role] = segment.weights or trainee.estimator.roles.weights(role)
-    if carry is not None:
-        trainee.optimizers[carry] = segment.optimizer
-    trainee.updates[role] += steps
+    if carry:
+        trainee.optimizers[name] = segment.optimizer
+    trainee.updates[role] += segment.step - first
+    trainee.progress[name] = segment.step
     trainee.segment = None
     return segment.samples
 
@@ -169,51 +193,47 @@ def run_phase(
 def sft(
     trainee: Trainee,
     role: Role,
+    name: str,
+    title: str,
     rows: Sequence[SftRow],
     settings: Sft,
-    title: str,
-    *labels: str | int,
-    steps: int | None = None,
-    carry: str | None = None,
+    budget: Budget | None = None,
+    *,
+    carry: bool = True,
 ) -> None:
-    """SFT of a role.
-
-    Args:
-        labels: what the seed is derived from, beside the run's own.
-        steps: optimizer steps, where they are not those of the settings.
-    """
-    run_phase(
-        trainee,
-        role,
-        title,
-        steps_of(settings, len(rows)) if steps is None else steps,
-        derive_seed(trainee.recipe.seed, *labels),
-        lambda plan: run_sft(plan, rows, settings),
-        carry=carry,
-    )
+    """SFT of a role; the budget is by default that of the settings, the rest as in `run_phase`."""
+    steps = steps_of(settings, len(rows))
+    budget = budget or Budget(steps, schedule=steps)
+    run_phase(trainee, role, name, title, budget, lambda plan: run_sft(plan, rows, settings), carry=carry)
 
 
-def connector_rows(estimator: ProbabilityEstimator, examples: Sequence[Example], traces: Sequence[str]) -> list[SftRow]:
+def connector_rows(
+    estimator: ProbabilityEstimator, examples: Sequence[Example], traces: Sequence[str]
+) -> Sequence[SftRow]:
     """x -> r."""
     render = estimator.renderer
-    return [
-        SftRow(render.prompt_ids(render.connector(example)), render.response_ids(trace))
-        for example, trace in zip(examples, traces, strict=True)
-    ]
+
+    def row(index: int) -> SftRow:
+        prompt = render.connector(examples[index])
+        return SftRow(render.prompt_ids(prompt), render.response_ids(traces[index]))
+
+    return Lazy(len(examples), row)
 
 
 def estimator_rows(
     estimator: ProbabilityEstimator, examples: Sequence[Example], reasoning: Sequence[str | None]
-) -> list[SftRow]:
+) -> Sequence[SftRow]:
     """(x, features of r) -> y; with a reasoning of None, x -> y."""
-    render = estimator.renderer
-    return [
-        SftRow(render.prompt_ids(render.estimator(example, text)), render.response_ids(response))
-        for example, text, response in zip(examples, reasoning, golden_responses(examples), strict=True)
-    ]
+    render, responses = estimator.renderer, golden_responses(examples)
+
+    def row(index: int) -> SftRow:
+        prompt = render.estimator(examples[index], reasoning[index])
+        return SftRow(render.prompt_ids(prompt), render.response_ids(responses[index]))
+
+    return Lazy(len(examples), row)
 
 
-def connector_rl(trainee: Trainee, round_index: int) -> None:
+def connector_rl(trainee: Trainee, turn: Turn) -> None:
     """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is the reward."""
     settings = trainee.recipe.connector_rl
     render = trainee.estimator.renderer
@@ -224,8 +244,8 @@ def connector_rl(trainee: Trainee, round_index: int) -> None:
         ("format", score.format, weights.format),
         ("length", score.length, weights.length),
     ]
-    prompts = [render.connector(example) for example in trainee.train]
-    written = grpo(trainee, CONNECTOR, "connector_rl", round_index, prompts, rewards, settings)
+    prompts = Lazy(len(trainee.train), lambda index: render.connector(trainee.train[index]))
+    written = grpo(trainee, CONNECTOR, turn, prompts, rewards, settings)
     show_samples(
         trainee,
         "connector_rl",
@@ -238,14 +258,14 @@ def connector_rl(trainee: Trainee, round_index: int) -> None:
     )
 
 
-def refresh(trainee: Trainee, round_index: int) -> None:
+def refresh(trainee: Trainee, turn: Turn) -> None:
     """Phase b: the connector, which never sees y, writes the reasonings that the estimator will be trained with."""
     settings = trainee.recipe.refresh
-    rng = np.random.default_rng(derive_seed(trainee.recipe.seed, "refresh", round_index))
+    rng = np.random.default_rng(derive_seed(trainee.recipe.seed, "refresh", turn.round))
     count = min(settings.examples or len(trainee.train), len(trainee.train))
     chosen = np.sort(rng.permutation(len(trainee.train))[:count])
     rewritten = chosen[rng.random(count) >= settings.trace_share].tolist()
-    seed = derive_seed(trainee.recipe.seed, "refresh", round_index, "sampling") if settings.temperature else None
+    seed = derive_seed(trainee.recipe.seed, "refresh", turn.round, "sampling") if settings.temperature else None
     texts = trainee.texts
     title = f"refresh, {len(rewritten)} reasonings"
     with trainee.record.task(title, len(rewritten), key="refresh", where=trainee.where) as advance:
@@ -265,14 +285,24 @@ def refresh(trainee: Trainee, round_index: int) -> None:
     trainee.texts = []
 
 
-def estimator_sft(trainee: Trainee, round_index: int) -> None:
+def estimator_sft(trainee: Trainee, turn: Turn) -> None:
     """Phase c: SFT of the estimator with the reasonings that it will meet."""
     rows = estimator_rows(trainee.estimator, *trainee.estimator_data())
-    settings, name = trainee.recipe.estimator_sft, "estimator_sft"
-    sft(trainee, ESTIMATOR, rows, settings, "estimator SFT", name, round_index, carry=name)
+    _sft_in_turn(trainee, ESTIMATOR, turn, rows, trainee.recipe.estimator_sft)
 
 
-def estimator_rl(trainee: Trainee, round_index: int) -> None:
+def connector_sft(trainee: Trainee, turn: Turn) -> None:
+    """SFT of the connector on the teacher's reasonings once more, where RL leads it too far away from them."""
+    rows = connector_rows(trainee.estimator, trainee.train, trainee.traces)
+    _sft_in_turn(trainee, CONNECTOR, turn, rows, trainee.recipe.connector_sft)
+
+
+def _sft_in_turn(trainee: Trainee, role: Role, turn: Turn, rows: Sequence[SftRow], settings: Sft) -> None:
+    budget = budget_of(trainee.recipe, turn, settings, len(rows))
+    sft(trainee, role, turn.phase.name, f"{role} SFT", rows, settings, budget)
+
+
+def estimator_rl(trainee: Trainee, turn: Turn) -> None:
     """Phase d: GRPO of the estimator on its own responses, judged; golden likelihood may be added to the loss."""
     settings = trainee.recipe.estimator_rl
     render = trainee.estimator.renderer
@@ -280,16 +310,15 @@ def estimator_rl(trainee: Trainee, round_index: int) -> None:
     weights = settings.rewards
     score = EstimatorScore(trainee.estimator, examples, reasoning, weights.judge)
     rows = estimator_rows(trainee.estimator, examples, reasoning)
-    order = np.random.default_rng(derive_seed(trainee.recipe.seed, "golden", round_index)).permutation(len(rows))
+    order = np.random.default_rng(derive_seed(trainee.recipe.seed, "golden")).permutation(len(rows))
     written = grpo(
         trainee,
         ESTIMATOR,
-        "estimator_rl",
-        round_index,
-        [render.estimator(example, text) for example, text in zip(examples, reasoning, strict=True)],
+        turn,
+        Lazy(len(examples), lambda index: render.estimator(examples[index], reasoning[index])),
         [("match", score.match, weights.match), ("format", score.format, weights.format)],
         settings,
-        golden_rows=[rows[index] for index in order],
+        golden_rows=Lazy(len(rows), lambda place: rows[order[place]]),
         golden_nll_weight=settings.golden_nll_weight,
         needs_reference=weights.judge == "likelihood",
     )
@@ -329,8 +358,7 @@ def last_turn(example: Example) -> str:
 def grpo(
     trainee: Trainee,
     role: Role,
-    name: str,
-    round_index: int,
+    turn: Turn,
     prompts: Sequence[str],
     named_rewards: list[tuple[str, Callable[..., list[float]], float]],
     settings: Grpo,
@@ -347,6 +375,18 @@ def grpo(
 
     wanted = [reward for reward in named_rewards if reward[2]]
     frozen = bool(settings.beta) or needs_reference
-    steps = steps_of(settings, len(prompts) * settings.num_generations)
-    seed = derive_seed(trainee.recipe.seed, name, round_index)
-    return run_phase(trainee, role, f"{role} GRPO", steps, seed, train, carry=name)
+    budget = budget_of(trainee.recipe, turn, settings, len(prompts) * settings.num_generations)
+    updates = updates_per_batch(settings)
+    return run_phase(trainee, role, turn.phase.name, f"{role} GRPO", budget, train, updates=updates)
+
+
+PHASES: Mapping[str, Callable[[Trainee, Turn], None]] = MappingProxyType(
+    {
+        "connector_rl": connector_rl,
+        "connector_sft": connector_sft,
+        "refresh": refresh,
+        "estimator_sft": estimator_sft,
+        "estimator_rl": estimator_rl,
+    }
+)
+"""What does the work of a phase, by its name."""

@@ -12,6 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,10 +39,11 @@ from coevolve.training.export import export_estimator, training_facts
 from coevolve.training.gate import Gate
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.outcome import Outcome
-from coevolve.training.phases import Trainee
+from coevolve.training.phases import PHASES, Trainee
 from coevolve.training.processes import Interrupted, Processes
 from coevolve.training.record import Record, environment_facts
 from coevolve.training.run_folder import RunFolder
+from coevolve.training.schedule import Turn, turns_of
 from coevolve.training.seeds import derive_seed
 from coevolve.training.setup import (
     Base,
@@ -57,12 +59,8 @@ from coevolve.training.spread import SpreadEstimator
 from coevolve.training.stopping import Stop
 from coevolve.training.tracing import Tracer
 
-PHASES: Mapping[str, tuple[Callable[[Trainee, int], None], Role | None]] = {
-    "connector_rl": (phases.connector_rl, CONNECTOR),
-    "refresh": (phases.refresh, None),
-    "estimator_sft": (phases.estimator_sft, ESTIMATOR),
-    "estimator_rl": (phases.estimator_rl, ESTIMATOR),
-}
+SAVING_SHARE = 20
+"""Between two stages of a round a checkpoint is written if the last one took less than this part of the time since."""
 
 
 def train(
@@ -164,7 +162,7 @@ class Run:
             estimator=estimator,
             spread=SpreadEstimator(estimator, processes),
             train=self.examples,
-            reasoning=list(self.traces),
+            traces=self.traces,
             record=record,
             processes=processes,
             watcher=self,
@@ -175,7 +173,7 @@ class Run:
         self.done: list[str] = []
         self.probe: Evaluated | None = None
         self.trained_updates: dict[Role, int] = {}
-        self.saved = time.monotonic()
+        self.saved, self.saving_took = time.monotonic(), 0.0
         self.writer = CheckpointWriter(folder.path, recipe.checkpoints.keep)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -190,6 +188,8 @@ class Run:
             try:
                 self.processes.agree()
                 stage.work()
+                self.done.append(stage.name)
+                worth_saving = not stage.name.startswith("round-") or self._is_worth_saving()
             except Interrupted:
                 saved = self._save(self.trainee.segment)
                 reason = self.processes.stop.reason
@@ -197,8 +197,8 @@ class Run:
                     "interrupted", stage=stage.name, where=self.trainee.where, checkpoint=saved, reason=reason
                 )
                 raise
-            self.done.append(stage.name)
-            self._save(None)
+            if worth_saving:
+                self._save(None)
         results = self._finish()
         self.folder.say_status("finished", stage="", where={})
         return results
@@ -213,20 +213,23 @@ class Run:
         for role in ROLES:
             add(f"cold-start-{role}", self._cold_start, role)
         add("cold-start-gate", self._first_gate)
-        for index in range(1, recipe.rounds.count + 1):
-            for position, name in enumerate(recipe.rounds.phases):
-                add(f"round-{index}-{name}", self._phase, index, name)
-                if PHASES[name][1] is not None:
-                    may_wait = "estimator_sft" in recipe.rounds.phases[position + 1 :]
-                    add(f"round-{index}-{name}-gate", self._judge, index, name, may_wait=may_wait)
-            add(f"round-{index}-diagnosis", self._diagnose, index)
+        for index, turns in groupby(turns_of(recipe), key=lambda turn: turn.round):
+            judged = False
+            for turn in turns:
+                if turn.phase.trains or turn.phase.kind == "refresh":
+                    add(turn.name, self._phase, turn)
+                if turn.gated:
+                    add(f"{turn.name}-gate", self._judge, turn)
+                    judged = True
+            if judged:
+                add(f"round-{index}-diagnosis", self._diagnose, index)
         add("trained", self._training_ends)
         self._add_evaluation(add, "full")
         add("export", self._export)
         if self.responses:
             add("remid", self._remid)
         if recipe.baselines.without_corl or recipe.baselines.oracle:
-            for part in range(1, recipe.rounds.count + 1):
+            for part in range(1, self._baseline_parts + 1):
                 add(f"without_corl-{part}", self._without_corl, part)
             if not recipe.rounds.count:
                 add("without_corl-0", self._take, "cold", ROLES)
@@ -237,12 +240,18 @@ class Run:
                     add(f"oracle-{split}", self._oracle, split)
         if recipe.baselines.without_reasoning:
             add("without_reasoning-0", self._without_reasoning_cold)
-            for part in range(1, recipe.rounds.count + 1):
+            for part in range(1, self._baseline_parts + 1):
                 add(f"without_reasoning-{part}", self._without_reasoning, part)
             self._add_evaluation(add, "without_reasoning", without_reasoning=True)
         if self.truth is not None:
             add("truth", self._exact)
         return stages
+
+    @property
+    def _baseline_parts(self) -> int:
+        """In how many trainings the baselines do as many updates as the rounds: one for each learning-rate schedule."""
+        rounds = self.recipe.rounds
+        return rounds.count if rounds.lr_schedule == "phase" else min(rounds.count, 1)
 
     def _add_evaluation(self, add: Callable[..., None], name: str, *, without_reasoning: bool = False) -> None:
         for split in self.data.tests:
@@ -269,6 +278,11 @@ class Run:
 
     def poll(self) -> None:
         self.processes.stop.poll()
+
+    def _is_worth_saving(self) -> bool:
+        """Whether a checkpoint costs little beside what it would save: rounds may be single updates."""
+        (worth,) = self.processes.agree(time.monotonic() - self.saved >= SAVING_SHARE * self.saving_took)
+        return worth
 
     def _is_due(self) -> bool:
         return self.processes.main and time.monotonic() - self.saved >= 60 * self.recipe.checkpoints.every_minutes
@@ -305,6 +319,7 @@ class Run:
             "reasoning": trainee.reasoning,
             "chosen": trainee.chosen,
             "updates": trainee.updates,
+            "progress": trainee.progress,
             "trained_updates": self.trained_updates,
             "rounds": trainee.rounds,
             "where": trainee.where,
@@ -314,12 +329,14 @@ class Run:
             "probe": None if self.probe is None else self.probe.to_json(),
             "facts": self._facts(),
         }
+        began = time.monotonic()
         name = self.stage if segment is None else f"{self.stage}-step-{segment.step}"
         tensors = {group: weights for group, weights in tensors.items() if weights}
         path = self.processes.on_main(
             lambda: self.writer.write(name, state, tensors, best=segment is None and self.gate.holds_best)
         )
         self.saved = time.monotonic()
+        self.saving_took = self.saved - began
         return path.name if path else ""
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -330,6 +347,7 @@ class Run:
         trainee.chosen = state["chosen"]
         trainee.texts = state["texts"]
         trainee.updates = state["updates"]
+        trainee.progress = state["progress"]
         self.trained_updates = state["trained_updates"]
         trainee.rounds = state["rounds"]
         trainee.where = state["where"]
@@ -375,6 +393,7 @@ class Run:
             self._take("trained", ROLES)
             trainee.updates = dict(self.trained_updates)
             trainee.optimizers = {name: state for name, state in trainee.optimizers.items() if name in PHASES}
+            trainee.progress = {name: step for name, step in trainee.progress.items() if name in PHASES}
             trainee.segment, trainee.texts = None, []
             self.outcome.forget()
 
@@ -386,26 +405,29 @@ class Run:
         build = phases.connector_rows if role == CONNECTOR else phases.estimator_rows
         rows = build(trainee.estimator, trainee.train, self.traces)
         settings = getattr(self.recipe.cold_start, role)
-        phases.sft(trainee, role, rows, settings, f"cold start: {role} SFT", "cold", role)
+        phases.sft(trainee, role, f"cold_{role}", f"cold start: {role} SFT", rows, settings, carry=False)
 
     def _first_gate(self) -> None:
         self._keep("cold")
         self.gate.start()
         self.probe = self.gate.best.held_out
 
-    def _phase(self, index: int, name: str) -> None:
-        trainee = self.trainee
+    def _phase(self, turn: Turn) -> None:
+        trainee, index, name = self.trainee, turn.round, turn.phase.name
+        if self.gate.has_stopped(turn):
+            return
         trainee.where = {"coevolve/round": index, "coevolve/phase": name}
-        self.record.say(f"round {index} of {self.recipe.rounds.count}: {name}")
+        self.record.say(f"round {index} of {self.recipe.rounds.count}: {turn.label}")
         updates = trainee.updates[ESTIMATOR]
-        PHASES[name][0](trainee, index)
+        PHASES[name](trainee, turn)
         trainee.rounds += [0] * (index - len(trainee.rounds))
         trainee.rounds[index - 1] += trainee.updates[ESTIMATOR] - updates
         if name == "refresh":
             self.gate.note_refresh()
 
-    def _judge(self, index: int, name: str, *, may_wait: bool) -> None:
-        self.gate.judge(index, name, PHASES[name][1], may_wait=may_wait)
+    def _judge(self, turn: Turn) -> None:
+        if not self.gate.has_stopped(turn):
+            self.gate.judge(turn)
 
     def _diagnose(self, index: int) -> None:
         """What shows whether the pair evolves as it should, on held-out examples."""
@@ -454,7 +476,7 @@ class Run:
         if part == 1 and self.trainee.segment is None:
             self._take("cold", ROLES)
         self.trainee.where = {"coevolve/phase": "without_corl"}
-        parts = self.recipe.rounds.count
+        parts = self._baseline_parts
         continue_cold_start(self.trainee, self.examples, self.traces, "without_corl", part, parts)
 
     def _without_reasoning_cold(self) -> None:
@@ -464,11 +486,12 @@ class Run:
         trainee.where = {"coevolve/phase": "without_reasoning"}
         rows = phases.estimator_rows(trainee.estimator, self.examples, [None] * len(self.examples))
         settings = self.recipe.cold_start.estimator
-        phases.sft(trainee, ESTIMATOR, rows, settings, "without_reasoning: estimator SFT", "without_reasoning")
+        name, title = "cold_without_reasoning", "without_reasoning: estimator SFT"
+        phases.sft(trainee, ESTIMATOR, name, title, rows, settings, carry=False)
 
     def _without_reasoning(self, part: int) -> None:
         nothing = [None] * len(self.examples)
-        parts = self.recipe.rounds.count
+        parts = self._baseline_parts
         continue_cold_start(self.trainee, self.examples, nothing, "without_reasoning", part, parts)
 
     def _oracle(self, split: str) -> None:

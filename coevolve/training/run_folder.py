@@ -141,7 +141,7 @@ class RunFolder:
             for name in sorted({*before, *after})
             if before.get(name) != after.get(name)
             and not name.startswith(HARMLESS)
-            and not (name == "rounds.count" and after[name] > before[name])
+            and not (name == "rounds.count" and after[name] > before[name] and after["rounds.lr_schedule"] == "phase")
         ]
         if changed and not force:
             lines = "\n".join(f"  {name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)

@@ -208,7 +208,7 @@ class Run:
     def plan(self, role, segment, watch):
         from transformers import TrainerCallback
 
-        from coevolve.training.engines import Plan
+        from coevolve.training.engines import Plan, Schedule
 
         self.role = role
         return Plan(
@@ -216,7 +216,10 @@ class Run:
             role=role,
             renderer=self.estimator.renderer,
             processes=self.processes,
+            first=0,
             steps=4,
+            tokens=None,
+            schedule=Schedule(0, 4),
             seed=3,
             log_every=1,
             callback=TrainerCallback(),

@@ -11,14 +11,15 @@ from trl.trainer import utils as trl_utils
 
 from coevolve.errors import RewardError
 from coevolve.prompts import missing_sections
+from coevolve.recipe.schema import Phase
 from coevolve.scoring.models import load_model
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases, rewards
 from coevolve.training.gate import Gate
-from coevolve.training.phases import Trainee
+from coevolve.training.phases import PHASES, Trainee
 from coevolve.training.processes import Processes
 from coevolve.training.record import Record
-from coevolve.training.run import PHASES
+from coevolve.training.schedule import Budget, Turn, turns_of
 from coevolve.training.scorers import ConnectorScore, EstimatorScore, _finite
 from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
 from coevolve.training.spread import SpreadEstimator
@@ -64,7 +65,7 @@ def build(recipe, folder):
         estimator=estimator,
         spread=SpreadEstimator(estimator, processes),
         train=train,
-        reasoning=[example.trace for example in train],
+        traces=[example.trace for example in train],
         record=Record(folder, main=False),
         processes=processes,
         watcher=Unwatched(),
@@ -74,7 +75,7 @@ def build(recipe, folder):
         ESTIMATOR: phases.estimator_rows(estimator, train, trainee.reasoning),
     }
     for role in ROLES:
-        phases.sft(trainee, role, rows[role], recipe.cold_start.connector, "cold", role, steps=60)
+        phases.sft(trainee, role, "cold", "cold", rows[role], recipe.cold_start.connector, Budget(60, 60), carry=False)
     return trainee
 
 
@@ -91,10 +92,11 @@ def same(before, after):
 def test_a_phase_moves_its_own_role_only(trainee):
     roles = trainee.estimator.roles
     before_all = dict(trainee.updates)
-    for name, (run_phase, learner) in PHASES.items():
+    for turn in turns_of(trainee.recipe):
+        name, learner = turn.phase.name, turn.phase.role
         before = {role: roles.weights(role) for role in ROLES}
         reasoning = list(trainee.reasoning)
-        run_phase(trainee, 1)
+        PHASES[name](trainee, turn)
         for role in ROLES:
             moved = not same(before[role], roles.weights(role))
             assert moved == (role == learner), f"{name}: {role}"
@@ -105,7 +107,7 @@ def test_a_phase_moves_its_own_role_only(trainee):
 def test_trainers_leave_nothing_on_the_model(trainee):
     roles = trainee.estimator.roles
     before = trainee.estimator.log_prob(trainee.train[:3], ["x"] * 3, trainee.reasoning[:3]).sum
-    phases.connector_rl(trainee, 1)
+    phases.connector_rl(trainee, turn("connector_rl"))
     model = roles.module(CONNECTOR)
     bare = model.get_base_model() if roles.tuning == "lora" else model
     assert "forward" not in bare.__dict__
@@ -122,19 +124,20 @@ def test_the_gate_keeps_what_helps_and_puts_back_what_harms(trainee):
     start = gate.best.held_out.perplexity
 
     _spoil(trainee, ESTIMATOR)
-    gate.judge(1, "estimator_rl", ESTIMATOR, may_wait=False)
+    gate.judge(turn("estimator_rl"))
     assert gate.verdicts[-1]["kept"] is False and gate.verdicts[-1]["after"] > start
     assert all(same(best[role], roles.weights(role)) for role in ROLES)
 
     phases.sft(
         trainee,
         ESTIMATOR,
+        "fitted",
+        "on the held-out examples themselves",
         phases.estimator_rows(trainee.estimator, held_out, gate.best.held_out.reasoning),
         trainee.recipe.cold_start.estimator,
-        "on the held-out examples themselves",
-        steps=60,
+        Budget(60, 60),
     )
-    gate.judge(1, "estimator_sft", ESTIMATOR, may_wait=False)
+    gate.judge(turn("estimator_sft"))
     assert gate.verdicts[-1]["kept"] is True and gate.best.held_out.perplexity < start
     assert not same(best[ESTIMATOR], roles.weights(ESTIMATOR))
 
@@ -146,11 +149,11 @@ def test_a_connector_on_probation_is_judged_with_the_estimator_that_met_it(train
     reasoning = list(trainee.reasoning)
 
     _spoil(trainee, CONNECTOR)
-    gate.judge(1, "connector_rl", CONNECTOR, may_wait=True)
+    gate.judge(turn("connector_rl", estimator_sft_follows=True))
     assert gate.verdicts[-1]["kept"] is None and not same(best[CONNECTOR], roles.weights(CONNECTOR))
     trainee.reasoning[0] = "changed by a refresh"
     _spoil(trainee, ESTIMATOR)
-    gate.judge(1, "estimator_sft", ESTIMATOR, may_wait=False)
+    gate.judge(turn("estimator_sft"))
     assert [verdict["kept"] for verdict in gate.verdicts] == [False, False]
     assert all(same(best[role], roles.weights(role)) for role in ROLES)
     assert trainee.reasoning == reasoning
@@ -162,7 +165,7 @@ def test_a_refresh_of_a_kept_connector_outlasts_the_estimator_that_failed_on_it(
     gate.note_refresh()
     trainee.optimizers["estimator_sft"] = {"exp_avg|x": torch.ones(1)}
     _spoil(trainee, ESTIMATOR)
-    gate.judge(1, "estimator_sft", ESTIMATOR, may_wait=False)
+    gate.judge(turn("estimator_sft"))
     assert gate.verdicts[-1]["kept"] is False
     assert trainee.reasoning[0] == "written by the refresh" and trainee.chosen == [0, 2]
     assert trainee.optimizers == {}
@@ -175,7 +178,13 @@ def started_gate(trainee, held_out):
     return gate
 
 
+def turn(name, **options):
+    """The phase of that name in round 1, judged at once."""
+    return Turn(1, Phase.model_validate(name), name, gated=True, **options)
+
+
 def _spoil(trainee, role):
+    trainee.updates[role] += 1
     torch.manual_seed(0)
     weights = trainee.pair[role]
     trainee.load(role, {name: value + 0.5 * torch.randn_like(value) for name, value in weights.items()})
@@ -187,7 +196,7 @@ def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path):
     trainee = build(recipe_of(estimator_rl=rl), tmp_path)
     golden = [example.golden_response for example in trainee.train]
     before = trainee.estimator.log_prob(trainee.train, golden, trainee.reasoning).sum.mean()
-    phases.estimator_rl(trainee, 1)
+    phases.estimator_rl(trainee, turn("estimator_rl"))
     assert trainee.estimator.log_prob(trainee.train, golden, trainee.reasoning).sum.mean() > before + 0.1
 
 
@@ -197,7 +206,7 @@ def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, tuni
     lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}  # TRL leaves dropout on in the reference, too
     trainee = build(recipe_of(tuning, connector_rl=rl, logging={"every": 1}, model={"lora": lora}), tmp_path)
     trainee.record.main = True
-    phases.connector_rl(trainee, 1)
+    phases.connector_rl(trainee, turn("connector_rl"))
     lines = [json.loads(line) for line in trainee.record.path.read_text().splitlines()]
     kl = [line["connector/kl"] for line in lines if "connector/kl" in line]
     assert len(kl) == 4

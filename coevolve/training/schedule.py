@@ -1,0 +1,119 @@
+"""The recipe's rounds as a list of turns, and how long each of them is.
+
+One turn is one phase in one round, or a part of it where a phase goes on until the held-out measure stops improving.
+Rounds of one update each and rounds of an epoch each are lists of different length, and nothing else.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from coevolve.recipe import Recipe
+from coevolve.recipe.schema import Grpo, Optimization, Phase
+from coevolve.training.engines import steps_of
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A phase in its place.
+
+    Attributes:
+        round: counted from 1.
+        label: the phase's name, with its place in the round where the name comes more than once.
+        part: counted from 1; only phases with `until` have several.
+        last_part: of the phase.
+        estimator_sft_follows: in the same round, so that a connector which looks worse need not be judged yet.
+        gated: whether the pair is evaluated after it.
+    """
+
+    round: int
+    phase: Phase
+    label: str
+    part: int = 1
+    last_part: bool = True
+    estimator_sft_follows: bool = False
+    gated: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the run's stages and checkpoints call it."""
+        parts = f"-part-{self.part}" if self.phase.until else ""
+        return f"round-{self.round}-{self.label}{parts}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a training phase goes on, and what its learning rate's schedule is about.
+
+    Attributes:
+        steps: optimizer steps; with `tokens` the most that they can be.
+        schedule: optimizer steps that warm-up and decay go over.
+        done: of these, how many come before this phase; None for all that the run has done under the phase's name.
+        tokens: ends the phase with the step that reaches it.
+    """
+
+    steps: int
+    schedule: int
+    done: int | None = 0
+    tokens: int | None = None
+
+
+def turns_of(recipe: Recipe) -> Iterator[Turn]:
+    """All turns of a run, in order."""
+    rounds = recipe.rounds
+    names = [phase.name for phase in rounds.phases]
+    for index in range(1, rounds.count + 1):
+        places = [place for place, phase in enumerate(rounds.phases) if index % phase.every == 0]
+        for place in places:
+            phase = rounds.phases[place]
+            label = phase.name if names.count(phase.name) == 1 else f"{phase.name}-{place + 1}"
+            parts = math.ceil(phase.until.at_most / phase.until.steps) if phase.until else 1
+            for part in range(1, parts + 1):
+                yield Turn(
+                    round=index,
+                    phase=phase,
+                    label=label,
+                    part=part,
+                    last_part=part == parts,
+                    estimator_sft_follows=any(names[later] == "estimator_sft" for later in places if later > place),
+                    gated=_is_gated(phase, explicit=rounds.explicit_gates),
+                )
+
+
+def budget_of(recipe: Recipe, turn: Turn, settings: Optimization, examples_per_epoch: int) -> Budget:
+    """The budget of a turn that trains.
+
+    Args:
+        settings: the section of the phase's name.
+        examples_per_epoch: rows (completions in RL) of one pass over the data.
+    """
+    phase = turn.phase
+    if phase.tokens is not None:
+        # A prompt has a token at least, and so has what follows it.
+        steps = math.ceil(phase.tokens / (2 * settings.train_batch_size))
+        return Budget(steps, schedule=steps, tokens=phase.tokens)
+    if recipe.rounds.lr_schedule == "run":
+        turns = (other for other in turns_of(recipe) if other.phase.name == phase.name)
+        unit = updates_per_batch(settings)
+        planned = [math.ceil(_steps(other, settings, examples_per_epoch) / unit) * unit for other in turns]
+        return Budget(_steps(turn, settings, examples_per_epoch), schedule=sum(planned), done=None)
+    steps = _steps(turn, settings, examples_per_epoch)
+    if phase.until is None:
+        return Budget(steps, schedule=steps)
+    return Budget(steps, schedule=phase.until.at_most, done=(turn.part - 1) * phase.until.steps)
+
+
+def updates_per_batch(settings: Optimization) -> int:
+    """Optimizer steps that share one batch of completions; a phase begins with a new one."""
+    return settings.updates_per_generation * settings.num_iterations if isinstance(settings, Grpo) else 1
+
+
+def _is_gated(phase: Phase, *, explicit: bool) -> bool:
+    return phase.kind == "evaluate" or (phase.trains and (phase.until is not None or not explicit))
+
+
+def _steps(turn: Turn, settings: Optimization, examples_per_epoch: int) -> int:
+    phase = turn.phase
+    if phase.until is not None:
+        return min(phase.until.steps, phase.until.at_most - (turn.part - 1) * phase.until.steps)
+    return phase.steps or steps_of(settings, examples_per_epoch)
