@@ -75,7 +75,7 @@ def test_alternating_updates_resume_to_the_bit(recipe_of, tmp_path):
     assert [gate["round"] for gate in results["gates"]] == [2, 4]
 
     class Once(Stop):
-        looks = 45
+        looks = 250
 
         @property
         def requested(self):
