@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,8 @@ from coevolve.training.engines import Plan, Segment, SftRow, Watcher, run_grpo, 
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.processes import Processes
 from coevolve.training.record import Record, Work
-from coevolve.training.scorers import ConnectorScore, EstimatorScore
+from coevolve.training.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
+from coevolve.training.scorers import ConnectorBatch, EstimatorBatch
 from coevolve.training.seeds import derive_seed
 from coevolve.training.spread import SpreadEstimator
 
@@ -217,15 +219,15 @@ def connector_rl(trainee: Trainee, round_index: int) -> None:
     """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is the reward."""
     settings = trainee.recipe.connector_rl
     render = trainee.estimator.renderer
-    weights = settings.rewards
-    score = ConnectorScore(trainee.estimator, trainee.train, weights.target_words)
-    rewards = [
-        ("likelihood", score.likelihood, weights.likelihood),
-        ("format", score.format, weights.format),
-        ("length", score.length, weights.length),
-    ]
+    judging = Judging(
+        "connector_rl.rewards",
+        settings.rewards,
+        CONNECTOR_REWARDS,
+        partial(ConnectorBatch, trainee.estimator, trainee.train, target_words=settings.rewards.target_words),
+        trainee.processes,
+    )
     prompts = [render.connector(example) for example in trainee.train]
-    written = grpo(trainee, CONNECTOR, "connector_rl", round_index, prompts, rewards, settings)
+    written = grpo(trainee, CONNECTOR, "connector_rl", round_index, prompts, judging.functions(), settings)
     show_samples(
         trainee,
         "connector_rl",
@@ -277,8 +279,21 @@ def estimator_rl(trainee: Trainee, round_index: int) -> None:
     settings = trainee.recipe.estimator_rl
     render = trainee.estimator.renderer
     examples, reasoning = trainee.estimator_data()
-    weights = settings.rewards
-    score = EstimatorScore(trainee.estimator, examples, reasoning, weights.judge)
+    judging = Judging(
+        "estimator_rl.rewards",
+        settings.rewards,
+        ESTIMATOR_REWARDS,
+        partial(
+            EstimatorBatch,
+            trainee.estimator,
+            examples,
+            reasoning,
+            judge=settings.rewards.judge,
+            group=settings.num_generations,
+            processes=trainee.processes,
+        ),
+        trainee.processes,
+    )
     rows = estimator_rows(trainee.estimator, examples, reasoning)
     order = np.random.default_rng(derive_seed(trainee.recipe.seed, "golden", round_index)).permutation(len(rows))
     written = grpo(
@@ -287,11 +302,11 @@ def estimator_rl(trainee: Trainee, round_index: int) -> None:
         "estimator_rl",
         round_index,
         [render.estimator(example, text) for example, text in zip(examples, reasoning, strict=True)],
-        [("match", score.match, weights.match), ("format", score.format, weights.format)],
+        judging.functions(),
         settings,
         golden_rows=[rows[index] for index in order],
         golden_nll_weight=settings.golden_nll_weight,
-        needs_reference=weights.judge == "likelihood",
+        needs_reference=settings.rewards.asks_reference,
     )
     show_samples(
         trainee,
@@ -343,9 +358,8 @@ def grpo(
     def train(plan: Plan) -> None:
         with trainee.estimator.roles.frozen(role, trainee.pair[role]) if frozen else nullcontext() as reference:
             reference = reference if settings.beta else None
-            run_grpo(plan, prompts, wanted, settings, reference=reference, **options)
+            run_grpo(plan, prompts, named_rewards, settings, reference=reference, **options)
 
-    wanted = [reward for reward in named_rewards if reward[2]]
     frozen = bool(settings.beta) or needs_reference
     steps = steps_of(settings, len(prompts) * settings.num_generations)
     seed = derive_seed(trainee.recipe.seed, name, round_index)
