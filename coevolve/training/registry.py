@@ -3,8 +3,8 @@ as a reward for training other models.)
 
 A name in the recipe's `rewards` stands for an entry of CONNECTOR_REWARDS or ESTIMATOR_REWARDS; TRL logs each as
 `rewards/NAME/mean` and `/std`, before weighting. A completion that cannot be judged (cut off, empty, unparsable) gets
-the entry's lowest value, below which the reward never falls, and is counted in `rewards/NAME/lowest`. Weights are not
-negative, so the lowest value is also the lowest contribution.
+the entry's lowest value, below which no other of the batch lies, and is counted in `rewards/NAME/lowest`. Weights are
+not negative, so the lowest value is also the lowest contribution.
 
 A user's own reward is a function with TRL's signature, named in `rewards.custom` by its import path:
 
@@ -58,22 +58,27 @@ class Reward:
     Attributes:
         values: one for each completion of a batch; None where it cannot be judged.
         lowest: what such a one gets.
+        bounded: whether no value is below `lowest` anyway. Otherwise such a one gets the lowest of the batch, if that
+            is lower.
     """
 
     values: Callable[[Any], Values]
     lowest: Callable[[Any], float] = lambda batch: 0.0
+    bounded: bool = True
 
 
 CONNECTOR_REWARDS: Mapping[str, Reward] = {
     "likelihood": Reward(lambda batch: _each(rewards.likelihood, batch.golden)),
     "log_likelihood": Reward(
-        lambda batch: _each(partial(rewards.log_likelihood, lowest=batch.lowest_log_probability), batch.golden),
-        lowest=lambda batch: batch.lowest_log_probability,
+        lambda batch: _each(rewards.log_likelihood, batch.golden),
+        lowest=lambda batch: batch.log_uniform,
+        bounded=False,
     ),
     "mean_probability": Reward(lambda batch: _each(rewards.mean_probability, batch.golden)),
     "gain": Reward(
-        lambda batch: _each(partial(rewards.gain, lowest=batch.lowest_log_probability), batch.golden, batch.unaided),
-        lowest=lambda batch: batch.lowest_log_probability,
+        lambda batch: _each(rewards.gain, batch.golden, batch.unaided),
+        lowest=lambda batch: batch.log_uniform,
+        bounded=False,
     ),
     "format": Reward(lambda batch: _each(partial(rewards.reasoning_format, sections=batch.sections), batch.texts)),
     "length": Reward(
@@ -128,8 +133,13 @@ class Judging:
         self, name: str, *, completion_ids: list[list[int]], index: list[int], log_metric: LogMetric, **_: Any
     ) -> list[float]:
         batch, reward = self._read(completion_ids, index, log_metric), self.named[name]
-        values = checked(f"{self.field}.{name}", reward.values(batch), len(completion_ids))
-        return self._filled(name, values, reward.lowest(batch), log_metric)
+        values = self.processes.together(
+            lambda: checked(f"{self.field}.{name}", reward.values(batch), len(completion_ids)), heed_stop=False
+        )
+        lowest = reward.lowest(batch)
+        if not reward.bounded:
+            lowest = min([lowest, *self._of_all_processes(values)])
+        return self._filled(name, values, lowest, log_metric)
 
     def _ask_custom(
         self, path: str, *, completion_ids: list[list[int]], index: list[int], log_metric: LogMetric, **columns: Any
@@ -144,11 +154,14 @@ class Judging:
                 raise RewardError(f"{field} {failure(error)}") from error
             return checked(field, values, len(completion_ids))
 
-        # The lowest is that of all processes; none of them may fail alone before they meet.
         values = self.processes.together(ask, heed_stop=False)
-        everywhere = [value for share in self.processes.gather(values) for value in share if value is not None]
+        lowest = min(self._of_all_processes(values), default=0.0)
         usable = [value if use else None for value, use in zip(values, batch.usable, strict=True)]
-        return self._filled(column_of(path), usable, min(everywhere, default=0.0), log_metric)
+        return self._filled(column_of(path), usable, lowest, log_metric)
+
+    def _of_all_processes(self, values: Values) -> list[float]:
+        """The numbers among the values. A collective call: no process may have failed before it."""
+        return [value for share in self.processes.gather(values) for value in share if value is not None]
 
     def _read(self, completion_ids: list[list[int]], index: list[int], log_metric: LogMetric) -> Batch:
         # TRL asks one reward after the other about the same list.

@@ -1,7 +1,7 @@
 """Rewards, as pure functions of texts, token ids and log-probabilities. `registry` gives them their names.
 
 All of them are for a completion that can be judged; what one gets that is cut off, empty or unparsable stands in the
-registry, and is never above what any of these functions can give.
+registry.
 """
 
 import math
@@ -33,26 +33,21 @@ def mean_probability(log_probs: NDArray[np.float64]) -> float:
     return float(np.mean(np.exp(log_probs)))
 
 
-def log_likelihood(log_probs: NDArray[np.float64], lowest: float) -> float:
-    """Mean token log q2(y | x, r), nats per token, in [lowest, 0].
-
-    Args:
-        lowest: a mean below it counts as this much; without a bound there would be no lowest reward.
-    """
-    return max(float(np.mean(log_probs)), lowest)
+def log_likelihood(log_probs: NDArray[np.float64]) -> float:
+    """Mean token log q2(y | x, r), nats per token."""
+    return float(np.mean(log_probs))
 
 
-def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64], lowest: float) -> float:
-    """Mean token log q2(y | x, r) - log q2(y | x), nats per token, at least `lowest`.
+def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
+    """Mean token log q2(y | x, r) - log q2(y | x), nats per token.
 
     In a group, which shares x and y, it differs from `log_likelihood` by a constant; what it adds is a value that is
     above 0 if and only if the reasoning helps.
 
     Args:
         unaided: log-probabilities of the same tokens without a reasoning, shape (T,).
-        lowest: as in `log_likelihood`, for the first term.
     """
-    return log_likelihood(log_probs, lowest) - float(np.mean(unaided))
+    return log_likelihood(log_probs) - log_likelihood(unaided)
 
 
 def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:

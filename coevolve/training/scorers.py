@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from coevolve.data.example import Example
+from coevolve.errors import TooLongError
 from coevolve.prompts import Renderer, core_features
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
@@ -38,7 +39,7 @@ class ConnectorBatch:
         features: N texts; None where there are no core features.
         usable: N flags, whether there are any.
         figures: the share of the others.
-        lowest_log_probability: nats per token; what a uniform guess over the vocabulary gets.
+        log_uniform: what a uniform guess over the vocabulary gets, nats per token.
     """
 
     def __init__(
@@ -58,15 +59,15 @@ class ConnectorBatch:
         self.features = [core_features(text or "", self.sections) for text in self.texts]
         self.usable = [features is not None for features in self.features]
         self.figures = {"unparsable_completions": 1 - sum(self.usable) / len(self.usable)}
-        self.lowest_log_probability = -math.log(len(estimator.renderer.tokenizer))
+        self.log_uniform = -math.log(len(estimator.renderer.tokenizer))
 
     @cached_property
     def golden(self) -> list[np.ndarray | None]:
-        """N arrays (T,): log q2 of the golden response's tokens, nats, given the reasoning's core features."""
-        places = _places(self.usable)
-        examples, texts = [self.examples[place] for place in places], [self.texts[place] for place in places]
-        scores = self.estimator.token_log_probs(examples, golden_responses(examples), texts)
-        return _in_place(self.usable, scores)
+        """N arrays (T,): log q2 of the golden response's tokens, nats, given the reasoning's core features.
+
+        None where there are none, or where they are so long that the response does not fit the model behind them.
+        """
+        return _in_place(self.usable, self._golden(_places(self.usable)))
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
@@ -81,6 +82,16 @@ class ConnectorBatch:
     def columns(self) -> dict[str, list[Any]]:
         """What a user's reward gets beside what TRL gives it."""
         return _columns(self.examples)
+
+    def _golden(self, places: Sequence[int]) -> list[np.ndarray | None]:
+        examples = [self.examples[place] for place in places]
+        try:
+            return self.estimator.token_log_probs(
+                examples, golden_responses(examples), [self.texts[place] for place in places]
+            )
+        except TooLongError:
+            # The data was checked with room for a reasoning, so this is rare; which one it was, each is asked alone.
+            return [None] if len(places) == 1 else [score for place in places for score in self._golden([place])]
 
 
 class EstimatorBatch:
@@ -155,13 +166,13 @@ class EstimatorBatch:
         shares = self.processes.gather(mine)
         everywhere = [row for share in shares for row in share]
         first = sum(len(share) for share in shares[: self.processes.rank])
-        values: list[float | None] = []
-        for start in range(0, len(everywhere), self.group):
-            if start < first + len(mine) and start + self.group > first:
-                values += self._group_scores(everywhere[start : start + self.group])
-            else:
-                values += [None] * self.group
-        return values[first : first + len(mine)]
+        before = first % self.group
+        values = [
+            score
+            for start in range(first - before, first + len(mine), self.group)
+            for score in self._group_scores(everywhere[start : start + self.group])
+        ]
+        return values[before : before + len(mine)]
 
     def columns(self) -> dict[str, list[Any]]:
         """What a user's reward gets beside what TRL gives it."""
@@ -183,9 +194,8 @@ class EstimatorBatch:
             first.setdefault(self._index[place], place)
         rows = sorted(first)
         places = [first[row] for row in rows]
-        golden = dict(
-            zip(rows, self._judged(places, golden_responses([self.examples[p] for p in places])), strict=True)
-        )
+        responses = golden_responses([self.examples[place] for place in places])
+        golden = dict(zip(rows, self._judged(places, responses), strict=True))
         return [
             rewards.match_ratio(value, golden[self._index[place]])
             for place, value in zip(_places(self.usable), candidates, strict=True)
