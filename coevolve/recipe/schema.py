@@ -223,16 +223,45 @@ class Grpo(Optimization):
         return self
 
 
-class ConnectorRewards(Section):
-    """Weights of the connector's rewards (0 leaves one out), and what the length counts towards."""
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+CustomRewards = dict[ImportPath, Weight]
 
-    likelihood: float = 1.0
-    """exp(mean token log q2(golden response | x, features of r))."""
-    format: float = 1.0
+
+class Rewards(Section):
+    """Weights of a role's rewards; 0 leaves one out. What a completion gets that cannot be judged, and how to add
+    rewards of one's own, stands in `coevolve.training.registry`."""
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> "Rewards":
+        columns = [path.partition(":")[2] for path in self.custom]
+        taken = [name for name in columns if name in type(self).model_fields or columns.count(name) > 1]
+        if taken:
+            raise ValueError(f"custom: two rewards would be logged as {taken[0]!r}; give the function another name")
+        if not any(value for _, value in self if isinstance(value, float)) and not any(self.custom.values()):
+            raise ValueError("all weights are 0; reinforcement learning needs a reward")
+        return self
+
+
+class ConnectorRewards(Rewards):
+    """The connector's rewards, and what the length counts towards."""
+
+    likelihood: Weight = 1.0
+    """exp(mean token log q2(golden response | x, features of r)): the geometric mean of the token probabilities."""
+    log_likelihood: Weight = 0.0
+    """The mean token log-probability itself, in nats per token."""
+    mean_probability: Weight = 0.0
+    """The arithmetic mean of the token probabilities, as in RLPR."""
+    gain: Weight = 0.0
+    """log q2(y | x, r) - log q2(y | x), nats per token. In GRPO, whose groups share x and y, the same as
+    `log_likelihood` but for its level."""
+    format: Weight = 1.0
     """0.5 for a well-formed core-features block, 0.5 for all expected sections."""
-    length: float = 1.0
+    length: Weight = 1.0
     """min(words in the features / target_words, 1)."""
     target_words: Positive = 600
+    custom: CustomRewards = {}
+    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names."""
 
 
 class ConnectorRl(Grpo):
@@ -252,26 +281,54 @@ class Refresh(Section):
     """Share of the examples that keep the teacher's r* instead."""
 
 
-class EstimatorRewards(Section):
-    """Weights of the estimator's rewards, and who judges."""
+class EstimatorRewards(Rewards):
+    """The estimator's rewards, and who judges."""
 
     judge: Literal["base", "overlap", "likelihood"] = "base"
     """`base`: the frozen base model says how much of the core features a candidate matches (the published form).
     `overlap`: the share of the golden response's words that the candidate has, which needs no model.
     `likelihood`: the candidate's probability under the estimator as the phase began, against the golden's."""
-    match: float = 1.0
+    match: Weight = 1.0
     """min(1, judged candidate / judged golden response)."""
-    format: float = 1.0
+    format: Weight = 1.0
     """1 for a response that ends by itself and is not empty, else 0."""
+    reference_likelihood: Weight = 0.0
+    """exp(mean token log-probability) of the candidate under the estimator as the phase began."""
+    kernel_score: Weight = 0.0
+    """The candidate's part in its group's kernel score: its likeness to the golden response, less its likeness to the
+    other candidates. A proper score, so it does not sharpen the estimator as the others do."""
+    custom: CustomRewards = {}
+    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names."""
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether the untouched base model is needed."""
+        return bool(self.match) and self.judge == "base"
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the estimator as the phase began is needed."""
+        return bool(self.reference_likelihood) or (bool(self.match) and self.judge == "likelihood")
 
 
 class EstimatorRl(Grpo):
     """Phase d: the estimator learns from its own responses."""
 
     rewards: EstimatorRewards = EstimatorRewards()
-    golden_nll_weight: Annotated[float, Field(ge=0)] = 0.0
+    golden_nll_weight: Weight = 0.0
     """Weight of the golden response's negative log-likelihood per token, added to each step's loss. Without it
     this phase sharpens the estimator, and held-out perplexity gets worse."""
+
+    @model_validator(mode="after")
+    def _stays_proper(self) -> "EstimatorRl":
+        if self.rewards.kernel_score and self.scale_rewards == "group":
+            raise ValueError(
+                "rewards.kernel_score is a proper score only where groups are not scaled one by one; set "
+                "scale_rewards: none or batch"
+            )
+        if self.rewards.kernel_score and self.num_generations < 3:
+            raise ValueError("rewards.kernel_score compares a candidate with others; set num_generations to 3 or more")
+        return self
 
 
 class Until(Section):
@@ -486,7 +543,7 @@ class Recipe(Section):
             raise ValueError("prompts: world and data.world go together; use another prompt set for other data")
         if self.model.base == "tiny" and self.data.world is None:
             raise ValueError("model.base: tiny knows the words of the synthetic world only; it needs data.world")
-        if self.model.base == "tiny" and self.estimator_rl and self.estimator_rl.rewards.judge == "base":
+        if self.model.base == "tiny" and self.estimator_rl and self.estimator_rl.rewards.asks_base:
             raise ValueError(
                 "estimator_rl.rewards.judge: base cannot be used with model.base: tiny, which was never "
                 "trained to judge; accepted are overlap and likelihood"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -21,8 +22,9 @@ from coevolve.training.engines import Lazy, Plan, Schedule, Segment, SftRow, Wat
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.processes import Processes
 from coevolve.training.record import Record, Work
+from coevolve.training.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
 from coevolve.training.schedule import Budget, Turn, budget_of, updates_per_batch
-from coevolve.training.scorers import ConnectorScore, EstimatorScore
+from coevolve.training.scorers import ConnectorBatch, EstimatorBatch
 from coevolve.training.seeds import derive_seed
 from coevolve.training.spread import SpreadEstimator
 
@@ -237,15 +239,15 @@ def connector_rl(trainee: Trainee, turn: Turn) -> None:
     """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is the reward."""
     settings = trainee.recipe.connector_rl
     render = trainee.estimator.renderer
-    weights = settings.rewards
-    score = ConnectorScore(trainee.estimator, trainee.train, weights.target_words)
-    rewards = [
-        ("likelihood", score.likelihood, weights.likelihood),
-        ("format", score.format, weights.format),
-        ("length", score.length, weights.length),
-    ]
+    judging = Judging(
+        "connector_rl.rewards",
+        settings.rewards,
+        CONNECTOR_REWARDS,
+        partial(ConnectorBatch, trainee.estimator, trainee.train, target_words=settings.rewards.target_words),
+        trainee.processes,
+    )
     prompts = Lazy(len(trainee.train), lambda index: render.connector(trainee.train[index]))
-    written = grpo(trainee, CONNECTOR, turn, prompts, rewards, settings)
+    written = grpo(trainee, CONNECTOR, turn, prompts, judging.functions(), settings)
     show_samples(
         trainee,
         "connector_rl",
@@ -307,8 +309,21 @@ def estimator_rl(trainee: Trainee, turn: Turn) -> None:
     settings = trainee.recipe.estimator_rl
     render = trainee.estimator.renderer
     examples, reasoning = trainee.estimator_data()
-    weights = settings.rewards
-    score = EstimatorScore(trainee.estimator, examples, reasoning, weights.judge)
+    judging = Judging(
+        "estimator_rl.rewards",
+        settings.rewards,
+        ESTIMATOR_REWARDS,
+        partial(
+            EstimatorBatch,
+            trainee.estimator,
+            examples,
+            reasoning,
+            judge=settings.rewards.judge,
+            group=settings.num_generations,
+            processes=trainee.processes,
+        ),
+        trainee.processes,
+    )
     rows = estimator_rows(trainee.estimator, examples, reasoning)
     order = np.random.default_rng(derive_seed(trainee.recipe.seed, "golden")).permutation(len(rows))
     written = grpo(
@@ -316,11 +331,11 @@ def estimator_rl(trainee: Trainee, turn: Turn) -> None:
         ESTIMATOR,
         turn,
         Lazy(len(examples), lambda index: render.estimator(examples[index], reasoning[index])),
-        [("match", score.match, weights.match), ("format", score.format, weights.format)],
+        judging.functions(),
         settings,
         golden_rows=Lazy(len(rows), lambda place: rows[order[place]]),
         golden_nll_weight=settings.golden_nll_weight,
-        needs_reference=weights.judge == "likelihood",
+        needs_reference=settings.rewards.asks_reference,
     )
     show_samples(
         trainee,
@@ -371,9 +386,8 @@ def grpo(
     def train(plan: Plan) -> None:
         with trainee.estimator.roles.frozen(role, trainee.pair[role]) if frozen else nullcontext() as reference:
             reference = reference if settings.beta else None
-            run_grpo(plan, prompts, wanted, settings, reference=reference, **options)
+            run_grpo(plan, prompts, named_rewards, settings, reference=reference, **options)
 
-    wanted = [reward for reward in named_rewards if reward[2]]
     frozen = bool(settings.beta) or needs_reference
     budget = budget_of(trainee.recipe, turn, settings, len(prompts) * settings.num_generations)
     updates = updates_per_batch(settings)

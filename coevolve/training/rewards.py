@@ -1,18 +1,53 @@
-"""Rewards, as pure functions of texts and log-probabilities.
+"""Rewards, as pure functions of texts, token ids and log-probabilities. `registry` gives them their names.
 
-A completion that is cut off, empty or unparsable gets the lowest value, 0, from each of them.
+All of them are for a completion that can be judged; what one gets that is cut off, empty or unparsable stands in the
+registry.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from coevolve.prompts import core_features, missing_sections
 
+# Of the connector: what its reasoning does to the golden response's tokens, log q2(y_t | x, r, y_<t), shape (T,), nats.
 
-def likelihood(mean_log_prob: float) -> float:
-    """exp(mean token log q2(y | x, r)): the geometric mean of the response's token probabilities, in (0, 1]."""
-    return math.exp(mean_log_prob)
+
+def likelihood(log_probs: NDArray[np.float64]) -> float:
+    """exp(mean token log q2(y | x, r)): the geometric mean of the response's token probabilities, in (0, 1].
+
+    Of the estimator's own response, under the estimator as the phase began, it is the reference-likelihood.
+    """
+    return math.exp(np.mean(log_probs))
+
+
+def mean_probability(log_probs: NDArray[np.float64]) -> float:
+    """The arithmetic mean of the response's token probabilities, in (0, 1] (RLPR, arXiv 2506.18254).
+
+    One improbable token costs 1 / T of it at most, where it can cost all of the geometric mean.
+    """
+    return float(np.mean(np.exp(log_probs)))
+
+
+def log_likelihood(log_probs: NDArray[np.float64]) -> float:
+    """Mean token log q2(y | x, r), nats per token."""
+    return float(np.mean(log_probs))
+
+
+def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
+    """Mean token log q2(y | x, r) - log q2(y | x), nats per token.
+
+    In a group, which shares x and y, it differs from `log_likelihood` by a constant; what it adds is a value that is
+    above 0 if and only if the reasoning helps.
+
+    Args:
+        unaided: log-probabilities of the same tokens without a reasoning, shape (T,).
+    """
+    return log_likelihood(log_probs) - log_likelihood(unaided)
 
 
 def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:
@@ -21,10 +56,17 @@ def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:
     return 0.5 * has_features + 0.5 * (not missing_sections(reasoning, sections))
 
 
-def features_length(reasoning: str, sections: Sequence[str], target_words: int) -> float:
+def features_length(features: str, target_words: int) -> float:
     """min(words in the core features / target, 1)."""
-    features = core_features(reasoning, sections) or ""
     return min(len(features.split()) / target_words, 1.0)
+
+
+# Of the estimator: what its own response is worth.
+
+
+def response_format(response: str) -> float:
+    """1 for a response with a visible character; that it ended its own turn is asked before."""
+    return float(bool(response.strip()))
 
 
 def match_ratio(candidate: float, golden: float) -> float:
@@ -38,6 +80,51 @@ def word_overlap(candidate: str, golden: str) -> float:
     return sum((wanted & found).values()) / max(sum(wanted.values()), 1)
 
 
-def response_format(response: str, finished: bool) -> float:
-    """1 for a response that is not empty and ends its own turn."""
-    return float(finished and bool(response.strip()))
+def similarity(one: Sequence[int], other: Sequence[int]) -> float:
+    """How much two token sequences have in common, in [0, 1]: k(a, b) = |A & B| / sqrt(|A| |B|).
+
+    A and B are the sequences' tokens and pairs of neighbours, counted with repeats. The intersection of histograms is
+    a positive definite kernel (Barla, Odone, Verri, ICIP 2003), and stays one when it is normalised, which is what
+    makes `kernel_scores` proper.
+
+    Args:
+        one, other: at least one token each.
+    """
+    a, b = _parts(one), _parts(other)
+    return (a & b).total() / math.sqrt(a.total() * b.total())
+
+
+def kernel_scores(to_golden: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For a group of G samples of q, rewards whose policy gradient is that of the kernel score: (G,).
+
+    The kernel score S(q, y) = E k(X, y) - E k(X, X') / 2, with X and X' drawn from q, is proper: in expectation over
+    y ~ p nothing scores better than q = p (Gneiting & Raftery, JASA 2007, section 5.1). So it rewards likeness to the
+    golden response without rewarding a q that always says the same, which likeness alone does.
+
+        reward_i = k(x_i, y) - sum_{j != i} k(x_i, x_j) / (G - 2)
+
+    A sample occurs in both arguments of the second term, which takes its 1/2 away; and a group's mean, which GRPO
+    subtracts, holds each k(x_i, x_j) twice, which makes G - 2 of the number of others, G - 1. With advantages
+    reward_i - mean, unscaled, E sum_i advantage_i grad log q(x_i) = (G - 1) grad S(q, y).
+
+    Args:
+        to_golden: k(x_i, y), shape (G,), in [0, 1].
+        among: k(x_i, x_j), shape (G, G), in [0, 1]; its diagonal is not looked at.
+
+    Raises:
+        ValueError: other shapes, or G below 3.
+    """
+    size = len(to_golden)
+    if size < 3 or to_golden.shape != (size,) or among.shape != (size, size):
+        raise ValueError(f"kernel_scores needs shapes (G,) and (G, G), G >= 3; found {to_golden.shape}, {among.shape}.")
+    others = among.sum(axis=1) - among.diagonal()
+    return to_golden - others / (size - 2)
+
+
+def lowest_kernel_score(size: int) -> float:
+    """The lowest of `kernel_scores` in a group of `size`: unlike the golden response, and what all others say too."""
+    return -(size - 1) / (size - 2)
+
+
+def _parts(ids: Sequence[int]) -> Counter:
+    return Counter([*ids, *pairwise(ids)])

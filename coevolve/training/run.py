@@ -32,6 +32,7 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
 from coevolve.training.checkpoints import Checkpoint, CheckpointWriter
+from coevolve.training.custom_rewards import check_rewards
 from coevolve.training.diagnostics import diagnose, drift, warnings_in
 from coevolve.training.engines import Segment
 from coevolve.training.evaluation import Evaluated, evaluate, golden_responses
@@ -86,9 +87,11 @@ def train(
     Raises:
         Interrupted: the run was asked to stop; it is saved.
         ArtifactError: the directory is in use, holds a run that cannot be resumed, or cannot be written.
-        DataError, RecipeError, TooLongError: before anything is trained.
+        DataError, RecipeError, RewardError, TooLongError: before anything is trained.
+        RewardError: a reward gave something else than one finite number for each completion; it is named.
         ProcessError: another process failed or died; it is named.
     """
+    check_rewards(recipe)
     quieten_libraries()
     # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a million objects.
     gc.freeze()

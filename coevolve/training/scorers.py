@@ -1,121 +1,249 @@
-"""Rewards that ask the resident models: from a batch of completions, as TRL hands them over, to one value each.
+"""A batch of completions as all rewards of a role see it, with what the resident models say of it.
 
-A completion that was cut off counts as empty, since nobody can know what it would have become.
+Rewards share the passes of the models: each is made when the first reward asks for it, and kept as long as the batch.
+One value stands for each completion, None where a completion cannot be judged. One that was cut off counts as empty,
+since nobody can know what it would have become.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
 from coevolve.data.example import Example
-from coevolve.errors import RewardError
+from coevolve.errors import TooLongError
 from coevolve.prompts import Renderer, core_features
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
 from coevolve.scoring.roles import REFERENCE
 from coevolve.training import rewards
+from coevolve.training.diagnostics import NO_REASONING
 from coevolve.training.evaluation import golden_responses
+from coevolve.training.processes import Processes
 
 
-class ConnectorScore:
-    """The connector's rewards for a batch of completions, as TRL calls them."""
+class ConnectorBatch:
+    """Reasonings of the connector.
 
-    def __init__(self, estimator: ProbabilityEstimator, examples: Sequence[Example], target_words: int):
-        self.estimator = estimator
-        self.examples = examples
-        self.render = estimator.renderer
-        self.sections = self.render.prompts.sections
-        self.target_words = target_words
+    Args:
+        examples: of the phase.
+        completion_ids: N completions, as TRL hands them over.
+        index: of each completion, its place in `examples`.
+        target_words: what the length counts towards.
 
-    def likelihood(
-        self, *, completion_ids: list[list[int]], index: list[int], log_metric: Any, **_: Any
-    ) -> list[float]:
-        texts = finished_texts(self.render, completion_ids)
-        usable = [i for i, text in enumerate(texts) if core_features(text, self.sections) is not None]
-        log_metric("unparsable_completions", 1 - len(usable) / len(texts))
-        examples = [self.examples[index[i]] for i in usable]
-        scores = self.estimator.log_prob(examples, golden_responses(examples), [texts[i] for i in usable])
-        values = [0.0] * len(texts)
-        for i, mean in zip(usable, scores.mean, strict=True):
-            values[i] = rewards.likelihood(mean)
-        return _finite("likelihood", values)
-
-    def format(self, *, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return [rewards.reasoning_format(text, self.sections) for text in finished_texts(self.render, completion_ids)]
-
-    def length(self, *, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        texts = finished_texts(self.render, completion_ids)
-        return [rewards.features_length(text, self.sections, self.target_words) for text in texts]
-
-
-class EstimatorScore:
-    """The estimator's rewards for a batch of completions, as TRL calls them."""
+    Attributes:
+        texts: N texts; None where one is cut off or empty.
+        features: N texts; None where there are no core features.
+        usable: N flags, whether there are any.
+        figures: the share of the others.
+        log_uniform: what a uniform guess over the vocabulary gets, nats per token.
+    """
 
     def __init__(
-        self, estimator: ProbabilityEstimator, examples: Sequence[Example], reasoning: Sequence[str], judge: str
+        self,
+        estimator: ProbabilityEstimator,
+        examples: Sequence[Example],
+        completion_ids: Sequence[Sequence[int]],
+        index: Sequence[int],
+        *,
+        target_words: int,
     ):
         self.estimator = estimator
-        self.examples = examples
-        self.reasoning = reasoning
+        self.sections = estimator.renderer.prompts.sections
+        self.target_words = target_words
+        self.examples = [examples[row] for row in index]
+        self.texts = finished_texts(estimator.renderer, completion_ids)
+        self.features = [core_features(text or "", self.sections) for text in self.texts]
+        self.usable = [features is not None for features in self.features]
+        self.figures = {"unparsable_completions": 1 - sum(self.usable) / len(self.usable)}
+        self.log_uniform = -math.log(len(estimator.renderer.tokenizer))
+
+    @cached_property
+    def golden(self) -> list[np.ndarray | None]:
+        """N arrays (T,): log q2 of the golden response's tokens, nats, given the reasoning's core features.
+
+        None where there are none, or where they are so long that the response does not fit the model behind them.
+        """
+        return _in_place(self.usable, self._golden(_places(self.usable)))
+
+    @cached_property
+    def unaided(self) -> list[np.ndarray]:
+        """N arrays (T,): the same tokens under the same prompt without any core features; asked once per example."""
+        distinct = {example.sample_id: example for example in self.examples}
+        examples = list(distinct.values())
+        nothing = [NO_REASONING] * len(examples)
+        scores = self.estimator.token_log_probs(examples, golden_responses(examples), nothing)
+        by_id = dict(zip(distinct, scores, strict=True))
+        return [by_id[example.sample_id] for example in self.examples]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """What a user's reward gets beside what TRL gives it."""
+        return _columns(self.examples)
+
+    def _golden(self, places: Sequence[int]) -> list[np.ndarray | None]:
+        examples = [self.examples[place] for place in places]
+        try:
+            return self.estimator.token_log_probs(
+                examples, golden_responses(examples), [self.texts[place] for place in places]
+            )
+        except TooLongError:
+            # The data was checked with room for a reasoning, so this is rare; which one it was, each is asked alone.
+            return [None] if len(places) == 1 else [score for place in places for score in self._golden([place])]
+
+
+class EstimatorBatch:
+    """Responses of the estimator.
+
+    Args:
+        examples, reasoning: of the phase; the reasoning is what the estimator was shown.
+        completion_ids: N completions, as TRL hands them over.
+        index: of each completion, its place in `examples`.
+        judge: who judges the match.
+        group: G, completions of one prompt; they lie side by side in the batch of all processes together.
+
+    Attributes:
+        texts: N texts; None where one is cut off or empty.
+        usable: N flags, whether it is not.
+        figures: none.
+    """
+
+    figures: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(
+        self,
+        estimator: ProbabilityEstimator,
+        examples: Sequence[Example],
+        reasoning: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        index: Sequence[int],
+        *,
+        judge: Literal["base", "overlap", "likelihood"],
+        group: int,
+        processes: Processes,
+    ):
+        self.estimator = estimator
         self.render = estimator.renderer
-        self.judge = judge
+        self.examples = [examples[row] for row in index]
+        self.reasoning = [reasoning[row] for row in index]
+        self.ids = completion_ids
+        self.texts = finished_texts(self.render, completion_ids)
+        self.usable = [text is not None for text in self.texts]
+        self.judge, self.group, self.processes = judge, group, processes
+        self._index = index
 
-    def match(self, *, completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
-        texts = finished_texts(self.render, completion_ids)
-        usable = [i for i, text in enumerate(texts) if text]
-        values = [0.0] * len(texts)
+    @cached_property
+    def match(self) -> list[float | None]:
+        """min(1, judged candidate / judged golden response)."""
+        places = _places(self.usable)
+        texts = [self.texts[place] for place in places]
         if self.judge == "overlap":
-            golden = golden_responses([self.examples[row] for row in index])
-            judged = [rewards.word_overlap(texts[i], golden[i]) for i in usable]
+            golden = golden_responses([self.examples[place] for place in places])
+            values = [rewards.word_overlap(text, wanted) for text, wanted in zip(texts, golden, strict=True)]
+        elif self.judge == "likelihood":
+            values = self._ratios([float(self.reference[place].mean()) for place in places])
         else:
-            judged = self._match_ratios([index[i] for i in usable], [texts[i] for i in usable])
-        for i, value in zip(usable, judged, strict=True):
-            values[i] = value
-        return _finite("match", values)
+            values = self._ratios(self._judged(places, texts))
+        return _in_place(self.usable, values)
 
-    def format(self, *, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return [rewards.response_format(text, bool(text)) for text in finished_texts(self.render, completion_ids)]
+    @cached_property
+    def reference(self) -> list[np.ndarray | None]:
+        """N arrays (T,): log-probabilities of the response's own tokens, nats, as the phase began."""
+        places = _places(self.usable)
+        return _in_place(self.usable, self._asked(places, [self.texts[place] for place in places]))
 
-    def _match_ratios(self, rows: list[int], responses: list[str]) -> list[float]:
+    @cached_property
+    def kernel_scores(self) -> list[float | None]:
+        """Each response's part in its group's kernel score; one that is cut off or empty is like no other."""
+        golden = [self.render.response_ids(response)[:-1] for response in golden_responses(self.examples)]
+        mine = [
+            (None if text is None else list(ids)[:-1], of)
+            for text, ids, of in zip(self.texts, self.ids, golden, strict=True)
+        ]
+        # A group may lie on two processes.
+        shares = self.processes.gather(mine)
+        everywhere = [row for share in shares for row in share]
+        first = sum(len(share) for share in shares[: self.processes.rank])
+        before = first % self.group
+        values = [
+            score
+            for start in range(first - before, first + len(mine), self.group)
+            for score in self._group_scores(everywhere[start : start + self.group])
+        ]
+        return values[before : before + len(mine)]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """What a user's reward gets beside what TRL gives it."""
+        return {**_columns(self.examples), "reasoning": list(self.reasoning)}
+
+    def _group_scores(self, rows: Sequence[tuple[list[int] | None, list[int]]]) -> list[float | None]:
+        def alike(one: list[int] | None, other: list[int] | None) -> float:
+            return 0.0 if one is None or other is None else rewards.similarity(one, other)
+
+        to_golden = np.array([alike(ids, golden) for ids, golden in rows])
+        among = np.array([[alike(one, other) for other, _ in rows] for one, _ in rows])
+        scores = rewards.kernel_scores(to_golden, among)
+        return [None if ids is None else float(score) for (ids, _), score in zip(rows, scores, strict=True)]
+
+    def _ratios(self, candidates: Sequence[float]) -> list[float]:
         """min(1, P(candidate) / P(golden)); a group shares its golden response, which is judged once."""
-        distinct = sorted(set(rows))
-        golden = golden_responses([self.examples[row] for row in distinct])
-        reference = dict(zip(distinct, self._log_prob(distinct, golden), strict=True))
-        judged = self._log_prob(rows, responses)
-        return [rewards.match_ratio(value, reference[row]) for row, value in zip(rows, judged, strict=True)]
+        first: dict[int, int] = {}
+        for place in _places(self.usable):
+            first.setdefault(self._index[place], place)
+        rows = sorted(first)
+        places = [first[row] for row in rows]
+        responses = golden_responses([self.examples[place] for place in places])
+        golden = dict(zip(rows, self._judged(places, responses), strict=True))
+        return [
+            rewards.match_ratio(value, golden[self._index[place]])
+            for place, value in zip(_places(self.usable), candidates, strict=True)
+        ]
 
-    def _log_prob(self, rows: list[int], responses: list[str]) -> list[float]:
+    def _judged(self, places: Sequence[int], responses: Sequence[str]) -> list[float]:
         """What the judge thinks of each response, as a log-probability in nats."""
-        render, reasoning = self.render, [self.reasoning[row] for row in rows]
-        if self.judge == "base":
-            # P(the judge answers that all of it is matched), the end of its answer included.
-            prompts = [render.judge(text, response) for text, response in zip(reasoning, responses, strict=True)]
-            targets = [render.response_ids(render.prompts.judge_match)] * len(rows)
-            actor, per_token = None, False
-        else:
-            prompts = [render.estimator(self.examples[row], text) for row, text in zip(rows, reasoning, strict=True)]
-            targets = [render.response_ids(response) for response in responses]
-            actor, per_token = REFERENCE, True
+        if self.judge == "likelihood":
+            return [float(values.mean()) for values in self._asked(places, responses)]
+        # P(the frozen base answers that all of it is matched), the end of its answer included.
+        render = self.render
+        prompts = [render.judge(self.reasoning[place], text) for place, text in zip(places, responses, strict=True)]
+        targets = [render.response_ids(render.prompts.judge_match)] * len(prompts)
+        return [float(values.sum()) for values in self._scores(None, prompts, targets)]
+
+    def _asked(self, places: Sequence[int], responses: Sequence[str]) -> list[np.ndarray]:
+        """Token log-probabilities of responses under the estimator as the phase began, nats."""
+        prompts = [self.render.estimator(self.examples[place], self.reasoning[place]) for place in places]
+        return self._scores(REFERENCE, prompts, [self.render.response_ids(response) for response in responses])
+
+    def _scores(
+        self, actor: Literal["ref"] | None, prompts: Sequence[str], targets: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
         with self.estimator.roles.acting(actor) as model:
-            values = score_rows(
+            return score_rows(
                 model,
-                [render.prompt_ids(prompt) for prompt in prompts],
+                [self.render.prompt_ids(prompt) for prompt in prompts],
                 targets,
-                pad_id=render.tokenizer.pad_token_id,
+                pad_id=self.render.tokenizer.pad_token_id,
                 token_budget=self.estimator.token_budget,
                 poll=self.estimator.poll,
             )
-        return [float(value.mean() if per_token else value.sum()) for value in values]
 
 
-def finished_texts(render: Renderer, completion_ids: Sequence[Sequence[int]]) -> list[str]:
-    """The completions' texts; empty where the end of the turn was not reached."""
-    return [render.decode(ids) if ids and ids[-1] == render.end_of_turn_id else "" for ids in completion_ids]
+def finished_texts(render: Renderer, completion_ids: Sequence[Sequence[int]]) -> list[str | None]:
+    """The completions' texts; None where the end of the turn was not reached, or nothing stands before it."""
+    return [render.decode(ids) or None if ids and ids[-1] == render.end_of_turn_id else None for ids in completion_ids]
 
 
-def _finite(name: str, values: list[float]) -> list[float]:
-    for place, value in enumerate(values):
-        if not np.isfinite(value):
-            raise RewardError(f"reward {name!r} gave {value} for completion {place} of the batch; it must be finite.")
-    return values
+def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    return {"example": [example.to_row() for example in examples], "golden_response": golden_responses(examples)}
+
+
+def _places(usable: Sequence[bool]) -> list[int]:
+    return [place for place, use in enumerate(usable) if use]
+
+
+def _in_place(usable: Sequence[bool], values: Iterable[Any]) -> list[Any]:
+    """The values where there are any, one after the other; None elsewhere."""
+    rest = iter(values)
+    return [next(rest) if use else None for use in usable]

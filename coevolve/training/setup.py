@@ -151,7 +151,7 @@ def build_estimator(
         config = {role: lora_config(options) for role in ROLES}
         roles = AdapterRoles.create(model, config, seed=derive_seed(recipe.seed, "adapters"))
     else:
-        judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.judge == "base"
+        judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base
         roles = SeparateRoles.create(model, keep_base=judged_by_base)
     return ProbabilityEstimator(
         roles,

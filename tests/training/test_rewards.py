@@ -1,0 +1,446 @@
+"""Rewards: by hand, by their theory, as the registry hands them to TRL, and a user's own."""
+
+import itertools
+import json
+import math
+import textwrap
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coevolve.errors import RecipeError, RewardError
+from coevolve.recipe import check_recipe
+from coevolve.recipe.schema import ConnectorRewards, EstimatorRewards
+from coevolve.scoring.roles import ESTIMATOR
+from coevolve.training import rewards
+from coevolve.training.custom_rewards import check_rewards, checked
+from coevolve.training.diagnostics import NO_REASONING
+from coevolve.training.processes import Processes
+from coevolve.training.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
+from coevolve.training.run import train
+from coevolve.training.scorers import ConnectorBatch, EstimatorBatch
+from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
+from coevolve.training.stopping import Stop
+
+HALVES = np.log([0.5, 0.5])
+UNEVEN = np.log([0.9, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (rewards.likelihood(UNEVEN), 0.3),
+        (rewards.mean_probability(UNEVEN), 0.5),
+        (rewards.log_likelihood(UNEVEN), math.log(0.3)),
+        (rewards.gain(HALVES, UNEVEN), math.log(0.5 / 0.3)),
+        (rewards.match_ratio(-3.0, -2.0), math.exp(-1)),
+        (rewards.match_ratio(-1.0, -2.0), 1.0),
+        (rewards.word_overlap("the cat sat", "The cat ran off"), 0.5),
+        (rewards.word_overlap("cat cat", "cat"), 1.0),
+        (rewards.features_length("one two", 4), 0.5),
+        (rewards.features_length("one two three", 2), 1.0),
+        (rewards.reasoning_format("[A] x [F] y", ("[A]", "[F]")), 1.0),
+        (rewards.reasoning_format("[F] y", ("[A]", "[F]")), 0.5),
+        (rewards.reasoning_format("none", ("[A]", "[F]")), 0.0),
+        (rewards.response_format("hello"), 1.0),
+        (rewards.response_format(" "), 0.0),
+        (rewards.similarity([1, 2, 3], [1, 2, 3]), 1.0),
+        (rewards.similarity([1, 2, 3], [3, 2, 1]), 3 / 5),  # the same tokens, no pair of neighbours
+        (rewards.similarity([1, 1], [1]), 1 / math.sqrt(3)),
+        (rewards.similarity([1], [2]), 0.0),
+    ],
+)
+def test_by_hand(value, expected):
+    assert value == pytest.approx(expected)
+
+
+def test_a_kernel_score_by_hand():
+    among = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.25], [0.0, 0.25, 1.0]])
+    assert rewards.kernel_scores(np.array([1.0, 0.5, 0.0]), among) == pytest.approx([0.5, -0.25, -0.25])
+    with pytest.raises(ValueError, match="G >= 3; found"):
+        rewards.kernel_scores(np.zeros(2), np.zeros((2, 2)))
+
+
+SEQUENCES = st.lists(st.integers(0, 4), min_size=1, max_size=7)
+
+
+@given(st.lists(SEQUENCES, min_size=2, max_size=8))
+def test_similarity_is_a_positive_definite_kernel(sequences):
+    gram = np.array([[rewards.similarity(a, b) for b in sequences] for a in sequences])
+    assert np.allclose(gram, gram.T) and gram.diagonal() == pytest.approx(1.0)
+    assert gram.min() >= 0 and gram.max() <= 1 + 1e-12
+    assert np.linalg.eigvalsh(gram).min() > -1e-9
+
+
+def kernel_score(q, kernel, y):
+    """S(q, y) as it is defined."""
+    return q @ kernel[:, y] - 0.5 * q @ kernel @ q
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_the_policy_gradient_of_the_kernel_reward_is_that_of_the_kernel_score(size):
+    """Over all groups of `size` samples, by enumeration; the score's own gradient by finite differences."""
+    rng = np.random.default_rng(0)
+    outcomes = [[1, 2, 3], [1, 2, 4], [5, 2, 3]]
+    kernel = np.array([[rewards.similarity(a, b) for b in outcomes] for a in outcomes])
+    logits, y = rng.normal(size=3), 1
+    q = softmax(logits)
+    expected = np.zeros(3)
+    for group in itertools.product(range(3), repeat=size):
+        chosen = list(group)
+        reward = rewards.kernel_scores(kernel[chosen, y], kernel[np.ix_(chosen, chosen)])
+        advantage = reward - reward.mean()  # as TRL does with scale_rewards: none
+        gradient = sum(a * (np.eye(3)[x] - q) for a, x in zip(advantage, chosen, strict=True))
+        expected += q[chosen].prod() * gradient
+    step = 1e-6
+    slopes = [
+        (kernel_score(softmax(logits + d), kernel, y) - kernel_score(softmax(logits - d), kernel, y)) / (2 * step)
+        for d in step * np.eye(3)
+    ]
+    assert expected == pytest.approx((size - 1) * np.array(slopes), abs=1e-8)
+
+
+def test_nothing_scores_better_than_the_truth():
+    rng = np.random.default_rng(1)
+    outcomes = [[1, 2], [1, 3], [3, 2], [2, 1]]
+    kernel = np.array([[rewards.similarity(a, b) for b in outcomes] for a in outcomes])
+    for _ in range(200):
+        p, q = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(4))
+        score_of = [sum(p[y] * kernel_score(answer, kernel, y) for y in range(4)) for answer in (p, q)]
+        assert score_of[0] > score_of[1]
+
+
+@dataclass
+class Given:
+    """A batch whose log-probabilities are given."""
+
+    golden: list
+    unaided: list
+    log_uniform: float = -math.log(50)
+    figures: dict = field(default_factory=dict)
+
+
+# log-probabilities down to far below a uniform guess; None where a completion cannot be judged
+LOG_PROBS = st.lists(st.floats(-1000, 0), min_size=1, max_size=6).map(np.array)
+
+
+@given(st.lists(st.tuples(st.none() | LOG_PROBS, LOG_PROBS), min_size=1, max_size=6))
+def test_what_cannot_be_judged_never_wins(rows):
+    golden, unaided = zip(*rows, strict=True)
+    settings = ConnectorRewards(**ALL, format=0.0, length=0.0)
+    batch = Given(golden, unaided)
+    values, logged = ask(
+        Judging("x", settings, CONNECTOR_REWARDS, lambda ids, index: batch, alone()), [[0]] * len(rows), []
+    )
+    for name, of_all in values.items():
+        unjudged = [value for value, row in zip(of_all, golden, strict=True) if row is None]
+        assert all(value <= min(of_all) for value in unjudged)
+        assert logged[f"rewards/{name}/lowest"] == len(unjudged)
+
+
+@given(st.lists(SEQUENCES, min_size=3, max_size=6), SEQUENCES)
+def test_no_kernel_score_is_below_the_lowest(sequences, golden):
+    among = np.array([[rewards.similarity(a, b) for b in sequences] for a in sequences])
+    to_golden = np.array([rewards.similarity(a, golden) for a in sequences])
+    lowest = rewards.lowest_kernel_score(len(sequences))
+    assert rewards.kernel_scores(to_golden, among).min() >= lowest - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [(ConnectorRewards, CONNECTOR_REWARDS), (EstimatorRewards, ESTIMATOR_REWARDS)]
+)
+def test_the_recipe_names_the_registrys_rewards_and_no_others(settings, named):
+    weights = [name for name, value in settings() if isinstance(value, float)]
+    assert weights == list(named)
+
+
+# The registry with a resident model.
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def resident(request, recipe_of, tmp_path_factory):
+    """(estimator, examples): untrained models, which give probabilities all the same."""
+    recipe = recipe_of(request.param)
+    base = prepare_base(recipe, tmp_path_factory.mktemp("base"))
+    return build_estimator(recipe, base, build_renderer(recipe, base)), load_corpus(recipe).require("IDTrain")
+
+
+def ask(judging, ids, index, **columns):
+    """(values by name, what was logged), asked as TRL asks."""
+    logged = {}
+    values = {
+        name: function(
+            completion_ids=ids, index=index, log_metric=lambda key, value: logged.update({key: value}), **columns
+        )
+        for name, function, _ in judging.functions()
+    }
+    return values, logged
+
+
+def alone():
+    return Processes(torch.device("cpu"), Stop())
+
+
+def connector_judging(estimator, examples, **weights):
+    settings = ConnectorRewards(target_words=5, **weights)
+
+    def read(ids, index):
+        return ConnectorBatch(estimator, examples, ids, index, target_words=settings.target_words)
+
+    return Judging("connector_rl.rewards", settings, CONNECTOR_REWARDS, read, alone())
+
+
+def estimator_judging(estimator, examples, group, **settings):
+    settings = EstimatorRewards(**settings)
+
+    def read(ids, index):
+        return EstimatorBatch(
+            estimator,
+            examples,
+            [example.trace for example in examples],
+            ids,
+            index,
+            judge=settings.judge,
+            group=group,
+            processes=alone(),
+        )
+
+    return Judging("estimator_rl.rewards", settings, ESTIMATOR_REWARDS, read, alone())
+
+
+ALL = dict.fromkeys(["log_likelihood", "mean_probability", "gain"], 1.0)
+
+
+def test_the_connectors_rewards_are_the_estimators_own_probabilities(resident):
+    estimator, examples = resident
+    render = estimator.renderer
+    good = [render.response_ids(examples[place].trace) for place in (0, 1)]
+    ids = [good[0], good[0][:-1], render.response_ids("[Connections]"), [render.end_of_turn_id], good[1]]
+    values, logged = ask(connector_judging(estimator, examples, **ALL), ids, [0, 0, 0, 0, 1])
+
+    asked = [examples[0], examples[1]]
+    golden = [example.golden_response for example in asked]
+    with_reasoning = estimator.token_log_probs(asked, golden, [example.trace for example in asked])
+    without = estimator.token_log_probs(asked, golden, [NO_REASONING] * 2)
+    uniform = -math.log(len(render.tokenizer))
+    means = [x.mean() for x in with_reasoning]
+    gains = [mean - z.mean() for mean, z in zip(means, without, strict=True)]
+    expected = {
+        "likelihood": (np.exp(means), 0.0),
+        "log_likelihood": (means, min(uniform, *means)),
+        "mean_probability": ([np.exp(x).mean() for x in with_reasoning], 0.0),
+        "gain": (gains, min(uniform, *gains)),
+        "length": ([1.0, 1.0], 0.0),
+    }
+    for name, ((first, second), lowest) in expected.items():
+        assert values[name] == pytest.approx([first, lowest, lowest, lowest, second], rel=1e-5), name
+        assert logged[f"rewards/{name}/lowest"] == 3
+    assert values["format"] == [1.0, 0.0, 0.0, 0.0, 1.0] and logged["rewards/format/lowest"] == 2
+    assert logged["unparsable_completions"] == pytest.approx(3 / 5)
+
+
+def test_what_does_not_fit_the_estimator_gets_the_lowest_reward_too(resident):
+    estimator, examples = resident
+    render = estimator.renderer
+    heading = render.prompts.sections[-1]
+    good = render.response_ids(examples[0].trace)
+    word = examples[0].golden_response.split()[0]
+    endless = render.response_ids(f"{heading} " + " ".join([word] * 5000))
+    values, logged = ask(connector_judging(estimator, examples, **ALL), [good, endless, good], [0, 0, 1])
+    assert values["likelihood"][1] == 0.0 < min(values["likelihood"][0], values["likelihood"][2])
+    assert values["gain"][1] == -math.log(len(render.tokenizer)) < values["gain"][0]
+    assert logged["rewards/likelihood/lowest"] == logged["rewards/gain/lowest"] == 1
+
+
+def test_the_estimators_rewards_know_the_golden_response(resident):
+    estimator, examples = resident
+    render = estimator.renderer
+    golden, other = (render.response_ids(examples[place].golden_response) for place in (0, 1))
+    ids = [golden, other, golden[:-1], golden, other, [render.end_of_turn_id]]
+    index = [0, 0, 0, 1, 1, 1]
+    for judge in ("overlap", "likelihood"):
+        weights = {"judge": judge, "reference_likelihood": 1.0, "kernel_score": 1.0}
+        with estimator.roles.frozen(ESTIMATOR, estimator.roles.weights(ESTIMATOR)):
+            values, logged = ask(estimator_judging(estimator, examples, 3, **weights), ids, index)
+        assert [values["match"][place] for place in (0, 4)] == pytest.approx([1.0, 1.0])
+        assert values["match"][2] == values["match"][5] == 0.0 <= min(values["match"])
+        assert values["format"] == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+        scores = estimator.log_prob(examples[:1], [examples[0].golden_response], [examples[0].trace])
+        assert values["reference_likelihood"][0] == pytest.approx(math.exp(scores.mean[0]), rel=1e-5)
+        # k(golden, golden) = 1, and a completion that is cut off is like no other.
+        alike = rewards.similarity(golden[:-1], other[:-1])
+        assert values["kernel_score"] == pytest.approx([1 - alike, 0.0, -2.0, 0.0, 1 - alike, -2.0])
+        assert {logged[f"rewards/{name}/lowest"] for name in values} == {2}
+
+
+def test_a_model_that_gives_no_numbers_is_named(resident):
+    estimator, examples = resident
+    weights = estimator.roles.weights(ESTIMATOR)
+    broken = {name: torch.full_like(value, math.nan) for name, value in weights.items()}
+    ids = [estimator.renderer.response_ids(examples[0].trace)]
+    estimator.roles.load_weights(ESTIMATOR, broken)
+    try:
+        with pytest.raises(RewardError, match=r"^connector_rl.rewards.likelihood gave nan for completion 0"):
+            ask(connector_judging(estimator, examples), ids, [0])
+    finally:
+        estimator.roles.load_weights(ESTIMATOR, weights)
+
+
+# A user's own.
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that makes a module importable, and returns its name."""
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    (tmp_path / "modules").mkdir()
+
+    def write(name, text):
+        (tmp_path / "modules" / f"{name}.py").write_text(textwrap.dedent(text))
+        return name
+
+    return write
+
+
+def test_a_users_reward_sees_the_dialogue_and_cannot_let_a_cut_off_completion_win(resident, module):
+    module(
+        "seen_rewards",
+        """
+        def brevity(completions, example, golden_response, **columns):
+            assert all(row["agent_golden_response"] == y for row, y in zip(example, golden_response))
+            return [None if "say nothing" in text else -len(text) for text in completions]
+        """,
+    )
+    estimator, examples = resident
+    render = estimator.renderer
+    good = render.response_ids(examples[0].trace)
+    judging = connector_judging(estimator, examples, custom={"seen_rewards:brevity": 0.5})
+    assert [(name, weight) for name, _, weight in judging.functions()][-1] == ("brevity", 0.5)
+    texts = [examples[0].trace, "short", "say nothing", examples[0].trace]
+    values, logged = ask(judging, [good, good[:-1], good, good], [0, 0, 0, 1], completions=texts)
+    longest = -float(len(examples[0].trace))
+    assert values["brevity"] == [longest] * 4  # what is cut off, and None, get the lowest of the others
+    assert logged["rewards/brevity/lowest"] == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("[1.0]", "returned 1 values for 2 completions"),
+        ("[1.0, float('nan')]", "gave nan for completion 1"),
+        ("[float('-inf'), 1.0]", "gave -inf for completion 0"),
+        ("['good', 1.0]", "gave 'good' (str) for completion 0"),
+        ("[[1.0], [2.0]]", "gave [1.0] (list) for completion 0"),
+        ("0.5", "returned float; accepted is a list of 2 numbers"),
+        ("None", "returned NoneType"),
+        ("'ab'", "returned str"),
+        ("{0: 1.0, 1: 2.0}", "returned dict"),
+        ("1 / 0", "failed with ZeroDivisionError: division by zero ("),
+    ],
+)
+def test_what_a_users_reward_must_not_return(resident, module, answer, message, request):
+    name = module(f"bad_rewards_{abs(hash(request.node.name))}", f"def odd(completions, **_):\n    return {answer}\n")
+    estimator, examples = resident
+    ids = [estimator.renderer.response_ids(examples[0].trace)] * 2
+    judging = connector_judging(estimator, examples, custom={f"{name}:odd": 1.0})
+    with pytest.raises(RewardError) as caught:
+        ask(judging, ids, [0, 0], completions=["a", "b"])
+    assert str(caught.value).startswith(f"connector_rl.rewards.custom '{name}:odd'") and message in str(caught.value)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    assert checked("it", np.array([1, 2]), 2) == [1.0, 2.0]
+    assert checked("it", torch.tensor([0.5, 1.5]), 2) == [0.5, 1.5]
+    assert checked("it", (True, None, np.float32(2)), 3) == [1.0, None, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("no_such_module_of_mine:f", RecipeError, "there is no module 'no_such_module_of_mine'"),
+        ("start_rewards.inner:f", RecipeError, "there is no module 'start_rewards.inner'"),
+        ("start_rewards:missing", RecipeError, "has no 'missing'"),
+        ("start_needs:f", RecipeError, "importing start_needs failed with ModuleNotFoundError"),
+        ("start_broken:f", RecipeError, "importing start_broken failed with ZeroDivisionError"),
+        ("start_rewards:number", RewardError, "is int; accepted is a function (prompts, completions"),
+        ("start_rewards:Class", RewardError, "is a class; accepted"),
+        ("start_rewards:later", RewardError, "is asynchronous; accepted"),
+        ("start_rewards:narrow", RewardError, "cannot be called with prompts, completions"),
+        ("start_rewards:demanding", RewardError, "missing a required argument: 'target'"),
+    ],
+)
+def test_a_users_reward_is_looked_at_before_anything_begins(recipe_of, module, tmp_path, path, error, message):
+    module("start_needs", "import no_such_library_of_theirs\ndef f(**_): return []\n")
+    module("start_broken", "1 / 0\n")
+    module(
+        "start_rewards",
+        """
+        number = 1
+        class Class: ...
+        async def later(**columns): ...
+        def narrow(completions): ...
+        def demanding(completions, target, **columns): ...
+        """,
+    )
+    recipe = recipe_of(connector_rl={"rewards": {"custom": {path: 1.0}}})
+    with pytest.raises(error) as caught:
+        train(recipe, tmp_path / "run")
+    assert str(caught.value).startswith(f"connector_rl.rewards.custom '{path}'") and message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_phase_that_is_not_run_needs_no_rewards(recipe_of):
+    unused = {"rewards": {"judge": "overlap", "custom": {"no_such_module_of_mine:f": 1.0}}}
+    check_rewards(recipe_of(rounds={"phases": ["connector_rl"]}, estimator_rl=unused))
+
+
+def test_a_run_logs_each_reward_by_name_and_stops_at_a_bad_one(recipe_of, module, tmp_path):
+    """The step at which a reward goes wrong moves nothing, and the run says which reward it was."""
+    module(
+        "run_rewards",
+        """
+        class Counted:
+            calls = 0
+            def __call__(self, completions, **columns):
+                self.calls += 1
+                return [float(len(text)) for text in completions] if self.calls < 2 else [0.0]
+        counted = Counted()
+        """,
+    )
+    recipe = recipe_of(
+        rounds={"phases": ["connector_rl"]},
+        connector_rl={"rewards": {**ALL, "target_words": 5, "custom": {"run_rewards:counted": 0.01}}},
+        logging={"every": 1},
+    )
+    with pytest.raises(RewardError, match=r"connector_rl.rewards.custom 'run_rewards:counted' returned 1 values for 8"):
+        train(recipe, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (step,) = [line for line in lines if "connector/reward" in line]
+    assert step["connector/phase_step"] == 1
+    for name in ["likelihood", "format", "length", "counted", *ALL]:
+        assert {f"connector/rewards/{name}/{what}" for what in ("mean", "std", "lowest")} <= step.keys()
+        assert 0 <= step[f"connector/rewards/{name}/lowest"] <= 8
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed" and "run_rewards:counted" in status["error"]
+
+
+def test_the_kernel_score_can_be_trained_on(recipe_of, tmp_path):
+    recipe = recipe_of(
+        rounds={"phases": ["estimator_rl"]},
+        estimator_rl={"scale_rewards": "none", "rewards": {"match": 0, "kernel_score": 1.0}},
+        logging={"every": 1},
+    )
+    train(recipe, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [line["estimator/rewards/kernel_score/mean"] for line in lines if "estimator/reward" in line]
+    assert len(found) == 2 and all(rewards.lowest_kernel_score(4) <= value <= 1 for value in found)
+    assert check_recipe(json.loads((tmp_path / "run.json").read_text())["recipe"], "run.json") == recipe
