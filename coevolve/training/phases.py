@@ -15,8 +15,9 @@ from coevolve.recipe.schema import Grpo, Sft
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training.diagnostics import warnings_in
-from coevolve.training.engines import Plan, Segment, SftRow, Watcher, run_grpo, run_sft, steps_of
+from coevolve.training.engines import Plan, Segment, SftRow, Watcher, is_own, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
+from coevolve.training.ppo import run_rl
 from coevolve.training.processes import Processes
 from coevolve.training.record import Record, Work
 from coevolve.training.scorers import ConnectorScore, EstimatorScore
@@ -132,8 +133,9 @@ def run_phase(
         carry: under this name the optimizer's state is found and left for the next such phase; None for neither.
     """
     if trainee.segment is None:
-        carried = trainee.optimizers.get(carry, {}) if trainee.recipe.rounds.carry_optimizer else {}
-        trainee.segment = Segment(optimizer=dict(carried))
+        carried, whole = trainee.optimizers.get(carry, {}), trainee.recipe.rounds.carry_optimizer
+        # A new optimizer, where one is asked for, still goes on with the value function that there is.
+        trainee.segment = Segment(optimizer={name: value for name, value in carried.items() if whole or is_own(name)})
     segment = trainee.segment
     if segment.weights:
         trainee.estimator.roles.load_weights(role, segment.weights)
@@ -154,6 +156,7 @@ def run_phase(
                 watcher=trainee.watcher,
                 segment=segment,
                 token_budget=trainee.recipe.evaluation.token_budget,
+                folder=trainee.record.folder,
             )
         )
     for warning in warnings_in(report.latest):
@@ -338,15 +341,15 @@ def grpo(
     needs_reference: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """GRPO of a role, beside a frozen copy of it as the phase began where the KL term or a reward asks for one."""
+    """RL of a role, beside a frozen copy of it as the phase began where the KL term or a reward asks for one."""
 
     def train(plan: Plan) -> None:
         with trainee.estimator.roles.frozen(role, trainee.pair[role]) if frozen else nullcontext() as reference:
-            reference = reference if settings.beta else None
-            run_grpo(plan, prompts, wanted, settings, reference=reference, **options)
+            reference = reference if settings.kl_weight else None
+            run_rl(plan, prompts, wanted, settings, reference=reference, **options)
 
     wanted = [reward for reward in named_rewards if reward[2]]
-    frozen = bool(settings.beta) or needs_reference
+    frozen = bool(settings.kl_weight) or needs_reference
     steps = steps_of(settings, len(prompts) * settings.num_generations)
     seed = derive_seed(trainee.recipe.seed, name, round_index)
-    return run_phase(trainee, role, f"{role} GRPO", steps, seed, train, carry=name)
+    return run_phase(trainee, role, f"{role} {settings.algorithm.upper()}", steps, seed, train, carry=name)
