@@ -475,6 +475,14 @@ class Recipe(Section):
             for phase in self.rounds.phases:
                 if getattr(self, phase) is None:
                     raise ValueError(f"rounds.phases has {phase}, but the section {phase} is missing")
+        for name in ("connector_rl", "estimator_rl"):
+            settings = getattr(self, name)
+            own_adapter = settings and settings.algorithm == "ppo" and settings.ppo.value_backbone == "adapter"
+            if own_adapter and self.model.tuning != "lora":
+                raise ValueError(
+                    f"{name}.ppo.value_backbone: adapter needs model.tuning: lora (found {self.model.tuning}); policy "
+                    "and head go with both"
+                )
         if (self.prompts == "world") != (self.data.world is not None):
             raise ValueError("prompts: world and data.world go together; use another prompt set for other data")
         if self.model.base == "tiny" and self.data.world is None:
