@@ -49,7 +49,8 @@ class DivergenceGuard:
         parts, self._parts = self._parts, []
         losses = [loss.item() for _, loss in parts]
         fine = all(math.isfinite(value) for value in (gradient, *losses))
-        (stop,) = self.processes.agree(not fine)
+        # Whoever asks the run to stop may wait for the end of this step.
+        (stop,) = self.processes.agree(not fine, heed_stop=False)
         if not stop:
             return
         path = self.folder / f"{self.name}-step-{step}-process-{self.processes.rank}"
