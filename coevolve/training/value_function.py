@@ -66,20 +66,20 @@ class ValueFunction:
             ArtifactError: the weights are those of another value function.
         """
         device = next(self.model.parameters()).device
+        if self.backbone == "adapter":
+            self._add_adapter()  # before the head, which is a linear layer and must not get one itself
         self._causal.add_module(HEAD, ValueHead(self._causal.config.get_text_config().hidden_size, device))
         hook = self._causal.base_model.register_forward_hook(self._after_backbone)
         try:
-            if self.backbone == "adapter":
-                self._add_adapter()
             if weights:
                 self._load(weights)
             yield
         finally:
             hook.remove()
+            delattr(self._causal, HEAD)
             if self.backbone == "adapter":
                 self.model.delete_adapter(ADAPTER)
                 self.model.set_adapter(self.role)
-            delattr(self._causal, HEAD)
 
     @contextmanager
     def reading(self, width: int) -> Iterator[list[Tensor]]:
@@ -114,9 +114,7 @@ class ValueFunction:
         named = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in self.parameters().items():
-                if HEAD not in name.split("."):
-                    value.copy_(named[name.replace(f".{ADAPTER}.", f".{self.role}.")])
-        self.require_gradients()
+                value.copy_(named[name.replace(f".{ADAPTER}.", f".{self.role}.")])
 
     def require_gradients(self) -> None:
         """PEFT freezes what is not active; the loss is over both adapters."""
