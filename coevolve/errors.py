@@ -34,3 +34,7 @@ class TeacherError(ChatError):
 
 class RewardError(CoevolveError, ValueError):
     """A reward that returned the wrong number of values, or a value that is not finite."""
+
+
+class DivergenceError(CoevolveError, ArithmeticError):
+    """A loss or a gradient that is no number, found before the optimizer step that would have used it."""

@@ -186,10 +186,64 @@ class ColdStart(Section):
     estimator: Sft
 
 
+class Ppo(Section):
+    """What PPO has beside the policy's own options. Values, returns and the KL are per token unless said otherwise."""
+
+    value_backbone: Literal["policy", "head", "adapter"] = "policy"
+    """What the value head sits on. `policy`: the policy's last hidden states, which the value loss trains too; `head`:
+    the same, but the loss trains the head alone; `adapter`: a LoRA adapter of its own, which costs a second pass
+    through the model."""
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    """Lambda of generalised advantage estimation."""
+    vf_coef: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the value loss."""
+    cliprange_value: Annotated[float, Field(gt=0)] | None = 0.2
+    """A value may move so far from what it was when the completions were sampled; None clips nothing."""
+    value_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """The head's own, for it starts from zero; None is `learning_rate`."""
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the KL to the model as it was when the phase began, subtracted from the reward of each token."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Schulman's estimators of that KL."""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """Nats per response: `kl_coef` is adapted after each batch of completions to come near it. None keeps it fixed."""
+    kl_gain: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """How fast: the coefficient changes by at most 0.2 times this share."""
+    whiten_rewards: bool = False
+    """Scale the tokens' rewards to variance 1, before advantages are estimated."""
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> "Ppo":
+        if self.kl_target is not None and not self.kl_coef:
+            raise ValueError("kl_target adapts kl_coef by factors, and kl_coef is 0; start from 0.05, say")
+        return self
+
+
+NOT_KNOWN_TO = {
+    "grpo": ("normalize_advantages", "ppo"),
+    "rloo": ("scale_rewards", "ppo"),
+    "ppo": (
+        "beta",
+        "delta",
+        "importance_sampling_level",
+        "loss_type",
+        "normalize_advantages",
+        "scale_rewards",
+        "top_entropy_quantile",
+    ),
+}
+"""Options of RL sections that an algorithm makes nothing of. Given another value than the default, they are errors."""
+
+
 class Grpo(Optimization):
     """Reinforcement learning with TRL's GRPOTrainer, under its names. Batch sizes count completions."""
 
-    num_generations: Annotated[int, Field(ge=2)] = 8
+    algorithm: Literal["grpo", "ppo", "rloo"] = "grpo"
+    """How rewards become advantages. `grpo`: by comparison within a group; `rloo`: minus the mean of the others in the
+    group; `ppo`: by a value function, see `ppo`."""
+    num_generations: Positive = 8
+    """Completions to one prompt. PPO needs no groups: 1 will do."""
     updates_per_generation: Positive = 1
     """Optimizer steps that share one batch of completions; it holds `train_batch_size` for each of them."""
     num_iterations: Positive = 1
@@ -197,9 +251,22 @@ class Grpo(Optimization):
     max_completion_length: Positive = 256
     temperature: Annotated[float, Field(gt=0)] = 1.0
     beta: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the KL divergence to the model as it was when the phase began."""
-    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "dapo"
+    """Weight of the KL divergence to the model as it was when the phase began: in GRPO's loss, in RLOO's reward."""
+    loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo"] = "dapo"
+    """How the tokens' losses are put together. With `importance_sampling_level: sequence`, grpo is GSPO."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    epsilon: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio of new to old policy is clipped at 1 - epsilon below, and at 1 + epsilon_high above."""
+    epsilon_high: Annotated[float, Field(gt=0)] | None = None
+    """None is `epsilon`. For cispo it is the greatest ratio itself, for example 5."""
+    delta: Annotated[float, Field(gt=1)] | None = None
+    """The greatest ratio where the advantage is negative; None leaves it open."""
+    top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Train on this share of the tokens only, those of highest entropy."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    normalize_advantages: bool = False
+    """For `rloo`: scale the batch's advantages to mean 0 and variance 1."""
+    ppo: Ppo = Ppo()
     mask_truncated_completions: bool = False
     use_vllm: bool = False
     """Generate with vLLM, which must be installed."""
@@ -212,8 +279,37 @@ class Grpo(Optimization):
     vllm_tensor_parallel_size: Positive = 1
     """For `colocate`: over how many GPUs one copy of the model is spread."""
 
+    @property
+    def kl_weight(self) -> float:
+        """Of the KL to the model as the phase began, wherever the algorithm has it; with 0 no such model is needed."""
+        return self.ppo.kl_coef if self.algorithm == "ppo" else self.beta
+
+    @model_validator(mode="after")
+    def _known_to_the_algorithm(self) -> "Grpo":
+        for name in NOT_KNOWN_TO[self.algorithm]:
+            found, default = getattr(self, name), type(self).model_fields[name].default
+            if found != default:
+                others = [other for other, unknown in NOT_KNOWN_TO.items() if name not in unknown]
+                instead = ", or ppo.kl_coef" if name == "beta" else ""
+                shown = "" if isinstance(found, Section) else f" (found {found!r})"
+                raise ValueError(
+                    f"{name}: not an option of algorithm {self.algorithm}{shown}; leave it out, or set algorithm to "
+                    f"{' or '.join(others)}{instead}"
+                )
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            raise ValueError("loss_type cispo needs epsilon_high, the greatest ratio of new to old policy, such as 5")
+        if self.algorithm == "ppo" and self.ppo.value_backbone == "adapter" and self.gradient_checkpointing:
+            # The policy's adapter is active when the value's layers would be computed again.
+            raise ValueError("ppo.value_backbone: adapter cannot be had with gradient_checkpointing; choose one")
+        return self
+
     @model_validator(mode="after")
     def _groups_fit(self) -> "Grpo":
+        if self.algorithm != "ppo" and self.num_generations < 2:
+            raise ValueError(
+                f"num_generations is 1, but {self.algorithm} compares the completions to one prompt with each other; "
+                "give 2 or more, or algorithm ppo"
+            )
         if self.train_batch_size % self.num_generations:
             raise ValueError(
                 f"num_generations ({self.num_generations}) must divide train_batch_size ({self.train_batch_size})"
@@ -539,6 +635,16 @@ class Recipe(Section):
                         f"rounds.phases: {phase.name} has a budget of tokens, of which nobody knows how many steps it "
                         f"is; {phase.name}.lr_scheduler_type must be constant, found {settings.lr_scheduler_type}"
                     )
+                if getattr(self, phase) is None:
+                    raise ValueError(f"rounds.phases has {phase}, but the section {phase} is missing")
+        for name in ("connector_rl", "estimator_rl"):
+            settings = getattr(self, name)
+            own_adapter = settings and settings.algorithm == "ppo" and settings.ppo.value_backbone == "adapter"
+            if own_adapter and self.model.tuning != "lora":
+                raise ValueError(
+                    f"{name}.ppo.value_backbone: adapter needs model.tuning: lora (found {self.model.tuning}); policy "
+                    "and head go with both"
+                )
         if (self.prompts == "world") != (self.data.world is not None):
             raise ValueError("prompts: world and data.world go together; use another prompt set for other data")
         if self.model.base == "tiny" and self.data.world is None:

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ from coevolve.recipe.schema import Grpo, Optimization, Sft
 from coevolve.scoring.generate import Sampling, generate
 from coevolve.scoring.roles import AdapterRoles, Role, Roles
 from coevolve.training import sharding
+from coevolve.training.divergence import DivergenceGuard
 from coevolve.training.processes import Interrupted, Processes
 from coevolve.training.seeds import derive_seed
 
@@ -83,7 +85,8 @@ class Segment:
     Attributes:
         step: optimizer steps done.
         weights: of the role, on the CPU; empty where it begins with those that it has.
-        optimizer: `exp_avg|NAME`, ... on the CPU, by the trained parameters' names; empty for a new optimizer.
+        optimizer: `exp_avg|NAME`, ... on the CPU, by the trained parameters' names; empty for a new optimizer. What a
+            trainer has beside it (PPO's value function) is there as `own|NAME`.
         rollouts: of each process, the completions that more than one update is over, `0|advantages`, ...; empty where
             the next update begins with new ones.
         figures: what was gathered for the next line of the log.
@@ -97,6 +100,16 @@ class Segment:
     rollouts: list[dict[str, Tensor]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """What the trainer has beside the optimizer, by name."""
+        return {name.partition("|")[2]: value for name, value in self.optimizer.items() if is_own(name)}
+
+
+def is_own(name: str) -> bool:
+    """Whether an entry of `Segment.optimizer` is the trainer's own."""
+    return name.startswith(f"{sharding.OWN}|")
 
 
 class Watcher(Protocol):
@@ -132,6 +145,7 @@ class Plan:
         tokens: ends it with the step by which the phase has been trained on so many, prompts included.
         segment: where it goes on; holds how it ended afterwards.
         token_budget: tokens of one forward pass in generation.
+        folder: the run's directory, for a batch that a step could not be taken on.
     """
 
     roles: Roles
@@ -148,6 +162,7 @@ class Plan:
     watcher: Watcher
     segment: Segment
     token_budget: int
+    folder: Path
 
 
 def steps_of(settings: Optimization, examples_per_epoch: int) -> int:
@@ -198,6 +213,7 @@ def run_grpo(
     golden_rows: Sequence[SftRow] = (),
     golden_nll_weight: float = 0.0,
     reference: torch.nn.Module | None = None,
+    trainer: "Callable[..., RoleGRPOTrainer] | None" = None,
 ) -> None:
     """GRPO of the role, from the segment's step to the end.
 
@@ -205,33 +221,18 @@ def run_grpo(
         prompts: rendered prompts; a reward gets each completion's place in this list as `index`.
         rewards: (name, function, weight).
         golden_rows: what the negative log-likelihood term is over, if its weight is not 0.
-        reference: what `Roles.frozen` yielded, where `beta` is above 0.
+        reference: what `Roles.frozen` yielded, where `kl_weight` is above 0.
+        trainer: builds another trainer than GRPO's.
     """
-    _, accumulation = settings.micro_batch(plan.processes.count)
     used, places = np.unique(order_of_completions(len(prompts), plan, settings), return_inverse=True)
     columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
     with _trainer_of(plan) as (model, scratch):
         return _train(
             plan,
-            lambda: RoleGRPOTrainer(
+            lambda: (trainer or RoleGRPOTrainer)(
                 model=model,
                 reward_funcs=[_reward(plan, name, function) for name, function, _ in rewards],
-                args=GRPOConfig(
-                    **_common_arguments(plan, settings, model, scratch),
-                    **_vllm_arguments(settings),
-                    num_generations=settings.num_generations,
-                    num_iterations=settings.num_iterations,
-                    steps_per_generation=accumulation * settings.updates_per_generation,
-                    max_completion_length=settings.max_completion_length,
-                    temperature=settings.temperature,
-                    top_k=0,
-                    loss_type=settings.loss_type,
-                    scale_rewards=settings.scale_rewards,
-                    mask_truncated_completions=settings.mask_truncated_completions,
-                    reward_weights=[weight for _, _, weight in rewards],
-                    beta=0.0,
-                    remove_unused_columns=False,
-                ),
+                args=_grpo_arguments(plan, settings, model, scratch, [weight for _, _, weight in rewards]),
                 train_dataset=Dataset.from_dict(columns),
                 processing_class=plan.renderer.tokenizer,
                 callbacks=[plan.callback],
@@ -240,7 +241,7 @@ def run_grpo(
                 golden_rows=golden_rows,
                 golden_nll_weight=golden_nll_weight,
                 golden_batch=settings.train_batch_size,
-                kl_weight=settings.beta,
+                kl_weight=settings.kl_weight,
                 kl_reference=reference,
             ),
         )
@@ -272,15 +273,20 @@ class Resumable:
         self.order = order
         super().__init__(*args, **kwargs)
         self.add_callback(_Steps(self))
+        self._guard = DivergenceGuard(plan.folder, plan.role, plan.processes, plan.renderer.tokenizer)
 
     def capture(self) -> Segment:
         """Everything that the next step depends on. A collective call."""
         with sharding.whole_parameters(self):
-            weights = self.plan.roles.weights(self.plan.role)
+            own = self.own_state()
+            weights = {n: value for n, value in self.plan.roles.weights(self.plan.role).items() if n not in own}
         return Segment(
             step=self.state.global_step,
             weights=weights,
-            optimizer=sharding.optimizer_state(self),
+            optimizer={
+                **sharding.optimizer_state(self),
+                **{f"{sharding.OWN}|{name}": value for name, value in own.items()},
+            },
             rollouts=self.rollouts(),
             figures=self._figures_of_step,
             samples=self.samples(),
@@ -289,11 +295,14 @@ class Resumable:
     @property
     def over(self) -> bool:
         """Whether the phase has come to its end, by steps or by tokens. The same on all processes."""
-        tokens = (
-            self.state.num_input_tokens_seen or self._total_train_tokens
-        )  # TRL's GRPO counts by one, its SFT by other
+        # TRL's GRPO counts them in the one, its SFT in the other.
+        tokens = self.state.num_input_tokens_seen or self._total_train_tokens
         spent = self.plan.tokens is not None and tokens >= self.plan.tokens
         return spent or self.state.global_step >= self.plan.steps
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What the trainer goes on from beside the optimizer and the role's weights; a copy on the CPU."""
+        return {}
 
     def rollouts(self) -> list[dict[str, Tensor]]:
         """Of each process; empty where the next step begins with new ones."""
@@ -337,14 +346,33 @@ class Resumable:
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         segment = self.plan.segment
-        if segment.optimizer:
-            sharding.load_optimizer_state(self, segment.optimizer)
+        optimizer = {name: value for name, value in segment.optimizer.items() if not is_own(name)}
+        if optimizer:
+            sharding.load_optimizer_state(self, optimizer)
+        if sharding.zero_stage(self):
+            sharding.before_deepspeed_step(self, self._check_step)
         if segment.step > self.plan.schedule.first:
             sharding.set_schedule(self, segment.step - self.plan.schedule.first)
         return prepared
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         return super().create_scheduler(self.plan.schedule.steps, *args, **kwargs)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        self._guard.see(inputs, found[0] if return_outputs else found)
+        return found
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if not sharding.zero_stage(self):  # DeepSpeed has taken its step by now
+            self._check_step(float(norm))
+        return norm
+
+    def _check_step(self, gradient: float) -> None:
+        self._guard.check(self.state.global_step, gradient, self.samples())
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -464,13 +492,17 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
                 model.train(training)
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        loss = super()._compute_loss(model, inputs)
+        loss = self._policy_loss(model, inputs)
         if self._golden_nll_weight and self.model.training:
             nll = self._golden_nll(model)
             total = self.accelerator.reduce(nll.detach(), reduction="mean").item()
             self._metrics["train"]["golden_nll"].append(total * self.args.gradient_accumulation_steps)
             loss = loss + self._golden_nll_weight * nll
         return loss
+
+    def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """What the advantages say."""
+        return super()._compute_loss(model, inputs)
 
     def _golden_nll(self, model: torch.nn.Module) -> Tensor:
         """This micro-step's share of the mean negative log-likelihood per token (nats) of the step's golden responses.
@@ -600,6 +632,38 @@ def _common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module
         "save_strategy": "no",
         "disable_tqdm": True,
     }
+
+
+def _grpo_arguments(
+    plan: Plan, settings: Grpo, model: torch.nn.Module, scratch: str, reward_weights: list[float]
+) -> GRPOConfig:
+    _, accumulation = settings.micro_batch(plan.processes.count)
+    group = settings.num_generations
+    arguments = GRPOConfig(
+        **_common_arguments(plan, settings, model, scratch),
+        **_vllm_arguments(settings),
+        # TRL refuses groups of one, in which GRPO has no advantages. PPO needs no groups: TRL's check gets the whole
+        # batch as one group, and the trainer the truth.
+        num_generations=group if group > 1 else settings.train_batch_size * settings.updates_per_generation,
+        num_iterations=settings.num_iterations,
+        steps_per_generation=accumulation * settings.updates_per_generation,
+        max_completion_length=settings.max_completion_length,
+        temperature=settings.temperature,
+        top_k=0,
+        loss_type=settings.loss_type,
+        importance_sampling_level=settings.importance_sampling_level,
+        epsilon=settings.epsilon,
+        epsilon_high=settings.epsilon_high,
+        delta=settings.delta,
+        top_entropy_quantile=settings.top_entropy_quantile,
+        scale_rewards=settings.scale_rewards,
+        mask_truncated_completions=settings.mask_truncated_completions,
+        reward_weights=reward_weights,
+        beta=0.0,
+        remove_unused_columns=False,
+    )
+    arguments.num_generations = group
+    return arguments
 
 
 def _vllm_arguments(settings: Grpo) -> dict[str, Any]:

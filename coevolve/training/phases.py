@@ -18,8 +18,9 @@ from coevolve.recipe.schema import Grpo, Sft
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training.diagnostics import warnings_in
-from coevolve.training.engines import Lazy, Plan, Schedule, Segment, SftRow, Watcher, run_grpo, run_sft, steps_of
+from coevolve.training.engines import Lazy, Plan, Schedule, Segment, SftRow, Watcher, is_own, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
+from coevolve.training.ppo import run_rl
 from coevolve.training.processes import Processes
 from coevolve.training.record import Record, Work
 from coevolve.training.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
@@ -153,8 +154,10 @@ def run_phase(
     """
     first = math.ceil(trainee.progress.get(name, 0) / updates) * updates
     if trainee.segment is None:
-        carried = trainee.optimizers.get(name, {}) if carry and trainee.recipe.rounds.carry_optimizer else {}
-        trainee.segment = Segment(step=first, optimizer=dict(carried))
+        carried, whole = trainee.optimizers.get(name, {}) if carry else {}, trainee.recipe.rounds.carry_optimizer
+        # A new optimizer, where one is asked for, still goes on with the value function that there is.
+        optimizer = {key: value for key, value in carried.items() if whole or is_own(key)}
+        trainee.segment = Segment(step=first, optimizer=optimizer)
     segment = trainee.segment
     if segment.weights:
         trainee.estimator.roles.load_weights(role, segment.weights)
@@ -179,6 +182,7 @@ def run_phase(
                 watcher=trainee.watcher,
                 segment=segment,
                 token_budget=trainee.recipe.evaluation.token_budget,
+                folder=trainee.record.folder,
             )
         )
     for warning in warnings_in(report.latest):
@@ -247,7 +251,7 @@ def connector_rl(trainee: Trainee, turn: Turn) -> None:
         trainee.processes,
     )
     prompts = Lazy(len(trainee.train), lambda index: render.connector(trainee.train[index]))
-    written = grpo(trainee, CONNECTOR, turn, prompts, judging.functions(), settings)
+    written = rl(trainee, CONNECTOR, turn, prompts, judging.functions(), settings)
     show_samples(
         trainee,
         "connector_rl",
@@ -326,7 +330,7 @@ def estimator_rl(trainee: Trainee, turn: Turn) -> None:
     )
     rows = estimator_rows(trainee.estimator, examples, reasoning)
     order = np.random.default_rng(derive_seed(trainee.recipe.seed, "golden")).permutation(len(rows))
-    written = grpo(
+    written = rl(
         trainee,
         ESTIMATOR,
         turn,
@@ -370,7 +374,7 @@ def last_turn(example: Example) -> str:
     return example.dialogue[-1].text
 
 
-def grpo(
+def rl(
     trainee: Trainee,
     role: Role,
     turn: Turn,
@@ -381,17 +385,19 @@ def grpo(
     needs_reference: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """GRPO of a role, beside a frozen copy of it as the phase began where the KL term or a reward asks for one."""
+    """RL of a role, beside a frozen copy of it as the phase began where the KL term or a reward asks for one."""
 
     def train(plan: Plan) -> None:
         with trainee.estimator.roles.frozen(role, trainee.pair[role]) if frozen else nullcontext() as reference:
-            reference = reference if settings.beta else None
-            run_grpo(plan, prompts, named_rewards, settings, reference=reference, **options)
+            reference = reference if settings.kl_weight else None
+            run_rl(plan, prompts, named_rewards, settings, reference=reference, **options)
 
-    frozen = bool(settings.beta) or needs_reference
+    frozen = bool(settings.kl_weight) or needs_reference
     budget = budget_of(trainee.recipe, turn, settings, len(prompts) * settings.num_generations)
     updates = updates_per_batch(settings)
-    return run_phase(trainee, role, turn.phase.name, f"{role} GRPO", budget, train, updates=updates)
+    return run_phase(
+        trainee, role, turn.phase.name, f"{role} {settings.algorithm.upper()}", budget, train, updates=updates
+    )
 
 
 PHASES: Mapping[str, Callable[[Trainee, Turn], None]] = MappingProxyType(

@@ -102,13 +102,18 @@ class Processes:
             raise Interrupted
         return result
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether it is set on any process. Raises Interrupted if one was asked to stop."""
+    def agree(self, *flags: bool, heed_stop: bool = True) -> tuple[bool, ...]:
+        """For each flag whether it is set on any process.
+
+        Args:
+            heed_stop: raise Interrupted if a process was asked to stop.
+        """
+        leave = heed_stop and self.stop.requested
         if self.count == 1:
-            if self.stop.requested:
+            if leave:
                 raise Interrupted
             return flags
-        values = torch.tensor([bool(self.stop.requested), *flags], dtype=torch.int32, device=self.device)
+        values = torch.tensor([bool(leave), *flags], dtype=torch.int32, device=self.device)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         if values[0]:
             raise Interrupted

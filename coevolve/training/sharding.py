@@ -5,6 +5,7 @@ and FSDP2. DeepSpeed and FSDP2 change a module in place when they are given it; 
 with full parameters on every process, so that between two phases nobody needs to know how the last one was distributed.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ from trl.models import unwrap_model_for_generation
 
 MASTER = "master"
 """The float32 copy of a parameter that DeepSpeed steps where the parameter itself is of lower precision."""
+
+
+OWN = "own"
+"""What a trainer goes on from beside the optimizer's entries and the role's weights, such as a value head."""
 
 
 def zero_stage(trainer: Any) -> int:
@@ -87,7 +92,7 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
     by_name: dict[str, dict[str, Tensor]] = {}
     for key_and_name, value in state.items():
         key, _, name = key_and_name.partition("|")
-        if key != MASTER:
+        if key not in (MASTER, OWN):
             by_name.setdefault(name, {})[key] = value.clone()
     optimizer = trainer.optimizer.optimizer
     names = {id(value): name for name, value in trained_parameters(trainer).items()}
@@ -99,6 +104,21 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
         if names[id(parameter)] in by_name
     }
     optimizer.load_state_dict(loaded)
+
+
+def before_deepspeed_step(trainer: Any, check: Callable[[float], None]) -> None:
+    """Let `check` see, before each step of DeepSpeed's engine, a number that is finite if the gradient is.
+
+    accelerate has the engine step in its backward pass, so there is no other moment between the two.
+    """
+    engine = trainer.deepspeed
+    step = engine.step
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(math.nan if engine.optimizer.has_overflow() else 0.0)
+        return step(*args, **kwargs)
+
+    engine.step = checked
 
 
 def set_schedule(trainer: Any, step: int) -> None:
@@ -309,6 +329,7 @@ def _release_deepspeed(trainer: Any) -> None:
             module._parameters = dict(module._parameters)  # it was a ZeROOrderedDict
             for name in [name for name in vars(module) if name.startswith("ds_") or name in _ZERO3_ATTRIBUTES]:
                 del module.__dict__[name]
+    engine.__dict__.pop("step", None)
     # `destroy` leaves these two on the module, and with them the engine in memory; its finalizer would call it again.
     engine.module_forward_pre_hook.remove()
     engine.module_forward_post_hook.remove()

@@ -61,6 +61,44 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
         (["rounds.phases=[estimator_sft]"], "put refresh before it"),
         (["connector_rl=null"], "the section connector_rl is missing"),
         (["connector_rl.num_generations=7"], "num_generations (7) must divide"),
+        (["connector_rl.num_generations=1"], "num_generations is 1, but grpo compares"),
+        (
+            ["connector_rl.algorithm=a2c"],
+            "connector_rl.algorithm: found 'a2c'; input should be 'grpo', 'ppo' or 'rloo'",
+        ),
+        (
+            ["connector_rl.algorithm=ppo", "connector_rl.beta=0.1"],
+            "connector_rl: beta: not an option of algorithm ppo (found 0.1); leave it out, or set algorithm to grpo or "
+            "rloo, or ppo.kl_coef",
+        ),
+        (
+            ["connector_rl.algorithm=ppo", "connector_rl.loss_type=grpo"],
+            "connector_rl: loss_type: not an option of algorithm ppo (found 'grpo')",
+        ),
+        (
+            ["connector_rl.algorithm=rloo", "connector_rl.scale_rewards=none"],
+            "scale_rewards: not an option of algorithm",
+        ),
+        (["connector_rl.ppo.lam=0.5"], "connector_rl: ppo: not an option of algorithm grpo; leave it out, or set"),
+        (["connector_rl.ppo.lambda=0.5"], "connector_rl.ppo.lambda: unknown key; accepted are value_backbone, gamma"),
+        (["connector_rl.loss_type=cispo"], "loss_type cispo needs epsilon_high"),
+        (
+            ["connector_rl.algorithm=ppo", "connector_rl.ppo.value_backbone=adapter"],
+            "connector_rl.ppo.value_backbone: adapter needs model.tuning: lora",
+        ),
+        (
+            [
+                "model.tuning=lora",
+                "connector_rl.algorithm=ppo",
+                "connector_rl.ppo.value_backbone=adapter",
+                "connector_rl.gradient_checkpointing=true",
+            ],
+            "ppo.value_backbone: adapter cannot be had with gradient_checkpointing",
+        ),
+        (
+            ["connector_rl.algorithm=ppo", "connector_rl.ppo={kl_coef: 0, kl_target: 1}"],
+            "connector_rl.ppo: kl_target adapts kl_coef by factors",
+        ),
         (["estimator_sft.steps=null"], "give exactly one of steps and epochs"),
         (["data.hub=x"], "give exactly one of path, hub and world; found hub, world"),
         (["traces.teacher=endpoint"], "teacher 'endpoint' needs model, base_url"),

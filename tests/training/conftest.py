@@ -1,10 +1,21 @@
 """A run so small that it takes seconds: two or three steps of everything, on the synthetic world."""
 
 import copy
+from pathlib import Path
 
 import pytest
+import torch
 
 from coevolve.recipe import check_recipe
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
+from coevolve.training import phases
+from coevolve.training.phases import Trainee
+from coevolve.training.processes import Processes
+from coevolve.training.record import Record
+from coevolve.training.schedule import Budget
+from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
+from coevolve.training.spread import SpreadEstimator
+from coevolve.training.stopping import Stop
 
 SFT = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8}
 GRPO = {"steps": 2, "learning_rate": 1e-3, "train_batch_size": 8, "num_generations": 4}
@@ -64,3 +75,56 @@ def values_of():
 def recipe_of():
     """A function from changes to a checked recipe."""
     return lambda tuning="full", **sections: check_recipe(values(tuning, **sections), "tiny")
+
+
+@pytest.fixture(scope="session")
+def build():
+    """A function from a recipe and a folder to a trainee after a cold start of a few steps."""
+    return build_trainee
+
+
+class Unwatched:
+    """Lets every phase go on to its end."""
+
+    def after_step(self, step, capture):
+        pass
+
+    def after_part(self):
+        pass
+
+    def between(self):
+        pass
+
+    def poll(self):
+        pass
+
+
+def build_trainee(recipe, folder):
+    """A trainee that writes well-formed reasonings, so that its rewards differ and there is something to learn.
+
+    Adapters cannot teach a random base that much, so they get a base that can do it already.
+    """
+    train = load_corpus(recipe).require("IDTrain")
+    base = prepare_base(recipe, folder)
+    if recipe.model.tuning == "lora":
+        whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tuning": "full"})})
+        build_trainee(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(base.path))
+    estimator = build_estimator(recipe, base, build_renderer(recipe, base))
+    processes = Processes(torch.device("cpu"), Stop())
+    trainee = Trainee(
+        recipe=recipe,
+        estimator=estimator,
+        spread=SpreadEstimator(estimator, processes),
+        train=train,
+        traces=[example.trace for example in train],
+        record=Record(folder, main=False),
+        processes=processes,
+        watcher=Unwatched(),
+    )
+    rows = {
+        CONNECTOR: phases.connector_rows(estimator, train, trainee.reasoning),
+        ESTIMATOR: phases.estimator_rows(estimator, train, trainee.reasoning),
+    }
+    for role in ROLES:
+        phases.sft(trainee, role, "cold", "cold", rows[role], recipe.cold_start.connector, Budget(60, 60), carry=False)
+    return trainee

@@ -155,6 +155,7 @@ class Run:
         from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
 
         self.recipe, self.processes, self.divided, self.tied = recipe, processes, divided, tied
+        self.folder = folder
         self.train = load_corpus(recipe).require("IDTrain")
         base = processes.on_main_first(lambda: prepare_base(recipe, folder))
         if tied:
@@ -226,6 +227,7 @@ class Run:
             watcher=watch,
             segment=segment,
             token_budget=512,
+            folder=self.folder,
         )
 
     def sft(self, plan):

@@ -1,7 +1,6 @@
 """Each phase moves its own role and no other; the gate puts back what got worse."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,66 +13,15 @@ from coevolve.scoring.models import load_model
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
 from coevolve.training.gate import Gate
-from coevolve.training.phases import PHASES, Trainee
-from coevolve.training.processes import Processes
-from coevolve.training.record import Record
+from coevolve.training.phases import PHASES
 from coevolve.training.schedule import Budget, Turn, turns_of
-from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
-from coevolve.training.spread import SpreadEstimator
-from coevolve.training.stopping import Stop
+from coevolve.training.setup import prepare_base
 
 
 @pytest.fixture(params=["full", "lora"])
-def trainee(request, recipe_of, tmp_path):
+def trainee(request, recipe_of, tmp_path, build):
     """A pair after a cold start of a few steps."""
     return build(recipe_of(request.param), tmp_path)
-
-
-class Unwatched:
-    """Lets every phase go on to its end."""
-
-    def after_step(self, step, capture):
-        pass
-
-    def after_part(self):
-        pass
-
-    def between(self):
-        pass
-
-    def poll(self):
-        pass
-
-
-def build(recipe, folder):
-    """A trainee that writes well-formed reasonings, so that its rewards differ and there is something to learn.
-
-    Adapters cannot teach a random base that much, so they get a base that can do it already.
-    """
-    train = load_corpus(recipe).require("IDTrain")
-    base = prepare_base(recipe, folder)
-    if recipe.model.tuning == "lora":
-        whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tuning": "full"})})
-        build(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(base.path))
-    estimator = build_estimator(recipe, base, build_renderer(recipe, base))
-    processes = Processes(torch.device("cpu"), Stop())
-    trainee = Trainee(
-        recipe=recipe,
-        estimator=estimator,
-        spread=SpreadEstimator(estimator, processes),
-        train=train,
-        traces=[example.trace for example in train],
-        record=Record(folder, main=False),
-        processes=processes,
-        watcher=Unwatched(),
-    )
-    rows = {
-        CONNECTOR: phases.connector_rows(estimator, train, trainee.reasoning),
-        ESTIMATOR: phases.estimator_rows(estimator, train, trainee.reasoning),
-    }
-    for role in ROLES:
-        phases.sft(trainee, role, "cold", "cold", rows[role], recipe.cold_start.connector, Budget(60, 60), carry=False)
-    return trainee
 
 
 def test_the_cold_start_is_well_formed(trainee):
@@ -187,7 +135,7 @@ def _spoil(trainee, role):
     trainee.load(role, {name: value + 0.5 * torch.randn_like(value) for name, value in weights.items()})
 
 
-def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path):
+def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path, build):
     """With a reward that is the same for all, the policy gradient is 0 and only the golden responses teach."""
     rl = {"steps": 40, "golden_nll_weight": 1.0, "rewards": {"judge": "overlap", "match": 0.0, "format": 0.0001}}
     trainee = build(recipe_of(estimator_rl=rl), tmp_path)
@@ -198,7 +146,7 @@ def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path):
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, tuning):
+def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, build, tuning):
     rl = {"steps": 4, "beta": 0.1, "learning_rate": 5e-3}
     lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}  # TRL leaves dropout on in the reference, too
     trainee = build(recipe_of(tuning, connector_rl=rl, logging={"every": 1}, model={"lora": lora}), tmp_path)

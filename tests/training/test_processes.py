@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -129,6 +130,75 @@ def test_two_processes_do_what_one_does(kind, environ, alone, tmp_path):
     texts = [[json.loads(line)["sample"]["reasoning"] for line in text.splitlines()] for text in (one, two)]
     assert texts[0] == texts[1]
     assert (tmp_path / "run" / "estimator" / "manifest.json").exists()
+
+
+PPO = {
+    "algorithm": "ppo",
+    "num_generations": 1,
+    "num_iterations": 2,
+    "steps": 4,
+    "per_device_train_batch_size": 2,
+    "ppo": {"kl_target": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def ppo_alone(environ, recipe_file, tmp_path_factory):
+    """(recipe, folder) of a run of one process with PPO."""
+    recipe = recipe_file(connector_rl=PPO, rounds=TWICE)
+    folder = tmp_path_factory.mktemp("ppo") / "run"
+    run("one", environ, recipe, folder)
+    return recipe, folder
+
+
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
+def test_two_processes_do_ppo_as_one_does(kind, environ, ppo_alone, tmp_path):
+    """The value head included, left in the second round and started again."""
+    recipe, folder = ppo_alone
+    stop_inside(kind, environ, recipe, tmp_path / "run", "round-2-connector_rl")
+    run(kind, environ, recipe, tmp_path / "run")
+    names = ("kl", "kl_coef", "scores", "rlhf_reward")
+    for name in (*(f"objective/{name}" for name in names), "loss/value_avg", "val/ratio", "val/explained_variance"):
+        one, two = (logged(place, f"connector/{name}") for place in (folder, tmp_path / "run"))
+        assert len(one) == len(two) >= 4 and one == pytest.approx(two, rel=2e-3, abs=1e-4), name
+    heads = [value_function(place) for place in (folder, tmp_path / "run")]
+    assert set(heads[0]) == set(heads[1]) == {"own|value_head.weight", "own|value_head.bias"}
+    for name, value in heads[0].items():
+        assert bool(value.any()) and (value - heads[1][name]).abs().max() < 2e-3, name
+
+
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
+def test_a_value_function_with_its_own_adapter(kind, environ, recipe_file, tmp_path):
+    """A random base writes nothing that is rewarded, so there is nothing to compare but that all of it moves."""
+    recipe = recipe_file("lora", connector_rl={**PPO, "ppo": {"value_backbone": "adapter"}}, rounds=TWICE)
+    run(kind, environ, recipe, tmp_path / "run")
+    assert len(logged(tmp_path / "run", "connector/objective/kl")) == 4
+    found = value_function(tmp_path / "run")
+    assert any("critic" in name for name in found) and all(bool(value.isfinite().all()) for value in found.values())
+
+
+TWICE = {"count": 2, "phases": ["connector_rl"]}
+
+
+def value_function(folder):
+    """The weights that the last checkpoint holds of it."""
+    newest = max((folder / "checkpoints").glob("[0-9]*"))
+    state = load_file(newest / "optimizer-connector_rl.safetensors")
+    return {name: value for name, value in state.items() if name.startswith("own|") and "kl_coef" not in name}
+
+
+@pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
+def test_a_nan_stops_all_processes_before_the_step(kind, environ, recipe_file, tmp_path):
+    """A learning rate that throws the weights out of float32 in the first step."""
+    sft = {"steps": 4, "learning_rate": 1e30, "warmup_ratio": 0.0, "train_batch_size": 8}
+    recipe = recipe_file(cold_start={"connector": sft, "estimator": sft})
+    process = start(kind, environ, recipe, tmp_path / "run")
+    assert process.wait(timeout=300) != 0
+    assert said(tmp_path / "run").count("The step was not taken") == 1, said(tmp_path / "run")
+    for rank in range(2):
+        (described,) = (tmp_path / "run" / "failed").glob(f"connector-step-1-process-{rank}.json")
+        assert len(json.loads(described.read_text())["texts"]) == 4
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
 def test_adapters_and_dropout_under_zero3(environ, recipe_file, tmp_path):

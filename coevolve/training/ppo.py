@@ -1,0 +1,331 @@
+"""PPO and RLOO on the machinery of GRPO: the same completions, minibatches, order and resuming, other advantages.
+
+Deviations from Schulman et al. (2017), Ziegler et al. (2019) and TRL's former PPOTrainer:
+- A completion that is cut off gets its score at its last token like any other; there is no value to bootstrap from.
+- Advantages are whitened over the whole batch of completions, not over the share of each process.
+- Losses are means over the tokens of the batch, however they are divided into minibatches (TRL's `dapo`).
+- Sampling is without dropout, so the log-probabilities and values that updates are compared with are, too.
+- RLOO differs from TRL's in the loss, which is GRPO's with its `loss_type`: ratios are by token unless
+  `importance_sampling_level` says otherwise.
+
+Shapes: B completions of this process, T tokens, N completions of all processes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coevolve.errors import ArtifactError, RewardError
+from coevolve.recipe.schema import Grpo, Ppo
+from coevolve.scoring.roles import REFERENCE
+from coevolve.training.engines import IGNORED, Plan, RewardFunction, RoleGRPOTrainer, run_grpo
+from coevolve.training.policy_gradient import (
+    adapted_kl_coef,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    gae,
+    kl_estimate,
+    leave_one_out,
+    moments,
+    token_rewards,
+    whiten,
+)
+from coevolve.training.value_function import HEAD, ValueFunction
+
+KL_COEF = "kl_coef"
+
+
+def run_rl(
+    plan: Plan,
+    prompts: Sequence[str],
+    rewards: Sequence[tuple[str, RewardFunction, float]],
+    settings: Grpo,
+    **options: Any,
+) -> None:
+    """RL of the role by the algorithm that the settings name, from the segment's step to the end.
+
+    The arguments are those of `run_grpo`.
+
+    Raises:
+        ArtifactError: PPO is to go on from something that has no value function, or another one.
+    """
+    if settings.algorithm == "grpo":
+        return run_grpo(plan, prompts, rewards, settings, **options)
+    if settings.algorithm == "rloo":
+        trainer = partial(RoleRLOOTrainer, normalize=settings.normalize_advantages)
+        return run_grpo(plan, prompts, rewards, settings, trainer=trainer, **options)
+    value = ValueFunction(plan.roles.module(plan.role), plan.role, settings.ppo.value_backbone)
+    with value.attached(_saved_value_function(plan)):
+        trainer = partial(RolePPOTrainer, value=value, options=settings.ppo)
+        return run_grpo(plan, prompts, rewards, settings, trainer=trainer, **options)
+
+
+def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
+    """The weights to go on from; empty at the beginning."""
+    segment = plan.segment
+    weights = {name: value for name, value in segment.own.items() if name != KL_COEF}
+    begun = segment.step > plan.first or bool(segment.optimizer)
+    if begun and not any(HEAD in name.split(".") for name in weights):
+        raise ArtifactError(
+            f"{plan.role}_rl.algorithm is ppo, but what it is to go on from (step {segment.step}) has no value head: "
+            "another algorithm wrote it, or it is damaged. Set algorithm to what it was, or begin a new run in another "
+            "--output-dir."
+        )
+    return weights
+
+
+class KlInRewardTrainer(RoleGRPOTrainer):
+    """What RLOO and PPO share: the KL to the reference is part of the reward, not of the loss."""
+
+    def __init__(self, *args: Any, kl_weight: float, **kwargs: Any):
+        super().__init__(*args, kl_weight=0.0, **kwargs)
+        self.has_reference = kl_weight > 0
+        self.kl_coef = kl_weight
+
+    def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
+        """Put the advantages, (B,) or (B, T), into the batch, and what else the loss needs.
+
+        Args:
+            batch: TRL's, with `old_per_token_logps`.
+            scores_B: weighted sums of the rewards.
+            log_ratio_BT: log policy - log reference of each token; 0 without a reference.
+        """
+        raise NotImplementedError
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if "old_per_token_logps" not in batch:  # TRL leaves them out where each batch is used for one update
+            batch["old_per_token_logps"] = self._log_probs(self.model, batch)
+        log_ratio_BT = torch.zeros_like(batch["old_per_token_logps"])
+        if self.has_reference:
+            with self.plan.roles.acting(REFERENCE) as reference, torch.no_grad():
+                log_ratio_BT = (
+                    batch["old_per_token_logps"]
+                    - super()._get_per_token_logps_and_entropies(
+                        reference, *_sequence(batch), batch_size=self.args.per_device_train_batch_size
+                    )[0]
+                )
+        self.put_advantages(batch, self._own(self._scores_N), log_ratio_BT)
+        self._show_advantages(batch)
+        return batch
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)  # (N, functions), of all processes
+        missing = torch.isnan(rewards).all(dim=1).nonzero()
+        if len(missing):
+            raise RewardError(
+                f"{self.plan.role}_rl: completion {missing[0].item()} of {len(rewards)} got no value from any of the "
+                f"rewards {', '.join(self.reward_func_names)}; each completion needs one."
+            )
+        self._scores_N = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        return rewards
+
+    def _get_per_token_logps_and_entropies(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _as_sampled(model):
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    @torch.no_grad()
+    def _log_probs(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        rows = self.args.per_device_train_batch_size
+        return self._get_per_token_logps_and_entropies(model, *_sequence(batch), batch_size=rows)[0]
+
+    def _show_advantages(self, batch: dict[str, Tensor]) -> None:
+        """In the samples, in place of those of GRPO: of a completion, the mean over its tokens."""
+        advantages, mask_BT = batch["advantages"], batch["completion_mask"]
+        if advantages.dim() == 2:
+            advantages = (advantages * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)
+        shown, found = self._logs["advantages"], self.accelerator.gather(advantages).tolist()
+        for _ in found:
+            shown.pop()
+        shown.extend(found)
+
+    def _own(self, values_N: Tensor) -> Tensor:
+        """This process's part of what all have."""
+        size = len(values_N) // self.accelerator.num_processes
+        return values_N[self.accelerator.process_index * size :][:size]
+
+    def _total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(value, reduction="sum")
+
+    def _log_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
+        """Log the mean of each tensor over what the mask keeps, on all processes."""
+        kept = mask.double()
+        sums = [kept.sum(), *((value.detach().double().masked_fill(mask == 0, 0.0)).sum() for value in values.values())]
+        count, *totals = self._total(torch.stack(sums)).tolist()
+        for name, total in zip(values, totals, strict=True):
+            self._metrics["train"][name].append(total / max(count, 1.0))
+
+
+class RoleRLOOTrainer(KlInRewardTrainer):
+    """RLOO: a completion's reward, less its KL, minus the mean of the others in its group."""
+
+    def __init__(self, *args: Any, normalize: bool, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.normalize = normalize
+
+    def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
+        mask_BT = batch["completion_mask"]
+        if self.has_reference:
+            self._log_means({"kl": log_ratio_BT}, mask_BT)
+        scores_B = scores_B - self.kl_coef * (log_ratio_BT * mask_BT).sum(1)
+        advantages_N = leave_one_out(self.accelerator.gather(scores_B), self.num_generations)
+        if self.normalize:
+            advantages_N = whiten(advantages_N.unsqueeze(1), torch.ones_like(advantages_N).unsqueeze(1)).squeeze(1)
+        batch["advantages"] = self._own(advantages_N)
+
+
+class RolePPOTrainer(KlInRewardTrainer):
+    """PPO: advantages by a value function of each token's state, which is trained beside the policy."""
+
+    def __init__(self, *args: Any, value: ValueFunction, options: Ppo, **kwargs: Any):
+        value.require_gradients()
+        self.value, self.options = value, options
+        super().__init__(*args, **kwargs)
+        if KL_COEF in self.plan.segment.own:
+            self.kl_coef = self.plan.segment.own[KL_COEF].item()
+        self._kl_coef_of_step = self.kl_coef
+        self._values_BT: Tensor | None = None
+
+    def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
+        options, mask_BT, old_BT = self.options, batch["completion_mask"], batch["old_per_token_logps"]
+        values_BT = self._values_BT.masked_fill(mask_BT == 0, 0.0)
+        kl_BT = kl_estimate(old_BT, old_BT - log_ratio_BT, options.kl_estimator)
+        rewards_BT = token_rewards(scores_B, kl_BT, mask_BT, self.kl_coef)
+        self._log_rollout(scores_B, kl_BT * mask_BT, old_BT * mask_BT)
+        if options.whiten_rewards:
+            rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False, total=self._total)
+        advantages_BT = gae(rewards_BT, values_BT, mask_BT, options.gamma, options.lam)
+        returns_BT = advantages_BT + values_BT
+        explained = explained_variance(values_BT, returns_BT, mask_BT, self._total).item()
+        self._metrics["train"]["val/explained_variance"].append(explained)
+        batch["advantages"] = whiten(advantages_BT, mask_BT, total=self._total)
+        batch["old_values"], batch["returns"] = values_BT, returns_BT
+
+    def _log_rollout(self, scores_B: Tensor, kl_BT: Tensor, log_probs_BT: Tensor) -> None:
+        """Log what the completions were worth, and adapt the KL coefficient for the next ones."""
+        kl_B, everyone = kl_BT.sum(1), torch.ones_like(scores_B)
+        self._log_means(
+            {
+                "objective/kl": kl_B,
+                "objective/entropy": -log_probs_BT.sum(1),
+                "objective/non_score_reward": -self.kl_coef * kl_B,
+                "objective/rlhf_reward": scores_B - self.kl_coef * kl_B,
+                "objective/scores": scores_B,
+            },
+            everyone,
+        )
+        self._metrics["train"]["objective/kl_coef"].append(self.kl_coef)
+        # Of groups, in which nothing is compared here.
+        self._metrics["train"].pop("frac_reward_zero_std", None)
+        if self.options.kl_target is not None:
+            kl = self._metrics["train"]["objective/kl"][-1]
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.options.kl_target, self.options.kl_gain)
+
+    def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+        mask_BT, old_BT = inputs["completion_mask"], inputs["old_per_token_logps"]
+        log_probs_BT, entropies_BT, _ = self._get_per_token_logps_and_entropies(
+            model, *_sequence(inputs), compute_entropy=True
+        )
+        values_BT = self._values_BT
+        policy_BT, policy_clipped_BT = clipped_policy_loss(
+            log_probs_BT, old_BT, inputs["advantages"], self.epsilon_low, self.epsilon_high
+        )
+        if "importance_sampling_ratio" in inputs:  # of what vLLM sampled from and what is trained
+            policy_BT = policy_BT * inputs["importance_sampling_ratio"]
+        value_BT, value_clipped_BT = clipped_value_loss(
+            values_BT, inputs["old_values"], inputs["returns"], self.options.cliprange_value
+        )
+        log_ratio_BT = (log_probs_BT - old_BT).detach()
+        _, ratio, squares = moments(log_ratio_BT.exp(), mask_BT, self._total)
+        count = self._total(mask_BT.sum().double()).clamp(min=1.0)
+        self._metrics["train"]["val/ratio"].append(ratio.item())
+        self._metrics["train"]["val/ratio_var"].append((squares / count).item())
+        self._log_means(
+            {
+                "policy/approxkl_avg": log_ratio_BT.square() / 2,
+                "policy/clipfrac_avg": policy_clipped_BT,
+                "policy/entropy_avg": entropies_BT,
+                "entropy": entropies_BT,  # TRL's name in GRPO, by which a collapse is noticed
+                "loss/policy_avg": policy_BT,
+                "loss/value_avg": value_BT,
+                "val/clipfrac_avg": value_clipped_BT,
+            },
+            mask_BT,
+        )
+        loss_BT = policy_BT + self.options.vf_coef * value_BT
+        return (loss_BT * mask_BT).sum() / self._tokens_per_step(inputs)
+
+    def _tokens_per_step(self, inputs: dict[str, Any]) -> Tensor:
+        """Tokens of an update on one process, on average: gradients add up over micro-steps, not over processes."""
+        updates = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        return inputs["num_items_in_batch"].clamp(min=1.0) / (self.accelerator.num_processes * updates)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        ids: Tensor,
+        mask: Tensor,
+        width: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """TRL's, of the policy; beside it, in `_values_BT`, the values of the same states."""
+        own_adapter = self.value.backbone == "adapter"
+        with self.value.reading(width) as values:
+            found = super()._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=batch_size, **kwargs)
+            if own_adapter:
+                values.clear()
+                self._pass_through_adapter(model, ids, mask, batch_size or len(ids))
+        self._values_BT = torch.cat(values)
+        return found
+
+    def _pass_through_adapter(self, model: torch.nn.Module, ids: Tensor, mask: Tensor, rows: int) -> None:
+        with self.value.acting(), _as_sampled(model):
+            for first in range(0, len(ids), rows):
+                part = slice(first, first + rows)
+                # Without labels there is nothing to project onto the vocabulary.
+                labels = torch.full_like(ids[part], IGNORED)
+                model(input_ids=ids[part], attention_mask=mask[part], labels=labels, fused_lm_head=True)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        rate = self.options.value_learning_rate
+        if rate is not None:
+            head = [value for name, value in self.value.parameters().items() if HEAD in name.split(".")]
+            for group in optimizer.param_groups:
+                group["params"] = [value for value in group["params"] if not any(value is one for one in head)]
+            optimizer.add_param_group({"params": head, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
+    def own_state(self) -> dict[str, Tensor]:
+        weights = {name: value.detach().cpu().clone() for name, value in self.value.parameters().items()}
+        return {**weights, KL_COEF: torch.tensor(self._kl_coef_of_step, dtype=torch.float64)}
+
+    def _note_figures(self) -> None:
+        super()._note_figures()
+        # A step that is left halfway has adapted it for a batch that will be generated again.
+        self._kl_coef_of_step = self.kl_coef
+
+
+@contextmanager
+def _as_sampled(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, without dropout where no gradient is asked for, as completions are sampled."""
+    training = model.training
+    model.train(training and torch.is_grad_enabled())
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _sequence(batch: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
+    """Ids and mask of prompt and completion together, and the completion's width."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    return ids, mask, batch["completion_ids"].shape[1]

@@ -1,0 +1,205 @@
+"""PPO and RLOO in the phases: what they train, log, save, and refuse."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from coevolve.errors import ArtifactError, RewardError
+from coevolve.recipe.schema import Phase
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
+from coevolve.training import phases
+from coevolve.training.record import Record
+from coevolve.training.schedule import Turn
+from coevolve.training.value_function import ADAPTER, HEAD, ValueFunction
+
+CONNECTOR_RL = Turn(1, Phase.model_validate("connector_rl"), "connector_rl")
+
+OBJECTIVE = ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores")
+METRICS = {
+    *(f"connector/objective/{name}" for name in OBJECTIVE),
+    "connector/policy/approxkl_avg",
+    "connector/policy/clipfrac_avg",
+    "connector/policy/entropy_avg",
+    "connector/loss/policy_avg",
+    "connector/loss/value_avg",
+    "connector/val/clipfrac_avg",
+    "connector/val/ratio",
+    "connector/val/ratio_var",
+    "connector/val/explained_variance",
+}
+KINDS = [("full", "policy"), ("full", "head"), ("lora", "policy"), ("lora", "head"), ("lora", "adapter")]
+
+
+@pytest.fixture(scope="module")
+def trainee_of(recipe_of, build, tmp_path_factory):
+    """A function from a tuning and the connector's RL settings to a trainee that logs every step.
+
+    The cold start, which is the same for all, is done once for each tuning.
+    """
+    built = {}
+
+    def make(tuning="full", **rl):
+        recipe = recipe_of(tuning, connector_rl=rl, logging={"every": 1})
+        if tuning not in built:
+            trainee = build(recipe, tmp_path_factory.mktemp(tuning))
+            built[tuning] = trainee, {role: trainee.estimator.roles.weights(role) for role in ROLES}
+        trainee, cold = built[tuning]
+        for role, weights in cold.items():
+            trainee.load(role, weights)
+        trainee.recipe, trainee.optimizers, trainee.segment = recipe, {}, None
+        trainee.record = Record(tmp_path_factory.mktemp("record"))
+        return trainee
+
+    return make
+
+
+def same(before, after):
+    return all(torch.equal(before[name], after[name]) for name in before)
+
+
+def logged(trainee):
+    """The lines of a phase's steps."""
+    lines = [json.loads(line) for line in trainee.record.path.read_text().splitlines()]
+    return [line for line in lines if "connector/loss" in line]
+
+
+@pytest.mark.parametrize(("tuning", "backbone"), KINDS)
+def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tuning, backbone):
+    rl = {"num_generations": 1, "num_iterations": 2, "steps": 4, "per_device_train_batch_size": 4}
+    trainee = trainee_of(tuning, algorithm="ppo", ppo={"value_backbone": backbone}, **rl)
+    roles = trainee.estimator.roles
+    before = {role: roles.weights(role) for role in ROLES}
+    names = [name for name, _ in roles.module(CONNECTOR).named_parameters()]
+    phases.connector_rl(trainee, CONNECTOR_RL)
+    assert not same(before[CONNECTOR], roles.weights(CONNECTOR))
+    assert same(before[ESTIMATOR], roles.weights(ESTIMATOR))
+    module = roles.module(CONNECTOR)
+    assert [name for name, _ in module.named_parameters()] == names
+    assert not any(child._forward_hooks for child in module.modules())
+    assert set(trainee.pair[CONNECTOR]) == set(before[CONNECTOR])
+    own = {name for name in trainee.optimizers["connector_rl"] if name.startswith("own|")}
+    assert any(HEAD in name for name in own) and "own|kl_coef" in own
+    assert any(f".{ADAPTER}." in name for name in own) == (backbone == "adapter")
+    lines = logged(trainee)
+    assert len(lines) == 4
+    rollouts = [line for line in lines if "connector/objective/kl" in line]
+    assert set().union(*lines) >= METRICS and len(rollouts) == 2
+    assert all(math.isfinite(value) for line in lines for name, value in line.items() if name in METRICS)
+    assert rollouts[0]["connector/objective/kl"] == pytest.approx(0.0, abs=1e-4)  # nothing has moved yet
+    assert lines[0]["connector/val/ratio"] == pytest.approx(1.0, abs=1e-5 if tuning == "full" else 0.1)
+    assert "connector/frac_reward_zero_std" not in set().union(*lines)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_the_reward_holds_the_kl(trainee_of, algorithm):
+    """A KL that outweighs every other reward keeps the policy near to where the phase began."""
+    last = {}
+    for weight in (1e-6, 10.0):
+        kl = {"ppo": {"kl_coef": weight}} if algorithm == "ppo" else {"beta": weight}
+        trainee = trainee_of(algorithm=algorithm, learning_rate=3e-3, steps=8, train_batch_size=32, **kl)
+        phases.connector_rl(trainee, CONNECTOR_RL)
+        name = "connector/objective/kl" if algorithm == "ppo" else "connector/kl"
+        found = [line[name] for line in logged(trainee)]
+        assert found[0] == pytest.approx(0.0, abs=1e-4)
+        last[weight] = found[-1]
+    assert last[1e-6] > 1e-3 and last[10.0] < 0.5 * last[1e-6], last
+
+
+@pytest.mark.parametrize(
+    "rl",
+    [
+        *({"loss_type": name} for name in ("grpo", "dr_grpo", "bnpo")),
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+        {"delta": 2.0, "top_entropy_quantile": 0.5, "scale_rewards": "none"},
+        {"algorithm": "rloo", "normalize_advantages": True},
+        {"algorithm": "ppo", "mask_truncated_completions": True, "ppo": {"value_learning_rate": 0.1, "kl_coef": 0.0}},
+    ],
+    ids=str,
+)
+def test_every_option_reaches_a_trainer_that_trains(trainee_of, rl):
+    trainee = trainee_of(**rl)
+    before = trainee.estimator.roles.weights(CONNECTOR)
+    phases.connector_rl(trainee, CONNECTOR_RL)
+    assert not same(before, trainee.estimator.roles.weights(CONNECTOR))
+
+
+@pytest.mark.parametrize(
+    ("tuning", "backbone", "reaches"),
+    [("full", "policy", True), ("full", "head", False), ("lora", "policy", True), ("lora", "head", False)],
+)
+def test_the_value_loss_reaches_the_policy_only_where_it_may(trainee_of, tuning, backbone, reaches):
+    model = trainee_of(tuning).estimator.roles.module(CONNECTOR)
+    value = ValueFunction(model, CONNECTOR, backbone)
+    with value.attached({}), value.reading(2) as read:
+        own = value.parameters()
+        with torch.no_grad():
+            for parameter in own.values():
+                parameter.fill_(1.0)
+        model(input_ids=torch.tensor([[5, 6, 7, 8]]))
+        read[0].square().sum().backward()
+        assert all(parameter.grad.any() for parameter in own.values())
+        others = [parameter.grad for name, parameter in model.named_parameters() if name not in own]
+        assert any(grad is not None and bool(grad.any()) for grad in others) == reaches
+    model.zero_grad(set_to_none=True)
+
+
+def test_the_value_of_a_token_is_that_of_the_state_before_it(trainee_of):
+    model = trainee_of().estimator.roles.module(CONNECTOR).eval()
+    value = ValueFunction(model, CONNECTOR, "policy")
+    with value.attached({}), value.reading(3) as read, torch.no_grad():
+        next(iter(value.parameters().values())).normal_(generator=torch.Generator().manual_seed(0))
+        for ids in ([5, 6, 7, 8, 9], [5, 6, 7, 8, 4], [5, 6, 4, 8, 9], [5, 4, 7, 8, 9]):
+            model(input_ids=torch.tensor([ids]))
+    first, last_changed, first_changed, prompt_changed = (values[0] for values in read)
+    assert torch.equal(first, last_changed)
+    assert first[0] == first_changed[0] and bool((first[1:] != first_changed[1:]).all())
+    assert bool((first != prompt_changed).all())
+
+
+def test_a_missing_or_other_value_head_is_named(trainee_of):
+    trainee = trainee_of(algorithm="ppo")
+    phases.connector_rl(trainee, CONNECTOR_RL)
+    carried = trainee.optimizers["connector_rl"]
+    trainee.optimizers["connector_rl"] = {name: value for name, value in carried.items() if HEAD not in name}
+    with pytest.raises(ArtifactError, match=r"connector_rl.algorithm is ppo, but .* has no value head"):
+        phases.connector_rl(trainee, CONNECTOR_RL)
+    trainee.segment = None
+    odd = {name: value[:, :-1] if name.endswith(f"own|{HEAD}.weight") else value for name, value in carried.items()}
+    trainee.optimizers["connector_rl"] = odd
+    with pytest.raises(
+        ArtifactError, match=r"is not the one that ppo.value_backbone policy asks for.*value_head.weight"
+    ):
+        phases.connector_rl(trainee, CONNECTOR_RL)
+
+
+def test_a_new_optimizer_goes_on_with_the_value_head_that_there_is(trainee_of, recipe_of):
+    trainee = trainee_of(algorithm="ppo")
+    phases.connector_rl(trainee, CONNECTOR_RL)
+    head = trainee.optimizers["connector_rl"][f"own|{HEAD}.weight"]
+    assert bool(head.any())
+    rounds = trainee.recipe.rounds.model_copy(update={"carry_optimizer": False})
+    frozen = trainee.recipe.connector_rl.model_copy(update={"learning_rate": 1e-30})
+    trainee.recipe = trainee.recipe.model_copy(update={"rounds": rounds, "connector_rl": frozen})
+    phases.connector_rl(trainee, CONNECTOR_RL)
+    carried = trainee.optimizers["connector_rl"]
+    assert torch.allclose(carried[f"own|{HEAD}.weight"], head, atol=1e-6)
+    assert carried[f"step|{HEAD}.weight"].item() == trainee.recipe.connector_rl.steps
+
+
+def test_a_completion_without_any_reward_is_refused(trainee_of):
+    trainee = trainee_of(algorithm="ppo")
+    with pytest.raises(
+        RewardError, match="connector_rl: completion 1 of 8 got no value from any of the rewards nothing"
+    ):
+        phases.grpo(
+            trainee,
+            CONNECTOR,
+            "connector_rl",
+            1,
+            ["a"] * 8,
+            [("nothing", lambda completions, **_: [1.0, *[None] * (len(completions) - 1)], 1.0)],
+            trainee.recipe.connector_rl,
+        )
