@@ -145,7 +145,7 @@ def run_phase(
             Plan(
                 roles=trainee.estimator.roles,
                 role=role,
-                renderer=trainee.estimator.renderer,
+                renderer=trainee.estimator.renderer_of(role),
                 processes=trainee.processes,
                 steps=steps,
                 seed=seed,
@@ -195,7 +195,7 @@ def sft(
 
 def connector_rows(estimator: ProbabilityEstimator, examples: Sequence[Example], traces: Sequence[str]) -> list[SftRow]:
     """x -> r."""
-    render = estimator.renderer
+    render = estimator.connector_renderer
     return [
         SftRow(render.prompt_ids(render.connector(example)), render.response_ids(trace))
         for example, trace in zip(examples, traces, strict=True)
@@ -216,7 +216,7 @@ def estimator_rows(
 def connector_rl(trainee: Trainee, round_index: int) -> None:
     """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is the reward."""
     settings = trainee.recipe.connector_rl
-    render = trainee.estimator.renderer
+    render = trainee.estimator.connector_renderer
     weights = settings.rewards
     score = ConnectorScore(trainee.estimator, trainee.train, weights.target_words)
     rewards = [

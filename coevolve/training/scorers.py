@@ -24,7 +24,7 @@ class ConnectorScore:
     def __init__(self, estimator: ProbabilityEstimator, examples: Sequence[Example], target_words: int):
         self.estimator = estimator
         self.examples = examples
-        self.render = estimator.renderer
+        self.render = estimator.connector_renderer
         self.sections = self.render.prompts.sections
         self.target_words = target_words
 

@@ -43,12 +43,18 @@ LORA = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"},
 }
 
+ROLES = {"mixed": {"estimator": {"tuning": "full"}}}
+
 
 def values(tuning="full", **sections):
-    """The recipe's values, with whole sections or parts of them replaced."""
+    """The recipe's values, with whole sections or parts of them replaced.
+
+    `tuning` is that of both roles; `mixed` is an adapter for the connector and a whole model for the estimator.
+    """
     merged = copy.deepcopy(VALUES)
-    if tuning == "lora":
-        merged["model"].update(LORA)
+    if tuning != "full":
+        merged["model"].update(copy.deepcopy(LORA))
+    merged["model"].update(ROLES.get(tuning, {}))
     for name, section in sections.items():
         merged[name] = {**merged.get(name, {}), **section} if isinstance(section, dict) else section
     return merged

@@ -11,6 +11,7 @@ from trl.trainer import utils as trl_utils
 
 from coevolve.errors import RewardError
 from coevolve.prompts import missing_sections
+from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring.models import load_model
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases, rewards
@@ -20,12 +21,12 @@ from coevolve.training.processes import Processes
 from coevolve.training.record import Record
 from coevolve.training.run import PHASES
 from coevolve.training.scorers import ConnectorScore, EstimatorScore, _finite
-from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
+from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 from coevolve.training.spread import SpreadEstimator
 from coevolve.training.stopping import Stop
 
 
-@pytest.fixture(params=["full", "lora"])
+@pytest.fixture(params=["full", "lora", "mixed"])
 def trainee(request, recipe_of, tmp_path):
     """A pair after a cold start of a few steps."""
     return build(recipe_of(request.param), tmp_path)
@@ -53,11 +54,13 @@ def build(recipe, folder):
     Adapters cannot teach a random base that much, so they get a base that can do it already.
     """
     train = load_corpus(recipe).require("IDTrain")
-    base = prepare_base(recipe, folder)
+    origins = prepare_origins(recipe, folder)
     if recipe.model.tuning == "lora":
-        whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tuning": "full"})})
-        build(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(base.path))
-    estimator = build_estimator(recipe, base, build_renderer(recipe, base))
+        values = recipe_values(recipe)
+        shared = {name: value for name, value in values["model"].items() if name not in ROLES}
+        whole = check_recipe({**values, "model": {**shared, "tuning": "full"}}, "whole")
+        build(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(origins[CONNECTOR].base.path))
+    estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
     processes = Processes(torch.device("cpu"), Stop())
     trainee = Trainee(
         recipe=recipe,
@@ -107,7 +110,7 @@ def test_trainers_leave_nothing_on_the_model(trainee):
     before = trainee.estimator.log_prob(trainee.train[:3], ["x"] * 3, trainee.reasoning[:3]).sum
     phases.connector_rl(trainee, 1)
     model = roles.module(CONNECTOR)
-    bare = model.get_base_model() if roles.tuning == "lora" else model
+    bare = model.get_base_model() if roles.tuning[CONNECTOR] == "lora" else model
     assert "forward" not in bare.__dict__
     assert not trl_utils._use_triton(torch.device("cpu"))
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -266,7 +269,7 @@ def test_rewards_by_hand(value, expected):
 
 def test_computing_logits_only_where_the_loss_is_changes_nothing(recipe_of, tmp_path):
     """The shortcut that `engines` takes on a CPU gives the loss and the gradients of TRL's own way."""
-    base = prepare_base(recipe_of(), tmp_path)
+    base = prepare_origins(recipe_of(), tmp_path)[ESTIMATOR].base
     ids = torch.randint(0, 40, (3, 12), generator=torch.Generator().manual_seed(0))
     labels = ids.masked_fill(torch.arange(12) < 7, -100)
     found = {}
