@@ -155,7 +155,11 @@ class EstimatorLM(LM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results."""
         manifest = self.estimator.manifest
-        return {"coevolve": manifest["coevolve"], "base": manifest["base"], "prompts": manifest["prompts"]["name"]}
+        return {
+            "coevolve": manifest["coevolve"],
+            "base": manifest["roles"][ESTIMATOR]["base"],
+            "prompts": manifest["prompts"]["name"],
+        }
 
     def _prompts(self, contexts: Sequence[str]) -> list[list[int]]:
         """The ids of each context; reasonings are written once for each dialogue."""

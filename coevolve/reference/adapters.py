@@ -16,30 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coevolve.errors import ArtifactError, DataError
-from coevolve.files import read_json, write_json
-
-CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+from coevolve.errors import ArtifactError
+from coevolve.files import write_json
+from coevolve.scoring.origins import CONFIG, ON_A_FROZEN_BASE, WEIGHTS, read_config, read_weights, require_values
 
 # A value other than these changes what the two matrices mean, or what else belongs to the adapter.
 PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "modules_to_save": (None, []),
+    **ON_A_FROZEN_BASE,
     "use_dora": (False,),
     "lora_bias": (False,),
     "rank_pattern": ({},),
     "alpha_pattern": ({},),
-    "layer_replication": (None,),
-    "target_parameters": (None, []),
-    "trainable_token_indices": (None,),
-    # The others change the base model's weights when they start.
-    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 
@@ -71,18 +62,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         ArtifactError: it is missing, incomplete, damaged or pickled, or is more than a plain LoRA of linear layers.
     """
-    if not (folder / CONFIG).is_file():
-        raise ArtifactError(f"{folder}: no {CONFIG}, so no PEFT adapter. Copy the whole release again.")
-    if not (folder / WEIGHTS).is_file():
-        hint = f" {PICKLED} is pickled and not read; save it as safetensors." if (folder / PICKLED).exists() else ""
-        raise ArtifactError(f"{folder}: no {WEIGHTS}.{hint}")
-    try:
-        config = read_json(folder / CONFIG)
-        tensors = load_file(folder / WEIGHTS)
-    except DataError as error:
-        raise ArtifactError(str(error)) from None
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{folder / WEIGHTS}: no safetensors file ({error}). Copy it again.") from None
+    config, tensors = read_config(folder), read_weights(folder)
     _check_config(config, folder / CONFIG)
     return Adapter(str(folder), config, _paired(tensors, config["r"], folder / WEIGHTS))
 
@@ -151,14 +131,7 @@ def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool
 
 
 def _check_config(config: Any, path: Path) -> None:
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path}: accepted is an object.")
-    for field, accepted in PLAIN.items():
-        if config.get(field, accepted[0]) not in accepted:
-            raise ArtifactError(
-                f"{path}: {field} is {config[field]!r}; accepted is {' or '.join(map(repr, accepted))}: only plain "
-                "LoRA adapters add up. Merge this one into the base model first."
-            )
+    require_values(config, PLAIN, path, "only plain LoRA adapters add up")
     for field, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
         value = config.get(field)
         if type(value) not in kinds or value <= 0:

@@ -14,6 +14,7 @@ from coevolve.reference.adapters import read_adapter, write_adapter
 from coevolve.reference.layout import TRAINING, sft_mode
 from coevolve.reference.templates import EXPORT, exported_constants, shows_the_same, write_templates
 from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.origins import write_parent
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 
 
@@ -50,7 +51,8 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
     require_adapters(manifest, estimator)
     if checkout.exists():
         raise ArtifactError(f"{checkout}: exists already. Give a new folder, and copy from it what you need.")
-    name = name or re.split(r"[/:]", manifest["base"]["source"].rstrip("/"))[-1]
+    base = manifest["roles"][ESTIMATOR]["base"]
+    name = name or re.split(r"[/:]", base["source"].rstrip("/"))[-1]
     if not re.fullmatch(r"[^\[\]/#]+", name):
         raise ArtifactError(f"--name {name!r}: accepted is text without brackets, slashes and #.")
     prompts = PromptSet.from_dict(manifest["prompts"])
@@ -59,8 +61,11 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
     temporary = checkout.with_name(f".{checkout.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for role, adapter in adapters.items():
-        write_adapter(temporary / TRAINING / sft_mode(role, name), adapter)
-    export = {key: manifest[key] for key in ("coevolve", "prompts", "reasoning", "base")}
+        place = temporary / TRAINING / sft_mode(role, name)
+        write_adapter(place, adapter)
+        entry = manifest["roles"][role]
+        write_parent(place, {key: entry[key] for key in ("base", "continued_from")})
+    export = {**{key: manifest[key] for key in ("coevolve", "prompts", "reasoning")}, "base": base}
     write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})
     temporary.rename(checkout)
     return ReferenceExport(
@@ -74,9 +79,17 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
 
 
 def require_adapters(manifest: Mapping[str, Any], source: Path) -> None:
-    """Raise ArtifactError, naming `source`, unless an estimator's manifest says that it is made of adapters."""
-    if manifest["tuning"] != "lora":
+    """Raise ArtifactError, naming `source`, unless a manifest says that an estimator is two adapters of one base."""
+    entries = manifest["roles"]
+    whole = [role for role in ROLES if entries[role]["tuning"] != "lora"]
+    if whole:
         raise ArtifactError(
-            f"{source}: its models were trained in full, and the reference layout holds adapters of one base model. "
-            "Export an estimator that was trained with model.tuning=lora."
+            f"{source}: {' and '.join(whole)} was trained in full, and the reference layout holds adapters of one base "
+            "model. Export an estimator that was trained with model.tuning=lora."
+        )
+    first, second = (entries[role]["base"]["fingerprint"] for role in ROLES)
+    if first != second:
+        raise ArtifactError(
+            f"{source}: its adapters are of two base models ({first} and {second}), and the reference layout has one. "
+            "Export an estimator whose roles share their base model."
         )

@@ -18,8 +18,9 @@ from coevolve.prompts import Renderer
 from coevolve.reference.adapters import add_adapters, check_fit, read_adapter, write_adapter
 from coevolve.reference.layout import Release, find_release
 from coevolve.reference.templates import FILE, embedded_export, imported_prompts, read_templates
-from coevolve.scoring.artifact import MANIFEST, replace_folder, write_manifest
+from coevolve.scoring.artifact import MANIFEST, replace_folder, role_entry, write_manifest
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
+from coevolve.scoring.origins import Base, Origin, read_parent, require_base, write_parent
 from coevolve.scoring.roles import ROLES
 from coevolve.training.export import NORMALISATION, copy_model
 
@@ -68,6 +69,11 @@ def import_reference(
             f"{path}: this base model's fingerprint is {fingerprint}, but the adapters were trained on "
             f"{export.base_fingerprint} ({export.base_source}). Give that one with --base."
         )
+    for adapter_folder in itertools.chain(*release.adapters.values()):
+        parent = read_parent(adapter_folder)
+        if parent is not None:
+            require_base(f"the adapter {adapter_folder}", parent, fingerprint, path)
+    parent = Origin(Base(base, path, fingerprint)).parent()
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -75,17 +81,24 @@ def import_reference(
     for role in ROLES:
         adapter = add_adapters(parts[role])
         write_adapter(temporary / role, replace(adapter, config={**adapter.config, "base_model_name_or_path": base}))
+        write_parent(temporary / role, parent)
     tokenizer.save_pretrained(temporary / "tokenizer")
     included = copy_base and Path(path).is_dir()
     if included:
         copy_model(Path(path), temporary / "base")
     room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
+    entry = role_entry(
+        parent,
+        tuning="lora",
+        base_folder="base" if included else None,
+        tokenizer="tokenizer",
+        chat_template=tokenizer.chat_template,
+    )
     manifest = write_manifest(
         temporary,
         {
             "coevolve": __version__,
-            "tuning": "lora",
-            "base": {"source": base, "fingerprint": fingerprint, "included": included},
+            "roles": dict.fromkeys(ROLES, entry),
             "normalisation": NORMALISATION,
             "reasoning": {
                 "max_new_tokens": room,
@@ -93,7 +106,6 @@ def import_reference(
                 "shown_to_the_estimator": "the core features only",
             },
             "prompts": prompts.to_dict(),
-            "chat_template": tokenizer.chat_template,
             "imported": _origin(checkout, release),
         },
     )

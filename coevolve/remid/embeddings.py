@@ -12,11 +12,11 @@ as plain text.
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -141,7 +141,7 @@ def base_embedder(estimator: "ProbabilityEstimator", base: str | None = None) ->
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     with acting() as model:
         window = max_positions(model)
-    source = base or estimator.manifest.get("base", {}).get("source", "base model")
+    source = base or _base_of(estimator).get("source", "base model")
     return HiddenStates(
         name=f"last hidden layer of {source}",
         tokenizer=tokenizer,
@@ -189,9 +189,9 @@ def _acting_base(
     from coevolve.scoring.models import base_fingerprint, load_model, resolve_base
     from coevolve.scoring.roles import ESTIMATOR
 
-    expected = estimator.manifest.get("base", {})
+    expected = _base_of(estimator)
     if base is None:
-        if estimator.roles.tuning == "full" and getattr(estimator.roles, "base", None) is None:
+        if not estimator.roles.has_base:
             raise ArtifactError(
                 f"this estimator was trained in full and does not hold its base model ({expected.get('source')!r}), "
                 "whose hidden states are to represent the texts. Say where that lies (`--base DIR`, such as RUN/base), "
@@ -209,6 +209,11 @@ def _acting_base(
         device = device_of(model)
     loaded = load_model(where, device=device)
     return lambda: _always(loaded)
+
+
+def _base_of(estimator: "ProbabilityEstimator") -> Mapping[str, Any]:
+    """What the export says of the estimator's base model; nothing during training."""
+    return estimator.manifest["roles"]["estimator"]["base"] if estimator.manifest else {}
 
 
 @contextmanager

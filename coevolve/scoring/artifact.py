@@ -2,10 +2,11 @@
 
 estimator/
   manifest.json      written last: what everything is, with the SHA-256 of every file
-  connector/         a PEFT adapter directory, or a whole model where training was in full
+  connector/         a PEFT adapter directory with the record of its parent, or a whole model where it was trained whole
   estimator/         likewise
   tokenizer/         with the chat template
-  base/              the base model, where it cannot be had from a hub
+  base/              the base model of the adapters, where it cannot be had from a hub
+  connector-tokenizer/, connector-base/   only where the connector has another base model
 """
 
 import shutil
@@ -15,9 +16,12 @@ from typing import Any
 
 from coevolve.errors import ArtifactError, DataError
 from coevolve.files import read_json, sha256_file, write_json
+from coevolve.scoring.models import base_fingerprint, load_model, resolve_base
+from coevolve.scoring.origins import read_parent, require_base
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, Role, Roles, SeparateRoles
 
 FORMAT = "coevolve-estimator"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -49,8 +53,14 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
         manifest = read_json(folder / MANIFEST)
     except DataError as error:
         raise ArtifactError(str(error)) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise ArtifactError(f"{folder / MANIFEST}: accepted is format {FORMAT!r}, version {VERSION}.")
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != FORMAT
+        or manifest.get("version") not in (1, VERSION)
+    ):
+        raise ArtifactError(f"{folder / MANIFEST}: accepted is format {FORMAT!r}, version 1 or {VERSION}.")
+    if manifest["version"] == 1:
+        manifest = _upgraded(manifest)
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -58,6 +68,101 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
         if verify and sha256_file(path) != expected:
             raise ArtifactError(f"{path}: its SHA-256 differs from the manifest's. Copy or export it again.")
     return manifest
+
+
+def role_entry(
+    parent: Mapping[str, Any], *, tuning: str, base_folder: str | None, tokenizer: str, chat_template: str
+) -> dict[str, Any]:
+    """What a manifest says of a role.
+
+    Args:
+        parent: as `Origin.parent` gives it.
+        base_folder: where the base model lies in the estimator directory; None where it is not included.
+        tokenizer: its folder there.
+    """
+    return {
+        "tuning": tuning,
+        "base": {**parent["base"], "folder": base_folder},
+        "continued_from": parent["continued_from"],
+        "tokenizer": tokenizer,
+        "chat_template": chat_template,
+    }
+
+
+def load_roles(
+    folder: Path,
+    entries: Mapping[Role, Mapping[str, Any]],
+    *,
+    bases: Mapping[Role, str | None],
+    quantization: str,
+    verify: bool,
+    **options: Any,
+) -> Roles:
+    """Both roles of an estimator directory, in memory.
+
+    Args:
+        entries: of the manifest, by role.
+        bases: where to take each role's base model from; None for where the manifest says.
+        quantization: of bases under adapters: `as trained`, `none`, `4bit` or `8bit`.
+        verify: compute the fingerprint of a base model that is not a part of the directory.
+        options: for `load_model`.
+
+    Raises:
+        ArtifactError: an adapter is not of the base model that it would be put on; both fingerprints are named.
+    """
+    adapted = [role for role in ROLES if entries[role]["tuning"] == "lora"]
+    if quantization != "as trained" and not adapted:
+        raise ArtifactError(
+            f"{folder}: quantization is {quantization!r}, but both roles are whole models, which are not quantized. "
+            "Leave it out."
+        )
+    where = {role: _locate_base(folder, role, entries[role], bases[role], verify=verify) for role in adapted}
+    held = {role: entries[role]["base"]["quantization"] for role in adapted}
+    if quantization != "as trained":
+        held = dict.fromkeys(adapted, None if quantization == "none" else quantization)
+
+    def adapters(*roles: Role) -> AdapterRoles:
+        base = load_model(where[roles[0]], quantization=held[roles[0]], **options)
+        return AdapterRoles.load(base, {role: folder / role for role in roles})
+
+    if len(adapted) == len(ROLES) and (where[CONNECTOR], held[CONNECTOR]) == (where[ESTIMATOR], held[ESTIMATOR]):
+        return adapters(*ROLES)
+    return SeparateRoles(
+        {role: adapters(role).model if role in adapted else load_model(str(folder / role), **options) for role in ROLES}
+    )
+
+
+def _locate_base(folder: Path, role: Role, entry: Mapping[str, Any], given: str | None, *, verify: bool) -> str:
+    """Where a role's base model is, after a check that the adapter is one of it."""
+    base = entry["base"]
+    what = f"the adapter {folder / role}"
+    parent = read_parent(folder / role)
+    if parent is not None:
+        require_base(what, parent, base["fingerprint"], str(folder / MANIFEST))
+    if given is None and base["folder"] is not None:
+        return str(folder / base["folder"])  # checked with the directory's other files
+    where = resolve_base(given or base["source"])
+    if verify:
+        require_base(what, entry, base_fingerprint(where), where)
+    return where
+
+
+def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had one base model and one tokenizer for both roles."""
+    old = ("tuning", "base", "chat_template", "version")
+    base = manifest["base"]
+    entry = role_entry(
+        {
+            "base": {"source": base["source"], "fingerprint": base["fingerprint"], "quantization": None},
+            "continued_from": None,
+        },
+        tuning=manifest["tuning"],
+        base_folder="base" if base["included"] else None,
+        tokenizer="tokenizer",
+        chat_template=manifest["chat_template"],
+    )
+    rest = {name: value for name, value in manifest.items() if name not in old}
+    return {**rest, "version": VERSION, "roles": dict.fromkeys(ROLES, entry)}
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:

@@ -2,22 +2,22 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from coevolve.data.example import Example
-from coevolve.errors import ArtifactError, TooLongError
+from coevolve.errors import TooLongError
 from coevolve.prompts import PromptSet, Renderer
-from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.artifact import load_roles, read_manifest
 from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
 from coevolve.scoring.generate import Generation, Sampling, generate
 from coevolve.scoring.logprob import score_pairs, score_rows, to_scores
-from coevolve.scoring.models import base_fingerprint, choose_device, load_model, load_tokenizer, resolve_base
-from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, Roles, SeparateRoles
+from coevolve.scoring.models import choose_device, load_tokenizer
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.scoring.scores import Scores
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class ProbabilityEstimator:
 
     Args:
         roles: connector and estimator.
-        renderer: the prompts with the tokenizer.
+        renderer: the prompts with the estimator's tokenizer.
+        connector_renderer: with the connector's, where that is of another base model.
         max_new_tokens: room for a reasoning.
         token_budget: tokens of one forward pass.
         manifest: what the export said of itself; empty during training.
@@ -45,12 +46,14 @@ class ProbabilityEstimator:
         renderer: Renderer,
         *,
         max_new_tokens: int,
+        connector_renderer: Renderer | None = None,
         token_budget: int = TOKEN_BUDGET,
         manifest: dict[str, Any] | None = None,
         poll: Callable[[], None] | None = None,
     ):
         self.roles = roles
         self.renderer = renderer
+        self.connector_renderer = renderer if connector_renderer is None else connector_renderer
         self.max_new_tokens = max_new_tokens
         self.token_budget = token_budget
         self.manifest = manifest or {}
@@ -63,7 +66,8 @@ class ProbabilityEstimator:
         *,
         device: str = "auto",
         dtype: str = "float32",
-        base: str | None = None,
+        base: str | Mapping[Role, str] | None = None,
+        quantization: Literal["as trained", "none", "4bit", "8bit"] = "as trained",
         token_budget: int = TOKEN_BUDGET,
         verify: bool = True,
         trust_remote_code: bool = False,
@@ -74,7 +78,10 @@ class ProbabilityEstimator:
             path: a directory that `coevolve train` or `coevolve export` wrote.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
             dtype: `float32`, `bfloat16` or `float16`.
-            base: where to take the base model from, if not from where the manifest says.
+            base: where to take the base model from, if not from where the manifest says; for each role, if they
+                have different ones.
+            quantization: how the base under adapters is held; `8bit` halves its memory and `4bit` quarters it. Scores
+                are those of training only as it was trained.
             verify: check the SHA-256 of every file, the base model's too.
 
         Raises:
@@ -82,21 +89,25 @@ class ProbabilityEstimator:
         """
         path = Path(path)
         manifest = read_manifest(path, verify=verify)
-        tokenizer = load_tokenizer(str(path / "tokenizer"), trust_remote_code=trust_remote_code)
-        options = {"dtype": dtype, "device": choose_device(device), "trust_remote_code": trust_remote_code}
-        roles: Roles
-        if manifest["tuning"] == "lora":
-            where = base or (str(path / "base") if manifest["base"]["included"] else manifest["base"]["source"])
-            where = resolve_base(where)
-            # A base inside the directory was checked with the directory's other files.
-            if verify and (base or not manifest["base"]["included"]):
-                _require_fingerprint(where, manifest["base"])
-            roles = AdapterRoles.load(load_model(where, **options), {role: path / role for role in ROLES})
-        else:
-            roles = SeparateRoles({role: load_model(str(path / role), **options) for role in ROLES})
+        roles = load_roles(
+            path,
+            manifest["roles"],
+            bases=dict.fromkeys(ROLES, base) if base is None or isinstance(base, str) else base,
+            quantization=quantization,
+            verify=verify,
+            dtype=dtype,
+            device=choose_device(device),
+            trust_remote_code=trust_remote_code,
+        )
+        prompts = PromptSet.from_dict(manifest["prompts"])
+        by_folder = {
+            folder: Renderer(prompts, load_tokenizer(str(path / folder), trust_remote_code=trust_remote_code))
+            for folder in {entry["tokenizer"] for entry in manifest["roles"].values()}
+        }
         return cls(
             roles,
-            Renderer(PromptSet.from_dict(manifest["prompts"]), tokenizer),
+            by_folder[manifest["roles"][ESTIMATOR]["tokenizer"]],
+            connector_renderer=by_folder[manifest["roles"][CONNECTOR]["tokenizer"]],
             max_new_tokens=manifest["reasoning"]["max_new_tokens"],
             token_budget=token_budget,
             manifest=manifest,
@@ -121,7 +132,7 @@ class ProbabilityEstimator:
         cut = sum(not generation.finished for generation in generations)
         if cut:
             logger.warning("%d of %d reasonings reached max_new_tokens=%d.", cut, len(examples), self.max_new_tokens)
-        return [self.renderer.decode(generation.ids) for generation in generations]
+        return [self.connector_renderer.decode(generation.ids) for generation in generations]
 
     def generate_reasoning(
         self,
@@ -132,15 +143,16 @@ class ProbabilityEstimator:
         progress: Progress | None = None,
     ) -> list[Generation]:
         """As `reason`, but the ids and whether each was finished."""
-        prompts = [self.renderer.prompt_ids(self.renderer.connector(example)) for example in examples]
-        self._require_room(examples, prompts, self.max_new_tokens, "a reasoning")
+        render = self.connector_renderer
+        prompts = [render.prompt_ids(render.connector(example)) for example in examples]
+        self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
         with self.roles.acting(CONNECTOR) as model:
             return generate(
                 model,
                 prompts,
                 max_new_tokens=self.max_new_tokens,
-                stop_id=self.renderer.end_of_turn_id,
-                pad_id=self._pad_id,
+                stop_id=render.end_of_turn_id,
+                pad_id=render.tokenizer.pad_token_id,
                 sampling=None if seed is None else Sampling(seed, temperature),
                 keys=[_key(example.sample_id) for example in examples],
                 token_budget=self.token_budget,
@@ -182,7 +194,7 @@ class ProbabilityEstimator:
             )
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
         for example, prompt, target in zip(examples, prompts, targets, strict=True):
-            self._require_room([example], [prompt], len(target), "its response")
+            self._require_room(ESTIMATOR, [example], [prompt], len(target), "its response")
         with self.roles.acting(ESTIMATOR) as model:
             return score_rows(model, prompts, targets, **self._scoring(progress))
 
@@ -200,7 +212,7 @@ class ProbabilityEstimator:
             raise ValueError(f"{len(examples)} examples but {len(reasoning)} reasonings.")
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
         longest = max((len(target) for target in targets), default=0)
-        self._require_room(examples, prompts, longest, "the longest response")
+        self._require_room(ESTIMATOR, examples, prompts, longest, "the longest response")
         with self.roles.acting(ESTIMATOR) as model:
             values = score_pairs(model, prompts, targets, pairs, **self._scoring(progress))
         return to_scores(values)
@@ -248,6 +260,10 @@ class ProbabilityEstimator:
             self.roles.module(role).to(device)
         return self
 
+    def renderer_of(self, role: Role) -> Renderer:
+        """The prompts with the role's own tokenizer."""
+        return self.connector_renderer if role == CONNECTOR else self.renderer
+
     @property
     def _pad_id(self) -> int:
         return self.renderer.tokenizer.pad_token_id
@@ -268,9 +284,9 @@ class ProbabilityEstimator:
         return [self.renderer.response_ids(response) for response in responses]
 
     def _require_room(
-        self, examples: Sequence[Example], prompts: Sequence[Sequence[int]], room: int, what: str
+        self, role: Role, examples: Sequence[Example], prompts: Sequence[Sequence[int]], room: int, what: str
     ) -> None:
-        with self.roles.acting(ESTIMATOR) as model:
+        with self.roles.acting(role) as model:
             limit = max_positions(model)
         for example, prompt in zip(examples, prompts, strict=True):
             if len(prompt) + room > limit:
@@ -278,15 +294,6 @@ class ProbabilityEstimator:
                     f"sample_ID {example.sample_id!r}: its prompt has {len(prompt)} tokens and {what} needs {room}; "
                     f"the model holds {limit}. Shorten its dialogue or leave the example out."
                 )
-
-
-def _require_fingerprint(base: str, expected: dict[str, Any]) -> None:
-    found = base_fingerprint(base)
-    if found != expected["fingerprint"]:
-        raise ArtifactError(
-            f"{base}: this base model's fingerprint is {found}, but the adapters were trained on "
-            f"{expected['fingerprint']} ({expected['source']}). Give the right one with base=..."
-        )
 
 
 def _key(sample_id: str) -> int:

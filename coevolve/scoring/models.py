@@ -5,14 +5,23 @@ import hashlib
 import importlib.util
 import logging
 from pathlib import Path
+from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from coevolve.errors import ArtifactError
 from coevolve.files import sha256_file
 
 logger = logging.getLogger(__name__)
+
+Quantization = Literal["4bit", "8bit"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,6 +66,7 @@ def load_model(
     dtype: str = "float32",
     device: torch.device | str = "cpu",
     attention: str | None = None,
+    quantization: Quantization | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A causal language model from safetensors, in evaluation mode.
@@ -65,15 +75,48 @@ def load_model(
         base: a folder or hub id.
         dtype: `float32`, `bfloat16` or `float16`.
         attention: `sdpa`, `flash_attention_2`, `eager`; None for the library's choice.
+        quantization: of the linear layers, done while loading: `4bit` (NF4 with double quantization; QLoRA, Dettmers
+            et al. 2023) or `8bit` (LLM.int8, Dettmers et al. 2022). `dtype` is then that of everything else.
+
+    Raises:
+        ArtifactError: a quantization is asked for, and bitsandbytes is not installed.
     """
+    options = {} if quantization is None else {"quantization_config": quantization_config(quantization, dtype)}
     model = AutoModelForCausalLM.from_pretrained(
         base,
         dtype=DTYPES[dtype],
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        device_map=None if quantization is None else {"": device},
+        **options,
     )
-    return model.to(device).eval()
+    return (model if quantization else model.to(device)).eval()
+
+
+def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
+    """How bitsandbytes is to hold a model.
+
+    Raises:
+        ArtifactError: it is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ArtifactError(
+            f"quantization is {quantization!r}, but the package bitsandbytes is not installed. Install it with: "
+            "pip install 'coevolve[quantization]'"
+        )
+    if quantization == "4bit":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[dtype],
+        )
+    # Whatever the dtype, it multiplies float16 by int8, and would say so at every layer.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # Above a threshold, a column with an outlier anywhere in the batch is computed exactly: a row's score would depend
+    # on the rows beside it.
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
 
 
 def base_fingerprint(base: str) -> str:

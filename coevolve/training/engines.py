@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, set_seed
@@ -37,7 +38,7 @@ from trl.trainer import utils as trl_utils
 from coevolve.prompts import Renderer
 from coevolve.recipe.schema import Grpo, Optimization, Sft
 from coevolve.scoring.generate import Sampling, generate
-from coevolve.scoring.roles import AdapterRoles, Role, Roles
+from coevolve.scoring.roles import Role, Roles
 from coevolve.training import sharding
 from coevolve.training.divergence import DivergenceGuard
 from coevolve.training.processes import Interrupted, Processes
@@ -585,9 +586,8 @@ def _train(plan: Plan, build: Callable[[], Resumable]) -> None:
 @contextmanager
 def _trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
     """The role's module ready to train, and afterwards without what trainers leave on it; and a folder for TRL."""
-    roles = plan.roles
-    model = roles.module(plan.role)
-    bare = model.get_base_model() if isinstance(roles, AdapterRoles) else model
+    model = plan.roles.module(plan.role)
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
     use_triton = trl_utils._use_triton
     if next(model.parameters()).device.type == "cpu":
         trl_utils._use_triton = lambda device: True

@@ -8,12 +8,14 @@ from typing import Any
 from coevolve import __version__
 from coevolve.errors import ArtifactError
 from coevolve.recipe import Recipe
-from coevolve.scoring.artifact import replace_folder, write_manifest
+from coevolve.scoring.artifact import replace_folder, role_entry, write_manifest
 from coevolve.scoring.estimator import ProbabilityEstimator
-from coevolve.scoring.roles import ROLES
-from coevolve.training.checkpoints import read_checkpoint
+from coevolve.scoring.models import base_fingerprint
+from coevolve.scoring.origins import Base, adapter_fingerprint, require_parent, write_parent
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
+from coevolve.training.checkpoints import Checkpoint, read_checkpoint
 from coevolve.training.run_folder import read_run
-from coevolve.training.setup import Base, build_estimator, build_renderer
+from coevolve.training.setup import Origins, build_estimator, build_renderers
 
 NORMALISATION = (
     "log_prob sums are nats per response, over the response's own tokens and its end of turn; means are nats per "
@@ -22,30 +24,26 @@ NORMALISATION = (
 
 
 def export_estimator(
-    folder: Path, estimator: ProbabilityEstimator, recipe: Recipe, base: Base, facts: Mapping[str, Any]
+    folder: Path, estimator: ProbabilityEstimator, recipe: Recipe, origins: Origins, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write a self-contained estimator directory and return its manifest.
 
     Args:
         folder: replaced, if it is there, once the new one is complete.
+        origins: what the roles started from: the parents of their adapters.
         facts: how it was trained and what it measured, for the manifest.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    entries: dict[str, Any] = {}
     for role in ROLES:
-        estimator.roles.save(role, temporary / role)
-    tokenizer = estimator.renderer.tokenizer
-    tokenizer.save_pretrained(temporary / "tokenizer")
-    included = estimator.roles.tuning == "lora" and _includes_base(recipe, base)
-    if included:
-        copy_model(Path(base.path), temporary / "base")
+        entries[role] = _export_role(temporary, role, estimator, recipe, origins)
     manifest = write_manifest(
         temporary,
         {
             "coevolve": __version__,
-            "tuning": estimator.roles.tuning,
-            "base": {"source": base.source, "fingerprint": base.fingerprint, "included": included},
+            "roles": entries,
             "normalisation": NORMALISATION,
             "reasoning": {
                 "max_new_tokens": estimator.max_new_tokens,
@@ -53,12 +51,38 @@ def export_estimator(
                 "shown_to_the_estimator": "the core features only",
             },
             "prompts": estimator.renderer.prompts.to_dict(),
-            "chat_template": tokenizer.chat_template,
             **facts,
         },
     )
     replace_folder(temporary, folder)
     return manifest
+
+
+def _export_role(
+    folder: Path, role: Role, estimator: ProbabilityEstimator, recipe: Recipe, origins: Origins
+) -> dict[str, Any]:
+    """Write a role's weights, tokenizer and base model, unless the other role's are the same; its manifest entry."""
+    tuning, parent = estimator.roles.tuning[role], origins[role].parent()
+    estimator.roles.save(role, folder / role)
+    fingerprint = {}
+    if tuning == "lora":
+        write_parent(folder / role, parent)
+        fingerprint["fingerprint"] = adapter_fingerprint(folder / role)
+    own = "connector-" if role == CONNECTOR and origins[CONNECTOR].base != origins[ESTIMATOR].base else ""
+    tokenizer = estimator.renderer_of(role).tokenizer
+    if not (folder / f"{own}tokenizer").exists():
+        tokenizer.save_pretrained(folder / f"{own}tokenizer")
+    base = f"{own}base" if tuning == "lora" and _includes_base(recipe, origins[role].base) else None
+    if base is not None and not (folder / base).exists():
+        copy_model(Path(origins[role].base.path), folder / base)
+    entry = role_entry(
+        parent,
+        tuning=tuning,
+        base_folder=base,
+        tokenizer=f"{own}tokenizer",
+        chat_template=tokenizer.chat_template,
+    )
+    return {**entry, **fingerprint}
 
 
 def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
@@ -67,23 +91,30 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     In the middle of a phase it is the pair as it was when the phase began.
 
     Raises:
-        ArtifactError: the checkpoint or its run is incomplete, or the base model has changed since.
+        ArtifactError: the checkpoint or its run is incomplete, or a base model has changed since.
     """
     found = read_checkpoint(checkpoint)
-    recipe, base, run = read_run(checkpoint.parent.parent)
-    from coevolve.scoring.models import base_fingerprint
-
-    fingerprint = base_fingerprint(base.path)
-    if fingerprint != base.fingerprint:
-        raise ArtifactError(
-            f"{base.path}: this base model's fingerprint is {fingerprint}; the run was trained on {base.fingerprint}. "
-            "Put the original base model back."
-        )
-    estimator = build_estimator(recipe, base, build_renderer(recipe, base))
+    recipe, origins, run = read_run(checkpoint.parent.parent)
+    for base in {origin.base for origin in origins.values()}:
+        fingerprint = base_fingerprint(base.path)
+        if fingerprint != base.fingerprint:
+            raise ArtifactError(
+                f"{base.path}: this base model's fingerprint is {fingerprint}; the run was trained on "
+                f"{base.fingerprint}. Put the original base model back."
+            )
+    require_parents(found, origins)
+    estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
     for role in ROLES:
         estimator.roles.load_weights(role, found.tensors[role])
     facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, found.state["facts"])
-    return export_estimator(folder, estimator, recipe, base, facts)
+    return export_estimator(folder, estimator, recipe, origins, facts)
+
+
+def require_parents(checkpoint: Checkpoint, origins: Origins) -> None:
+    """Raise ArtifactError, with both fingerprints, unless a checkpoint's weights started from `origins`."""
+    # Before version 0.3 only run.json said what a checkpoint's weights belong to.
+    for role, parent in checkpoint.state.get("parents", {}).items():
+        require_parent(f"{checkpoint.folder}: {role}", parent, origins[role])
 
 
 def training_facts(

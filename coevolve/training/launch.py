@@ -79,6 +79,7 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     """
     _check_device(recipe, launch)
     _check_precision(recipe, launch)
+    _check_quantization(recipe, launch)
     _check_batches(recipe, launch)
     for name, settings in _training_sections(recipe):
         if isinstance(settings, Grpo) and settings.use_vllm:
@@ -139,6 +140,24 @@ def _check_precision(recipe: Recipe, launch: Launch) -> None:
         raise RecipeError(
             "model.dtype is bfloat16, but torch sees no GPU here. Set model.dtype=float32; or model.device=cpu, if "
             "bfloat16 on the CPU is meant (half the memory, slow where the CPU has no instructions for it)."
+        )
+
+
+def _check_quantization(recipe: Recipe, launch: Launch) -> None:
+    quantization = recipe.model.quantization
+    if quantization is None:
+        return
+    without = "leave model.quantization out"
+    if launch.kind in (*ZERO.values(), "fsdp"):
+        # Their parts are cut from plain tensors; the packed weights would lose what says how to unpack them.
+        raise RecipeError(
+            f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed weights. Use "
+            f"launch/ddp.yaml: the adapters' optimizer state is small, so there is nothing to divide; or {without}."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            f"model.quantization is {quantization!r}, but bitsandbytes is not installed: pip install "
+            f"'coevolve[quantization]', or {without}."
         )
 
 

@@ -170,7 +170,7 @@ def run_phase(
             Plan(
                 roles=trainee.estimator.roles,
                 role=role,
-                renderer=trainee.estimator.renderer,
+                renderer=trainee.estimator.renderer_of(role),
                 processes=trainee.processes,
                 first=first,
                 steps=first + budget.steps,
@@ -217,7 +217,7 @@ def connector_rows(
     estimator: ProbabilityEstimator, examples: Sequence[Example], traces: Sequence[str]
 ) -> Sequence[SftRow]:
     """x -> r."""
-    render = estimator.renderer
+    render = estimator.connector_renderer
 
     def row(index: int) -> SftRow:
         prompt = render.connector(examples[index])
@@ -242,7 +242,7 @@ def estimator_rows(
 def connector_rl(trainee: Trainee, turn: Turn) -> None:
     """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is the reward."""
     settings = trainee.recipe.connector_rl
-    render = trainee.estimator.renderer
+    render = trainee.estimator.connector_renderer
     judging = Judging(
         "connector_rl.rewards",
         settings.rewards,

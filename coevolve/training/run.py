@@ -24,7 +24,6 @@ from coevolve.data.corpus import Corpus
 from coevolve.data.responses import read_responses
 from coevolve.files import write_json
 from coevolve.progress import from_totals, quieten_libraries
-from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe, recipe_values
 from coevolve.remid.evaluate import evaluate_remid
 from coevolve.scoring.models import choose_device
@@ -36,7 +35,7 @@ from coevolve.training.custom_rewards import check_rewards
 from coevolve.training.diagnostics import diagnose, drift, warnings_in
 from coevolve.training.engines import Segment
 from coevolve.training.evaluation import Evaluated, evaluate, golden_responses
-from coevolve.training.export import export_estimator, training_facts
+from coevolve.training.export import export_estimator, require_parents, training_facts
 from coevolve.training.gate import Gate
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.outcome import Outcome
@@ -47,12 +46,13 @@ from coevolve.training.run_folder import RunFolder
 from coevolve.training.schedule import Turn, turns_of
 from coevolve.training.seeds import derive_seed
 from coevolve.training.setup import (
-    Base,
     Dialogues,
+    Origins,
+    Renderers,
     build_estimator,
-    build_renderer,
+    build_renderers,
     load_corpus,
-    prepare_base,
+    prepare_origins,
     split_dialogues,
     world_seed,
 )
@@ -142,23 +142,23 @@ class Run:
         record.resume(record.state() if checkpoint is None else checkpoint.state["record"])
         log = record.log if checkpoint is None else _logged_already
         corpus = self._read_data()
-        self.base: Base = processes.on_main_first(lambda: prepare_base(recipe, folder.path))
-        self.renderer: Renderer = build_renderer(recipe, self.base)
-        self.data: Dialogues = split_dialogues(recipe, corpus, self.renderer, record, log=log)
+        self.origins: Origins = processes.on_main_first(lambda: prepare_origins(recipe, folder.path, say=record.say))
+        self.renderers: Renderers = build_renderers(recipe, self.origins)
+        self.data: Dialogues = split_dialogues(recipe, corpus, self.renderers, record, log=log)
         self.truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus) if recipe.data.world else None
         self.responses = self._read_responses()
         self.outcome = Outcome(recipe)
-        folder.begin(recipe, self.base, self.data.fingerprint)
+        folder.begin(recipe, self.origins, self.data.fingerprint)
         if self.truth is not None:
             processes.on_main(lambda: self.truth.write(folder.path / "world"))
         self._start_trackers()
 
-        self.tracer = Tracer(recipe, self.data.train, self.renderer, record, environ)
+        self.tracer = Tracer(recipe, self.data.train, self.renderers[ESTIMATOR], record, environ)
         path = folder.path / "traces.jsonl"
         self.examples, self.traces = processes.on_main_first(
             lambda: self.tracer.collect(self.data.train, path, log=log)
         )
-        estimator = build_estimator(recipe, self.base, self.renderer, processes.device)
+        estimator = build_estimator(recipe, self.origins, self.renderers, processes.device)
         estimator.poll = processes.stop.poll
         self.trainee = Trainee(
             recipe=recipe,
@@ -329,6 +329,7 @@ class Run:
             "gate": self.gate.state(),
             "outcome": self.outcome.state(),
             "record": self.record.state(),
+            "parents": {role: origin.parent() for role, origin in self.origins.items()},
             "probe": None if self.probe is None else self.probe.to_json(),
             "facts": self._facts(),
         }
@@ -344,6 +345,7 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, tensors, trainee = checkpoint.state, checkpoint.tensors, self.trainee
+        require_parents(checkpoint, self.origins)
         self.done = list(state["done"])
         self.probe = None if state["probe"] is None else Evaluated.from_json(state["probe"])
         trainee.reasoning[:] = state["reasoning"]
@@ -512,7 +514,9 @@ class Run:
         # Elsewhere than in the directory where it began, a run may come here when the baselines are in memory.
         pair = dict(self.trainee.pair)
         self._take("trained", ROLES)
-        self.processes.on_main(lambda: export_estimator(folder, self.trainee.estimator, self.recipe, self.base, facts))
+        self.processes.on_main(
+            lambda: export_estimator(folder, self.trainee.estimator, self.recipe, self.origins, facts)
+        )
         for role in ROLES:
             self.trainee.load(role, pair[role])
         self.record.say(f"exported the probability estimator to {folder}")
@@ -582,7 +586,7 @@ class Run:
             config={
                 "recipe": recipe_values(self.recipe),
                 "data_fingerprint": self.data.fingerprint,
-                "base_fingerprint": self.base.fingerprint,
+                "parents": {role: origin.parent() for role, origin in self.origins.items()},
                 "processes": self.processes.count,
                 **environment_facts(),
             },

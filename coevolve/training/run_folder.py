@@ -10,15 +10,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from coevolve.errors import ArtifactError, DataError
 from coevolve.files import read_json, write_json
 from coevolve.recipe import Recipe, check_recipe, recipe_values
+from coevolve.scoring.origins import Base, Origin
+from coevolve.scoring.roles import ROLES
 from coevolve.training.checkpoints import CHECKPOINTS, Checkpoint, newest_checkpoint, read_checkpoint
 from coevolve.training.processes import Interrupted, ProcessError, Processes
-from coevolve.training.setup import Base
+from coevolve.training.setup import Origins
 from coevolve.training.stopping import INTERRUPTED
 
 RUN = "run.json"
@@ -69,13 +72,13 @@ class RunFolder:
         # The main process has compared the hashes; the others need not do so again.
         return read_checkpoint(Path(path), verify=False)
 
-    def begin(self, recipe: Recipe, base: Base, data_fingerprint: str) -> None:
+    def begin(self, recipe: Recipe, origins: Origins, data_fingerprint: str) -> None:
         """Write `run.json`, or check that what it names is still what it was.
 
         Raises:
-            ArtifactError: the data or the base model has changed since the run began.
+            ArtifactError: the data, a base model or an adapter has changed since the run began.
         """
-        self.processes.on_main(lambda: self._begin(recipe, base, data_fingerprint))
+        self.processes.on_main(lambda: self._begin(recipe, origins, data_fingerprint))
 
     def say_status(self, state: str, *, stage: str, where: Mapping[str, Any], **more: Any) -> None:
         """Write `status.json` on the main process.
@@ -150,23 +153,25 @@ class RunFolder:
                 "Give another --output-dir, take the change back, or give --force to go on with it from here."
             )
 
-    def _begin(self, recipe: Recipe, base: Base, data_fingerprint: str) -> None:
+    def _begin(self, recipe: Recipe, origins: Origins, data_fingerprint: str) -> None:
         if not (self.path / RUN).exists():
             write_json(
                 self.path / RUN,
                 {
                     "recipe": recipe_values(recipe),
-                    "base": {"source": base.source, "path": base.path, "fingerprint": base.fingerprint},
+                    "origins": {role: asdict(origin) for role, origin in origins.items()},
                     "data_fingerprint": data_fingerprint,
                     "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
                 },
             )
             return
-        run = read_json(self.path / RUN)
-        for what, before, after in (
-            ("the data", run["data_fingerprint"], data_fingerprint),
-            ("the base model", run["base"]["fingerprint"], base.fingerprint),
-        ):
+        _, began, run = read_run(self.path)
+        changes = [("the data", run["data_fingerprint"], data_fingerprint)]
+        for role, now in origins.items():
+            before = began[role]
+            changes.append((f"the {role}'s base model", before.base.fingerprint, now.base.fingerprint))
+            changes.append((f"the adapter of the {role}", before.adapter_fingerprint, now.adapter_fingerprint))
+        for what, before, after in changes:
             if before != after:
                 raise ArtifactError(
                     f"{self.path}: {what} changed since the run began (fingerprint {before}, now {after}). Put it "
@@ -174,8 +179,8 @@ class RunFolder:
                 )
 
 
-def read_run(folder: Path) -> tuple[Recipe, Base, dict[str, Any]]:
-    """The recipe, the base model and the rest of `run.json`.
+def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
+    """The recipe, what the roles started from, and the rest of `run.json`.
 
     Raises:
         ArtifactError: there is no run in the folder.
@@ -183,7 +188,13 @@ def read_run(folder: Path) -> tuple[Recipe, Base, dict[str, Any]]:
     if not (folder / RUN).is_file():
         raise ArtifactError(f"{folder}: no {RUN}, so no run of coevolve. Give the --output-dir of a `coevolve train`.")
     run = read_json(folder / RUN)
-    return check_recipe(run["recipe"], str(folder / RUN)), Base(**run["base"]), run
+    # Before a role could have its own, a run had one base model.
+    origins = run.get("origins") or {role: {"base": run["base"]} for role in ROLES}
+    return (
+        check_recipe(run["recipe"], str(folder / RUN)),
+        {role: Origin(**{**origin, "base": Base(**origin["base"])}) for role, origin in origins.items()},
+        run,
+    )
 
 
 def read_status(folder: Path) -> dict[str, Any]:

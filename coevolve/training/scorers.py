@@ -55,7 +55,7 @@ class ConnectorBatch:
         self.sections = estimator.renderer.prompts.sections
         self.target_words = target_words
         self.examples = [examples[row] for row in index]
-        self.texts = finished_texts(estimator.renderer, completion_ids)
+        self.texts = finished_texts(estimator.connector_renderer, completion_ids)
         self.features = [core_features(text or "", self.sections) for text in self.texts]
         self.usable = [features is not None for features in self.features]
         self.figures = {"unparsable_completions": 1 - sum(self.usable) / len(self.usable)}

@@ -22,6 +22,7 @@ class SpreadEstimator(ProbabilityEstimator):
         super().__init__(
             estimator.roles,
             estimator.renderer,
+            connector_renderer=estimator.connector_renderer,
             max_new_tokens=estimator.max_new_tokens,
             token_budget=estimator.token_budget,
             poll=estimator.poll,
@@ -37,7 +38,7 @@ class SpreadEstimator(ProbabilityEstimator):
         progress: Progress | None = None,
     ) -> list[Generation]:
         generate = super().generate_reasoning
-        costs = [len(self.renderer.connector(example)) for example in examples]
+        costs = [len(self.connector_renderer.connector(example)) for example in examples]
         report = _scaled(progress, len(examples), self.processes.count)
         return self.processes.spread(
             costs,

@@ -21,9 +21,9 @@ from coevolve.reference.exporting import export_reference
 from coevolve.reference.importing import import_reference
 from coevolve.reference.layout import find_release
 from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer
+from coevolve.scoring.origins import Base, Origin
 from coevolve.scoring.roles import ESTIMATOR, ROLES, AdapterRoles, SeparateRoles, lora_config
 from coevolve.training.export import export_estimator
-from coevolve.training.setup import Base
 from coevolve.worlds.tiny import tiny_model
 
 RECIPE = {
@@ -67,8 +67,8 @@ def trained(release, tmp_path_factory):
         render = Renderer(prompt_set("brief"), load_tokenizer(release.base))
         estimator = ProbabilityEstimator(roles, render, max_new_tokens=16)
         folder = tmp_path_factory.mktemp(tuning) / "estimator"
-        base = Base(release.base, release.base, base_fingerprint(release.base))
-        export_estimator(folder, estimator, check_recipe(RECIPE, "test"), base, {})
+        origin = Origin(Base(release.base, release.base, base_fingerprint(release.base)))
+        export_estimator(folder, estimator, check_recipe(RECIPE, "test"), dict.fromkeys(ROLES, origin), {})
         return folder
 
     return write

@@ -84,7 +84,7 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
         (["connector_rl.loss_type=cispo"], "loss_type cispo needs epsilon_high"),
         (
             ["connector_rl.algorithm=ppo", "connector_rl.ppo.value_backbone=adapter"],
-            "connector_rl.ppo.value_backbone: adapter needs model.tuning: lora",
+            "connector_rl.ppo.value_backbone: adapter needs a model.tuning of lora for the connector",
         ),
         (
             [

@@ -227,9 +227,9 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
     from coevolve.recipe import check_recipe
     from coevolve.scoring.estimator import ProbabilityEstimator
     from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer
-    from coevolve.scoring.roles import SeparateRoles
+    from coevolve.scoring.origins import Base, Origin
+    from coevolve.scoring.roles import ROLES, SeparateRoles
     from coevolve.training.export import export_estimator
-    from coevolve.training.setup import Base
     from coevolve.worlds.tiny import write_tiny_base
 
     base = str(write_tiny_base(tmp_path / "base", seed=0, hidden=32, layers=1, heads=2))
@@ -246,8 +246,8 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
         "cold_start": {role: {"steps": 1, "learning_rate": 0.1} for role in ("connector", "estimator")},
         "rounds": {"count": 0},
     }
-    source = Base(base, base, base_fingerprint(base))
-    export_estimator(tmp_path / "estimator", estimator, check_recipe(recipe, "test"), source, {})
+    origins = dict.fromkeys(ROLES, Origin(Base(base, base, base_fingerprint(base))))
+    export_estimator(tmp_path / "estimator", estimator, check_recipe(recipe, "test"), origins, {})
     corpus = world_corpus(SEED, train=1, test=8)
     corpus.to_json(tmp_path / "dialogues.json")
     examples = evaluated_examples(corpus)

@@ -14,9 +14,9 @@ from coevolve.errors import ArtifactError, TooLongError
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import check_recipe
 from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer
+from coevolve.scoring.origins import Base, Origin
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, SeparateRoles, lora_config
 from coevolve.training.export import export_estimator
-from coevolve.training.setup import Base
 from coevolve.worlds.corpus import world_corpus
 from coevolve.worlds.tiny import write_tiny_base
 
@@ -68,7 +68,8 @@ def exported(request, base_folder, tmp_path_factory):
     estimator = build(base_folder, request.param)
     folder = tmp_path_factory.mktemp("export") / "estimator"
     base = Base(str(base_folder), str(base_folder), base_fingerprint(str(base_folder)))
-    export_estimator(folder, estimator, check_recipe(RECIPE, "test"), base, {"training": {"note": "random"}})
+    origins = dict.fromkeys(ROLES, Origin(base))
+    export_estimator(folder, estimator, check_recipe(RECIPE, "test"), origins, {"training": {"note": "random"}})
     return estimator, folder
 
 
@@ -180,13 +181,15 @@ def test_a_frozen_copy_stays_while_the_role_moves(base_folder, tuning, examples,
         roles.load_weights(ESTIMATOR, {name: 2 * value for name, value in roles.weights(ESTIMATOR).items()})
         assert torch.equal(before, score("ref"))
         assert not torch.equal(before, score(ESTIMATOR))
-    assert set(getattr(roles, "models", None) or roles.model.peft_config) == set(ROLES)
+    if tuning == "lora":
+        assert set(roles.model.peft_config) == set(ROLES)
 
 
 def test_the_manifest_says_what_it_is(exported):
     _, folder = exported
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["base"]["fingerprint"] and manifest["chat_template"] and manifest["prompts"]["name"] == "world"
+    assert manifest["prompts"]["name"] == "world"
+    assert all(entry["base"]["fingerprint"] and entry["chat_template"] for entry in manifest["roles"].values())
     assert "nats per response" in manifest["normalisation"]
     assert {"connector", "estimator", "tokenizer"} <= {name.split("/")[0] for name in manifest["files"]}
     assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
@@ -213,7 +216,7 @@ def test_damage_is_named(exported, tmp_path, harm, message):
 
 def test_another_base_model_is_refused(exported, tmp_path):
     estimator, folder = exported
-    if estimator.roles.tuning == "full":
+    if estimator.roles.tuning[ESTIMATOR] == "full":
         return  # a whole model has no base to be mistaken for
     other = write_tiny_base(tmp_path / "other", seed=1)
     with pytest.raises(ArtifactError, match="fingerprint"):

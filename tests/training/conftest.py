@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from coevolve.recipe import check_recipe
+from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
 from coevolve.training.phases import Trainee
 from coevolve.training.processes import Processes
 from coevolve.training.record import Record
 from coevolve.training.schedule import Budget
-from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
+from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 from coevolve.training.spread import SpreadEstimator
 from coevolve.training.stopping import Stop
 
@@ -54,12 +54,18 @@ LORA = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"},
 }
 
+OWN = {"mixed": {"estimator": {"tuning": "full"}}}
+
 
 def values(tuning="full", **sections):
-    """The recipe's values, with whole sections or parts of them replaced."""
+    """The recipe's values, with whole sections or parts of them replaced.
+
+    `tuning` is that of both roles; `mixed` is an adapter for the connector and a whole model for the estimator.
+    """
     merged = copy.deepcopy(VALUES)
-    if tuning == "lora":
-        merged["model"].update(LORA)
+    if tuning != "full":
+        merged["model"].update(copy.deepcopy(LORA))
+    merged["model"].update(OWN.get(tuning, {}))
     for name, section in sections.items():
         merged[name] = {**merged.get(name, {}), **section} if isinstance(section, dict) else section
     return merged
@@ -105,11 +111,13 @@ def build_trainee(recipe, folder):
     Adapters cannot teach a random base that much, so they get a base that can do it already.
     """
     train = load_corpus(recipe).require("IDTrain")
-    base = prepare_base(recipe, folder)
+    origins = prepare_origins(recipe, folder)
     if recipe.model.tuning == "lora":
-        whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tuning": "full"})})
-        build_trainee(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(base.path))
-    estimator = build_estimator(recipe, base, build_renderer(recipe, base))
+        values = recipe_values(recipe)
+        shared = {name: value for name, value in values["model"].items() if name not in ROLES}
+        whole = check_recipe({**values, "model": {**shared, "tuning": "full"}}, "whole")
+        build_trainee(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(origins[CONNECTOR].base.path))
+    estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
     processes = Processes(torch.device("cpu"), Stop())
     trainee = Trainee(
         recipe=recipe,

@@ -152,15 +152,16 @@ class Run:
     """The phases on one pair of models."""
 
     def __init__(self, recipe, folder, processes, *, divided, tied):
-        from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
+        from coevolve.scoring.roles import CONNECTOR
+        from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 
         self.recipe, self.processes, self.divided, self.tied = recipe, processes, divided, tied
         self.folder = folder
         self.train = load_corpus(recipe).require("IDTrain")
-        base = processes.on_main_first(lambda: prepare_base(recipe, folder))
+        origins = processes.on_main_first(lambda: prepare_origins(recipe, folder))
         if tied:
-            processes.on_main(lambda: tie(Path(base.path)))
-        self.estimator = build_estimator(recipe, base, build_renderer(recipe, base))
+            processes.on_main(lambda: tie(Path(origins[CONNECTOR].base.path)))
+        self.estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
         self.roles = self.estimator.roles
 
     def phases(self):
@@ -279,10 +280,9 @@ class Run:
 
     def check_plain(self):
         import torch
+        from peft import PeftModel
         from torch.distributed.fsdp import FSDPModule
         from torch.distributed.tensor import DTensor
-
-        from coevolve.scoring.roles import AdapterRoles
 
         model = self.roles.module(self.role)
         for module in model.modules():
@@ -291,7 +291,7 @@ class Run:
         for parameter in model.parameters():
             assert type(parameter) is torch.nn.Parameter and not isinstance(parameter, DTensor)
         copy.deepcopy(model)
-        bare = model.get_base_model() if isinstance(self.roles, AdapterRoles) else model
+        bare = model.get_base_model() if isinstance(model, PeftModel) else model
         assert "forward" not in bare.__dict__ and "generate" not in model.__dict__
         assert (bare.get_input_embeddings().weight is bare.get_output_embeddings().weight) == self.tied
         if self.processes.main:  # alone: nothing in it waits for the other process

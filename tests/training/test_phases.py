@@ -15,10 +15,10 @@ from coevolve.training import phases
 from coevolve.training.gate import Gate
 from coevolve.training.phases import PHASES
 from coevolve.training.schedule import Budget, Turn, turns_of
-from coevolve.training.setup import prepare_base
+from coevolve.training.setup import prepare_origins
 
 
-@pytest.fixture(params=["full", "lora"])
+@pytest.fixture(params=["full", "lora", "mixed"])
 def trainee(request, recipe_of, tmp_path, build):
     """A pair after a cold start of a few steps."""
     return build(recipe_of(request.param), tmp_path)
@@ -54,7 +54,7 @@ def test_trainers_leave_nothing_on_the_model(trainee):
     before = trainee.estimator.log_prob(trainee.train[:3], ["x"] * 3, trainee.reasoning[:3]).sum
     phases.connector_rl(trainee, turn("connector_rl"))
     model = roles.module(CONNECTOR)
-    bare = model.get_base_model() if roles.tuning == "lora" else model
+    bare = model.get_base_model() if roles.tuning[CONNECTOR] == "lora" else model
     assert "forward" not in bare.__dict__
     assert not trl_utils._use_triton(torch.device("cpu"))
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -161,7 +161,7 @@ def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, buil
 
 def test_computing_logits_only_where_the_loss_is_changes_nothing(recipe_of, tmp_path):
     """The shortcut that `engines` takes on a CPU gives the loss and the gradients of TRL's own way."""
-    base = prepare_base(recipe_of(), tmp_path)
+    base = prepare_origins(recipe_of(), tmp_path)[ESTIMATOR].base
     ids = torch.randint(0, 40, (3, 12), generator=torch.Generator().manual_seed(0))
     labels = ids.masked_fill(torch.arange(12) < 7, -100)
     found = {}

@@ -23,7 +23,7 @@ from coevolve.training.processes import Processes
 from coevolve.training.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
 from coevolve.training.run import train
 from coevolve.training.scorers import ConnectorBatch, EstimatorBatch
-from coevolve.training.setup import build_estimator, build_renderer, load_corpus, prepare_base
+from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 from coevolve.training.stopping import Stop
 
 HALVES = np.log([0.5, 0.5])
@@ -170,8 +170,8 @@ def test_the_recipe_names_the_registrys_rewards_and_no_others(settings, named):
 def resident(request, recipe_of, tmp_path_factory):
     """(estimator, examples): untrained models, which give probabilities all the same."""
     recipe = recipe_of(request.param)
-    base = prepare_base(recipe, tmp_path_factory.mktemp("base"))
-    return build_estimator(recipe, base, build_renderer(recipe, base)), load_corpus(recipe).require("IDTrain")
+    origins = prepare_origins(recipe, tmp_path_factory.mktemp("base"))
+    return build_estimator(recipe, origins, build_renderers(recipe, origins)), load_corpus(recipe).require("IDTrain")
 
 
 def ask(judging, ids, index, **columns):

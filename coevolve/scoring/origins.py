@@ -1,0 +1,207 @@
+"""What a role's weights start from, and the record of it that lies beside every adapter.
+
+An adapter is a difference to one base model. Onto another one of the same shape it loads without a word, and means
+nothing; so the fingerprint of its base goes with it, and is compared wherever it is put to use. `coevolve_parent.json`:
+
+  base            source, fingerprint and quantization of the model that the adapter was trained on
+  continued_from  source and fingerprint of the adapter that its training began with; null for a new one
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from coevolve.errors import ArtifactError, DataError
+from coevolve.files import read_json, sha256_file, write_json
+from coevolve.scoring.models import base_fingerprint
+
+PARENT = "coevolve_parent.json"
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+ON_A_FROZEN_BASE: Mapping[str, Sequence[Any]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "modules_to_save": (None, []),
+    "layer_replication": (None,),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None,),
+    # The others change the base model's weights when they start.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
+}
+"""Values in an adapter's configuration with which it leaves the base model as it is, so that two can share one."""
+
+_MEANING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: as the recipe names it, where it lies, and the hash of its weights."""
+
+    source: str
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a role starts from.
+
+    Attributes:
+        quantization: of the base in memory: `4bit`, `8bit` or None.
+        adapter: the PEFT directory that training goes on from; None for a new adapter, or none.
+        adapter_fingerprint: of that adapter, as it was when the run began.
+    """
+
+    base: Base
+    quantization: str | None = None
+    adapter: str | None = None
+    adapter_fingerprint: str | None = None
+
+    def parent(self) -> dict[str, Any]:
+        """The record of it, as JSON."""
+        continued = {"source": self.adapter, "fingerprint": self.adapter_fingerprint}
+        return {
+            "base": {
+                "source": self.base.source,
+                "fingerprint": self.base.fingerprint,
+                "quantization": self.quantization,
+            },
+            "continued_from": None if self.adapter is None else continued,
+        }
+
+
+def write_parent(folder: Path, parent: Mapping[str, Any]) -> None:
+    """Put the record beside an adapter."""
+    write_json(folder / PARENT, parent)
+
+
+def read_parent(folder: Path) -> dict[str, Any] | None:
+    """The record beside an adapter; None where there is none.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    if not (folder / PARENT).is_file():
+        return None
+    try:
+        parent = read_json(folder / PARENT)
+        return {"base": {**parent["base"]}, "continued_from": parent["continued_from"]}
+    except (DataError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / PARENT}: no record of a parent ({error}). Copy the adapter again.") from None
+
+
+def require_parent(what: str, parent: Mapping[str, Any], origin: Origin) -> None:
+    """Raise ArtifactError, with both fingerprints, unless `what` has the parent that `origin` is."""
+    expected = origin.parent()
+    for name, is_called in (("base", "base model"), ("continued_from", "adapter that it continued from")):
+        before, after = (_fingerprint(record[name]) for record in (parent, expected))
+        if before != after:
+            raise ArtifactError(
+                f"{what}: the {is_called} has fingerprint {before}; here it would be {after}. Put the original one "
+                "back."
+            )
+
+
+def require_base(what: str, parent: Mapping[str, Any], fingerprint: str, base: str) -> None:
+    """Raise ArtifactError, with both fingerprints, unless `what` was trained on the base model given."""
+    expected = parent["base"]
+    if expected["fingerprint"] != fingerprint:
+        raise ArtifactError(
+            f"{base}: this base model's fingerprint is {fingerprint}, but {what} was trained on "
+            f"{expected['fingerprint']} ({expected['source']}). Give the right one."
+        )
+
+
+def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[str]:
+    """Refuse an adapter that is not of this base model; returns what a person should know about one that is.
+
+    An adapter of other software has no record of its parent. Then its configuration must name the base model: a folder
+    is compared by fingerprint; a hub id, of which a revision may be another, by name only, and that is said.
+
+    Raises:
+        ArtifactError: no adapter, one that changes the base model's own weights, or one of another base model.
+    """
+    config = read_config(folder)
+    require_values(config, ON_A_FROZEN_BASE, folder / CONFIG, "only adapters that leave the base as it is are started")
+    parent = read_parent(folder)
+    if parent is not None:
+        require_base(f"the adapter {folder}", parent, base.fingerprint, base.source)
+        trained = parent["base"]["quantization"]
+        if trained != quantization:
+            return [f"adapter {folder}: was trained on a base with quantization {trained}, goes on with {quantization}"]
+        return []
+    named = config.get("base_model_name_or_path")
+    if named and Path(named).is_dir():
+        named_base = {"base": {"source": named, "fingerprint": base_fingerprint(named)}}
+        require_base(f"the adapter {folder}", named_base, base.fingerprint, base.source)
+        return [
+            f"adapter {folder}: no {PARENT}; its {CONFIG} names {named}, whose fingerprint is that of {base.source}"
+        ]
+    if named in (base.source, base.path):
+        return [f"adapter {folder}: no {PARENT}; taken for one of {named}, by that name in its {CONFIG} only"]
+    raise ArtifactError(
+        f"{folder}: no {PARENT}, and its {CONFIG} says that it was trained on {named!r}; the base model is "
+        f"{base.source!r} (fingerprint {base.fingerprint}). Give the base model that it was trained on, or, if this is "
+        f"the same one under another name, set base_model_name_or_path there to {base.source!r}."
+    )
+
+
+def adapter_fingerprint(folder: Path) -> str:
+    """SHA-256 over an adapter's weights and what its configuration makes of them."""
+    config = read_config(folder)
+    meaning = json.dumps({name: config.get(name) for name in _MEANING}, sort_keys=True)
+    return hashlib.sha256(f"{sha256_file(folder / WEIGHTS)}{meaning}".encode()).hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a PEFT directory that is complete.
+
+    Raises:
+        ArtifactError: a file is missing, damaged or pickled.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ArtifactError(f"{folder}: no {CONFIG}, so no PEFT adapter. Check the path, or copy it again.")
+    if not (folder / WEIGHTS).is_file():
+        hint = f" {PICKLED} is pickled and not read; save it as safetensors." if (folder / PICKLED).exists() else ""
+        raise ArtifactError(f"{folder}: no {WEIGHTS}.{hint}")
+    try:
+        config = read_json(folder / CONFIG)
+    except DataError as error:
+        raise ArtifactError(str(error)) from None
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{folder / CONFIG}: accepted is an object.")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a PEFT directory, on the CPU.
+
+    Raises:
+        ArtifactError: they are no safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{folder / WEIGHTS}: no safetensors file ({error}). Copy it again.") from None
+
+
+def require_values(config: Mapping[str, Any], accepted: Mapping[str, Sequence[Any]], path: Path, why: str) -> None:
+    """Raise ArtifactError unless a configuration has accepted values only, the first of which is PEFT's own."""
+    for field, values in accepted.items():
+        if config.get(field, values[0]) not in values:
+            raise ArtifactError(
+                f"{path}: {field} is {config[field]!r}; accepted is {' or '.join(map(repr, values))}: {why}. Merge "
+                "this one into the base model first."
+            )
+
+
+def _fingerprint(record: Mapping[str, Any] | None) -> str:
+    return "none" if record is None else record["fingerprint"]
