@@ -120,24 +120,29 @@ class Pair:
         from accelerate.state import AcceleratorState
         from transformers import TrainerCallback
 
-        from coevolve.training.engines import Plan, Segment
+        from coevolve.training.engines import Plan, Schedule, Segment
 
         learner = self.roles.module(role)
         learns = {f"{role}: {name}" for name, parameter in learner.named_parameters() if parameter.requires_grad}
         before, own = self.everything(), self.roles.weights(role)
         self.require_dropout(learner)
+        steps = 3 if train == self.sft else 2
         plan = Plan(
             roles=self.roles,
             role=role,
             renderer=self.estimator.renderer_of(role),
             processes=self.processes,
-            steps=3 if train == self.sft else 2,
+            first=0,
+            steps=steps,
+            tokens=None,
+            schedule=Schedule(0, steps),
             seed=3,
             log_every=1,
             callback=TrainerCallback(),
             watcher=Unwatched(),
             segment=Segment(),
             token_budget=512,
+            folder=self.folder,
         )
         train(plan, own)
         after = self.everything()

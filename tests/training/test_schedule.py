@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from coevolve.errors import ArtifactError, RecipeError
 from coevolve.recipe import check_recipe, recipe_values
+from coevolve.training.export import export_checkpoint
 from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.schedule import budget_of, turns_of
@@ -23,7 +24,7 @@ SMALL = {
 
 
 def exported(folder):
-    paths = sorted((folder / "estimator").glob("*or/*.safetensors"))
+    paths = sorted(path for path in folder.glob("**/*or/*.safetensors") if "checkpoints" not in path.parts)
     assert len(paths) == 2
     return {f"{path.parent.name}/{name}": tensor for path in paths for name, tensor in load_file(path).items()}
 
@@ -98,17 +99,18 @@ def test_a_phase_ends_when_nothing_improves_and_goes_back_to_the_best(recipe_of,
     """A learning rate that destroys the model can improve nothing, so patience and not the limit ends the phase."""
     until = {"steps": 2, "patience": 2, "at_most": 12}
     recipe = recipe_of(
-        **{**SMALL, "connector_sft": {**SMALL["connector_sft"], "learning_rate": 10.0}},
-        rounds={"count": 1, "phases": [{"role": "connector", "kind": "sft", "until": until}]},
+        **SMALL,
+        estimator_sft={"steps": 3, "learning_rate": 10.0, "train_batch_size": 8},
+        rounds={"count": 1, "phases": ["refresh", {"role": "estimator", "kind": "sft", "until": until}]},
+        checkpoints={"keep": 99},
     )
     results = train(recipe, tmp_path / "run")
     assert [(gate["part"], gate["kept"]) for gate in results["gates"]] == [(1, False), (2, False)]
-    cold = min(gate["before"] for gate in results["gates"])
-    assert all(gate["after"] > cold for gate in results["gates"])
-    validation = [
-        line["eval/perplexity/validation"] for line in lines(tmp_path / "run") if "eval/perplexity/validation" in line
-    ]
-    assert validation[0] == cold and len(validation) == 3
+    cold = results["gates"][0]["before"]
+    assert all(gate["before"] == cold and gate["after"] > cold for gate in results["gates"])
+    assert sum("eval/perplexity/validation" in line for line in lines(tmp_path / "run")) == 3
+    export_checkpoint(next((tmp_path / "run" / "checkpoints").glob("*-cold-start-gate")), tmp_path / "cold")
+    assert same_weights(tmp_path / "run", tmp_path / "cold")
 
 
 def test_a_phase_that_goes_on_improving_ends_at_its_limit(recipe_of, tmp_path):
