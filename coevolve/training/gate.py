@@ -5,6 +5,7 @@ than it is until the estimator has been trained on them. Such a phase is on prob
 is judged: then both are kept, or both are rolled back to the best pair.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,8 @@ class Gate:
 
     Attributes:
         best: the pair to return to; None before `start`.
-        verdicts: round, phase, perplexity before and after, and whether it was kept; None while on probation.
+        verdicts: round, phase, perplexity before and after (None where it is beyond all numbers), and whether it was
+            kept; None while on probation.
     """
 
     def __init__(self, trainee: Trainee, examples: Sequence[Example], tolerance: float):
@@ -55,7 +57,8 @@ class Gate:
         self._written = written
         before, after = self.best.held_out.perplexity, held_out.perplexity
         place = {"round": turn.round, "phase": turn.label, **({"part": turn.part} if turn.phase.until else {})}
-        verdict = {**place, "before": before, "after": after, "kept": None}
+        # What is beyond a float has no JSON, and is no better for it.
+        verdict = {**place, "before": before, "after": after if math.isfinite(after) else None, "kept": None}
         self.verdicts.append(verdict)
         change = f"gate: {turn.label}: held-out perplexity {before:.4f} -> {after:.4f}"
         if after <= before * (1 + self.tolerance):
@@ -78,7 +81,8 @@ class Gate:
         if turn.phase.until is None:
             return False
         mine = [row for row in self.verdicts if (row["round"], row["phase"]) == (turn.round, turn.label)]
-        seen = [row["before"] for row in mine[:1]] + [row["after"] for row in mine]
+        seen = [row["before"] for row in mine[:1]]
+        seen += [math.inf if row["after"] is None else row["after"] for row in mine]
         return len(seen) - 1 - seen.index(min(seen)) >= turn.phase.until.patience if seen else False
 
     def note_refresh(self) -> None:

@@ -93,6 +93,7 @@ class Pair:
     """Two roles whose every weight is looked at before and after each phase."""
 
     def __init__(self, recipe, folder, processes):
+        self.folder = folder
         from coevolve.training.phases import connector_rows, estimator_rows
         from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 

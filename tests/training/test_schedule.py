@@ -1,6 +1,7 @@
 """Rounds as data: any granularity is the same training, budgets end where they say, and a resume finds its place."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_a_phase_ends_when_nothing_improves_and_goes_back_to_the_best(recipe_of,
     results = train(recipe, tmp_path / "run")
     assert [(gate["part"], gate["kept"]) for gate in results["gates"]] == [(1, False), (2, False)]
     cold = results["gates"][0]["before"]
-    assert all(gate["before"] == cold and gate["after"] > cold for gate in results["gates"])
+    assert all(gate["before"] == cold and (gate["after"] or math.inf) > cold for gate in results["gates"])
     assert sum("eval/perplexity/validation" in line for line in lines(tmp_path / "run")) == 3
     export_checkpoint(next((tmp_path / "run" / "checkpoints").glob("*-cold-start-gate")), tmp_path / "cold")
     assert same_weights(tmp_path / "run", tmp_path / "cold")
