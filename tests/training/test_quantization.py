@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from coevolve import ProbabilityEstimator
 from coevolve.data.corpus import read_corpus
 from coevolve.errors import ArtifactError, RecipeError
+from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring import models
 from coevolve.scoring.origins import PARENT, WEIGHTS
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
@@ -151,6 +152,13 @@ def test_a_launch_that_would_divide_packed_weights_is_refused(recipe_for, kind):
     recipe = recipe_for("4bit", device="cuda")
     with pytest.raises(RecipeError, match=rf"model.quantization is '4bit', and {kind} would divide .*launch/ddp.yaml"):
         check_launch(recipe, launch)
+
+
+def test_vllm_and_a_quantized_base_do_not_go_together(recipe_for):
+    values = recipe_values(recipe_for("4bit"))
+    values["connector_rl"]["use_vllm"] = True
+    with pytest.raises(RecipeError, match=r"connector_rl\.use_vllm is true; vLLM is given whole weights"):
+        check_launch(check_recipe(values, "x"), Launch(processes=1, kind="single", gpus=0))
 
 
 def test_whole_models_are_not_loaded_quantized(recipe_of, tmp_path):
