@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TUNINGS = ("lora", "full", "mixed")
+TUNINGS = ("lora", "ranks", "full", "mixed")
 SFT = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8, "weight_decay": 0.1}
 GRPO = {
     "steps": 2,
