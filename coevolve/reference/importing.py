@@ -112,7 +112,7 @@ def import_reference(
 
 
 def _parents(release: Release, base: Base) -> dict[Role, dict[str, Any]]:
-    """What each role's adapter was trained on, after a check of the records that lie beside the release's, if any do."""
+    """What each role's adapter was trained on, after a check of the records that lie beside them, if any do."""
     parents = {}
     for role in ROLES:
         parents[role] = Origin(base).parent()
