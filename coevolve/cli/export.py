@@ -46,6 +46,11 @@ def _export_reference(source: Path, out: Path, name: str | None) -> None:
     print("the public evaluation finds it by:")
     for variable, value in written.environment.items():
         print(f'  export {variable}="{value}"')
+    if written.quantization:
+        print(
+            f"note: it was trained on a base model in {written.quantization}, which the public evaluation loads whole, "
+            "so its scores there differ a little."
+        )
     if not written.exact_prompts:
         print(
             "note: it was trained on prompts that the public scripts cannot write (they have a form of their own for "

@@ -64,4 +64,6 @@ def run(options: argparse.Namespace) -> None:
 def _estimator(options: argparse.Namespace, folder: "Path") -> "ProbabilityEstimator":
     from coevolve.cli.loading import load_estimator
 
-    return load_estimator(argparse.Namespace(**vars(options), estimator=folder, dtype="float32"))
+    return load_estimator(
+        argparse.Namespace(**vars(options), estimator=folder, dtype="float32", quantization="as trained")
+    )

@@ -26,10 +26,13 @@ class ReferenceExport:
         environment: the variables by which the public evaluation is pointed at the adapters.
         exact_prompts: whether the public scripts show the models what they were trained to see. They have a form of
             their own for dialogue, character and core features, so other prompt sets than theirs come out near only.
+        quantization: of the base that the adapters were trained on, if any; the public evaluation loads it whole, so
+            scores there differ a little.
     """
 
     environment: dict[str, str]
     exact_prompts: bool
+    quantization: str | None
 
 
 def export_reference(estimator: str | Path, checkout: str | Path, *, name: str | None = None) -> ReferenceExport:
@@ -75,6 +78,7 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
             "PXY_LLM_MODE": sft_mode(ESTIMATOR, name),
         },
         exact_prompts=shows_the_same(prompts, constants),
+        quantization=base["quantization"],
     )
 
 

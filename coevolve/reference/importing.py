@@ -21,7 +21,7 @@ from coevolve.reference.templates import FILE, embedded_export, imported_prompts
 from coevolve.scoring.artifact import MANIFEST, replace_folder, role_entry, write_manifest
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
 from coevolve.scoring.origins import Base, Origin, read_parent, require_base, write_parent
-from coevolve.scoring.roles import ROLES
+from coevolve.scoring.roles import ROLES, Role
 from coevolve.training.export import NORMALISATION, copy_model
 
 PUBLISHED_MAX_NEW_TOKENS = 2048
@@ -69,11 +69,7 @@ def import_reference(
             f"{path}: this base model's fingerprint is {fingerprint}, but the adapters were trained on "
             f"{export.base_fingerprint} ({export.base_source}). Give that one with --base."
         )
-    for adapter_folder in itertools.chain(*release.adapters.values()):
-        parent = read_parent(adapter_folder)
-        if parent is not None:
-            require_base(f"the adapter {adapter_folder}", parent, fingerprint, path)
-    parent = Origin(Base(base, path, fingerprint)).parent()
+    parents = _parents(release, Base(base, path, fingerprint))
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -81,24 +77,26 @@ def import_reference(
     for role in ROLES:
         adapter = add_adapters(parts[role])
         write_adapter(temporary / role, replace(adapter, config={**adapter.config, "base_model_name_or_path": base}))
-        write_parent(temporary / role, parent)
+        write_parent(temporary / role, parents[role])
     tokenizer.save_pretrained(temporary / "tokenizer")
     included = copy_base and Path(path).is_dir()
     if included:
         copy_model(Path(path), temporary / "base")
     room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
-    entry = role_entry(
-        parent,
-        tuning="lora",
-        base_folder="base" if included else None,
-        tokenizer="tokenizer",
-        chat_template=tokenizer.chat_template,
-    )
     manifest = write_manifest(
         temporary,
         {
             "coevolve": __version__,
-            "roles": dict.fromkeys(ROLES, entry),
+            "roles": {
+                role: role_entry(
+                    parents[role],
+                    tuning="lora",
+                    base_folder="base" if included else None,
+                    tokenizer="tokenizer",
+                    chat_template=tokenizer.chat_template,
+                )
+                for role in ROLES
+            },
             "normalisation": NORMALISATION,
             "reasoning": {
                 "max_new_tokens": room,
@@ -111,6 +109,20 @@ def import_reference(
     )
     replace_folder(temporary, folder)
     return manifest
+
+
+def _parents(release: Release, base: Base) -> dict[Role, dict[str, Any]]:
+    """What each role's adapter was trained on, after a check of the records that lie beside them, if any do."""
+    parents = {}
+    for role in ROLES:
+        parents[role] = Origin(base).parent()
+        for folder in release.adapters[role]:
+            recorded = read_parent(folder)
+            if recorded is not None:
+                require_base(f"the adapter {folder}", recorded, base.fingerprint, base.path)
+                # It is an export of our own, one adapter for each role.
+                parents[role] = {**recorded, "base": {**recorded["base"], "source": base.source}}
+    return parents
 
 
 def _origin(checkout: Path, release: Release) -> Mapping[str, Any]:

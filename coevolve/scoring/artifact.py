@@ -93,7 +93,7 @@ def load_roles(
     folder: Path,
     entries: Mapping[Role, Mapping[str, Any]],
     *,
-    bases: Mapping[Role, str | None],
+    bases: Mapping[Role, str],
     quantization: str,
     verify: bool,
     **options: Any,
@@ -102,7 +102,7 @@ def load_roles(
 
     Args:
         entries: of the manifest, by role.
-        bases: where to take each role's base model from; None for where the manifest says.
+        bases: where to take a role's base model from, if not from where the manifest says.
         quantization: of bases under adapters: `as trained`, `none`, `4bit` or `8bit`.
         verify: compute the fingerprint of a base model that is not a part of the directory.
         options: for `load_model`.
@@ -116,7 +116,7 @@ def load_roles(
             f"{folder}: quantization is {quantization!r}, but both roles are whole models, which are not quantized. "
             "Leave it out."
         )
-    where = {role: _locate_base(folder, role, entries[role], bases[role], verify=verify) for role in adapted}
+    where = {role: _locate_base(folder, role, entries[role], bases.get(role), verify=verify) for role in adapted}
     held = {role: entries[role]["base"]["quantization"] for role in adapted}
     if quantization != "as trained":
         held = dict.fromkeys(adapted, None if quantization == "none" else quantization)

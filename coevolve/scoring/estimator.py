@@ -92,7 +92,7 @@ class ProbabilityEstimator:
         roles = load_roles(
             path,
             manifest["roles"],
-            bases=dict.fromkeys(ROLES, base) if base is None or isinstance(base, str) else base,
+            bases=dict.fromkeys(ROLES, base) if isinstance(base, str) else base or {},
             quantization=quantization,
             verify=verify,
             dtype=dtype,

@@ -1,7 +1,7 @@
 """What a run leaves on disk on its way, and how it is found again.
 
 run/
-  run.json                  recipe, base model, data fingerprint, package versions
+  run.json                  recipe, base models and adapters, data fingerprint, package versions
   status.json               where the run is: running, interrupted, finished; and after which checkpoint
   metrics.jsonl             every figure, a line at a time
   samples.jsonl             samples of what the models wrote, with their rewards

@@ -13,6 +13,8 @@ Deviations from the plain trainers:
 - The estimator's GRPO may add the golden responses' negative log-likelihood to each step's loss.
 - TRL computes logits at every position wherever Triton is absent, for the sake of accelerators that recompile when
   shapes change. A CPU does not, so there only the positions that the loss is over are computed, as on a GPU.
+- TRL turns the adapters of a quantized base into bfloat16, in which a step of 1e-5 changes most weights not at all;
+  they stay float32.
 - TRL patches the model's `forward` at each construction; the patch is taken off again when a phase ends.
 """
 
@@ -272,7 +274,11 @@ class Resumable:
     def __init__(self, *args: Any, plan: Plan, order: np.ndarray, **kwargs: Any):
         self.plan = plan
         self.order = order
+        trained = [(parameter, parameter.data) for parameter in kwargs["model"].parameters() if parameter.requires_grad]
         super().__init__(*args, **kwargs)
+        for parameter, data in trained:
+            if parameter.dtype != data.dtype:
+                parameter.data = data
         self.add_callback(_Steps(self))
         self._guard = DivergenceGuard(plan.folder, plan.role, plan.processes, plan.renderer.tokenizer)
 

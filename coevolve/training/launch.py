@@ -154,6 +154,13 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
             f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed weights. Use "
             f"launch/ddp.yaml: the adapters' optimizer state is small, so there is nothing to divide; or {without}."
         )
+    fast = [name for name, phase in _training_sections(recipe) if isinstance(phase, Grpo) and phase.use_vllm]
+    if fast:
+        # TRL hands vLLM the weights with the adapter merged in, which packed ones cannot take.
+        raise RecipeError(
+            f"model.quantization is {quantization!r}, and {fast[0]}.use_vllm is true; vLLM is given whole weights. Set "
+            f"{fast[0]}.use_vllm=false, or {without}."
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(
             f"model.quantization is {quantization!r}, but bitsandbytes is not installed: pip install "

@@ -21,7 +21,7 @@ from coevolve.reference.exporting import export_reference
 from coevolve.reference.importing import import_reference
 from coevolve.reference.layout import find_release
 from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer
-from coevolve.scoring.origins import Base, Origin
+from coevolve.scoring.origins import Base, Origin, read_parent, write_parent
 from coevolve.scoring.roles import ESTIMATOR, ROLES, AdapterRoles, SeparateRoles, lora_config
 from coevolve.training.export import export_estimator
 from coevolve.worlds.tiny import tiny_model
@@ -120,6 +120,9 @@ def test_export_and_import_change_no_score(release, trained, imported, corpus, t
     import_reference(tmp_path / "checkout", release.base, tmp_path / "back")
     before, after = (ProbabilityEstimator.from_pretrained(path, device="cpu") for path in (folder, tmp_path / "back"))
     assert after.renderer.prompts == before.renderer.prompts
+    for role in ROLES:
+        records = [read_parent(path / role) for path in (folder, tmp_path / "back")]
+        assert records[0]["base"]["fingerprint"] == records[1]["base"]["fingerprint"] == base_fingerprint(release.base)
     examples = corpus.examples[:5]
     responses = [example.golden_response for example in examples]
     reasoning = before.reason(examples)
@@ -146,6 +149,16 @@ def test_another_base_model_than_the_exports_is_refused(release, trained, tmp_pa
     with pytest.raises(ArtifactError, match=r"other: this base model's fingerprint is \w+, but the adapters"):
         import_reference(tmp_path / "checkout", other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_was_put_there_from_another_base_is_refused(release, trained, tmp_path):
+    written = export_reference(trained("lora"), tmp_path / "checkout", name=release.name)
+    adapter = tmp_path / "checkout" / "estimator_training" / written.environment["THOUGHT_LLM_MODE"]
+    record = read_parent(adapter)
+    write_parent(adapter, {**record, "base": {**record["base"], "fingerprint": "0" * 64}})
+    with pytest.raises(ArtifactError) as caught:
+        import_reference(tmp_path / "checkout", release.base, tmp_path / "out")
+    assert "0" * 64 in str(caught.value) and base_fingerprint(release.base) in str(caught.value)
 
 
 def test_a_base_model_that_is_not_copied_must_stay_the_same(release, tmp_path):

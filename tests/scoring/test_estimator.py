@@ -195,6 +195,29 @@ def test_the_manifest_says_what_it_is(exported):
     assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
 
 
+def test_an_estimator_of_version_1_scores_the_same(exported, tmp_path, examples, responses):
+    """Then both roles had one base and one tokenizer, adapters had no record, and the manifest said it once."""
+    estimator, folder = exported
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    for record in old.glob("*/coevolve_parent.json"):
+        record.unlink()
+    manifest = json.loads((old / "manifest.json").read_text())
+    entry = manifest.pop("roles")[ESTIMATOR]
+    base = {"source": entry["base"]["source"], "fingerprint": entry["base"]["fingerprint"]}
+    manifest |= {
+        "version": 1,
+        "tuning": entry["tuning"],
+        "base": {**base, "included": entry["base"]["folder"] is not None},
+        "chat_template": entry["chat_template"],
+        "files": {name: hash for name, hash in manifest["files"].items() if "coevolve_parent" not in name},
+    }
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    loaded, reasoning = ProbabilityEstimator.from_pretrained(old, device="cpu"), estimator.reason(examples)
+    before, after = (x.log_prob(examples, responses, reasoning) for x in (estimator, loaded))
+    assert np.abs(before.sum - after.sum).max() < 1e-6
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [

@@ -54,13 +54,17 @@ LORA = {
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"},
 }
 
-OWN = {"mixed": {"estimator": {"tuning": "full"}}}
+OWN = {
+    "mixed": {"estimator": {"tuning": "full"}},
+    "ranks": {"connector": {"lora": {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "lora_dropout": 0.3}}},
+}
 
 
 def values(tuning="full", **sections):
     """The recipe's values, with whole sections or parts of them replaced.
 
-    `tuning` is that of both roles; `mixed` is an adapter for the connector and a whole model for the estimator.
+    `tuning` is that of both roles. `mixed` is an adapter for the connector and a whole model for the estimator;
+    `ranks` is two adapters, the connector's of another rank, on other modules, with more dropout.
     """
     merged = copy.deepcopy(VALUES)
     if tuning != "full":

@@ -50,14 +50,9 @@ def recipe_for(recipe_of, other_base):
     """A function from the kind of run to its recipe."""
 
     def recipe(kind, **changes):
-        own = {
-            "ranks": {
-                "connector": {"lora": {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "lora_dropout": 0.3}}
-            },
-            "mixed": {"estimator": {"tuning": "full"}},
-            "bases": {"connector": {"base": str(other_base)}},
-        }[kind]
-        return recipe_of("lora", **{**SHORT, **changes, "model": own})
+        if kind == "bases":
+            changes["model"] = {"connector": {"base": str(other_base)}}
+        return recipe_of("lora" if kind == "bases" else kind, **{**SHORT, **changes})
 
     return recipe
 
