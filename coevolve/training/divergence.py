@@ -31,6 +31,10 @@ class DivergenceGuard:
         self.folder, self.name, self.processes, self.tokenizer = folder / FAILED, name, processes, tokenizer
         self._parts: list[tuple[Mapping[str, Any], Tensor]] = []
 
+    def begin(self) -> None:
+        """A step begins. One that was left halfway is forgotten."""
+        self._parts = []
+
     def see(self, inputs: Mapping[str, Any], loss: Tensor) -> None:
         """A part of the step to come, with its loss. Kept until the step is taken."""
         self._parts.append((dict(inputs), loss.detach()))

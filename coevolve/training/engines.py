@@ -280,7 +280,7 @@ class Resumable:
             if parameter.dtype != data.dtype:
                 parameter.data = data
         self.add_callback(_Steps(self))
-        self._guard = DivergenceGuard(plan.folder, plan.role, plan.processes, plan.renderer.tokenizer)
+        self.guard = DivergenceGuard(plan.folder, plan.role, plan.processes, plan.renderer.tokenizer)
 
     def capture(self) -> Segment:
         """Everything that the next step depends on. A collective call."""
@@ -369,7 +369,7 @@ class Resumable:
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        self._guard.see(inputs, found[0] if return_outputs else found)
+        self.guard.see(inputs, found[0] if return_outputs else found)
         return found
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
@@ -379,7 +379,7 @@ class Resumable:
         return norm
 
     def _check_step(self, gradient: float) -> None:
-        self._guard.check(self.state.global_step, gradient, self.samples())
+        self.guard.check(self.state.global_step, gradient, self.samples())
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -565,6 +565,7 @@ class _Steps(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         plan = self.trainer.plan
+        self.trainer.guard.begin()
         set_seed(derive_seed(plan.seed, "step", state.global_step, plan.processes.rank))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ from coevolve.errors import ArtifactError, RewardError
 from coevolve.recipe.schema import Phase
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
+from coevolve.training.processes import Interrupted
 from coevolve.training.record import Record
 from coevolve.training.schedule import Turn
 from coevolve.training.value_function import ADAPTER, HEAD, ValueFunction
@@ -90,6 +91,65 @@ def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tunin
     assert rollouts[0]["connector/objective/kl"] == pytest.approx(0.0, abs=1e-4)  # nothing has moved yet
     assert lines[0]["connector/val/ratio"] == pytest.approx(1.0, abs=1e-5 if tuning == "full" else 0.1)
     assert "connector/frac_reward_zero_std" not in set().union(*lines)
+
+
+class Leaves:
+    """Leaves a phase after a step, or between two parts of the step that follows it."""
+
+    def __init__(self, step, *, halfway):
+        self.step, self.halfway, self.done = step, halfway, 0
+
+    def after_step(self, step, capture):
+        self.done = step
+        if step == self.step and not self.halfway:
+            raise Interrupted
+
+    def between(self):
+        if self.done == self.step and self.halfway:
+            raise Interrupted
+
+    def poll(self):
+        pass
+
+
+@pytest.mark.parametrize(("tuning", "backbone"), [("full", "policy"), ("lora", "adapter")])
+def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
+    """With dropout, three epochs of two minibatches, an adapted KL coefficient, and a value function to go on from."""
+    ppo = {"value_backbone": backbone, "kl_target": 0.01, "value_learning_rate": 0.01}
+    batches = {"updates_per_generation": 2, "num_iterations": 3, "steps": 7, "per_device_train_batch_size": 4}
+    carried = {}
+
+    def begun():
+        trainee = trainee_of(tuning, algorithm="ppo", num_generations=1, ppo=ppo, **batches)
+        trainee.optimizers = dict(carried)
+        return trainee
+
+    trainee = begun()
+    phases.connector_rl(trainee, 1)
+    carried = trainee.optimizers
+    trainee = begun()
+    phases.connector_rl(trainee, 2)
+    weights, optimizer, lines = dict(trainee.pair[CONNECTOR]), trainee.optimizers["connector_rl"], figures(trainee)
+    assert optimizer["own|kl_coef"] != carried["connector_rl"]["own|kl_coef"]
+    for step, halfway in ((1, False), (6, False), (0, True), (3, True), (6, True)):
+        trainee = begun()
+        unwatched = trainee.watcher
+        trainee.watcher = Leaves(step, halfway=halfway)
+        with pytest.raises(Interrupted):
+            phases.connector_rl(trainee, 2)
+        trainee.watcher = unwatched
+        assert trainee.segment.step == step
+        phases.connector_rl(trainee, 2)
+        found = trainee.optimizers["connector_rl"]
+        assert set(found) == set(optimizer) and all(torch.equal(found[name], optimizer[name]) for name in found)
+        assert same(weights, trainee.pair[CONNECTOR])
+        assert figures(trainee) == lines, (step, halfway)
+
+
+def figures(trainee):
+    """What the phase logged, without what depends on the clock."""
+    timed = ("seconds", "_time", "_runtime", "_per_second")
+    return [{name: value for name, value in line.items() if not name.endswith(timed)} for line in logged(trainee)]
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
