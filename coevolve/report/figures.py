@@ -212,7 +212,8 @@ def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
                     label = names[key][1] if number == 0 else None
                     axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=label)
             axes.set_ylabel("mean reward")
-            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+            lowest, highest = axes.get_ylim()  # log-probabilities and scores may lie below 0
+            axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))
             axes.legend(loc="lower right")
         panels[-1].set_xlabel("line of the log")
         caption = "What reinforcement learning rewards, before weighting; lines break between rounds."

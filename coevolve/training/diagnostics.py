@@ -24,10 +24,10 @@ ZERO_VARIANCE_SHARE = 0.5
 """Groups whose rewards are all alike have advantage 0: above this share most of the sampling is for nothing."""
 
 TRUNCATED_SHARE = 0.3
-"""A completion that is cut off gets reward 0 whatever it says, so length decides instead of content."""
+"""A completion that is cut off gets the lowest reward whatever it says, so length decides instead of content."""
 
 UNPARSABLE_SHARE = 0.3
-"""The likelihood reward is 0 where there are no core features to show to the estimator."""
+"""The likelihood reward is the lowest where there are no core features to show to the estimator."""
 
 LEAK_SHARE = 0.9
 """Features that hold nearly every word of the response are no description of it: q2 only has to copy."""
@@ -160,13 +160,13 @@ _OF_A_ROLE = {
     ),
     "completions/clipped_ratio": Rule(
         lambda share: share > TRUNCATED_SHARE,
-        "{value:.0%} of the {role}'s completions are cut off, and get reward 0 for it. Try a higher "
+        "{value:.0%} of the {role}'s completions are cut off, and get the lowest reward for it. Try a higher "
         "{role}_rl.max_completion_length, more cold_start.{role} steps, or {role}_rl.mask_truncated_completions: true.",
     ),
     "unparsable_completions": Rule(
         lambda share: share > UNPARSABLE_SHARE,
         "{value:.0%} of the {role}'s completions have no core features that can be read, so their likelihood reward is "
-        "0. Try more cold_start.{role} steps, or a higher {role}_rl.rewards.format.",
+        "the lowest. Try more cold_start.{role} steps, or a higher {role}_rl.rewards.format.",
     ),
     "entropy": Rule(
         lambda nats: nats < ENTROPY_NATS,

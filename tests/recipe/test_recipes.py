@@ -56,6 +56,33 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
             ["connector_rl.rewards.likelyhood=1"],
             "connector_rl.rewards.likelyhood: unknown key; accepted are likelihood",
         ),
+        (["connector_rl.rewards.length=-0.1"], "connector_rl.rewards.length: found -0.1; input should be greater than"),
+        (["estimator_rl.rewards.format=.nan"], "estimator_rl.rewards.format: found nan; input should be"),
+        (
+            ["connector_rl.rewards={likelihood: 0, format: 0, length: 0}"],
+            "connector_rl.rewards: all weights are 0; reinforcement learning needs a reward",
+        ),
+        (["connector_rl.rewards.custom={brevity: 1.0}"], "connector_rl.rewards.custom.brevity"),
+        (
+            ["connector_rl.rewards.custom={mine:length: 1.0}"],
+            "connector_rl.rewards: custom: two rewards would be logged as 'length'",
+        ),
+        (
+            ["estimator_rl.rewards.custom={mine:good: 1.0, theirs:good: 1.0}"],
+            "estimator_rl.rewards: custom: two rewards would be logged as 'good'",
+        ),
+        (
+            ["estimator_rl.scale_rewards=group", "estimator_rl.rewards.kernel_score=1"],
+            "estimator_rl: rewards.kernel_score is a proper score only where groups are not scaled one by one",
+        ),
+        (
+            [
+                "estimator_rl.scale_rewards=none",
+                "estimator_rl.rewards.kernel_score=1",
+                "estimator_rl.num_generations=2",
+            ],
+            "estimator_rl: rewards.kernel_score compares a candidate with others; set num_generations to 3",
+        ),
         (["model.dtype=float8"], "model.dtype: found 'float8'; input should be 'float32', 'bfloat16' or 'float16'"),
         (["rounds.count=-1"], "rounds.count: found -1; input should be greater than or equal to 0"),
         (["rounds.phases=[estimator_sft]"], "put refresh before it"),
@@ -113,6 +140,12 @@ def test_a_wrong_value_is_named(overrides, message):
     with pytest.raises(RecipeError) as caught:
         load_recipe(QUICKSTART, overrides)
     assert message in str(caught.value)
+
+
+def test_a_users_reward_is_named_with_its_weight():
+    recipe = load_recipe(QUICKSTART, ["connector_rl.rewards.custom={my.rewards:brevity: 0.5}"])
+    assert recipe.connector_rl.rewards.custom == {"my.rewards:brevity": 0.5}
+    assert recipe.connector_rl.rewards.likelihood == load_recipe(QUICKSTART).connector_rl.rewards.likelihood
 
 
 def test_files_that_are_no_recipes(tmp_path):

@@ -201,6 +201,23 @@ def test_a_nan_stops_all_processes_before_the_step(kind, environ, recipe_file, t
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
+def test_rewards_that_look_beyond_their_own_process(environ, recipe_file, tmp_path):
+    """A group that lies on two processes, and lowest values that are those of the whole batch."""
+    whole = {"train_batch_size": 8, "num_generations": 8, "steps": 2}
+    recipe = recipe_file(
+        cold_start=ROUND["cold_start"],
+        connector_rl={**whole, "rewards": {"target_words": 5, "log_likelihood": 1.0, "gain": 1.0}},
+        estimator_rl={**whole, "scale_rewards": "none", "rewards": {"judge": "likelihood", "kernel_score": 1.0}},
+    )
+    folders = {kind: tmp_path / kind for kind in ("one", "ddp")}
+    for kind, folder in folders.items():
+        run(kind, environ, recipe, folder)
+    for name in ("connector/rewards/log_likelihood", "connector/rewards/gain", "estimator/rewards/kernel_score"):
+        for what in ("mean", "std", "lowest"):
+            one, two = (logged(folder, f"{name}/{what}") for folder in folders.values())
+            assert len(one) == 2 and one == pytest.approx(two, rel=1e-3, abs=1e-5), f"{name}/{what}"
+
+
 def test_adapters_and_dropout_under_zero3(environ, recipe_file, tmp_path):
     results = run("zero3", environ, recipe_file("lora", rounds={"count": 1}), tmp_path / "run")
     assert all(value > 1 for value in results["perplexity"]["full"].values())

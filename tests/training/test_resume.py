@@ -250,7 +250,7 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
 PLACES = {
     "in a checkpoint, before its manifest": ("coevolve.training.checkpoints", "write_json", 5),
     "in a checkpoint, before its rename": ("coevolve.training.checkpoints", "sync_folder", 9),
-    "in a reward": ("coevolve.training.scorers.ConnectorScore", "likelihood", 1),
+    "in a reward": ("coevolve.training.rewards", "likelihood", 1),
     "at a change of phase": ("coevolve.training.gate.Gate", "judge", 1),
     "in a refresh": ("coevolve.training.phases", "core_features", 3),
     "in generation": ("coevolve.scoring.generate._Poll", "__call__", 30),
