@@ -13,7 +13,7 @@ import numpy as np
 from coevolve.scoring.batching import Ids
 
 MAX_DEPTH = 4
-"""Prefixes of prefixes that are kept at a time; each holds a cache of its whole length while those below are computed."""
+"""Prefixes that may stand on one another; each holds a cache of its whole length while those below are computed."""
 
 
 @dataclass
