@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from coevolve.scoring.logprob import score_rows
 from tests.benchmarks import workload
@@ -39,14 +38,10 @@ def own(settings: Settings) -> Work:
 
 
 def peer(settings: Settings) -> Work:
-    model, _ = workload.load(settings["folder"])
+    model, tokenizer = workload.load(settings["folder"])
     prompts, response = inputs(settings, model.config.vocab_size)
-
-    @torch.no_grad()
-    def work() -> list[float]:
-        return [workload.plain_log_prob(model, prompt, response) for prompt in prompts]
-
-    return work
+    pad_id = tokenizer.pad_token_id
+    return lambda: [workload.plain_log_probs(model, [prompt], [response], pad_id)[0] for prompt in prompts]
 
 
 def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:

@@ -4,6 +4,7 @@ A side is a function of the settings that prepares (loads models, makes inputs) 
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -48,7 +49,8 @@ class Measurement:
 def measure(side: Side, settings: Settings, *, isolate: bool = True) -> Measurement:
     """Prepare the side and do its work once, in a new process unless `isolate` is False."""
     if not isolate:
-        return _measure_here(side, settings)
+        with contextlib.redirect_stdout(sys.stderr):
+            return _measure_here(side, settings)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(side, dict(settings), sender))
@@ -132,7 +134,8 @@ def synchronise() -> None:
 
 
 def _child(side: Side, settings: Settings, sender: Any) -> None:
-    sender.send(_measure_here(side, settings))
+    with contextlib.redirect_stdout(sys.stderr):  # the standard output is the report's
+        sender.send(_measure_here(side, settings))
     sender.close()
 
 
@@ -174,9 +177,7 @@ def _peak() -> int:
 def _summary(measurements: Sequence[Measurement]) -> dict[str, Any]:
     runs = [asdict(measurement) for measurement in measurements]
     result = [run.pop("result") for run in runs][-1]
-    medians = {
-        name: statistics.median(run[name] for run in runs) for name in runs[0] if all(run[name] for run in runs)
-    }
+    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0] if all(run[name] for run in runs)}
     return {**medians, "runs": runs, "result": result}
 
 

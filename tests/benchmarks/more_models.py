@@ -30,7 +30,7 @@ def scoring(settings: Settings, models: int) -> Work:
     # The own response, and those of the examples that follow.
     offsets = np.arange(1 + settings["negatives"])
     own = np.stack(np.broadcast_arrays(np.arange(n)[:, None], (np.arange(n)[:, None] + offsets) % n), axis=-1)
-    pairs = np.concatenate([own.reshape(-1, 2) + [0, n * source] for source in range(1 + models)])
+    pairs = np.concatenate([own.reshape(-1, 2) + np.array([0, n * source]) for source in range(1 + models)])
     flat = [response for one in responses for response in one]
 
     def work() -> int:

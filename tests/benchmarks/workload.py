@@ -11,16 +11,11 @@ import torch
 from transformers import PretrainedConfig
 
 from coevolve.scoring.models import load_model, load_tokenizer, resolve_base
+from coevolve.worlds.language import INPUT_WORDS
 from coevolve.worlds.tiny import tiny_model, tiny_tokenizer
 from tests.benchmarks.harness import synchronise
 
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work number night point home water room mother area money "
-    "story fact month lot right study book eye job word business side kind head house service friend father power hour "
-    "game line end member law car city name president team minute idea body back parent face level office door health "
-    "person art war history party result change morning reason research girl guy moment air teacher force education"
-).split()
+WORDS = sorted({word for words in INPUT_WORDS.values() for word in words})
 
 
 def base_folder(base: str, scratch: Path) -> str:
@@ -119,9 +114,18 @@ def matmul_rate(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, devi
     return statistics.median(once() for _ in range(repeats))
 
 
-def plain_log_prob(model: torch.nn.Module, prompt: Sequence[int], response: Sequence[int]) -> float:
-    """log p(response | prompt) in nats as one writes it down: a full forward pass, the log-softmax of all logits."""
-    ids = torch.tensor([[*prompt, *response]], device=next(model.parameters()).device)
-    log_probs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].float(), dim=-1)
-    places = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=ids.device)
-    return float(log_probs[places, ids[0, len(prompt) :]].double().sum())
+@torch.no_grad()
+def plain_log_probs(
+    model: torch.nn.Module, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
+) -> list[float]:
+    """log p(response | prompt) in nats as one writes it down: a padded batch, the log-softmax of all its logits."""
+    device = next(model.parameters()).device
+    whole = [torch.tensor([*prompt, *response]) for prompt, response in zip(prompts, responses, strict=True)]
+    ids_BT = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=pad_id).to(device)
+    mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in whole], batch_first=True).to(device)
+    logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1]
+    log_probs_BT = torch.log_softmax(logits_BTV.float(), dim=-1).gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+    return [
+        float(row[len(prompt) - 1 : len(ids) - 1].double().sum())
+        for row, prompt, ids in zip(log_probs_BT, prompts, whole, strict=True)
+    ]
