@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe.schema import Grpo, Sft
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ROLES, AdapterRoles, Role, lora_config
-from coevolve.training.engines import Plan, Segment
 from coevolve.training.processes import Processes
 from coevolve.training.rewards import likelihood
 from coevolve.training.stopping import Stop
 from tests.benchmarks import workload
 from tests.benchmarks.harness import Settings
+
+if TYPE_CHECKING:
+    # What imports TRL is imported by the sides only: it may speak on the standard output, which is the report's.
+    from coevolve.training.engines import Plan, Segment
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 LEARNING_RATE = 1e-5
@@ -57,7 +60,7 @@ class Clock(TrainerCallback):
 class Unwatched:
     """Lets a phase go on to its end."""
 
-    def after_step(self, step: int, capture: Callable[[], Segment]) -> None:
+    def after_step(self, step: int, capture: "Callable[[], Segment]") -> None:
         pass
 
     def between(self) -> None:
@@ -99,8 +102,10 @@ def estimator(settings: Settings) -> ProbabilityEstimator:
     return ProbabilityEstimator(roles, renderer(tokenizer), max_new_tokens=settings["completion"])
 
 
-def plan(settings: Settings, resident: ProbabilityEstimator, role: Role, clock: TrainerCallback) -> Plan:
+def plan(settings: Settings, resident: ProbabilityEstimator, role: Role, clock: TrainerCallback) -> "Plan":
     """A phase of `steps` steps from the beginning."""
+    from coevolve.training.engines import Plan, Segment
+
     return Plan(
         roles=resident.roles,
         role=role,
