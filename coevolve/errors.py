@@ -16,6 +16,10 @@ class TooLongError(DataError):
     """An example whose prompt and response do not fit the model."""
 
 
+class OutOfMemoryError(CoevolveError, RuntimeError):
+    """A single row that the device's memory does not hold, so that no smaller batch can help."""
+
+
 class RecipeError(CoevolveError, ValueError):
     """A recipe with an unknown key, an unusable value, or values that contradict one another."""
 

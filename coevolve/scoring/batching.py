@@ -11,17 +11,25 @@ TOKEN_BUDGET = 16_384
 """Tokens in one forward pass, padding and cached context included, unless the caller says otherwise."""
 
 
-def batches_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def batches_by_tokens(
+    lengths: Sequence[int], budget: int, *, cached: int = 0, enough: int | None = None
+) -> list[list[int]]:
     """Indices grouped so that rows times longest row stays within `budget`, longest first; a row alone may exceed it.
 
     Longest first, so that a batch that does not fit the memory fails at once and not after an hour.
+
+    Args:
+        cached: tokens in front of every row that count towards the budget.
+        enough: tokens, cached ones apart, beyond which a batch is not filled up though the budget allows it.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
+        if batches:
+            rows, longest = len(batches[-1]) + 1, lengths[batches[-1][0]]
+            if rows * (cached + longest) <= budget and (enough is None or rows * longest <= enough):
+                batches[-1].append(index)
+                continue
+        batches.append([index])
     return batches
 
 

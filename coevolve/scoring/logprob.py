@@ -4,22 +4,46 @@
     ids     [ x0  x1  ...              x_{p-1} ][ y0  y1  ...                y_{n-1} ]
     logits          ...            at p-1 -> y0      at p -> y1   ...   at p+n-2 -> y_{n-1}
 
-Scored are the n response tokens and nothing else. Shapes: B rows of a batch, P padded prompt length, N padded
-response length, V vocabulary. Prompts are padded on the left and responses on the right, so that in every batch the
-responses begin in the same column; `position_ids` count from each row's own first token. Log-softmax is the chosen
-logit minus logsumexp in float32, which on CPU is 50 times closer to float64 than `log_softmax`. Sums are float64.
+Scored are the n response tokens and nothing else; y_{n-1} itself predicts nothing and is not run. What several rows
+begin with is computed once, and its KV cache serves all of them; left a whole prompt, right a part of several:
+
+    [ x0  x1  ...  x_{p-1} ]-+-[ y0 ... y_{n-2} ]             [ x0 ... x_{s-1} ]-+-[ x_s ... x_{p-1} y0 ... y_{n-2} ]
+       y0's logits are here  +-[ y'0 ... y'_{n'-2} ]             one dialogue    +-[ x's ... x'_{p'-1} y0 ... y_{n-2} ]
+                             +- ...                                              +- ...  its reasonings, and a response
+
+What stands behind a prefix is a segment. A row of a pass holds one segment, or several of the same prefix side by side
+under a mask that keeps them apart:
+
+                 prefix        a0 a1 a2 b0 b1
+            a1 [ 1 1 1 ... 1 |  1  1  0  0  0 ]         position_ids count on from the prefix for a and for b alike
+            b1 [ 1 1 1 ... 1 |  0  0  0  1  1 ]
+
+Prefixes are found in the ids (`sharing`), rows are laid out by what they cost (`cost`). Shapes: R prefixes of P padded
+tokens, B rows of W padded tokens, K scored positions, H hidden size, V vocabulary. Prefixes are padded on the left and
+rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit minus the largest, minus
+the logarithm of the sum of exponentials, in float32 up to that sum and in float64 from there, which on CPU is 50 times
+closer to float64 throughout than `log_softmax`. Sums are float64.
 """
 
-import copy
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from coevolve.errors import TooLongError
-from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
+from coevolve.errors import OutOfMemoryError, TooLongError
+from coevolve.scoring.backbone import Backbone, Frame
+from coevolve.scoring.batching import TOKEN_BUDGET, Ids, max_positions, pad, positions
+from coevolve.scoring.cost import arrange
 from coevolve.scoring.scores import Scores
+from coevolve.scoring.sharing import Prefix, shared_prefixes
+
+logger = logging.getLogger(__name__)
+
+LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 28
+"""Logits that are held at a time."""
 
 
 def score_rows(
@@ -34,12 +58,14 @@ def score_rows(
 ) -> list[np.ndarray]:
     """Token log-probabilities of each response after its own prompt.
 
+    What several prompts begin with is computed once.
+
     Args:
         model: a causal language model in evaluation mode; moved nowhere, run where its parameters are.
         prompts: R prompts, each a non-empty list of ids.
         responses: R responses, each a non-empty list of ids.
         pad_id: any valid id; padded positions are masked.
-        token_budget: tokens of one forward pass.
+        token_budget: tokens of one forward pass, cached ones included; halved when the memory does not hold them.
         progress: called with the number of rows done after each pass.
         poll: called before each pass; what it raises ends the scoring.
 
@@ -48,19 +74,14 @@ def score_rows(
 
     Raises:
         TooLongError: prompt and response do not fit the model's positions.
+        OutOfMemoryError: a row alone does not fit the memory.
     """
-    check_lengths(model, prompts, responses)
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    results: list[np.ndarray] = [np.empty(0)] * len(lengths)
-    for rows in batches_by_tokens(lengths, token_budget):
-        if poll is not None:
-            poll()
-        batch = _forward_rows(model, [prompts[r] for r in rows], [responses[r] for r in rows], pad_id)
-        for row, values in zip(rows, batch, strict=True):
-            results[row] = values
-        if progress is not None:
-            progress(len(rows))
-    return results
+    if len(prompts) != len(responses):
+        raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses.")
+    pairs = np.stack([np.arange(len(prompts))] * 2, axis=1)
+    return score_pairs(
+        model, prompts, responses, pairs, pad_id=pad_id, token_budget=token_budget, progress=progress, poll=poll
+    )
 
 
 def score_pairs(
@@ -85,27 +106,23 @@ def score_pairs(
     """
     pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
     check_lengths(model, [prompts[i] for i, _ in pairs], [responses[j] for _, j in pairs])
-    by_prompt: dict[int, list[int]] = {}
-    for index, (i, _) in enumerate(pairs):
-        by_prompt.setdefault(int(i), []).append(index)
-    used = list(by_prompt)
+    if not len(pairs):
+        return []
+    used, own_prompts = _different(prompts, pairs[:, 0])
+    told, own_responses = _different(responses, pairs[:, 1])
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, pair in enumerate(zip(own_prompts, own_responses, strict=True)):
+        places.setdefault(pair, []).append(place)
+    scorer = _Scorer(Backbone(model), used, told, list(places), pad_id, token_budget)
+    if poll is not None:
+        scorer.poll = poll
+    if progress is not None:
+        scorer.progress = lambda done: progress(sum(len(places[pair]) for pair in done))
+    values = scorer.score()
     results: list[np.ndarray] = [np.empty(0)] * len(pairs)
-    for group in batches_by_tokens([len(prompts[i]) for i in used], token_budget):
-        contexts = [used[g] for g in group]
-        context = _forward_context(model, [prompts[i] for i in contexts], pad_id)
-        row_of = {i: row for row, i in enumerate(contexts)}
-        members = [index for i in contexts for index in by_prompt[i]]
-        width = max(len(prompts[i]) for i in contexts)
-        for chunk in batches_by_tokens([width + len(responses[pairs[m][1]]) for m in members], token_budget):
-            if poll is not None:
-                poll()
-            chosen = [members[c] for c in chunk]
-            rows = [row_of[int(pairs[m][0])] for m in chosen]
-            batch = _forward_on_context(model, context, rows, [responses[pairs[m][1]] for m in chosen], pad_id)
-            for member, values in zip(chosen, batch, strict=True):
-                results[member] = values
-            if progress is not None:
-                progress(len(chosen))
+    for pair, found in places.items():
+        for place in found:
+            results[place] = values[pair].copy()
     return results
 
 
@@ -130,79 +147,282 @@ def check_lengths(model: torch.nn.Module, prompts: Sequence[Ids], responses: Seq
             )
 
 
-@torch.no_grad()
-def _forward_rows(
-    model: torch.nn.Module, prompts: Sequence[Ids], responses: Sequence[Ids], pad_id: int
-) -> list[np.ndarray]:
-    device = device_of(model)
-    prompt_ids_BP, prompt_mask_BP = pad(prompts, pad_id, left=True)
-    response_ids_BN, response_mask_BN = pad(responses, pad_id, left=False)
-    mask_BT = torch.cat([prompt_mask_BP, response_mask_BN], dim=1)
-    width = response_ids_BN.shape[1]
-    logits_BNV = model(
-        input_ids=torch.cat([prompt_ids_BP, response_ids_BN], dim=1).to(device),
-        attention_mask=mask_BT.to(device),
-        position_ids=positions(mask_BT).to(device),
-        use_cache=False,
-        logits_to_keep=width + 1,
-    ).logits[:, :-1]
-    return _unpad(_log_prob(logits_BNV, response_ids_BN.to(device)), responses)
+@dataclass(frozen=True)
+class _Segment:
+    """Tokens behind a prefix, of which some predict what is scored.
+
+    Attributes:
+        pair: (prompt, response).
+        row: the prefix's row in its frame.
+        ids: M tokens.
+        start: the first of the last M - start positions, which predict the response's last tokens.
+    """
+
+    pair: tuple[int, int]
+    row: int
+    ids: list[int]
+    start: int
 
 
-@torch.no_grad()
-def _forward_context(model: torch.nn.Module, prompts: Sequence[Ids], pad_id: int) -> tuple:
-    """(cache, mask (B, P), logits that predict each response's first token (B, 1, V))."""
-    device = device_of(model)
-    ids_BP, mask_BP = pad(prompts, pad_id, left=True)
-    output = model(
-        input_ids=ids_BP.to(device),
-        attention_mask=mask_BP.to(device),
-        position_ids=positions(mask_BP).to(device),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.past_key_values, mask_BP, output.logits
+class _Scorer:
+    """Scores different pairs of different prompts and responses.
+
+    Args:
+        pairs: (prompt, response), each once.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[Ids],
+        responses: Sequence[Ids],
+        pairs: Sequence[tuple[int, int]],
+        pad_id: int,
+        token_budget: int,
+    ):
+        self.backbone = backbone
+        self.prompts = prompts
+        self.responses = responses
+        self.pad_id = pad_id
+        self.budget = token_budget
+        self.logits = LOGITS_ON_CPU if backbone.device.type == "cpu" else LOGITS_ON_GPU
+        self.poll: Callable[[], None] = lambda: None
+        self.progress: Callable[[Sequence[tuple[int, int]]], None] = lambda done: None
+        self.values: dict[tuple[int, int], np.ndarray] = {}
+        self.warned = False
+        self.answers: dict[int, list[int]] = {}
+        for prompt, response in pairs:
+            self.answers.setdefault(prompt, []).append(response)
+
+    @torch.no_grad()
+    def score(self) -> dict[tuple[int, int], np.ndarray]:
+        """Token log-probabilities, float64, of each pair."""
+        backbone, cost = self.backbone, self.backbone.cost
+        shortest = backbone.plain_from()
+        if shortest is not None:
+            longest = max(len(self.prompts[i]) + len(self.responses[j]) for i, row in self.answers.items() for j in row)
+            if longest >= shortest:
+                backbone.shares = backbone.packs = backbone.together = False
+        used = sorted(self.answers)
+        root = shared_prefixes(
+            [self.prompts[i] for i in used],
+            [len(self.answers[i]) for i in used],
+            token=cost.token - cost.copied,
+            run=cost.run,
+            depth=backbone.depth if backbone.shares else 0,
+        )
+        self._visit(None, [root])
+        return self.values
+
+    def _visit(self, frame: Frame | None, prefixes: Sequence[Prefix]) -> None:
+        """Score what stands on the prefixes, which are the frame's rows."""
+        segments = [
+            self._segment(row, prefix.end, prompt, response)
+            for row, prefix in enumerate(prefixes)
+            for prompt in prefix.prompts
+            for response in self.answers[prompt]
+        ]
+        self._score_segments(frame, segments)
+        below = [(row, longer) for row, prefix in enumerate(prefixes) for longer in prefix.below]
+        while below := [(row, longer) for row, longer in below if not self._done(longer)]:
+            cached = 0 if frame is None else frame.mask_RP.shape[1]
+            lengths = [longer.end - longer.start for _, longer in below]
+            chosen = [below[index] for index in self.backbone.cost.batches(lengths, cached, self.budget)[0]]
+            self.poll()
+            try:
+                self._visit(self._computed(frame, chosen), [prefix for _, prefix in chosen])
+            except RuntimeError as error:
+                if not (_is_out_of_memory(error) or isinstance(error, OutOfMemoryError)):
+                    raise
+                if len(chosen) == 1:
+                    raise self._too_large(chosen[0][1].end, 0) from error
+            else:
+                continue
+            self._halve(len(chosen) * (cached + max(prefix.end - prefix.start for _, prefix in chosen)))
+
+    def _segment(self, row: int, end: int, prompt: int, response: int) -> _Segment:
+        rest = [*self.prompts[prompt][end:], *self.responses[response][:-1]]
+        return _Segment((prompt, response), row, rest, max(len(self.prompts[prompt]) - end - 1, 0))
+
+    def _done(self, prefix: Prefix) -> bool:
+        own = all((prompt, response) in self.values for prompt in prefix.prompts for response in self.answers[prompt])
+        return own and all(self._done(longer) for longer in prefix.below)
+
+    def _score_segments(self, frame: Frame | None, segments: Sequence[_Segment]) -> None:
+        cached = 0 if frame is None else frame.mask_RP.shape[1]
+        while segments := [segment for segment in segments if segment.pair not in self.values]:
+            rows = arrange(
+                [len(segment.ids) for segment in segments],
+                [segment.row for segment in segments],
+                cached,
+                self.backbone.cost,
+                self.budget,
+                pack=self.backbone.packs,
+            )
+            widths = [sum(len(segments[index].ids) for index in row) for row in rows]
+            for batch in self._batches(widths, cached):
+                chosen = [[segments[index] for index in rows[place]] for place in batch]
+                if not self._try_segments(frame, chosen, cached):
+                    break
+
+    def _batches(self, widths: Sequence[int], cached: int) -> list[list[int]]:
+        if self.backbone.together:
+            return self.backbone.cost.batches(widths, cached, self.budget)
+        return [[index] for index in range(len(widths))]
+
+    def _try_segments(self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], cached: int) -> bool:
+        """Score the rows in one pass; False if the memory did not hold it, and less is to be tried."""
+        self.poll()
+        try:
+            self._score_pass(frame, rows)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if sum(map(len, rows)) == 1:
+                prompt, response = rows[0][0].pair
+                raise self._too_large(len(self.prompts[prompt]), len(self.responses[response])) from error
+        else:
+            self.progress([segment.pair for row in rows for segment in row])
+            return True
+        self._halve(len(rows) * (cached + max(sum(len(segment.ids) for segment in row) for row in rows)))
+        return False
+
+    def _too_large(self, prompt: int, response: int) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"A prompt of {prompt} tokens{f' and a response of {response}' * bool(response)} alone do not fit the "
+            f"memory of {self.backbone.device}. Use a larger device or a smaller dtype, or leave the example out."
+        )
+
+    def _halve(self, tokens: int) -> None:
+        """Go on with half of what did not fit."""
+        before, self.budget = self.budget, max(min(self.budget, tokens) // 2, 1)
+        self.logits = max(self.logits // 2, 1)
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self.warned:
+            self.warned = True
+            logger.warning(
+                "A pass of %d tokens did not fit the memory of %s; going on with a token budget of %d instead of %d, "
+                "and less where that does not fit.",
+                tokens,
+                self.backbone.device,
+                self.budget,
+                before,
+            )
+
+    def _computed(self, frame: Frame | None, chosen: Sequence[tuple[int, Prefix]]) -> Frame:
+        """The frame of longer prefixes, each on a row of the shorter ones' frame."""
+        device = self.backbone.device
+        tails = [self.prompts[prefix.prompt][prefix.start : prefix.end] for _, prefix in chosen]
+        ids_RW, mask_RW = pad(tails, self.pad_id, left=True)
+        positions_RW = positions(mask_RW)
+        if frame is None:
+            cache, mask_RP = self.backbone.new_cache(), mask_RW
+        else:
+            rows = torch.tensor([row for row, _ in chosen])
+            cache = frame.copied(rows.to(device))
+            mask_RP = torch.cat([frame.mask_RP[rows], mask_RW], dim=1)
+            positions_RW = positions_RW + frame.lengths_R[rows][:, None]
+        hidden_RWH = self.backbone.run(ids_RW.to(device), _padding(mask_RP, device), positions_RW.to(device), cache)
+        lengths = torch.tensor([prefix.end for _, prefix in chosen])
+        return Frame(cache, mask_RP, lengths, hidden_RWH[:, -1].clone())
+
+    def _score_pass(self, frame: Frame | None, rows: Sequence[Sequence[_Segment]]) -> None:
+        """Score the segments of B rows in one pass."""
+        segments = [segment for row in rows for segment in row]
+        width = max(sum(len(segment.ids) for segment in row) for row in rows)
+        hidden_KH, counts = [], []
+        hidden_RWH = self._run_rows(frame, rows, width) if width else None
+        for place, row in enumerate(rows):
+            column = 0
+            for segment in row:
+                first, column = column + segment.start, column + len(segment.ids)
+                before = len(self.responses[segment.pair[1]]) - (column - first)
+                if before:
+                    hidden_KH.append(frame.last_RH[segment.row][None])
+                if column > first:
+                    hidden_KH.append(hidden_RWH[place, first:column])
+                counts.append(column - first + before)
+        hidden = torch.cat(hidden_KH)
+        del hidden_RWH, hidden_KH
+        ids_K = torch.tensor([token for segment in segments for token in self.responses[segment.pair[1]]])
+        values = self._log_prob(hidden, ids_K.to(hidden.device))
+        ends = np.cumsum(counts)[:-1]
+        for segment, found in zip(segments, np.split(values, ends), strict=True):
+            self.values[segment.pair] = found
+
+    def _run_rows(self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], width: int) -> Tensor:
+        device = self.backbone.device
+        ids_BW, mask_BW = pad([[t for s in row for t in s.ids] for row in rows], self.pad_id, left=False)
+        positions_BW, cache, own = torch.zeros_like(ids_BW), None, [row[0].row for row in rows]
+        for place, row in enumerate(rows):
+            column = 0
+            for segment in row:
+                begin = 0 if frame is None else int(frame.lengths_R[segment.row])
+                end = column + len(segment.ids)
+                positions_BW[place, column:end] = torch.arange(begin, begin + len(segment.ids))
+                column = end
+        mask_BP = mask_BW[:, :0]
+        if frame is not None:
+            chosen = torch.tensor(own)
+            cache, mask_BP = frame.read(chosen.to(device)), frame.mask_RP[chosen]
+        if all(len(row) == 1 for row in rows):
+            mask = _padding(torch.cat([mask_BP, mask_BW], dim=1), device)
+        else:
+            mask = _apart(rows, mask_BP, width, self.backbone.dtype).to(device)
+        return self.backbone.run(ids_BW.to(device), mask, positions_BW.to(device), cache)
+
+    def _log_prob(self, hidden_KH: Tensor, ids_K: Tensor) -> np.ndarray:
+        """log softmax of each position's logits at the id, float64."""
+        config = self.backbone.config
+        count = max(self.logits // config.vocab_size, 1)
+        values = []
+        for hidden, ids in zip(hidden_KH.split(count), ids_K.split(count), strict=True):
+            logits_KV = self.backbone.logits(hidden).float()
+            chosen_K = logits_KV.gather(-1, ids[:, None]).squeeze(-1)
+            largest_K1 = logits_KV.amax(dim=-1, keepdim=True)
+            total_K = logits_KV.sub_(largest_K1).exp_().sum(dim=-1)  # in place: the vocabulary is large
+            values.append((chosen_K.double() - largest_K1[:, 0].double() - total_K.double().log()).cpu().numpy())
+        return np.concatenate(values)
 
 
-@torch.no_grad()
-def _forward_on_context(
-    model: torch.nn.Module, context: tuple, rows: Sequence[int], responses: Sequence[Ids], pad_id: int
-) -> list[np.ndarray]:
-    device = device_of(model)
-    cache, mask_BP, first_logits_B1V = context
-    index = torch.tensor(rows)
-    ids_BN, response_mask_BN = pad(responses, pad_id, left=False)
-    log_prob_BN = _log_prob(first_logits_B1V[index.to(device)], ids_BN[:, :1].to(device))
-    if ids_BN.shape[1] > 1:
-        # The last token predicts nothing that is scored, so it is not run.
-        ids_BM, response_mask_BM = ids_BN[:, :-1], response_mask_BN[:, :-1]
-        mask_BT = torch.cat([mask_BP[index], response_mask_BM], dim=1)
-        logits_BMV = model(
-            input_ids=ids_BM.to(device),
-            attention_mask=mask_BT.to(device),
-            position_ids=positions(mask_BT)[:, -ids_BM.shape[1] :].to(device),
-            # A forward pass writes into the cache it is given, hence a copy of the rows it needs.
-            past_key_values=_select_rows(cache, index.to(device)),
-            use_cache=True,
-        ).logits
-        log_prob_BN = torch.cat([log_prob_BN, _log_prob(logits_BMV, ids_BN[:, 1:].to(device))], dim=1)
-    return _unpad(log_prob_BN, responses)
+def _padding(mask_BT: Tensor, device: torch.device) -> Tensor | None:
+    """The mask of padded positions; None where there are none, for which attention has a faster way."""
+    return None if bool(mask_BT.all()) else mask_BT.to(device)
 
 
-def _select_rows(cache, index: Tensor):
-    """A new cache that holds the rows `index` of `cache`, which stays as it is."""
-    selected = copy.copy(cache)
-    selected.layers = [copy.copy(layer) for layer in cache.layers]
-    selected.batch_select_indices(index)
-    return selected
+def _apart(rows: Sequence[Sequence[_Segment]], mask_BP: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """What each token may attend to, (B, 1, W, P + W): its prefix, and its own segment up to itself.
+
+    Added to attention's scores: 0 where allowed, the lowest number elsewhere. Padding attends to itself.
+    """
+    owner_BW = torch.full((len(rows), width), -1)
+    for place, row in enumerate(rows):
+        column = 0
+        for number, segment in enumerate(row):
+            owner_BW[place, column : column + len(segment.ids)] = number
+            column += len(segment.ids)
+    causal_WW = torch.ones(width, width, dtype=torch.bool).tril()
+    own_BWW = (owner_BW[:, :, None] == owner_BW[:, None, :]) & causal_WW
+    prefix_BWP = mask_BP.bool()[:, None, :].expand(-1, width, -1)
+    allowed_BWT = torch.cat([prefix_BWP, own_BWW], dim=2)
+    return torch.zeros(allowed_BWT.shape, dtype=dtype).masked_fill_(~allowed_BWT, torch.finfo(dtype).min)[:, None]
 
 
-def _log_prob(logits_BNV: Tensor, ids_BN: Tensor) -> Tensor:
-    logits_BNV = logits_BNV.float()
-    chosen_BN = logits_BNV.gather(-1, ids_BN.unsqueeze(-1)).squeeze(-1)
-    return chosen_BN - torch.logsumexp(logits_BNV, dim=-1)
+def _different(rows: Sequence[Ids], indices: np.ndarray) -> tuple[list[Ids], list[int]]:
+    """The different ones among the rows that `indices` asks for, and for each index the place of its row in them."""
+    number: dict[bytes, int] = {}
+    found: list[Ids] = []
+    place: dict[int, int] = {}
+    for index in dict.fromkeys(indices.tolist()):
+        key = np.asarray(rows[index], dtype=np.int64).tobytes()
+        if key not in number:
+            number[key] = len(found)
+            found.append(rows[index])
+        place[index] = number[key]
+    return found, [place[index] for index in indices.tolist()]
 
 
-def _unpad(log_prob_BN: Tensor, responses: Sequence[Ids]) -> list[np.ndarray]:
-    values_BN = log_prob_BN.double().cpu().numpy()
-    return [values_BN[index, : len(response)].copy() for index, response in enumerate(responses)]
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator, of a GPU or of the CPU, had no more to give."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

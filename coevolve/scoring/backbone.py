@@ -1,0 +1,173 @@
+"""A causal language model taken apart: its decoder, its head, and a cache of a prefix that many rows read.
+
+What a model can do is decided from its configuration and from the kinds of layers in its cache, and cautiously: whoever
+is not known to give exactly the numbers of a plain forward pass is run in the plain way.
+"""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from coevolve.scoring.batching import device_of
+from coevolve.scoring.cost import Cost
+
+MASKED_ATTENTION = ("sdpa", "eager")
+"""Attention implementations that take a mask of every query and key."""
+
+LENGTH_DEPENDENT_POSITIONS = ("dynamic", "longrope")
+"""Rotary embeddings whose angles depend on the longest row of a pass."""
+
+
+class Backbone:
+    """A model's decoder and head apart, so that logits are computed at chosen positions only.
+
+    Attributes:
+        shares: a prefix's cache may serve several rows.
+        packs: a row may hold several segments side by side, told apart by a mask.
+        together: rows of different lengths may be in one pass.
+        depth: how many prefixes may stand on one another.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.model = base
+        self.config = base.config.get_text_config()
+        self.device = device_of(base)
+        decoder = getattr(base, getattr(base, "base_model_prefix", "") or "-", None)
+        self.decoder: torch.nn.Module | None = decoder
+        self.runner = base if decoder is None else decoder
+        self.dtype = next(p.dtype for p in self.runner.parameters() if p.is_floating_point())
+        self.cost = Cost.of(self.runner, self.config, self.device, self.dtype)
+        parameters = inspect.signature(self.runner.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._takes_positions = "position_ids" in parameters
+        layers = _layer_kinds(self.config)
+        attention_only = layers <= {DynamicLayer, DynamicSlidingWindowLayer} and self._takes_positions
+        reused = getattr(self.config, "num_kv_shared_layers", 0)
+        self.shares = decoder is not None and attention_only and self._cache_name in parameters and not reused
+        self.packs = self.shares and layers == {DynamicLayer} and self.config._attn_implementation in MASKED_ATTENTION
+        self.together = attention_only
+        self.depth = (4 if layers == {DynamicLayer} else 1) if self.shares else 0
+
+    def plain_from(self) -> int | None:
+        """The number of tokens from which a row's angles depend on its length, None if they never do."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+        if any(kind.get("rope_type") in LENGTH_DEPENDENT_POSITIONS for kind in kinds):
+            original = [kind.get("original_max_position_embeddings") for kind in kinds]
+            return min((n for n in original if n), default=self.config.max_position_embeddings) + 1
+        return None
+
+    def run(self, ids_BW: Tensor, mask: Tensor | None, positions_BW: Tensor | None, cache: Cache | None) -> Tensor:
+        """Hidden states (B, W, H) for `logits`; the logits themselves where the decoder cannot be told apart."""
+        options: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
+        if self._takes_positions:
+            options["position_ids"] = positions_BW
+        if cache is not None:
+            options[self._cache_name] = cache
+        output = self.runner(input_ids=ids_BW, **options)
+        if self.decoder is None:
+            return output.logits
+        self._output_type = type(output)
+        return output.last_hidden_state
+
+    def logits(self, hidden_KH: Tensor) -> Tensor:
+        """(K, V) by the model's own way from the decoder's output to logits, with whatever scale or cap it has."""
+        if self.decoder is None:
+            return hidden_KH
+        return self._headed(hidden_KH).logits[0]
+
+    def _headed(self, hidden_KH: Tensor) -> Any:
+        # A shallow copy of the model, whose decoder gives back what was computed; the model itself stays as it is.
+        view = copy.copy(self.model)
+        view.__dict__.pop("forward", None)
+        view._modules = dict(self.model._modules)
+        view._modules[self.model.base_model_prefix] = _Computed(self._output_type(last_hidden_state=hidden_KH[None]))
+        return view(input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device), use_cache=False)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache, to be filled by `run`."""
+        return DynamicCache(config=self.config)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Prefixes that were computed, for rows to stand on. R prefixes, padded to P tokens.
+
+    Attributes:
+        cache: their keys and values; never written to.
+        mask_RP: which of its positions hold a token.
+        lengths_R: tokens of each prefix.
+        last_RH: the decoder's output at each prefix's last token.
+    """
+
+    cache: Cache
+    mask_RP: Tensor
+    lengths_R: Tensor
+    last_RH: Tensor
+
+    def read(self, rows: Tensor) -> Cache:
+        """The cache of `rows`, B of them, for one pass that leaves nothing behind in it."""
+        kinds = {DynamicLayer: _ReadLayer, DynamicSlidingWindowLayer: _ReadSlidingLayer}
+        return Cache(layers=[kinds[type(layer)](layer, rows) for layer in self.cache.layers])
+
+    def copied(self, rows: Tensor) -> Cache:
+        """A cache of its own that begins with that of `rows`."""
+        selected = copy.copy(self.cache)
+        selected.layers = [copy.copy(layer) for layer in self.cache.layers]
+        selected.batch_select_indices(rows)
+        return selected
+
+
+class _Reading:
+    """A cache layer that joins the rows it was asked for with new keys and values, and keeps neither.
+
+    So a pass holds one layer's joined keys at a time, and the prefix's cache stays as it is.
+    """
+
+    def __init__(self, layer: DynamicLayer, rows: Tensor):
+        self.__dict__.update(layer.__dict__)
+        self._rows = rows
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._joined(self.keys, key_states), self._joined(self.values, value_states)
+
+    def _joined(self, cached: Tensor, new: Tensor) -> Tensor:
+        if cached.shape[0] == 1:
+            cached = cached.expand(len(self._rows), -1, -1, -1)
+        else:
+            cached = cached.index_select(0, self._rows)
+        return torch.cat([cached, new], dim=-2)
+
+
+class _ReadLayer(_Reading, DynamicLayer):
+    pass
+
+
+class _ReadSlidingLayer(_Reading, DynamicSlidingWindowLayer):
+    pass
+
+
+class _Computed(torch.nn.Module):
+    """Stands where a decoder was and gives back an output that it has."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.output = output
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
+def _layer_kinds(config: Any) -> set[type]:
+    """The kinds of layers in a model's cache; empty where they cannot be told."""
+    try:
+        return {type(layer) for layer in DynamicCache(config=config).layers}
+    except (KeyError, AttributeError, ValueError):
+        return {type(None)}

@@ -1,0 +1,146 @@
+"""What a forward pass costs, by counting, and the layout of rows that costs least.
+
+The unit is the floating-point operation of a large matrix product. A pass over B rows of W tokens, each behind P cached
+ones, costs
+
+    linear layers     2 x parameters x B x W              padding counts like any token
+    attention         4 x layers x heads x head size x B x W x (P + W)     what the mask hides is computed all the same
+    cache             bytes of the keys and values that are copied for B rows of P + W, times the machine's balance
+    the pass itself   reading all weights once, and starting the layers' kernels
+
+A machine's balance is how many operations it does in the time in which it moves one byte.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from coevolve.scoring.batching import batches_by_tokens
+
+WORTH = 50
+"""A pass is long enough when it costs so many times what the pass itself costs; a longer one only takes more memory."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rough figures, which only have to tell cheap from dear.
+
+    Attributes:
+        balance: operations in the time in which one byte is moved.
+        start: operations in the time that it takes to start one layer.
+    """
+
+    balance: float
+    start: float
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Machine":
+        """Measured on a CPU core (50 GFLOP/s, 8 GB/s, 0.1 ms); an H100's data sheet for anything else."""
+        return cls(6.0, 6e6) if device.type == "cpu" else cls(200.0, 2e10)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a model's passes, in operations.
+
+    Attributes:
+        token: of the linear layers, for a token.
+        attention: for a token that may attend to one position.
+        copied: for one cached position that is copied for a row.
+        run: of a pass, whatever its size.
+    """
+
+    token: float
+    attention: float
+    copied: float
+    run: float
+
+    @classmethod
+    def of(cls, decoder: torch.nn.Module, config, device: torch.device, dtype: torch.dtype) -> "Cost":
+        """Counted from a decoder's parameters, its embeddings left out, and its configuration."""
+        machine = Machine.of(device)
+        embeddings = {id(module.weight) for module in decoder.modules() if isinstance(module, torch.nn.Embedding)}
+        weights = [parameter for parameter in decoder.parameters() if id(parameter) not in embeddings]
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        # Taken from the cache and joined with the new ones; then repeated for the query heads that share them.
+        copies = 2 * groups + (0 if groups == heads else heads)
+        return cls(
+            token=2.0 * sum(weight.numel() for weight in weights),
+            attention=4.0 * layers * heads * size,
+            copied=2.0 * layers * copies * size * dtype.itemsize * machine.balance,
+            run=machine.balance * sum(weight.numel() * weight.element_size() for weight in weights)
+            + machine.start * layers,
+        )
+
+    @property
+    def enough(self) -> int:
+        """New tokens in a pass from which on a longer pass gains nothing worth its memory."""
+        return max(math.ceil(WORTH * self.run / self.token), 1)
+
+    def of_pass(self, rows: int, width: int, cached: int) -> float:
+        """Of `rows` rows of `width` tokens behind `cached` ones."""
+        seen = cached + width
+        return self.run + rows * (self.token * width + self.attention * width * seen + self.copied * seen)
+
+    def of_rows(self, widths: Sequence[int], cached: int, budget: int) -> float:
+        """Of rows of these widths, put into passes by `batches`."""
+        passes = self.batches(widths, cached, budget)
+        return sum(self.of_pass(len(batch), widths[batch[0]], cached) for batch in passes)
+
+    def batches(self, widths: Sequence[int], cached: int, budget: int) -> list[list[int]]:
+        """Indices of the rows of each pass, longest first; a row alone may exceed the budget."""
+        return batches_by_tokens(widths, budget, cached=cached, enough=self.enough)
+
+
+def arrange(
+    lengths: Sequence[int], groups: Sequence[int], cached: int, cost: Cost, budget: int, *, pack: bool
+) -> list[list[int]]:
+    """Segments put into rows: one each, or several of a group side by side, whichever costs least.
+
+    Args:
+        lengths: tokens of each segment.
+        groups: the prefix that each stands on; only segments of one prefix can share a row.
+        cached: tokens of the longest prefix.
+        cost: of the model.
+        budget: tokens of a pass, cached ones included.
+        pack: whether the model can tell the segments of a row apart.
+
+    Returns:
+        Indices of the segments of each row.
+    """
+    alone = [[index] for index in range(len(lengths))]
+    if not pack or len(lengths) < 2:
+        return alone
+    longest, most = max(lengths), sum(lengths)
+    candidates, width = [alone], longest
+    while True:
+        rows = _side_by_side(lengths, groups, width)
+        if rows != candidates[-1]:
+            candidates.append(rows)
+        width *= 2
+        if width >= 2 * most or width + cached > max(budget, longest + cached):
+            break
+    prices = [cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget) for rows in candidates]
+    return candidates[prices.index(min(prices))]
+
+
+def _side_by_side(lengths: Sequence[int], groups: Sequence[int], width: int) -> list[list[int]]:
+    """Each group in as few rows of `width` as its tokens need, the longest segment always into the emptiest row."""
+    members: dict[int, list[int]] = {}
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        members.setdefault(groups[index], []).append(index)
+    rows: list[list[int]] = []
+    for found in members.values():
+        count = -(-sum(lengths[i] for i in found) // width)
+        own: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for index in found:
+            place = filled.index(min(filled))
+            own[place].append(index)
+            filled[place] += lengths[index]
+        rows += [row for row in own if row]
+    return rows
