@@ -193,8 +193,9 @@ class ProbabilityEstimator:
                 f"{len(reasoning)}."
             )
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
-        for example, prompt, target in zip(examples, prompts, targets, strict=True):
-            self._require_room(ESTIMATOR, [example], [prompt], len(target), "its response")
+        # The longest speaks for all of them.
+        for at in sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(targets[i]))[-1:]:
+            self._require_room(ESTIMATOR, [examples[at]], [prompts[at]], len(targets[at]), "its response")
         with self.roles.acting(ESTIMATOR) as model:
             return score_rows(model, prompts, targets, **self._scoring(progress))
 

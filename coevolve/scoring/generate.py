@@ -1,14 +1,24 @@
-"""Generating texts in batches, greedily or by seeded sampling whose result does not depend on the batch."""
+"""Generating texts in batches, greedily or by seeded sampling whose result does not depend on the batch.
+
+What transformers' `generate` gives for one row at a time, up to rounding, and without what a group of rows does not
+need: a prompt that several rows share is run once, a row that has ended leaves the batch, a key or value is written
+once and not copied at every token, and only the last position's logits are computed.
+
+Shapes: B rows of a batch, D distinct prompts among them, P padded prompt length, V vocabulary.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from coevolve.errors import TooLongError
-from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad
+from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
+
+DRAWN_AT_ONCE = 4096
+"""Random numbers that a row draws in one call, where its vocabulary is smaller."""
 
 
 @dataclass(frozen=True)
@@ -63,70 +73,180 @@ def generate(
             )
     keys = list(range(len(prompts))) if keys is None else list(keys)
     results: list[Generation | None] = [None] * len(prompts)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop_id, pad_token_id=pad_id, use_cache=True
-    )
     for rows in batches_by_tokens([len(prompt) + max_new_tokens for prompt in prompts], token_budget):
-        processors: list[LogitsProcessor] = [] if poll is None else [_Poll(poll)]
-        if sampling is not None:
-            processors.append(_GumbelNoise(sampling, [keys[row] for row in rows]))
-        for row, generation in zip(
-            rows, _generate_batch(model, [prompts[row] for row in rows], config, processors), strict=True
-        ):
+        noise = None if sampling is None else _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
+        batch = _Batch(model, [prompts[row] for row in rows], max_new_tokens, pad_id)
+        for row, generation in zip(rows, batch.run(stop_id, noise, poll), strict=True):
             results[row] = generation
         if progress is not None:
             progress(len(rows))
     return results
 
 
-@torch.no_grad()
-def _generate_batch(
-    model: torch.nn.Module, prompts: Sequence[Ids], config: GenerationConfig, processors: list[LogitsProcessor]
-) -> list[Generation]:
-    device = device_of(model)
-    ids_BP, mask_BP = pad(prompts, config.pad_token_id, left=True)
-    output_BT = model.generate(
-        input_ids=ids_BP.to(device),
-        attention_mask=mask_BP.to(device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList(processors),
-        synced_gpus=False,  # the model is whole here; waiting for processes that have less to generate would never end
-    )
-    generations = []
-    for ids in output_BT[:, ids_BP.shape[1] :].tolist():
-        finished = config.eos_token_id in ids
-        generations.append(Generation(ids[: ids.index(config.eos_token_id)] if finished else ids, finished))
-    return generations
+class _Batch:
+    """Rows that are generated together: after a forward pass, `logits_BV` are those of the next token of each.
+
+    Attributes:
+        rows: for each row still in the batch its place among the prompts.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: torch.nn.Module, prompts: Sequence[Ids], max_new_tokens: int, pad_id: int):
+        self.model, self.device = model, device_of(model)
+        self.max_new_tokens, self.pad_id = max_new_tokens, pad_id
+        self.rows = list(range(len(prompts)))
+        distinct: dict[tuple[int, ...], int] = {}
+        which = torch.tensor([distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts])
+        ids_DP, mask_DP = pad(list(distinct), pad_id, left=True)
+        padded = not bool(mask_DP.all())
+        output = model(
+            input_ids=ids_DP.to(self.device),
+            attention_mask=mask_DP.to(self.device) if padded else None,
+            position_ids=positions(mask_DP).to(self.device),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache: DynamicCache = output.past_key_values
+        which = which.to(self.device)
+        for place, layer in enumerate(self.cache.layers):
+            if type(layer) is DynamicLayer:
+                self.cache.layers[place] = _RoomyLayer(layer, which, max_new_tokens)
+            else:
+                layer.batch_select_indices(which)
+        self.logits_BV = output.logits[:, -1].float()[which]
+        mask_DP = mask_DP.to(self.device)
+        self.position_B = mask_DP.sum(dim=1)[which]
+        # Without padding there is nothing to mask, and attention is cheaper for knowing it.
+        new_DN = mask_DP.new_ones(len(distinct), max_new_tokens)
+        self.mask_BT = torch.cat([mask_DP, new_DN], dim=1)[which] if padded else None
+        self.length = ids_DP.shape[1]
+
+    @torch.no_grad()
+    def run(self, stop_id: int, noise: "_GumbelNoise | None", poll: Callable[[], None] | None) -> list[Generation]:
+        """The continuation of each prompt."""
+        generations = [Generation([], finished=False) for _ in self.rows]
+        for count in range(self.max_new_tokens):
+            if poll is not None:
+                poll()
+            scores_BV = self.logits_BV if noise is None else noise.add(self.logits_BV)
+            next_B = scores_BV.argmax(dim=-1)
+            for row, token in zip(self.rows, next_B.tolist(), strict=True):
+                if generations[row].finished:
+                    continue
+                if token == stop_id:
+                    generations[row] = Generation(generations[row].ids, finished=True)
+                else:
+                    generations[row].ids.append(token)
+            going_on = [place for place, row in enumerate(self.rows) if not generations[row].finished]
+            if not going_on or count == self.max_new_tokens - 1:
+                break
+            # Leaving costs a copy of what stays, so it waits until a quarter of the rows has ended.
+            if len(going_on) <= 0.75 * len(self.rows):
+                index = torch.tensor(going_on, device=self.device)
+                next_B = next_B[index]
+                self._keep(index)
+                if noise is not None:
+                    noise.keep(going_on)
+            self._forward(next_B)
+        return generations
+
+    def _forward(self, next_B: Tensor) -> None:
+        self.length += 1
+        self.logits_BV = (
+            self.model(
+                input_ids=next_B[:, None],
+                attention_mask=None if self.mask_BT is None else self.mask_BT[:, : self.length],
+                position_ids=self.position_B[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+            .logits[:, -1]
+            .float()
+        )
+        self.position_B = self.position_B + 1
+
+    def _keep(self, index: Tensor) -> None:
+        """Go on with the rows at these places only."""
+        self.rows = [self.rows[place] for place in index.tolist()]
+        self.cache.batch_select_indices(index)
+        self.position_B = self.position_B[index]
+        self.mask_BT = None if self.mask_BT is None else self.mask_BT[index]
 
 
-class _Poll(LogitsProcessor):
-    """Lets somebody look in before each token."""
+class _RoomyLayer(DynamicLayer):
+    """A cache layer with room for what is to come; plain ones copy all they hold for each new token.
 
-    def __init__(self, poll: Callable[[], None]):
-        self.poll = poll
+    Args:
+        layer: of the distinct prompts.
+        which: (B,) the prompt of each row.
+        room: tokens that will follow.
+    """
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.poll()
-        return scores
+    def __init__(self, layer: DynamicLayer, which: Tensor, room: int):
+        super().__init__()
+        self.device, self.is_initialized = layer.device, True
+        self._length = layer.keys.shape[-2]
+        self._held = [self._with_room(held, which, room) for held in (layer.keys, layer.values)]
+        self._show()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        end = self._length + key_states.shape[-2]
+        for held, new in zip(self._held, (key_states, value_states), strict=True):
+            held[:, :, self._length : end] = new
+        self._length = end
+        self._show()
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._held = [held[indices] for held in self._held]
+        self._show()
+
+    def _show(self) -> None:
+        self.keys, self.values = (held[:, :, : self._length] for held in self._held)
+
+    @staticmethod
+    def _with_room(held_DHPK: Tensor, which: Tensor, room: int) -> Tensor:
+        shape = (len(which), held_DHPK.shape[1], held_DHPK.shape[2] + room, held_DHPK.shape[3])
+        roomy = held_DHPK.new_empty(shape)
+        roomy[:, :, : held_DHPK.shape[2]] = held_DHPK[which]
+        return roomy
 
 
-class _GumbelNoise(LogitsProcessor):
+class _GumbelNoise:
     """Makes greedy decoding a sample: argmax(logits / T + Gumbel noise) is distributed as softmax(logits / T).
 
     Each row draws from a generator of its own, so its sample is the same in any batch.
     """
 
-    def __init__(self, sampling: Sampling, keys: Sequence[int]):
+    def __init__(self, sampling: Sampling, keys: Sequence[int], max_new_tokens: int):
         self.temperature = sampling.temperature
         self.generators = [torch.Generator().manual_seed(_mix(sampling.seed, key)) for key in keys]
+        self.steps_left = max_new_tokens
+        self.drawn: list[Tensor] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform_BV = torch.stack(
-            [torch.rand(scores.shape[-1], generator=g, dtype=torch.float32) for g in self.generators]
-        ).to(scores.device)
+    def add(self, logits_BV: Tensor) -> Tensor:
+        """logits / T + noise, for the next token of each row."""
+        if not self.drawn:
+            self._draw(logits_BV.shape[-1])
+        return logits_BV / self.temperature + self.drawn.pop().to(logits_BV.device)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with the rows at these places only."""
+        self.generators = [self.generators[place] for place in places]
+        self.drawn = [noise_BV[places] for noise_BV in self.drawn]
+
+    def _draw(self, vocabulary: int) -> None:
+        """The noise of a few tokens at once, which is the same numbers as one by one; a call costs more than they."""
+        steps = max(1, min(self.steps_left, DRAWN_AT_ONCE // vocabulary))
+        self.steps_left -= steps
+        uniform_BN = torch.stack(
+            [torch.rand(steps * vocabulary, generator=g, dtype=torch.float32) for g in self.generators]
+        )
         tiny = torch.finfo(torch.float32).tiny
-        gumbel_BV = -torch.log((-torch.log(uniform_BV.clamp(min=tiny))).clamp(min=tiny))
-        return scores.float() / self.temperature + gumbel_BV
+        gumbel_BN = -torch.log((-torch.log(uniform_BN.clamp(min=tiny))).clamp(min=tiny))
+        self.drawn = list(reversed(gumbel_BN.split(vocabulary, dim=1)))
 
 
 def _mix(seed: int, key: int) -> int:

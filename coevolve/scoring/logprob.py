@@ -20,7 +20,7 @@ under a mask that keeps them apart:
 
 Prefixes are found in the ids (`sharing`), rows are laid out by what they cost (`cost`). Shapes: R prefixes of P padded
 tokens, B rows of W padded tokens, K scored positions, H hidden size, V vocabulary. Prefixes are padded on the left and
-rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit minus the largest, minus
+rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit less the largest, less
 the logarithm of the sum of exponentials, in float32 up to that sum and in float64 from there, which on CPU is 50 times
 closer to float64 throughout than `log_softmax`. Sums are float64.
 """

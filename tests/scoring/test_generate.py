@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from coevolve.errors import TooLongError
-from coevolve.scoring.generate import Sampling, generate
+from coevolve.scoring.generate import Generation, Sampling, _mix, generate
 
 VOCABULARY, STOP, PAD = 9, 1, 0
 
@@ -77,3 +84,91 @@ def test_samples_follow_the_softmax_at_the_temperature(model):
 def test_a_prompt_without_room_is_refused(model):
     with pytest.raises(TooLongError, match="Prompt 1 has 60 tokens"):
         run(model, [[2], [2] * 60])
+
+
+class NoiseTokenByToken(LogitsProcessor):
+    """The noise as it is defined: one draw over the vocabulary for each token, from the row's own generator."""
+
+    def __init__(self, sampling, keys):
+        self.temperature = sampling.temperature
+        self.generators = [torch.Generator().manual_seed(_mix(sampling.seed, key)) for key in keys]
+
+    def __call__(self, input_ids, scores):
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators])
+        tiny = torch.finfo(torch.float32).tiny
+        return scores / self.temperature - torch.log((-torch.log(uniform.clamp(min=tiny))).clamp(min=tiny))
+
+
+def by_the_library(model, prompts, sampling, max_new_tokens):
+    """What transformers' own `generate` gives, row by row."""
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=STOP, pad_token_id=PAD)
+    generations = []
+    for key, prompt in enumerate(prompts):
+        processors = [] if sampling is None else [NoiseTokenByToken(sampling, [key])]
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=processors,
+        )
+        written = output[0, len(prompt) :].tolist()
+        finished = STOP in written
+        generations.append(Generation(written[: written.index(STOP)] if finished else written, finished))
+    return generations
+
+
+@pytest.fixture(scope="module")
+def sliding_model():
+    """Attends to 6 tokens only, with 2 query heads to a key head."""
+    torch.manual_seed(4)
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=6,
+        max_position_embeddings=64,
+    )
+    return MistralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("which", ["model", "sliding_model"])
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=8, temperature=1.5)])
+@pytest.mark.parametrize("prompts", [PROMPTS * 4, [PROMPTS[2]] * 12, [[3] * n for n in range(1, 20)]])
+def test_it_is_what_the_library_generates(which, sampling, prompts, request):
+    """Rows end one after another and leave the batch; prompts are shared or not, padded or not."""
+    model = request.getfixturevalue(which)
+    expected = by_the_library(model, prompts, sampling, 30)
+    assert run(model, prompts, sampling=sampling, max_new_tokens=30) == expected
+    if sampling is not None:
+        assert len({len(generation.ids) for generation in expected}) > 3
+
+
+def test_a_shared_prompt_is_run_once_and_ended_rows_no_more(model, monkeypatch):
+    shapes = []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **inputs: shapes.append(inputs["input_ids"].shape) or forward(**inputs)
+    )
+    generations = run(model, [PROMPTS[0]] * 8, sampling=Sampling(seed=8, temperature=1.5), max_new_tokens=30)
+    assert shapes[0] == (1, len(PROMPTS[0]))
+    assert shapes[1] == (8, 1)
+    assert shapes[-1][0] < 8
+    assert len(shapes) == max(len(generation.ids) + generation.finished for generation in generations)
+
+
+def test_what_poll_raises_ends_the_generation(model):
+    calls = []
+
+    def poll():
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, poll=poll)
+    assert len(calls) == 2
