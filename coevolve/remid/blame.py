@@ -33,6 +33,7 @@ from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
 from coevolve.information.log_probs import UNITS, Normalisation
 from coevolve.remid.score import Responses, ScoredSubset, golden_by_id, responses_by_id
+from coevolve.remid.unanswered import row_label
 
 if TYPE_CHECKING:
     from coevolve.scoring.estimator import ProbabilityEstimator
@@ -171,7 +172,8 @@ def blame_table(results: Mapping[str, Any], model: str) -> Table:
         table.add_column(heading, overflow="fold")
     for subset in results["subsets"]:
         found = subset["models"][model]
-        table.add_row(f"[bold]{found['loss']:+z.3f}[/bold]", f"[bold]{escape(subset['row'])}, mean[/bold]")
+        row = escape(row_label(results, subset["row"]))
+        table.add_row(f"[bold]{found['loss']:+z.3f}[/bold]", f"[bold]{row}, mean[/bold]")
         for end in ("worst", "best"):
             for example in found[end]:
                 least = sorted(example["tokens"], key=lambda token: token["contribution"])[:LEAST_TOKENS]

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coevolve.errors import DataError
+from coevolve.remid.unanswered import left_out, left_out_note, unanswered_line
 
 Exact = Mapping[tuple[str, str], float]
 """True values in the results' unit by (model, row of the results): R-EMI for `IDTest`, R-EMID for a shifted subset."""
@@ -46,6 +47,7 @@ CSV_COLUMNS = (
     "holm_p",
     "exact",
     "reason",
+    "left_out",
 )
 
 
@@ -76,7 +78,7 @@ class Row:
 
     Attributes:
         heading: of the block of rows that it belongs to.
-        label: the subset's name, and in brackets why there are no numbers, if so.
+        label: the subset's name, and in brackets how many examples were left out, or why there are no numbers.
         values: one per column.
     """
 
@@ -109,19 +111,18 @@ def remid_rows(results: Mapping[str, Any], exact: Exact | None = None) -> tuple[
             Value(exact.get((model, subset["row"]))) if is_exact else _value(subset["models"][model], measure)
             for model, is_exact in columns
         ]
-        reason = f" ({subset['reason']})" if subset.get("reason") else ""
-        rows.append(Row(_heading(results, subset["shift"]), subset["subset"] + reason, tuple(values)))
+        rows.append(Row(_heading(results, subset["shift"]), _label(results, subset), tuple(values)))
     if results["average"]:
         averages = [
             Value(_exact_average(model, exact, results)) if is_exact else _value(results["average"][model], "remid")
             for model, is_exact in columns
         ]
-        rows.append(Row(f"over all shifted subsets, {_names(results)[1]} ↓", AVERAGE, tuple(averages)))
+        rows.append(Row(f"over all shifted subsets, {_names(results)[1]} ↓", _average_label(results), tuple(averages)))
     return [f"{model} exact" if is_exact else model for model, is_exact in columns], rows
 
 
 def remid_caption(results: Mapping[str, Any]) -> str:
-    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors, reasoning."""
+    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors, reasoning, left out."""
     emi, emid = _names(results)
     lines = [
         _unit_line(results),
@@ -133,7 +134,8 @@ def remid_caption(results: Mapping[str, Any]) -> str:
         )
     if "reasoning" in results:
         lines.append(f"Reasoning: {_reasoning(results['reasoning'])}.")
-    return "\n".join(lines)
+    unanswered = unanswered_line(results)
+    return "\n".join([*lines, unanswered] if unanswered else lines)
 
 
 def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Group:
@@ -166,6 +168,7 @@ def remid_csv(results: Mapping[str, Any], exact: Exact | None = None) -> str:
                         **_cells(subset["models"][model], ("remi", "remid")[index]),
                         "exact": known.get((model, subset["row"])),
                         "reason": subset.get("reason"),
+                        "left_out": left_out(results, subset["row"]),
                     }
                 )
         for model, numbers in part["average"].items():
@@ -209,7 +212,8 @@ def _captioned(results: Mapping[str, Any], exact: Exact | None) -> list[tuple[Ma
 
 
 def _unit_line(results: Mapping[str, Any]) -> str:
-    bias = f" It is {results['bias']} (K: other contexts per response)." if "bias" in results else ""
+    legend = " (K: other contexts per response)" if "K" in results.get("bias", "") else ""
+    bias = f" It is {results['bias']}{legend}." if "bias" in results else ""
     return f"Unit: {results['unit']}. Mutual information by {_form(results)} over {_pairs(results)}.{bias}"
 
 
@@ -266,6 +270,17 @@ def _names(results: Mapping[str, Any]) -> tuple[str, str]:
     """(R-EMI, R-EMID), or without the R where no reasoning was shown."""
     without = results.get("reasoning", {}).get("kind") == "none"
     return ("EMI", "EMID") if without else ("R-EMI", "R-EMID")
+
+
+def _label(results: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
+    notes = [note for note in (left_out_note(results, subset["row"]), subset.get("reason")) if note]
+    return subset["subset"] + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _average_label(results: Mapping[str, Any]) -> str:
+    shifted = [subset for subset in results["subsets"] if subset["shift"] is not None]
+    measured = [subset for subset in shifted if not subset.get("reason")]
+    return AVERAGE if len(measured) == len(shifted) else f"{AVERAGE} (of {len(measured)} of {len(shifted)})"
 
 
 def _heading(results: Mapping[str, Any], shift: str | None) -> str:

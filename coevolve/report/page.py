@@ -14,6 +14,7 @@ from coevolve.files import write_text
 from coevolve.information.agreement import spearman
 from coevolve.remid.bound import INPUT_TEXTS
 from coevolve.remid.table import Exact, Value, remid_caption, remid_rows
+from coevolve.remid.unanswered import row_label, unanswered_line
 from coevolve.report.contents import Contents
 from coevolve.report.figures import (
     Picture,
@@ -160,9 +161,13 @@ def shift_grid(bound: Mapping[str, Any]) -> Grid:
         first = row["blame"][0]
         blamed = "nothing above the noise" if first["share"] is None else f"{first['input']} ({first['share']:.0%})"
         found = [row["inputs"][name] for name in INPUT_TEXTS]
-        rows.append([row["row"], *(f"{one['jsd']:.4f} ({one['floor']:.4f})" for one in found), blamed])
-    caption = "How far texts are from the usual ones: JSD in nats, in brackets what noise alone gives."
-    return Grid(["subset", *INPUT_TEXTS, "to blame"], [Block("", rows)], [caption])
+        label = row_label(bound, row["row"])
+        rows.append([label, *(f"{one['jsd']:.4f} ({one['floor']:.4f})" for one in found), blamed])
+    caption = ["How far texts are from the usual ones: JSD in nats, in brackets what noise alone gives."]
+    unanswered = unanswered_line(bound)
+    if unanswered:
+        caption.append(unanswered)
+    return Grid(["subset", *INPUT_TEXTS, "to blame"], [Block("", rows)], caption)
 
 
 def bound_grid(bound: Mapping[str, Any], model: str) -> Grid:
@@ -173,7 +178,8 @@ def bound_grid(bound: Mapping[str, Any], model: str) -> Grid:
         terms = found["published"]
         numbers = [*terms["inputs"].values(), terms["output_p"], terms["output_q"]]
         total = f"{terms['total']:.2f} ({terms['noise_floor']:.2f})"
-        rows.append([row["row"], *(f"{number:.2f}" for number in numbers), total, f"{found['remid']:+z.3f}"])
+        cells = [*(f"{number:.2f}" for number in numbers), total, f"{found['remid']:+z.3f}"]
+        rows.append([row_label(bound, row["row"]), *cells])
     columns = ["subset", *INPUT_TEXTS, "output P", "output Q", "bound", "R-EMID"]
     return Grid(columns, [Block(model, rows)], ["Nats per response; in brackets the bound if nothing had shifted."])
 

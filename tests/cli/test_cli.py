@@ -142,7 +142,7 @@ def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
     remid = ["remid", "--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--out", tmp_path]
     assert "accepted is NAME=FILE" in message(*remid, "--responses", "perfect")
     perfect = f"perfect={run / 'world' / 'perfect.jsonl'}"
-    assert "given 2 times" in message(*remid, "--responses", perfect, perfect)
+    assert "given more than once" in message(*remid, "--responses", perfect, perfect)
     assert "--negatives 'few'" in message(*remid, "--responses", perfect, "--negatives", "few")
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join((run / "world" / "perfect.jsonl").read_text().splitlines()[:-1]))
