@@ -211,11 +211,12 @@ def token_contributions(
         index: _others(index, len(examples), other_contexts, rng) for index in sorted(set(own))
     }  # the same for every text of a context, so that golden and model compare
     used = sorted({context for index, found in others.items() for context in (index, *found)})
-    reasoning = dict(zip(used, estimator.reason([examples[index] for index in used]), strict=True))
-    rows = [(context, text) for index, text in zip(own, texts, strict=True) for context in (index, *others[index])]
-    scores = estimator.token_log_probs(
-        [examples[context] for context, _ in rows], [text for _, text in rows], [reasoning[c] for c, _ in rows]
-    )
+    reasoning = estimator.reason([examples[index] for index in used])
+    place = {context: number for number, context in enumerate(used)}
+    pairs = [
+        (place[context], number) for number, index in enumerate(own) for context in (index, *others[index])
+    ]  # a context is shared by the texts of several examples, and is computed once
+    scores = estimator.token_log_prob_pairs([examples[context] for context in used], texts, reasoning, np.array(pairs))
     found, start = [], 0
     for index, text in zip(own, texts, strict=True):
         end = start + 1 + len(others[index])

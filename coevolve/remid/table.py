@@ -222,7 +222,7 @@ def _table(results: Mapping[str, Any], exact: Exact | None, caption: str) -> Tab
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("subset")
     for name in columns:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", overflow="fold")
     heading = None
     for row in rows:
         if row.heading != heading:

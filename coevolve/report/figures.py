@@ -214,7 +214,7 @@ def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
             axes.set_ylabel("mean reward")
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             axes.legend(loc="lower right")
-        panels[-1].set_xlabel("line of the log")
+        panels[-1].set_xlabel("step of metrics.jsonl")
         caption = "What reinforcement learning rewards, before weighting; lines break between rounds."
         return _picture(figure, "rewards", "Rewards by step", caption)
 

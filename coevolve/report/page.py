@@ -24,7 +24,7 @@ from coevolve.report.figures import (
     rewards_picture,
     truth_picture,
 )
-from coevolve.report.summary import cards, judged
+from coevolve.report.summary import cards, judged, scale, size_warning
 
 WORST_SHOWN, BEST_SHOWN = 2, 1
 """Examples at either end of each subset: enough to see what goes wrong, few enough to scroll past."""
@@ -103,11 +103,14 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
     )
     environment.filters["breakable"] = _breakable
     remid, run, bound = contents.remid, contents.run, contents.bound
+    found = cards(remid, contents.exact) if remid else []
     return environment.get_template("page.html").render(
         pictures=pictures,
         remid=remid,
         judged=judged(remid) if remid else None,
-        cards=cards(remid, contents.exact) if remid else [],
+        cards=found,
+        scale=scale(remid) if found else None,
+        size_warning=size_warning(remid, found) if found else None,
         level=f"{remid['level']:.0%} interval" if remid and "level" in remid else None,
         remid_grids=remid_grids(remid, contents.exact) if remid else [],
         agreement=_agreement(remid, contents) if remid else None,
@@ -201,10 +204,18 @@ def perplexity_grid(run: Mapping[str, Any]) -> Grid:
         [
             "Perplexity of golden responses: how many tokens (words or pieces of them) the model wavers between. "
             "Lower is better.",
-            "full: the co-evolved pair. without_corl: without reinforcement learning. without_reasoning: q2(y | x)."
-            + (" floor: the best that any model can do, exact." if "floor" in values else ""),
+            " ".join(f"{name}: {meaning}." for name, meaning in _VARIANTS.items() if name in values),
         ],
     )
+
+
+_VARIANTS = {
+    "full": "the co-evolved pair",
+    "without_corl": "without reinforcement learning",
+    "without_reasoning": "q2(y | x)",
+    "oracle": "shown the teacher's own features of the response",
+    "floor": "the best that any model can do, exact",
+}
 
 
 def _perplexity_cell(value: Any) -> str:
