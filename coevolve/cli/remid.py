@@ -158,7 +158,7 @@ def _reference(
 
 
 def _check_choices(options: argparse.Namespace) -> None:
-    """Raise RecipeError for options that the reference protocol does not know, and for unusable values."""
+    """Raise RecipeError for options that the reference protocol has no use for, and for unusable values."""
     from coevolve.errors import RecipeError
 
     for text in options.measures or ():
@@ -171,10 +171,11 @@ def _check_choices(options: argparse.Namespace) -> None:
         "--negatives-per-context": options.negatives_per_context is not None,
         "--reasoning": options.reasoning != "greedy",
         "--without-reasoning": options.without_reasoning,
+        "--show-small-subsets": options.show_small_subsets,
     }
     odd = [name for name, is_given in given.items() if is_given]
     if options.protocol == "reference" and odd:
-        raise RecipeError(f"--protocol reference fixes what {', '.join(odd)} would choose; leave it out.")
+        raise RecipeError(f"--protocol reference fixes what {', '.join(odd)} would choose. Leave that out.")
 
 
 def _measure(text: str) -> "Measure":
