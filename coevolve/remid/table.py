@@ -31,6 +31,7 @@ AVERAGE = "aggregate average"
 ABSENT = "-"
 SIGNIFICANT = 0.05
 MARK = "*"
+MOST_DIFFERENCES = 10
 CSV_COLUMNS = (
     "form",
     "normalisation",
@@ -139,12 +140,43 @@ def remid_caption(results: Mapping[str, Any]) -> str:
 
 
 def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Group:
-    """The tables for a terminal, the main measure's and those that stand beside it. Errors as for `remid_rows`."""
-    return Group(*(_table(*part) for part in _captioned(results, exact)))
+    """For a terminal: the main measure's table, those that stand beside it, the models' paired differences.
+
+    Errors as for `remid_rows`.
+    """
+    tables = [_table(*part) for part in _captioned(results, exact)]
+    differences = difference_rows(results)
+    return Group(*tables, *([_difference_table(results, differences)] if differences else []))
+
+
+def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(`a - b`, difference in R-EMI in distribution, in mean R-EMID) of every two models, by the main measure.
+
+    Empty where there is one model, and where the results hold no intervals. With many models only the pairs with the
+    best one are listed: the one that loses least.
+    """
+    found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in results.get("comparisons", ()):
+        found.setdefault(tuple(row["models"]), {})[row["measure"]] = row
+    if len(found) > MOST_DIFFERENCES:
+        best = min(results["models"], key=lambda name: _standing(results, name))
+        found = {pair: of_pair for pair, of_pair in found.items() if best in pair}
+    return [
+        (f"{a} - {b}", *(_difference(of_pair.get(measure)) for measure in ("remi", "remid")))
+        for (a, b), of_pair in found.items()
+    ]
+
+
+def difference_caption(results: Mapping[str, Any]) -> str:
+    """What `difference_rows` are."""
+    return (
+        f"Differences between models, paired over examples, {results['unit']}, with {results['level']:.0%} intervals: "
+        "one that includes 0 does not tell the two apart."
+    )
 
 
 def remid_text(results: Mapping[str, Any], exact: Exact | None = None) -> str:
-    """The tables as plain text without control characters. Arguments and errors as for `remid_rows`."""
+    """The measures' tables as plain text without control characters. Arguments and errors as for `remid_rows`."""
     return "\n".join(_text(*part) for part in _captioned(results, exact))
 
 
@@ -230,6 +262,27 @@ def _table(results: Mapping[str, Any], exact: Exact | None, caption: str) -> Tab
             table.add_row(f"[bold]{heading}[/bold]")
         table.add_row(f"  {escape(row.label)}", *map(str, row.values))
     return table
+
+
+def _difference_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> Table:
+    emi, emid = _names(results)
+    table = Table(box=box.SIMPLE_HEAD, caption=difference_caption(results), caption_justify="left")
+    for name in ("models", f"{emi} in distribution", f"mean {emid}"):
+        table.add_column(name, justify="right" if table.columns else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _difference(row: Mapping[str, Any] | None) -> str:
+    return ABSENT if row is None else f"{row['value']:+z.3f} [{row['low']:+z.3f}, {row['high']:+z.3f}]"
+
+
+def _standing(results: Mapping[str, Any], name: str) -> float:
+    """The lower the better: mean R-EMID, or -R-EMI where nothing is shifted."""
+    if results["average"]:
+        return results["average"][name]["remid"]
+    return -results["subsets"][0]["models"][name]["remi"]
 
 
 def _text(results: Mapping[str, Any], exact: Exact | None, caption: str) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from coevolve.files import write_text
 from coevolve.information.agreement import spearman
 from coevolve.remid.bound import INPUT_TEXTS
-from coevolve.remid.table import Exact, Value, remid_caption, remid_rows
+from coevolve.remid.table import Exact, Value, difference_caption, difference_rows, remid_caption, remid_rows
 from coevolve.remid.unanswered import row_label, unanswered_line
 from coevolve.report.contents import Contents
 from coevolve.report.figures import (
@@ -125,7 +125,7 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
 
 
 def remid_grids(remid: Mapping[str, Any], exact: Exact) -> list[Grid]:
-    """The result table of the main measure, then of those beside it."""
+    """The result table of the main measure, then of those beside it, then the models' paired differences."""
     main = _remid_grid(remid, exact, remid_caption(remid).splitlines())
     grids = [main]
     for measured in remid.get("beside", ()):
@@ -134,6 +134,10 @@ def remid_grids(remid: Mapping[str, Any], exact: Exact) -> list[Grid]:
         part = {**remid, **measured, "subsets": subsets}
         # What is said below the first table holds for all, but for the unit in its first line.
         grids.append(_remid_grid(part, {}, remid_caption(part).splitlines()[:1]))
+    differences = difference_rows(remid)
+    if differences:
+        columns = ["models", "in distribution, R-EMI", "mean R-EMID"]
+        grids.append(Grid(columns, [Block("", differences)], [difference_caption(remid)]))
     return grids
 
 
