@@ -219,7 +219,7 @@ def test_terminal_table_shows_the_same_numbers_as_the_text(two_measures):
     text = remid_text(two_measures, {("echo", "IDTest"): -0.5})
     expected = [word for word in text.split() if word[0] in "+-" and word[1:2].isdigit()]
     assert numbers[: len(expected)] == expected  # the differences between models follow
-    assert len(numbers) == 11 + 10
+    assert len(expected) == 11 + 10
 
 
 def test_without_shifted_subsets_there_is_no_average_row(corpus, estimator, responses):
