@@ -4,18 +4,13 @@ import argparse
 import sys
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.responses import add_responses_arguments, read_judged
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
-    parser.add_argument(
-        "--responses",
-        required=True,
-        nargs="+",
-        metavar="NAME=FILE",
-        help="a model's responses to the test examples: JSONL of {sample_ID, response}",
-    )
+    add_responses_arguments(parser)
     parser.add_argument("--embedder", default="base", choices=("base", "minilm"), help="of the texts (default base)")
     parser.add_argument("--base", metavar="DIR", help="the base model, if the estimator was trained in full")
     parser.add_argument("--kernel", default="linear", choices=("linear", "gaussian"))
@@ -32,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from coevolve.cli.remid import _name_and_path, _negatives, _without_repeats
-    from coevolve.data.corpus import read_corpus
-    from coevolve.data.responses import read_responses
+    from coevolve.cli.remid import _negatives
     from coevolve.files import write_json
     from coevolve.information.estimate import check_form
     from coevolve.progress import from_totals, make_console, task
@@ -43,12 +36,9 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.remid.embeddings import make_embedder
     from coevolve.remid.score import evaluated_examples
 
-    corpus = read_corpus(options.data)
+    given = read_judged(options)
+    corpus, responses = given.corpus, given.responses
     examples = evaluated_examples(corpus)
-    responses = {
-        name: dict(zip([x.sample_id for x in examples], read_responses(path, examples), strict=True))
-        for name, path in map(_name_and_path, _without_repeats(options.responses))
-    }
     negatives = _negatives(options.negatives)
     check_form(options.form)
     measuring = Measuring(kernel=options.kernel, seed=options.seed)
@@ -85,7 +75,12 @@ def run(options: argparse.Namespace) -> None:
         shown=options.shown,
         seed=options.seed,
     )
-    origin = {"estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint}
+    origin = {
+        "estimator": str(options.estimator),
+        "data_fingerprint": given.whole.fingerprint,
+        "unanswered": given.unanswered,
+    }
+    bound, blame = bound | origin, blame | origin
     tables = make_console(sys.stdout)
     tables.print(shift_table(bound))
     for name in responses:
@@ -93,5 +88,5 @@ def run(options: argparse.Namespace) -> None:
     for name in responses:
         tables.print(blame_table(blame, name))
     for file, results in (("bound.json", bound), ("blame.json", blame)):
-        write_json(Path(options.out) / file, {**results, **origin})
+        write_json(Path(options.out) / file, results)
         console.print(f"results: {Path(options.out) / file}")

@@ -5,9 +5,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.responses import add_responses_arguments, read_judged
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any
 
     from rich.console import Console
@@ -22,13 +23,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
-    parser.add_argument(
-        "--responses",
-        required=True,
-        nargs="+",
-        metavar="NAME=FILE",
-        help="a model's responses to the test examples: JSONL of {sample_ID, response}",
-    )
+    add_responses_arguments(parser)
     parser.add_argument(
         "--measures",
         nargs="+",
@@ -70,33 +65,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from coevolve.data.corpus import read_corpus
-    from coevolve.data.responses import read_responses
     from coevolve.files import write_json, write_jsonl, write_text
     from coevolve.progress import make_console
     from coevolve.remid.evaluate import Measure, contributions
     from coevolve.remid.judge import judge_correlations, judge_table, read_judge_scores
-    from coevolve.remid.score import distributions, evaluated_examples
+    from coevolve.remid.score import distributions
     from coevolve.remid.table import remid_csv, remid_latex, remid_table
 
-    corpus = read_corpus(options.data)
-    examples = evaluated_examples(corpus)
-    responses = {
-        name: read_responses(path, examples) for name, path in map(_name_and_path, _without_repeats(options.responses))
-    }
+    given = read_judged(options)
+    corpus, responses = given.corpus, given.responses
     _check_choices(options)
     if options.judge:  # before the estimator is loaded
-        subsets = distributions(corpus)
+        subsets = distributions(given.whole)
         row_of = {example.sample_id: subset.row for subset in subsets for example in subset.examples}
-        judged = read_judge_scores(options.judge, list(responses), [subset.row for subset in subsets], row_of)
+        left_out = set(row_of) - {example.sample_id for example in corpus.examples}
+        rows = [subset.row for subset in subsets]
+        judged = read_judge_scores(options.judge, list(responses), rows, row_of, left_out=left_out)
     estimator = load_estimator(options)
     console, tables, folder = make_console(sys.stderr), make_console(sys.stdout), Path(options.out)
     if options.protocol == "reference":
         results, scored = _reference(options, corpus, responses, estimator, console), None
     else:
         results, scored = _exact(options, corpus, responses, estimator, console)
-    origin = {"estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint}
-    write_json(folder / "results.json", {**results, **origin})
+    results |= {
+        "estimator": str(options.estimator),
+        "data_fingerprint": given.whole.fingerprint,
+        "unanswered": given.unanswered,
+    }
+    write_json(folder / "results.json", results)
     write_text(folder / "results.csv", remid_csv(results))
     write_text(folder / "results.tex", remid_latex(results))
     tables.print(remid_table(results))
@@ -117,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
 def _exact(
     options: argparse.Namespace,
     corpus: "Corpus",
-    responses: "Mapping[str, Sequence[str]]",
+    responses: "Mapping[str, Mapping[str, str]]",
     estimator: "ProbabilityEstimator",
     console: "Console",
 ) -> "tuple[dict[str, Any], list[ScoredSubset]]":
@@ -146,7 +142,7 @@ def _exact(
 def _reference(
     options: argparse.Namespace,
     corpus: "Corpus",
-    responses: "Mapping[str, Sequence[str]]",
+    responses: "Mapping[str, Mapping[str, str]]",
     estimator: "ProbabilityEstimator",
     console: "Console",
 ) -> "dict[str, Any]":
@@ -162,7 +158,7 @@ def _reference(
 
 
 def _check_choices(options: argparse.Namespace) -> None:
-    """Raise RecipeError for options that the reference protocol does not know, and for unusable values."""
+    """Raise RecipeError for options that the reference protocol has no use for, and for unusable values."""
     from coevolve.errors import RecipeError
 
     for text in options.measures or ():
@@ -175,29 +171,11 @@ def _check_choices(options: argparse.Namespace) -> None:
         "--negatives-per-context": options.negatives_per_context is not None,
         "--reasoning": options.reasoning != "greedy",
         "--without-reasoning": options.without_reasoning,
+        "--show-small-subsets": options.show_small_subsets,
     }
     odd = [name for name, is_given in given.items() if is_given]
     if options.protocol == "reference" and odd:
-        raise RecipeError(f"--protocol reference fixes what {', '.join(odd)} would choose; leave it out.")
-
-
-def _name_and_path(argument: str) -> tuple[str, str]:
-    from coevolve.errors import DataError
-
-    name, equals, path = argument.partition("=")
-    if not (name and equals and path):
-        raise DataError(f"--responses {argument!r}: accepted is NAME=FILE.")
-    return name, path
-
-
-def _without_repeats(arguments: list[str]) -> list[str]:
-    from coevolve.errors import DataError
-
-    names = [argument.partition("=")[0] for argument in arguments]
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise DataError(f"--responses: the name {repeated[0]!r} is given {names.count(repeated[0])} times.")
-    return arguments
+        raise RecipeError(f"--protocol reference fixes what {', '.join(odd)} would choose. Leave that out.")
 
 
 def _measure(text: str) -> "Measure":

@@ -1,40 +1,38 @@
 """Score responses: JSONL of examples and responses in, log-probability sums and token counts out.
 
-Without --responses, each row's own `response` is scored, or its golden response where it has none.
+Without --responses, golden responses are scored.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.responses import add_missing_argument
+
+if TYPE_CHECKING:
+    from coevolve.data.example import Example
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
     parser.add_argument("--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
     parser.add_argument("--responses", metavar="FILE", help="JSONL of {sample_ID, response}; default: golden responses")
+    add_missing_argument(parser)
     parser.add_argument("--seed", type=int, help="sample the reasoning with this seed instead of decoding greedily")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSONL to write")
 
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.data.corpus import read_examples
-    from coevolve.data.responses import read_responses
-    from coevolve.errors import DataError
     from coevolve.files import write_jsonl
     from coevolve.progress import make_console, task
 
-    examples = read_examples(options.data)
-    if options.responses:
-        responses = read_responses(options.responses, examples)
-    else:
-        missing = [example.sample_id for example in examples if example.golden_response is None]
-        if missing:
-            raise DataError(
-                f"{options.data}: sample_ID {missing[0]!r} has no agent_golden_response ({len(missing)} have none). "
-                "Add it, or give --responses FILE."
-            )
-        responses = [example.golden_response for example in examples]
+    every = read_examples(options.data)
+    given = _responses(options, every)
+    examples = [example for example in every if example.sample_id in given]
+    responses = list(given.values())
     estimator = load_estimator(options)
     console = make_console(sys.stderr)
     with task(console, f"reasoning and scoring of {len(examples)} examples", 2 * len(examples)) as advance:
@@ -48,3 +46,25 @@ def run(options: argparse.Namespace) -> None:
         ],
     )
     console.print(f"{len(examples)} scores (nats per response) written to {options.out}")
+    if len(examples) < len(every):
+        console.print(f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response")
+
+
+def _responses(options: argparse.Namespace, examples: "Sequence[Example]") -> dict[str, str]:
+    """sample_ID -> response, in the order of the examples."""
+    from coevolve.data.responses import read_partial_responses, read_responses
+    from coevolve.errors import DataError
+
+    if options.responses and options.missing == "drop":
+        return dict(read_partial_responses(options.responses, examples).by_id)
+    ids = [example.sample_id for example in examples]
+    if options.responses:
+        return dict(zip(ids, read_responses(options.responses, examples), strict=True))
+    golden = {example.sample_id: example.golden_response for example in examples if example.golden_response is not None}
+    lacking = [sample_id for sample_id in ids if sample_id not in golden]
+    if lacking and (options.missing == "error" or not golden):
+        raise DataError(
+            f"{options.data}: sample_ID {lacking[0]!r} has no agent_golden_response ({len(lacking)} have none). "
+            "Add it, or give --responses FILE."
+        )
+    return golden

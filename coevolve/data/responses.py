@@ -62,7 +62,8 @@ def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
     if missing:
         listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{path}: lacks a response for {len(missing)} of {len(wanted)} samples: {listed}. Add a row for each."
+            f"{path}: lacks a response for {len(missing)} of {len(wanted)} samples: {listed}. Add a row for each, or "
+            "allow such samples to be left out (--missing drop)."
         )
     return [found[example.sample_id][1] for example in examples]
 

@@ -33,6 +33,7 @@ from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
 from coevolve.information.log_probs import UNITS, Normalisation
 from coevolve.remid.score import Responses, ScoredSubset, golden_by_id, responses_by_id
+from coevolve.remid.unanswered import row_label
 
 if TYPE_CHECKING:
     from coevolve.scoring.estimator import ProbabilityEstimator
@@ -171,7 +172,8 @@ def blame_table(results: Mapping[str, Any], model: str) -> Table:
         table.add_column(heading, overflow="fold")
     for subset in results["subsets"]:
         found = subset["models"][model]
-        table.add_row(f"[bold]{found['loss']:+z.3f}[/bold]", f"[bold]{escape(subset['row'])}, mean[/bold]")
+        row = escape(row_label(results, subset["row"]))
+        table.add_row(f"[bold]{found['loss']:+z.3f}[/bold]", f"[bold]{row}, mean[/bold]")
         for end in ("worst", "best"):
             for example in found[end]:
                 least = sorted(example["tokens"], key=lambda token: token["contribution"])[:LEAST_TOKENS]
@@ -209,11 +211,12 @@ def token_contributions(
         index: _others(index, len(examples), other_contexts, rng) for index in sorted(set(own))
     }  # the same for every text of a context, so that golden and model compare
     used = sorted({context for index, found in others.items() for context in (index, *found)})
-    reasoning = dict(zip(used, estimator.reason([examples[index] for index in used]), strict=True))
-    rows = [(context, text) for index, text in zip(own, texts, strict=True) for context in (index, *others[index])]
-    scores = estimator.token_log_probs(
-        [examples[context] for context, _ in rows], [text for _, text in rows], [reasoning[c] for c, _ in rows]
-    )
+    reasoning = estimator.reason([examples[index] for index in used])
+    place = {context: number for number, context in enumerate(used)}
+    pairs = [
+        (place[context], number) for number, index in enumerate(own) for context in (index, *others[index])
+    ]  # a context is shared by the texts of several examples, and is computed once
+    scores = estimator.token_log_prob_pairs([examples[context] for context in used], texts, reasoning, np.array(pairs))
     found, start = [], 0
     for index, text in zip(own, texts, strict=True):
         end = start + 1 + len(others[index])

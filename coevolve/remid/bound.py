@@ -56,6 +56,7 @@ from coevolve.remid.score import (
     responses_by_id,
     score_subset,
 )
+from coevolve.remid.unanswered import row_label, unanswered_line
 
 SCHEMA = "coevolve.bound/1"
 
@@ -229,7 +230,7 @@ def shift_table(results: Mapping[str, Any]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         title="shift of the inputs, JSD in nats (noise floor)",
-        caption=f"Representation JSD against IDTest: {escape(results['embedder'])}, {results['kernel']} kernel.",
+        caption="\n".join(_shift_caption(results)),
         caption_justify="left",
     )
     table.add_column("subset")
@@ -240,7 +241,7 @@ def shift_table(results: Mapping[str, Any]) -> Table:
         cells = [_with_floor(row["inputs"][name]["jsd"], row["inputs"][name]["floor"], 4) for name in INPUT_TEXTS]
         first = row["blame"][0]
         blamed = "nothing above the noise" if first["share"] is None else f"{first['input']} ({first['share']:.0%})"
-        table.add_row(escape(row["row"]), *cells, str(row["inputs"]["user"]["size"]), blamed)
+        table.add_row(escape(row_label(results, row["row"])), *cells, str(row["inputs"]["user"]["size"]), blamed)
     return table
 
 
@@ -262,7 +263,7 @@ def bound_table(results: Mapping[str, Any], model: str) -> Table:
         published, adjusted = found["published"], found["scale_adjusted"]
         terms = [*published["inputs"].values(), published["output_p"], published["output_q"]]
         table.add_row(
-            escape(row["row"]),
+            escape(row_label(results, row["row"])),
             f"{found['entropy']['largest']:.1f}",
             *(f"{term:.2f}" for term in terms),
             _with_floor(published["total"], published["noise_floor"], 2),
@@ -332,6 +333,13 @@ def _of_model(
         "scale_adjusted": _terms(scale_adjusted_bound(measured), scale_adjusted_bound(floors)),
         "remid": remi_p - remi_q,
     }
+
+
+def _shift_caption(results: Mapping[str, Any]) -> list[str]:
+    """How the JSDs were measured, and what was left out, a line each."""
+    measured = f"Representation JSD against IDTest: {escape(results['embedder'])}, {results['kernel']} kernel."
+    unanswered = unanswered_line(results)
+    return [measured, escape(unanswered)] if unanswered else [measured]
 
 
 def _terms(bound: Bound, floor: Bound) -> dict[str, Any]:

@@ -237,6 +237,9 @@ def summarise(
           average `remid`, value (a's minus b's), error, low, high, chance_above_0}, paired over examples;
         - beside: the same for every further measure, {form, normalisation, unit, bias, subsets: [{row, golden,
           models}], by_shift, average, comparisons}.
+
+        `coevolve remid` adds estimator (its directory), data_fingerprint (of the whole corpus) and unanswered (null, or
+        what was left out: `coevolve.remid.unanswered.count_unanswered`).
     """
     measures = list(measures or default_measures(scored))
     models = [name for name in scored[0].positive if name is not None]

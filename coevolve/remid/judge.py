@@ -4,7 +4,7 @@ The judge is people or a language model; its scores come in a file, one row for 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,12 @@ class JudgeComparison:
 
 
 def read_judge_scores(
-    path: str | Path, models: Sequence[str], rows: Sequence[str], row_of_sample: Mapping[str, str]
+    path: str | Path,
+    models: Sequence[str],
+    rows: Sequence[str],
+    row_of_sample: Mapping[str, str],
+    *,
+    left_out: Collection[str] = (),
 ) -> dict[Pair, float]:
     """A judge's scores by (model, row), higher being better.
 
@@ -90,7 +95,8 @@ def read_judge_scores(
     Args:
         models: the names in the results.
         rows: the rows in the results.
-        row_of_sample: sample_ID -> row, of all evaluated examples.
+        row_of_sample: sample_ID -> row, of all test examples.
+        left_out: those of them that are not evaluated; their scores are read and not averaged.
 
     Raises:
         DataError: a row is malformed, names an unknown model, subset or sample, or is there twice; or there is none.
@@ -114,7 +120,8 @@ def read_judge_scores(
         by_judge[judge] = _score(row["score"], where)
     by_pair: dict[Pair, list[float]] = {}
     for (model, name), by_judge in scores.items():
-        by_pair.setdefault((model, row_of[name]), []).append(_mean(list(by_judge.values())))
+        if field == "subset" or name not in left_out:
+            by_pair.setdefault((model, row_of[name]), []).append(_mean(list(by_judge.values())))
     return {pair: _mean(values) for pair, values in by_pair.items()}
 
 

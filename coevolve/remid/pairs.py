@@ -61,7 +61,7 @@ def negative_pairs(
         found = f"a single example ({sample_ids[0]!r})" if count else "no example"
         raise DataError(
             f"{where}: found {found}, for which there is no mismatched pair; a subset needs 2 or more examples. "
-            "Add examples or leave the subset out."
+            "Add examples, leave the subset out, or have it listed without numbers (remid --show-small-subsets)."
         )
     order = np.array(sorted(range(count), key=sample_ids.__getitem__))
     rng = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coevolve.errors import DataError
+from coevolve.remid.unanswered import left_out, left_out_note, unanswered_line
 
 Exact = Mapping[tuple[str, str], float]
 """True values in the results' unit by (model, row of the results): R-EMI for `IDTest`, R-EMID for a shifted subset."""
@@ -30,6 +31,7 @@ AVERAGE = "aggregate average"
 ABSENT = "-"
 SIGNIFICANT = 0.05
 MARK = "*"
+MOST_DIFFERENCES = 10
 CSV_COLUMNS = (
     "form",
     "normalisation",
@@ -46,6 +48,7 @@ CSV_COLUMNS = (
     "holm_p",
     "exact",
     "reason",
+    "left_out",
 )
 
 
@@ -76,7 +79,7 @@ class Row:
 
     Attributes:
         heading: of the block of rows that it belongs to.
-        label: the subset's name, and in brackets why there are no numbers, if so.
+        label: the subset's name, and in brackets how many examples were left out, or why there are no numbers.
         values: one per column.
     """
 
@@ -109,19 +112,18 @@ def remid_rows(results: Mapping[str, Any], exact: Exact | None = None) -> tuple[
             Value(exact.get((model, subset["row"]))) if is_exact else _value(subset["models"][model], measure)
             for model, is_exact in columns
         ]
-        reason = f" ({subset['reason']})" if subset.get("reason") else ""
-        rows.append(Row(_heading(results, subset["shift"]), subset["subset"] + reason, tuple(values)))
+        rows.append(Row(_heading(results, subset["shift"]), _label(results, subset), tuple(values)))
     if results["average"]:
         averages = [
             Value(_exact_average(model, exact, results)) if is_exact else _value(results["average"][model], "remid")
             for model, is_exact in columns
         ]
-        rows.append(Row(f"over all shifted subsets, {_names(results)[1]} ↓", AVERAGE, tuple(averages)))
+        rows.append(Row(f"over all shifted subsets, {_names(results)[1]} ↓", _average_label(results), tuple(averages)))
     return [f"{model} exact" if is_exact else model for model, is_exact in columns], rows
 
 
 def remid_caption(results: Mapping[str, Any]) -> str:
-    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors, reasoning."""
+    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors, reasoning, left out."""
     emi, emid = _names(results)
     lines = [
         _unit_line(results),
@@ -133,16 +135,48 @@ def remid_caption(results: Mapping[str, Any]) -> str:
         )
     if "reasoning" in results:
         lines.append(f"Reasoning: {_reasoning(results['reasoning'])}.")
-    return "\n".join(lines)
+    unanswered = unanswered_line(results)
+    return "\n".join([*lines, unanswered] if unanswered else lines)
 
 
 def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Group:
-    """The tables for a terminal, the main measure's and those that stand beside it. Errors as for `remid_rows`."""
-    return Group(*(_table(*part) for part in _captioned(results, exact)))
+    """For a terminal: the main measure's table, those that stand beside it, the models' paired differences.
+
+    Errors as for `remid_rows`.
+    """
+    tables = [_table(*part) for part in _captioned(results, exact)]
+    differences = difference_rows(results)
+    return Group(*tables, *([_difference_table(results, differences)] if differences else []))
+
+
+def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(`a - b`, difference in R-EMI in distribution, in mean R-EMID) of every two models, by the main measure.
+
+    Empty where there is one model, and where the results hold no intervals. With many models only the pairs with the
+    best one are listed: the one that loses least.
+    """
+    found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in results.get("comparisons", ()):
+        found.setdefault(tuple(row["models"]), {})[row["measure"]] = row
+    if len(found) > MOST_DIFFERENCES:
+        best = min(results["models"], key=lambda name: _standing(results, name))
+        found = {pair: of_pair for pair, of_pair in found.items() if best in pair}
+    return [
+        (f"{a} - {b}", *(_difference(of_pair.get(measure)) for measure in ("remi", "remid")))
+        for (a, b), of_pair in found.items()
+    ]
+
+
+def difference_caption(results: Mapping[str, Any]) -> str:
+    """What `difference_rows` are."""
+    return (
+        f"Differences between models, paired over examples, {results['unit']}, with {results['level']:.0%} intervals: "
+        "one that includes 0 does not tell the two apart."
+    )
 
 
 def remid_text(results: Mapping[str, Any], exact: Exact | None = None) -> str:
-    """The tables as plain text without control characters. Arguments and errors as for `remid_rows`."""
+    """The measures' tables as plain text without control characters. Arguments and errors as for `remid_rows`."""
     return "\n".join(_text(*part) for part in _captioned(results, exact))
 
 
@@ -166,6 +200,7 @@ def remid_csv(results: Mapping[str, Any], exact: Exact | None = None) -> str:
                         **_cells(subset["models"][model], ("remi", "remid")[index]),
                         "exact": known.get((model, subset["row"])),
                         "reason": subset.get("reason"),
+                        "left_out": left_out(results, subset["row"]),
                     }
                 )
         for model, numbers in part["average"].items():
@@ -209,7 +244,8 @@ def _captioned(results: Mapping[str, Any], exact: Exact | None) -> list[tuple[Ma
 
 
 def _unit_line(results: Mapping[str, Any]) -> str:
-    bias = f" It is {results['bias']} (K: other contexts per response)." if "bias" in results else ""
+    legend = " (K: other contexts per response)" if "K" in results.get("bias", "") else ""
+    bias = f" It is {results['bias']}{legend}." if "bias" in results else ""
     return f"Unit: {results['unit']}. Mutual information by {_form(results)} over {_pairs(results)}.{bias}"
 
 
@@ -218,7 +254,7 @@ def _table(results: Mapping[str, Any], exact: Exact | None, caption: str) -> Tab
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("subset")
     for name in columns:
-        table.add_column(escape(name), justify="right")
+        table.add_column(escape(name), justify="right", overflow="fold")
     heading = None
     for row in rows:
         if row.heading != heading:
@@ -226,6 +262,27 @@ def _table(results: Mapping[str, Any], exact: Exact | None, caption: str) -> Tab
             table.add_row(f"[bold]{heading}[/bold]")
         table.add_row(f"  {escape(row.label)}", *map(str, row.values))
     return table
+
+
+def _difference_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> Table:
+    emi, emid = _names(results)
+    table = Table(box=box.SIMPLE_HEAD, caption=difference_caption(results), caption_justify="left")
+    for name in ("models", f"{emi} in distribution", f"mean {emid}"):
+        table.add_column(name, justify="right" if table.columns else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _difference(row: Mapping[str, Any] | None) -> str:
+    return ABSENT if row is None else f"{row['value']:+z.3f} [{row['low']:+z.3f}, {row['high']:+z.3f}]"
+
+
+def _standing(results: Mapping[str, Any], name: str) -> float:
+    """The lower the better: mean R-EMID, or -R-EMI where nothing is shifted."""
+    if results["average"]:
+        return results["average"][name]["remid"]
+    return -results["subsets"][0]["models"][name]["remi"]
 
 
 def _text(results: Mapping[str, Any], exact: Exact | None, caption: str) -> str:
@@ -266,6 +323,17 @@ def _names(results: Mapping[str, Any]) -> tuple[str, str]:
     """(R-EMI, R-EMID), or without the R where no reasoning was shown."""
     without = results.get("reasoning", {}).get("kind") == "none"
     return ("EMI", "EMID") if without else ("R-EMI", "R-EMID")
+
+
+def _label(results: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
+    notes = [note for note in (left_out_note(results, subset["row"]), subset.get("reason")) if note]
+    return subset["subset"] + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _average_label(results: Mapping[str, Any]) -> str:
+    shifted = [subset for subset in results["subsets"] if subset["shift"] is not None]
+    measured = [subset for subset in shifted if not subset.get("reason")]
+    return AVERAGE if len(measured) == len(shifted) else f"{AVERAGE} (of {len(measured)} of {len(shifted)})"
 
 
 def _heading(results: Mapping[str, Any], shift: str | None) -> str:

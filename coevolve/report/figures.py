@@ -215,7 +215,7 @@ def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
             lowest, highest = axes.get_ylim()  # log-probabilities and scores may lie below 0
             axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))
             axes.legend(loc="lower right")
-        panels[-1].set_xlabel("line of the log")
+        panels[-1].set_xlabel("step of metrics.jsonl")
         caption = "What reinforcement learning rewards, before weighting; lines break between rounds."
         return _picture(figure, "rewards", "Rewards by step", caption)
 

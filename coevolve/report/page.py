@@ -13,7 +13,8 @@ from markupsafe import Markup, escape
 from coevolve.files import write_text
 from coevolve.information.agreement import spearman
 from coevolve.remid.bound import INPUT_TEXTS
-from coevolve.remid.table import Exact, Value, remid_caption, remid_rows
+from coevolve.remid.table import Exact, Value, difference_caption, difference_rows, remid_caption, remid_rows
+from coevolve.remid.unanswered import row_label, unanswered_line
 from coevolve.report.contents import Contents
 from coevolve.report.figures import (
     Picture,
@@ -23,7 +24,7 @@ from coevolve.report.figures import (
     rewards_picture,
     truth_picture,
 )
-from coevolve.report.summary import cards, judged
+from coevolve.report.summary import cards, judged, scale, size_warning
 
 WORST_SHOWN, BEST_SHOWN = 2, 1
 """Examples at either end of each subset: enough to see what goes wrong, few enough to scroll past."""
@@ -102,11 +103,14 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
     )
     environment.filters["breakable"] = _breakable
     remid, run, bound = contents.remid, contents.run, contents.bound
+    found = cards(remid, contents.exact) if remid else []
     return environment.get_template("page.html").render(
         pictures=pictures,
         remid=remid,
         judged=judged(remid) if remid else None,
-        cards=cards(remid, contents.exact) if remid else [],
+        cards=found,
+        scale=scale(remid) if found else None,
+        size_warning=size_warning(remid, found) if found else None,
         level=f"{remid['level']:.0%} interval" if remid and "level" in remid else None,
         remid_grids=remid_grids(remid, contents.exact) if remid else [],
         agreement=_agreement(remid, contents) if remid else None,
@@ -121,7 +125,7 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
 
 
 def remid_grids(remid: Mapping[str, Any], exact: Exact) -> list[Grid]:
-    """The result table of the main measure, then of those beside it."""
+    """The result table of the main measure, then of those beside it, then the models' paired differences."""
     main = _remid_grid(remid, exact, remid_caption(remid).splitlines())
     grids = [main]
     for measured in remid.get("beside", ()):
@@ -130,6 +134,10 @@ def remid_grids(remid: Mapping[str, Any], exact: Exact) -> list[Grid]:
         part = {**remid, **measured, "subsets": subsets}
         # What is said below the first table holds for all, but for the unit in its first line.
         grids.append(_remid_grid(part, {}, remid_caption(part).splitlines()[:1]))
+    differences = difference_rows(remid)
+    if differences:
+        columns = ["models", "in distribution, R-EMI", "mean R-EMID"]
+        grids.append(Grid(columns, [Block("", differences)], [difference_caption(remid)]))
     return grids
 
 
@@ -160,9 +168,13 @@ def shift_grid(bound: Mapping[str, Any]) -> Grid:
         first = row["blame"][0]
         blamed = "nothing above the noise" if first["share"] is None else f"{first['input']} ({first['share']:.0%})"
         found = [row["inputs"][name] for name in INPUT_TEXTS]
-        rows.append([row["row"], *(f"{one['jsd']:.4f} ({one['floor']:.4f})" for one in found), blamed])
-    caption = "How far texts are from the usual ones: JSD in nats, in brackets what noise alone gives."
-    return Grid(["subset", *INPUT_TEXTS, "to blame"], [Block("", rows)], [caption])
+        label = row_label(bound, row["row"])
+        rows.append([label, *(f"{one['jsd']:.4f} ({one['floor']:.4f})" for one in found), blamed])
+    caption = ["How far texts are from the usual ones: JSD in nats, in brackets what noise alone gives."]
+    unanswered = unanswered_line(bound)
+    if unanswered:
+        caption.append(unanswered)
+    return Grid(["subset", *INPUT_TEXTS, "to blame"], [Block("", rows)], caption)
 
 
 def bound_grid(bound: Mapping[str, Any], model: str) -> Grid:
@@ -173,7 +185,8 @@ def bound_grid(bound: Mapping[str, Any], model: str) -> Grid:
         terms = found["published"]
         numbers = [*terms["inputs"].values(), terms["output_p"], terms["output_q"]]
         total = f"{terms['total']:.2f} ({terms['noise_floor']:.2f})"
-        rows.append([row["row"], *(f"{number:.2f}" for number in numbers), total, f"{found['remid']:+z.3f}"])
+        cells = [*(f"{number:.2f}" for number in numbers), total, f"{found['remid']:+z.3f}"]
+        rows.append([row_label(bound, row["row"]), *cells])
     columns = ["subset", *INPUT_TEXTS, "output P", "output Q", "bound", "R-EMID"]
     return Grid(columns, [Block(model, rows)], ["Nats per response; in brackets the bound if nothing had shifted."])
 
@@ -195,10 +208,18 @@ def perplexity_grid(run: Mapping[str, Any]) -> Grid:
         [
             "Perplexity of golden responses: how many tokens (words or pieces of them) the model wavers between. "
             "Lower is better.",
-            "full: the co-evolved pair. without_corl: without reinforcement learning. without_reasoning: q2(y | x)."
-            + (" floor: the best that any model can do, exact." if "floor" in values else ""),
+            " ".join(f"{name}: {meaning}." for name, meaning in _VARIANTS.items() if name in values),
         ],
     )
+
+
+_VARIANTS = {
+    "full": "the co-evolved pair",
+    "without_corl": "without reinforcement learning",
+    "without_reasoning": "q2(y | x)",
+    "oracle": "shown the teacher's own features of the response",
+    "floor": "the best that any model can do, exact",
+}
 
 
 def _perplexity_cell(value: Any) -> str:

@@ -81,6 +81,35 @@ def judged(remid: Mapping[str, Any]) -> str:
     return f"{models}, on {usual:,} dialogues of the usual kind and {shifted:,} where something is different"
 
 
+def scale(remid: Mapping[str, Any]) -> str | None:
+    """What a loss can be compared with: what the golden responses say of their dialogues, by the same measure."""
+    usual = next((subset for subset in remid["subsets"] if subset["shift"] is None and subset["golden"]), None)
+    if usual is None:
+        return None
+    return (
+        "For scale: by the same measure the reference (golden) responses to the usual dialogues say "
+        f"{usual['golden']['mutual_information']:.3f} {remid['unit']} of what they answer."
+    )
+
+
+def size_warning(remid: Mapping[str, Any], found: Sequence[Card]) -> str | None:
+    """Why exact values lie outside the intervals, where they do."""
+    averages = [card.average for card in found]
+    outside = [x for x in averages if None not in (x.exact, x.low) and not x.low <= x.exact <= x.high]
+    if not outside:
+        return None
+    return (
+        f"{len(outside)} of {len(averages)} exact values lie outside their intervals: this measure "
+        f"({measure_name(remid)}) makes losses look larger or smaller than they are. Read the order, not the size."
+    )
+
+
+def measure_name(remid: Mapping[str, Any]) -> str:
+    """`CLUB per token`."""
+    form = remid["form"].upper() if remid["form"] == "club" else remid["form"].replace("_", " ")
+    return f"{form} {remid['normalisation'].replace('_', ' ')}"
+
+
 def _loss(remid: Mapping[str, Any], shift: str | None, numbers: Mapping[str, Any], exact: Exact, model: str) -> Loss:
     rows = [
         subset["row"]

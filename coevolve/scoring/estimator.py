@@ -209,14 +209,25 @@ class ProbabilityEstimator:
         progress: Progress | None = None,
     ) -> Scores:
         """log q2(y_j | x_i, r_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is computed once."""
+        return to_scores(self.token_log_prob_pairs(examples, responses, reasoning, pairs, progress=progress))
+
+    def token_log_prob_pairs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        pairs: np.ndarray,
+        *,
+        progress: Progress | None = None,
+    ) -> list[np.ndarray]:
+        """As `log_prob_pairs`, but each response's tokens apart: Q float64 arrays in nats."""
         if len(examples) != len(reasoning):
             raise ValueError(f"{len(examples)} examples but {len(reasoning)} reasonings.")
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
         longest = max((len(target) for target in targets), default=0)
         self._require_room(ESTIMATOR, examples, prompts, longest, "the longest response")
         with self.roles.acting(ESTIMATOR) as model:
-            values = score_pairs(model, prompts, targets, pairs, **self._scoring(progress))
-        return to_scores(values)
+            return score_pairs(model, prompts, targets, pairs, **self._scoring(progress))
 
     def log_prob_matrix(
         self,

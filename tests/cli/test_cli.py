@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -105,6 +106,91 @@ def test_remid_beside_a_judge(run, tmp_path, capsys):
     assert "nobody" in capsys.readouterr().err
 
 
+@pytest.fixture
+def faulty(run, tmp_path):
+    """The perfect model's file with its first response gone, a blank one in OOD1Test, and one of OOD3Test twice."""
+    rows = [json.loads(line) for line in (run / "world" / "perfect.jsonl").read_text().splitlines()][1:]
+    blank, twice = (next(row for row in rows if row["sample_ID"].startswith(name)) for name in ("OOD1", "OOD3"))
+    rows.append(dict(twice))
+    blank["response"] = " "
+    (tmp_path / "faulty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"faulty={tmp_path / 'faulty.jsonl'}"
+
+
+def test_unanswered_examples_are_left_out_counted_and_shown_where_that_is_allowed(run, tmp_path, faulty, capsys):
+    out = tmp_path / "out"
+    arguments = [*remid_arguments(run, out, "noise_0.4"), "--responses", faulty, f"noisy={run}/world/noise_0.4.jsonl"]
+    assert main(arguments) == 2
+    assert "response is empty" in capsys.readouterr().err and not out.exists()
+    assert main([*arguments, "--missing", "drop"]) == 0
+    said = capsys.readouterr().out
+    assert "IDTest (1 of 5 left out)" in said and "faulty has 1 missing, 1 empty, 1 duplicated" in " ".join(
+        said.split()
+    )
+    results = json.loads((out / "results.json").read_text())
+    assert {row["row"]: row["examples"] for row in results["subsets"]} == {
+        "IDTest": 4,
+        "OOD1Test/user": 4,
+        "OOD2Test/character": 5,
+        "OOD3Test/dialogue": 4,
+        "OOD4Test/all": 5,
+    }
+    bound = ["bound", *arguments[1:], "--base", str(run / "base"), "--shown", "1", "--missing", "drop"]
+    assert main(bound) == 0
+    assert "OOD3Test/dialogue (1 of" in capsys.readouterr().out
+    assert json.loads((out / "bound.json").read_text())["unanswered"] == results["unanswered"]
+    assert main(["report", str(out)]) == 0
+    assert "OOD1Test/<wbr>user (1 of 5 left out)" in (out / "report.html").read_text()
+    assert main([*arguments, "--missing", "drop", "--protocol", "reference"]) == 0
+    assert json.loads((out / "results.json").read_text())["unanswered"] == results["unanswered"]
+
+
+def test_score_leaves_out_what_was_not_answered_where_that_is_allowed(run, tmp_path, faulty, capsys):
+    score = ["score", "--estimator", str(run / "estimator"), "--data", str(run / "world" / "dialogues.json")]
+    score += ["--responses", faulty.partition("=")[2], "--out", str(tmp_path / "scores.jsonl")]
+    assert main(score) == 2
+    assert main([*score, "--missing", "drop"]) == 0
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 5 * 5 - 3
+    assert "27 of 49 examples left out" in capsys.readouterr().err  # IDTrain's 24 have no response either
+
+
+def test_a_judge_may_score_what_was_left_out(run, tmp_path, faulty):
+    """Its scores of these samples count for nothing."""
+    data = json.loads((run / "world" / "dialogues.json").read_text())
+    ids = [row["sample_ID"] for split, rows in data.items() if split != "IDTrain" for row in rows]
+    scores = [{"sample_ID": name, "model": "faulty", "score": 1 + (index % 7)} for index, name in enumerate(ids)]
+    found = []
+    for first in (scores[0], scores[0] | {"score": 1000}):
+        (tmp_path / "judge.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [first, *scores[1:]]))
+        arguments = [*remid_arguments(run, tmp_path / "out", "perfect")[:-4], "--responses", faulty]
+        arguments += ["--missing", "drop", "--judge", str(tmp_path / "judge.jsonl"), "--out", str(tmp_path / "out")]
+        assert main(arguments) == 0
+        found.append(json.loads((tmp_path / "out" / "judge.json").read_text()))
+    assert ids[0].startswith("IDTest") and found[0] == found[1]
+
+
+def test_a_subset_of_one_example_is_an_error_or_a_row_with_its_reason(run, tmp_path, capsys):
+    data = json.loads((run / "world" / "dialogues.json").read_text())
+    data["OOD1Test"] = data["OOD1Test"][:1]
+    (tmp_path / "one.json").write_text(json.dumps(data))
+    ids = {row["sample_ID"] for rows in data.values() for row in rows}
+    lines = (run / "world" / "perfect.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "one.jsonl").write_text("".join(line for line in lines if json.loads(line)["sample_ID"] in ids))
+    arguments = ["--estimator", str(run / "estimator"), "--data", str(tmp_path / "one.json"), "--out", str(tmp_path)]
+    arguments += ["--responses", f"m={tmp_path / 'one.jsonl'}"]
+    for command in ("remid", "bound"):
+        assert main([command, *arguments, *(["--base", str(run / "base")] if command == "bound" else [])]) == 2
+        assert "OOD1Test/user: found a single example" in capsys.readouterr().err
+    reference = ["remid", *arguments, "--protocol", "reference", "--show-small-subsets"]
+    assert main(reference) == 2
+    assert "--protocol reference fixes what --show-small-subsets would choose" in capsys.readouterr().err
+    assert main(["remid", *arguments, "--show-small-subsets"]) == 0
+    said = capsys.readouterr().out
+    assert "user (a single example" in said and "aggregate average (of 3 of 4)" in said
+    written = "".join((tmp_path / name).read_text() for name in ("results.json", "results.csv", "results.tex"))
+    assert not re.search(r"\bnan\b", written, re.IGNORECASE)
+
+
 def test_export(run, tmp_path):
     checkpoint = max((run / "checkpoints").iterdir())
     assert main(["export", str(checkpoint), "--out", str(tmp_path / "estimator")]) == 0
@@ -142,7 +228,7 @@ def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
     remid = ["remid", "--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--out", tmp_path]
     assert "accepted is NAME=FILE" in message(*remid, "--responses", "perfect")
     perfect = f"perfect={run / 'world' / 'perfect.jsonl'}"
-    assert "given 2 times" in message(*remid, "--responses", perfect, perfect)
+    assert "given more than once" in message(*remid, "--responses", perfect, perfect)
     assert "--negatives 'few'" in message(*remid, "--responses", perfect, "--negatives", "few")
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join((run / "world" / "perfect.jsonl").read_text().splitlines()[:-1]))

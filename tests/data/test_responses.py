@@ -52,7 +52,7 @@ def rows_for(**responses):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (rows_for(b="x"), r"r\.jsonl: lacks a response for 2 of 3 samples: 'a', 'c'\."),
+        (rows_for(b="x"), r"r\.jsonl: lacks a response for 2 of 3 samples: 'a', 'c'\. Add .*--missing drop"),
         (rows_for(a="x", z="x"), r"r\.jsonl:2: sample_ID 'z' is not in the data \(3 samples\)"),
         (rows_for(a="x") + rows_for(a="x"), r"r\.jsonl:2: sample_ID 'a' was answered before, in .*r\.jsonl:1"),
         (rows_for(a=" "), r"r\.jsonl:1 \(sample_ID 'a'\): response is empty"),

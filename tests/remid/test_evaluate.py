@@ -1,6 +1,7 @@
 """R-EMI and R-EMID of a closed-form model, against plain loops over its log-probabilities."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from coevolve.remid.evaluate import (
     contributions,
     evaluate_remid,
     score_corpus,
+    summarise,
 )
 from coevolve.remid.pairs import PerContext
 from coevolve.remid.score import Reasoning, evaluated_examples
@@ -107,6 +109,24 @@ def test_layout_of_the_results(corpus, estimator, responses):
     for measure in ("remi", "remid"):
         assert results["by_shift"]["user"]["echo"][measure] == pytest.approx(np.mean([row[measure] for row in users]))
     assert rows_of(results)["IDTest"]["models"]["echo"]["remid"] is None
+
+
+def test_every_field_of_the_results_is_documented(corpus, estimator, responses):
+    """Names in the documentation of `summarise`; rows, shifts and models are names that the data give."""
+    results = evaluate_remid(estimator, corpus, responses, negatives="all", reasoning=Reasoning("marginal", samples=2))
+    named = {*responses, *results["by_shift"]}
+
+    def fields(value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from [] if key in named else [key]
+                yield from fields(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from fields(inner)
+
+    words = set(re.findall(r"\w+", summarise.__doc__))
+    assert [name for name in dict.fromkeys(fields(results)) if name not in words] == []
 
 
 def test_golden_responses_as_a_model_have_zero_remi_and_remid(corpus, estimator):

@@ -16,6 +16,7 @@ from coevolve.remid.table import (
     AVERAGE,
     CSV_COLUMNS,
     Value,
+    difference_rows,
     remid_csv,
     remid_latex,
     remid_rows,
@@ -97,6 +98,22 @@ def test_a_truth_known_in_part_leaves_the_rest_open(results):
 def test_exact_values_of_unknown_rows_are_refused(results, key):
     with pytest.raises(DataError, match=r"accepted are the models echo, persona and the rows IDTest, OOD1Test/german"):
         remid_rows(results, {key: 0.0})
+
+
+def test_differences_between_models_are_shown_with_their_intervals(corpus, estimator, responses, results):
+    ((pair, remi, remid),) = difference_rows(results)
+    by_measure = {row["measure"]: row for row in results["comparisons"]}
+    assert pair == "echo - persona"
+    for cell, measure in ((remi, "remi"), (remid, "remid")):
+        row = by_measure[measure]
+        assert cell == f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    one = evaluate_remid(estimator, corpus, {"echo": responses["echo"]}, measures=[PUBLISHED])
+    assert difference_rows(one) == []
+    many = {f"model {index}": responses["echo"] for index in range(5)} | {"persona": responses["persona"]}
+    found = evaluate_remid(estimator, corpus, many, measures=[PUBLISHED])
+    best = min(found["models"], key=lambda name: found["average"][name]["remid"])
+    listed = difference_rows(found)
+    assert len(listed) == 5 and all(best in pair for pair, *_ in listed)  # of 15 pairs
 
 
 def test_text_is_aligned_and_says_what_it_shows(results):
@@ -200,8 +217,9 @@ def test_terminal_table_shows_the_same_numbers_as_the_text(two_measures):
     Console(file=shown, width=150).print(remid_table(two_measures, {("echo", "IDTest"): -0.5}))
     numbers = [word for word in shown.getvalue().split() if word[0] in "+-" and word[1:2].isdigit()]
     text = remid_text(two_measures, {("echo", "IDTest"): -0.5})
-    assert numbers == [word for word in text.split() if word[0] in "+-" and word[1:2].isdigit()]
-    assert len(numbers) == 11 + 10
+    expected = [word for word in text.split() if word[0] in "+-" and word[1:2].isdigit()]
+    assert numbers[: len(expected)] == expected  # the differences between models follow
+    assert len(expected) == 11 + 10
 
 
 def test_without_shifted_subsets_there_is_no_average_row(corpus, estimator, responses):

@@ -61,8 +61,8 @@ class Truth:
         contexts, texts = [examples[i] for i, _ in pairs], [responses[j] for _, j in pairs]
         return Scores(self.world.golden.log_prob(contexts, texts), np.full(len(pairs), SLOTS + 1))
 
-    def token_log_probs(self, examples, texts, reasoning):
-        whole = self.world.golden.log_prob(examples, texts)
+    def token_log_prob_pairs(self, examples, texts, reasoning, pairs):
+        whole = self.log_prob_pairs(examples, texts, reasoning, pairs).sum
         return [np.full(SLOTS + 1, value / (SLOTS + 1)) for value in whole]
 
 
