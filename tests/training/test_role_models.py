@@ -19,7 +19,7 @@ from coevolve.training.export import export_checkpoint
 from coevolve.training.phases import connector_rows, estimator_rows
 from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
-from coevolve.training.scorers import ConnectorScore
+from coevolve.training.scorers import ConnectorBatch
 from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 from coevolve.training.stopping import Stop
 from coevolve.worlds.language import vocabulary
@@ -188,10 +188,9 @@ def test_a_reasoning_of_another_tokenizer_is_scored_as_text(recipe_for, tmp_path
     traces = [example.trace for example in examples]
     ids = [estimator.connector_renderer.response_ids(trace) for trace in traces]
     assert estimator.renderer.decode(ids[0]) != traces[0]
-    score = ConnectorScore(estimator, examples, target_words=5)
-    values = score.likelihood(completion_ids=ids, index=[0, 1, 2], log_metric=lambda name, value: None)
+    batch = ConnectorBatch(estimator, examples, ids, [0, 1, 2], target_words=5)
     expected = estimator.log_prob(examples, [example.golden_response for example in examples], traces)
-    assert values == pytest.approx(np.exp(expected.mean).tolist(), rel=1e-6)
+    assert [scores.sum() for scores in batch.golden] == pytest.approx(expected.sum.tolist(), rel=1e-6)
     # Each model is shown the prompt in its own ids, and ends a turn with its own token.
     rows = {
         CONNECTOR: connector_rows(estimator, examples, traces),
