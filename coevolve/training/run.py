@@ -36,12 +36,13 @@ from coevolve.training.diagnostics import diagnose, drift, warnings_in
 from coevolve.training.engines import Segment
 from coevolve.training.evaluation import Evaluated, evaluate, golden_responses
 from coevolve.training.export import export_estimator, require_parents, training_facts
+from coevolve.training.facts import environment_facts
 from coevolve.training.gate import Gate
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.outcome import Outcome
 from coevolve.training.phases import PHASES, Trainee
 from coevolve.training.processes import Interrupted, Processes
-from coevolve.training.record import Record, environment_facts
+from coevolve.training.record import Record
 from coevolve.training.run_folder import RunFolder
 from coevolve.training.schedule import Turn, turns_of
 from coevolve.training.seeds import derive_seed

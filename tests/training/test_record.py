@@ -21,7 +21,9 @@ from rich.console import Console
 from wandb.proto import wandb_internal_pb2
 
 from coevolve.errors import DataError, RecipeError
-from coevolve.training.record import TRACKERS, Record, environment_facts, git_facts, memory
+from coevolve.training.facts import environment_facts, git_facts, memory
+from coevolve.training.record import Record
+from coevolve.training.trackers import TRACKERS
 
 KEY = "0123456789abcdef" * 3
 COLUMNS = ("context", "reasoning", "reward/likelihood")
@@ -228,7 +230,7 @@ SITTING = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from coevolve.training import record as module
+from coevolve.training import trackers as module
 from test_record import new_record, said, work
 import psutil
 

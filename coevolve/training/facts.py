@@ -1,0 +1,69 @@
+"""What a run needs, and what it ran with."""
+
+import importlib.metadata
+import importlib.util
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("coevolve", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "wandb")
+
+GIB = 2**30
+
+
+def memory() -> dict[str, float]:
+    """Memory of this process in GiB: now, at its peak, and at its peak on the GPU where one is used."""
+    import torch
+
+    # Kilobytes, but on macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    now = psutil.Process().memory_info().rss
+    # The kernel notes the peak now and then only.
+    peak = max(now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    values = {"memory/rss_gib": now / GIB, "memory/rss_peak_gib": peak / GIB}
+    if torch.cuda.is_initialized():
+        values["memory/cuda_peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def environment_facts() -> dict[str, Any]:
+    """What ran, as JSON values.
+
+    - packages: name -> version, None where it is not installed;
+    - python: its version;
+    - git: {commit, dirty} of the checkout that holds this package; None where it is not part of one.
+    """
+    return {
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+        "git": git_facts(Path(__file__).parents[1]),
+    }
+
+
+def git_facts(folder: Path) -> dict[str, Any] | None:
+    """{commit, dirty} of the git checkout that tracks `folder/__init__.py`; None where there is none.
+
+    A package that was installed into a folder below some other checkout is not part of it. `dirty` says whether
+    anything in `folder` differs from the commit.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

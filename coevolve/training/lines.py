@@ -1,0 +1,79 @@
+"""Lines of JSON that hold the figures and samples of a run."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coevolve.errors import DataError
+
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+
+NOT_FINITE = "not_finite"
+"""In a line, the names of the numbers that JSON does not have, with what they were."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Samples that were shown together, under one step."""
+
+    step: int
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[Any]]
+    where: dict[str, Any]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """A JSON object per row."""
+        head = {"step": self.step, **self.where, "table": self.title}
+        return [{**head, "sample": encoded(plain(dict(zip(self.columns, row, strict=True))))} for row in self.rows]
+
+    @classmethod
+    def read(cls, path: Path) -> dict[int, "Table"]:
+        """The tables of a file, by step."""
+        tables: dict[int, Table] = {}
+        for _, line in read_lines(path):
+            step, title, sample = line.pop("step"), line.pop("table"), decoded(line.pop("sample"))
+            tables.setdefault(step, cls(step, title, tuple(sample), [], line)).rows.append(list(sample.values()))
+        return tables
+
+
+def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    # Not synced: that costs 5 ms a line, and `state` syncs before a checkpoint counts on the lines.
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(text, values) of each line; what a crash tore off after the last whole line is left out."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_bytes().split(b"\n")
+    lines = []
+    for number, raw in enumerate(whole, start=1):
+        try:
+            text = raw.decode()
+            lines.append((text, json.loads(text)))
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not a line of JSON ({error}). Delete that line, then resume.") from None
+    return lines
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """NumPy's scalars as Python's."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+
+def encoded(values: Mapping[str, Any]) -> dict[str, Any]:
+    odd = {name: repr(x) for name, x in values.items() if isinstance(x, float) and not math.isfinite(x)}
+    return {**values, **dict.fromkeys(odd), **({NOT_FINITE: odd} if odd else {})}
+
+
+def decoded(values: Mapping[str, Any]) -> dict[str, Any]:
+    odd = {name: float(text) for name, text in values.get(NOT_FINITE, {}).items()}
+    return {name: odd.get(name, value) for name, value in values.items() if name != NOT_FINITE}

@@ -1,0 +1,282 @@
+"""Trackers that show a run elsewhere: wandb by its own interface, the others by accelerate's."""
+
+import importlib.metadata
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coevolve.errors import RecipeError
+from coevolve.training.lines import SAMPLES, Table
+
+TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""What `report_to` may name: what transformers takes and accelerate has a tracker for. Each is also its package."""
+
+INIT_SECONDS = 30
+"""wandb's server has so long to answer before the run goes on offline."""
+
+FINISH_SECONDS = 600
+"""wandb has so long to upload what is left at the end, before the run ends and says how to upload the rest."""
+
+
+@dataclass(frozen=True)
+class RunOfTracker:
+    """How a tracker is to know the run.
+
+    Attributes:
+        id: stays the same over all sittings.
+        resumed: the tracker has met this run before.
+    """
+
+    folder: Path
+    project: str
+    name: str
+    id: str
+    resumed: bool
+
+
+class Tracker:
+    """Something that shows a run elsewhere. Any of its methods may raise; the record takes care of that.
+
+    Attributes:
+        sent: the last step that it has; earlier ones and that one are not sent to it again.
+    """
+
+    name: str
+    sent: int
+
+    def start(self) -> str:
+        """Begin, or go on. Returns the run's id."""
+        raise NotImplementedError
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """A point, if the tracker does not have it."""
+        raise NotImplementedError
+
+    def table(self, table: Table) -> None:
+        """Most trackers have no tables; `samples.jsonl` holds them."""
+
+    def artifact(self, folder: Path, name: str, type: str, metadata: Mapping[str, Any]) -> None:
+        """Most trackers have no artifacts; the folder itself stays."""
+
+    def recover(self) -> None:
+        """Start anew after a failure, where that is possible."""
+        raise RuntimeError(f"{self.name} cannot start anew")
+
+    def close(self, exit_code: int) -> None:
+        """The end of this sitting."""
+        raise NotImplementedError
+
+
+class WandbTracker(Tracker):
+    """wandb, by its own interface.
+
+    Online, the server says up to which step it has the run. Offline, nothing can be asked, a crash leaves a file
+    that is empty or cut, `wandb sync` refuses all files if one is empty, and shifts the steps of a file that was
+    written to resume another. So each offline sitting writes a file that is whole, from step 1 on, and the files
+    before it are marked as if they were synced, which makes `wandb sync` leave them alone.
+    """
+
+    name = "wandb"
+
+    def __init__(self, run: RunOfTracker, config: Mapping[str, Any], say: Callable[[str], None]):
+        self.run = run
+        self.config = config
+        self.say = say
+        self.sent = 0
+        self._wandb_run: Any = None
+        self._online_note = run.folder / f".wandb-online-{run.id}"
+
+    def start(self) -> str:
+        import wandb
+
+        # wandb's own words would be a second voice in the terminal.
+        mode = wandb.setup(settings=wandb.Settings(silent=True)).settings.mode
+        if mode == "disabled":
+            self._init(mode)
+        elif mode in ("offline", "dryrun"):
+            self._start_offline()
+        else:
+            self._start_online(mode)
+        return self.run.id
+
+    def recover(self) -> None:
+        import wandb
+
+        # A service that died cannot be told to end; a new one is started all the same.
+        with suppress(Exception):
+            wandb.teardown()
+        self._start_offline()
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        if step > self.sent:
+            self._wandb_run.log(dict(values), step=step, commit=True)
+            self.sent = step
+
+    def table(self, table: Table) -> None:
+        import wandb
+
+        try:
+            shown = wandb.Table(columns=list(table.columns), data=table.rows)
+            self.log(table.step, {**table.where, table.title: shown})
+        except Exception as error:
+            # A table asks the server several things at once, so it can fail where points are just kept for later.
+            self.say(f"wandb: a table of {table.title} is in {SAMPLES} only: {in_words(error)}")
+
+    def artifact(self, folder: Path, name: str, type: str, metadata: Mapping[str, Any]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=type, metadata=dict(metadata))
+        # Immutable: uploaded from where it lies, not from a copy.
+        artifact.add_dir(str(folder), policy="immutable", skip_cache=True)
+        self._wandb_run.log_artifact(artifact)
+
+    def close(self, exit_code: int) -> None:
+        try:
+            self._wandb_run.finish(exit_code=exit_code)
+        except TimeoutError:
+            self.say(
+                f"wandb: not everything could be uploaded within {FINISH_SECONDS} s. To upload the rest: "
+                f"wandb sync --include-online {self._folder()}"
+            )
+
+    def _start_online(self, mode: str) -> None:
+        import wandb
+
+        try:
+            if not wandb.login(prompt=False, verify=False):
+                raise LookupError("no key found; run `wandb login`, or set WANDB_API_KEY")
+            self._init(mode)
+        except Exception as error:
+            self.say(f"wandb: {in_words(error)}")
+            self.recover()
+        else:
+            self._online_note.touch()
+            self._retire_offline_files()
+            self.say(f"wandb: {self._wandb_run.url}")
+
+    def _start_offline(self) -> None:
+        self._init("offline")
+        self._retire_offline_files()
+        if self._online_note.exists():
+            # Under its own id, `wandb sync` would append the points that the server has once more.
+            how = "The server has a part of this run, and gets the rest when it is resumed online. To upload another"
+            command = f"wandb sync --id {self.run.id}-whole {self._folder()}"
+        else:
+            how, command = "To upload the run", f"wandb sync {self._folder()}"
+        self.say(f"wandb: offline. {how}: {command}")
+
+    def _init(self, mode: str) -> None:
+        import wandb
+
+        offline = mode == "offline"
+        self._wandb_run = wandb.init(
+            project=self.run.project,
+            name=self.run.name,
+            id=self.run.id,
+            config=dict(self.config),
+            dir=self.run.folder,
+            mode=mode,
+            resume=None if offline else "allow",
+            allow_val_change=True,
+            settings=wandb.Settings(
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
+        )
+        self.sent = self._wandb_run.starting_step - 1
+
+    def _retire_offline_files(self) -> None:
+        for log in (self.run.folder / "wandb").glob(f"offline-run-*-{self.run.id}/*.wandb"):
+            if not log.parent.samefile(self._wandb_run.settings.sync_dir):
+                log.with_suffix(".wandb.synced").touch()
+
+    def _folder(self) -> str:
+        return shlex.quote(str(self._wandb_run.settings.sync_dir))
+
+
+class AccelerateTracker(Tracker):
+    """Any other tracker, through accelerate's class for it. It gets the numbers; words stay in `metrics.jsonl`.
+
+    None of them can be asked what it has, so it counts as having what was written in earlier sittings: a point is
+    never sent twice, and one that a tracker had not stored when its process was killed is missing there.
+
+    Args:
+        sent: the last step that was written in an earlier sitting.
+    """
+
+    def __init__(self, name: str, run: RunOfTracker, config: Mapping[str, Any], *, sent: int):
+        self.name = name
+        self.run = run
+        self.config = config
+        self.sent = sent
+        self._tracker: Any = None
+
+    def start(self) -> str:
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()  # accelerate's classes need it to have been made
+        run = self.run
+        options: dict[str, dict[str, Any]] = {
+            "clearml": {
+                "task_name": run.name,
+                "reuse_last_task_id": run.id if run.resumed else False,
+                "continue_last_task": 0 if run.resumed else False,  # adds nothing to the steps
+            },
+            "comet_ml": {"experiment_key": run.id},
+            "dvclive": {"dir": str(run.folder / "dvclive"), "resume": run.resumed},
+            "mlflow": {"run_name": run.name, "run_id": run.id if run.resumed else None},
+            "swanlab": {"name": run.name, "id": run.id, "resume": "allow", "log_dir": str(run.folder / "swanlab")},
+            "tensorboard": {"logging_dir": str(run.folder / "tensorboard")},
+            "trackio": {"name": f"{run.name}-{run.id[:8]}", "resume": "allow"},
+        }
+        first = run.name if self.name == "tensorboard" else run.project
+        self._tracker = LOGGER_TYPE_TO_CLASS[self.name](first, **options[self.name])
+        self._tracker.start()
+        if not run.resumed:
+            self._tracker.store_init_configuration(_flat(self.config))
+        # These two give the ids themselves.
+        if self.name == "mlflow":
+            return self._tracker.tracker.info.run_id
+        return self._tracker.tracker.id if self.name == "clearml" else run.id
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        numbers = {name: x for name, x in values.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
+        if step > self.sent:
+            self._tracker.log(numbers, step=step)
+            self.sent = step
+
+    def close(self, exit_code: int) -> None:
+        self._tracker.finish()
+
+
+def require_tracker(name: str) -> None:
+    if name not in TRACKERS:
+        raise RecipeError(f"logging.report_to: found {name!r}; accepted are {', '.join(TRACKERS)}.")
+    if importlib.util.find_spec(name) is None:
+        raise RecipeError(
+            f"logging.report_to: {name} is not installed. Install it with `pip install {name}`, or take it out of the "
+            "recipe."
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested values as one level with dotted names, since not every tracker takes more; others than numbers as text."""
+    flat: dict[str, str | int | float | bool] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, (str, int, float)) else str(value)
+    return flat
+
+
+def in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
