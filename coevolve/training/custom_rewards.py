@@ -36,10 +36,10 @@ def check_rewards(recipe: Recipe) -> None:
     Raises:
         RecipeError, RewardError: as `custom_reward`.
     """
-    for phase in dict.fromkeys(phase.name for phase in recipe.rounds.phases if phase.kind == "rl"):
-        settings = getattr(recipe, phase).rewards
-        for path in settings.custom:
-            custom_reward(f"{phase}.rewards", path)
+    for name, settings in (("connector_rl", recipe.connector_rl), ("estimator_rl", recipe.estimator_rl)):
+        used = recipe.rounds.count and any(phase.name == name for phase in recipe.rounds.phases)
+        for path in settings.rewards.custom if settings and used else ():
+            custom_reward(f"{name}.rewards", path)
 
 
 def custom_reward(field: str, path: str) -> RewardFunction:
