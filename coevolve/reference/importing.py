@@ -9,6 +9,7 @@ import itertools
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from coevolve.errors import ArtifactError
 from coevolve.prompts import Renderer
 from coevolve.reference.adapters import add_adapters, check_fit, read_adapter, write_adapter
 from coevolve.reference.layout import Release, find_release
-from coevolve.reference.templates import FILE, embedded_export, imported_prompts, read_templates
+from coevolve.reference.templates import FILE, EmbeddedExport, embedded_export, imported_prompts, read_templates
 from coevolve.scoring.artifact import MANIFEST, replace_folder, role_entry, write_manifest
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
 from coevolve.scoring.origins import Base, Origin, read_parent, require_base, write_parent
@@ -63,13 +64,7 @@ def import_reference(
     parts = {role: [read_adapter(path) for path in release.adapters[role]] for role in ROLES}
     path = resolve_base(base)
     check_fit(itertools.chain(*parts.values()), path, trust_remote_code=trust_remote_code)
-    fingerprint = base_fingerprint(path)
-    if export and export.base_fingerprint != fingerprint:
-        raise ArtifactError(
-            f"{path}: this base model's fingerprint is {fingerprint}, but the adapters were trained on "
-            f"{export.base_fingerprint} ({export.base_source}). Give that one with --base."
-        )
-    parents = _parents(release, Base(base, path, fingerprint))
+    parents = _parents(release, Base(base, path, base_fingerprint(path)), export)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -82,21 +77,19 @@ def import_reference(
     included = copy_base and Path(path).is_dir()
     if included:
         copy_model(Path(path), temporary / "base")
+    entry = partial(
+        role_entry,
+        tuning="lora",
+        base_folder="base" if included else None,
+        tokenizer="tokenizer",
+        chat_template=tokenizer.chat_template,
+    )
     room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
     manifest = write_manifest(
         temporary,
         {
             "coevolve": __version__,
-            "roles": {
-                role: role_entry(
-                    parents[role],
-                    tuning="lora",
-                    base_folder="base" if included else None,
-                    tokenizer="tokenizer",
-                    chat_template=tokenizer.chat_template,
-                )
-                for role in ROLES
-            },
+            "roles": {role: entry(parents[role]) for role in ROLES},
             "normalisation": NORMALISATION,
             "reasoning": {
                 "max_new_tokens": room,
@@ -111,8 +104,11 @@ def import_reference(
     return manifest
 
 
-def _parents(release: Release, base: Base) -> dict[Role, dict[str, Any]]:
-    """What each role's adapter was trained on, after a check of the records that lie beside them, if any do."""
+def _parents(release: Release, base: Base, export: EmbeddedExport | None) -> dict[Role, dict[str, Any]]:
+    """What each role's adapter was trained on, after a check of what the export and the adapters' records say of it."""
+    if export is not None:
+        said = {"base": {"source": export.base_source, "fingerprint": export.base_fingerprint}}
+        require_base("the adapters", said, base.fingerprint, base.path)
     parents = {}
     for role in ROLES:
         parents[role] = Origin(base).parent()

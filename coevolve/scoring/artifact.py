@@ -116,7 +116,13 @@ def load_roles(
             f"{folder}: quantization is {quantization!r}, but both roles are whole models, which are not quantized. "
             "Leave it out."
         )
-    where = {role: _locate_base(folder, role, entries[role], bases.get(role), verify=verify) for role in adapted}
+    where = {role: _locate_base(folder, role, entries[role], bases.get(role)) for role in adapted}
+    if verify:
+        # What lies in the directory was checked with its other files.
+        outside = {role: where[role] for role in adapted if role in bases or entries[role]["base"]["folder"] is None}
+        found = {place: base_fingerprint(place) for place in set(outside.values())}
+        for role, place in outside.items():
+            require_base(f"the adapter {folder / role}", entries[role], found[place], place)
     held = {role: entries[role]["base"]["quantization"] for role in adapted}
     if quantization != "as trained":
         held = dict.fromkeys(adapted, None if quantization == "none" else quantization)
@@ -132,19 +138,14 @@ def load_roles(
     )
 
 
-def _locate_base(folder: Path, role: Role, entry: Mapping[str, Any], given: str | None, *, verify: bool) -> str:
-    """Where a role's base model is, after a check that the adapter is one of it."""
-    base = entry["base"]
-    what = f"the adapter {folder / role}"
-    parent = read_parent(folder / role)
+def _locate_base(folder: Path, role: Role, entry: Mapping[str, Any], given: str | None) -> str:
+    """Where a role's base model is, after a check of the adapter's record against the manifest."""
+    base, parent = entry["base"], read_parent(folder / role)
     if parent is not None:
-        require_base(what, parent, base["fingerprint"], str(folder / MANIFEST))
+        require_base(f"the adapter {folder / role}", parent, base["fingerprint"], str(folder / MANIFEST))
     if given is None and base["folder"] is not None:
-        return str(folder / base["folder"])  # checked with the directory's other files
-    where = resolve_base(given or base["source"])
-    if verify:
-        require_base(what, entry, base_fingerprint(where), where)
-    return where
+        return str(folder / base["folder"])
+    return resolve_base(given or base["source"])
 
 
 def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,15 @@ def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
             model._forward_pre_hooks.update(hooks)
 
 
+def say_undivided(trainer: Any, model: torch.nn.Module) -> None:
+    """Let a model beside the trained one pass under ZeRO-3, where TRL asks its output layer whether it is gathered."""
+    if zero_stage(trainer) == 3:
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        for parameter in model.get_output_embeddings().parameters():
+            parameter.ds_status = ZeroParamStatus.AVAILABLE
+
+
 def optimizer_state(trainer: Any) -> dict[str, Tensor]:
     """`KEY|NAME` -> full tensor on the CPU, for every key of the optimizer and every trained parameter.
 

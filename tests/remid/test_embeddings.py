@@ -92,7 +92,7 @@ def test_a_base_that_is_absent_or_another_is_refused(base, tmp_path):
     with pytest.raises(ArtifactError, match="trained in full and does not hold its base model"):
         make_embedder("base", build(base, "full"))
     other = write_tiny_base(tmp_path / "other", seed=1, hidden=32, layers=2, heads=2)
-    manifest = {"base": {"source": "tiny", "fingerprint": base_fingerprint(base)}}
+    manifest = {"roles": {"estimator": {"base": {"source": "tiny", "fingerprint": base_fingerprint(base)}}}}
     assert make_embedder("base", build(base, "full", manifest=manifest), base)(["poetic"]).shape == (1, 32)
     with pytest.raises(ArtifactError, match="fingerprint"):
         make_embedder("base", build(base, "full", manifest=manifest), str(other))
