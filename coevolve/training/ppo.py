@@ -4,6 +4,8 @@ Deviations from Schulman et al. (2017), Ziegler et al. (2019) and TRL's former P
 - A completion that is cut off gets its score at its last token like any other; there is no value to bootstrap from.
 - Advantages are whitened over the whole batch of completions, not over the share of each process.
 - Losses are means over the tokens of the batch, however they are divided into minibatches (TRL's `dapo`).
+- Values are counted from the mean reward of the first batch of completions. From zero, a head would first have to
+  find that mean, with weights that see each token differently.
 - Sampling is without dropout, so the log-probabilities and values that updates are compared with are, too.
 - RLOO differs from TRL's in the loss, which is GRPO's with its `loss_type`: ratios are by token unless
   `importance_sampling_level` says otherwise.
@@ -38,6 +40,7 @@ from coevolve.training.policy_gradient import (
 from coevolve.training.value_function import HEAD, ValueFunction
 
 KL_COEF = "kl_coef"
+VALUE_OFFSET = "value_offset"
 
 
 def run_rl(
@@ -68,7 +71,7 @@ def run_rl(
 def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
     """The weights to go on from; empty at the beginning."""
     segment = plan.segment
-    weights = {name: value for name, value in segment.own.items() if name != KL_COEF}
+    weights = {name: value for name, value in segment.own.items() if name not in (KL_COEF, VALUE_OFFSET)}
     begun = segment.step > plan.first or bool(segment.optimizer)
     if begun and not any(HEAD in name.split(".") for name in weights):
         raise ArtifactError(
@@ -153,6 +156,10 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         """The sum over all processes."""
         return self.accelerator.reduce(value, reduction="sum")
 
+    def _mean(self, values_B: Tensor) -> float:
+        """Over the completions of all processes."""
+        return moments(values_B.unsqueeze(1), torch.ones_like(values_B).unsqueeze(1), self._total)[1].item()
+
     def _log_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
         """Log the mean of each tensor over what the mask keeps, on all processes."""
         kept = mask.double()
@@ -187,19 +194,23 @@ class RolePPOTrainer(KlInRewardTrainer):
         value.require_gradients()
         self.value, self.options = value, options
         super().__init__(*args, **kwargs)
-        if KL_COEF in self.plan.segment.own:
-            self.kl_coef = self.plan.segment.own[KL_COEF].item()
-        self._kl_coef_of_step = self.kl_coef
+        own = self.plan.segment.own
+        self.kl_coef = own[KL_COEF].item() if KL_COEF in own else self.kl_coef
+        self.value_offset = own[VALUE_OFFSET].item() if VALUE_OFFSET in own else None
+        self._numbers_of_step = self._numbers()
         self._values_BT: Tensor | None = None
 
     def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
         options, mask_BT, old_BT = self.options, batch["completion_mask"], batch["old_per_token_logps"]
-        values_BT = self._values_BT.masked_fill(mask_BT == 0, 0.0)
         kl_BT = kl_estimate(old_BT, old_BT - log_ratio_BT, options.kl_estimator)
         rewards_BT = token_rewards(scores_B, kl_BT, mask_BT, self.kl_coef)
         self._log_rollout(scores_B, kl_BT * mask_BT, old_BT * mask_BT)
         if options.whiten_rewards:
             rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False, total=self._total)
+        if self.value_offset is None:
+            self.value_offset = self._mean(rewards_BT.sum(1))
+            self._values_BT = self._values_BT + self.value_offset
+        values_BT = self._values_BT.masked_fill(mask_BT == 0, 0.0)
         advantages_BT = gae(rewards_BT, values_BT, mask_BT, options.gamma, options.lam)
         returns_BT = advantages_BT + values_BT
         explained = explained_variance(values_BT, returns_BT, mask_BT, self._total).item()
@@ -282,7 +293,7 @@ class RolePPOTrainer(KlInRewardTrainer):
             if own_adapter:
                 values.clear()
                 self._pass_through_adapter(model, ids, mask, batch_size or len(ids))
-        self._values_BT = torch.cat(values)
+        self._values_BT = torch.cat(values) + (self.value_offset or 0.0)
         return found
 
     def _pass_through_adapter(self, model: torch.nn.Module, ids: Tensor, mask: Tensor, rows: int) -> None:
@@ -305,12 +316,16 @@ class RolePPOTrainer(KlInRewardTrainer):
 
     def own_state(self) -> dict[str, Tensor]:
         weights = {name: value.detach().cpu().clone() for name, value in self.value.parameters().items()}
-        return {**weights, KL_COEF: torch.tensor(self._kl_coef_of_step, dtype=torch.float64)}
+        return {**weights, **self._numbers_of_step}
+
+    def _numbers(self) -> dict[str, Tensor]:
+        found = {KL_COEF: self.kl_coef, VALUE_OFFSET: self.value_offset}
+        return {name: torch.tensor(x, dtype=torch.float64) for name, x in found.items() if x is not None}
 
     def _note_figures(self) -> None:
         super()._note_figures()
-        # A step that is left halfway has adapted it for a batch that will be generated again.
-        self._kl_coef_of_step = self.kl_coef
+        # A step that is left halfway has set them for a batch that will be generated again.
+        self._numbers_of_step = self._numbers()
 
 
 @contextmanager

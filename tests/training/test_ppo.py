@@ -81,7 +81,7 @@ def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tunin
     assert not any(child._forward_hooks for child in module.modules())
     assert set(trainee.pair[CONNECTOR]) == set(before[CONNECTOR])
     own = {name for name in trainee.optimizers["connector_rl"] if name.startswith("own|")}
-    assert any(HEAD in name for name in own) and "own|kl_coef" in own
+    assert any(HEAD in name for name in own) and {"own|kl_coef", "own|value_offset"} <= own
     assert any(f".{ADAPTER}." in name for name in own) == (backbone == "adapter")
     lines = logged(trainee)
     assert len(lines) == 4
@@ -89,6 +89,10 @@ def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tunin
     assert set().union(*lines) >= METRICS and len(rollouts) == 2
     assert all(math.isfinite(value) for line in lines for name, value in line.items() if name in METRICS)
     assert rollouts[0]["connector/objective/kl"] == pytest.approx(0.0, abs=1e-4)  # nothing has moved yet
+    # The first values are all the mean reward.
+    assert trainee.optimizers["connector_rl"]["own|value_offset"].item() == pytest.approx(
+        rollouts[0]["connector/objective/rlhf_reward"], abs=1e-6
+    )
     assert lines[0]["connector/val/ratio"] == pytest.approx(1.0, abs=1e-5 if tuning == "full" else 0.1)
     assert "connector/frac_reward_zero_std" not in set().union(*lines)
 
