@@ -20,9 +20,9 @@ under a mask that keeps them apart:
 
 Prefixes are found in the ids (`sharing`), rows are laid out by what they cost (`cost`). Shapes: R prefixes of P padded
 tokens, B rows of W padded tokens, K scored positions, H hidden size, V vocabulary. Prefixes are padded on the left and
-rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit minus the largest, minus
-the logarithm of the sum of exponentials, in float32 up to that sum and in float64 from there, which on CPU is 50 times
-closer to float64 throughout than `log_softmax`. Sums are float64.
+rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit minus the largest one,
+minus the logarithm of the sum of exponentials: float32 up to that sum, float64 from there, which on CPU is more than 50
+times closer to float64 throughout than `log_softmax`. Sums are float64.
 """
 
 import logging
@@ -154,14 +154,16 @@ class _Segment:
     Attributes:
         pair: (prompt, response).
         row: the prefix's row in its frame.
-        ids: M tokens.
-        start: the first of the last M - start positions, which predict the response's last tokens.
+        ids: its tokens.
+        start: the first position that predicts a token of the response.
+        scored: how many do, from there on: all tokens of the response, or all but the first, which the prefix predicts.
     """
 
     pair: tuple[int, int]
     row: int
     ids: list[int]
     start: int
+    scored: int
 
 
 class _Scorer:
@@ -190,6 +192,7 @@ class _Scorer:
         self.progress: Callable[[Sequence[tuple[int, int]]], None] = lambda done: None
         self.values: dict[tuple[int, int], np.ndarray] = {}
         self.warned = False
+        self.whole = False
         self.answers: dict[int, list[int]] = {}
         for prompt, response in pairs:
             self.answers.setdefault(prompt, []).append(response)
@@ -203,6 +206,7 @@ class _Scorer:
             longest = max(len(self.prompts[i]) + len(self.responses[j]) for i, row in self.answers.items() for j in row)
             if longest >= shortest:
                 backbone.shares = backbone.packs = backbone.together = False
+                self.whole = True
         used = sorted(self.answers)
         root = shared_prefixes(
             [self.prompts[i] for i in used],
@@ -241,8 +245,10 @@ class _Scorer:
             self._halve(len(chosen) * (cached + max(prefix.end - prefix.start for _, prefix in chosen)))
 
     def _segment(self, row: int, end: int, prompt: int, response: int) -> _Segment:
-        rest = [*self.prompts[prompt][end:], *self.responses[response][:-1]]
-        return _Segment((prompt, response), row, rest, max(len(self.prompts[prompt]) - end - 1, 0))
+        before, answer = self.prompts[prompt][end:], self.responses[response]
+        # The last token predicts nothing that is scored; only a model that looks at the row's length needs it.
+        ids = [*before, *(answer if self.whole else answer[:-1])]
+        return _Segment((prompt, response), row, ids, max(len(before) - 1, 0), len(answer) - (not before))
 
     def _done(self, prefix: Prefix) -> bool:
         own = all((prompt, response) in self.values for prompt in prefix.prompts for response in self.answers[prompt])
@@ -332,19 +338,19 @@ class _Scorer:
         segments = [segment for row in rows for segment in row]
         width = max(sum(len(segment.ids) for segment in row) for row in rows)
         hidden_KH, counts = [], []
-        hidden_RWH = self._run_rows(frame, rows, width) if width else None
+        hidden_BWH = self._run_rows(frame, rows, width) if width else None
         for place, row in enumerate(rows):
             column = 0
             for segment in row:
-                first, column = column + segment.start, column + len(segment.ids)
-                before = len(self.responses[segment.pair[1]]) - (column - first)
-                if before:
+                first, count = column + segment.start, len(self.responses[segment.pair[1]])
+                if segment.scored < count:
                     hidden_KH.append(frame.last_RH[segment.row][None])
-                if column > first:
-                    hidden_KH.append(hidden_RWH[place, first:column])
-                counts.append(column - first + before)
+                if segment.scored:
+                    hidden_KH.append(hidden_BWH[place, first : first + segment.scored])
+                counts.append(count)
+                column += len(segment.ids)
         hidden = torch.cat(hidden_KH)
-        del hidden_RWH, hidden_KH
+        del hidden_BWH, hidden_KH
         ids_K = torch.tensor([token for segment in segments for token in self.responses[segment.pair[1]]])
         values = self._log_prob(hidden, ids_K.to(hidden.device))
         ends = np.cumsum(counts)[:-1]
