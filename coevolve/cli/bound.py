@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
         shown=options.shown,
         seed=options.seed,
     )
+    report_cache(console, estimator)
     origin = {"estimator": str(options.estimator), "data_fingerprint": corpus.fingerprint}
     tables = make_console(sys.stdout)
     tables.print(shift_table(bound))

@@ -6,7 +6,7 @@ Without --responses, each row's own `response` is scored, or its golden response
 import argparse
 import sys
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,4 +47,5 @@ def run(options: argparse.Namespace) -> None:
             for example, total, tokens, text in zip(examples, scores.sum, scores.tokens, reasoning, strict=True)
         ],
     )
+    report_cache(console, estimator)
     console.print(f"{len(examples)} scores (nats per response) written to {options.out}")

@@ -94,11 +94,13 @@ def score_pairs(
     token_budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
     poll: Callable[[], None] | None = None,
+    found: Callable[[list[tuple[int, np.ndarray]]], None] | None = None,
 ) -> list[np.ndarray]:
     """Token log-probabilities of responses[j] after prompts[i] for each pair (i, j); each prompt is computed once.
 
     Args:
         pairs: integer array (Q, 2) of (prompt index, response index), in any order, repeats allowed.
+        found: called after each pass with (index of a pair, its scores) of those that are known now.
         Others as in `score_rows`.
 
     Returns:
@@ -116,12 +118,19 @@ def score_pairs(
     scorer = _Scorer(Backbone(model), used, told, list(places), pad_id, token_budget)
     if poll is not None:
         scorer.poll = poll
-    if progress is not None:
-        scorer.progress = lambda done: progress(sum(len(places[pair]) for pair in done))
+
+    def report(done: Sequence[tuple[int, int]]) -> None:
+        known = [(place, scorer.values[pair]) for pair in done for place in places[pair]]
+        if found is not None:
+            found(known)
+        if progress is not None:
+            progress(len(known))
+
+    scorer.report = report
     values = scorer.score()
     results: list[np.ndarray] = [np.empty(0)] * len(pairs)
-    for pair, found in places.items():
-        for place in found:
+    for pair, same in places.items():
+        for place in same:
             results[place] = values[pair].copy()
     return results
 
@@ -189,7 +198,7 @@ class _Scorer:
         self.budget = token_budget
         self.logits = LOGITS_ON_CPU if backbone.device.type == "cpu" else LOGITS_ON_GPU
         self.poll: Callable[[], None] = lambda: None
-        self.progress: Callable[[Sequence[tuple[int, int]]], None] = lambda done: None
+        self.report: Callable[[Sequence[tuple[int, int]]], None] = lambda done: None
         self.values: dict[tuple[int, int], np.ndarray] = {}
         self.warned = False
         self.whole = False
@@ -288,7 +297,7 @@ class _Scorer:
                 prompt, response = rows[0][0].pair
                 raise self._too_large(len(self.prompts[prompt]), len(self.responses[response])) from error
         else:
-            self.progress([segment.pair for row in rows for segment in row])
+            self.report([segment.pair for row in rows for segment in row])
             return True
         self._halve(len(rows) * (cached + max(sum(len(segment.ids) for segment in row) for row in rows)))
         return False
