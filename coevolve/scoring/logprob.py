@@ -264,20 +264,21 @@ class _Scorer:
         return own and all(self._done(longer) for longer in prefix.below)
 
     def _score_segments(self, frame: Frame | None, segments: Sequence[_Segment]) -> None:
+        """Score them in passes of rows laid out by cost; those without tokens are predicted by the frame itself."""
         cached = 0 if frame is None else frame.mask_RP.shape[1]
         while segments := [segment for segment in segments if segment.pair not in self.values]:
+            part = [segment for segment in segments if not segment.ids] or segments
             rows = arrange(
-                [len(segment.ids) for segment in segments],
-                [segment.row for segment in segments],
+                [len(segment.ids) for segment in part],
+                [segment.row for segment in part],
                 cached,
                 self.backbone.cost,
                 self.budget,
-                pack=self.backbone.packs,
+                pack=self.backbone.packs and bool(part[0].ids),
             )
-            widths = [sum(len(segments[index].ids) for index in row) for row in rows]
+            widths = [max(sum(len(part[index].ids) for index in row), 1) for row in rows]
             for batch in self._batches(widths, cached):
-                chosen = [[segments[index] for index in rows[place]] for place in batch]
-                if not self._try_segments(frame, chosen, cached):
+                if not self._try_segments(frame, [[part[index] for index in rows[place]] for place in batch], cached):
                     break
 
     def _batches(self, widths: Sequence[int], cached: int) -> list[list[int]]:
