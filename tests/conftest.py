@@ -7,8 +7,21 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 from hypothesis import settings
 
 # A busy machine is no failure.
 settings.register_profile("coevolve", deadline=None)
 settings.load_profile("coevolve")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_work_cache(tmp_path_factory):
+    """Commands keep their work here, so that no test finds what another sitting computed."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("work"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
 from coevolve.cli.responses import add_responses_arguments, read_judged
 
 
@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> None:
         shown=options.shown,
         seed=options.seed,
     )
+    report_cache(console, estimator)
     origin = {
         "estimator": str(options.estimator),
         "data_fingerprint": given.whole.fingerprint,

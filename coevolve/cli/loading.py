@@ -4,6 +4,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
     from coevolve.scoring.estimator import ProbabilityEstimator
 
 
@@ -19,6 +23,14 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         "other than as trained changes scores a little",
     )
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)")
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="where reasonings and scores are kept, so that none is computed twice; any number of commands may share "
+        "it, and it may be deleted at any time (default $XDG_CACHE_HOME/coevolve/work, or ~/.cache/coevolve/work)",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="compute everything anew and keep nothing")
 
 
 def load_estimator(options: argparse.Namespace) -> "ProbabilityEstimator":
@@ -28,10 +40,29 @@ def load_estimator(options: argparse.Namespace) -> "ProbabilityEstimator":
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return ProbabilityEstimator.from_pretrained(
+    estimator = ProbabilityEstimator.from_pretrained(
         options.estimator,
         device=options.device,
         dtype=options.dtype,
         quantization=options.quantization,
         token_budget=options.token_budget,
     )
+    if not getattr(options, "no_cache", True):
+        estimator.use_cache(options.cache or cache_folder())
+    return estimator
+
+
+def cache_folder() -> "Path":
+    """Where the work of all commands is kept unless they are told otherwise."""
+    import os
+    from pathlib import Path
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coevolve" / "work"
+
+
+def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:
+    """Say how much of the work was there already."""
+    from coevolve.scoring.cache import taken
+
+    if estimator.caches:
+        console.print(f"cache: {taken(list(estimator.caches.values()))}", markup=False)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
 from coevolve.cli.responses import add_responses_arguments, read_judged
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def run(options: argparse.Namespace) -> None:
         comparison = judge_correlations(results, judged, plain=plain)
         write_json(folder / "judge.json", comparison.to_dict())
         tables.print(judge_table(comparison))
+    report_cache(console, estimator)
     console.print(f"results: {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}")
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
 from coevolve.cli.responses import add_missing_argument
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
             for example, total, tokens, text in zip(examples, scores.sum, scores.tokens, reasoning, strict=True)
         ],
     )
+    report_cache(console, estimator)
     console.print(f"{len(examples)} scores (nats per response) written to {options.out}")
     if len(examples) < len(every):
         console.print(f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response")

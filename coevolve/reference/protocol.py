@@ -231,6 +231,7 @@ class _Scorer:
         self._estimator = ProbabilityEstimator(
             estimator.roles, renderer, max_new_tokens=estimator.max_new_tokens, token_budget=estimator.token_budget
         )
+        self._estimator.caches = estimator.caches
         self._reasoning = reasoning
         self._reporter = reporter
         self._contexts: dict[str, list[list[dict[str, str]]]] = {}

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from coevolve.data.example import Example
-from coevolve.errors import TooLongError
+from coevolve.errors import ArtifactError, TooLongError
 from coevolve.prompts import PromptSet, Renderer
 from coevolve.scoring.artifact import load_roles, read_manifest
 from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
+from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint
 from coevolve.scoring.generate import Generation, Sampling, generate
-from coevolve.scoring.logprob import score_pairs, score_rows, to_scores
+from coevolve.scoring.logprob import score_pairs, to_scores
 from coevolve.scoring.models import choose_device, load_tokenizer
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.scoring.scores import Scores
@@ -38,6 +39,9 @@ class ProbabilityEstimator:
         token_budget: tokens of one forward pass.
         manifest: what the export said of itself; empty during training.
         poll: called between any two forward passes; what it raises ends the work under way.
+
+    Attributes:
+        caches: what each role computed before, on disk; empty unless `use_cache` was called.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class ProbabilityEstimator:
         self.token_budget = token_budget
         self.manifest = manifest or {}
         self.poll = poll
+        self.caches: dict[Role, WorkCache] = {}
 
     @classmethod
     def from_pretrained(
@@ -104,7 +109,7 @@ class ProbabilityEstimator:
             folder: Renderer(prompts, load_tokenizer(str(path / folder), trust_remote_code=trust_remote_code))
             for folder in {entry["tokenizer"] for entry in manifest["roles"].values()}
         }
-        return cls(
+        estimator = cls(
             roles,
             by_folder[manifest["roles"][ESTIMATOR]["tokenizer"]],
             connector_renderer=by_folder[manifest["roles"][CONNECTOR]["tokenizer"]],
@@ -112,6 +117,34 @@ class ProbabilityEstimator:
             token_budget=token_budget,
             manifest=manifest,
         )
+        estimator._verified = verify
+        return estimator
+
+    _verified = False
+
+    def use_cache(self, folder: str | Path) -> None:
+        """From now on, take reasonings and scores that were computed before from `folder`, and keep new ones there.
+
+        They are found by content: the role's weights and base model by their SHA-256, precision, kind of device,
+        and the ids of prompt and response. Weights that are changed afterwards are not noticed.
+
+        Raises:
+            ArtifactError: the estimator was not loaded by `from_pretrained` with verified files, so that nobody
+                knows what its weights are.
+        """
+        if not self._verified:
+            raise ArtifactError("A cache of work needs an estimator that from_pretrained loaded with verify=True.")
+        for role in ROLES:
+            parameters = list(self.roles.module(role).parameters())
+            name = fingerprint(
+                {
+                    "files": {name: sha for name, sha in self.manifest["files"].items() if name.startswith(f"{role}/")},
+                    "base": self.manifest["roles"][role]["base"],
+                    "dtype": sorted({str(parameter.dtype) for parameter in parameters}),
+                    "device": parameters[0].device.type,
+                }
+            )
+            self.caches[role] = WorkCache(folder, name)
 
     def reason(
         self,
@@ -146,19 +179,36 @@ class ProbabilityEstimator:
         render = self.connector_renderer
         prompts = [render.prompt_ids(render.connector(example)) for example in examples]
         self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
-        with self.roles.acting(CONNECTOR) as model:
-            return generate(
-                model,
-                prompts,
-                max_new_tokens=self.max_new_tokens,
-                stop_id=render.end_of_turn_id,
-                pad_id=render.tokenizer.pad_token_id,
-                sampling=None if seed is None else Sampling(seed, temperature),
-                keys=[_key(example.sample_id) for example in examples],
-                token_budget=self.token_budget,
-                progress=progress,
-                poll=self.poll,
-            )
+        keys = [_key(example.sample_id) for example in examples]
+        sampling = None if seed is None else Sampling(seed, temperature)
+
+        def write(places: Sequence[int]) -> list[Generation]:
+            with self.roles.acting(CONNECTOR) as model:
+                return generate(
+                    model,
+                    [prompts[place] for place in places],
+                    max_new_tokens=self.max_new_tokens,
+                    stop_id=render.end_of_turn_id,
+                    pad_id=render.tokenizer.pad_token_id,
+                    sampling=sampling,
+                    keys=[keys[place] for place in places],
+                    token_budget=self.token_budget,
+                    progress=progress,
+                    poll=self.poll,
+                )
+
+        if CONNECTOR not in self.caches:
+            return write(range(len(examples)))
+        fixed = {"length": self.max_new_tokens, "stop": render.end_of_turn_id}
+        drawn = [{} if seed is None else {"seed": seed, "temperature": temperature, "key": key} for key in keys]
+        texts = cached_texts(
+            self.caches[CONNECTOR],
+            prompts,
+            [fixed | more for more in drawn],
+            lambda places: [(generation.ids, generation.finished) for generation in write(places)],
+            progress,
+        )
+        return [Generation(ids, finished) for ids, finished in texts]
 
     def log_prob(
         self,
@@ -196,8 +246,7 @@ class ProbabilityEstimator:
         # The longest speaks for all of them.
         for at in sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(targets[i]))[-1:]:
             self._require_room(ESTIMATOR, [examples[at]], [prompts[at]], len(targets[at]), "its response")
-        with self.roles.acting(ESTIMATOR) as model:
-            return score_rows(model, prompts, targets, **self._scoring(progress))
+        return self._scored(prompts, targets, np.stack([np.arange(len(prompts))] * 2, axis=1), progress)
 
     def log_prob_pairs(
         self,
@@ -226,8 +275,7 @@ class ProbabilityEstimator:
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
         longest = max((len(target) for target in targets), default=0)
         self._require_room(ESTIMATOR, examples, prompts, longest, "the longest response")
-        with self.roles.acting(ESTIMATOR) as model:
-            return score_pairs(model, prompts, targets, pairs, **self._scoring(progress))
+        return to_scores(self._scored(prompts, targets, np.asarray(pairs, dtype=np.int64).reshape(-1, 2), progress))
 
     def log_prob_matrix(
         self,
@@ -280,8 +328,18 @@ class ProbabilityEstimator:
     def _pad_id(self) -> int:
         return self.renderer.tokenizer.pad_token_id
 
-    def _scoring(self, progress: Progress | None) -> dict[str, Any]:
-        return {"pad_id": self._pad_id, "token_budget": self.token_budget, "progress": progress, "poll": self.poll}
+    def _scored(
+        self, prompts: Sequence[list[int]], targets: Sequence[list[int]], pairs: np.ndarray, progress: Progress | None
+    ) -> list[np.ndarray]:
+        options = {"pad_id": self._pad_id, "token_budget": self.token_budget, "progress": progress, "poll": self.poll}
+
+        def compute(some: np.ndarray, **more: Any) -> list[np.ndarray]:
+            with self.roles.acting(ESTIMATOR) as model:
+                return score_pairs(model, prompts, targets, some, **options, **more)
+
+        if ESTIMATOR not in self.caches:
+            return compute(pairs)
+        return cached_scores(self.caches[ESTIMATOR], prompts, targets, pairs, compute, progress)
 
     def _prompts(self, examples: Sequence[Example], reasoning: Sequence[str | None]) -> list[list[int]]:
         return [

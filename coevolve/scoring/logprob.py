@@ -20,9 +20,9 @@ under a mask that keeps them apart:
 
 Prefixes are found in the ids (`sharing`), rows are laid out by what they cost (`cost`). Shapes: R prefixes of P padded
 tokens, B rows of W padded tokens, K scored positions, H hidden size, V vocabulary. Prefixes are padded on the left and
-rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit less the largest, less
-the logarithm of the sum of exponentials, in float32 up to that sum and in float64 from there, which on CPU is 50 times
-closer to float64 throughout than `log_softmax`. Sums are float64.
+rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit minus the largest one,
+minus the logarithm of the sum of exponentials: float32 up to that sum, float64 from there, which on CPU is more than 50
+times closer to float64 throughout than `log_softmax`. Sums are float64.
 """
 
 import logging
@@ -94,11 +94,13 @@ def score_pairs(
     token_budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
     poll: Callable[[], None] | None = None,
+    found: Callable[[list[tuple[int, np.ndarray]]], None] | None = None,
 ) -> list[np.ndarray]:
     """Token log-probabilities of responses[j] after prompts[i] for each pair (i, j); each prompt is computed once.
 
     Args:
         pairs: integer array (Q, 2) of (prompt index, response index), in any order, repeats allowed.
+        found: called after each pass with (index of a pair, its scores) of those that are known now.
         Others as in `score_rows`.
 
     Returns:
@@ -116,12 +118,19 @@ def score_pairs(
     scorer = _Scorer(Backbone(model), used, told, list(places), pad_id, token_budget)
     if poll is not None:
         scorer.poll = poll
-    if progress is not None:
-        scorer.progress = lambda done: progress(sum(len(places[pair]) for pair in done))
+
+    def report(done: Sequence[tuple[int, int]]) -> None:
+        known = [(place, scorer.values[pair]) for pair in done for place in places[pair]]
+        if found is not None:
+            found(known)
+        if progress is not None:
+            progress(len(known))
+
+    scorer.report = report
     values = scorer.score()
     results: list[np.ndarray] = [np.empty(0)] * len(pairs)
-    for pair, found in places.items():
-        for place in found:
+    for pair, same in places.items():
+        for place in same:
             results[place] = values[pair].copy()
     return results
 
@@ -154,14 +163,16 @@ class _Segment:
     Attributes:
         pair: (prompt, response).
         row: the prefix's row in its frame.
-        ids: M tokens.
-        start: the first of the last M - start positions, which predict the response's last tokens.
+        ids: its tokens.
+        start: the first position that predicts a token of the response.
+        scored: how many do, from there on: all tokens of the response, or all but the first, which the prefix predicts.
     """
 
     pair: tuple[int, int]
     row: int
     ids: list[int]
     start: int
+    scored: int
 
 
 class _Scorer:
@@ -187,9 +198,10 @@ class _Scorer:
         self.budget = token_budget
         self.logits = LOGITS_ON_CPU if backbone.device.type == "cpu" else LOGITS_ON_GPU
         self.poll: Callable[[], None] = lambda: None
-        self.progress: Callable[[Sequence[tuple[int, int]]], None] = lambda done: None
+        self.report: Callable[[Sequence[tuple[int, int]]], None] = lambda done: None
         self.values: dict[tuple[int, int], np.ndarray] = {}
         self.warned = False
+        self.whole = False
         self.answers: dict[int, list[int]] = {}
         for prompt, response in pairs:
             self.answers.setdefault(prompt, []).append(response)
@@ -203,6 +215,7 @@ class _Scorer:
             longest = max(len(self.prompts[i]) + len(self.responses[j]) for i, row in self.answers.items() for j in row)
             if longest >= shortest:
                 backbone.shares = backbone.packs = backbone.together = False
+                self.whole = True
         used = sorted(self.answers)
         root = shared_prefixes(
             [self.prompts[i] for i in used],
@@ -241,28 +254,31 @@ class _Scorer:
             self._halve(len(chosen) * (cached + max(prefix.end - prefix.start for _, prefix in chosen)))
 
     def _segment(self, row: int, end: int, prompt: int, response: int) -> _Segment:
-        rest = [*self.prompts[prompt][end:], *self.responses[response][:-1]]
-        return _Segment((prompt, response), row, rest, max(len(self.prompts[prompt]) - end - 1, 0))
+        before, answer = self.prompts[prompt][end:], self.responses[response]
+        # The last token predicts nothing that is scored; only a model that looks at the row's length needs it.
+        ids = [*before, *(answer if self.whole else answer[:-1])]
+        return _Segment((prompt, response), row, ids, max(len(before) - 1, 0), len(answer) - (not before))
 
     def _done(self, prefix: Prefix) -> bool:
         own = all((prompt, response) in self.values for prompt in prefix.prompts for response in self.answers[prompt])
         return own and all(self._done(longer) for longer in prefix.below)
 
     def _score_segments(self, frame: Frame | None, segments: Sequence[_Segment]) -> None:
+        """Score them in passes of rows laid out by cost; those without tokens are predicted by the frame itself."""
         cached = 0 if frame is None else frame.mask_RP.shape[1]
         while segments := [segment for segment in segments if segment.pair not in self.values]:
+            part = [segment for segment in segments if not segment.ids] or segments
             rows = arrange(
-                [len(segment.ids) for segment in segments],
-                [segment.row for segment in segments],
+                [len(segment.ids) for segment in part],
+                [segment.row for segment in part],
                 cached,
                 self.backbone.cost,
                 self.budget,
-                pack=self.backbone.packs,
+                pack=self.backbone.packs and bool(part[0].ids),
             )
-            widths = [sum(len(segments[index].ids) for index in row) for row in rows]
+            widths = [max(sum(len(part[index].ids) for index in row), 1) for row in rows]
             for batch in self._batches(widths, cached):
-                chosen = [[segments[index] for index in rows[place]] for place in batch]
-                if not self._try_segments(frame, chosen, cached):
+                if not self._try_segments(frame, [[part[index] for index in rows[place]] for place in batch], cached):
                     break
 
     def _batches(self, widths: Sequence[int], cached: int) -> list[list[int]]:
@@ -282,7 +298,7 @@ class _Scorer:
                 prompt, response = rows[0][0].pair
                 raise self._too_large(len(self.prompts[prompt]), len(self.responses[response])) from error
         else:
-            self.progress([segment.pair for row in rows for segment in row])
+            self.report([segment.pair for row in rows for segment in row])
             return True
         self._halve(len(rows) * (cached + max(sum(len(segment.ids) for segment in row) for row in rows)))
         return False
@@ -332,19 +348,19 @@ class _Scorer:
         segments = [segment for row in rows for segment in row]
         width = max(sum(len(segment.ids) for segment in row) for row in rows)
         hidden_KH, counts = [], []
-        hidden_RWH = self._run_rows(frame, rows, width) if width else None
+        hidden_BWH = self._run_rows(frame, rows, width) if width else None
         for place, row in enumerate(rows):
             column = 0
             for segment in row:
-                first, column = column + segment.start, column + len(segment.ids)
-                before = len(self.responses[segment.pair[1]]) - (column - first)
-                if before:
+                first, count = column + segment.start, len(self.responses[segment.pair[1]])
+                if segment.scored < count:
                     hidden_KH.append(frame.last_RH[segment.row][None])
-                if column > first:
-                    hidden_KH.append(hidden_RWH[place, first:column])
-                counts.append(column - first + before)
+                if segment.scored:
+                    hidden_KH.append(hidden_BWH[place, first : first + segment.scored])
+                counts.append(count)
+                column += len(segment.ids)
         hidden = torch.cat(hidden_KH)
-        del hidden_RWH, hidden_KH
+        del hidden_BWH, hidden_KH
         ids_K = torch.tensor([token for segment in segments for token in self.responses[segment.pair[1]]])
         values = self._log_prob(hidden, ids_K.to(hidden.device))
         ends = np.cumsum(counts)[:-1]

@@ -87,6 +87,23 @@ def test_remid_by_the_reference_protocol(run, tmp_path, capsys):
     assert "--protocol reference fixes what --measures would choose" in capsys.readouterr().err
 
 
+def test_a_second_remid_computes_the_new_model_only(run, tmp_path, capsys):
+    """Contexts and golden responses were done for the first model; the results are those without a cache."""
+    cache = ["--cache", str(tmp_path / "cache")]
+    assert main([*remid_arguments(run, tmp_path / "first", "perfect"), *cache]) == 0
+    capsys.readouterr()
+    assert main([*remid_arguments(run, tmp_path / "both", "perfect", "noise_0.4"), *cache]) == 0
+    reasonings, scores = re.search(r"(\d+ of \d+) reasonings and (\d+ of \d+) scores", capsys.readouterr().err).groups()
+    assert reasonings == "25 of 25"
+    found, asked = map(int, scores.split(" of "))
+    assert asked / 2 <= found < asked
+    assert main([*remid_arguments(run, tmp_path / "anew", "perfect", "noise_0.4"), "--no-cache"]) == 0
+    assert "cache" not in capsys.readouterr().err
+    both, anew = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("both", "anew"))
+    for name in ("perfect", "noise_0.4"):
+        assert both["average"][name]["remid"] == pytest.approx(anew["average"][name]["remid"], abs=1e-5)
+
+
 def test_remid_beside_a_judge(run, tmp_path, capsys):
     models = ("perfect", "noise_0.4", "unsure_of_user")
     rows = [row["row"] for row in json.loads((run / "results.json").read_text())["remid"]["subsets"]]

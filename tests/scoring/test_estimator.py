@@ -11,66 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coevolve import ProbabilityEstimator
 from coevolve.errors import ArtifactError, TooLongError
-from coevolve.prompts import Renderer, prompt_set
-from coevolve.recipe import check_recipe
-from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer
-from coevolve.scoring.origins import Base, Origin
-from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, SeparateRoles, lora_config
-from coevolve.training.export import export_estimator
-from coevolve.worlds.corpus import world_corpus
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.worlds.tiny import write_tiny_base
 
 TOLERANCE = 1e-4  # nats per response
-RECIPE = {
-    "name": "test",
-    "prompts": "world",
-    "data": {"world": {"train": 8, "test": 8}},
-    "model": {"base": "tiny", "tuning": "full"},
-    "cold_start": {role: {"steps": 1, "learning_rate": 0.1} for role in ROLES},
-    "rounds": {"count": 0},
-}
-
-
-@pytest.fixture(scope="module")
-def examples():
-    return list(world_corpus(0, train=2, test=7).require("IDTest"))
-
-
-@pytest.fixture(scope="module")
-def responses(examples):
-    return [example.golden_response for example in examples]
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return write_tiny_base(tmp_path_factory.mktemp("base"), seed=0)
-
-
-def build(base_folder, tuning):
-    """An estimator whose two roles differ from the base and from each other."""
-    model = load_model(str(base_folder))
-    if tuning == "lora":
-        options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.1}
-        roles = AdapterRoles.create(model, {role: lora_config(options) for role in ROLES}, seed=0)
-    else:
-        roles = SeparateRoles.create(model, keep_base=False)
-    torch.manual_seed(1)
-    for role in ROLES:
-        weights = roles.weights(role)
-        roles.load_weights(role, {name: value + 0.1 * torch.randn_like(value) for name, value in weights.items()})
-    render = Renderer(prompt_set("world"), load_tokenizer(str(base_folder)))
-    return ProbabilityEstimator(roles, render, max_new_tokens=16)
-
-
-@pytest.fixture(scope="module", params=["lora", "full"])
-def exported(request, base_folder, tmp_path_factory):
-    """The estimator in memory, and the folder that it was exported to."""
-    estimator = build(base_folder, request.param)
-    folder = tmp_path_factory.mktemp("export") / "estimator"
-    base = Base(str(base_folder), str(base_folder), base_fingerprint(str(base_folder)))
-    origins = dict.fromkeys(ROLES, Origin(base))
-    export_estimator(folder, estimator, check_recipe(RECIPE, "test"), origins, {"training": {"note": "random"}})
-    return estimator, folder
 
 
 def test_export_and_load_change_no_score(exported, examples, responses):
@@ -151,8 +95,8 @@ def test_without_reasoning_the_baselines_prompt_is_scored(exported, examples, re
     assert np.abs(direct.sum - reasoned.sum).min() > 0
 
 
-def test_acting_puts_everything_back(base_folder):
-    roles = build(base_folder, "lora").roles
+def test_acting_puts_everything_back(build):
+    roles = build("lora").roles
     model = roles.module(CONNECTOR).train()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable and all(f".{CONNECTOR}." in name for name in trainable)
@@ -166,8 +110,8 @@ def test_acting_puts_everything_back(base_folder):
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_frozen_copy_stays_while_the_role_moves(base_folder, tuning, examples, responses):
-    estimator = build(base_folder, tuning)
+def test_a_frozen_copy_stays_while_the_role_moves(build, tuning, examples, responses):
+    estimator = build(tuning)
     roles, reasoning = estimator.roles, estimator.reason(examples)
 
     def score(actor):

@@ -1,0 +1,204 @@
+"""Work is found again by content, by any number of processes, and what is damaged is done again."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from coevolve import ProbabilityEstimator
+from coevolve.errors import ArtifactError
+from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint, taken
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
+
+PROMPTS, RESPONSES = [[1, 2, 3], [1, 2], [9]], [[4], [5, 6]]
+ALL = np.array([(i, j) for i in range(3) for j in range(2)])
+
+
+class Model:
+    """Scores by arithmetic, and remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, pairs, found):
+        self.asked += [tuple(pair) for pair in pairs.tolist()]
+        values = [-np.pi * (1 + np.arange(len(RESPONSES[j]))) / sum(PROMPTS[i]) for i, j in pairs]
+        for place, value in enumerate(values):
+            found([(place, value)])
+        return values
+
+
+def scores(folder, model, pairs=ALL, progress=None):
+    return cached_scores(WorkCache(folder, "model"), PROMPTS, RESPONSES, pairs, model, progress)
+
+
+def test_only_what_is_new_is_computed_and_the_bits_are_the_same(tmp_path):
+    first, second, done = Model(), Model(), []
+    expected = scores(tmp_path, first, ALL[:4])
+    found = scores(tmp_path, second, ALL[[5, 3, 0, 4, 0]], done.append)
+    assert first.asked == [tuple(pair) for pair in ALL[:4].tolist()]
+    assert second.asked == [(2, 1), (2, 0)]
+    assert done == [3]
+    assert all(np.array_equal(a, b) for a, b in zip(found[1:3], [expected[3], expected[0]], strict=True))
+    assert np.array_equal(found[4], expected[0]) and found[0].dtype == np.float64
+
+
+def test_it_is_the_content_that_counts(tmp_path):
+    """Other indices, same ids: found. Same indices, other ids or another model: not."""
+    scores(tmp_path, Model())
+    again = Model()
+    cached_scores(WorkCache(tmp_path, "model"), PROMPTS[::-1], RESPONSES[::-1], ALL, again, None)
+    assert again.asked == []
+    for cache, prompts in ((WorkCache(tmp_path, "other"), PROMPTS), (WorkCache(tmp_path, "model"), [[7], [8], [6]])):
+        other = Model()
+        cached_scores(cache, prompts, RESPONSES, ALL, other, None)
+        assert len(other.asked) == len(ALL)
+    moved = Model()  # a token that moves from the response into the prompt makes another question
+    pair = np.array([[0, 0]])
+    cached_scores(WorkCache(tmp_path, "model"), [[9, 5]], [[6], [6]], pair, moved, None)
+    assert moved.asked == [(0, 0)]
+
+
+def test_a_text_is_found_by_its_settings_too(tmp_path):
+    def write(places):
+        return [([place, 7], place == 0) for place in places]
+
+    def never(places):
+        raise AssertionError(places)
+
+    greedy, drawn = [{"length": 9}] * 2, [{"length": 9, "seed": 1, "key": k} for k in range(2)]
+    assert cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], greedy, write, None) == [([0, 7], True), ([1, 7], False)]
+    assert cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], greedy, never, None)[1] == ([1, 7], False)
+    with pytest.raises(AssertionError, match=r"\[0, 1\]"):
+        cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], drawn, never, None)
+
+
+@pytest.mark.parametrize("harm", ["flip", "not JSON", "another line's value"])
+def test_a_damaged_line_is_said_once_and_computed_again(tmp_path, harm, caplog):
+    expected = scores(tmp_path, Model())
+    (file,) = (tmp_path / "model").glob("*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    for index in (1, 3):
+        if harm == "flip":
+            place = lines[index].index(b'"value": "') + 12
+            lines[index] = lines[index][:place] + bytes([lines[index][place] ^ 1]) + lines[index][place + 1 :]
+        elif harm == "not JSON":
+            lines[index] = b"\xff\x00{" + lines[index][3:]
+        else:
+            value = lines[0].partition(b'"value"')[2]
+            lines[index] = lines[index].partition(b'"value"')[0] + b'"value"' + value
+    file.write_bytes(b"".join(lines))
+    model = Model()
+    with caplog.at_level(logging.WARNING):
+        found = scores(tmp_path, model)
+    assert model.asked == [(0, 1), (1, 1)]
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [f"{file}: 2 damaged lines" in record.message for record in caplog.records] == [True]
+    with caplog.at_level(logging.WARNING):
+        scores(tmp_path, again := Model())
+    assert again.asked == []
+
+
+def test_half_a_line_is_not_read_until_it_is_whole(tmp_path, caplog):
+    scores(tmp_path, Model())
+    (file,) = (tmp_path / "model").glob("*.jsonl")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    cache = WorkCache(tmp_path, "model")
+    model = Model()
+    cached_scores(cache, PROMPTS, RESPONSES, ALL[:5], model, None)
+    assert model.asked == []
+    file.write_bytes(whole)  # its writer goes on
+    cached_scores(cache, PROMPTS, RESPONSES, ALL, model, None)
+    assert model.asked == [] and not caplog.records
+
+
+def _write_for_ever(folder, number):
+    cache = WorkCache(folder, "model")
+    for count in range(1_000_000):
+        cache.put([(f"{number}-{count}", [number, count] * 40)])
+
+
+def test_killed_writers_leave_only_whole_values(tmp_path, caplog):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_for_ever, args=(tmp_path, number)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    limit = time.monotonic() + 60
+    while len(list(tmp_path.rglob("*.jsonl"))) < 3 and time.monotonic() < limit:
+        time.sleep(0.02)
+    for writer in writers:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+    cache = WorkCache(tmp_path, "model")
+    keys = [f"{number}-{count}" for number in range(3) for count in range(20_000)]
+    found = {key: value for key, value in zip(keys, cache.get("scores", keys), strict=True) if value is not None}
+    assert {key.split("-")[0] for key in found} == {"0", "1", "2"}
+    assert all(value == list(map(int, key.split("-"))) * 40 for key, value in found.items())
+    assert not caplog.records
+
+
+def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    model = Model()
+    with caplog.at_level(logging.WARNING):
+        found = scores(tmp_path / "file", model)
+    assert len(found) == len(model.asked) == len(ALL)
+    assert len(caplog.records) == 1 and "not kept" in caplog.records[0].message
+
+
+def test_fingerprints_differ_by_every_part():
+    parts = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": 1, "b": 1}]
+    assert len({fingerprint(part) for part in parts}) == len(parts)
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+def test_an_estimator_asks_its_model_for_the_new_only(exported, examples, responses, tmp_path, monkeypatch):
+    """Same numbers with and without; another process's work is found; other weights are not confused."""
+    _, folder = exported
+    plain = ProbabilityEstimator.from_pretrained(folder, device="cpu")
+    reasoning = plain.reason(examples)
+    expected = plain.log_prob_matrix(examples, responses, reasoning)
+    first = ProbabilityEstimator.from_pretrained(folder, device="cpu")
+    first.use_cache(tmp_path)
+    assert first.reason(examples[:4]) == reasoning[:4]
+    assert first.reason(examples[:4], seed=1) == plain.reason(examples[:4], seed=1)
+    half = first.log_prob_matrix(examples, responses[:3], reasoning)
+    assert np.array_equal(half.tokens, expected.tokens[:3])
+
+    second = ProbabilityEstimator.from_pretrained(folder, device="cpu")
+    second.use_cache(tmp_path)
+    assert second.reason(examples) == reasoning
+    found = second.log_prob_matrix(examples, responses, reasoning)
+    assert np.abs(found.sum - expected.sum).max() < 1e-4
+    assert np.array_equal(found.sum[:, :3], half.sum)
+    assert second.caches[CONNECTOR].found == {"reasonings": 4}
+    assert second.caches[ESTIMATOR].found == {"scores": 3 * len(examples)}
+    said = taken([second.caches[CONNECTOR], second.caches[ESTIMATOR]])
+    assert said == f"4 of 7 reasonings and 21 of 49 scores taken from the cache in {tmp_path}"
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the model was run")
+
+    third = ProbabilityEstimator.from_pretrained(folder, device="cpu")
+    third.use_cache(tmp_path)
+    monkeypatch.setattr("coevolve.scoring.estimator.score_pairs", forbidden)
+    monkeypatch.setattr("coevolve.scoring.estimator.generate", forbidden)
+    assert third.reason(examples) == reasoning
+    again = third.log_prob_matrix(examples, responses, reasoning)
+    assert np.array_equal(again.sum, found.sum)
+    tokens = third.token_log_probs(examples[:2], [responses[1], responses[0]], reasoning[:2])
+    assert tokens[0].sum() == found.sum[0, 1] and tokens[1].sum() == found.sum[1, 0]
+    with pytest.raises(AssertionError, match="the model was run"):
+        third.reason(examples, seed=2)
+
+
+def test_unknown_weights_have_no_cache(exported, tmp_path):
+    estimator, folder = exported
+    for unknown in (estimator, ProbabilityEstimator.from_pretrained(folder, device="cpu", verify=False)):
+        with pytest.raises(ArtifactError, match="verify=True"):
+            unknown.use_cache(tmp_path)
