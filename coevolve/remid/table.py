@@ -33,7 +33,7 @@ SIGNIFICANT = 0.05
 MARK = "*"
 FEW = 16
 """Examples below which a loss is claimed too often: at 5 %, without any loss, 9 to 14 % of the time with 6 examples and
-7 to 10 % with 10, simulated on the synthetic world."""
+8 to 10 % with 10, simulated on the synthetic world."""
 MOST_DIFFERENCES = 10
 CSV_COLUMNS = (
     "form",
