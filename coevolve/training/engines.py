@@ -40,6 +40,7 @@ from coevolve.scoring.roles import AdapterRoles, Role, Roles
 from coevolve.training import sharding
 from coevolve.training.processes import Interrupted, Processes
 from coevolve.training.seeds import derive_seed
+from coevolve.training.shared_prompts import SharedPrompts
 
 RewardFunction = Callable[..., list[float]]
 IGNORED = -100
@@ -178,7 +179,7 @@ def run_grpo(
     with _trainer_of(plan) as (model, scratch):
         return _train(
             plan,
-            lambda: RoleGRPOTrainer(
+            lambda: SharedPromptTrainer(
                 model=model,
                 reward_funcs=[_reward(plan, name, function) for name, function, _ in rewards],
                 args=GRPOConfig(
@@ -453,6 +454,10 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
             labels=padded("labels", IGNORED),
             num_items_in_batch=torch.tensor(tokens / self.accelerator.num_processes, device=self.accelerator.device),
         ).loss
+
+
+class SharedPromptTrainer(SharedPrompts, RoleGRPOTrainer):
+    """The same, with a prompt that several completions share run once."""
 
 
 class _Order(Sampler):
