@@ -139,7 +139,7 @@ class ProbabilityEstimator:
             name = fingerprint(
                 {
                     "files": {name: sha for name, sha in self.manifest["files"].items() if name.startswith(f"{role}/")},
-                    "base": self.manifest["roles"][role]["base"],
+                    "base": self.manifest["roles"][role]["base"]["fingerprint"],
                     "dtype": sorted({str(parameter.dtype) for parameter in parameters}),
                     "device": parameters[0].device.type,
                 }

@@ -45,6 +45,7 @@ from coevolve.training import sharding
 from coevolve.training.divergence import DivergenceGuard
 from coevolve.training.processes import Interrupted, Processes
 from coevolve.training.seeds import derive_seed
+from coevolve.training.shared_prompts import SharedPrompts
 
 T = TypeVar("T")
 RewardFunction = Callable[..., list[float]]
@@ -225,14 +226,14 @@ def run_grpo(
         rewards: (name, function, weight).
         golden_rows: what the negative log-likelihood term is over, if its weight is not 0.
         reference: what `Roles.frozen` yielded, where `kl_weight` is above 0.
-        trainer: builds another trainer than GRPO's.
+        trainer: builds another trainer than GRPO's, such as PPO's.
     """
     used, places = np.unique(order_of_completions(len(prompts), plan, settings), return_inverse=True)
     columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
     with _trainer_of(plan) as (model, scratch):
         return _train(
             plan,
-            lambda: (trainer or RoleGRPOTrainer)(
+            lambda: (trainer or SharedPromptTrainer)(
                 model=model,
                 reward_funcs=[_reward(plan, name, function) for name, function, _ in rewards],
                 args=_grpo_arguments(plan, settings, model, scratch, [weight for _, _, weight in rewards]),
@@ -540,6 +541,10 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
             labels=padded("labels", IGNORED),
             num_items_in_batch=torch.tensor(tokens / self.accelerator.num_processes, device=self.accelerator.device),
         ).loss
+
+
+class SharedPromptTrainer(SharedPrompts, RoleGRPOTrainer):
+    """The same, with a prompt that several completions share run once."""
 
 
 class _Order(Sampler):
