@@ -7,12 +7,13 @@ once and not copied at every token, and only the last position's logits are comp
 Shapes: B rows of a batch, D distinct prompts among them, P padded prompt length, V vocabulary.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from coevolve.errors import TooLongError
 from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
@@ -95,25 +96,24 @@ class _Batch:
         self.model, self.device = model, device_of(model)
         self.max_new_tokens, self.pad_id = max_new_tokens, pad_id
         self.rows = list(range(len(prompts)))
-        distinct: dict[tuple[int, ...], int] = {}
-        which = torch.tensor([distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts])
-        ids_DP, mask_DP = pad(list(distinct), pad_id, left=True)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.cache = DynamicCache(config=base.config)
+        self.cache_name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+        # Rows of other layers (with a recurrent state, say) cannot be picked: they stay as they are to the end.
+        self.picks = {type(layer) for layer in self.cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
+        place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        distinct = list(place_of) if self.picks else prompts
+        which = torch.tensor([place_of[tuple(prompt)] for prompt in prompts] if self.picks else self.rows)
+        ids_DP, mask_DP = pad(distinct, pad_id, left=True)
         padded = not bool(mask_DP.all())
-        output = model(
-            input_ids=ids_DP.to(self.device),
-            attention_mask=mask_DP.to(self.device) if padded else None,
-            position_ids=positions(mask_DP).to(self.device),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache: DynamicCache = output.past_key_values
+        logits_DV = self._forward(ids_DP, mask_DP if padded else None, positions(mask_DP))
         which = which.to(self.device)
         for place, layer in enumerate(self.cache.layers):
             if type(layer) is DynamicLayer:
                 self.cache.layers[place] = _RoomyLayer(layer, which, max_new_tokens)
-            else:
+            elif self.picks:
                 layer.batch_select_indices(which)
-        self.logits_BV = output.logits[:, -1].float()[which]
+        self.logits_BV = logits_DV[which]
         mask_DP = mask_DP.to(self.device)
         self.position_B = mask_DP.sum(dim=1)[which]
         # Without padding there is nothing to mask, and attention is cheaper for knowing it.
@@ -141,29 +141,29 @@ class _Batch:
             if not going_on or count == self.max_new_tokens - 1:
                 break
             # Leaving costs a copy of what stays, so it waits until a quarter of the rows has ended.
-            if len(going_on) <= 0.75 * len(self.rows):
+            if self.picks and len(going_on) <= 0.75 * len(self.rows):
                 index = torch.tensor(going_on, device=self.device)
                 next_B = next_B[index]
                 self._keep(index)
                 if noise is not None:
                     noise.keep(going_on)
-            self._forward(next_B)
+            self.length += 1
+            mask_BT = None if self.mask_BT is None else self.mask_BT[:, : self.length]
+            self.logits_BV = self._forward(next_B[:, None], mask_BT, self.position_B[:, None])
+            self.position_B = self.position_B + 1
         return generations
 
-    def _forward(self, next_B: Tensor) -> None:
-        self.length += 1
-        self.logits_BV = (
-            self.model(
-                input_ids=next_B[:, None],
-                attention_mask=None if self.mask_BT is None else self.mask_BT[:, : self.length],
-                position_ids=self.position_B[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-            .logits[:, -1]
-            .float()
+    def _forward(self, ids: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
+        """(rows, V) float32 logits behind each row's last token; the cache grows by what is run."""
+        output = self.model(
+            input_ids=ids.to(self.device),
+            attention_mask=None if mask is None else mask.to(self.device),
+            position_ids=position_ids.to(self.device),
+            use_cache=True,
+            logits_to_keep=1,
+            **{self.cache_name: self.cache},
         )
-        self.position_B = self.position_B + 1
+        return output.logits[:, -1].float()
 
     def _keep(self, index: Tensor) -> None:
         """Go on with the rows at these places only."""

@@ -126,14 +126,16 @@ class SharedPrompts:
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
             layout = packed(ids, mask, logits_to_keep)
             if self._cost.of_pass(*layout.ids_RS.shape, 0) < self._cost.of_pass(*ids.shape, 0):
-                of_rows = self._of_packed(model, layout, mask[:, -logits_to_keep:])
+                found = self._of_packed(model, layout, mask[:, -logits_to_keep:], compute_entropy)
             else:
-                of_rows = whole(model, ids, mask, logits_to_keep, **options)
-            log_probs.append(of_rows[0])
-            entropies.append(of_rows[1])
+                found = whole(model, ids, mask, logits_to_keep, **options)[:2]
+            log_probs.append(found[0])
+            entropies.append(found[1])
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
-    def _of_packed(self, model: torch.nn.Module, layout: Packed, mask_BC: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_packed(
+        self, model: torch.nn.Module, layout: Packed, mask_BC: Tensor, compute_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """(log-probabilities, entropies), each (B, C), in nats."""
         with self.accelerator.autocast():
             output = model(
@@ -144,5 +146,8 @@ class SharedPrompts:
                 fused_lm_head=True,
                 use_cache=False,
             )
-        of_rows = (output.log_probs, output.entropy)
-        return tuple(values.reshape(-1)[layout.places_BC].masked_fill(mask_BC == 0, 0.0) for values in of_rows)
+
+        def unpacked(values_RS: Tensor) -> Tensor:
+            return values_RS.reshape(-1)[layout.places_BC].masked_fill(mask_BC == 0, 0.0)
+
+        return unpacked(output.log_probs), unpacked(output.entropy) if compute_entropy else None

@@ -5,6 +5,8 @@ import pytest
 import torch
 from transformers import (
     GenerationConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LogitsProcessor,
     MistralConfig,
     MistralForCausalLM,
@@ -136,7 +138,24 @@ def sliding_model():
     return MistralForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("which", ["model", "sliding_model"])
+@pytest.fixture(scope="module")
+def hybrid_model():
+    """A layer of short convolutions, which keep a state, and one of attention."""
+    torch.manual_seed(5)
+    config = Lfm2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+        max_position_embeddings=64,
+    )
+    return Lfm2ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("which", ["model", "sliding_model", "hybrid_model"])
 @pytest.mark.parametrize("sampling", [None, Sampling(seed=8, temperature=1.5)])
 @pytest.mark.parametrize("prompts", [PROMPTS * 4, [PROMPTS[2]] * 12, [[3] * n for n in range(1, 20)]])
 def test_it_is_what_the_library_generates(which, sampling, prompts, request):

@@ -1,5 +1,6 @@
 """A shared prompt run once gives the values and the gradients of separate rows, to rounding."""
 
+import copy
 import types
 
 import pytest
@@ -20,6 +21,7 @@ class Library:
     """What the mixin needs of a trainer."""
 
     def __init__(self, *, model):
+        self.model = model
         self.accelerator = types.SimpleNamespace(autocast=Accelerator(cpu=True).autocast)
         trl_utils.add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
 
@@ -91,6 +93,16 @@ def test_completions_that_are_masked_whole_and_parts_of_a_batch(model):
         expected = Library._get_per_token_logps_and_entropies(trainer, model, ids, mask, width)[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
         assert (found[2] == 0).all()
+
+
+def test_a_reference_that_gives_no_entropy(model):
+    trainer = Trainer(model=copy.deepcopy(model))
+    reference = copy.deepcopy(model)
+    trl_utils.add_fused_lm_head(reference, temperature=0.8)
+    inputs = batch([[1, 2, 3, 4, 5, 6]] * 4, [[5], [7], [8, 9], [2]])
+    log_probs, entropies, _ = trainer._get_per_token_logps_and_entropies(reference, *inputs)
+    torch.testing.assert_close(log_probs, trainer._get_per_token_logps_and_entropies(trainer.model, *inputs)[0])
+    assert entropies is None
 
 
 def test_a_group_is_one_row_and_its_prompt_is_there_once():
