@@ -45,7 +45,7 @@ class Backbone:
         self.dtype = next(p.dtype for p in self.runner.parameters() if p.is_floating_point())
         self.cost = Cost.of(self.runner, self.config, self.device, self.dtype)
         parameters = inspect.signature(self.runner.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._cache_name = cache_name(self.runner)
         self._takes_positions = "position_ids" in parameters
         layers = _layer_kinds(self.config)
         attention_only = layers <= {DynamicLayer, DynamicSlidingWindowLayer} and self._takes_positions
@@ -171,3 +171,8 @@ def _layer_kinds(config: Any) -> set[type]:
         return {type(layer) for layer in DynamicCache(config=config).layers}
     except (KeyError, AttributeError, ValueError):
         return {type(None)}
+
+
+def cache_name(model: torch.nn.Module) -> str:
+    """What `forward` calls its cache; transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -275,7 +275,7 @@ class ProbabilityEstimator:
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
         longest = max((len(target) for target in targets), default=0)
         self._require_room(ESTIMATOR, examples, prompts, longest, "the longest response")
-        return to_scores(self._scored(prompts, targets, np.asarray(pairs, dtype=np.int64).reshape(-1, 2), progress))
+        return self._scored(prompts, targets, np.asarray(pairs, dtype=np.int64).reshape(-1, 2), progress)
 
     def log_prob_matrix(
         self,

@@ -213,7 +213,7 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
     }
     seed = derive_seed(recipe.seed, "adapters")
     same_base = origins[CONNECTOR].base == origins[ESTIMATOR].base
-    judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.judge == "base"
+    judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base
     roles: Roles
     if same_base and len(configs) == len(ROLES):
         roles = AdapterRoles.create(load(ESTIMATOR), configs, seed=seed)
