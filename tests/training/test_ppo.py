@@ -116,7 +116,9 @@ class Leaves:
         pass
 
 
-@pytest.mark.parametrize(("tuning", "backbone"), [("full", "policy"), ("lora", "adapter")])
+@pytest.mark.parametrize(
+    ("tuning", "backbone"), [("full", "policy"), pytest.param("lora", "adapter", marks=pytest.mark.slow)]
+)
 def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
     """With dropout, three epochs of two minibatches, an adapted KL coefficient, and a value function to go on from."""
     ppo = {"value_backbone": backbone, "kl_target": 0.01, "value_learning_rate": 0.01}
