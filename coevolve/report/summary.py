@@ -47,10 +47,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Card:
-    """What the first screen says of a model."""
+    """What the first screen says of a model: what it loses, and what it had to lose."""
 
     model: str
     average: Loss
+    usual: str
     meaning: str
     blame: str
 
@@ -65,7 +66,7 @@ def cards(remid: Mapping[str, Any], exact: Exact) -> list[Card]:
     """One per model, the largest loss first; empty where there is no shifted subset."""
     found = {model: losses(remid, model, exact) for model in remid["models"]}
     listed = [
-        Card(model, of_model[-1], _meaning(of_model[-1]), _blame(of_model[:-1]))
+        Card(model, of_model[-1], _usual(remid, model), _meaning(of_model[-1]), _blame(of_model[:-1]))
         for model, of_model in found.items()
         if of_model
     ]
@@ -119,6 +120,12 @@ def _loss(remid: Mapping[str, Any], shift: str | None, numbers: Mapping[str, Any
     known = [exact.get((model, row)) for row in rows]
     mean = None if None in known else sum(known) / len(known)
     return Loss(shift, numbers["remid"], numbers.get("remid_low"), numbers.get("remid_high"), mean)
+
+
+def _usual(remid: Mapping[str, Any], model: str) -> str:
+    """Its fit in distribution, for a model that fits nothing has nothing to lose."""
+    remi = next(subset["models"][model]["remi"] for subset in remid["subsets"] if subset["shift"] is None)
+    return f"On the usual dialogues it stands at {remi:+z.3f} against the reference responses."
 
 
 def _meaning(average: Loss) -> str:

@@ -21,7 +21,7 @@ from coevolve.remid.score import evaluated_examples
 from coevolve.remid.table import remid_rows
 from coevolve.report.contents import read_contents
 from coevolve.report.page import heat_maps, make_pictures
-from coevolve.report.summary import Loss, cards, losses
+from coevolve.report.summary import Loss, cards, losses, size_warning
 from coevolve.scoring.scores import Scores
 from coevolve.worlds.corpus import world_corpus, world_of
 from coevolve.worlds.language import SLOTS
@@ -234,6 +234,23 @@ def test_the_first_screen_names_the_planted_loss_and_its_shift(evaluated):
     worst, *_ = cards(evaluated["results.json"], {})
     assert worst.model == "unsure_of_user"
     assert worst.blame.startswith("Most to blame: other users")
+
+
+def test_the_first_screen_says_what_there_was_to_lose(page, evaluated):
+    """A model that says nothing of its dialogues loses nothing, and must not look well for it."""
+    shown = Reader(page).text
+    for model, numbers in evaluated["results.json"]["subsets"][0]["models"].items():
+        assert f"{model}" in shown
+        assert f"it stands at {numbers['remi']:+z.3f} against the reference responses" in shown
+
+
+def test_exact_values_outside_their_intervals_are_explained(evaluated):
+    remid = evaluated["results.json"]
+    rows = [row["row"] for row in remid["subsets"] if row["shift"]]
+    for shift, said in ((0.0, None), (99.0, "1 of 2 exact values lie outside their intervals")):
+        exact = {("perfect", row): remid["average"]["perfect"]["remid"] + shift for row in rows}
+        warning = size_warning(remid, cards(remid, exact))
+        assert warning is None if said is None else warning.startswith(said)
 
 
 @pytest.mark.parametrize(
