@@ -93,6 +93,27 @@ def build():
     return build_trainee
 
 
+@pytest.fixture(scope="session")
+def stop_after():
+    """A function from a number of looks to a Stop that asks to stop when it has been looked at so many times."""
+    return StopAfter
+
+
+class StopAfter(Stop):
+    """A signal at a moment that can be repeated."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def requested(self):
+        self.looks -= 1
+        if self.looks < 0:
+            self.reason = "the test"
+        return self.reason is not None
+
+
 class Unwatched:
     """Lets every phase go on to its end."""
 

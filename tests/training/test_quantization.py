@@ -25,7 +25,6 @@ from coevolve.training.launch import Launch, check_launch
 from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.setup import build_roles, prepare_origins
-from coevolve.training.stopping import Stop
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,12 +93,12 @@ def test_the_export_scores_as_the_run_did(finished):
 @needs_bitsandbytes
 @pytest.mark.slow
 @pytest.mark.parametrize("finished", KINDS[:1], indirect=True, ids="-".join)
-def test_a_quantized_run_that_is_interrupted_ends_with_the_same_bits(finished, tmp_path):
+def test_a_quantized_run_that_is_interrupted_ends_with_the_same_bits(finished, tmp_path, stop_after):
     _, _, recipe, folder, _ = finished
     sittings = 0
     while True:
         try:
-            train(recipe, tmp_path / "run", stop=StopAfter(60 + 40 * sittings))
+            train(recipe, tmp_path / "run", stop=stop_after(60 + 40 * sittings))
             break
         except Interrupted:
             sittings += 1
@@ -130,21 +129,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-class StopAfter(Stop):
-    """Asks to stop when it has been looked at so many times."""
-
-    def __init__(self, looks):
-        super().__init__()
-        self.looks = looks
-
-    @property
-    def requested(self):
-        self.looks -= 1
-        if self.looks < 0:
-            self.reason = "the test"
-        return self.reason is not None
 
 
 @needs_bitsandbytes

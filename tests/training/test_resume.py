@@ -17,7 +17,6 @@ from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.run_folder import read_status, status_code
-from coevolve.training.stopping import Stop
 
 SMALL = {
     "data": {"world": {"train": 24, "test": 3}, "validation": 6},
@@ -39,21 +38,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class StopAfter(Stop):
-    """Asks to stop when it has been looked at so many times: a signal at a moment that can be repeated."""
-
-    def __init__(self, looks):
-        super().__init__()
-        self.looks = looks
-
-    @property
-    def requested(self):
-        self.looks -= 1
-        if self.looks < 0:
-            self.reason = "the test"
-        return self.reason is not None
 
 
 def outcome(folder):
@@ -94,12 +78,12 @@ def whole(request, recipe_of, tmp_path_factory):
     return recipe, folder
 
 
-def test_stopped_again_and_again(whole, tmp_path):
+def test_stopped_again_and_again(whole, tmp_path, stop_after):
     recipe, folder = whole
     rng, sittings, places = random.Random(0), 0, set()
     while True:
         try:
-            train(recipe, tmp_path / "run", stop=StopAfter(rng.randrange(1, 250)))
+            train(recipe, tmp_path / "run", stop=stop_after(rng.randrange(1, 250)))
             break
         except Interrupted:
             sittings += 1
@@ -112,7 +96,7 @@ def test_stopped_again_and_again(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_ppo_and_rloo_are_stopped_and_go_on(recipe_of, tmp_path):
+def test_ppo_and_rloo_are_stopped_and_go_on(recipe_of, tmp_path, stop_after):
     """The value head, its optimizer and the KL coefficient among all else; also from one round to the next."""
     ppo = {
         "algorithm": "ppo",
@@ -135,7 +119,7 @@ def test_ppo_and_rloo_are_stopped_and_go_on(recipe_of, tmp_path):
     assert len(set(coefficients)) == len(coefficients) > 2 and coefficients[0] == 0.05
     while True:
         try:
-            train(recipe, tmp_path / "run", stop=StopAfter(rng.randrange(150, 500)))
+            train(recipe, tmp_path / "run", stop=stop_after(rng.randrange(150, 500)))
             break
         except Interrupted:
             places.add(max(path.name for path in (tmp_path / "run" / CHECKPOINTS).glob("[0-9]*")).partition("-")[2])
@@ -153,10 +137,10 @@ def test_a_finished_run_is_not_run_again(whole):
 
 
 @pytest.mark.parametrize("harm", ["flipped", "missing"])
-def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(whole, tmp_path, capsys, harm):
+def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(whole, tmp_path, capsys, harm, stop_after):
     recipe, folder = whole
     with pytest.raises(Interrupted):
-        train(recipe, tmp_path / "run", stop=StopAfter(150))
+        train(recipe, tmp_path / "run", stop=stop_after(150))
     newest = max((tmp_path / "run" / CHECKPOINTS).glob("[0-9]*"))
     damaged = newest / "connector.safetensors"
     content = bytearray(damaged.read_bytes())

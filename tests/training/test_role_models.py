@@ -21,7 +21,6 @@ from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.scorers import ConnectorBatch
 from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
-from coevolve.training.stopping import Stop
 from coevolve.worlds.language import vocabulary
 from coevolve.worlds.tiny import tiny_model, tiny_tokenizer
 
@@ -108,12 +107,12 @@ def test_the_export_scores_as_the_run_did(finished):
     )
 
 
-def test_a_checkpoint_exports_and_an_interrupted_run_ends_with_the_same_bits(finished, tmp_path):
+def test_a_checkpoint_exports_and_an_interrupted_run_ends_with_the_same_bits(finished, tmp_path, stop_after):
     _, recipe, folder, _ = finished
     sittings = 0
     while True:
         try:
-            train(recipe, tmp_path / "run", stop=StopAfter(40 + 40 * sittings))
+            train(recipe, tmp_path / "run", stop=stop_after(40 + 40 * sittings))
             break
         except Interrupted:
             sittings += 1
@@ -126,21 +125,6 @@ def test_a_checkpoint_exports_and_an_interrupted_run_ends_with_the_same_bits(fin
             found = weights_of(other, role)
             assert set(found) == set(expected)
             assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-class StopAfter(Stop):
-    """Asks to stop when it has been looked at so many times."""
-
-    def __init__(self, looks):
-        super().__init__()
-        self.looks = looks
-
-    @property
-    def requested(self):
-        self.looks -= 1
-        if self.looks < 0:
-            self.reason = "the test"
-        return self.reason is not None
 
 
 def test_every_adapter_says_what_it_is_of(finished):

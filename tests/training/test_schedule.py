@@ -13,7 +13,6 @@ from coevolve.training.export import export_checkpoint
 from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.schedule import budget_of, turns_of
-from coevolve.training.stopping import Stop
 
 ALONE = {"without_corl": False, "without_reasoning": False}
 SMALL = {
@@ -63,7 +62,7 @@ def test_the_granularity_of_a_role_alone_changes_nothing(recipe_of, tmp_path, ki
     assert rates[0] == rates[1] and len(set(rates[0])) == 6  # one cosine over all six
 
 
-def test_alternating_updates_resume_to_the_bit(recipe_of, tmp_path):
+def test_alternating_updates_resume_to_the_bit(recipe_of, tmp_path, stop_after):
     rounds = schedule(
         4,
         {"role": "connector", "kind": "rl", "steps": 1},
@@ -76,19 +75,10 @@ def test_alternating_updates_resume_to_the_bit(recipe_of, tmp_path):
     assert [gate["phase"] for gate in results["gates"]] == ["evaluate", "evaluate"]
     assert [gate["round"] for gate in results["gates"]] == [2, 4]
 
-    class Once(Stop):
-        looks = 250
-
-        @property
-        def requested(self):
-            self.looks -= 1
-            self.reason = self.reason or ("the test" if self.looks < 0 else None)
-            return self.reason is not None
-
     sittings = 0
     while True:
         try:
-            again = train(recipe, tmp_path / "parts", stop=Once())
+            again = train(recipe, tmp_path / "parts", stop=stop_after(250))
             break
         except Interrupted:
             sittings += 1
