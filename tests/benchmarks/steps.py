@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from tests.benchmarks.harness import Settings
 
 if TYPE_CHECKING:
     # What imports TRL is imported by the sides only: it may speak on the standard output, which is the report's.
-    from coevolve.training.engines import Plan, Segment
+    from coevolve.training.engines import Plan, Schedule, Segment
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 LEARNING_RATE = 1e-5
@@ -111,13 +112,17 @@ def plan(settings: Settings, resident: ProbabilityEstimator, role: Role, clock: 
         role=role,
         renderer=resident.renderer,
         processes=Processes(next(resident.roles.module(role).parameters()).device, Stop()),
+        first=0,
         steps=settings["steps"],
+        tokens=None,
+        schedule=Schedule(0, settings["steps"]),
         seed=settings["seed"],
         log_every=1,
         callback=clock,
         watcher=Unwatched(),
         segment=Segment(),
         token_budget=resident.token_budget,
+        folder=Path(tempfile.gettempdir()),
     )
 
 
