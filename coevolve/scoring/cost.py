@@ -11,6 +11,7 @@ ones, costs
 A machine's balance is how many operations it does in the time in which it moves one byte.
 """
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Cost:
 def arrange(
     lengths: Sequence[int], groups: Sequence[int], cached: int, cost: Cost, budget: int, *, pack: bool
 ) -> list[list[int]]:
-    """Segments put into rows: one each, or several of a group side by side, whichever costs least.
+    """Segments put into rows: one each, or several of a group side by side in ever wider rows while that is cheaper.
 
     Args:
         lengths: tokens of each segment.
@@ -112,20 +113,18 @@ def arrange(
     Returns:
         Indices of the segments of each row.
     """
-    alone = [[index] for index in range(len(lengths))]
+    best = [[index] for index in range(len(lengths))]
     if not pack or len(lengths) < 2:
-        return alone
-    longest, most = max(lengths), sum(lengths)
-    candidates, width = [alone], longest
-    while True:
+        return best
+    price, width = cost.of_rows(lengths, cached, budget), max(lengths)
+    widest = max(width, min(budget - cached, cost.enough, 2 * sum(lengths)))
+    while width <= widest:
         rows = _side_by_side(lengths, groups, width)
-        if rows != candidates[-1]:
-            candidates.append(rows)
-        width *= 2
-        if width >= 2 * most or width + cached > max(budget, longest + cached):
-            break
-    prices = [cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget) for rows in candidates]
-    return candidates[prices.index(min(prices))]
+        changed = cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget)
+        if changed > price:
+            break  # wider rows are dearer still: what they hide from one another grows with the square of the width
+        price, best, width = changed, rows, 2 * width
+    return best
 
 
 def _side_by_side(lengths: Sequence[int], groups: Sequence[int], width: int) -> list[list[int]]:
@@ -137,10 +136,10 @@ def _side_by_side(lengths: Sequence[int], groups: Sequence[int], width: int) -> 
     for found in members.values():
         count = -(-sum(lengths[i] for i in found) // width)
         own: list[list[int]] = [[] for _ in range(count)]
-        filled = [0] * count
+        emptiest = [(0, place) for place in range(count)]
         for index in found:
-            place = filled.index(min(filled))
+            filled, place = heapq.heappop(emptiest)
             own[place].append(index)
-            filled[place] += lengths[index]
+            heapq.heappush(emptiest, (filled + lengths[index], place))
         rows += [row for row in own if row]
     return rows

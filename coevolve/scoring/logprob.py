@@ -27,7 +27,7 @@ times closer to float64 throughout than `log_softmax`. Sums are float64.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -156,8 +156,7 @@ def check_lengths(model: torch.nn.Module, prompts: Sequence[Ids], responses: Seq
             )
 
 
-@dataclass(frozen=True)
-class _Segment:
+class _Segment(NamedTuple):
     """Tokens behind a prefix, of which some predict what is scored.
 
     Attributes:
