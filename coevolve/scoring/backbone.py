@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from coevolve.scoring.batching import device_of
 from coevolve.scoring.cost import Cost
+from coevolve.scoring.sharing import MAX_DEPTH
 
 MASKED_ATTENTION = ("sdpa", "eager")
 """Attention implementations that take a mask of every query and key."""
@@ -53,7 +54,9 @@ class Backbone:
         self.shares = decoder is not None and attention_only and self._cache_name in parameters and not reused
         self.packs = self.shares and layers == {DynamicLayer} and self.config._attn_implementation in MASKED_ATTENTION
         self.together = attention_only
-        self.depth = (4 if layers == {DynamicLayer} else 1) if self.shares else 0
+        # What a sliding layer keeps of a prefix ends with its window, so that nothing can be padded behind it.
+        self.depth = (MAX_DEPTH if layers == {DynamicLayer} else 1) if self.shares else 0
+        self._output_type: type | None = None
 
     def plain_from(self) -> int | None:
         """The number of tokens from which a row's angles depend on its length, None if they never do."""
@@ -85,11 +88,13 @@ class Backbone:
 
     def _headed(self, hidden_KH: Tensor) -> Any:
         # A shallow copy of the model, whose decoder gives back what was computed; the model itself stays as it is.
-        view = copy.copy(self.model)
+        # Neither hooks nor a wrapper's `forward` or `__new__` take part: they are for whole passes.
+        view = object.__new__(type(self.model))
+        view.__dict__.update(self.model.__dict__)
         view.__dict__.pop("forward", None)
         view._modules = dict(self.model._modules)
         view._modules[self.model.base_model_prefix] = _Computed(self._output_type(last_hidden_state=hidden_KH[None]))
-        return view(input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device), use_cache=False)
+        return view.forward(input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device), use_cache=False)
 
     def new_cache(self) -> DynamicCache:
         """An empty cache, to be filled by `run`."""
@@ -166,7 +171,7 @@ class _Computed(torch.nn.Module):
 
 
 def _layer_kinds(config: Any) -> set[type]:
-    """The kinds of layers in a model's cache; empty where they cannot be told."""
+    """The kinds of layers in a model's cache; `NoneType` where they cannot be told."""
     try:
         return {type(layer) for layer in DynamicCache(config=config).layers}
     except (KeyError, AttributeError, ValueError):
