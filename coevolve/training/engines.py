@@ -364,6 +364,7 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         self.beta = kl_weight
         if kl_reference is not None:
             trl_utils.add_fused_lm_head(kl_reference, temperature=self.temperature)
+            sharding.mark_whole(self, kl_reference.get_output_embeddings())
             self.ref_model = kl_reference
         # The end of a turn that scoring counts is the one that ends a completion.
         self._stop_id = self.plan.renderer.end_of_turn_id

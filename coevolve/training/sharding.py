@@ -38,6 +38,15 @@ def trained_parameters(trainer: Any) -> dict[str, torch.nn.Parameter]:
     return {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
 
 
+def mark_whole(trainer: Any, module: torch.nn.Module) -> None:
+    """Under ZeRO-3, say of a module that no engine has divided that it is whole; TRL asks each output layer."""
+    if zero_stage(trainer) == 3:
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        for parameter in module.parameters():
+            parameter.ds_status = ZeroParamStatus.AVAILABLE
+
+
 @contextmanager
 def whole_parameters(trainer: Any) -> Iterator[None]:
     """Inside, every parameter is there in full, also under ZeRO-3 and FSDP2. A collective call."""
