@@ -29,7 +29,7 @@ from tests.benchmarks.harness import Settings
 
 if TYPE_CHECKING:
     # What imports TRL is imported by the sides only: it may speak on the standard output, which is the report's.
-    from coevolve.training.engines import Plan, Schedule, Segment
+    from coevolve.training.engines import Plan, Segment
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 LEARNING_RATE = 1e-5
@@ -105,7 +105,7 @@ def estimator(settings: Settings) -> ProbabilityEstimator:
 
 def plan(settings: Settings, resident: ProbabilityEstimator, role: Role, clock: TrainerCallback) -> "Plan":
     """A phase of `steps` steps from the beginning."""
-    from coevolve.training.engines import Plan, Segment
+    from coevolve.training.engines import Plan, Schedule, Segment
 
     return Plan(
         roles=resident.roles,

@@ -49,7 +49,7 @@ def trainee_of(recipe_of, build, tmp_path_factory):
         trainee, cold = built[tuning]
         for role, weights in cold.items():
             trainee.load(role, weights)
-        trainee.recipe, trainee.optimizers, trainee.segment = recipe, {}, None
+        trainee.recipe, trainee.optimizers, trainee.progress, trainee.segment = recipe, {}, {}, None
         trainee.record = Record(tmp_path_factory.mktemp("record"))
         return trainee
 
@@ -98,10 +98,10 @@ def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tunin
 
 
 class Leaves:
-    """Leaves a phase after a step, or between two parts of the step that follows it."""
+    """Leaves a phase that begins at `first` after a step, or between two parts of the step that follows it."""
 
-    def __init__(self, step, *, halfway):
-        self.step, self.halfway, self.done = step, halfway, 0
+    def __init__(self, first, step, *, halfway):
+        self.step, self.halfway, self.done = step, halfway, first
 
     def after_step(self, step, capture):
         self.done = step
@@ -123,29 +123,30 @@ def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
     """With dropout, three epochs of two minibatches, an adapted KL coefficient, and a value function to go on from."""
     ppo = {"value_backbone": backbone, "kl_target": 0.01, "value_learning_rate": 0.01}
     batches = {"updates_per_generation": 2, "num_iterations": 3, "steps": 7, "per_device_train_batch_size": 4}
-    carried = {}
+    carried, progress = {}, {}
 
     def begun():
         trainee = trainee_of(tuning, algorithm="ppo", num_generations=1, ppo=ppo, **batches)
-        trainee.optimizers = dict(carried)
+        trainee.optimizers, trainee.progress = dict(carried), dict(progress)
         return trainee
 
     trainee = begun()
-    phases.connector_rl(trainee, 1)
-    carried = trainee.optimizers
+    phases.connector_rl(trainee, CONNECTOR_RL)
+    carried, progress = trainee.optimizers, trainee.progress
+    first = 12  # six updates share their completions, and seven were done
     trainee = begun()
-    phases.connector_rl(trainee, 2)
+    phases.connector_rl(trainee, CONNECTOR_RL)
     weights, optimizer, lines = dict(trainee.pair[CONNECTOR]), trainee.optimizers["connector_rl"], figures(trainee)
     assert optimizer["own|kl_coef"] != carried["connector_rl"]["own|kl_coef"]
     for step, halfway in ((1, False), (6, False), (0, True), (3, True), (6, True)):
         trainee = begun()
         unwatched = trainee.watcher
-        trainee.watcher = Leaves(step, halfway=halfway)
+        trainee.watcher = Leaves(first, first + step, halfway=halfway)
         with pytest.raises(Interrupted):
-            phases.connector_rl(trainee, 2)
+            phases.connector_rl(trainee, CONNECTOR_RL)
         trainee.watcher = unwatched
-        assert trainee.segment.step == step
-        phases.connector_rl(trainee, 2)
+        assert trainee.segment.step == first + step
+        phases.connector_rl(trainee, CONNECTOR_RL)
         found = trainee.optimizers["connector_rl"]
         assert set(found) == set(optimizer) and all(torch.equal(found[name], optimizer[name]) for name in found)
         assert same(weights, trainee.pair[CONNECTOR])
@@ -260,11 +261,10 @@ def test_a_completion_without_any_reward_is_refused(trainee_of):
     with pytest.raises(
         RewardError, match="connector_rl: completion 1 of 8 got no value from any of the rewards nothing"
     ):
-        phases.grpo(
+        phases.rl(
             trainee,
             CONNECTOR,
-            "connector_rl",
-            1,
+            CONNECTOR_RL,
             ["a"] * 8,
             [("nothing", lambda completions, **_: [1.0, *[None] * (len(completions) - 1)], 1.0)],
             trainee.recipe.connector_rl,
