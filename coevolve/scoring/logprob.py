@@ -221,6 +221,7 @@ class _Scorer:
             [len(self.answers[i]) for i in used],
             token=cost.token - cost.copied,
             run=cost.run,
+            pair=cost.attention,
             depth=backbone.depth if backbone.shares else 0,
         )
         self._visit(None, [root])

@@ -39,8 +39,10 @@ class _Node:
 
     Attributes:
         rows: of the prompt that ends here; 0 for a node between prompts.
-        segments: passes over tokens directly behind this node, if the nodes below are kept where they are worth it.
+        segments: runs of tokens directly behind this node, if the nodes below are kept where they are worth it.
+        length, squares: sums over these segments of their tokens, responses apart, and of the squares of them.
         leaves: rows of the node and of all below it.
+        gain: what sharing one level of prefixes among them saves.
     """
 
     prompt: int
@@ -48,30 +50,36 @@ class _Node:
     rows: int = 0
     below: list["_Node"] = field(default_factory=list)
     segments: int = 0
+    length: int = 0
+    squares: int = 0
     leaves: int = 0
     gain: float = 0.0
 
 
 def shared_prefixes(
-    prompts: Sequence[Ids], rows: Sequence[int], *, token: float, run: float, depth: int = MAX_DEPTH
+    prompts: Sequence[Ids], rows: Sequence[int], *, token: float, run: float, pair: float = 0.0, depth: int = MAX_DEPTH
 ) -> Prefix:
     """The root, an empty prefix, with all that is kept below it.
+
+    A pass that stands on nothing computes half of the attention, since nobody sees what comes later; one that stands on
+    a prefix works under a mask and computes all of it. So a short prefix of long prompts is better not shared.
 
     Args:
         prompts: different ones, each not empty.
         rows: how many responses are scored after each, at least one.
         token: what it saves not to compute one token again, in any unit.
         run: what one more forward pass costs, in the same unit.
+        pair: what attention of one token to one other costs.
         depth: how many prefixes may stand on one another; 0 to share nothing.
     """
     root, after_children = _tree(prompts, rows)
     for node in after_children:
         node.leaves = node.rows + sum(child.leaves for child in node.below)
-        node.segments = node.rows + sum(
-            1 if _worth(child, node.end, token, run) else child.segments for child in node.below
-        )
-        below = sum(child.gain for child in node.below)
-        node.gain = max(below, (node.leaves - 1) * node.end * token - run)
+        node.segments = node.rows
+        for child in node.below:
+            # On a prefix all attention is computed anyway, so that only its tokens count.
+            _add_segments(node, child, kept=(child.segments - 1) * (child.end - node.end) * token > run)
+        node.gain = max(sum(child.gain for child in node.below), _first_gain(node, node.leaves, token, run, pair))
     kept = Prefix(prompt=root.prompt, start=0, end=0)
     todo = [(child, kept, 0) for child in reversed(root.below)]
     while todo:
@@ -79,7 +87,8 @@ def shared_prefixes(
         if depth == 1:
             keep = level == 0 and node.gain > sum(child.gain for child in node.below)
         else:
-            keep = level < depth and _worth(node, above.end, token, run)
+            gain = (node.segments - 1) * (node.end - above.end) * token - run
+            keep = level < depth and (gain if level else _first_gain(node, node.segments, token, run, pair)) > 0
         if keep:
             prefix = Prefix(node.prompt, above.end, node.end)
             above.below.append(prefix)
@@ -90,9 +99,19 @@ def shared_prefixes(
     return kept
 
 
-def _worth(node: _Node, start: int, token: float, run: float) -> bool:
-    """Whether computing the tokens from `start` to the node's end once saves more than the pass that it takes."""
-    return (node.segments - 1) * (node.end - start) * token > run
+def _add_segments(node: _Node, child: _Node, *, kept: bool) -> None:
+    """Count what stands directly behind a node: the child, if it is kept, or what stands behind the child."""
+    count, own = (1, child.end - node.end) if kept else (child.segments, child.end - node.end)
+    length, squares = (0, 0) if kept else (child.length, child.squares)
+    node.segments += count
+    node.length += length + count * own
+    node.squares += squares + 2 * own * length + count * own**2
+
+
+def _first_gain(node: _Node, segments: int, token: float, run: float, pair: float) -> float:
+    """What it saves to compute a node once, and on it what would otherwise stand on nothing."""
+    saved = (segments - 1) * (node.end * token + node.end**2 / 2 * pair)
+    return saved - run - node.squares / 2 * pair
 
 
 def _tree(prompts: Sequence[Ids], rows: Sequence[int]) -> tuple[_Node, list[_Node]]:

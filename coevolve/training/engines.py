@@ -1,16 +1,12 @@
-"""SFT and GRPO of one role with TRL's trainers as engines, which can begin and end at any optimizer step.
+"""TRL's trainers as engines that can begin and end at any optimizer step; SFT of one role by them (GRPO is in `grpo`).
 
 Deviations from the plain trainers:
 - Prompts and responses reach them as the token ids that scoring uses; they tokenise nothing themselves.
 - Which rows an update is over follows from the seed alone: one order for the whole phase, cut into updates. A pass over
   the data is finished before the next begins, and a row at its end is neither dropped nor doubled, whatever the number
   of processes.
-- Completions are sampled with noise that belongs to their place in the order (see `scoring.generate`), and before each
-  update the global random states are set from seed, step and process. So there is no random state to be saved, and
-  nothing that happens between two updates can disturb it.
-- The GRPO reference for the KL term is the role as it was when the phase began (TRL's own choice needs an adapter
-  called `default`, or a model that can be loaded from a path).
-- The estimator's GRPO may add the golden responses' negative log-likelihood to each step's loss.
+- Before each update the global random states are set from seed, step and process. So there is no random state to be
+  saved, and nothing that happens between two updates can disturb it.
 - TRL computes logits at every position wherever Triton is absent, for the sake of accelerators that recompile when
   shapes change. A CPU does not, so there only the positions that the loss is over are computed, as on a GPU.
 - TRL turns the adapters of a quantized base into bfloat16, in which a step of 1e-5 changes most weights not at all;
@@ -34,18 +30,16 @@ from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
 from coevolve.prompts import Renderer
-from coevolve.recipe.schema import Grpo, Optimization, Sft
-from coevolve.scoring.generate import Sampling, generate
+from coevolve.recipe.optimization import Optimization, Sft
 from coevolve.scoring.roles import Role, Roles
 from coevolve.training import sharding
 from coevolve.training.divergence import DivergenceGuard
 from coevolve.training.processes import Interrupted, Processes
 from coevolve.training.seeds import derive_seed
-from coevolve.training.shared_prompts import SharedPrompts
 
 T = TypeVar("T")
 RewardFunction = Callable[..., list[float]]
@@ -188,13 +182,13 @@ def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> None:
     order = order_of_rows(len(rows), plan.steps * settings.train_batch_size, plan.seed)
     order = order[plan.segment.step * settings.train_batch_size :]
     used, places = np.unique(order, return_inverse=True)
-    with _trainer_of(plan) as (model, scratch):
-        return _train(
+    with trainer_of(plan) as (model, scratch):
+        return train(
             plan,
             lambda: RoleSFTTrainer(
                 model=model,
                 args=SFTConfig(
-                    **_common_arguments(plan, settings, model, scratch),
+                    **common_arguments(plan, settings, model, scratch),
                     max_length=None,
                     packing=False,
                     dataset_kwargs={"skip_prepare_dataset": True},
@@ -206,63 +200,6 @@ def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> None:
                 order=places,
             ),
         )
-
-
-def run_grpo(
-    plan: Plan,
-    prompts: Sequence[str],
-    rewards: Sequence[tuple[str, RewardFunction, float]],
-    settings: Grpo,
-    *,
-    golden_rows: Sequence[SftRow] = (),
-    golden_nll_weight: float = 0.0,
-    reference: torch.nn.Module | None = None,
-    trainer: "Callable[..., RoleGRPOTrainer] | None" = None,
-) -> None:
-    """GRPO of the role, from the segment's step to the end.
-
-    Args:
-        prompts: rendered prompts; a reward gets each completion's place in this list as `index`.
-        rewards: (name, function, weight).
-        golden_rows: what the negative log-likelihood term is over, if its weight is not 0.
-        reference: what `Roles.frozen` yielded, where `kl_weight` is above 0.
-        trainer: builds another trainer than GRPO's, such as PPO's.
-    """
-    used, places = np.unique(order_of_completions(len(prompts), plan, settings), return_inverse=True)
-    columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
-    with _trainer_of(plan) as (model, scratch):
-        return _train(
-            plan,
-            lambda: (trainer or SharedPromptTrainer)(
-                model=model,
-                reward_funcs=[_reward(plan, name, function) for name, function, _ in rewards],
-                args=_grpo_arguments(plan, settings, model, scratch, [weight for _, _, weight in rewards]),
-                train_dataset=Dataset.from_dict(columns),
-                processing_class=plan.renderer.tokenizer,
-                callbacks=[plan.callback],
-                plan=plan,
-                order=places,
-                golden_rows=golden_rows,
-                golden_nll_weight=golden_nll_weight,
-                golden_batch=settings.train_batch_size,
-                kl_weight=settings.kl_weight,
-                kl_reference=reference,
-            ),
-        )
-
-
-def order_of_completions(prompts: int, plan: Plan, settings: Grpo) -> np.ndarray:
-    """For each batch that the trainer asks for from the segment's step on, the prompt of each of its completions.
-
-    TRL asks for the whole batch of completions at every micro-step and uses it when it generates.
-    """
-    _, accumulation = settings.micro_batch(plan.processes.count)
-    together = settings.train_batch_size * settings.updates_per_generation // settings.num_generations
-    updates = settings.updates_per_generation * settings.num_iterations
-    batches = order_of_rows(prompts, math.ceil(plan.steps / updates) * together, plan.seed).reshape(-1, together)
-    batch_of_step = np.arange(plan.segment.step, plan.steps) // updates
-    micro_steps = np.repeat(batch_of_step, accumulation)
-    return np.repeat(batches[micro_steps], settings.num_generations, axis=1).reshape(-1)
 
 
 class Resumable:
@@ -397,156 +334,6 @@ class RoleSFTTrainer(Resumable, SFTTrainer):
     """TRL's SFTTrainer on rows in a given order, from any step."""
 
 
-class RoleGRPOTrainer(Resumable, GRPOTrainer):
-    """TRL's GRPOTrainer on rendered prompts, with a reference of our own and an optional golden NLL term."""
-
-    def __init__(
-        self,
-        *args: Any,
-        golden_rows: Sequence[SftRow],
-        golden_nll_weight: float,
-        golden_batch: int,
-        kl_weight: float,
-        kl_reference: torch.nn.Module | None,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, **kwargs)
-        self._golden_rows = golden_rows
-        self._golden_nll_weight = golden_nll_weight
-        self._golden_batch = golden_batch
-        # Constructed with beta=0, TRL looks for no reference; from here on it uses the one that is already there.
-        self.beta = kl_weight
-        if kl_reference is not None:
-            trl_utils.add_fused_lm_head(kl_reference, temperature=self.temperature)
-            sharding.say_undivided(self, kl_reference)
-            self.ref_model = kl_reference
-        # The end of a turn that scoring counts is the one that ends a completion.
-        self._stop_id = self.plan.renderer.end_of_turn_id
-        self.eos_token_ids = [self._stop_id]
-        self._step = self.plan.segment.step * self.args.gradient_accumulation_steps
-        self._load_rollouts()
-
-    def rollouts(self) -> list[dict[str, Tensor]]:
-        # Counted in whole steps, for a step that was left halfway has moved `_step`.
-        micro_steps = self.state.global_step * self.args.gradient_accumulation_steps
-        if micro_steps % (self.args.steps_per_generation * self.num_iterations) == 0:
-            return []
-        mine = {
-            f"{part}|{name}": value.detach().cpu().clone()
-            for part, rows in enumerate(self._buffered_inputs)
-            for name, value in rows.items()
-        }
-        return self.plan.processes.gather(mine)
-
-    def samples(self) -> list[dict[str, Any]]:
-        columns = {
-            "index": self._logs["extra"]["index"],
-            "completion": self._logs["completion"],
-            **{f"reward/{name}": values for name, values in self._logs["rewards"].items()},
-            "advantage": self._logs["advantages"],
-        }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
-
-    def _load_rollouts(self) -> None:
-        rollouts = self.plan.segment.rollouts
-        # Those of another number of processes are of no use: the batch is generated again, by the policy as it is now.
-        if len(rollouts) == self.plan.processes.count:
-            parts: dict[int, dict[str, Tensor]] = {}
-            for key, value in rollouts[self.plan.processes.rank].items():
-                part, _, name = key.partition("|")
-                parts.setdefault(int(part), {})[name] = value.to(self.accelerator.device)
-            self._buffered_inputs = [parts[part] for part in sorted(parts)]
-
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        # A rendered prompt already holds its control tokens, the beginning of the text included.
-        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
-
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Completions that depend on seed, place in the order and weights only, and that can be left in the middle."""
-        if self.use_vllm:
-            return self.plan.processes.together(
-                lambda: super(RoleGRPOTrainer, self)._generate_single_turn(prompt_ids, *args, **kwargs)
-            )
-        batch = self._step // (self.args.steps_per_generation * self.num_iterations)
-        first = self.plan.processes.rank * len(prompt_ids)
-        with self._whole_model() as model:
-            generations = self.plan.processes.together(
-                lambda: generate(
-                    model,
-                    prompt_ids,
-                    max_new_tokens=self.max_completion_length,
-                    stop_id=self._stop_id,
-                    pad_id=self._tokenizer.pad_token_id,
-                    sampling=Sampling(derive_seed(self.plan.seed, "completions", batch), self.temperature),
-                    keys=range(first, first + len(prompt_ids)),
-                    token_budget=self.plan.token_budget,
-                    poll=self.plan.watcher.poll,
-                )
-            )
-        return [[*done.ids, self._stop_id] if done.finished else done.ids for done in generations], None
-
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
-        self._log_completion_extra("index", [row["index"] for row in inputs])
-        with self._whole_model():
-            return super()._calculate_rewards(inputs, *args, **kwargs)
-
-    @contextmanager
-    def _whole_model(self) -> Iterator[torch.nn.Module]:
-        """The bare model in evaluation mode, with all of its parameters on every process, also under ZeRO-3."""
-        with sharding.bare_model(self) as model:
-            training = model.training
-            try:
-                yield model.eval()
-            finally:
-                model.train(training)
-
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        loss = self._policy_loss(model, inputs)
-        if self._golden_nll_weight and self.model.training:
-            nll = self._golden_nll(model)
-            total = self.accelerator.reduce(nll.detach(), reduction="mean").item()
-            self._metrics["train"]["golden_nll"].append(total * self.args.gradient_accumulation_steps)
-            loss = loss + self._golden_nll_weight * nll
-        return loss
-
-    def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """What the advantages say."""
-        return super()._compute_loss(model, inputs)
-
-    def _golden_nll(self, model: torch.nn.Module) -> Tensor:
-        """This micro-step's share of the mean negative log-likelihood per token (nats) of the step's golden responses.
-
-        The shares of all processes and micro-steps add up to it, divided by the number of processes, by which the
-        averaging of gradients will divide.
-        """
-        size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
-        step, micro_step = divmod(self._step, steps)
-        rows = [
-            self._golden_rows[(step * self._golden_batch + place) % len(self._golden_rows)].columns()
-            for place in range(self._golden_batch)
-        ]
-        tokens = sum(label != IGNORED for row in rows for label in row["labels"])
-        first = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
-        rows = rows[first : first + size]
-        width = max(len(row["input_ids"]) for row in rows)
-
-        def padded(name: str, value: int) -> Tensor:
-            padded_rows = [row[name] + [value] * (width - len(row[name])) for row in rows]
-            return torch.tensor(padded_rows, device=self.accelerator.device)
-
-        mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
-        return model(
-            input_ids=padded("input_ids", self.processing_class.pad_token_id),
-            attention_mask=torch.tensor(mask, device=self.accelerator.device),
-            labels=padded("labels", IGNORED),
-            num_items_in_batch=torch.tensor(tokens / self.accelerator.num_processes, device=self.accelerator.device),
-        ).loss
-
-
-class SharedPromptTrainer(SharedPrompts, RoleGRPOTrainer):
-    """The same, with a prompt that several completions share run once."""
-
-
 class _Order(Sampler):
     """Row numbers in the order given."""
 
@@ -581,7 +368,7 @@ class _Steps(TrainerCallback):
         self.trainer.plan.watcher.between()
 
 
-def _train(plan: Plan, build: Callable[[], Resumable]) -> None:
+def train(plan: Plan, build: Callable[[], Resumable]) -> None:
     """Build the trainer and let it run to its end, or to where it is interrupted; the segment then says how far."""
     trainer = build()
     trainer.remove_callback(PrinterCallback)  # the record shows the figures
@@ -597,7 +384,7 @@ def _train(plan: Plan, build: Callable[[], Resumable]) -> None:
 
 
 @contextmanager
-def _trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
+def trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
     """The role's module ready to train, and afterwards without what trainers leave on it; and a folder for TRL."""
     model = plan.roles.module(plan.role)
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -614,7 +401,7 @@ def _trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
         model.eval()
 
 
-def _common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module, scratch: str) -> dict[str, Any]:
+def common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module, scratch: str) -> dict[str, Any]:
     """What SFT and GRPO share. Everything that TRL sets differently by default is said here."""
     device = next(model.parameters()).device
     rows, accumulation = settings.micro_batch(plan.processes.count)
@@ -645,57 +432,3 @@ def _common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-
-
-def _grpo_arguments(
-    plan: Plan, settings: Grpo, model: torch.nn.Module, scratch: str, reward_weights: list[float]
-) -> GRPOConfig:
-    _, accumulation = settings.micro_batch(plan.processes.count)
-    group = settings.num_generations
-    arguments = GRPOConfig(
-        **_common_arguments(plan, settings, model, scratch),
-        **_vllm_arguments(settings),
-        # TRL refuses groups of one, in which GRPO has no advantages. PPO needs no groups: TRL's check gets the whole
-        # batch as one group, and the trainer the truth.
-        num_generations=group if group > 1 else settings.train_batch_size * settings.updates_per_generation,
-        num_iterations=settings.num_iterations,
-        steps_per_generation=accumulation * settings.updates_per_generation,
-        max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature,
-        top_k=0,
-        loss_type=settings.loss_type,
-        importance_sampling_level=settings.importance_sampling_level,
-        epsilon=settings.epsilon,
-        epsilon_high=settings.epsilon_high,
-        delta=settings.delta,
-        top_entropy_quantile=settings.top_entropy_quantile,
-        scale_rewards=settings.scale_rewards,
-        mask_truncated_completions=settings.mask_truncated_completions,
-        reward_weights=reward_weights,
-        beta=0.0,
-        remove_unused_columns=False,
-    )
-    arguments.num_generations = group
-    return arguments
-
-
-def _vllm_arguments(settings: Grpo) -> dict[str, Any]:
-    if not settings.use_vllm:
-        return {"use_vllm": False}
-    return {
-        "use_vllm": True,
-        "vllm_mode": settings.vllm_mode,
-        "vllm_server_base_url": settings.vllm_server_base_url,
-        "vllm_gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
-        "vllm_tensor_parallel_size": settings.vllm_tensor_parallel_size,
-    }
-
-
-def _reward(plan: Plan, name: str, function: RewardFunction) -> RewardFunction:
-    """The function under its name; a failure or a stop on one process reaches all of them."""
-
-    def reward(**columns: Any) -> list[float]:
-        return plan.processes.together(lambda: function(**columns))
-
-    reward.__name__ = name
-    return reward

@@ -16,7 +16,8 @@ import torch
 
 from coevolve.errors import RecipeError
 from coevolve.recipe import Recipe
-from coevolve.recipe.schema import Grpo, Optimization
+from coevolve.recipe.optimization import Optimization
+from coevolve.recipe.rl import Grpo
 
 Kind = Literal["single", "ddp", "zero2", "zero3", "fsdp"]
 

@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from coevolve.data.example import Example
 from coevolve.prompts import core_features
 from coevolve.recipe import Recipe
-from coevolve.recipe.schema import Grpo, Sft
+from coevolve.recipe.optimization import Sft
+from coevolve.recipe.rl import Grpo
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training.diagnostics import warnings_in

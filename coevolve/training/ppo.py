@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from coevolve.errors import ArtifactError, RewardError
-from coevolve.recipe.schema import Grpo, Ppo
+from coevolve.recipe.rl import Grpo, Ppo
 from coevolve.scoring.roles import REFERENCE
-from coevolve.training.engines import IGNORED, Plan, RewardFunction, RoleGRPOTrainer, run_grpo
+from coevolve.training.engines import IGNORED, Plan, RewardFunction
+from coevolve.training.grpo import RoleGRPOTrainer, run_grpo
 from coevolve.training.policy_gradient import (
     adapted_kl_coef,
     clipped_policy_loss,

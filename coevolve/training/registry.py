@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from coevolve.errors import RewardError
-from coevolve.recipe.schema import ConnectorRewards, EstimatorRewards
+from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
 from coevolve.training import rewards
 from coevolve.training.custom_rewards import checked, custom_reward, failure
 from coevolve.training.processes import Processes

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coevolve.recipe import Recipe
-from coevolve.recipe.schema import Grpo, Optimization, Phase
+from coevolve.recipe.optimization import Optimization
+from coevolve.recipe.rl import Grpo
+from coevolve.recipe.rounds import Phase
 from coevolve.training.engines import steps_of
 
 

@@ -17,7 +17,7 @@ from coevolve.data.hub import load_hub
 from coevolve.errors import DataError, TooLongError
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
-from coevolve.recipe.schema import RoleModel
+from coevolve.recipe.model import RoleModel
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import base_fingerprint, choose_device, load_model, load_tokenizer, resolve_base
 from coevolve.scoring.origins import Base, Origin, adapter_fingerprint, check_adapter, read_weights

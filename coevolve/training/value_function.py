@@ -41,7 +41,7 @@ class ValueFunction:
     Args:
         model: of the role that is trained, without any wrapper.
         role: its adapter's name, where it is one.
-        backbone: see `recipe.schema.Ppo.value_backbone`.
+        backbone: see `recipe.rl.Ppo.value_backbone`.
     """
 
     def __init__(self, model: torch.nn.Module, role: Role, backbone: Backbone):

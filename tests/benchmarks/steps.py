@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 
 from coevolve.data.example import Example
 from coevolve.prompts import Renderer, prompt_set
-from coevolve.recipe.schema import Grpo, Sft
+from coevolve.recipe.optimization import Sft
+from coevolve.recipe.rl import Grpo
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ROLES, AdapterRoles, Role, lora_config
 from coevolve.training.processes import Processes
@@ -221,7 +222,7 @@ def own_steps(
     settings: Settings, resident: ProbabilityEstimator, rows: list[Example], reward: Callable[..., list[float]]
 ) -> dict[str, list[float]]:
     """The steps with coevolve's engine, on the connector's adapter."""
-    from coevolve.training.engines import run_grpo
+    from coevolve.training.grpo import run_grpo
 
     clock = Clock()
     prompts = [resident.renderer.connector(row) for row in rows]

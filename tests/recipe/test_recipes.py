@@ -9,7 +9,7 @@ import yaml
 
 from coevolve.errors import RecipeError
 from coevolve.recipe import Recipe, check_recipe, load_recipe, recipe_values
-from coevolve.recipe.schema import Section
+from coevolve.recipe.section import Section
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").glob("*/*.yaml"))

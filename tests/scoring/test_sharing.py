@@ -69,6 +69,20 @@ def test_the_tree_of_a_template_two_dialogues_and_their_reasonings():
     assert [(prefix.end, prefix.prompts) for prefix in dear.below] == [(10, [0, 1, 2, 3])]
 
 
+def test_a_short_template_of_long_prompts_is_not_shared():
+    """Behind a prefix all attention is computed, behind nothing half of it: 200 x 200 / 2 pairs are dearer than it."""
+    prompts = [[1] * 10 + [k] * 200 for k in range(2, 12)]
+    rows = [3] * len(prompts)
+    with_template = shared_prefixes(prompts, rows, token=1.0, run=2.0, pair=0.0001)
+    assert [(prefix.end, len(prefix.below)) for prefix in with_template.below] == [(10, 10)]
+    without = shared_prefixes(prompts, rows, token=1.0, run=2.0, pair=0.01)
+    assert [(prefix.start, prefix.end) for prefix in without.below] == [(0, 210)] * 10
+    # Where the segments are short, as reasonings are beside their dialogue, attention is no reason against it.
+    group = [[1] * 200 + [k] * 20 for k in range(8)]
+    shared = shared_prefixes(group, [1] * 8, token=1.0, run=2.0, pair=0.01)
+    assert [prefix.end for prefix in shared.below] == [200]
+
+
 def test_a_prompt_that_another_begins_with_and_a_long_chain():
     prompts = [[1] * length for length in range(1, 3000)]
     root = shared_prefixes(prompts, [2] * len(prompts), token=1.0, run=0.1)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from trl import GRPOTrainer, SFTTrainer
 
 from coevolve.errors import DivergenceError
-from coevolve.recipe.schema import Phase
+from coevolve.recipe.rounds import Phase
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
 from coevolve.training.schedule import Turn

@@ -242,7 +242,7 @@ class Run:
         return connector_rows(self.estimator, self.train, [example.trace for example in self.train])
 
     def grpo(self, plan):
-        from coevolve.training.engines import run_grpo
+        from coevolve.training.grpo import run_grpo
 
         prompts = [self.estimator.renderer.connector(example) for example in self.train]
         rewards, settings = [("likelihood", self.reward, 1.0)], self.recipe.connector_rl

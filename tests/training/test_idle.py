@@ -187,7 +187,7 @@ class Pair:
         run_sft(plan, self.rows[plan.role], self.recipe.estimator_sft)
 
     def grpo(self, plan, own):
-        from coevolve.training.engines import run_grpo
+        from coevolve.training.grpo import run_grpo
 
         settings = self.recipe.connector_rl
         prompts = [plan.renderer.tokenizer.decode(row.prompt) for row in self.rows[plan.role]]

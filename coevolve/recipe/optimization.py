@@ -1,0 +1,46 @@
+"""How a phase is trained: optimizer, batch, budget."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from coevolve.recipe.section import Fraction, Positive, Section
+
+
+class Optimization(Section):
+    """One training phase's optimizer, under the names of transformers' TrainingArguments."""
+
+    steps: Positive | None = None
+    """Optimizer steps. Give this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training examples, turned into steps when the data is known."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Fraction = 0.03
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta2: Fraction = 0.999
+    train_batch_size: Positive = 4
+    """Rows (completions in RL) of one optimizer step, over all processes. However many processes there are, an update
+    is over the same rows; each process takes an equal share, so their number must divide this."""
+    per_device_train_batch_size: Positive | None = None
+    """At most so many rows at once on one process, for the memory's sake; the rest of its share follows by gradient
+    accumulation. None is the whole share at once."""
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Optimization":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    def micro_batch(self, processes: int) -> tuple[int, int]:
+        """(rows at once on one process, gradient accumulation steps), where `processes` divides the batch."""
+        share = self.train_batch_size // processes
+        limit = min(self.per_device_train_batch_size or share, share)
+        rows = next(rows for rows in range(limit, 0, -1) if share % rows == 0)
+        return rows, share // rows
+
+
+class Sft(Optimization):
+    """Supervised fine-tuning with TRL's SFTTrainer; the loss is on the completion's tokens only."""

@@ -1,0 +1,122 @@
+"""The alternation of the two roles, as data."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from coevolve.recipe.section import Positive, Section
+
+Kind = Literal["rl", "sft", "refresh", "evaluate"]
+
+
+class Until(Section):
+    """Train until the held-out measure stops improving."""
+
+    steps: Positive = 10
+    """Optimizer steps between two evaluations."""
+    patience: Positive = 1
+    """So many evaluations in a row without a new best perplexity end the phase."""
+    at_most: Positive
+    """Optimizer steps after which it ends in any case; also what the learning rate's schedule is made for."""
+
+
+class Phase(Section):
+    """One entry of `rounds.phases`: who does what, for how long. `connector_rl` alone stands for
+    `{role: connector, kind: rl}`, and `refresh` and `evaluate` for themselves.
+
+    How a role is trained stands in the section of the phase's name, `connector_rl`, `estimator_sft`, ..., and so does
+    the budget, unless one is given here.
+    """
+
+    role: Literal["connector", "estimator"] | None = None
+    """Who is trained; a refresh is the connector's, an evaluation is of both."""
+    kind: Kind
+    """`rl` and `sft` train; `refresh` has the connector write the reasonings anew; `evaluate` keeps the pair or goes
+    back to the best one."""
+    steps: Positive | None = None
+    """A budget in optimizer steps."""
+    tokens: Positive | None = None
+    """A budget in tokens that the role is trained on, prompts included; the step that reaches it is the last one."""
+    until: Until | None = None
+    """No fixed budget: train until the held-out measure stops improving."""
+    every: Positive = 1
+    """Only in every so manieth round."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            role, _, kind = values.rpartition("_")
+            if kind not in get_args(Kind) or role not in ("connector", "estimator", ""):
+                raise ValueError(f"found {values!r}; accepted are {', '.join(PHASES)}, or a mapping with role and kind")
+            return {"role": role or None, "kind": kind}
+        return values
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Phase":
+        if self.trains and self.role is None:
+            raise ValueError(f"kind {self.kind!r} needs a role: connector or estimator")
+        if self.kind == "evaluate" and self.role is not None:
+            raise ValueError("an evaluation is of both roles; leave role out")
+        if self.kind == "refresh" and self.role == "estimator":
+            raise ValueError("the connector writes the reasonings; leave role out")
+        budgets = [name for name in ("steps", "tokens", "until") if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ValueError(f"give one budget; found {' and '.join(budgets)}")
+        if budgets and not self.trains:
+            raise ValueError(f"kind {self.kind!r} trains nothing, so it has no budget of {budgets[0]}")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether it changes weights."""
+        return self.kind in ("rl", "sft")
+
+    @property
+    def name(self) -> str:
+        """`connector_rl`, `estimator_sft`, ..., `refresh` or `evaluate`; of the section that describes it, if any."""
+        return f"{self.role}_{self.kind}" if self.trains else self.kind
+
+
+PHASES = ("connector_rl", "connector_sft", "refresh", "estimator_sft", "estimator_rl", "evaluate")
+"""The names that a phase can have."""
+
+
+class Rounds(Section):
+    """The alternation: phases run in the order given, `count` times. Few rounds of long phases and many rounds of
+    single updates are the same thing with other numbers: a role's optimizer, learning rate and place in the data go on
+    from phase to phase."""
+
+    count: Annotated[int, Field(ge=0)] = 1
+    phases: list[Phase] = Field(
+        default=["connector_rl", "refresh", "estimator_sft", "estimator_rl"], validate_default=True
+    )
+    """Without an `evaluate` among them, an evaluation follows every phase that trains."""
+    gate_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """A phase is kept if the held-out perplexity rose by no more than this share; otherwise it is rolled back."""
+    carry_optimizer: bool = True
+    """A phase goes on with the optimizer state that it had at its end in the round before, instead of a new one."""
+    lr_schedule: Literal["phase", "run"] = "phase"
+    """What a learning rate's warm-up and decay go over: each phase for itself, or all phases of its name in the run."""
+
+    @model_validator(mode="after")
+    def _is_a_schedule(self) -> "Rounds":
+        names = [phase.name for phase in self.phases]
+        if "estimator_sft" in names and "refresh" not in names:
+            raise ValueError("phases: estimator_sft trains on refreshed reasonings; put refresh before it")
+        if self.count and any(phase.every > self.count for phase in self.phases):
+            raise ValueError(f"phases: `every` is above count ({self.count}), so that the phase would never come")
+        if self.lr_schedule == "run" and any(phase.tokens for phase in self.phases):
+            raise ValueError(
+                "lr_schedule: run needs to know the number of steps, which a budget of tokens does not say"
+            )
+        return self
+
+    @property
+    def explicit_gates(self) -> bool:
+        """Whether the phases say themselves when to evaluate."""
+        return any(phase.kind == "evaluate" for phase in self.phases)
+
+    def of_round(self, index: int) -> list[Phase]:
+        """The phases of round `index`, which counts from 1."""
+        return [phase for phase in self.phases if index % phase.every == 0]
