@@ -41,6 +41,7 @@ from coevolve.training.policy_gradient import (
 from coevolve.training.value_function import HEAD, ValueFunction
 
 KL_COEF = "kl_coef"
+COUNT, RATIO_SQUARED = "count", "ratio squared"
 VALUE_OFFSET = "value_offset"
 
 
@@ -163,11 +164,16 @@ class KlInRewardTrainer(RoleGRPOTrainer):
 
     def _log_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
         """Log the mean of each tensor over what the mask keeps, on all processes."""
-        kept = mask.double()
-        sums = [kept.sum(), *((value.detach().double().masked_fill(mask == 0, 0.0)).sum() for value in values.values())]
-        count, *totals = self._total(torch.stack(sums)).tolist()
-        for name, total in zip(values, totals, strict=True):
-            self._metrics["train"][name].append(total / max(count, 1.0))
+        sums = self._sums_of(values, mask)
+        count = max(sums.pop(COUNT), 1.0)
+        for name, total in sums.items():
+            self._metrics["train"][name].append(total / count)
+
+    def _sums_of(self, values: dict[str, Tensor], mask: Tensor) -> dict[str, float]:
+        """The sum of each tensor over what the mask keeps, on all processes, and as COUNT how many that are."""
+        kept = {COUNT: torch.ones_like(mask, dtype=torch.float64), **values}
+        sums = [value.detach().double().masked_fill(mask == 0, 0.0).sum() for value in kept.values()]
+        return dict(zip(kept, self._total(torch.stack(sums)).tolist(), strict=True))
 
 
 class RoleRLOOTrainer(KlInRewardTrainer):
@@ -200,6 +206,7 @@ class RolePPOTrainer(KlInRewardTrainer):
         self.value_offset = own[VALUE_OFFSET].item() if VALUE_OFFSET in own else None
         self._numbers_of_step = self._numbers()
         self._values_BT: Tensor | None = None
+        self._sums: dict[str, float] = {}
 
     def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
         options, mask_BT, old_BT = self.options, batch["completion_mask"], batch["old_per_token_logps"]
@@ -254,12 +261,10 @@ class RolePPOTrainer(KlInRewardTrainer):
             values_BT, inputs["old_values"], inputs["returns"], self.options.cliprange_value
         )
         log_ratio_BT = (log_probs_BT - old_BT).detach()
-        _, ratio, squares = moments(log_ratio_BT.exp(), mask_BT, self._total)
-        count = self._total(mask_BT.sum().double()).clamp(min=1.0)
-        self._metrics["train"]["val/ratio"].append(ratio.item())
-        self._metrics["train"]["val/ratio_var"].append((squares / count).item())
-        self._log_means(
+        self._log_update(
             {
+                "val/ratio": log_ratio_BT.exp(),
+                RATIO_SQUARED: log_ratio_BT.exp().square(),
                 "policy/approxkl_avg": log_ratio_BT.square() / 2,
                 "policy/clipfrac_avg": policy_clipped_BT,
                 "policy/entropy_avg": entropies_BT,
@@ -272,6 +277,18 @@ class RolePPOTrainer(KlInRewardTrainer):
         )
         loss_BT = policy_BT + self.options.vf_coef * value_BT
         return (loss_BT * mask_BT).sum() / self._tokens_per_step(inputs)
+
+    def _log_update(self, values: dict[str, Tensor], mask: Tensor) -> None:
+        """Log the mean of each tensor over the tokens of a whole update, however it is divided into micro-steps."""
+        for name, total in self._sums_of(values, mask).items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        if self.accelerator.sync_gradients:  # the last micro-step
+            count = max(self._sums.pop(COUNT), 1.0)
+            means = {name: total / count for name, total in self._sums.items()}
+            self._sums = {}
+            means["val/ratio_var"] = max(means.pop(RATIO_SQUARED) - means["val/ratio"] ** 2, 0.0)
+            for name, mean in means.items():
+                self._metrics["train"][name].append(mean)
 
     def _tokens_per_step(self, inputs: dict[str, Any]) -> Tensor:
         """Tokens of an update on one process, on average: gradients add up over micro-steps, not over processes."""

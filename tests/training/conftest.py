@@ -140,7 +140,8 @@ def build_trainee(recipe, folder):
     if recipe.model.tuning == "lora":
         values = recipe_values(recipe)
         shared = {name: value for name, value in values["model"].items() if name not in ROLES}
-        whole = check_recipe({**values, "model": {**shared, "tuning": "full"}}, "whole")
+        nothing = {"rounds": {"count": 0}, "connector_rl": None, "estimator_rl": None}
+        whole = check_recipe({**values, **nothing, "model": {**shared, "tuning": "full"}}, "whole")
         build_trainee(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(origins[CONNECTOR].base.path))
     estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
     processes = Processes(torch.device("cpu"), Stop())
