@@ -238,7 +238,7 @@ PLACES = {
     "in a reward": ("coevolve.training.rewards", "likelihood", 1),
     "at a change of phase": ("coevolve.training.gate.Gate", "judge", 1),
     "in a refresh": ("coevolve.training.phases", "core_features", 3),
-    "in generation": ("coevolve.scoring.generate._Poll", "__call__", 30),
+    "in generation": ("coevolve.scoring.generate._Batch", "_forward", 30),
     "in the export": ("coevolve.training.export", "write_manifest", 1),
     "when the export takes its place": ("coevolve.training.export", "replace_folder", 1),
     "while metrics are cut back": ("coevolve.training.record", "write_text", 1),
