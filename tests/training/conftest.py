@@ -1,8 +1,15 @@
 """A run so small that it takes seconds: two or three steps of everything, on the synthetic world."""
 
 import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -16,6 +23,10 @@ from coevolve.training.schedule import Budget
 from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 from coevolve.training.spread import SpreadEstimator
 from coevolve.training.stopping import Stop
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(sys.executable).parent
+MARK = "COEVOLVE_TEST"
 
 SFT = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8}
 GRPO = {"steps": 2, "learning_rate": 1e-3, "train_batch_size": 8, "num_generations": 4}
@@ -162,3 +173,107 @@ def build_trainee(recipe, folder):
     for role in ROLES:
         phases.sft(trainee, role, "cold", "cold", rows[role], recipe.cold_start.connector, Budget(60, 60), carry=False)
     return trainee
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory):
+    """Starts processes as users do."""
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or str(tmp_path_factory.mktemp("extensions"))
+    return Launcher(tmp_path_factory.mktemp("launcher"), extensions)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on_after_a_test(request):
+    yield
+    if "launcher" in request.fixturenames:
+        request.getfixturevalue("launcher").kill()
+
+
+class Launcher:
+    """Starts what a test launches, and leaves nothing of it behind.
+
+    A `kind` is `one` for a process alone, `ddp` for two under torchrun, or the name of a file in `launch/` for two
+    under `accelerate launch`.
+    """
+
+    def __init__(self, folder, extensions):
+        self.folder, self.started = folder, []
+        # DeepSpeed compiles a helper once, which takes a minute. The fault handler is for `wait`.
+        self.environ = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+            "TORCH_EXTENSIONS_DIR": extensions,
+            "PYTHONFAULTHANDLER": "1",
+            MARK: str(folder),
+        }
+
+    def command(self, kind, arguments):
+        """The arguments are those of Python."""
+        if kind == "one":
+            return [sys.executable, *arguments]
+        if kind == "ddp":
+            return [PROGRAMS / "torchrun", "--nproc_per_node", "2", "--master_port", self.free_port(), *arguments]
+        # `accelerate launch --cpu` would start one process, without DeepSpeed; the same in the file does not.
+        config = self.folder / f"{kind}.yaml"
+        config.write_text((ROOT / "launch" / f"{kind}.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
+        launch = [PROGRAMS / "accelerate", "launch", "--config_file", config, "--num_processes", "2"]
+        return [*launch, "--main_process_port", self.free_port(), *arguments]
+
+    def free_port(self):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return str(probe.getsockname()[1])
+
+    def start(self, kind, arguments, log, **environ):
+        """What it prints is added to the file `log`."""
+        # For the others the launch file says it, and this would make DDP of them.
+        on_cpu = {"ACCELERATE_USE_CPU": "true"} if kind in ("one", "ddp") else {}
+        command = [str(part) for part in self.command(kind, arguments)]
+        with open(log, "ab") as file:
+            process = subprocess.Popen(
+                command, env={**self.environ, **on_cpu, **environ}, stdout=file, stderr=file, cwd=ROOT
+            )
+        process.log = Path(log)
+        self.started.append(process)
+        return process
+
+    def wait(self, process, seconds):
+        """The exit status. A process that hangs is killed, with all that it started, and says where it was."""
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            family = self.running()
+            for member in family:
+                member.send_signal(signal.SIGABRT)
+            psutil.wait_procs(family, timeout=5)
+            self.kill()
+            pytest.fail(f"not done after {seconds} s\n{said(process)}")
+
+    def run(self, kind, arguments, log, seconds=400):
+        process = self.start(kind, arguments, log)
+        assert self.wait(process, seconds) == 0, said(process)
+
+    def running(self):
+        """Everything that was started and has not ended, also what outlived the launcher that started it."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self.environ[MARK]:
+                    found.append(process)
+        return found
+
+    def kill(self):
+        running = self.running()
+        for process in running:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(running, timeout=5)
+        for process in self.started:
+            process.wait()
+        self.started.clear()
+
+
+def said(process):
+    return process.log.read_text(errors="replace")

@@ -8,8 +8,6 @@ is as on GPUs.
 import copy
 import json
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def weights(recipe_of, tmp_path_factory):
+def weights(launcher, recipe_of, tmp_path_factory):
     """For DDP and FSDP2, what two processes came to: `TUNING/PHASE/ROLE/PARAMETER` -> tensor."""
     from safetensors.torch import load_file
 
@@ -44,21 +42,11 @@ def weights(recipe_of, tmp_path_factory):
         shape = {"tiny": {"hidden_size": 36, "layers": 2, "heads": 2}}
         recipe = recipe_of("lora" if tuning == "lora" else "full", model=shape, connector_rl=GRPO, estimator_sft=SFT)
         (folder / f"{tuning}.json").write_text(recipe.model_dump_json())
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     come_to = {}
     for kind in ("ddp", "fsdp"):
-        command = [*torchrun, str(free_port()), __file__, kind, str(folder)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=540)
-        assert done.returncode == 0, done.stdout + done.stderr
+        launcher.run("ddp", [__file__, kind, folder], folder / f"{kind}.log")
         come_to[kind] = load_file(folder / f"{kind}.safetensors")
     return come_to
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("tuning", TUNINGS)

@@ -4,15 +4,11 @@ Alone, and on two processes under DDP, ZeRO-2 and ZeRO-3. Launched as a script, 
 """
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 TUNINGS = ("lora", "ranks", "full", "mixed")
 SFT = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8, "weight_decay": 0.1}
 GRPO = {
@@ -29,35 +25,14 @@ GRPO = {
 @pytest.mark.parametrize(
     "kind", ["one", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddp", "zero2", "zero3"))]
 )
-def test_the_idle_role_does_not_move(kind, recipe_of, tmp_path):
+def test_the_idle_role_does_not_move(kind, launcher, recipe_of, tmp_path):
     for tuning in TUNINGS:
         recipe = recipe_of(tuning, connector_rl=GRPO, estimator_rl=GRPO, estimator_sft=SFT)
         (tmp_path / f"{tuning}.json").write_text(recipe.model_dump_json())
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    if kind in ("one", "ddp"):  # for the others the launch file says it, and this would make DDP of them
-        env["ACCELERATE_USE_CPU"] = "true"
-    command = [*launcher(kind, tmp_path), __file__, str(tmp_path)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=540)
-    assert done.returncode == 0, done.stdout + done.stderr
+    launcher.run(kind, [__file__, tmp_path], tmp_path / "log")
     phases = json.loads((tmp_path / "phases.json").read_text())
     assert len(phases) == len(TUNINGS) * 4 and all(phase["moved"] > 0 for phase in phases)
     assert {phase["backend"] for phase in phases} == {{"one": "NO", "ddp": "MULTI_CPU"}.get(kind, "DEEPSPEED")}
-
-
-def launcher(kind, folder):
-    """What stands before the script's name."""
-    if kind == "one":
-        return [sys.executable]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    programs = Path(sys.executable).parent
-    if kind == "ddp":
-        return [str(programs / "torchrun"), "--nproc_per_node", "2", "--master_port", port]
-    config = folder / f"{kind}.yaml"
-    config.write_text((ROOT / "launch" / f"{kind}.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
-    launch = [str(programs / "accelerate"), "launch", "--config_file", str(config), "--num_processes", "2"]
-    return [*launch, "--main_process_port", port]
 
 
 def work(folder):

@@ -1,11 +1,9 @@
 """Real runs of two processes on the CPU: the same figures as one, and what happens when one is told to stop or dies."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +13,6 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 ROUND = {
     "data": {"world": {"train": 40, "test": 5}, "validation": 8},
     # Enough for well-formed reasonings, so that there are rewards to be compared.
@@ -32,14 +28,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def environ(tmp_path_factory):
-    """The environment of a launched process. DeepSpeed compiles a helper once, which takes a minute."""
-    extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or str(tmp_path_factory.mktemp("extensions"))
-    quiet = {"OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": extensions, "PYTHONWARNINGS": "ignore"}
-    return {**os.environ, **quiet, "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture(scope="module")
 def recipe_file(values_of, tmp_path_factory):
     """A function that writes a recipe and returns its path."""
     folder = tmp_path_factory.mktemp("recipes")
@@ -52,34 +40,16 @@ def recipe_file(values_of, tmp_path_factory):
     return write
 
 
-def command(kind, recipe, folder, *options):
-    train = ["-m", "coevolve", "train", str(recipe), "--output-dir", str(folder), *options]
-    if kind == "one":
-        return [sys.executable, *train]
-    if kind == "ddp":
-        return [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port()), *train]
-    # `accelerate launch --cpu` would start one process, without DeepSpeed; the same in the file does not.
-    config = Path(f"{folder}-{kind}.yaml")
-    config.write_text((ROOT / "launch" / f"{kind}.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
-    launch = [str(BIN / "accelerate"), "launch", "--config_file", str(config), "--num_processes", "2"]
-    return [*launch, "--main_process_port", str(free_port()), *train]
+def arguments(recipe, folder, *options):
+    return ["-m", "coevolve", "train", recipe, "--output-dir", folder, *options]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def start(kind, launcher, recipe, folder, *options):
+    return launcher.start(kind, arguments(recipe, folder, *options), f"{folder}.log")
 
 
-def start(kind, environ, recipe, folder, *options):
-    env = {**environ, "ACCELERATE_USE_CPU": "true"} if kind == "ddp" else environ
-    with open(f"{folder}.log", "ab") as log:
-        return subprocess.Popen(command(kind, recipe, folder, *options), env=env, stdout=log, stderr=log, cwd=ROOT)
-
-
-def run(kind, environ, recipe, folder, *options):
-    process = start(kind, environ, recipe, folder, *options)
-    assert process.wait(timeout=900) == 0, said(folder)
+def run(kind, launcher, recipe, folder, *options):
+    launcher.run(kind, arguments(recipe, folder, *options), f"{folder}.log")
     return json.loads((folder / "results.json").read_text())
 
 
@@ -100,22 +70,22 @@ def wait_for(condition, process, folder, seconds=300):
 
 
 @pytest.fixture(scope="module")
-def alone(environ, recipe_file, tmp_path_factory):
+def alone(launcher, recipe_file, tmp_path_factory):
     """(recipe, folder) of a run of one process."""
     recipe, folder = recipe_file(), tmp_path_factory.mktemp("alone") / "run"
-    run("one", environ, recipe, folder)
+    run("one", launcher, recipe, folder)
     return recipe, folder
 
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
-def test_two_processes_do_what_one_does(kind, environ, alone, tmp_path):
+def test_two_processes_do_what_one_does(kind, launcher, alone, tmp_path):
     """The same prompts in the same order, so the same completions and rewards, and figures that differ by rounding.
 
     Only the order of sums differs between one process and two, 1e-7 of each at float32. A hundred updates let that
     grow, and Adam divides by gradients that may be near 0: 1e-6 of the perplexity was seen, 1e-3 is allowed.
     """
     recipe, folder = alone
-    results = run(kind, environ, recipe, tmp_path / "run")
+    results = run(kind, launcher, recipe, tmp_path / "run")
     expected = json.loads((folder / "results.json").read_text())
     for split, value in expected["perplexity"]["full"].items():
         assert results["perplexity"]["full"][split] == pytest.approx(value, rel=1e-3)
@@ -143,20 +113,20 @@ PPO = {
 
 
 @pytest.fixture(scope="module")
-def ppo_alone(environ, recipe_file, tmp_path_factory):
+def ppo_alone(launcher, recipe_file, tmp_path_factory):
     """(recipe, folder) of a run of one process with PPO."""
     recipe = recipe_file(connector_rl=PPO, rounds=TWICE)
     folder = tmp_path_factory.mktemp("ppo") / "run"
-    run("one", environ, recipe, folder)
+    run("one", launcher, recipe, folder)
     return recipe, folder
 
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
-def test_two_processes_do_ppo_as_one_does(kind, environ, ppo_alone, tmp_path):
+def test_two_processes_do_ppo_as_one_does(kind, launcher, ppo_alone, tmp_path):
     """The value head included, left in the second round and started again."""
     recipe, folder = ppo_alone
-    stop_inside(kind, environ, recipe, tmp_path / "run", "round-2-connector_rl")
-    run(kind, environ, recipe, tmp_path / "run")
+    stop_inside(kind, launcher, recipe, tmp_path / "run", "round-2-connector_rl")
+    run(kind, launcher, recipe, tmp_path / "run")
     names = ("kl", "kl_coef", "scores", "rlhf_reward")
     for name in (*(f"objective/{name}" for name in names), "loss/value_avg", "val/ratio", "val/explained_variance"):
         one, two = (logged(place, f"connector/{name}") for place in (folder, tmp_path / "run"))
@@ -168,12 +138,12 @@ def test_two_processes_do_ppo_as_one_does(kind, environ, ppo_alone, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
-def test_a_value_function_with_its_own_adapter(kind, environ, recipe_file, tmp_path):
+def test_a_value_function_with_its_own_adapter(kind, launcher, recipe_file, tmp_path):
     """A random base writes nothing that is rewarded, so there is nothing to compare but that all of it moves."""
     short = {role: {"steps": 1, "learning_rate": 2e-3, "train_batch_size": 8} for role in ("connector", "estimator")}
     ppo = {**PPO, "ppo": {"value_backbone": "adapter"}}
     recipe = recipe_file("lora", connector_rl=ppo, rounds=TWICE, cold_start=short)
-    run(kind, environ, recipe, tmp_path / "run")
+    run(kind, launcher, recipe, tmp_path / "run")
     assert len(logged(tmp_path / "run", "connector/objective/kl")) == 4
     found = value_function(tmp_path / "run")
     assert any("critic" in name for name in found) and all(bool(value.isfinite().all()) for value in found.values())
@@ -190,12 +160,12 @@ def value_function(folder):
 
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
-def test_a_nan_stops_all_processes_before_the_step(kind, environ, recipe_file, tmp_path):
+def test_a_nan_stops_all_processes_before_the_step(kind, launcher, recipe_file, tmp_path):
     """A learning rate that throws the weights out of float32 in the first step."""
     sft = {"steps": 4, "learning_rate": 1e30, "warmup_ratio": 0.0, "train_batch_size": 8}
     recipe = recipe_file(cold_start={"connector": sft, "estimator": sft})
-    process = start(kind, environ, recipe, tmp_path / "run")
-    assert process.wait(timeout=300) != 0
+    process = start(kind, launcher, recipe, tmp_path / "run")
+    assert launcher.wait(process, 300) != 0
     assert said(tmp_path / "run").count("The step was not taken") == 1, said(tmp_path / "run")
     for rank in range(2):
         (described,) = (tmp_path / "run" / "failed").glob(f"connector-step-1-process-{rank}.json")
@@ -203,7 +173,7 @@ def test_a_nan_stops_all_processes_before_the_step(kind, environ, recipe_file, t
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_rewards_that_look_beyond_their_own_process(environ, recipe_file, tmp_path):
+def test_rewards_that_look_beyond_their_own_process(launcher, recipe_file, tmp_path):
     """A group that lies on two processes, and lowest values that are those of the whole batch."""
     whole = {"train_batch_size": 8, "num_generations": 8, "steps": 2}
     recipe = recipe_file(
@@ -213,27 +183,27 @@ def test_rewards_that_look_beyond_their_own_process(environ, recipe_file, tmp_pa
     )
     folders = {kind: tmp_path / kind for kind in ("one", "ddp")}
     for kind, folder in folders.items():
-        run(kind, environ, recipe, folder)
+        run(kind, launcher, recipe, folder)
     for name in ("connector/rewards/log_likelihood", "connector/rewards/gain", "estimator/rewards/kernel_score"):
         for what in ("mean", "std", "lowest"):
             one, two = (logged(folder, f"{name}/{what}") for folder in folders.values())
             assert len(one) == 2 and one == pytest.approx(two, rel=1e-3, abs=1e-5), f"{name}/{what}"
 
 
-def test_adapters_and_dropout_under_zero3(environ, recipe_file, tmp_path):
-    results = run("zero3", environ, recipe_file("lora", rounds={"count": 1}), tmp_path / "run")
+def test_adapters_and_dropout_under_zero3(launcher, recipe_file, tmp_path):
+    results = run("zero3", launcher, recipe_file("lora", rounds={"count": 1}), tmp_path / "run")
     assert all(value > 1 for value in results["perplexity"]["full"].values())
 
 
 @pytest.mark.parametrize(("first", "then"), [("ddp", "one"), ("one", "zero2"), ("zero2", "ddp"), ("zero3", "ddp")])
-def test_a_run_goes_on_under_another_launch(first, then, environ, alone, recipe_file, tmp_path):
+def test_a_run_goes_on_under_another_launch(first, then, launcher, alone, recipe_file, tmp_path):
     """Stopped in the middle of a phase; the same prompts, the same batches, figures that differ by rounding."""
     recipe, folder = alone
-    process = start(first, environ, recipe, tmp_path / "run", "--deadline", "0.1s")
-    assert process.wait(timeout=300) != 0
+    process = start(first, launcher, recipe, tmp_path / "run", "--deadline", "0.1s")
+    assert launcher.wait(process, 300) != 0
     assert "cold-start-connector" in " ".join(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    stop_inside(first, environ, recipe, tmp_path / "run", "connector_rl")
-    results = run(then, environ, recipe, tmp_path / "run")
+    stop_inside(first, launcher, recipe, tmp_path / "run", "connector_rl")
+    results = run(then, launcher, recipe, tmp_path / "run")
     expected = json.loads((folder / "results.json").read_text())
     for split, value in expected["perplexity"]["full"].items():
         assert results["perplexity"]["full"][split] == pytest.approx(value, rel=1e-3)
@@ -243,9 +213,9 @@ def test_a_run_goes_on_under_another_launch(first, then, environ, alone, recipe_
     assert steps == sorted(set(steps))
 
 
-def stop_inside(kind, environ, recipe, folder, stage):
+def stop_inside(kind, launcher, recipe, folder, stage):
     """Run until the stage is under way, send SIGTERM to the launcher; returns the seconds that leaving took."""
-    process = start(kind, environ, recipe, folder)
+    process = start(kind, launcher, recipe, folder)
 
     def under_way():
         try:
@@ -256,7 +226,7 @@ def stop_inside(kind, environ, recipe, folder, stage):
     wait_for(under_way, process, folder)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    launcher.wait(process, 60)
     took = time.monotonic() - began
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted", said(folder)
     return took
@@ -264,36 +234,37 @@ def stop_inside(kind, environ, recipe, folder, stage):
 
 @pytest.mark.parametrize("kind", ["one", "ddp"])
 @pytest.mark.parametrize("stage", ["connector_rl", "refresh"])
-def test_a_signal_saves_and_leaves(kind, stage, environ, recipe_file, tmp_path):
+def test_a_signal_saves_and_leaves(kind, stage, launcher, recipe_file, tmp_path):
     long = {
         "data": {"world": {"train": 4000, "test": 5}, "validation": 8},
         "connector_rl": {"steps": 2 if stage == "refresh" else 2000, "max_completion_length": 24},
     }
     recipe = recipe_file(**long)
-    assert stop_inside(kind, environ, recipe, tmp_path / "run", stage) < 30
+    assert stop_inside(kind, launcher, recipe, tmp_path / "run", stage) < 30
     assert f"round-1-{stage}" in max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    status = subprocess.run([BIN / "coevolve", "status", tmp_path / "run"], capture_output=True, text=True)
+    status = subprocess.run(
+        [sys.executable, "-m", "coevolve", "status", tmp_path / "run"], capture_output=True, text=True
+    )
     assert status.returncode == 75 and "state: interrupted" in status.stdout
 
 
-def test_one_process_leaves_with_the_documented_status(environ, alone, tmp_path):
+def test_one_process_leaves_with_the_documented_status(launcher, alone, tmp_path):
     recipe, _ = alone
-    process = start("one", environ, recipe, tmp_path / "run", "--deadline", "1s")
-    assert process.wait(timeout=120) == 75
+    process = start("one", launcher, recipe, tmp_path / "run", "--deadline", "1s")
+    assert launcher.wait(process, 120) == 75
     assert "the deadline: saved" in said(tmp_path / "run")
 
 
 @pytest.mark.parametrize("dies", [0, 1])
-def test_a_process_that_dies_is_named_and_the_other_leaves(dies, environ, recipe_file, tmp_path):
+def test_a_process_that_dies_is_named_and_the_other_leaves(dies, launcher, recipe_file, tmp_path):
     """Without a launcher that would look after them."""
-    recipe, port = recipe_file(connector_rl={"steps": 2000}), str(free_port())
+    recipe, port = recipe_file(connector_rl={"steps": 2000}), launcher.free_port()
     folder, processes = tmp_path / "run", []
     for rank in range(2):
-        env = {**environ, "ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
-        with open(tmp_path / f"{rank}.log", "wb") as log:
-            arguments = command("one", recipe, folder)
-            processes.append(subprocess.Popen(arguments, env=env, stdout=log, stderr=log, cwd=ROOT))
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        log = tmp_path / f"{rank}.log"
+        processes.append(launcher.start("one", arguments(recipe, folder), log, **ranks, **place))
 
     def training():
         return (folder / "metrics.jsonl").exists() and "connector/reward" in (folder / "metrics.jsonl").read_text()
@@ -302,20 +273,20 @@ def test_a_process_that_dies_is_named_and_the_other_leaves(dies, environ, recipe
     wait_for(training, processes[1 - dies], folder)
     processes[dies].kill()
     began = time.monotonic()
-    assert processes[1 - dies].wait(timeout=90) != 0
+    assert launcher.wait(processes[1 - dies], 90) != 0
     assert time.monotonic() - began < 60
     last = (tmp_path / f"{1 - dies}.log").read_text()
     assert re.search(rf"process {dies}", last), last
     shutil.copy(tmp_path / "0.log", f"{folder}.log")
     recipe.write_text(recipe.read_text().replace("steps: 2000", "steps: 2"))
-    run("one", environ, recipe, folder, "--force")
+    run("one", launcher, recipe, folder, "--force")
 
 
-def test_a_mistake_is_said_once(environ, recipe_file, tmp_path):
+def test_a_mistake_is_said_once(launcher, recipe_file, tmp_path):
     for mistake, message in (
         ({"data": {"world": {"train": 40, "test": 5}, "validation": 40}}, "data.validation takes 40"),
         ({"estimator_rl": {"train_batch_size": 9, "num_generations": 3}}, "2 processes cannot take equal shares"),
     ):
-        process = start("ddp", environ, recipe_file(**mistake), tmp_path / "run")
-        assert process.wait(timeout=120) != 0
+        process = start("ddp", launcher, recipe_file(**mistake), tmp_path / "run")
+        assert launcher.wait(process, 120) != 0
         assert said(tmp_path / "run").count(message) == 1

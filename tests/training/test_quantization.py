@@ -2,11 +2,6 @@
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +20,6 @@ from coevolve.training.launch import Launch, check_launch
 from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.setup import build_roles, prepare_origins
-
-ROOT = Path(__file__).parents[2]
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs: pip install 'coevolve[quantization]'"
@@ -112,23 +105,14 @@ def test_a_quantized_run_that_is_interrupted_ends_with_the_same_bits(finished, t
 @needs_bitsandbytes
 @pytest.mark.slow
 @pytest.mark.parametrize("finished", KINDS[:1], indirect=True, ids="-".join)
-def test_two_processes_do_what_one_does(finished, tmp_path):
+def test_two_processes_do_what_one_does(finished, launcher, tmp_path):
     _, _, recipe, _, results = finished
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_values(recipe)))
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", free_port()]
-    train = ["-m", "coevolve", "train", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "run")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*torchrun, *train], env=env, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    train = ["-m", "coevolve", "train", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "run"]
+    launcher.run("ddp", train, tmp_path / "log")
     found = json.loads((tmp_path / "run" / "results.json").read_text())["perplexity"]["full"]
     # Dropout differs between one process and two, and the adapters have moved little in these few steps.
     assert found == pytest.approx(results["perplexity"]["full"], rel=1e-2)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @needs_bitsandbytes
