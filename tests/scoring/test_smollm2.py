@@ -53,6 +53,26 @@ def test_scores_equal_a_plain_forward_pass(base):
             assert abs(in_rows[i].sum() - expected) < 1e-4
 
 
+@needs_data
+def test_a_group_of_reasonings_shares_its_dialogue(base):
+    """Short reasonings and long ones, which this model's cost lays out in different ways."""
+    model, tokenizer = load_model(base), load_tokenizer(base)
+    render = Renderer(prompt_set("brief"), tokenizer)
+    example, other = read_corpus(DATA).require("IDTest")[:2]
+    response = render.response_ids(example.golden_response)
+    for words in (4, 100):
+        prompts = [
+            render.prompt_ids(render.estimator(example, f"[Core Features of the Golden Response] {feature} " * words))
+            for feature in ("warm", "short and dry", "curious", other.user_persona.split()[0])
+        ]
+        scored = score_rows(model, prompts, [response] * 4, pad_id=tokenizer.pad_token_id)
+        for prompt, values in zip(prompts, scored, strict=True):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double()
+            expected = torch.log_softmax(logits, dim=-1)[range(len(response)), response].sum().item()
+            assert abs(values.sum() - expected) < 1e-4
+
+
 def test_the_converted_model_is_an_ordinary_folder(base):
     config = json.loads((Path(base) / "config.json").read_text())
     assert "quantization_config" not in config
