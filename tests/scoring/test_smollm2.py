@@ -84,9 +84,9 @@ def test_the_converted_model_is_an_ordinary_folder(base):
 def test_the_smoke_recipe_runs_on_real_dialogues(base, tmp_path):
     from coevolve.training.run import train
 
-    overrides = [f"data.path={DATA}", f"model.base={base}", "baselines.oracle=false"]
+    overrides = [f"data.path={DATA}", f"model.base={base}", "baselines.oracle=false", "baselines.without_corl=false"]
     results = train(load_recipe(ROOT / "recipes" / "smollm2-135m" / "smoke.yaml", overrides), tmp_path / "run")
-    assert set(results["perplexity"]) == {"full", "without_corl", "without_reasoning"}
+    assert set(results["perplexity"]) == {"full", "without_reasoning"}
     for by_split in results["perplexity"].values():
         assert set(by_split) == {"IDTest", "OOD1Test", "OOD2Test", "OOD3Test"}
         assert all(np.isfinite(value) for value in by_split.values())
