@@ -53,6 +53,11 @@ def work(folder):
     processes.close()
 
 
+def add_dropout(config):
+    """A whole model has no adapter whose dropout could be on, so its configuration asks for it."""
+    config.write_text(json.dumps({**json.loads(config.read_text()), "attention_dropout": 0.2}))
+
+
 class Unwatched:
     """Lets every phase go on to its end."""
 
@@ -77,10 +82,7 @@ class Pair:
         self.recipe, self.processes = recipe, processes
         self.train = load_corpus(recipe).require("IDTrain")
         origins = processes.on_main_first(lambda: prepare_origins(recipe, folder))
-        # A whole model has no adapter whose dropout could be on.
-        config = Path(origins["connector"].base.path) / "config.json"
-        with_dropout = {**json.loads(config.read_text()), "attention_dropout": 0.2}
-        processes.on_main(lambda: config.write_text(json.dumps(with_dropout)))
+        processes.on_main(lambda: add_dropout(Path(origins["connector"].base.path) / "config.json"))
         self.estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
         self.roles = self.estimator.roles
         traces = [example.trace for example in self.train]
