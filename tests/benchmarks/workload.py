@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +94,36 @@ def flops_needed(config: PretrainedConfig, contexts: Sequence[int], responses: S
     return 2.0 * weights * tokens + per_pair * attended + 2.0 * config.hidden_size * config.vocab_size * scored
 
 
-def matmul_rate(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, device: str, repeats: int = 5) -> float:
-    """FLOP/s of this machine on the matrix products of one layer, `rows` tokens at once: the median of `repeats`."""
+def matmul_work(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, device: str) -> Callable[[float], float]:
+    """A function that does about so many operations, in one layer's matrix products of `rows` tokens at once.
+
+    What it returns is how many it did: whole rounds of all products.
+    """
     shapes = linear_shapes(config)
     inputs = {a: torch.randn(rows, a, dtype=dtype, device=device) for a, _ in shapes}
     weights = [torch.randn(b, a, dtype=dtype, device=device) for a, b in shapes]
     flops = 2.0 * rows * sum(a * b for a, b in shapes)
 
-    def once() -> float:
-        begin, rounds = time.perf_counter(), 0
-        while time.perf_counter() - begin < 0.2:
+    def work(wanted: float) -> float:
+        rounds = max(1, round(wanted / flops))
+        for _ in range(rounds):
             for weight in weights:
                 torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-            synchronise()
-            rounds += 1
-        return rounds * flops / (time.perf_counter() - begin)
+        synchronise()
+        return rounds * flops
+
+    return work
+
+
+def matmul_rate(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, device: str, repeats: int = 5) -> float:
+    """FLOP/s of this machine on the products of `matmul_work`: the median of `repeats`."""
+    work = matmul_work(config, rows, dtype=dtype, device=device)
+
+    def once() -> float:
+        begin, done = time.perf_counter(), 0.0
+        while time.perf_counter() - begin < 0.2:
+            done += work(0.0)
+        return done / (time.perf_counter() - begin)
 
     once()
     return statistics.median(once() for _ in range(repeats))
