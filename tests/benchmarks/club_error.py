@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
         measured = compare({"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate)
-    scores, n = measured["own"].pop("result"), settings["n"]
+    scores, n = measured["own"].pop("results")[-1], settings["n"]
     matrix = Scores(np.array(scores["sums"]).reshape(n, n), np.array(scores["tokens"]))
     contrast = Contrast.from_matrix(matrix, "per_token")
     public = min(PUBLIC_PAIRS, len(contrast.pairs))

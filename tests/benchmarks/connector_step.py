@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
         peer = {"trl": trl, "reload": reload}[settings["peer"]]
         measured = compare({"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate)
     step = {
-        name: {side: statistics.median(measured[side]["result"][name]) for side in ("own", "peer")}
+        name: {
+            side: statistics.median(value for run in measured[side]["results"] for value in run[name])
+            for side in ("own", "peer")
+        }
         for name in ("wall_s", "cpu_s")
     }
     ratio = ratios(measured)

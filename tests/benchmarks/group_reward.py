@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
         measured = compare({"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate)
-    scores, theirs = (np.array(measured[side].pop("result")) for side in ("own", "peer"))
+    scores, theirs = (np.array(measured[side].pop("results")[-1]) for side in ("own", "peer"))
     ratio = ratios(measured)
     print_report(
         "group_reward",

@@ -69,7 +69,7 @@ def compare(sides: Mapping[str, Side], settings: Settings, *, repeats: int, isol
     """Every side `repeats` times, in turn, so that a busy spell of the machine meets all of them.
 
     Returns:
-        For each side the medians, all runs, and the last run's result.
+        For each side the medians, all runs, and what each run returned.
     """
     runs: dict[str, list[Measurement]] = {name: [] for name in sides}
     for repeat in range(repeats):
@@ -176,9 +176,9 @@ def _peak() -> int:
 
 def _summary(measurements: Sequence[Measurement]) -> dict[str, Any]:
     runs = [asdict(measurement) for measurement in measurements]
-    result = [run.pop("result") for run in runs][-1]
+    results = [run.pop("result") for run in runs]
     medians = {name: statistics.median(run[name] for run in runs) for name in runs[0] if all(run[name] for run in runs)}
-    return {**medians, "runs": runs, "result": result}
+    return {**medians, "runs": runs, "results": results}
 
 
 def _read(path: str) -> str:

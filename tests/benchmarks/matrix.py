@@ -92,10 +92,10 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
         sides = {"own": own, "matmul": matmul, "peer": peer}
         measured = compare(sides, settings, repeats=settings["repeats"], isolate=isolate)
-    scores, theirs = (np.array(measured[side].pop("result")["sums"]) for side in ("own", "peer"))
+    scores, theirs = (np.array(measured[side].pop("results")[-1]["sums"]) for side in ("own", "peer"))
     sampled = peer_pairs(settings, np.zeros((len(scores), 2)))
     share = len(sampled) / len(scores)
-    ratio, flops = ratios(measured), measured["matmul"].pop("result")
+    ratio, flops = ratios(measured), measured["matmul"].pop("results")[-1]
     products = ratios(measured, "matmul", "own")
     print_report(
         "matrix",

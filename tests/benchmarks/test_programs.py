@@ -37,6 +37,7 @@ PROGRAMS = [
     ("connector_step", STEP, "step_time_ratio"),
     ("connector_step", (*STEP, "--peer", "reload"), "step_time_ratio"),
     ("coevolution_memory", STEP, "memory_ratio"),
+    ("generation", (*TINY[:6], "--contexts", "2", "--group", "2", "--completion", "4"), "tokens_per_s"),
     ("club_error", (*TINY, "--n", "6", "--peer-pairs", "4"), "error_ratio"),
     ("growth", ("--base", "tiny", *GROWTH), "growth"),
     (
