@@ -1,6 +1,7 @@
 """Imports run one way, from the command line down to pure numerics."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def imports(path, *, on_load):
             if isinstance(child, ast.Import):
                 found.update(alias.name for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
-                found.add(child.module)
+                found.update((child.module, *(f"{child.module}.{alias.name}" for alias in child.names)))
             deferred = isinstance(child, (ast.FunctionDef, ast.Lambda)) or (
                 isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
             )
@@ -60,6 +61,7 @@ def part(path):
 
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if part(path) not in ("__init__", "__main__")]
+PARTS = {part(path) for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -69,11 +71,17 @@ def test_imports_run_one_way(path):
     below = set().union(*LAYERS[:level]) | {own}
     if own == "remid":
         below.add("scoring")
-    ours = {name.split(".")[1] for name in imports(path, on_load=False) if name.startswith("coevolve.")}
+    ours = {name.split(".")[1] for name in imports(path, on_load=False) if name.startswith("coevolve.")} & PARTS
     assert ours <= below, f"{path}: imports {sorted(ours - below)}"
     if own in PURE:
         outside = {name.split(".")[0] for name in imports(path, on_load=True)} - {"coevolve"} - sys.stdlib_module_names
         assert outside <= PURE[own], f"{path}: loads {sorted(outside - PURE[own])}"
+
+
+def test_no_files_import_one_another_in_a_circle():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    needs = {name: imports(path, on_load=True) & modules.keys() for name, path in modules.items()}
+    assert list(graphlib.TopologicalSorter(needs).static_order())
 
 
 def test_scoring_runs_where_trl_and_datasets_are_missing():

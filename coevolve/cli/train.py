@@ -24,19 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from coevolve.recipe import load_recipe
-    from coevolve.training.stopping import INTERRUPTED, Stop, seconds_of
+    from coevolve.training.distributed.stopping import INTERRUPTED, Stop, seconds_of
 
     # Checked before the heavy imports: a mistyped key costs a second, not a minute.
     recipe = load_recipe(options.recipe, options.overrides)
     stop = Stop(None if options.deadline is None else seconds_of(options.deadline))
-    from coevolve.training.launch import Launch, check_launch
+    from coevolve.training.distributed.launch import Launch, check_launch
 
     launch = Launch.from_environment(os.environ)
     check_launch(recipe, launch)
     if not launch.gpu:
         # DeepSpeed would look for an accelerator when it is imported, and say at length that there is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from coevolve.training.processes import Interrupted
+    from coevolve.training.distributed.processes import Interrupted
     from coevolve.training.run import train
 
     with stop.listening():

@@ -148,7 +148,7 @@ CustomRewards = dict[ImportPath, Weight]
 
 class Rewards(Section):
     """Weights of a role's rewards; 0 leaves one out. What a completion gets that cannot be judged, and how to add
-    rewards of one's own, stands in `coevolve.training.registry`."""
+    rewards of one's own, stands in `coevolve.training.rewards.registry`."""
 
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> "Rewards":

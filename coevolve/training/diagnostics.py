@@ -15,7 +15,7 @@ from coevolve.prompts import core_features
 from coevolve.scoring.estimator import ProbabilityEstimator, Progress
 from coevolve.scoring.roles import ROLES
 from coevolve.scoring.scores import Scores
-from coevolve.training.rewards import word_overlap
+from coevolve.training.rewards.functions import word_overlap
 
 NO_REASONING = ""
 """A reasoning without core features: the prompt says so in the words of the prompt set, and is else unchanged."""

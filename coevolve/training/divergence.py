@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coevolve.errors import DivergenceError
 from coevolve.files import write_json
-from coevolve.training.processes import Processes
+from coevolve.training.distributed.processes import Processes
 
 FAILED = "failed"
 """The folder in a run's directory that holds such batches."""

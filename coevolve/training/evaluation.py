@@ -10,7 +10,7 @@ from coevolve.data.example import Example
 from coevolve.information.perplexity import perplexity
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.scores import Scores
-from coevolve.training.record import Record
+from coevolve.training.record.record import Record
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ from coevolve.recipe.rl import Grpo
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training.diagnostics import warnings_in
+from coevolve.training.distributed.processes import Processes
+from coevolve.training.distributed.spread import SpreadEstimator
 from coevolve.training.engines import Lazy, Plan, Schedule, Segment, SftRow, Watcher, is_own, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
-from coevolve.training.ppo import run_rl
-from coevolve.training.processes import Processes
-from coevolve.training.record import Record, Work
-from coevolve.training.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
+from coevolve.training.record.record import Record, Work
+from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
+from coevolve.training.rewards.scorers import ConnectorBatch, EstimatorBatch
+from coevolve.training.rl.ppo import run_rl
 from coevolve.training.schedule import Budget, Turn, budget_of, updates_per_batch
-from coevolve.training.scorers import ConnectorBatch, EstimatorBatch
 from coevolve.training.seeds import derive_seed
-from coevolve.training.spread import SpreadEstimator
 
 REFRESHED_AT_ONCE = 512
 """Reasonings between two moments at which a refresh may be saved or left."""

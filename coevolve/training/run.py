@@ -31,18 +31,20 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
 from coevolve.training.checkpoints import Checkpoint, CheckpointWriter
-from coevolve.training.custom_rewards import check_rewards
 from coevolve.training.diagnostics import diagnose, drift, warnings_in
+from coevolve.training.distributed.processes import Interrupted, Processes
+from coevolve.training.distributed.spread import SpreadEstimator
+from coevolve.training.distributed.stopping import Stop
 from coevolve.training.engines import Segment
 from coevolve.training.evaluation import Evaluated, evaluate, golden_responses
 from coevolve.training.export import export_estimator, require_parents, training_facts
-from coevolve.training.facts import environment_facts
 from coevolve.training.gate import Gate
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.outcome import Outcome
 from coevolve.training.phases import PHASES, Trainee
-from coevolve.training.processes import Interrupted, Processes
-from coevolve.training.record import Record
+from coevolve.training.record.facts import environment_facts
+from coevolve.training.record.record import Record
+from coevolve.training.rewards.custom import check_rewards
 from coevolve.training.run_folder import RunFolder
 from coevolve.training.schedule import Turn, turns_of
 from coevolve.training.seeds import derive_seed
@@ -57,8 +59,6 @@ from coevolve.training.setup import (
     split_dialogues,
     world_seed,
 )
-from coevolve.training.spread import SpreadEstimator
-from coevolve.training.stopping import Stop
 from coevolve.training.tracing import Tracer
 
 SAVING_SHARE = 20

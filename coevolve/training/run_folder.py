@@ -20,9 +20,9 @@ from coevolve.recipe import Recipe, check_recipe, recipe_values
 from coevolve.scoring.origins import Base, Origin
 from coevolve.scoring.roles import ROLES
 from coevolve.training.checkpoints import CHECKPOINTS, Checkpoint, newest_checkpoint, read_checkpoint
-from coevolve.training.processes import Interrupted, ProcessError, Processes
+from coevolve.training.distributed.processes import Interrupted, ProcessError, Processes
+from coevolve.training.distributed.stopping import INTERRUPTED
 from coevolve.training.setup import Origins
-from coevolve.training.stopping import INTERRUPTED
 
 RUN = "run.json"
 STATUS = "status.json"

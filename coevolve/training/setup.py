@@ -33,7 +33,7 @@ from coevolve.scoring.roles import (
     existing_config,
     lora_config,
 )
-from coevolve.training.record import Record
+from coevolve.training.record.record import Record
 from coevolve.training.seeds import derive_seed
 from coevolve.worlds.corpus import world_corpus
 

@@ -12,7 +12,7 @@ from coevolve.teachers.base import Teacher
 from coevolve.teachers.chat import EndpointTeacher, LocalTeacher
 from coevolve.teachers.rules import RuleTeacher
 from coevolve.teachers.traces import collect_traces, read_traces
-from coevolve.training.record import Record
+from coevolve.training.record.record import Record
 from coevolve.training.setup import Log
 
 

@@ -22,9 +22,9 @@ from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ROLES, AdapterRoles, Role, lora_config
-from coevolve.training.processes import Processes
-from coevolve.training.rewards import likelihood
-from coevolve.training.stopping import Stop
+from coevolve.training.distributed.processes import Processes
+from coevolve.training.distributed.stopping import Stop
+from coevolve.training.rewards.functions import likelihood
 from tests.benchmarks import workload
 from tests.benchmarks.harness import Settings
 
@@ -222,7 +222,7 @@ def own_steps(
     settings: Settings, resident: ProbabilityEstimator, rows: list[Example], reward: Callable[..., list[float]]
 ) -> dict[str, list[float]]:
     """The steps with coevolve's engine, on the connector's adapter."""
-    from coevolve.training.grpo import run_grpo
+    from coevolve.training.rl.grpo import run_grpo
 
     clock = Clock()
     prompts = [resident.renderer.connector(row) for row in rows]

@@ -16,13 +16,13 @@ import torch
 from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
+from coevolve.training.distributed.processes import Processes
+from coevolve.training.distributed.spread import SpreadEstimator
+from coevolve.training.distributed.stopping import Stop
 from coevolve.training.phases import Trainee
-from coevolve.training.processes import Processes
-from coevolve.training.record import Record
+from coevolve.training.record.record import Record
 from coevolve.training.schedule import Budget
 from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
-from coevolve.training.spread import SpreadEstimator
-from coevolve.training.stopping import Stop
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent

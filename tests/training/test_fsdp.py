@@ -70,8 +70,8 @@ def work(kind: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from coevolve.recipe import Recipe
-    from coevolve.training.processes import Processes
-    from coevolve.training.stopping import Stop
+    from coevolve.training.distributed.processes import Processes
+    from coevolve.training.distributed.stopping import Stop
 
     torch.use_deterministic_algorithms(True)
     processes = Processes(PartialState(cpu=True).device, Stop())
@@ -113,7 +113,7 @@ class Watch:
         self.run, self.leave_after = run, leave_after
 
     def after_step(self, step, capture):
-        from coevolve.training.processes import Interrupted
+        from coevolve.training.distributed.processes import Interrupted
 
         self.run.check_divided()
         if step == self.leave_after:
@@ -166,8 +166,8 @@ class Run:
         import torch
 
         from coevolve.scoring.roles import ROLES
+        from coevolve.training.distributed.processes import Interrupted
         from coevolve.training.engines import Segment
-        from coevolve.training.processes import Interrupted
 
         before = {each: self.roles.weights(each) for each in ROLES}
         self.began = before[role]
@@ -230,7 +230,7 @@ class Run:
         return connector_rows(self.estimator, self.train, [example.trace for example in self.train])
 
     def grpo(self, plan):
-        from coevolve.training.grpo import run_grpo
+        from coevolve.training.rl.grpo import run_grpo
 
         prompts = [self.estimator.renderer.connector(example) for example in self.train]
         rewards, settings = [("likelihood", self.reward, 1.0)], self.recipe.connector_rl

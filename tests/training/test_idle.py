@@ -40,8 +40,8 @@ def work(folder):
     from accelerate import PartialState
 
     from coevolve.recipe import Recipe
-    from coevolve.training.processes import Processes
-    from coevolve.training.stopping import Stop
+    from coevolve.training.distributed.processes import Processes
+    from coevolve.training.distributed.stopping import Stop
 
     processes = Processes(PartialState(cpu=True).device, Stop())
     phases = []
@@ -164,7 +164,7 @@ class Pair:
         run_sft(plan, self.rows[plan.role], self.recipe.estimator_sft)
 
     def grpo(self, plan, own):
-        from coevolve.training.grpo import run_grpo
+        from coevolve.training.rl.grpo import run_grpo
 
         settings = self.recipe.connector_rl
         prompts = [plan.renderer.tokenizer.decode(row.prompt) for row in self.rows[plan.role]]

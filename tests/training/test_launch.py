@@ -18,7 +18,7 @@ from accelerate.utils.launch import (
 from coevolve.cli import main
 from coevolve.errors import RecipeError
 from coevolve.recipe import load_recipe
-from coevolve.training.launch import Launch, check_launch
+from coevolve.training.distributed.launch import Launch, check_launch
 
 ROOT = Path(__file__).parents[2]
 LAUNCHES = sorted((ROOT / "launch").glob("*.yaml"), key=lambda path: path.name)
@@ -207,7 +207,7 @@ def test_the_command_says_it_before_anything_is_loaded_or_written(tmp_path, monk
 
 def test_the_check_imports_nothing_heavier_than_torch():
     code = (
-        "import sys, coevolve.training.launch; "
+        "import sys, coevolve.training.distributed.launch; "
         "print(*sorted({'transformers', 'trl', 'accelerate', 'deepspeed', 'datasets', 'peft'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

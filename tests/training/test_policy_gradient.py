@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coevolve.training.policy_gradient import (
+from coevolve.training.rl.policy_gradient import (
     adapted_kl_coef,
     clipped_policy_loss,
     clipped_value_loss,

@@ -10,10 +10,10 @@ from coevolve.errors import ArtifactError, RewardError
 from coevolve.recipe.rounds import Phase
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
-from coevolve.training.processes import Interrupted
-from coevolve.training.record import Record
+from coevolve.training.distributed.processes import Interrupted
+from coevolve.training.record.record import Record
+from coevolve.training.rl.value_function import ADAPTER, HEAD, ValueFunction
 from coevolve.training.schedule import Turn
-from coevolve.training.value_function import ADAPTER, HEAD, ValueFunction
 
 CONNECTOR_RL = Turn(1, Phase.model_validate("connector_rl"), "connector_rl")
 

@@ -16,8 +16,8 @@ from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring import models
 from coevolve.scoring.origins import PARENT, WEIGHTS
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
-from coevolve.training.launch import Launch, check_launch
-from coevolve.training.processes import Interrupted
+from coevolve.training.distributed.launch import Launch, check_launch
+from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.setup import build_roles, prepare_origins
 

@@ -21,9 +21,9 @@ from rich.console import Console
 from wandb.proto import wandb_internal_pb2
 
 from coevolve.errors import DataError, RecipeError
-from coevolve.training.facts import environment_facts, git_facts, memory
-from coevolve.training.record import Record
-from coevolve.training.trackers import TRACKERS
+from coevolve.training.record.facts import environment_facts, git_facts, memory
+from coevolve.training.record.record import Record
+from coevolve.training.record.trackers import TRACKERS
 
 KEY = "0123456789abcdef" * 3
 COLUMNS = ("context", "reasoning", "reward/likelihood")
@@ -230,7 +230,7 @@ SITTING = """
 import json, os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from coevolve.training import trackers as module
+from coevolve.training.record import trackers as module
 from test_record import new_record, said, work
 import psutil
 

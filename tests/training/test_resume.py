@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from coevolve.errors import ArtifactError
 from coevolve.training.checkpoints import CHECKPOINTS
-from coevolve.training.processes import Interrupted
+from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.run_folder import read_status, status_code
 
@@ -235,13 +235,13 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
 PLACES = {
     "in a checkpoint, before its manifest": ("coevolve.training.checkpoints", "write_json", 5),
     "in a checkpoint, before its rename": ("coevolve.training.checkpoints", "sync_folder", 9),
-    "in a reward": ("coevolve.training.rewards", "likelihood", 1),
+    "in a reward": ("coevolve.training.rewards.functions", "likelihood", 1),
     "at a change of phase": ("coevolve.training.gate.Gate", "judge", 1),
     "in a refresh": ("coevolve.training.phases", "core_features", 3),
     "in generation": ("coevolve.scoring.generate._Batch", "_forward", 30),
     "in the export": ("coevolve.training.export", "write_manifest", 1),
     "when the export takes its place": ("coevolve.training.export", "replace_folder", 1),
-    "while metrics are cut back": ("coevolve.training.record", "write_text", 1),
+    "while metrics are cut back": ("coevolve.training.record.record", "write_text", 1),
 }
 
 

@@ -16,15 +16,15 @@ from coevolve.errors import RecipeError, RewardError
 from coevolve.recipe import check_recipe
 from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
 from coevolve.scoring.roles import ESTIMATOR
-from coevolve.training import rewards
-from coevolve.training.custom_rewards import check_rewards, checked
 from coevolve.training.diagnostics import NO_REASONING
-from coevolve.training.processes import Processes
-from coevolve.training.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
+from coevolve.training.distributed.processes import Processes
+from coevolve.training.distributed.stopping import Stop
+from coevolve.training.rewards import functions as rewards
+from coevolve.training.rewards.custom import check_rewards, checked
+from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
+from coevolve.training.rewards.scorers import ConnectorBatch, EstimatorBatch
 from coevolve.training.run import train
-from coevolve.training.scorers import ConnectorBatch, EstimatorBatch
 from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
-from coevolve.training.stopping import Stop
 
 HALVES = np.log([0.5, 0.5])
 UNEVEN = np.log([0.9, 0.1])

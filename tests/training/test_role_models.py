@@ -15,11 +15,11 @@ from coevolve.scoring.models import base_fingerprint, load_tokenizer
 from coevolve.scoring.origins import PARENT, WEIGHTS, adapter_fingerprint
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training.checkpoints import CHECKPOINTS
+from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.export import export_checkpoint
 from coevolve.training.phases import connector_rows, estimator_rows
-from coevolve.training.processes import Interrupted
+from coevolve.training.rewards.scorers import ConnectorBatch
 from coevolve.training.run import train
-from coevolve.training.scorers import ConnectorBatch
 from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
 from coevolve.worlds.language import vocabulary
 from coevolve.worlds.tiny import tiny_model, tiny_tokenizer

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from coevolve.errors import ArtifactError, RecipeError
 from coevolve.recipe import check_recipe, recipe_values
+from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.export import export_checkpoint
-from coevolve.training.processes import Interrupted
 from coevolve.training.run import train
 from coevolve.training.schedule import budget_of, turns_of
 

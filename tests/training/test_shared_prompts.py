@@ -12,7 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForC
 from trl import GRPOTrainer
 from trl.trainer import utils as trl_utils
 
-from coevolve.training.shared_prompts import SharedPrompts, packed
+from coevolve.training.rl.shared_prompts import SharedPrompts, packed
 
 VOCABULARY = 13
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coevolve.training.distributed.processes import Interrupted, Processes, shares
+from coevolve.training.distributed.stopping import Stop
 from coevolve.training.engines import order_of_rows
-from coevolve.training.processes import Interrupted, Processes, shares
-from coevolve.training.stopping import Stop
 
 
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 9))

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from coevolve.errors import RecipeError
-from coevolve.training.stopping import Stop, StopRequested, seconds_of
+from coevolve.training.distributed.stopping import Stop, StopRequested, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_signal_asks_and_the_handlers_are_given_back(number):
 def test_a_second_signal_leaves_at_once():
     code = """
 import os, signal, time
-from coevolve.training.stopping import Stop
+from coevolve.training.distributed.stopping import Stop
 with Stop().listening():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)  # the same warning, by another way

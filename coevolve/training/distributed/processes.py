@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from coevolve.errors import CoevolveError
-from coevolve.training.stopping import Stop, StopRequested
+from coevolve.training.distributed.stopping import Stop, StopRequested
 
 T = TypeVar("T")
 

@@ -25,8 +25,8 @@ from coevolve.errors import ArtifactError, RewardError
 from coevolve.recipe.rl import Grpo, Ppo
 from coevolve.scoring.roles import REFERENCE
 from coevolve.training.engines import IGNORED, Plan, RewardFunction
-from coevolve.training.grpo import RoleGRPOTrainer, run_grpo
-from coevolve.training.policy_gradient import (
+from coevolve.training.rl.grpo import RoleGRPOTrainer, run_grpo
+from coevolve.training.rl.policy_gradient import (
     adapted_kl_coef,
     clipped_policy_loss,
     clipped_value_loss,
@@ -38,7 +38,7 @@ from coevolve.training.policy_gradient import (
     token_rewards,
     whiten,
 )
-from coevolve.training.value_function import HEAD, ValueFunction
+from coevolve.training.rl.value_function import HEAD, ValueFunction
 
 KL_COEF = "kl_coef"
 COUNT, RATIO_SQUARED = "count", "ratio squared"

@@ -27,9 +27,16 @@ from rich.console import Console
 
 from coevolve.files import read_json, write_json, write_text
 from coevolve.progress import Advance, make_console, task
-from coevolve.training.facts import memory
-from coevolve.training.lines import METRICS, SAMPLES, Table, append_lines, decoded, encoded, plain, read_lines
-from coevolve.training.trackers import AccelerateTracker, RunOfTracker, Tracker, WandbTracker, in_words, require_tracker
+from coevolve.training.record.facts import memory
+from coevolve.training.record.lines import METRICS, SAMPLES, Table, append_lines, decoded, encoded, plain, read_lines
+from coevolve.training.record.trackers import (
+    AccelerateTracker,
+    RunOfTracker,
+    Tracker,
+    WandbTracker,
+    in_words,
+    require_tracker,
+)
 
 SENT = ".sent.json"
 

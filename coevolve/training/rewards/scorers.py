@@ -19,10 +19,10 @@ from coevolve.prompts import Renderer, core_features
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
 from coevolve.scoring.roles import REFERENCE
-from coevolve.training import rewards
 from coevolve.training.diagnostics import NO_REASONING
+from coevolve.training.distributed.processes import Processes
 from coevolve.training.evaluation import golden_responses
-from coevolve.training.processes import Processes
+from coevolve.training.rewards import functions as rewards
 
 
 class ConnectorBatch:

@@ -28,9 +28,9 @@ from typing import Any, Protocol
 
 from coevolve.errors import RewardError
 from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
-from coevolve.training import rewards
-from coevolve.training.custom_rewards import checked, custom_reward, failure
-from coevolve.training.processes import Processes
+from coevolve.training.distributed.processes import Processes
+from coevolve.training.rewards import functions as rewards
+from coevolve.training.rewards.custom import checked, custom_reward, failure
 
 LogMetric = Callable[[str, float], None]
 Values = Sequence[float | None]

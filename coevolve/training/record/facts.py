@@ -40,7 +40,7 @@ def environment_facts() -> dict[str, Any]:
     return {
         "packages": {name: _version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
-        "git": git_facts(Path(__file__).parents[1]),
+        "git": git_facts(Path(__file__).parents[2]),
     }
 
 

@@ -8,7 +8,7 @@ from coevolve.data.example import Example
 from coevolve.scoring.estimator import ProbabilityEstimator, Progress
 from coevolve.scoring.generate import Generation
 from coevolve.scoring.scores import Scores
-from coevolve.training.processes import Processes
+from coevolve.training.distributed.processes import Processes
 
 
 class SpreadEstimator(ProbabilityEstimator):

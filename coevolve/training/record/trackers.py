@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coevolve.errors import RecipeError
-from coevolve.training.lines import SAMPLES, Table
+from coevolve.training.record.lines import SAMPLES, Table
 
 TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """What `report_to` may name: what transformers takes and accelerate has a tracker for. Each is also its package."""

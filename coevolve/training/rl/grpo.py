@@ -22,7 +22,7 @@ from trl.trainer import utils as trl_utils
 
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.generate import Sampling, generate
-from coevolve.training import sharding
+from coevolve.training.distributed import sharding
 from coevolve.training.engines import (
     IGNORED,
     Plan,
@@ -34,8 +34,8 @@ from coevolve.training.engines import (
     train,
     trainer_of,
 )
+from coevolve.training.rl.shared_prompts import SharedPrompts
 from coevolve.training.seeds import derive_seed
-from coevolve.training.shared_prompts import SharedPrompts
 
 
 def run_grpo(

@@ -1,0 +1,1 @@
+"""Many processes as one: who does what, what stops all of them, and weights that are spread over them."""

@@ -1,0 +1,1 @@
+"""Reinforcement learning of one phase: GRPO, and PPO on top of it."""
