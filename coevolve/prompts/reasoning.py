@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+NO_REASONING = ""
+"""A reasoning without core features: the prompt says so in the words of the prompt set, and is else unchanged."""
+
 
 def core_features(reasoning: str, sections: Sequence[str]) -> str | None:
     """The text after the last features heading, without code fences and without a later section.

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from coevolve.data.example import Example
-from coevolve.prompts import core_features
+from coevolve.prompts import NO_REASONING, core_features
 from coevolve.scoring.estimator import ProbabilityEstimator, Progress
 from coevolve.scoring.roles import ROLES
 from coevolve.scoring.scores import Scores
 from coevolve.training.rewards.functions import word_overlap
-
-NO_REASONING = ""
-"""A reasoning without core features: the prompt says so in the words of the prompt set, and is else unchanged."""
 
 ZERO_VARIANCE_SHARE = 0.5
 """Groups whose rewards are all alike have advantage 0: above this share most of the sampling is for nothing."""

@@ -10,12 +10,12 @@ import torch
 from pydantic import BaseModel
 
 from coevolve import ProbabilityEstimator
-from coevolve.prompts import Renderer, prompt_set
+from coevolve.prompts import NO_REASONING, Renderer, prompt_set
 from coevolve.recipe.schema import Recipe
 from coevolve.scoring.models import load_model, load_tokenizer
 from coevolve.scoring.roles import ESTIMATOR, SeparateRoles
 from coevolve.scoring.scores import Scores
-from coevolve.training.diagnostics import NO_REASONING, RULES, derangement, diagnose, drift, warnings_in
+from coevolve.training.diagnostics import RULES, derangement, diagnose, drift, warnings_in
 from coevolve.worlds.corpus import world_corpus
 from coevolve.worlds.tiny import write_tiny_base
 

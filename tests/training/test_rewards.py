@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coevolve.errors import RecipeError, RewardError
+from coevolve.prompts import NO_REASONING
 from coevolve.recipe import check_recipe
 from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
 from coevolve.scoring.roles import ESTIMATOR
-from coevolve.training.diagnostics import NO_REASONING
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.rewards import functions as rewards

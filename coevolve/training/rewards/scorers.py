@@ -15,11 +15,10 @@ import numpy as np
 
 from coevolve.data.example import Example
 from coevolve.errors import TooLongError
-from coevolve.prompts import Renderer, core_features
+from coevolve.prompts import NO_REASONING, Renderer, core_features
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
 from coevolve.scoring.roles import REFERENCE
-from coevolve.training.diagnostics import NO_REASONING
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.rewards import functions as rewards
