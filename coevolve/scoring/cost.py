@@ -119,11 +119,12 @@ def arrange(
     price, width = cost.of_rows(lengths, cached, budget), max(lengths)
     widest = max(width, min(budget - cached, cost.enough, 2 * sum(lengths)))
     while width <= widest:
+        # A dearer width does not end the search: rows of one or two segments are uneven and much of them is padding.
         rows = _side_by_side(lengths, groups, width)
         changed = cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget)
-        if changed > price:
-            break  # wider rows are dearer still: what they hide from one another grows with the square of the width
-        price, best, width = changed, rows, 2 * width
+        if changed < price:
+            price, best = changed, rows
+        width *= 2
     return best
 
 

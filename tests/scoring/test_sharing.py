@@ -120,6 +120,15 @@ def test_what_is_packed(length, cached, packed):
     assert any(len(row) > 1 for row in rows) == packed
 
 
+def test_a_dearer_width_does_not_hide_a_cheaper_one_behind_it():
+    """Lengths 37 to 61 make uneven rows of one or two, dearer than rows of one, and even ones of four."""
+    smollm2 = Cost(token=212e6, attention=69e3, copied=1.4e6, run=2.7e9)
+    lengths = [37, 39, 41, 44, 46, 48, 50, 52, 55, 57, 58, 61]
+    rows = arrange(lengths, [0] * 12, 800, smollm2, 16_384, pack=True)
+    widths = [sum(lengths[index] for index in row) for row in rows]
+    assert smollm2.of_rows(widths, 800, 16_384) < 0.85 * smollm2.of_rows(lengths, 800, 16_384)
+
+
 def test_a_models_cost_is_counted():
     from transformers import LlamaConfig, LlamaForCausalLM
 
