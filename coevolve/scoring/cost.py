@@ -100,7 +100,7 @@ class Cost:
 def arrange(
     lengths: Sequence[int], groups: Sequence[int], cached: int, cost: Cost, budget: int, *, pack: bool
 ) -> list[list[int]]:
-    """Segments put into rows: one each, or several of a group side by side in ever wider rows while that is cheaper.
+    """Segments put into rows: one each, or several of a group side by side, in whatever width costs least.
 
     Args:
         lengths: tokens of each segment.
@@ -113,19 +113,15 @@ def arrange(
     Returns:
         Indices of the segments of each row.
     """
-    best = [[index] for index in range(len(lengths))]
+    apart = [[index] for index in range(len(lengths))]
     if not pack or len(lengths) < 2:
-        return best
-    price, width = cost.of_rows(lengths, cached, budget), max(lengths)
-    widest = max(width, min(budget - cached, cost.enough, 2 * sum(lengths)))
-    while width <= widest:
-        # A dearer width does not end the search: rows of one or two segments are uneven and much of them is padding.
-        rows = _side_by_side(lengths, groups, width)
-        changed = cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget)
-        if changed < price:
-            price, best = changed, rows
-        width *= 2
-    return best
+        return apart
+    longest = max(lengths)
+    widest = min(budget - cached, cost.enough, 2 * sum(lengths))
+    # A dearer width does not end the search: rows of one or two segments are uneven and much of them is padding.
+    widths = [longest << doubled for doubled in range(max(widest // longest, 1).bit_length())]
+    layouts = [apart, *(_side_by_side(lengths, groups, width) for width in widths)]
+    return min(layouts, key=lambda rows: cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget))
 
 
 def _side_by_side(lengths: Sequence[int], groups: Sequence[int], width: int) -> list[list[int]]:
