@@ -79,8 +79,9 @@ def test_imports_run_one_way(path):
 
 
 def test_no_files_import_one_another_in_a_circle():
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
-    needs = {name: imports(path, on_load=True) & modules.keys() for name, path in modules.items()}
+    # A package is what its `__init__` loads, which may be named by it: `from coevolve.cli import score`.
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    needs = {name: (imports(path, on_load=True) & modules.keys()) - {name} for name, path in modules.items()}
     assert list(graphlib.TopologicalSorter(needs).static_order())
 
 
