@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from coevolve.scoring.batching import pad
 from coevolve.scoring.generate import Sampling, generate
@@ -23,35 +24,35 @@ from tests.benchmarks import workload
 from tests.benchmarks.harness import Settings, Work, arguments, compare, print_report
 
 
-def inputs(settings: Settings, tokenizer: Any) -> tuple[list[list[int]], dict[str, Any]]:
-    """(contexts, transformers' options for sampling a group behind each)."""
+def inputs(settings: Settings, tokenizer: Any) -> tuple[list[list[int]], GenerationConfig]:
+    """(contexts, how a group is sampled behind each)."""
     rng = np.random.default_rng(settings["seed"])
     sizes = workload.lengths(settings["contexts"], settings["context"], rng)
     texts = [workload.text_of(size, tokenizer, rng) for size in sizes]
     stop = tokenizer(".", add_special_tokens=False)["input_ids"][-1]
-    options = {
-        "num_return_sequences": settings["group"],
-        "max_new_tokens": settings["completion"],
-        "do_sample": True,
-        "temperature": 1.0,
-        "top_k": 0,
-        "eos_token_id": stop,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], options
+    sampling = GenerationConfig(
+        num_return_sequences=settings["group"],
+        max_new_tokens=settings["completion"],
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        eos_token_id=stop,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], sampling
 
 
 def own(settings: Settings) -> Work:
     model, tokenizer = workload.load(settings["folder"])
-    contexts, options = inputs(settings, tokenizer)
+    contexts, sampling = inputs(settings, tokenizer)
 
     def work() -> int:
         written = generate(
             model,
             [context for context in contexts for _ in range(settings["group"])],
-            max_new_tokens=options["max_new_tokens"],
-            stop_id=options["eos_token_id"],
-            pad_id=options["pad_token_id"],
+            max_new_tokens=sampling.max_new_tokens,
+            stop_id=sampling.eos_token_id,
+            pad_id=sampling.pad_token_id,
             sampling=Sampling(settings["seed"]),
         )
         return sum(len(row.ids) + row.finished for row in written)
@@ -60,30 +61,26 @@ def own(settings: Settings) -> Work:
 
 
 def continuous(settings: Settings) -> Work:
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
     model, tokenizer = workload.load(settings["folder"])
-    contexts, options = inputs(settings, tokenizer)
+    contexts, sampling = inputs(settings, tokenizer)
     batching = ContinuousBatchingConfig(seed=settings["seed"])
 
     def work() -> int:
-        written = model.generate_batch(contexts, GenerationConfig(**options), batching)
+        written = model.generate_batch(contexts, sampling, batching)
         return sum(len(row.generated_tokens) for row in written.values())
 
     return work
 
 
 def plain(settings: Settings) -> Work:
-    from transformers import GenerationConfig
-
     model, tokenizer = workload.load(settings["folder"])
-    contexts, options = inputs(settings, tokenizer)
+    contexts, sampling = inputs(settings, tokenizer)
     ids_BP, mask_BP = (tensor.to(model.device) for tensor in pad(contexts, tokenizer.pad_token_id, left=True))
 
     def work() -> int:
         torch.manual_seed(settings["seed"])
-        written_BT = model.generate(ids_BP, attention_mask=mask_BP, generation_config=GenerationConfig(**options))
-        stops_BT = written_BT[:, ids_BP.shape[1] :] == options["eos_token_id"]
+        written_BT = model.generate(ids_BP, attention_mask=mask_BP, generation_config=sampling)
+        stops_BT = written_BT[:, ids_BP.shape[1] :] == sampling.eos_token_id
         # What follows a row's first stop is padding.
         return int((stops_BT.cumsum(dim=1) - stops_BT.long() == 0).sum())
 
