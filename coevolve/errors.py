@@ -28,6 +28,10 @@ class ArtifactError(CoevolveError, ValueError):
     """A checkpoint or exported estimator that is incomplete, damaged, or belongs to another model."""
 
 
+class OutputError(CoevolveError, ValueError):
+    """A place that a command may not, or cannot, write to."""
+
+
 class ChatError(CoevolveError, RuntimeError):
     """A chat model (local or behind an endpoint) that is out of order, or gave no usable answer."""
 

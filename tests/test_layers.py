@@ -15,6 +15,7 @@ PACKAGE = ROOT / "coevolve"
 LAYERS = [
     {"errors"},
     {"files", "progress"},
+    {"outputs"},
     {"information", "data", "recipe"},
     {"prompts"},
     {"scoring"},

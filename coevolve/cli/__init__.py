@@ -12,14 +12,15 @@ from collections.abc import Sequence
 
 from coevolve import __version__
 from coevolve.cli import bound, export, import_reference, remid, report, respond, score, shift, status, train, truth
+from coevolve.cli.paths import claim_outputs
 from coevolve.errors import CoevolveError
 
 HUSH_SECONDS = 5
 COMMANDS = (train, status, respond, shift, score, remid, bound, report, truth, export, import_reference)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="coevolve",
         description="Co-evolving reinforcement learning of a probability model of role-play responses, and R-EMID.",
@@ -32,6 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes `key=value` only before the options; a person may put it behind them as well.
     misplaced = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
@@ -40,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides += rest
     try:
+        claim_outputs(parser, options)
         return options.run(options) or 0
     except CoevolveError as error:
         # Of several processes that were launched together, one speaks; it learns of the others' errors.

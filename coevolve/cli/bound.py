@@ -2,17 +2,20 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
+from coevolve.cli.paths import add_input, add_output
 from coevolve.cli.responses import add_responses_arguments, read_judged
+from coevolve.outputs import BOUND, write_parts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
+    add_input(parser, "--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
     add_responses_arguments(parser)
     parser.add_argument("--embedder", default="base", choices=("base", "minilm"), help="of the texts (default base)")
-    parser.add_argument("--base", metavar="DIR", help="the base model, if the estimator was trained in full")
+    add_input(parser, "--base", metavar="DIR", help="the base model, if the estimator was trained in full")
     parser.add_argument("--kernel", default="linear", choices=("linear", "gaussian"))
     parser.add_argument(
         "--form", default="club", help="of R-EMI and R-EMID: an estimator of information (default club)"
@@ -21,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--normalisation", default="per_token", choices=("per_token", "per_response"), help="of losses")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs and samples (default 0)")
     parser.add_argument("--shown", type=int, default=3, help="worst and best examples per subset (default 3)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="directory for bound.json and blame.json")
+    add_output(
+        parser, "--out", kind=BOUND, required=True, metavar="DIR", help="directory for bound.json and blame.json"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from coevolve.cli.remid import _negatives
-    from coevolve.files import write_json
+    from coevolve.files import json_text
     from coevolve.information.estimate import check_form
     from coevolve.progress import from_totals, make_console, task
     from coevolve.remid.blame import blame_examples, blame_table
@@ -88,6 +91,5 @@ def run(options: argparse.Namespace) -> None:
         tables.print(bound_table(bound, name))
     for name in responses:
         tables.print(blame_table(blame, name))
-    for file, results in (("bound.json", bound), ("blame.json", blame)):
-        write_json(Path(options.out) / file, results)
-        console.print(f"results: {Path(options.out) / file}")
+    write_parts(Path(options.out), BOUND, {"bound.json": json_text(bound), "blame.json": json_text(blame)})
+    console.print(f"results: bound.json and blame.json in {options.out}", markup=False)

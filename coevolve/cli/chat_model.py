@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from coevolve.cli.paths import add_input
+
 if TYPE_CHECKING:
     from coevolve.chat import ChatModel
 
@@ -17,7 +19,8 @@ OPTIONS_OF_KIND = {
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument(
+    add_input(
+        parser,
         "--model",
         required=required,
         metavar="MODEL",
@@ -29,7 +32,7 @@ def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--seed", type=int, help="of sampling (default 0; an endpoint is sent none)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="of one answer (default 512)")
-    parser.add_argument("--adapter", metavar="DIR", help="local, vLLM: a PEFT adapter to put on the model")
+    add_input(parser, "--adapter", metavar="DIR", help="local, vLLM: a PEFT adapter to put on the model")
     parser.add_argument("--batch-size", type=int, help="local, vLLM: prompts at a time (default 8, 256)")
     parser.add_argument("--device", help="local: auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument(

@@ -3,12 +3,22 @@
 import argparse
 from pathlib import Path
 
+from coevolve.cli.paths import add_input, add_output
+from coevolve.outputs import ESTIMATOR, REFERENCE
+
 LAYOUTS = ("coevolve", "reference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="RUN/checkpoints/NAME; for the reference layout an estimator directory as well")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the directory to write")
+    add_input(parser, "source", help="RUN/checkpoints/NAME; for the reference layout an estimator directory as well")
+    add_output(
+        parser,
+        "--out",
+        kind=lambda options: REFERENCE if options.layout == "reference" else ESTIMATOR,
+        required=True,
+        metavar="DIR",
+        help="the directory to write",
+    )
     parser.add_argument("--layout", default="coevolve", choices=LAYOUTS, help="whose layout (default coevolve)")
     parser.add_argument("--name", help="reference layout: the base model's name in the folders' names")
 

@@ -2,13 +2,14 @@
 
 import argparse
 
+from coevolve.cli.paths import add_input, add_output
+from coevolve.outputs import ESTIMATOR
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkout", help="the folder of the public code with templates.py and estimator_training/")
-    parser.add_argument(
-        "--base", required=True, metavar="MODEL", help="the base model of its adapters: folder or hub id"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the estimator directory to write")
+    add_input(parser, "checkout", help="the folder of the public code with templates.py and estimator_training/")
+    add_input(parser, "--base", required=True, metavar="MODEL", help="the base model of its adapters: folder or hub id")
+    add_output(parser, "--out", kind=ESTIMATOR, required=True, metavar="DIR", help="the estimator directory to write")
     parser.add_argument("--name", help="the base model's name in the folders' names, where there are several")
     parser.add_argument("--round", type=int, help="of reinforcement learning (default: the last one); 0 is SFT alone")
     parser.add_argument("--max-new-tokens", type=int, help="room for a reasoning (default 2048, as published)")

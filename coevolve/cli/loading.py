@@ -3,6 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from coevolve.cli.paths import add_input, add_output
+from coevolve.outputs import CACHE
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--estimator", required=True, metavar="DIR", help="an exported estimator")
+    add_input(parser, "--estimator", required=True, metavar="DIR", help="an exported estimator")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument(
@@ -24,8 +27,10 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)")
     cache = parser.add_mutually_exclusive_group()
-    cache.add_argument(
+    add_output(
+        cache,
         "--cache",
+        kind=CACHE,
         metavar="DIR",
         help="where reasonings and scores are kept, so that none is computed twice; any number of commands may share "
         "it, and it may be deleted at any time (default $XDG_CACHE_HOME/coevolve/work, or ~/.cache/coevolve/work)",

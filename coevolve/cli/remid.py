@@ -2,10 +2,13 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
+from coevolve.cli.paths import add_input, add_output
 from coevolve.cli.responses import add_responses_arguments, read_judged
+from coevolve.outputs import REMID, write_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
+    add_input(parser, "--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
     add_responses_arguments(parser)
     parser.add_argument(
         "--measures",
@@ -52,20 +55,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="exact",
         help="reference: the window, the pairs and the numbers of the paper's public code, without intervals",
     )
-    parser.add_argument(
-        "--judge", metavar="FILE", help="scores by people or an LLM, to be correlated with R-EMI and with plain EMI"
+    add_input(
+        parser,
+        "--judge",
+        metavar="FILE",
+        help="scores by people or an LLM, to be correlated with R-EMI and with plain EMI",
     )
     parser.add_argument(
         "--show-small-subsets", action="store_true", help="list subsets of one example without numbers, as no error"
     )
     parser.add_argument("--seed", type=int, default=0, help="of pairs, sampled reasonings and bootstrap (default 0)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="for results.json, .csv, .tex, contributions.jsonl")
+    add_output(
+        parser,
+        "--out",
+        kind=REMID,
+        required=True,
+        metavar="DIR",
+        help="for results.json, .csv, .tex, contributions.jsonl, judge.json",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from coevolve.files import write_json, write_jsonl, write_text
+    from coevolve.files import json_text, jsonl_text
     from coevolve.progress import make_console
     from coevolve.remid.evaluate import Measure, contributions
     from coevolve.remid.judge import judge_correlations, judge_table, read_judge_scores
@@ -92,23 +103,22 @@ def run(options: argparse.Namespace) -> None:
         "data_fingerprint": given.whole.fingerprint,
         "unanswered": given.unanswered,
     }
-    write_json(folder / "results.json", results)
-    write_text(folder / "results.csv", remid_csv(results))
-    write_text(folder / "results.tex", remid_latex(results))
+    texts = {"results.csv": remid_csv(results), "results.tex": remid_latex(results), "results.json": json_text(results)}
     tables.print(remid_table(results))
     if scored is not None:
         main = Measure(results["form"], results["normalisation"])
-        write_jsonl(folder / "contributions.jsonl", contributions(scored, main))
+        texts["contributions.jsonl"] = jsonl_text(contributions(scored, main))
     if options.judge:
         plain = None
         if scored is not None and not options.without_reasoning:
             options.without_reasoning = True
             plain, _ = _exact(options, corpus, responses, estimator, console)
         comparison = judge_correlations(results, judged, plain=plain)
-        write_json(folder / "judge.json", comparison.to_dict())
+        texts["judge.json"] = json_text(comparison.to_dict())
         tables.print(judge_table(comparison))
+    write_parts(folder, REMID, texts)
     report_cache(console, estimator)
-    console.print(f"results: {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}")
+    console.print(f"results: {', '.join(sorted(texts))} in {folder}", markup=False)
 
 
 def _exact(

@@ -2,10 +2,15 @@
 
 import argparse
 
+from coevolve.cli.paths import add_output
+from coevolve.outputs import REPORT
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add_output(
+        parser,
         "folder",
+        kind=REPORT,
         metavar="DIR",
         help="the --output-dir of coevolve train, or the --out directory of coevolve remid and coevolve bound",
     )

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from coevolve.cli.chat_model import add_chat_arguments, load_chat
+from coevolve.cli.paths import add_input, add_output
+from coevolve.outputs import RESPONSES
 
 if TYPE_CHECKING:
     from coevolve.data.example import Example
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
-    parser.add_argument("--out", required=True, metavar="FILE", help="JSONL to begin or to go on with")
+    add_input(parser, "--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
+    add_output(parser, "--out", kind=RESPONSES, required=True, metavar="FILE", help="JSONL to begin or to go on with")
     parser.add_argument(
         "--splits", nargs="+", metavar="SPLIT", help="of data that has splits (default: all but IDTrain)"
     )

@@ -4,6 +4,8 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from coevolve.cli.paths import add_input
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -38,7 +40,8 @@ def add_missing_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_responses_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add_input(
+        parser,
         "--responses",
         required=True,
         nargs="+",

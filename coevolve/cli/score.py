@@ -6,10 +6,13 @@ Without --responses, golden responses are scored.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
+from coevolve.cli.paths import add_input, add_output
 from coevolve.cli.responses import add_missing_argument
+from coevolve.outputs import SCORES, write_output
 
 if TYPE_CHECKING:
     from coevolve.data.example import Example
@@ -17,16 +20,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
-    parser.add_argument("--responses", metavar="FILE", help="JSONL of {sample_ID, response}; default: golden responses")
+    add_input(parser, "--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
+    add_input(parser, "--responses", metavar="FILE", help="JSONL of {sample_ID, response}; default: golden responses")
     add_missing_argument(parser)
     parser.add_argument("--seed", type=int, help="sample the reasoning with this seed instead of decoding greedily")
-    parser.add_argument("--out", required=True, metavar="FILE", help="JSONL to write")
+    add_output(parser, "--out", kind=SCORES, required=True, metavar="FILE", help="JSONL to write")
 
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.data.corpus import read_examples
-    from coevolve.files import write_jsonl
+    from coevolve.files import jsonl_text
     from coevolve.progress import make_console, task
 
     every = read_examples(options.data)
@@ -38,15 +41,13 @@ def run(options: argparse.Namespace) -> None:
     with task(console, f"reasoning and scoring of {len(examples)} examples", 2 * len(examples)) as advance:
         reasoning = estimator.reason(examples, seed=options.seed, progress=advance)
         scores = estimator.log_prob(examples, responses, reasoning, progress=advance)
-    write_jsonl(
-        options.out,
-        [
-            {"sample_ID": example.sample_id, "log_prob": float(total), "tokens": int(tokens), "reasoning": text}
-            for example, total, tokens, text in zip(examples, scores.sum, scores.tokens, reasoning, strict=True)
-        ],
-    )
+    rows = [
+        {"sample_ID": example.sample_id, "log_prob": float(total), "tokens": int(tokens), "reasoning": text}
+        for example, total, tokens, text in zip(examples, scores.sum, scores.tokens, reasoning, strict=True)
+    ]
+    write_output(Path(options.out), SCORES, jsonl_text(rows))
     report_cache(console, estimator)
-    console.print(f"{len(examples)} scores (nats per response) written to {options.out}")
+    console.print(f"{len(examples)} scores (nats per response) written to {options.out}", markup=False)
     if len(examples) < len(every):
         console.print(f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response")
 

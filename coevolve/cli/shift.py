@@ -6,9 +6,12 @@ The data is written again with the new rows as a further subset of the split tha
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coevolve.cli.chat_model import add_chat_arguments, load_chat
+from coevolve.cli.paths import add_input, add_output
+from coevolve.outputs import CORPUS, TRANSLATIONS, claim, write_output
 
 if TYPE_CHECKING:
     from coevolve.data.corpus import Corpus
@@ -34,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_chat_arguments(language, required=False)
     character = _add_kind(kinds, "unseen_character", "character: one that IDTrain does not have")
     pool = character.add_mutually_exclusive_group()
-    pool.add_argument("--characters", metavar="FILE", help="JSON list or JSONL of characters to draw from")
+    add_input(pool, "--characters", metavar="FILE", help="JSON list or JSONL of characters to draw from")
     pool.add_argument(
         "--characters-of",
         nargs="+",
@@ -47,9 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from coevolve.data.corpus import read_corpus
     from coevolve.data.responses import read_responses
+    from coevolve.files import json_text
     from coevolve.progress import make_console
     from coevolve.shifts import SPLIT_OF_KIND, add_subset, draw_sources, with_golden
 
+    if getattr(options, "model", None):
+        options.translations = claim(f"{options.out}.translations.jsonl", TRANSLATIONS, option="--out")
     corpus = read_corpus(options.data, require_golden=False)
     sources = draw_sources(corpus, options.split, options.samples, options.seed or 0)
     tag = options.tag or _default_tag(options)
@@ -57,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     if options.golden:
         rows = with_golden(rows, read_responses(options.golden, rows))
     split = SPLIT_OF_KIND[options.kind]
-    add_subset(corpus, split, rows).to_json(options.out)
+    write_output(Path(options.out), CORPUS, json_text(add_subset(corpus, split, rows).to_splits()))
     console = make_console(sys.stderr)
     console.print(f"{options.out}: {len(rows)} rows in {split}, subset_tag {tag!r}", markup=False)
     without = sum(row.golden_response is None for row in rows)
@@ -71,13 +77,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _add_kind(kinds: "argparse._SubParsersAction", name: str, summary: str) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=summary, description=summary)
-    parser.add_argument("--data", required=True, metavar="FILE", help="a corpus, in any layout that train reads")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the .json file to write")
+    add_input(parser, "--data", required=True, metavar="FILE", help="a corpus, in any layout that train reads")
+    add_output(parser, "--out", kind=CORPUS, required=True, metavar="FILE", help="the .json file to write")
     parser.add_argument("--split", default="IDTest", help="the split to start from (default IDTest)")
     parser.add_argument("--samples", type=int, metavar="N", help="start from N samples, drawn at random (default: all)")
     parser.add_argument("--tag", help="the new rows' subset_tag (default: the kind, or the language)")
-    parser.add_argument(
-        "--golden", metavar="FILE", help="golden responses to the new rows: JSONL of {sample_ID, response}"
+    add_input(
+        parser, "--golden", metavar="FILE", help="golden responses to the new rows: JSONL of {sample_ID, response}"
     )
     if name != "language":  # add_chat_arguments has it there
         parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
@@ -128,7 +134,7 @@ def _language(
         return translate(
             sources,
             translator,
-            f"{options.out}.translations.jsonl",
+            options.translations,
             language=options.language,
             tag=tag,
             progress=lambda done, total: report(done),

@@ -6,9 +6,11 @@
 
 import argparse
 
+from coevolve.cli.paths import add_input
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="DIR", help="the --output-dir of a run")
+    add_input(parser, "run_dir", metavar="DIR", help="the --output-dir of a run")
 
 
 def run(options: argparse.Namespace) -> int:

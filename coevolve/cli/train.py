@@ -7,12 +7,22 @@ Ctrl-C, --deadline), saved, to be started again; 2: a mistake that the message e
 import argparse
 import os
 
+from coevolve.cli.paths import add_input, add_output
+from coevolve.outputs import RUN
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a recipe's folder or YAML file")
+    add_input(parser, "recipe", help="a recipe's folder or YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, for example data.path=FILE")
-    parser.add_argument("--output-dir", required=True, help="the run's directory; one that holds this run is resumed")
-    parser.add_argument(
+    add_output(
+        parser,
+        "--output-dir",
+        kind=RUN,
+        required=True,
+        help="the run's directory; one that holds this run is resumed",
+    )
+    add_input(
+        parser,
         "--resume",
         default="auto",
         metavar="auto|never|DIR",

@@ -2,19 +2,21 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from coevolve.cli.paths import add_input, add_output
+from coevolve.outputs import TRUTH, write_output
 
+if TYPE_CHECKING:
     from coevolve.scoring.estimator import ProbabilityEstimator
 
 SCHEMA = "coevolve.truth/1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="finished runs on a synthetic world, best of several seeds"
+    add_input(
+        parser, "runs", nargs="+", metavar="RUN", help="finished runs on a synthetic world, best of several seeds"
     )
     parser.add_argument(
         "--test", type=int, default=256, help="fresh examples per split, all pairs scored (default 256)"
@@ -27,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)")
-    parser.add_argument("--json", metavar="FILE", help="write every estimate beside its exact value to this file")
+    add_output(
+        parser, "--json", kind=TRUTH, metavar="FILE", help="write every estimate beside its exact value to this file"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    from coevolve.files import write_json
+    from coevolve.files import json_text
     from coevolve.progress import make_console, task
     from coevolve.training.known_truth import world_of_run
     from coevolve.worlds.audit import audit_world
@@ -54,14 +58,15 @@ def run(options: argparse.Namespace) -> None:
                 advance=advance,
             )
     if options.json:
-        write_json(options.json, {"schema": SCHEMA, "unit": "nats per response", "test": options.test, "rows": rows})
-        console.print(f"results: {options.json}")
+        results = {"schema": SCHEMA, "unit": "nats per response", "test": options.test, "rows": rows}
+        write_output(Path(options.json), TRUTH, json_text(results))
+        console.print(f"results: {options.json}", markup=False)
     tables = make_console(sys.stdout)
     for table in audit_tables(rows):
         tables.print(table)
 
 
-def _estimator(options: argparse.Namespace, folder: "Path") -> "ProbabilityEstimator":
+def _estimator(options: argparse.Namespace, folder: Path) -> "ProbabilityEstimator":
     from coevolve.cli.loading import load_estimator
 
     return load_estimator(

@@ -57,8 +57,7 @@ class Corpus:
         The order of the rows counts, and so does the order of the keys in an `agent_character`: prompts show both
         to the model.
         """
-        rows = {name: [example.to_row() for example in self.splits[name]] for name in _in_order(self.splits)}
-        canonical = json.dumps(rows, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        canonical = json.dumps(self.to_splits(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     @property
@@ -93,9 +92,13 @@ class Corpus:
             groups.setdefault(example.subset, []).append(example)
         return {name: tuple(group) for name, group in groups.items()}
 
+    def to_splits(self) -> dict[str, list[dict[str, Any]]]:
+        """The RPGBench layout, one JSON object of splits, which `read_corpus` reads back from a file."""
+        return {name: [example.to_row() for example in self.splits[name]] for name in _in_order(self.splits)}
+
     def to_json(self, path: str | Path) -> None:
-        """Write the RPGBench layout, one JSON object of splits, which `read_corpus` reads back."""
-        write_json(path, {name: [example.to_row() for example in self.splits[name]] for name in _in_order(self.splits)})
+        """Write `to_splits`."""
+        write_json(path, self.to_splits())
 
 
 def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:

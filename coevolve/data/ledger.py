@@ -45,8 +45,7 @@ def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[
     if not path.exists() or path.stat().st_size == 0:
         write_jsonl(path, [header])
         return []
-    _drop_torn_line(path)
-    (_, first), *rows = list(read_jsonl(path)) or [(1, None)]
+    first = _first_value(path)
     if not is_header(first, header):
         raise DataError(
             f"{path}:1: does not say which {next(iter(header))} wrote the file, so it is not continued. Name another "
@@ -58,7 +57,8 @@ def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[
                 f"{path}:1: what is there comes from other {part}: {_difference(first[part], header[part])}. Name "
                 "another file, or delete this one to ask again."
             )
-    return rows
+    _mend_last_line(path)
+    return list(read_jsonl(path))[1:]
 
 
 def is_header(value: Any, keys: Iterable[str]) -> bool:
@@ -132,21 +132,30 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Remove a last line without its end: the process was killed while writing it, and its example is asked again.
+def _first_value(path: Path) -> Any:
+    """The JSON value of the first line; None where it is none."""
+    with open(path, "rb") as file:
+        try:
+            return json.loads(file.readline())
+        except (ValueError, RecursionError):
+            return None
 
-    The header is written whole, so where it is the last line its end is only missing and is put back.
+
+def _mend_last_line(path: Path) -> None:
+    """Give a last line the end that it lacks; where it is torn, take it out: its example is asked about again.
+
+    A line is torn if the process was killed while writing it. Then it is no JSON, and nothing that was said is lost.
     """
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole == len(content):
-        return
     with open(path, "r+b") as file:
-        if whole:
-            file.truncate(whole)
-        else:
-            file.seek(0, os.SEEK_END)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole == len(content):
+            return
+        try:
+            json.loads(content[whole:])
             file.write(b"\n")
+        except (ValueError, RecursionError):
+            file.truncate(whole)
 
 
 def _difference(found: Any, expected: Any) -> str:

@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coevolve.errors import ArtifactError
+from coevolve.outputs import REFERENCE, claim, new_folder
 from coevolve.prompts import PromptSet
 from coevolve.reference.adapters import read_adapter, write_adapter
 from coevolve.reference.layout import TRAINING, sft_mode
@@ -43,17 +43,17 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
 
     Args:
         estimator: an estimator directory.
-        checkout: a new folder.
+        checkout: a folder of its own; an older export is replaced.
         name: of the base model, for the folders' names; by default the last part of where it came from.
 
     Raises:
-        ArtifactError: the estimator is damaged or has no adapters, `checkout` is there already, or an unusable name.
+        ArtifactError: the estimator is damaged or has no adapters, or an unusable name.
+        OutputError: `checkout` holds something else, or cannot be written.
     """
-    estimator, checkout = Path(estimator), Path(checkout)
+    estimator = Path(estimator)
+    checkout = claim(checkout, REFERENCE, option="the layout's folder", inputs={"estimator": estimator}, overwrite=True)
     manifest = read_manifest(estimator)
     require_adapters(manifest, estimator)
-    if checkout.exists():
-        raise ArtifactError(f"{checkout}: exists already. Give a new folder, and copy from it what you need.")
     base = manifest["roles"][ESTIMATOR]["base"]
     name = name or re.split(r"[/:]", base["source"].rstrip("/"))[-1]
     if not re.fullmatch(r"[^\[\]/#]+", name):
@@ -61,16 +61,14 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
     prompts = PromptSet.from_dict(manifest["prompts"])
     constants = exported_constants(prompts)
     adapters = {role: read_adapter(estimator / role) for role in ROLES}
-    temporary = checkout.with_name(f".{checkout.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for role, adapter in adapters.items():
-        place = temporary / TRAINING / sft_mode(role, name)
-        write_adapter(place, adapter)
-        entry = manifest["roles"][role]
-        write_parent(place, {key: entry[key] for key in ("base", "continued_from")})
     export = {**{key: manifest[key] for key in ("coevolve", "prompts", "reasoning")}, "base": base}
-    write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})
-    temporary.rename(checkout)
+    with new_folder(checkout, REFERENCE) as temporary:
+        for role, adapter in adapters.items():
+            place = temporary / TRAINING / sft_mode(role, name)
+            write_adapter(place, adapter)
+            entry = manifest["roles"][role]
+            write_parent(place, {key: entry[key] for key in ("base", "continued_from")})
+        write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})
     return ReferenceExport(
         environment={
             "LLM_NAME": name,

@@ -6,7 +6,6 @@ the RL adapter on another sum, without the SFT adapter. What it evaluates, and w
 """
 
 import itertools
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from coevolve import __version__
-from coevolve.errors import ArtifactError
+from coevolve.outputs import ESTIMATOR, claim, new_folder
 from coevolve.prompts import Renderer
 from coevolve.reference.adapters import add_adapters, check_fit, read_adapter, write_adapter
 from coevolve.reference.layout import Release, find_release
 from coevolve.reference.templates import FILE, EmbeddedExport, embedded_export, imported_prompts, read_templates
-from coevolve.scoring.artifact import MANIFEST, replace_folder, role_entry, write_manifest
+from coevolve.scoring.artifact import role_entry, write_manifest
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
 from coevolve.scoring.origins import Base, Origin, read_parent, require_base, write_parent
 from coevolve.scoring.roles import ROLES, Role
@@ -52,11 +51,11 @@ def import_reference(
         copy_base: copy a base model that is a folder into the estimator; otherwise it has to stay where it is.
 
     Raises:
-        ArtifactError: a part of the checkout is missing, damaged, or does not fit the base model; or `folder` holds
-            something else than an estimator.
+        ArtifactError: a part of the checkout is missing, damaged, or does not fit the base model.
+        OutputError: `folder` holds something else than an estimator, or cannot be written.
     """
-    checkout, folder = Path(checkout), Path(folder)
-    _require_replaceable(folder)
+    checkout = Path(checkout)
+    folder = claim(folder, ESTIMATOR, option="the estimator's folder", inputs={"checkout": checkout}, overwrite=True)
     constants = read_templates(checkout)
     export = embedded_export(constants, str(checkout / FILE))
     prompts = export.prompts if export else imported_prompts(constants, str(checkout / FILE))
@@ -67,16 +66,7 @@ def import_reference(
     parents = _parents(release, Base(base, path, base_fingerprint(path)), export)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for role in ROLES:
-        adapter = add_adapters(parts[role])
-        write_adapter(temporary / role, replace(adapter, config={**adapter.config, "base_model_name_or_path": base}))
-        write_parent(temporary / role, parents[role])
-    tokenizer.save_pretrained(temporary / "tokenizer")
     included = copy_base and Path(path).is_dir()
-    if included:
-        copy_model(Path(path), temporary / "base")
     entry = partial(
         role_entry,
         tuning="lora",
@@ -85,23 +75,30 @@ def import_reference(
         chat_template=tokenizer.chat_template,
     )
     room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
-    manifest = write_manifest(
-        temporary,
-        {
-            "coevolve": __version__,
-            "roles": {role: entry(parents[role]) for role in ROLES},
-            "normalisation": NORMALISATION,
-            "reasoning": {
-                "max_new_tokens": room,
-                "decoding": "greedy unless a seed is given",
-                "shown_to_the_estimator": "the core features only",
+    with new_folder(folder, ESTIMATOR) as temporary:
+        for role in ROLES:
+            adapter = add_adapters(parts[role])
+            config = {**adapter.config, "base_model_name_or_path": base}
+            write_adapter(temporary / role, replace(adapter, config=config))
+            write_parent(temporary / role, parents[role])
+        tokenizer.save_pretrained(temporary / "tokenizer")
+        if included:
+            copy_model(Path(path), temporary / "base")
+        return write_manifest(
+            temporary,
+            {
+                "coevolve": __version__,
+                "roles": {role: entry(parents[role]) for role in ROLES},
+                "normalisation": NORMALISATION,
+                "reasoning": {
+                    "max_new_tokens": room,
+                    "decoding": "greedy unless a seed is given",
+                    "shown_to_the_estimator": "the core features only",
+                },
+                "prompts": prompts.to_dict(),
+                "imported": _origin(checkout, release),
             },
-            "prompts": prompts.to_dict(),
-            "imported": _origin(checkout, release),
-        },
-    )
-    replace_folder(temporary, folder)
-    return manifest
+        )
 
 
 def _parents(release: Release, base: Base, export: EmbeddedExport | None) -> dict[Role, dict[str, Any]]:
@@ -131,8 +128,3 @@ def _origin(checkout: Path, release: Release) -> Mapping[str, Any]:
             role: [str(path.relative_to(checkout)) for path in paths] for role, paths in release.adapters.items()
         },
     }
-
-
-def _require_replaceable(folder: Path) -> None:
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder}: holds something else than an estimator. Give a new folder.")

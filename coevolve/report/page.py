@@ -1,6 +1,5 @@
 """The page: tables, pictures and examples in one HTML file that needs no network and no script."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from coevolve.files import write_text
+from coevolve.files import write_file
 from coevolve.information.agreement import spearman
 from coevolve.remid.bound import INPUT_TEXTS
 from coevolve.remid.table import Exact, Value, difference_caption, difference_rows, remid_caption, remid_rows
@@ -70,10 +69,10 @@ def write_report(contents: Contents, folder: str | Path) -> list[Path]:
     written = [folder / "report.html"]
     for picture in pictures.values():
         stem = folder / "report" / picture.name
-        write_text(stem.with_suffix(".svg"), picture.svg)
-        _write_bytes(stem.with_suffix(".png"), picture.png)
-        written += [stem.with_suffix(".svg"), stem.with_suffix(".png")]
-    write_text(written[0], render(contents, pictures))
+        for path, content in ((stem.with_suffix(".svg"), picture.svg), (stem.with_suffix(".png"), picture.png)):
+            write_file(path, content)
+            written.append(path)
+    write_file(written[0], render(contents, pictures))
     return written
 
 
@@ -323,13 +322,3 @@ def _agreement(remid: Mapping[str, Any], contents: Contents) -> str | None:
 def _breakable(text: str) -> Markup:
     """Escaped, with places where a long name may break."""
     return Markup(escape(text).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Write atomically, as `coevolve.files.write_text` does text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

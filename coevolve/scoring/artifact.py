@@ -9,7 +9,6 @@ estimator/
   connector-tokenizer/, connector-base/   only where the connector has another base model
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -164,13 +163,3 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     )
     rest = {name: value for name, value in manifest.items() if name not in old}
     return {**rest, "version": VERSION, "roles": dict.fromkeys(ROLES, entry)}
-
-
-def replace_folder(temporary: Path, folder: Path) -> None:
-    """Put a finished directory in place of an older one."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

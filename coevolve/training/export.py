@@ -7,8 +7,10 @@ from typing import Any
 
 from coevolve import __version__
 from coevolve.errors import ArtifactError
+from coevolve.outputs import ESTIMATOR as AN_ESTIMATOR
+from coevolve.outputs import claim, new_folder
 from coevolve.recipe import Recipe
-from coevolve.scoring.artifact import replace_folder, role_entry, write_manifest
+from coevolve.scoring.artifact import role_entry, write_manifest
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import base_fingerprint
 from coevolve.scoring.origins import Base, adapter_fingerprint, require_parent, write_parent
@@ -33,29 +35,23 @@ def export_estimator(
         origins: what the roles started from: the parents of their adapters.
         facts: how it was trained and what it measured, for the manifest.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    entries: dict[str, Any] = {}
-    for role in ROLES:
-        entries[role] = _export_role(temporary, role, estimator, recipe, origins)
-    manifest = write_manifest(
-        temporary,
-        {
-            "coevolve": __version__,
-            "roles": entries,
-            "normalisation": NORMALISATION,
-            "reasoning": {
-                "max_new_tokens": estimator.max_new_tokens,
-                "decoding": "greedy unless a seed is given",
-                "shown_to_the_estimator": "the core features only",
+    with new_folder(folder, AN_ESTIMATOR) as temporary:
+        entries = {role: _export_role(temporary, role, estimator, recipe, origins) for role in ROLES}
+        return write_manifest(
+            temporary,
+            {
+                "coevolve": __version__,
+                "roles": entries,
+                "normalisation": NORMALISATION,
+                "reasoning": {
+                    "max_new_tokens": estimator.max_new_tokens,
+                    "decoding": "greedy unless a seed is given",
+                    "shown_to_the_estimator": "the core features only",
+                },
+                "prompts": estimator.renderer.prompts.to_dict(),
+                **facts,
             },
-            "prompts": estimator.renderer.prompts.to_dict(),
-            **facts,
-        },
-    )
-    replace_folder(temporary, folder)
-    return manifest
+        )
 
 
 def _export_role(
@@ -92,7 +88,9 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: the checkpoint or its run is incomplete, or a base model has changed since.
+        OutputError: `folder` holds something else than an estimator, or cannot be written.
     """
+    folder = claim(folder, AN_ESTIMATOR, option="--out", inputs={"checkpoint": checkpoint}, overwrite=True)
     found = read_checkpoint(checkpoint)
     recipe, origins, run = read_run(checkpoint.parent.parent)
     for base in {origin.base for origin in origins.values()}:

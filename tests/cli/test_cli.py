@@ -83,7 +83,7 @@ def test_remid_by_the_reference_protocol(run, tmp_path, capsys):
     assert results["protocol"]["name"] == "reference" and results["protocol"]["cut"] == 0
     assert {"perfect", "noise_0.4"} == set(results["average"])
     assert (tmp_path / "results.csv").exists() and not (tmp_path / "contributions.jsonl").exists()
-    assert main([*arguments, "--protocol", "reference", "--measures", "club"]) == 2
+    assert main([*arguments, "--overwrite", "--protocol", "reference", "--measures", "club"]) == 2
     assert "--protocol reference fixes what --measures would choose" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_remid_beside_a_judge(run, tmp_path, capsys):
     comparison = json.loads((tmp_path / "judge.json").read_text())
     assert "NaN" not in json.dumps(comparison)
     (tmp_path / "judge.jsonl").write_text('{"model": "nobody", "subset": "IDTest", "score": 1}\n')
-    assert main(arguments) == 2
+    assert main([*arguments, "--overwrite"]) == 2
     assert "nobody" in capsys.readouterr().err
 
 
@@ -158,7 +158,8 @@ def test_unanswered_examples_are_left_out_counted_and_shown_where_that_is_allowe
     assert json.loads((out / "bound.json").read_text())["unanswered"] == results["unanswered"]
     assert main(["report", str(out)]) == 0
     assert "OOD1Test/<wbr>user (1 of 5 left out)" in (out / "report.html").read_text()
-    assert main([*arguments, "--missing", "drop", "--protocol", "reference"]) == 0
+    assert main([*arguments, "--missing", "drop", "--protocol", "reference", "--overwrite"]) == 0
+    assert not (out / "contributions.jsonl").exists()  # of the older results, and not true of these
     assert json.loads((out / "results.json").read_text())["unanswered"] == results["unanswered"]
 
 
@@ -181,7 +182,7 @@ def test_a_judge_may_score_what_was_left_out(run, tmp_path, faulty):
         (tmp_path / "judge.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [first, *scores[1:]]))
         arguments = [*remid_arguments(run, tmp_path / "out", "perfect")[:-4], "--responses", faulty]
         arguments += ["--missing", "drop", "--judge", str(tmp_path / "judge.jsonl"), "--out", str(tmp_path / "out")]
-        assert main(arguments) == 0
+        assert main([*arguments, "--overwrite"]) == 0
         found.append(json.loads((tmp_path / "out" / "judge.json").read_text()))
     assert ids[0].startswith("IDTest") and found[0] == found[1]
 
@@ -241,7 +242,7 @@ def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
     assert "seed: 3 -> 4" in message(*again, "seed=4")
     assert "--deadline 'soon'" in message(*again, "--deadline", "soon")
     assert "no run of coevolve" in message("status", tmp_path)
-    assert "no complete checkpoint" in message("export", tmp_path / "checkpoints" / "x", "--out", tmp_path)
+    assert "no complete checkpoint" in message("export", tmp_path / "checkpoints" / "x", "--out", tmp_path / "e")
     remid = ["remid", "--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--out", tmp_path]
     assert "accepted is NAME=FILE" in message(*remid, "--responses", "perfect")
     perfect = f"perfect={run / 'world' / 'perfect.jsonl'}"
@@ -251,6 +252,6 @@ def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
     short.write_text("\n".join((run / "world" / "perfect.jsonl").read_text().splitlines()[:-1]))
     assert "short.jsonl" in message(*remid, "--responses", f"short={short}")
     (tmp_path / "bad.jsonl").write_text('{"sample_ID": "x"}\n')
-    score = ["score", "--out", short, "--estimator"]
+    score = ["score", "--out", tmp_path / "scores.jsonl", "--estimator"]
     assert "bad.jsonl:1" in message(*score, run / "estimator", "--data", tmp_path / "bad.jsonl")
-    assert "no manifest.json" in message(*score, tmp_path, "--data", run / "world" / "dialogues.json")
+    assert "no manifest.json" in message(*score, tmp_path / "none", "--data", run / "world" / "dialogues.json")

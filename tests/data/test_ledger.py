@@ -49,6 +49,24 @@ def test_whatever_was_written_last_the_file_goes_on(tmp_path, examples, ending):
     ] * 2
 
 
+def test_a_line_without_its_end_is_kept_if_it_is_whole(tmp_path, examples):
+    path = tmp_path / "ledger.jsonl"
+    answers(path, examples)
+    append(path, *examples)
+    path.write_text(path.read_text().rstrip("\n"))
+    assert answers(path, examples) == {"a": "of a", "b": "of b"}
+
+
+def test_what_is_refused_is_left_as_it_is(tmp_path, examples):
+    """A file of somebody else's, or of another teacher, whose last line has no end."""
+    path = tmp_path / "ledger.jsonl"
+    for text in ('{"sample_ID": "a"}\n{"sample_ID": "b", "resp', json.dumps({**HEADER, "prompts": "q"}) + '\n{"torn'):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"ledger\.jsonl:1"):
+            answers(path, examples)
+        assert path.read_text() == text
+
+
 def test_what_is_not_compared_may_differ(tmp_path, examples):
     path = tmp_path / "ledger.jsonl"
     answers(path, examples)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from coevolve import ProbabilityEstimator
 from coevolve.cli import export
 from coevolve.cli import import_reference as import_command
-from coevolve.errors import ArtifactError, RecipeError
+from coevolve.errors import ArtifactError, OutputError, RecipeError
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import check_recipe
 from coevolve.reference.adapters import add_adapters, read_adapter
@@ -174,13 +174,15 @@ def test_a_base_model_that_is_not_copied_must_stay_the_same(release, tmp_path):
 def test_what_cannot_be_exported_is_refused(release, trained, imported, tmp_path):
     with pytest.raises(ArtifactError, match="trained in full"):
         export_reference(trained("full"), tmp_path / "a")
-    with pytest.raises(ArtifactError, match="exists already"):
-        export_reference(imported, tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"notes.txt is there already and is not an estimator in the reference"):
+        export_reference(imported, tmp_path / "own")
     with pytest.raises(ArtifactError, match=r"--name 'a\[b': accepted is text without brackets"):
         export_reference(imported, tmp_path / "b", name="a[b")
     with pytest.raises(ArtifactError, match=r"no manifest.json"):
-        export_reference(tmp_path, tmp_path / "c")
-    assert list(tmp_path.iterdir()) == []
+        export_reference(tmp_path / "none", tmp_path / "c")
+    assert [path.name for path in tmp_path.rglob("*")] == ["own", "notes.txt"]
 
 
 def test_the_commands(release, imported, tmp_path, capsys):
@@ -199,7 +201,7 @@ def test_the_commands(release, imported, tmp_path, capsys):
 
 def test_what_is_no_estimator_is_not_replaced(release, tmp_path):
     (tmp_path / "precious.txt").write_text("x")
-    with pytest.raises(ArtifactError, match="something else than an estimator"):
+    with pytest.raises(OutputError, match=r"precious\.txt is there already and is not an exported estimator"):
         import_reference(release.checkout, release.base, tmp_path)
     assert (tmp_path / "precious.txt").exists()
 

@@ -240,7 +240,7 @@ PLACES = {
     "in a refresh": ("coevolve.training.phases", "core_features", 3),
     "in generation": ("coevolve.scoring.generate._Batch", "_forward", 30),
     "in the export": ("coevolve.training.export", "write_manifest", 1),
-    "when the export takes its place": ("coevolve.training.export", "replace_folder", 1),
+    "when the export takes its place": ("coevolve.outputs", "replace_folder", 1),
     "while metrics are cut back": ("coevolve.training.record.record", "write_text", 1),
 }
 

@@ -1,0 +1,87 @@
+"""Arguments that are paths: what a command reads, and where it writes.
+
+An output is declared with its kind, and claimed (`coevolve.outputs`) before the command's own code runs; a command
+cannot forget to. Every path may begin with `~`.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from coevolve.errors import OutputError
+from coevolve.outputs import Kind, claim, plain_path
+
+Outputs = Kind | Callable[[argparse.Namespace], Kind]
+"""A kind, or what tells it from the other options."""
+
+
+def add_input(parser: argparse._ActionsContainer, *names: str, **options: Any) -> None:
+    """A path that the command reads, or several with `nargs`; `NAME=FILE` where the metavar says so."""
+    is_named = options.get("metavar") == "NAME=FILE"
+    action = parser.add_argument(*names, type=_named_path if is_named else _path, **options)
+    action.reads = _path_of_named if is_named else Path
+
+
+def add_output(parser: argparse._ActionsContainer, *names: str, kind: Outputs, **options: Any) -> None:
+    """A path that the command writes, and `--overwrite` where older work there may be replaced."""
+    action = parser.add_argument(*names, **options)
+    action.writes = kind
+    asks = not isinstance(kind, Kind) or kind.policy == "ask"
+    if asks and "--overwrite" not in parser._option_string_actions:
+        parser.add_argument("--overwrite", action="store_true", help="replace older work of the same kind")
+
+
+def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Put claimed paths in place of the outputs that the options name.
+
+    Raises:
+        OutputError: a place that the command may not, or cannot, write to.
+    """
+    actions = list(_chosen(parser, options))
+    inputs = {
+        f"{_called(action)} {text}": action.reads(text)
+        for action in actions
+        if hasattr(action, "reads")
+        for text in _listed(getattr(options, action.dest))
+    }
+    for action in actions:
+        text = getattr(options, action.dest, None)
+        if hasattr(action, "writes") and text is not None:
+            kind = action.writes if isinstance(action.writes, Kind) else action.writes(options)
+            overwrite = getattr(options, "overwrite", False)
+            path = claim(text, kind, option=_called(action), inputs=inputs, overwrite=overwrite)
+            setattr(options, action.dest, path)
+
+
+def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Iterator[argparse.Action]:
+    """The arguments of a parser and of the subcommands that were chosen."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from _chosen(action.choices[getattr(options, action.dest)], options)
+        else:
+            yield action
+
+
+def _called(action: argparse.Action) -> str:
+    return action.option_strings[0] if action.option_strings else (action.metavar or action.dest).upper()
+
+
+def _listed(value: Any) -> list[str]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _path(text: str) -> str:
+    try:
+        return str(plain_path(text, "path"))
+    except OutputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _named_path(text: str) -> str:
+    name, equals, path = text.partition("=")
+    return f"{name}={_path(path)}" if equals and path else text
+
+
+def _path_of_named(text: str) -> Path:
+    return Path(text.partition("=")[2] or text)
