@@ -3,9 +3,24 @@
 Every message names the file, row or field, what was found, what is accepted, and what to do next.
 """
 
+from collections.abc import Sequence
+
 
 class CoevolveError(Exception):
     """Any error that coevolve raises on purpose. The command line prints it without a traceback."""
+
+
+class PreflightError(CoevolveError, ValueError):
+    """Several things that stand in the way of a command, all found before it began.
+
+    Attributes:
+        problems: an error for each.
+    """
+
+    def __init__(self, problems: Sequence[CoevolveError]):
+        self.problems = tuple(problems)
+        listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
+        super().__init__(f"{len(problems)} things stand in the way:\n{listed}")
 
 
 class DataError(CoevolveError, ValueError):

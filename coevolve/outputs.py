@@ -151,6 +151,14 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a part of an output of one's own, whether it is a file, a folder, or not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_parts(folder: Path, kind: Kind, texts: Mapping[str, str | bytes]) -> None:
     """Write the parts of a folder's output, the one with the mark last; parts of older work that are no more, go."""
     _is_older_work(folder, kind, "the output")
@@ -158,7 +166,7 @@ def write_parts(folder: Path, kind: Kind, texts: Mapping[str, str | bytes]) -> N
         if name in texts:
             write_file(folder / name, texts[name])
         else:
-            (folder / name).unlink(missing_ok=True)
+            remove(folder / name)
     sync_folder(folder)
 
 

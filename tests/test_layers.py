@@ -14,13 +14,14 @@ PACKAGE = ROOT / "coevolve"
 # Each layer may import from those before it, and from itself.
 LAYERS = [
     {"errors"},
-    {"files", "progress"},
+    {"files", "progress", "seeds"},
     {"outputs"},
     {"information", "data", "recipe"},
     {"prompts"},
     {"scoring"},
     {"chat"},
     {"worlds", "teachers", "respond", "shifts", "remid"},
+    {"preflight"},
     {"training"},
     {"reference", "report", "rewards", "lm_eval"},
     {"cli"},

@@ -61,6 +61,11 @@ class Corpus:
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     @property
+    def split_fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each split by itself."""
+        return {name: Corpus({name: rows}, self.source).fingerprint for name, rows in self.splits.items()}
+
+    @property
     def test_splits(self) -> tuple[str, ...]:
         """The names of the splits to evaluate on: IDTest first, then the shifted ones."""
         return tuple(name for name in _in_order(self.splits) if name != TRAIN_SPLIT)

@@ -1,6 +1,7 @@
 """Putting rows of token ids into batches, and what a model says about where it runs and how much it holds."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,10 +34,18 @@ def batches_by_tokens(
     return batches
 
 
+UNLIMITED = 1 << 62
+"""Positions of a model that does not say how many it has."""
+
+
 def max_positions(model: torch.nn.Module) -> int:
     """The number of positions that the model was made for."""
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or 1 << 62
+    return positions_of(model.config)
+
+
+def positions_of(config: Any) -> int:
+    """The number of positions that a model of this configuration was made for."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
 
 
 def pad(rows: Sequence[Ids], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -82,8 +82,13 @@ def collect_traces(
     return {example.sample_id: found[example.sample_id] for example in examples if example.sample_id in found}
 
 
-def read_traces(path: str | Path, examples: Sequence[Example], prompts: PromptSet) -> dict[str, str]:
+def read_traces(
+    path: str | Path, examples: Sequence[Example], prompts: PromptSet, *, known: Sequence[Example] = ()
+) -> dict[str, str]:
     """The traces of a JSONL file of `{sample_ID, trace}`, by sample_ID, in the order of `examples`.
+
+    Args:
+        known: further examples that the file may have traces of, such as those that were held out.
 
     Raises:
         DataError: names the line, for a row that is malformed, unknown, double, or without a section that the prompt
@@ -91,9 +96,10 @@ def read_traces(path: str | Path, examples: Sequence[Example], prompts: PromptSe
     """
     by_id = index_by_id(examples)
     rows = list(read_jsonl(path))
+    everyone = {example.sample_id: example for example in known} | by_id
     if rows and is_header(rows[0][1], _HEADER):
         rows = rows[1:]
-    traces = answers_by_id(path, rows, by_id, _row_reader(prompts.sections), _fingerprint, unknown="error")
+    traces = answers_by_id(path, rows, everyone, _row_reader(prompts.sections), _fingerprint, unknown="error")
     missing = [sample_id for sample_id in by_id if sample_id not in traces]
     if missing:
         listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")

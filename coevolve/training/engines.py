@@ -36,10 +36,10 @@ from trl.trainer import utils as trl_utils
 from coevolve.prompts import Renderer
 from coevolve.recipe.optimization import Optimization, Sft
 from coevolve.scoring.roles import Role, Roles
+from coevolve.seeds import derive_seed
 from coevolve.training.distributed import sharding
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.divergence import DivergenceGuard
-from coevolve.training.seeds import derive_seed
 
 T = TypeVar("T")
 RewardFunction = Callable[..., list[float]]

@@ -11,9 +11,9 @@ from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
 from coevolve.errors import ArtifactError
 from coevolve.files import write_jsonl
 from coevolve.information.log_probs import UNITS
+from coevolve.preflight.dialogues import world_seed
+from coevolve.seeds import derive_seed
 from coevolve.training.run_folder import read_run
-from coevolve.training.seeds import derive_seed
-from coevolve.training.setup import world_seed
 from coevolve.worlds.corpus import world_of, worlds_by_split
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.role_players import role_players

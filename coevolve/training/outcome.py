@@ -1,6 +1,6 @@
 """What a run measured: gathered as it goes, written to `results.json`, shown as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,10 @@ class Outcome:
             "exact": exact,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+    def restore(self, state: Mapping[str, Any], splits: Container[str]) -> None:
+        """Go on from what `state` gave of the splits that there are."""
         self._scores = {
-            name: {split: scores_from_json(values) for split, values in by_split.items()}
+            name: {split: scores_from_json(values) for split, values in by_split.items() if split in splits}
             for name, by_split in state["scores"].items()
         }
         self._subsets = dict(state["subsets"])

@@ -18,6 +18,7 @@ from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
+from coevolve.seeds import derive_seed
 from coevolve.training.diagnostics import warnings_in
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.distributed.spread import SpreadEstimator
@@ -28,7 +29,6 @@ from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWA
 from coevolve.training.rewards.scorers import ConnectorBatch, EstimatorBatch
 from coevolve.training.rl.ppo import run_rl
 from coevolve.training.schedule import Budget, Turn, budget_of, updates_per_batch
-from coevolve.training.seeds import derive_seed
 
 REFRESHED_AT_ONCE = 512
 """Reasonings between two moments at which a refresh may be saved or left."""

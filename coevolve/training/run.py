@@ -10,8 +10,9 @@ worse; the gate looks at a part of IDTrain that nothing trains on, never at a te
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -21,13 +22,18 @@ import torch
 from accelerate import PartialState
 
 from coevolve.data.corpus import Corpus
-from coevolve.data.responses import read_responses
 from coevolve.files import write_json
+from coevolve.outputs import RUN, claim
+from coevolve.preflight.checks import Check, preflight
+from coevolve.preflight.dialogues import Dialogues, LeftOut, Renderers, world_seed
+from coevolve.preflight.traces import fit_traces
+from coevolve.preflight.training import TRAINING, Training
 from coevolve.progress import from_totals, quieten_libraries
 from coevolve.recipe import Recipe, recipe_values
 from coevolve.remid.evaluate import evaluate_remid
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
+from coevolve.seeds import derive_seed
 from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
 from coevolve.training.checkpoints import Checkpoint, CheckpointWriter
@@ -45,21 +51,10 @@ from coevolve.training.phases import PHASES, Trainee
 from coevolve.training.record.facts import environment_facts
 from coevolve.training.record.record import Record
 from coevolve.training.rewards.custom import check_rewards
-from coevolve.training.run_folder import RunFolder
+from coevolve.training.run_folder import Found, RunFolder, has_checkpoints
 from coevolve.training.schedule import Turn, turns_of
-from coevolve.training.seeds import derive_seed
-from coevolve.training.setup import (
-    Dialogues,
-    Origins,
-    Renderers,
-    build_estimator,
-    build_renderers,
-    load_corpus,
-    prepare_origins,
-    split_dialogues,
-    world_seed,
-)
-from coevolve.training.tracing import Tracer
+from coevolve.training.setup import Origins, build_estimator, build_renderers, prepare_origins
+from coevolve.training.tracing import Log, Tracer
 
 SAVING_SHARE = 20
 """Between two stages of a round a checkpoint is written if the last one took less than this part of the time since."""
@@ -92,8 +87,11 @@ def train(
         RewardError: a reward gave something else than one finite number for each completion; it is named.
         ProcessError: another process failed or died; it is named.
     """
-    check_rewards(recipe)
     quieten_libraries()
+    output = Check("output", lambda draft: _claimed(output_dir))
+    rewards = Check("rewards", lambda draft: check_rewards(draft.recipe))
+    asks_teacher = not has_checkpoints(Path(output_dir))
+    inputs = preflight(Training(recipe, environ, asks_teacher), (output, rewards, *TRAINING))
     # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a million objects.
     gc.freeze()
     state = PartialState(cpu=choose_device(recipe.model.device).type == "cpu")
@@ -102,10 +100,10 @@ def train(
     failure: Exception | None = None
     try:
         with folder.held():
-            checkpoint = folder.find(recipe, resume, force=force)
+            found = folder.find(recipe, resume, force=force)
             record = Record(folder.path, main=processes.main)
             try:
-                return Run(recipe, folder, record, processes, environ, checkpoint).go()
+                return Run(inputs, folder, record, processes, found).go()
             except Exception as error:
                 failure = processes.explain(error)
                 folder.say_failed(failure)
@@ -132,33 +130,35 @@ class Run:
 
     def __init__(
         self,
-        recipe: Recipe,
+        inputs: Training,
         folder: RunFolder,
         record: Record,
         processes: Processes,
-        environ: Mapping[str, str],
-        checkpoint: Checkpoint | None,
+        found: Found,
     ):
-        self.recipe, self.folder, self.record, self.processes = recipe, folder, record, processes
+        checkpoint = found.checkpoint
+        self.recipe = recipe = inputs.recipe
+        self.folder, self.record, self.processes = folder, record, processes
+        self.data: Dialogues = inputs.data
         record.resume(record.state() if checkpoint is None else checkpoint.state["record"])
         log = record.log if checkpoint is None else _logged_already
-        corpus = self._read_data()
+        self._say_data(inputs, log)
         self.origins: Origins = processes.on_main_first(lambda: prepare_origins(recipe, folder.path, say=record.say))
         self.renderers: Renderers = build_renderers(recipe, self.origins)
-        self.data: Dialogues = split_dialogues(recipe, corpus, self.renderers, record, log=log)
+        corpus = self.data.corpus
         self.truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus) if recipe.data.world else None
-        self.responses = self._read_responses()
+        self.responses = inputs.responses | self._world_responses()
         self.outcome = Outcome(recipe)
-        folder.begin(recipe, self.origins, self.data.fingerprint)
+        found = folder.begin(recipe, self.origins, corpus, found)
         if self.truth is not None:
             processes.on_main(lambda: self.truth.write(folder.path / "world"))
         self._start_trackers()
 
-        self.tracer = Tracer(recipe, self.data.train, self.renderers[ESTIMATOR], record, environ)
+        self.tracer = Tracer(recipe, corpus, self.data.train, self.renderers[ESTIMATOR], record, inputs.environ)
         path = folder.path / "traces.jsonl"
-        self.examples, self.traces = processes.on_main_first(
-            lambda: self.tracer.collect(self.data.train, path, log=log)
-        )
+        traced = processes.on_main_first(lambda: self.tracer.collect(self.data.train, path, log=log))
+        self.examples, self.traces, longer = fit_traces(recipe, *traced, self.renderers, inputs.sifted.needs)
+        self._say_left_out([longer] if longer else [], log)
         estimator = build_estimator(recipe, self.origins, self.renderers, processes.device)
         estimator.poll = processes.stop.poll
         self.trainee = Trainee(
@@ -180,7 +180,7 @@ class Run:
         self.saved, self.saving_took = time.monotonic(), 0.0
         self.writer = CheckpointWriter(folder.path, recipe.checkpoints.keep)
         if checkpoint is not None:
-            self._restore(checkpoint)
+            self._restore(checkpoint, found.redo)
 
     def go(self) -> dict[str, Any]:
         """Every stage that is not done yet, in order."""
@@ -344,10 +344,10 @@ class Run:
         self.saving_took = self.saved - began
         return path.name if path else ""
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint, redo: Sequence[str]) -> None:
         state, tensors, trainee = checkpoint.state, checkpoint.tensors, self.trainee
         require_parents(checkpoint, self.origins)
-        self.done = list(state["done"])
+        self.done = [name for name in state["done"] if not any(fnmatch(name, pattern) for pattern in redo)]
         self.probe = None if state["probe"] is None else Evaluated.from_json(state["probe"])
         trainee.reasoning[:] = state["reasoning"]
         trainee.chosen = state["chosen"]
@@ -369,7 +369,7 @@ class Run:
             # One object where it is one pair, so that it is known as the best and written once.
             best |= {role: tensors[role] for role in ROLES if _same(tensors[role], best[role])}
             self.gate.restore(state["gate"], best, _named(tensors, "best-optimizer-"))
-        self.outcome.restore(state["outcome"])
+        self.outcome.restore(state["outcome"], self.data.tests)
         under_way = state["segment"]
         if under_way is not None:
             rollouts = [tensors.get(f"segment-rollouts-{rank}", {}) for rank in range(under_way["rollouts"])]
@@ -557,27 +557,30 @@ class Run:
 
     # What they need.
 
-    def _read_data(self) -> Corpus:
+    def _say_data(self, inputs: Training, log: Log) -> None:
         processes = f", {self.processes.count} processes" if self.processes.count > 1 else ""
         self.record.say(f"coevolve: recipe {self.recipe.name}, seed {self.recipe.seed}{processes}")
-        corpus = load_corpus(self.recipe)
-        sizes = ", ".join(f"{split} {len(examples)}" for split, examples in corpus.splits.items())
-        self.record.say(f"data: {corpus.source}: {sizes}")
-        return corpus
+        splits = self.data.corpus.splits
+        sizes = ", ".join(f"{split} {len(examples)}" for split, examples in splits.items())
+        self.record.say(f"data: {self.data.corpus.source}: {sizes}")
+        self._say_left_out(inputs.sifted.left_out, log)
+        for split, limit in self.recipe.data.limit.items():
+            if limit < len(splits[split]):
+                self.record.say(f"{split}: {limit} of {len(splits[split])} examples, as data.limit says")
 
-    def _read_responses(self) -> dict[str, dict[str, str]]:
-        """Responses of the models to be judged, read before anything is trained."""
-        examples = self.data.test_examples
-        responses = {}
-        for name, path in self.recipe.remid.responses.items():
-            texts = read_responses(path, self.data.corpus_test_examples)
-            by_id = {x.sample_id: text for x, text in zip(self.data.corpus_test_examples, texts, strict=True)}
-            responses[name] = {example.sample_id: by_id[example.sample_id] for example in examples}
-        if self.truth is not None:
-            wanted = {example.sample_id for example in examples}
-            for name, by_id in self.truth.responses.items():
-                responses[name] = {key: text for key, text in by_id.items() if key in wanted}
-        return responses
+    def _say_left_out(self, left_out: Sequence[LeftOut], log: Log) -> None:
+        for part in left_out:
+            ids = list(part.sample_ids)
+            self.record.say(
+                f"{part.split}: dropped {len(ids)} of {part.of} examples that {part.why} (first {ids[0]!r})"
+            )
+            log({"data/dropped_too_long": len(ids), "data/split": part.split, "data/dropped": ids})
+
+    def _world_responses(self) -> dict[str, dict[str, str]]:
+        """Those of the policies to be judged, where there is a world."""
+        wanted = {example.sample_id for example in self.data.test_examples}
+        by_name = {} if self.truth is None else self.truth.responses
+        return {name: {key: text for key, text in by_id.items() if key in wanted} for name, by_id in by_name.items()}
 
     def _start_trackers(self) -> None:
         self.record.start_trackers(
@@ -603,6 +606,10 @@ class Run:
                 **self.outcome.perplexities().get("full", {}),
             },
         }
+
+
+def _claimed(output_dir: str | Path) -> None:
+    claim(output_dir, RUN, option="--output-dir")
 
 
 def _logged_already(values: Mapping[str, Any]) -> None:

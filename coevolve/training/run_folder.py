@@ -8,14 +8,17 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from coevolve.data.corpus import TRAIN_SPLIT, Corpus
 from coevolve.errors import ArtifactError, DataError
 from coevolve.files import read_json, write_json
+from coevolve.outputs import remove
 from coevolve.recipe import Recipe, check_recipe, recipe_values
 from coevolve.scoring.origins import Base, Origin
 from coevolve.scoring.roles import ROLES
@@ -29,8 +32,31 @@ STATUS = "status.json"
 LOCK = ".lock"
 PACKAGES = ("coevolve", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets")
 
-HARMLESS = ("logging.", "checkpoints.", "name")
-"""What may change between two sittings: it does not touch what is trained."""
+HARMLESS = ("logging.", "checkpoints.", "name", "data.path", "data.hub")
+"""What may change between two sittings: it does not touch what is trained. The data's own fingerprint is compared."""
+
+AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "remid.": ("remid",),
+        "evaluation.marginal_samples": ("*-marginal-*",),
+        "baselines.": (),
+        "export.": ("export",),
+    }
+)
+"""What may change as well, and the stages that are then done again: the trained pair does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run goes on from.
+
+    Attributes:
+        checkpoint: None to begin anew.
+        redo: patterns of the names of stages that are done again, as what they depend on has changed.
+    """
+
+    checkpoint: Checkpoint | None = None
+    redo: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -58,27 +84,29 @@ class RunFolder:
             if lock is not None:
                 os.close(lock)
 
-    def find(self, recipe: Recipe, resume: str | Path, *, force: bool) -> Checkpoint | None:
-        """The checkpoint to go on from; None to begin anew.
+    def find(self, recipe: Recipe, resume: str | Path, *, force: bool) -> Found:
+        """What to go on from.
 
         Raises:
             ArtifactError: the directory holds a run and `resume` is `never`, or its recipe is another one, or its
                 checkpoints are damaged.
         """
         found = self.processes.on_main(lambda: self._find(recipe, resume, force))
-        path = self.processes.gather(None if found is None else str(found.folder))[0]
+        path = None if found is None or found.checkpoint is None else str(found.checkpoint.folder)
+        path, redo = self.processes.gather((path, () if found is None else found.redo))[0]
         if path is None or found is not None:
-            return found
+            return found or Found()
         # The main process has compared the hashes; the others need not do so again.
-        return read_checkpoint(Path(path), verify=False)
+        return Found(read_checkpoint(Path(path), verify=False), tuple(redo))
 
-    def begin(self, recipe: Recipe, origins: Origins, data_fingerprint: str) -> None:
-        """Write `run.json`, or check that what it names is still what it was.
+    def begin(self, recipe: Recipe, origins: Origins, corpus: Corpus, found: Found) -> Found:
+        """Write `run.json`, or check that what it names is still what it was; returns `found` with what that adds.
 
         Raises:
-            ArtifactError: the data, a base model or an adapter has changed since the run began.
+            ArtifactError: the training data, a base model or an adapter has changed since the run began.
         """
-        self.processes.on_main(lambda: self._begin(recipe, origins, data_fingerprint))
+        redo = self.processes.on_main(lambda: self._begin(recipe, origins, corpus, found))
+        return replace(found, redo=tuple(self.processes.gather(redo or ())[0]))
 
     def say_status(self, state: str, *, stage: str, where: Mapping[str, Any], **more: Any) -> None:
         """Write `status.json` on the main process.
@@ -119,64 +147,80 @@ class RunFolder:
         os.pwrite(descriptor, json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
         return descriptor
 
-    def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> Checkpoint | None:
+    def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> Found:
         if resume not in ("auto", "never"):
             checkpoint = read_checkpoint(Path(resume))
-            self._compare(Path(resume).parent.parent, recipe, force)
-            return checkpoint
+            return Found(checkpoint, self._compare(Path(resume).parent.parent, checkpoint, recipe, force))
         if not (self.path / RUN).exists():
-            return None
+            return Found()
         if resume == "never":
             raise ArtifactError(
                 f"{self.path} holds a run already. Give another --output-dir, delete that one, or leave --resume at "
                 "auto to go on with it."
             )
-        self._compare(self.path, recipe, force)
         checkpoint = newest_checkpoint(self.path, print_to_stderr)
-        if checkpoint is not None and force:
-            write_json(self.path / RUN, {**read_json(self.path / RUN), "recipe": recipe_values(recipe)})
-        return checkpoint
+        if checkpoint is None:
+            # Nothing was trained, so nothing is lost if it begins with another recipe, or other data.
+            for name in (RUN, "base", "world"):
+                remove(self.path / name)
+            return Found()
+        return Found(checkpoint, self._compare(self.path, checkpoint, recipe, force))
 
-    def _compare(self, folder: Path, recipe: Recipe, force: bool) -> None:
+    def _compare(self, folder: Path, checkpoint: Checkpoint, recipe: Recipe, force: bool) -> tuple[str, ...]:
+        """Which stages are to be done again; raises ArtifactError where that would not be enough."""
         before, after = _flat(read_run(folder)[2]["recipe"]), _flat(recipe_values(recipe))
-        changed = [
-            name
-            for name in sorted({*before, *after})
-            if before.get(name) != after.get(name)
-            and not name.startswith(HARMLESS)
-            and not (name == "rounds.count" and after[name] > before[name] and after["rounds.lr_schedule"] == "phase")
-        ]
+        redo: list[str] = []
+        changed = []
+        for name in sorted({*before, *after}):
+            if before.get(name) == after.get(name) or name.startswith(HARMLESS):
+                continue
+            split = name.removeprefix("data.limit.")
+            if split != name and split != TRAIN_SPLIT:
+                redo += _stages_of(split)
+            elif name.startswith(tuple(AFTER_TRAINING)):
+                redo += next(stages for prefix, stages in AFTER_TRAINING.items() if name.startswith(prefix))
+            elif not (name == "rounds.count" and after[name] > before[name] and after["rounds.lr_schedule"] == "phase"):
+                changed.append(name)
         if changed and not force:
             lines = "\n".join(f"  {name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
             raise ArtifactError(
                 f"{folder} holds a run of another recipe; what differs is:\n{lines}\n"
-                "Give another --output-dir, take the change back, or give --force to go on with it from here."
+                "Give another --output-dir, take the change back, or give --force to go on with it from here. "
+                f"{_keeping(checkpoint)}"
             )
+        return tuple(redo)
 
-    def _begin(self, recipe: Recipe, origins: Origins, data_fingerprint: str) -> None:
+    def _begin(self, recipe: Recipe, origins: Origins, corpus: Corpus, found: Found) -> tuple[str, ...]:
+        facts = {
+            "recipe": recipe_values(recipe),
+            "origins": {role: asdict(origin) for role, origin in origins.items()},
+            "data_fingerprint": corpus.fingerprint,
+            "splits": corpus.split_fingerprints,
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
         if not (self.path / RUN).exists():
-            write_json(
-                self.path / RUN,
-                {
-                    "recipe": recipe_values(recipe),
-                    "origins": {role: asdict(origin) for role, origin in origins.items()},
-                    "data_fingerprint": data_fingerprint,
-                    "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-                },
-            )
-            return
+            write_json(self.path / RUN, facts)
+            return found.redo
         _, began, run = read_run(self.path)
-        changes = [("the data", run["data_fingerprint"], data_fingerprint)]
+        changes = []
         for role, now in origins.items():
             before = began[role]
             changes.append((f"the {role}'s base model", before.base.fingerprint, now.base.fingerprint))
             changes.append((f"the adapter of the {role}", before.adapter_fingerprint, now.adapter_fingerprint))
+        splits = _changed_splits(run, facts)
+        if TRAIN_SPLIT in splits:
+            changes.append(("the training data", run["data_fingerprint"], facts["data_fingerprint"]))
         for what, before, after in changes:
             if before != after:
                 raise ArtifactError(
                     f"{self.path}: {what} changed since the run began (fingerprint {before}, now {after}). Put it "
-                    "back, or give another --output-dir."
+                    f"back, or give another --output-dir. {_keeping(found.checkpoint)}"
                 )
+        redo = (*found.redo, *(stage for split in splits for stage in _stages_of(split)))
+        data = {name: facts[name] for name in ("data_fingerprint", "splits")}
+        if redo or run["recipe"] != facts["recipe"]:
+            write_json(self.path / RUN, {**run, "recipe": facts["recipe"], **data})
+        return redo
 
 
 def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
@@ -192,9 +236,19 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
     origins = run.get("origins") or {role: {"base": run["base"]} for role in ROLES}
     return (
         check_recipe(run["recipe"], str(folder / RUN)),
-        {role: Origin(**{**origin, "base": Base(**origin["base"])}) for role, origin in origins.items()},
+        {role: Origin(**{**origin, "base": _base(folder, origin["base"])}) for role, origin in origins.items()},
         run,
     )
+
+
+def _base(folder: Path, base: Mapping[str, Any]) -> Base:
+    """A base that the run made for itself lies in its directory, wherever that is by now."""
+    return Base(**{**base, "path": str(folder / "base")} if base["source"] == "tiny" else base)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run has come so far that all its teacher wrote is on disk."""
+    return any((folder / CHECKPOINTS).glob("[0-9]*"))
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -236,6 +290,24 @@ def _is_held(folder: Path) -> bool:
 
 def _holder() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _stages_of(split: str) -> tuple[str, ...]:
+    """Patterns of the stages that a test split goes into."""
+    return (f"*-{split}", "remid")
+
+
+def _changed_splits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Splits whose rows are others than when the run began; all of them where that was not written down."""
+    if before["data_fingerprint"] == after["data_fingerprint"]:
+        return []
+    old, new = before.get("splits", {}), after["splits"]
+    return [split for split in {**new, **old} if old.get(split) != new.get(split)]
+
+
+def _keeping(checkpoint: Checkpoint | None) -> str:
+    place = "" if checkpoint is None else f" {checkpoint.folder}"
+    return f"The trained pair can be kept: coevolve export{place} --out DIR." if place else ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,25 +1,29 @@
 """The traces of the cold start, from whichever teacher the recipe names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
-from coevolve.errors import DataError
+from coevolve.preflight.traces import given_traces
 from coevolve.progress import from_totals
-from coevolve.prompts import Renderer, missing_sections
+from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe
 from coevolve.teachers.base import Teacher
 from coevolve.teachers.chat import EndpointTeacher, LocalTeacher
 from coevolve.teachers.rules import RuleTeacher
-from coevolve.teachers.traces import collect_traces, read_traces
+from coevolve.teachers.traces import collect_traces
 from coevolve.training.record.record import Record
-from coevolve.training.setup import Log
+
+Log = Callable[[Mapping[str, Any]], None]
 
 
 class Tracer:
     """Gets traces r* for examples.
 
     Args:
+        corpus: all examples, of which a file may have traces.
         train: the training examples, from which a rule-based teacher learns which words are rare.
         environ: where an endpoint's key is looked up.
     """
@@ -27,12 +31,14 @@ class Tracer:
     def __init__(
         self,
         recipe: Recipe,
+        corpus: Corpus,
         train: Sequence[Example],
         renderer: Renderer,
         record: Record,
         environ: Mapping[str, str],
     ):
-        self.recipe, self.train, self.renderer, self.record, self.environ = recipe, train, renderer, record, environ
+        self.recipe, self.corpus, self.train, self.renderer = recipe, corpus, train, renderer
+        self.record, self.environ = record, environ
 
     def collect(self, examples: Sequence[Example], path: Path, *, log: Log) -> tuple[list[Example], list[str]]:
         """The examples that have a trace, and their traces, in order.
@@ -46,11 +52,8 @@ class Tracer:
             TeacherError: the teacher gave no usable trace, and the recipe does not say to drop such examples.
         """
         settings = self.recipe.traces
-        if settings.teacher == "dataset":
-            traces = {example.sample_id: self._own_trace(example) for example in examples}
-        elif settings.teacher == "file":
-            traces = read_traces(settings.path, examples, self.renderer.prompts)
-        else:
+        traces = given_traces(self.recipe, examples, self.renderer.prompts, self.corpus)
+        if traces is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.record.task(f"traces from teacher {settings.teacher!r}", len(examples)) as advance:
                 report = from_totals(advance)
@@ -88,16 +91,3 @@ class Tracer:
             environ=self.environ,
             max_tokens=settings.max_new_tokens,
         )
-
-    def _own_trace(self, example: Example) -> str:
-        if example.trace is None:
-            raise DataError(
-                f"sample_ID {example.sample_id!r}: no trace, and traces.teacher is 'dataset'. Use another teacher."
-            )
-        faulty = missing_sections(example.trace, self.renderer.prompts.sections)
-        if faulty:
-            raise DataError(
-                f"sample_ID {example.sample_id!r}: trace: section {faulty[0]!r} is missing, doubled, empty or out of "
-                "order."
-            )
-        return example.trace

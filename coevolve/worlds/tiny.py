@@ -68,7 +68,29 @@ def tiny_model(
     rope_theta: float = 10_000.0,
 ) -> Qwen3ForCausalLM:
     """A randomly initialised Qwen3 in float32 for this tokenizer; the global random state is left as it was."""
-    config = Qwen3Config(
+    config = tiny_config(
+        tokenizer, hidden=hidden, layers=layers, heads=heads, positions=positions, rope_theta=rope_theta
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    return model.eval()
+
+
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    hidden: int = 128,
+    layers: int = 2,
+    heads: int = 8,
+    positions: int = 256,
+    rope_theta: float = 10_000.0,
+) -> Qwen3Config:
+    """The configuration of `tiny_model`."""
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
@@ -85,13 +107,6 @@ def tiny_model(
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
-    )
-    return model.eval()
 
 
 def write_tiny_base(folder: str | Path, seed: int, **shape: int) -> Path:

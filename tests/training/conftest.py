@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from coevolve.preflight.dialogues import load_corpus
 from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
@@ -22,7 +23,7 @@ from coevolve.training.distributed.stopping import Stop
 from coevolve.training.phases import Trainee
 from coevolve.training.record.record import Record
 from coevolve.training.schedule import Budget
-from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
+from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent

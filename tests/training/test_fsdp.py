@@ -140,8 +140,9 @@ class Run:
     """The phases on one pair of models."""
 
     def __init__(self, recipe, folder, processes, *, divided, tied):
+        from coevolve.preflight.dialogues import load_corpus
         from coevolve.scoring.roles import CONNECTOR
-        from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
+        from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 
         self.recipe, self.processes, self.divided, self.tied = recipe, processes, divided, tied
         self.folder = folder

@@ -76,8 +76,9 @@ class Pair:
 
     def __init__(self, recipe, folder, processes):
         self.folder = folder
+        from coevolve.preflight.dialogues import load_corpus
         from coevolve.training.phases import connector_rows, estimator_rows
-        from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
+        from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 
         self.recipe, self.processes = recipe, processes
         self.train = load_corpus(recipe).require("IDTrain")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coevolve.errors import RecipeError, RewardError
+from coevolve.preflight.dialogues import load_corpus
 from coevolve.prompts import NO_REASONING
 from coevolve.recipe import check_recipe
 from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
@@ -24,7 +25,7 @@ from coevolve.training.rewards.custom import check_rewards, checked
 from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
 from coevolve.training.rewards.scorers import ConnectorBatch, EstimatorBatch
 from coevolve.training.run import train
-from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
+from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 
 HALVES = np.log([0.5, 0.5])
 UNEVEN = np.log([0.9, 0.1])

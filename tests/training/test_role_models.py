@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from coevolve import ProbabilityEstimator
 from coevolve.data.corpus import read_corpus
 from coevolve.errors import ArtifactError
+from coevolve.preflight.dialogues import load_corpus
 from coevolve.scoring.models import base_fingerprint, load_tokenizer
 from coevolve.scoring.origins import PARENT, WEIGHTS, adapter_fingerprint
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
@@ -20,7 +21,7 @@ from coevolve.training.export import export_checkpoint
 from coevolve.training.phases import connector_rows, estimator_rows
 from coevolve.training.rewards.scorers import ConnectorBatch
 from coevolve.training.run import train
-from coevolve.training.setup import build_estimator, build_renderers, load_corpus, prepare_origins
+from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 from coevolve.worlds.language import vocabulary
 from coevolve.worlds.tiny import tiny_model, tiny_tokenizer
 

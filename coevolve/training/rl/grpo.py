@@ -22,6 +22,7 @@ from trl.trainer import utils as trl_utils
 
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.generate import Sampling, generate
+from coevolve.seeds import derive_seed
 from coevolve.training.distributed import sharding
 from coevolve.training.engines import (
     IGNORED,
@@ -35,7 +36,6 @@ from coevolve.training.engines import (
     trainer_of,
 )
 from coevolve.training.rl.shared_prompts import SharedPrompts
-from coevolve.training.seeds import derive_seed
 
 
 def run_grpo(

@@ -1,0 +1,177 @@
+"""A run's examples: read, measured against the room that the models have, and divided."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from coevolve.data.corpus import TRAIN_SPLIT, Corpus, read_corpus
+from coevolve.data.example import Example
+from coevolve.data.hub import load_hub
+from coevolve.errors import DataError, TooLongError
+from coevolve.prompts import Renderer
+from coevolve.recipe import Recipe
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
+from coevolve.seeds import derive_seed
+from coevolve.worlds.corpus import world_corpus
+
+Renderers = Mapping[Role, Renderer]
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """The examples of a run, each in one place only."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    tests: Mapping[str, Sequence[Example]]
+    corpus: Corpus
+
+    @property
+    def test_examples(self) -> list[Example]:
+        """Of all test splits, limited as the recipe says, in order."""
+        return [example for examples in self.tests.values() for example in examples]
+
+    @property
+    def corpus_test_examples(self) -> list[Example]:
+        """Of all test splits, as the data has them."""
+        return [example for split in self.tests for example in self.corpus.splits[split]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the corpus as it was read, before any limit."""
+        return self.corpus.fingerprint
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Tokens that an example takes, without what the models will write.
+
+    Attributes:
+        connector: of the connector's prompt.
+        estimator: of the estimator's prompt around empty features.
+        response: of the golden response.
+    """
+
+    connector: int
+    estimator: int
+    response: int
+
+    @classmethod
+    def of(cls, example: Example, renderers: Renderers) -> "Needs":
+        """Counted with each role's own tokenizer."""
+        connector, estimator = renderers[CONNECTOR], renderers[ESTIMATOR]
+        golden = example.golden_response
+        return cls(
+            len(connector.prompt_ids(connector.connector(example))),
+            len(estimator.prompt_ids(estimator.estimator(example, ""))),
+            len(estimator.response_ids(golden)) if golden else 0,
+        )
+
+    def with_reasoning(self, tokens: int) -> int:
+        """Of the longest sequence that the example leads to, beside a reasoning of so many tokens."""
+        return tokens + max(self.connector, self.estimator + self.response)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was left out of a split, and why, for the record."""
+
+    split: str
+    why: str
+    of: int
+    sample_ids: Sequence[str]
+
+
+@dataclass
+class Sifted:
+    """What became of the splits while they were measured and limited."""
+
+    splits: dict[str, list[Example]] = field(default_factory=dict)
+    needs: dict[str, Needs] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def load_corpus(recipe: Recipe) -> Corpus:
+    """The recipe's data, every row of it checked."""
+    if recipe.data.world is not None:
+        world = recipe.data.world
+        return world_corpus(world_seed(recipe), train=world.train, test=world.test, strength=world.strength)
+    if recipe.data.hub is not None:
+        return load_hub(recipe.data.hub)
+    return read_corpus(recipe.data.path)
+
+
+def world_seed(recipe: Recipe) -> int:
+    """The seed of the recipe's synthetic world."""
+    seed = recipe.data.world.seed
+    return recipe.seed if seed is None else seed
+
+
+def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
+    """The examples that fit and are asked for.
+
+    Raises:
+        TooLongError: one does not fit `model.max_length`, and `data.over_long` is `error`; the longest is named.
+    """
+    sifted, room, limit = Sifted(), recipe.model.max_reasoning_tokens, recipe.model.max_length
+    longer: dict[str, dict[str, int]] = {}
+    for split, examples in corpus.splits.items():
+        needs = {example.sample_id: Needs.of(example, renderers) for example in examples}
+        sifted.needs.update(needs)
+        sizes = {name: need.with_reasoning(room) for name, need in needs.items()}
+        longer[split] = {name: size for name, size in sizes.items() if size > limit}
+        kept = [example for example in examples if example.sample_id not in longer[split]]
+        if longer[split]:
+            sifted.left_out.append(LeftOut(split, "do not fit", len(examples), list(longer[split])))
+        sifted.splits[split] = _limited(recipe, split, kept)
+    if sifted.left_out and recipe.data.over_long == "error":
+        split, worst, size = max(
+            ((split, name, size) for split, sizes in longer.items() for name, size in sizes.items()),
+            key=lambda found: found[2],
+        )
+        counts = ", ".join(f"{len(part.sample_ids)} of {part.of} in {part.split}" for part in sifted.left_out)
+        raise TooLongError(
+            f"{corpus.source}: {split}, sample_ID {worst!r}: needs {size} tokens with its reasoning and response; "
+            f"model.max_length is {limit}, which is too short for {counts}. Raise it, or set data.over_long=drop."
+        )
+    for split, examples in sifted.splits.items():
+        if not examples:
+            raise DataError(
+                f"{corpus.source}: {split}: none of its {len(corpus.splits[split])} examples fits "
+                f"model.max_length={limit}, so data.over_long=drop leaves nothing of it. Raise model.max_length, or "
+                "take the split out of the data."
+            )
+    return sifted
+
+
+def divide(recipe: Recipe, corpus: Corpus, sifted: Sifted) -> Dialogues:
+    """Training, validation and test examples; the validation part is taken from IDTrain by seed.
+
+    Raises:
+        DataError: IDTrain is too small for the validation part.
+    """
+    tests = {name: rows for name, rows in sifted.splits.items() if name != TRAIN_SPLIT}
+    train = sifted.splits[TRAIN_SPLIT]
+    if len(train) <= recipe.data.validation:
+        raise DataError(
+            f"{corpus.source}: {TRAIN_SPLIT} has {len(train)} usable examples, and data.validation takes "
+            f"{recipe.data.validation}; lower it or give more data."
+        )
+    order = np.random.default_rng(derive_seed(recipe.seed, "validation")).permutation(len(train))
+    held_out = set(order[: recipe.data.validation].tolist())
+    return Dialogues(
+        train=[example for index, example in enumerate(train) if index not in held_out],
+        validation=[example for index, example in enumerate(train) if index in held_out],
+        tests=tests,
+        corpus=corpus,
+    )
+
+
+def _limited(recipe: Recipe, split: str, examples: list[Example]) -> list[Example]:
+    limit = recipe.data.limit.get(split)
+    if limit is None or limit >= len(examples):
+        return examples
+    order = np.random.default_rng(derive_seed(recipe.seed, "limit", split)).permutation(len(examples))
+    chosen = set(order[:limit].tolist())
+    return [example for index, example in enumerate(examples) if index in chosen]

@@ -1,0 +1,140 @@
+"""Base models by their configuration and files alone, and adapters on a copy of the model that has no weights."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils.error import NoMatchingPeftModuleError
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from coevolve.errors import ArtifactError, CoevolveError, RecipeError
+from coevolve.recipe import Recipe
+from coevolve.scoring.batching import positions_of
+from coevolve.scoring.foreign import explained
+from coevolve.scoring.models import load_tokenizer, resolve_base
+from coevolve.scoring.roles import existing_config, lora_config
+from coevolve.worlds.language import vocabulary
+from coevolve.worlds.tiny import tiny_config, tiny_tokenizer
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What is known of a base model before its weights are loaded.
+
+    Attributes:
+        source: as the recipe names it.
+        config: of transformers.
+        tokenizer: with a padding token.
+    """
+
+    source: str
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def positions(self) -> int:
+        """How many tokens a sequence may have."""
+        return positions_of(self.config)
+
+
+def read_base(recipe: Recipe, source: str) -> BaseFacts:
+    """Configuration and tokenizer of a base model, and a look at whether its weights are whole.
+
+    Raises:
+        ArtifactError: it is not to be had, or a file of it is missing or damaged.
+    """
+    if source == "tiny":
+        shape = recipe.model.tiny
+        tokenizer = tiny_tokenizer(vocabulary())
+        config = tiny_config(tokenizer, hidden=shape.hidden_size, layers=shape.layers, heads=shape.heads)
+        return BaseFacts(source, config, tokenizer)
+    path, trust = resolve_base(source, recipe.model.cache_dir), recipe.model.trust_remote_code
+    what = f"model.base: the model {source!r}"
+    with explained(what, "Give a folder that save_pretrained wrote, or a hub id"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    tokenizer = load_tokenizer(path, trust_remote_code=trust)
+    if Path(path).is_dir():
+        files = sorted(Path(path).glob("*.safetensors"))
+        if not files:
+            raise ArtifactError(f"{what} has no *.safetensors files. Save the model with save_pretrained.")
+        for file in files:
+            # Opening compares the file's size with what its header promises.
+            with explained(f"{what}: {file.name}", "Copy it again"), safe_open(file, framework="pt"):
+                pass
+    return BaseFacts(source, config, tokenizer)
+
+
+def empty_model(recipe: Recipe, base: BaseFacts) -> torch.nn.Module:
+    """The base model on the meta device: every module, and no weight.
+
+    Raises:
+        ArtifactError: transformers cannot build it, or not with this attention implementation.
+    """
+    with explained(f"model.base: the model {base.source!r}", "Give a causal language model"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            base.config,
+            attn_implementation=recipe.model.attention,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+
+
+def look_at_adapters(recipe: Recipe, bases: Mapping[str, BaseFacts]) -> Iterator[CoevolveError]:
+    """Put each role's adapter on an empty copy of its base model."""
+    seen = []
+    for role in ("connector", "estimator"):
+        own = getattr(recipe.model, role)
+        alike = (own.base, own.tuning, own.lora, own.adapter)
+        if alike in seen:
+            continue
+        seen.append(alike)
+        try:
+            model = empty_model(recipe, bases[own.base])
+            if own.tuning == "lora":
+                field = "model.lora" if own.lora == recipe.model.lora else f"model.{role}.lora"
+                if own.adapter is None:
+                    config = lora_config(own.lora.model_dump())
+                else:
+                    field, config = f"model.{role}.adapter", existing_config(Path(own.adapter))
+                _look_at_adapter(model, config, field)
+        except CoevolveError as problem:
+            yield problem
+
+
+def _look_at_adapter(model: torch.nn.Module, config: LoraConfig, field: str) -> None:
+    """Raise RecipeError unless every name in an adapter's configuration means something in the model."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    chosen = config.layers_to_transform
+    for layer in [chosen] if isinstance(chosen, int) else chosen or []:
+        if layer < 0 or (layers is not None and layer >= layers):
+            raise RecipeError(
+                f"{field}.layers_to_transform: found {layer}; the model has layers 0 to {layers - 1}. Leave it out."
+            )
+    linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    shared = {model.get_output_embeddings(), model.get_input_embeddings()}
+    places = {part: name for name, part in model.named_modules() if part in shared}
+    it_has = f"it has {', '.join(sorted(linear - set(places.values())))}"
+    try:
+        found = get_peft_model(model, config, adapter_name="probe").base_model.targeted_module_names
+    except NoMatchingPeftModuleError:
+        named = config.target_modules
+        listed = repr(named) if isinstance(named, str) else ", ".join(map(repr, sorted(named or [])))
+        raise RecipeError(f"{field}.target_modules: found {listed}, none of which is in the model; {it_has}.") from None
+    except Exception as error:  # PEFT, torch and re each raise their own kinds
+        words = " ".join(str(error).split())
+        advice = (
+            "Set lora_dropout to 0, or leave the experts out" if "dropout" in words else f"Of linear layers {it_has}"
+        )
+        raise RecipeError(f"{field}: PEFT cannot put such an adapter on the model ({words}). {advice}.") from None
+    if not isinstance(config.target_modules, str):
+        for name in sorted(config.target_modules):
+            if not any(f".{module}".endswith(f".{name}") for module in found):
+                raise RecipeError(f"{field}.target_modules: {name!r} is not in the model; {it_has}.")
+    for name in set(found) & set(places.values()):
+        raise RecipeError(
+            f"{field}.target_modules: {name} is the model's embedding or head, in which scoring and both roles rely on "
+            f"the base. Leave it out; {it_has}."
+        )

@@ -1,0 +1,73 @@
+"""Traces that need no teacher to be asked, and whether traces leave an example within the models' room."""
+
+from collections.abc import Mapping, Sequence
+
+from coevolve.data.corpus import Corpus
+from coevolve.data.example import Example
+from coevolve.errors import DataError, TooLongError
+from coevolve.preflight.dialogues import LeftOut, Needs, Renderers
+from coevolve.prompts import PromptSet, missing_sections
+from coevolve.recipe import Recipe
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
+from coevolve.teachers.traces import read_traces
+
+
+def given_traces(
+    recipe: Recipe, examples: Sequence[Example], prompts: PromptSet, corpus: Corpus
+) -> dict[str, str] | None:
+    """The traces of the data's own rows or of a user's file, by sample_ID; None where a teacher is to be asked.
+
+    Raises:
+        DataError: a trace is missing or malformed; the example is named.
+    """
+    if recipe.traces.teacher == "dataset":
+        return {example.sample_id: _own_trace(example, prompts) for example in examples}
+    if recipe.traces.teacher == "file":
+        return read_traces(recipe.traces.path, examples, prompts, known=corpus.examples)
+    return None
+
+
+def fit_traces(
+    recipe: Recipe,
+    examples: Sequence[Example],
+    traces: Sequence[str],
+    renderers: Renderers,
+    needs: Mapping[str, Needs],
+) -> tuple[list[Example], list[str], LeftOut | None]:
+    """The examples that fit `model.max_length` with their trace, these traces, and what was left out.
+
+    Raises:
+        TooLongError: one does not fit, and `data.over_long` is `error`; or none does.
+    """
+    connector, estimator = renderers[CONNECTOR], renderers[ESTIMATOR]
+    kept, longer = [], {}
+    for example, trace in zip(examples, traces, strict=True):
+        need = needs[example.sample_id]
+        shown = len(estimator.prompt_ids(estimator.estimator(example, trace))) + need.response
+        size = max(need.connector + len(connector.response_ids(trace)), shown)
+        if size > recipe.model.max_length:
+            longer[example.sample_id] = size
+        else:
+            kept.append((example, trace))
+    if longer and (recipe.data.over_long == "error" or not kept):
+        worst = max(longer, key=longer.__getitem__)
+        raise TooLongError(
+            f"sample_ID {worst!r}: needs {longer[worst]} tokens with its trace; model.max_length is "
+            f"{recipe.model.max_length}, which {len(longer)} of {len(examples)} examples exceed. Raise it, shorten the "
+            "traces, or set data.over_long=drop."
+        )
+    left_out = LeftOut("IDTrain", "do not fit with their trace", len(examples), list(longer)) if longer else None
+    return [example for example, _ in kept], [trace for _, trace in kept], left_out
+
+
+def _own_trace(example: Example, prompts: PromptSet) -> str:
+    if example.trace is None:
+        raise DataError(
+            f"sample_ID {example.sample_id!r}: no trace, and traces.teacher is 'dataset'. Use another teacher."
+        )
+    faulty = missing_sections(example.trace, prompts.sections)
+    if faulty:
+        raise DataError(
+            f"sample_ID {example.sample_id!r}: trace: section {faulty[0]!r} is missing, doubled, empty or out of order."
+        )
+    return example.trace

@@ -1,0 +1,236 @@
+"""What `coevolve train` looks at before it begins."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coevolve.chat.endpoint import Endpoint
+from coevolve.chat.local import load_renderer
+from coevolve.data.corpus import TRAIN_SPLIT, Corpus
+from coevolve.data.responses import read_responses
+from coevolve.errors import CoevolveError, DataError, RecipeError, TooLongError
+from coevolve.preflight.checks import Check
+from coevolve.preflight.dialogues import (
+    Dialogues,
+    Needs,
+    Renderers,
+    Sifted,
+    divide,
+    load_corpus,
+    sift,
+)
+from coevolve.preflight.models import BaseFacts, look_at_adapters, read_base
+from coevolve.preflight.traces import fit_traces, given_traces
+from coevolve.prompts import Renderer, prompt_set
+from coevolve.recipe import Recipe
+from coevolve.remid.pairs import negative_pairs
+from coevolve.remid.score import distributions
+from coevolve.scoring.models import choose_device
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
+
+Responses = Mapping[str, Mapping[str, str]]
+
+
+@dataclass
+class Training:
+    """A run that is about to begin: what is known of it, filled in check by check.
+
+    Attributes:
+        recipe: checked by itself.
+        environ: where a teacher's key is looked up.
+        asks_teacher: whether the teacher may still have to be asked.
+        corpus: the data as it was read.
+        bases: by their name in the recipe.
+        renderers: of each role.
+        sifted: the splits after measuring and limits, with what was left out.
+        data: the examples, divided.
+        responses: of the models to be judged, by name and sample_ID.
+    """
+
+    recipe: Recipe
+    environ: Mapping[str, str] = field(default_factory=dict)
+    asks_teacher: bool = True
+    corpus: Corpus | None = None
+    bases: Mapping[str, BaseFacts] | None = None
+    renderers: Renderers | None = None
+    sifted: Sifted | None = None
+    data: Dialogues | None = None
+    responses: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def needs(self, sample_id: str) -> Needs:
+        """Tokens that an example takes."""
+        return self.sifted.needs[sample_id]
+
+    def positions(self, role: Role) -> int:
+        """How many tokens the role's base model holds."""
+        return self.bases[getattr(self.recipe.model, role).base].positions
+
+
+def _device(draft: Training) -> None:
+    choose_device(draft.recipe.model.device)
+
+
+def _corpus(draft: Training) -> Iterator[CoevolveError]:
+    corpus = load_corpus(draft.recipe)
+    wanted = dict.fromkeys((TRAIN_SPLIT, "IDTest", *draft.recipe.data.limit))
+    for split in wanted:
+        try:
+            corpus.require(split)
+        except DataError as problem:
+            yield problem
+    if all(split in corpus.splits for split in wanted):
+        draft.corpus = corpus
+
+
+def _bases(draft: Training) -> Iterator[CoevolveError]:
+    recipe, found = draft.recipe, {}
+    sources = dict.fromkeys(getattr(recipe.model, role).base for role in (CONNECTOR, ESTIMATOR))
+    for source in sources:
+        try:
+            found[source] = read_base(recipe, source)
+        except CoevolveError as problem:
+            yield problem
+    if len(found) == len(sources):
+        draft.bases = found
+
+
+def _renderers(draft: Training) -> None:
+    prompts = prompt_set(draft.recipe.prompts)
+    by_base = {source: Renderer(prompts, base.tokenizer) for source, base in draft.bases.items()}
+    draft.renderers = {role: by_base[getattr(draft.recipe.model, role).base] for role in (CONNECTOR, ESTIMATOR)}
+
+
+def _adapters(draft: Training) -> Iterator[CoevolveError]:
+    return look_at_adapters(draft.recipe, draft.bases)
+
+
+def _positions(draft: Training) -> Iterator[CoevolveError]:
+    """The room that the recipe speaks of, against the room that the base models have."""
+    model = draft.recipe.model
+    for base in draft.bases.values():
+        if model.max_length > base.positions:
+            yield RecipeError(
+                f"model.max_length: found {model.max_length}; the base model {base.source!r} holds {base.positions} "
+                "tokens. Lower it."
+            )
+
+
+def _lengths(draft: Training) -> None:
+    draft.sifted = sift(draft.recipe, draft.corpus, draft.renderers)
+
+
+def _division(draft: Training) -> None:
+    draft.data = divide(draft.recipe, draft.corpus, draft.sifted)
+
+
+def _rl_room(draft: Training) -> Iterator[CoevolveError]:
+    """Prompts, completions and what they are scored by, against the base models' room."""
+    recipe, render = draft.recipe, draft.renderers[ESTIMATOR]
+    phases = {phase.name for phase in recipe.rounds.phases} if recipe.rounds.count else set()
+    reasoning = recipe.model.max_reasoning_tokens
+    # (section, who reads it, what it is, its tokens without the completion)
+    sequences: list[tuple[str, Role, str, Callable[[Needs], int]]] = []
+    if "connector_rl" in phases:
+        scored = "a response with its prompt and reasoning"
+        sequences += [
+            ("connector_rl", CONNECTOR, "a reasoning with its prompt", lambda need: need.connector),
+            ("connector_rl", ESTIMATOR, scored, lambda need: need.estimator + need.response),
+        ]
+    if "estimator_rl" in phases:
+        written = "a response with its prompt"
+        sequences.append(("estimator_rl", ESTIMATOR, written, lambda need: need.estimator + reasoning))
+        if recipe.estimator_rl.rewards.asks_base:
+            asked = len(render.prompt_ids(render.judge("", ""))) + len(render.response_ids(render.prompts.judge_match))
+            sequences.append(("estimator_rl", ESTIMATOR, "a judge's question", lambda need: asked + reasoning))
+    for section, role, what, tokens in sequences:
+        room = getattr(recipe, section).max_completion_length
+        sizes = {example.sample_id: tokens(draft.needs(example.sample_id)) + room for example in draft.data.train}
+        worst = max(sizes, key=sizes.__getitem__)
+        if sizes[worst] > draft.positions(role):
+            yield RecipeError(
+                f"{section}.max_completion_length: found {room}; with it, sample_ID {worst!r} leads to {what} of "
+                f"{sizes[worst]} tokens, and the {role}'s base model holds {draft.positions(role)}. Lower it, or "
+                "shorten the example."
+            )
+
+
+def _teacher(draft: Training) -> None:
+    traces = draft.recipe.traces
+    if draft.asks_teacher and traces.teacher == "endpoint":
+        Endpoint(traces.base_url, traces.model, api_key_env=traces.api_key_env, environ=draft.environ)
+    elif draft.asks_teacher and traces.teacher == "local":
+        load_renderer(traces.model, prompt_set(draft.recipe.prompts))
+
+
+def _traces(draft: Training) -> None:
+    """Traces that are there already: complete, well formed, and of a length that fits."""
+    prompts = draft.renderers[ESTIMATOR].prompts
+    traces = given_traces(draft.recipe, draft.data.train, prompts, draft.corpus)
+    if traces is not None:
+        ordered = [traces[example.sample_id] for example in draft.data.train]
+        fit_traces(draft.recipe, draft.data.train, ordered, draft.renderers, draft.sifted.needs)
+    if draft.recipe.baselines.oracle:
+        try:
+            given_traces(draft.recipe, draft.data.test_examples, prompts, draft.corpus)
+        except DataError as problem:
+            raise DataError(
+                f"baselines.oracle shows the estimator the teacher's traces of the test examples: {problem} Or set "
+                "baselines.oracle=false."
+            ) from None
+
+
+def _responses(draft: Training) -> Iterator[CoevolveError]:
+    data = draft.data
+    for name, path in draft.recipe.remid.responses.items():
+        try:
+            texts = read_responses(path, data.corpus_test_examples)
+        except DataError as problem:
+            yield problem
+            continue
+        by_id = {x.sample_id: text for x, text in zip(data.corpus_test_examples, texts, strict=True)}
+        draft.responses[name] = {example.sample_id: by_id[example.sample_id] for example in data.test_examples}
+
+
+def _pairs(draft: Training) -> Iterator[CoevolveError]:
+    """The mismatched pairs of every subset, and the longest of them against the estimator's room."""
+    recipe = draft.recipe
+    if not draft.responses and recipe.data.world is None:
+        return
+    tests = {split: tuple(rows) for split, rows in draft.data.tests.items()}
+    render, reasoning = draft.renderers[ESTIMATOR], recipe.model.max_reasoning_tokens
+    for subset in distributions(Corpus(tests, draft.corpus.source)):
+        ids = [example.sample_id for example in subset.examples]
+        where = f"{draft.corpus.source}: {subset.row}"
+        try:
+            negative_pairs(ids, recipe.remid.negatives, seed=recipe.seed, where=where)
+        except DataError as problem:
+            yield problem
+            continue
+        context = max(ids, key=lambda name: draft.needs(name).estimator)
+        texts = [responses[name] for responses in draft.responses.values() for name in ids]
+        sizes = [len(render.response_ids(text)) for text in texts] + [draft.needs(name).response for name in ids]
+        tokens = draft.needs(context).estimator + reasoning + max(sizes)
+        if tokens > draft.positions(ESTIMATOR):
+            yield TooLongError(
+                f"{where}: the context of sample_ID {context!r} with a reasoning and the longest response of the "
+                f"subset ({max(sizes)} tokens) is {tokens} tokens, and the base model holds "
+                f"{draft.positions(ESTIMATOR)}. Lower model.max_reasoning_tokens, or shorten the example or the "
+                "response."
+            )
+
+
+TRAINING: Sequence[Check[Training]] = (
+    Check("device", _device),
+    Check("data", _corpus),
+    Check("base models", _bases),
+    Check("room of the base models", _positions, ("bases",)),
+    Check("adapters", _adapters, ("bases",)),
+    Check("prompts", _renderers, ("bases",)),
+    Check("teacher", _teacher),
+    Check("lengths", _lengths, ("corpus", "renderers")),
+    Check("division of the data", _division, ("sifted",)),
+    Check("room for reinforcement learning", _rl_room, ("data",)),
+    Check("traces", _traces, ("data",)),
+    Check("responses", _responses, ("data",)),
+    Check("pairs", _pairs, ("data",)),
+)
+"""In the order in which one needs what another has built."""
