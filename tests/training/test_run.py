@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
 def test_bad_input_stops_before_anything_is_trained(recipe_of, tmp_path):
     with pytest.raises(TooLongError, match=r"sample_ID 'IDTrain-000000': needs \d+ tokens"):
         train(recipe_of(model={"max_length": 30}), tmp_path / "long")
-    with pytest.raises(DataError, match="IDTrain has 0 usable examples"):
+    with pytest.raises(DataError, match="IDTrain: none of its 40 examples fits"):
         train(recipe_of(model={"max_length": 30}, data={"over_long": "drop"}), tmp_path / "dropped")
     responses = tmp_path / "responses.jsonl"
     responses.write_text('{"sample_ID": "IDTest-000000", "response": "x"}\n')
