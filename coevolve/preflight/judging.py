@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
-from coevolve.errors import CoevolveError, DataError, TooLongError
+from coevolve.errors import CoevolveError, TooLongError
 from coevolve.preflight.checks import Check
 from coevolve.prompts import PromptSet, Renderer
 from coevolve.remid.pairs import Negatives, negative_pairs

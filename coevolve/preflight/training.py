@@ -26,6 +26,7 @@ from coevolve.remid.pairs import negative_pairs
 from coevolve.remid.score import distributions
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
+from coevolve.teachers.chat import require_teacher_prompt
 
 Responses = Mapping[str, Mapping[str, str]]
 
@@ -154,11 +155,14 @@ def _rl_room(draft: Training) -> Iterator[CoevolveError]:
 
 
 def _teacher(draft: Training) -> None:
-    traces = draft.recipe.traces
-    if draft.asks_teacher and traces.teacher == "endpoint":
+    traces, prompts = draft.recipe.traces, prompt_set(draft.recipe.prompts)
+    if not draft.asks_teacher or traces.teacher not in ("endpoint", "local"):
+        return
+    require_teacher_prompt(prompts)
+    if traces.teacher == "endpoint":
         Endpoint(traces.base_url, traces.model, api_key_env=traces.api_key_env, environ=draft.environ)
-    elif draft.asks_teacher and traces.teacher == "local":
-        load_renderer(traces.model, prompt_set(draft.recipe.prompts))
+    else:
+        load_renderer(traces.model, prompts)
 
 
 def _traces(draft: Training) -> None:

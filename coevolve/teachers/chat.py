@@ -51,7 +51,7 @@ class LocalTeacher:
         temperature: float = RETRY_TEMPERATURE,
         seed: int = 0,
     ):
-        _require_teacher_prompt(renderer.prompts)
+        require_teacher_prompt(renderer.prompts)
         require_positive(temperature=temperature)
         self.renderer = renderer
         self.chat = LocalChat(
@@ -146,7 +146,7 @@ class EndpointTeacher:
         max_tokens: int = 1024,
         attempts: int = 3,
     ):
-        _require_teacher_prompt(renderer.prompts)
+        require_teacher_prompt(renderer.prompts)
         self.renderer = renderer
         with _as_teacher():
             self.chat = Endpoint(
@@ -218,7 +218,7 @@ def _as_teacher() -> Iterator[None]:
         raise TeacherError(f"The teacher: {error}") from None
 
 
-def _require_teacher_prompt(prompts: PromptSet) -> None:
+def require_teacher_prompt(prompts: PromptSet) -> None:
     if not prompts.teacher_user:
         raise RecipeError(
             f"prompts: the set {prompts.name!r} has no teacher_user, so a chat model cannot be asked for a trace. Use "

@@ -313,7 +313,7 @@ def _keeping(checkpoint: Checkpoint | None) -> str:
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{name}."))
         else:
             flat[prefix + name] = value
