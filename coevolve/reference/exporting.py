@@ -85,8 +85,9 @@ def require_adapters(manifest: Mapping[str, Any], source: Path) -> None:
     entries = manifest["roles"]
     whole = [role for role in ROLES if entries[role]["tuning"] != "lora"]
     if whole:
+        tuning = "trained in full" if entries[whole[0]]["tuning"] == "full" else "not trained"
         raise ArtifactError(
-            f"{source}: {' and '.join(whole)} was trained in full, and the reference layout holds adapters of one base "
+            f"{source}: {' and '.join(whole)} was {tuning}, and the reference layout holds adapters of one base "
             "model. Export an estimator that was trained with model.tuning=lora."
         )
     first, second = (entries[role]["base"]["fingerprint"] for role in ROLES)

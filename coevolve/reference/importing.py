@@ -18,11 +18,18 @@ from coevolve.prompts import Renderer
 from coevolve.reference.adapters import add_adapters, check_fit, read_adapter, write_adapter
 from coevolve.reference.layout import Release, find_release
 from coevolve.reference.templates import FILE, EmbeddedExport, embedded_export, imported_prompts, read_templates
-from coevolve.scoring.artifact import role_entry, write_manifest
+from coevolve.scoring.artifact import NORMALISATION, copy_model, reasoning_entry, role_entry, write_manifest
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
-from coevolve.scoring.origins import Base, Origin, read_parent, require_base, write_parent
+from coevolve.scoring.origins import (
+    Base,
+    Origin,
+    adapter_fingerprint,
+    base_settings,
+    read_parent,
+    require_base,
+    write_parent,
+)
 from coevolve.scoring.roles import ROLES, Role
-from coevolve.training.export import NORMALISATION, copy_model
 
 PUBLISHED_MAX_NEW_TOKENS = 2048
 """The longest reasoning in the published training."""
@@ -73,6 +80,7 @@ def import_reference(
         base_folder="base" if included else None,
         tokenizer="tokenizer",
         chat_template=tokenizer.chat_template,
+        settings=base_settings(path),
     )
     room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
     with new_folder(folder, ESTIMATOR) as temporary:
@@ -88,13 +96,11 @@ def import_reference(
             temporary,
             {
                 "coevolve": __version__,
-                "roles": {role: entry(parents[role]) for role in ROLES},
-                "normalisation": NORMALISATION,
-                "reasoning": {
-                    "max_new_tokens": room,
-                    "decoding": "greedy unless a seed is given",
-                    "shown_to_the_estimator": "the core features only",
+                "roles": {
+                    role: entry(parents[role], fingerprint=adapter_fingerprint(temporary / role)) for role in ROLES
                 },
+                "normalisation": NORMALISATION,
+                "reasoning": reasoning_entry(room),
                 "prompts": prompts.to_dict(),
                 "imported": _origin(checkout, release),
             },

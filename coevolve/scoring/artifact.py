@@ -2,75 +2,167 @@
 
 estimator/
   manifest.json      written last: what everything is, with the SHA-256 of every file
-  connector/         a PEFT adapter directory with the record of its parent, or a whole model where it was trained whole
+  connector/         a PEFT adapter directory with the record of its parent, or a whole model where it
+                     was trained whole; absent where the role is the base model as it is
   estimator/         likewise
   tokenizer/         with the chat template
-  base/              the base model of the adapters, where it cannot be had from a hub
+  base/              the base model of the roles, where it cannot be had from a hub
   connector-tokenizer/, connector-base/   only where the connector has another base model
+
+What is checked, and against whom. A file that loading could read is listed with its SHA-256 or is an
+error. `identity` is the SHA-256 of the manifest without that field, so that it stands for all of it:
+prompts, roles and files. Each role's weights and base model have a fingerprint of their own beside it,
+and the tensors must be those of the model, name by name. Whoever changes a part and computes the
+hashes in `files` anew is found out. Whoever computes everything anew has made a different estimator:
+no directory can vouch for itself, but that one has another identity. Results carry the identity, so
+that a number says of which estimator it is. A manifest of version 1 or 2 holds no identity; it is
+computed, and what such a manifest records is compared.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
-from coevolve.errors import ArtifactError, DataError
+from coevolve.errors import ArtifactError, CoevolveError, DataError
 from coevolve.files import read_json, sha256_file, write_json
-from coevolve.scoring.models import base_fingerprint, load_model, resolve_base
-from coevolve.scoring.origins import read_parent, require_base
-from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, Role, Roles, SeparateRoles
+from coevolve.prompts import PromptSet
+from coevolve.scoring.models import weights_fingerprint
+from coevolve.scoring.origins import (
+    CONFIG,
+    PARENT,
+    WEIGHTS,
+    adapter_fingerprint,
+    read_parent,
+    require_base,
+    require_settings,
+)
+from coevolve.scoring.roles import ROLES, Role, Tuning
 
 FORMAT = "coevolve-estimator"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
+NORMALISATION = (
+    "log_prob sums are nats per response, over the response's own tokens and its end of turn; means are nats per "
+    "token; a perplexity is exp(-sum of log-probabilities / number of tokens) over all responses together"
+)
+
+HARMLESS = ("README.md", "LICENSE", "LICENSE.txt", ".git", ".gitattributes", ".gitignore", ".DS_Store")
+"""Files that loading never reads; they may lie anywhere and are not listed."""
+_HARMLESS_FOLDERS = (".git", ".cache")  # beside the manifest only: a clone's, a download's
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+_Check = tuple[str, Callable[[Any], bool]]
+"""What is accepted, and whether a value is that. A field that may be null may be absent."""
+
+
+def _text(pattern: str, accepted: str) -> _Check:
+    return accepted, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _one_of(*values: Any) -> _Check:
+    return f"one of {', '.join(map(repr, values))}", lambda value: value in values
+
+
+def _or_null(check: _Check) -> _Check:
+    return f"{check[0]}, or null", lambda value: value is None or check[1](value)
+
+
+_SHA256 = _text(r"[0-9a-f]{64}", "a SHA-256 in hexadecimal")
+_HASHES = (
+    "an object of SHA-256 by file name",
+    lambda value: isinstance(value, dict) and all(map(_SHA256[1], value.values())),
+)
+_FOLDER = _text(r"[A-Za-z0-9][A-Za-z0-9_-]*", "the name of a folder beside the manifest")
+_ANY_TEXT = _text(r"(?s).*", "a string")
+_OBJECT = "an object", lambda value: isinstance(value, dict)
+
+_FIELDS: Mapping[str, _Check] = {
+    "roles": _OBJECT,
+    "reasoning": _OBJECT,
+    "prompts": _OBJECT,
+    "files": _HASHES,
+    "identity": _SHA256,
+}
+_ENTRY: Mapping[str, _Check] = {
+    "tuning": _one_of(*get_args(Tuning)),
+    "base": _OBJECT,
+    "continued_from": _or_null(_OBJECT),
+    "tokenizer": _FOLDER,
+    "chat_template": ("a string, or an object of them", lambda value: isinstance(value, (str, dict))),
+    "fingerprint": _or_null(_SHA256),
+}
+_BASE: Mapping[str, _Check] = {
+    "source": _ANY_TEXT,
+    "fingerprint": _SHA256,
+    "quantization": _one_of("4bit", "8bit", None),
+    "folder": _or_null(_FOLDER),
+    "settings": _or_null(_HASHES),
+}
+_REASONING: Mapping[str, _Check] = {
+    "max_new_tokens": ("an integer from 1 to 1000000", lambda value: type(value) is int and 0 < value <= 1_000_000)
+}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Add format, version and the hash of every file below `folder`, and write the manifest last."""
-    files = {
-        str(path.relative_to(folder)): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+    """Add format, version, the hash of every file below `folder` and the identity; write the manifest last.
+
+    A manifest that has an identity already keeps it.
+    """
+    files = {name: sha256_file(folder / name) for name in _files(folder)}
     complete = {"format": FORMAT, "version": VERSION, **manifest, "files": files}
+    complete.setdefault("identity", identity(complete))
     write_json(folder / MANIFEST, complete)
     return complete
 
 
+def identity(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest without its field `identity`, whatever the order and layout of its JSON."""
+    rest = {name: value for name, value in manifest.items() if name != "identity"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
-    """The manifest of an estimator directory, after a check that every file is there and unchanged.
+    """The manifest of an estimator directory, after a check that it is what it says.
+
+    Args:
+        verify: compute the SHA-256 of every file. What costs no reading is checked in any case.
 
     Raises:
-        ArtifactError: no estimator, an unknown version, or a missing, damaged or pickled file.
+        ArtifactError: no estimator, an unknown version, an unusable field; a file that is missing, unlisted, damaged
+            or pickled; or parts that contradict one another.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise ArtifactError(
-            f"{folder}: no {MANIFEST}, so this is no complete exported estimator. "
-            "Give the `estimator` folder of a finished run, or make one with `coevolve export`."
-        )
-    try:
-        manifest = read_json(folder / MANIFEST)
-    except DataError as error:
-        raise ArtifactError(str(error)) from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != FORMAT
-        or manifest.get("version") not in (1, VERSION)
-    ):
-        raise ArtifactError(f"{folder / MANIFEST}: accepted is format {FORMAT!r}, version 1 or {VERSION}.")
-    if manifest["version"] == 1:
-        manifest = _upgraded(manifest)
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path}: listed in the manifest but missing. Copy the whole directory again.")
-        if verify and sha256_file(path) != expected:
-            raise ArtifactError(f"{path}: its SHA-256 differs from the manifest's. Copy or export it again.")
+    manifest = _parsed(folder)
+    files, entries = manifest["files"], manifest["roles"]
+    _check_listing(folder, files)
+    for role in ROLES:
+        _check_parts(folder, role, entries[role], files, manifest["version"])
+    if verify:
+        for name, expected in files.items():
+            if sha256_file(folder / name) != expected:
+                raise ArtifactError(
+                    f"{folder / name}: its SHA-256 differs from the manifest's. Copy or export it again."
+                )
+        for role in ROLES:
+            _check_fingerprints(folder, role, entries[role], files)
     return manifest
 
 
 def role_entry(
-    parent: Mapping[str, Any], *, tuning: str, base_folder: str | None, tokenizer: str, chat_template: str
+    parent: Mapping[str, Any],
+    *,
+    tuning: Tuning,
+    base_folder: str | None,
+    tokenizer: str,
+    chat_template: str,
+    settings: Mapping[str, str] | None,
+    fingerprint: str | None = None,
 ) -> dict[str, Any]:
     """What a manifest says of a role.
 
@@ -78,78 +170,103 @@ def role_entry(
         parent: as `Origin.parent` gives it.
         base_folder: where the base model lies in the estimator directory; None where it is not included.
         tokenizer: its folder there.
+        settings: of the base model that the role stands on (`base_settings`); None where it was trained whole.
+        fingerprint: of the role's own weights; None where it has none.
     """
     return {
         "tuning": tuning,
-        "base": {**parent["base"], "folder": base_folder},
+        "base": {**parent["base"], "folder": base_folder, "settings": settings},
         "continued_from": parent["continued_from"],
         "tokenizer": tokenizer,
         "chat_template": chat_template,
+        "fingerprint": fingerprint,
     }
 
 
-def load_roles(
-    folder: Path,
-    entries: Mapping[Role, Mapping[str, Any]],
-    *,
-    bases: Mapping[Role, str],
-    quantization: str,
-    verify: bool,
-    **options: Any,
-) -> Roles:
-    """Both roles of an estimator directory, in memory.
+def reasoning_entry(max_new_tokens: int) -> dict[str, Any]:
+    """What a manifest says of reasonings."""
+    return {
+        "max_new_tokens": max_new_tokens,
+        "decoding": "greedy unless a seed is given",
+        "shown_to_the_estimator": "the core features only",
+    }
 
-    Args:
-        entries: of the manifest, by role.
-        bases: where to take a role's base model from, if not from where the manifest says.
-        quantization: of bases under adapters: `as trained`, `none`, `4bit` or `8bit`.
-        verify: compute the fingerprint of a base model that is not a part of the directory.
-        options: for `load_model`.
 
-    Raises:
-        ArtifactError: an adapter is not of the base model that it would be put on; both fingerprints are named.
-    """
-    adapted = [role for role in ROLES if entries[role]["tuning"] == "lora"]
-    if quantization != "as trained" and not adapted:
+def copy_model(source: Path, target: Path) -> None:
+    """Copy a base model (a folder, or a hub id's snapshot) with all that `from_pretrained` reads of it."""
+    kinds = (".safetensors", ".json", ".jinja", ".py")
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        source = Path(snapshot_download(str(source), allow_patterns=[f"*{kind}" for kind in kinds]))
+    target.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.suffix in kinds:
+            shutil.copy2(file, target / file.name)
+
+
+def _parsed(folder: Path) -> dict[str, Any]:
+    """The manifest with every field checked by itself, as version 3 has it but for what older ones did not record."""
+    path = folder / MANIFEST
+    if not path.is_file():
         raise ArtifactError(
-            f"{folder}: quantization is {quantization!r}, but both roles are whole models, which are not quantized. "
-            "Leave it out."
+            f"{folder}: no {MANIFEST}, so this is no complete exported estimator. "
+            "Give the `estimator` folder of a finished run, or make one with `coevolve export`."
         )
-    where = {role: _locate_base(folder, role, entries[role], bases.get(role)) for role in adapted}
-    if verify:
-        # What lies in the directory was checked with its other files.
-        outside = {role: where[role] for role in adapted if role in bases or entries[role]["base"]["folder"] is None}
-        found = {place: base_fingerprint(place) for place in set(outside.values())}
-        for role, place in outside.items():
-            require_base(f"the adapter {folder / role}", entries[role], found[place], place)
-    held = {role: entries[role]["base"]["quantization"] for role in adapted}
-    if quantization != "as trained":
-        held = dict.fromkeys(adapted, None if quantization == "none" else quantization)
+    try:
+        found = read_json(path)
+    except DataError as error:
+        raise ArtifactError(str(error)) from None
+    if (
+        not isinstance(found, dict)
+        or found.get("format") != FORMAT
+        or found.get("version") not in range(1, VERSION + 1)
+    ):
+        raise ArtifactError(f"{path}: accepted is format {FORMAT!r}, version 1 to {VERSION}.")
+    digest = identity(found)
+    if found["version"] < VERSION:
+        found["identity"] = digest
+    try:
+        manifest = _checked(_upgraded(found) if found["version"] == 1 else found)
+    except (CoevolveError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: {error} Copy or export the estimator again.") from None
+    if manifest["identity"] != digest:
+        raise ArtifactError(
+            f"{path}: says that its identity is {manifest['identity']}, but that of its content is {digest}. It was "
+            "changed after it was written; copy or export the estimator again."
+        )
+    return manifest
 
-    def adapters(*roles: Role) -> AdapterRoles:
-        base = load_model(where[roles[0]], quantization=held[roles[0]], **options)
-        return AdapterRoles.load(base, {role: folder / role for role in roles})
 
-    if len(adapted) == len(ROLES) and (where[CONNECTOR], held[CONNECTOR]) == (where[ESTIMATOR], held[ESTIMATOR]):
-        return adapters(*ROLES)
-    return SeparateRoles(
-        {role: adapters(role).model if role in adapted else load_model(str(folder / role), **options) for role in ROLES}
-    )
+def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest whose fields are what they have to be, absent ones filled in; ArtifactError names one that is not."""
+    _with_fields(manifest, _FIELDS, "")
+    _with_fields(manifest["reasoning"], _REASONING, "reasoning.")
+    PromptSet.from_dict(manifest["prompts"])
+    roles = _with_fields(manifest["roles"], dict.fromkeys(ROLES, _OBJECT), "roles.", closed=True)
+    entries = {}
+    for role, found in roles.items():
+        entry = _with_fields(found, _ENTRY, f"roles.{role}.", closed=True)
+        entries[role] = {**entry, "base": _with_fields(entry["base"], _BASE, f"roles.{role}.base.", closed=True)}
+    return {**manifest, "roles": entries}
 
 
-def _locate_base(folder: Path, role: Role, entry: Mapping[str, Any], given: str | None) -> str:
-    """Where a role's base model is, after a check of the adapter's record against the manifest."""
-    base, parent = entry["base"], read_parent(folder / role)
-    if parent is not None:
-        require_base(f"the adapter {folder / role}", parent, base["fingerprint"], str(folder / MANIFEST))
-    if given is None and base["folder"] is not None:
-        return str(folder / base["folder"])
-    return resolve_base(given or base["source"])
+def _with_fields(
+    value: Mapping[str, Any], fields: Mapping[str, _Check], where: str, *, closed: bool = False
+) -> dict[str, Any]:
+    unknown = sorted(set(value) - set(fields)) if closed else []
+    if unknown:
+        raise ArtifactError(f"{where}{unknown[0]} is unknown; accepted are {', '.join(fields)}.")
+    for name, (accepted, check) in fields.items():
+        if not check(value.get(name)):
+            found = repr(value[name])[:80] if name in value else "missing"
+            raise ArtifactError(f"{where}{name} is {found}; accepted is {accepted}.")
+    return {**dict.fromkeys(fields), **value}
 
 
 def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     """Version 1 had one base model and one tokenizer for both roles."""
-    old = ("tuning", "base", "chat_template", "version")
+    old = ("tuning", "base", "chat_template")
     base = manifest["base"]
     entry = role_entry(
         {
@@ -160,6 +277,116 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
         base_folder="base" if base["included"] else None,
         tokenizer="tokenizer",
         chat_template=manifest["chat_template"],
+        settings=None,
     )
     rest = {name: value for name, value in manifest.items() if name not in old}
-    return {**rest, "version": VERSION, "roles": dict.fromkeys(ROLES, entry)}
+    return {**rest, "roles": dict.fromkeys(ROLES, entry)}
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of an estimator directory that its manifest must list.
+
+    Raises:
+        ArtifactError: a link leads out of the directory.
+    """
+    names = []
+    for place, folders, files in os.walk(folder):
+        if Path(place) == folder:
+            folders[:] = [name for name in folders if name not in _HARMLESS_FOLDERS]
+        for name in sorted(folders + files):
+            path = Path(place, name)
+            if path.is_symlink() and (name in folders or _leads_out(path, folder)):
+                raise ArtifactError(f"{path}: is a link; accepted are files and folders. Put there what it leads to.")
+            if name in files and name not in HARMLESS and path != folder / MANIFEST:
+                names.append(path.relative_to(folder).as_posix())
+    return sorted(names)
+
+
+def _leads_out(link: Path, folder: Path) -> bool:
+    """Whether a file lies elsewhere. The hub's cache keeps a snapshot's files beside it, and that is accepted."""
+    target, root = link.resolve(), folder.resolve()
+    in_hub_cache = "snapshots" in root.parts and target.parent.name == "blobs"
+    return not (target.is_relative_to(root) or in_hub_cache)
+
+
+def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
+    """Raise ArtifactError unless the manifest lists the files that are there, by names that stay inside."""
+    for name in files:
+        plain = PurePosixPath(name)
+        if plain.is_absolute() or ".." in plain.parts or "\\" in name or str(plain) != name:
+            raise ArtifactError(f"{folder / MANIFEST}: lists {name!r}; accepted are plain paths inside the folder.")
+    found = set(_files(folder))
+    pickled = sorted(name for name in found | set(files) if PurePosixPath(name).suffix.lower() in _PICKLED)
+    if pickled:
+        raise ArtifactError(f"{folder / pickled[0]}: may be pickled, which is not read. Save it as safetensors.")
+    for name in files:
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name}: listed in the manifest but missing. Copy the whole directory again.")
+    unlisted = sorted(found - set(files))
+    if unlisted:
+        raise ArtifactError(
+            f"{folder / unlisted[0]}: not listed in the manifest ({len(unlisted)} such files), and could change what "
+            "is loaded. Take it away, or export the estimator again."
+        )
+
+
+def _check_parts(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str], version: int) -> None:
+    """Raise ArtifactError unless all that a role is made of is listed, and its adapter's record agrees with its entry."""
+    tuning, base = entry["tuning"], entry["base"]
+    needed = [f"{entry['tokenizer']}/tokenizer_config.json"]
+    if tuning == "lora":
+        needed += [f"{role}/{name}" for name in (CONFIG, WEIGHTS, PARENT)[: 3 if version == VERSION else 2]]
+    for place in _model_folders(role, entry):
+        needed.append(f"{place}/config.json")
+        _weights(folder, place, files)
+    for name in needed:
+        if name not in files:
+            raise ArtifactError(
+                f"{folder / MANIFEST}: does not list {name}, which the {role} needs. Copy or export it again."
+            )
+    parent = read_parent(folder / role)
+    if tuning == "lora" and parent is not None:
+        require_base(f"the adapter {folder / role}", parent, base["fingerprint"], str(folder / MANIFEST))
+        if (
+            parent["base"].get("quantization") != base["quantization"]
+            or parent["continued_from"] != entry["continued_from"]
+        ):
+            raise ArtifactError(
+                f"{folder / role / PARENT}: says otherwise than the manifest where the {role} comes from. Copy or "
+                "export the estimator again."
+            )
+
+
+def _check_fingerprints(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Raise ArtifactError unless a role's weights, and a base model that lies here, have their fingerprints."""
+    recorded, found = {}, {}
+    if entry["fingerprint"] is not None:
+        recorded[role] = entry["fingerprint"]
+        found[role] = adapter_fingerprint(folder / role) if entry["tuning"] == "lora" else _weights(folder, role, files)
+    base = entry["base"]
+    if base["folder"] is not None:
+        recorded[base["folder"]] = base["fingerprint"]
+        found[base["folder"]] = _weights(folder, base["folder"], files)
+        require_settings(str(folder / base["folder"]), base["settings"])
+    for place, fingerprint in found.items():
+        if fingerprint != recorded[place]:
+            raise ArtifactError(
+                f"{folder / place}: its fingerprint is {fingerprint}; the manifest's entry of the {role} says "
+                f"{recorded[place]}. Copy or export the estimator again."
+            )
+
+
+def _model_folders(role: Role, entry: Mapping[str, Any]) -> list[str]:
+    """Where whole models of a role lie in the directory."""
+    own = [role] if entry["tuning"] == "full" else []
+    return own if entry["base"]["folder"] is None else [*own, entry["base"]["folder"]]
+
+
+def _weights(folder: Path, place: str, files: Mapping[str, str]) -> str:
+    """The fingerprint of a whole model, as `base_fingerprint` has it, from the hashes of its files."""
+    names = sorted(n for n in files if n.startswith(f"{place}/") and n.endswith(".safetensors") and n.count("/") == 1)
+    if not names:
+        raise ArtifactError(
+            f"{folder / MANIFEST}: lists no safetensors in {place}. Copy or export the estimator again."
+        )
+    return weights_fingerprint([files[name] for name in names])

@@ -12,10 +12,11 @@ import torch
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, TooLongError
 from coevolve.prompts import PromptSet, Renderer
-from coevolve.scoring.artifact import load_roles, read_manifest
+from coevolve.scoring.artifact import read_manifest
 from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
 from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint
 from coevolve.scoring.generate import Generation, Sampling, generate
+from coevolve.scoring.loading import load_roles
 from coevolve.scoring.logprob import score_pairs, to_scores
 from coevolve.scoring.models import choose_device, load_tokenizer
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
@@ -94,6 +95,16 @@ class ProbabilityEstimator:
         """
         path = Path(path)
         manifest = read_manifest(path, verify=verify)
+        prompts = PromptSet.from_dict(manifest["prompts"])
+        by_folder = {}
+        for entry in manifest["roles"].values():
+            tokenizer = load_tokenizer(str(path / entry["tokenizer"]), trust_remote_code=trust_remote_code)
+            if tokenizer.chat_template != entry["chat_template"]:
+                raise ArtifactError(
+                    f"{path / entry['tokenizer']}: its chat template is not the one in the manifest. Copy or export "
+                    "the estimator again."
+                )
+            by_folder[entry["tokenizer"]] = Renderer(prompts, tokenizer)
         roles = load_roles(
             path,
             manifest["roles"],
@@ -104,11 +115,6 @@ class ProbabilityEstimator:
             device=choose_device(device),
             trust_remote_code=trust_remote_code,
         )
-        prompts = PromptSet.from_dict(manifest["prompts"])
-        by_folder = {
-            folder: Renderer(prompts, load_tokenizer(str(path / folder), trust_remote_code=trust_remote_code))
-            for folder in {entry["tokenizer"] for entry in manifest["roles"].values()}
-        }
         estimator = cls(
             roles,
             by_folder[manifest["roles"][ESTIMATOR]["tokenizer"]],
@@ -136,10 +142,12 @@ class ProbabilityEstimator:
             raise ArtifactError("A cache of work needs an estimator that from_pretrained loaded with verify=True.")
         for role in ROLES:
             parameters = list(self.roles.module(role).parameters())
+            base = self.manifest["roles"][role]["base"]
             name = fingerprint(
                 {
                     "files": {name: sha for name, sha in self.manifest["files"].items() if name.startswith(f"{role}/")},
-                    "base": self.manifest["roles"][role]["base"]["fingerprint"],
+                    "base": base["fingerprint"],
+                    **({} if base["settings"] is None else {"settings": base["settings"]}),
                     "dtype": sorted({str(parameter.dtype) for parameter in parameters}),
                     "device": parameters[0].device.type,
                 }

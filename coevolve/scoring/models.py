@@ -4,10 +4,12 @@ import copy
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -68,6 +70,7 @@ def load_model(
     attention: str | None = None,
     quantization: Quantization | None = None,
     trust_remote_code: bool = False,
+    exact: bool = False,
 ) -> PreTrainedModel:
     """A causal language model from safetensors, in evaluation mode.
 
@@ -77,13 +80,16 @@ def load_model(
         attention: `sdpa`, `flash_attention_2`, `eager`; None for the library's choice.
         quantization: of the linear layers, done while loading: `4bit` (NF4 with double quantization; QLoRA, Dettmers
             et al. 2023) or `8bit` (LLM.int8, Dettmers et al. 2022). `dtype` is then that of everything else.
+        exact: whether tensors that the model has no place for are an error; published ones have such for other uses.
 
     Raises:
-        ArtifactError: a quantization is asked for, and bitsandbytes is not installed.
+        ArtifactError: a quantization is asked for, and bitsandbytes is not installed; or the weights lack a tensor of
+            the model, or hold a value that is no finite number.
     """
     options = {} if quantization is None else {"quantization_config": quantization_config(quantization, dtype)}
-    model = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(
         base,
+        output_loading_info=True,
         dtype=DTYPES[dtype],
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,
@@ -91,7 +97,35 @@ def load_model(
         device_map=None if quantization is None else {"": device},
         **options,
     )
-    return (model if quantization else model.to(device)).eval()
+    model = (model if quantization else model.to(device)).eval()
+    _require_sound(base, model, found, exact=exact)
+    return model
+
+
+def _require_sound(base: str, model: PreTrainedModel, found: Mapping[str, Any], *, exact: bool) -> None:
+    """Raise ArtifactError unless a model's weights are its own, all of them, and finite numbers."""
+    faults = {"missing_keys": "lack", "mismatched_keys": "have another shape for", "unexpected_keys": "go beyond, with"}
+    for kind, fault in faults.items():
+        if found[kind] and (exact or kind != "unexpected_keys"):
+            first = min(name if isinstance(name, str) else name[0] for name in found[kind])
+            raise ArtifactError(
+                f"{base}: its weights {fault} {len(found[kind])} tensors of the model that its config.json describes, "
+                f"the first is {first!r}. Copy or save it again."
+            )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ArtifactError(f"{base}: holds an adapter, not a whole model. Merge it into its base model first.")
+    require_finite(base, model.named_parameters())
+
+
+def require_finite(where: object, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ArtifactError, naming the tensor, where one holds a value that is no finite number."""
+    for name, tensor in tensors:
+        if (
+            tensor.is_floating_point()
+            and tensor.numel()
+            and not torch.stack(torch.aminmax(tensor.detach())).isfinite().all()
+        ):
+            raise ArtifactError(f"{where}: {name} holds a value that is no finite number. Take another checkpoint.")
 
 
 def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
@@ -133,9 +167,12 @@ def base_fingerprint(base: str) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ArtifactError(f"{base}: no *.safetensors files. Save the model with save_pretrained.")
-    if len(files) == 1:
-        return sha256_file(files[0])
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+    return weights_fingerprint([sha256_file(file) for file in files])
+
+
+def weights_fingerprint(hashes: Sequence[str]) -> str:
+    """That of a model from its weight files' SHA-256, in the order of their names."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _convert_packaged(source: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coevolve.errors import ArtifactError, DataError
 from coevolve.files import read_json, sha256_file, write_json
-from coevolve.scoring.models import base_fingerprint
+from coevolve.scoring.models import base_fingerprint, require_finite
 
 PARENT = "coevolve_parent.json"
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -36,6 +36,22 @@ ON_A_FROZEN_BASE: Mapping[str, Sequence[Any]] = {
 """Values in an adapter's configuration with which it leaves the base model as it is, so that two can share one."""
 
 _MEANING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+"""What a configuration makes of the tensors, whose names and shapes say all about where they go."""
+
+_ELSEWHERE = (
+    *_MEANING,
+    *ON_A_FROZEN_BASE,
+    # Where the tensors go, which their own names say.
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_bias"),
+    # Of the beginning and of training, and without a say in scores.
+    *("task_type", "inference_mode", "lora_dropout", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("peft_version", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
+    *("lora_ga_config", "runtime_config"),
+)
+"""Fields of a configuration that may have a value; in any other (aLoRA, QALoRA, ...) one would go unnoticed."""
+
+SETTINGS = ("config.json", "generation_config.json", "model.safetensors.index.json")
+_SAID_BY_THE_LIBRARY = ("transformers_version", "_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -126,9 +142,8 @@ def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[st
     Raises:
         ArtifactError: no adapter, one that changes the base model's own weights, or one of another base model.
     """
-    config = read_config(folder)
-    require_values(config, ON_A_FROZEN_BASE, folder / CONFIG, "only adapters that leave the base as it is are started")
-    parent = read_parent(folder)
+    config, parent = read_config(folder), read_parent(folder)
+    require_plain(config, folder / CONFIG)
     if parent is not None:
         require_base(f"the adapter {folder}", parent, base.fingerprint, base.source)
         trained = parent["base"]["quantization"]
@@ -158,6 +173,43 @@ def adapter_fingerprint(folder: Path) -> str:
     return hashlib.sha256(f"{sha256_file(folder / WEIGHTS)}{meaning}".encode()).hexdigest()
 
 
+def base_settings(base: str) -> dict[str, str]:
+    """SHA-256, by file name, of what decides a base model's scores besides its weights.
+
+    Its configuration, stop tokens, the files that its weights are to be taken from, and code of its own.
+    """
+    folder = Path(base)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(base, allow_patterns=[*SETTINGS, "*.py"]))
+    found = {}
+    for file in sorted([*(folder / name for name in SETTINGS), *folder.glob("*.py")]):
+        if file.suffix == ".py":
+            found[file.name] = sha256_file(file)
+        elif file.is_file():
+            try:
+                values = read_json(file)
+            except DataError as error:
+                raise ArtifactError(str(error)) from None
+            meant = {name: value for name, value in values.items() if name not in _SAID_BY_THE_LIBRARY}
+            found[file.name] = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def require_settings(place: str, recorded: Mapping[str, str] | None) -> None:
+    """Raise ArtifactError unless a base model's settings are those recorded; None where nothing was."""
+    if recorded is None:
+        return
+    found = base_settings(place)
+    other = sorted(name for name in {*found, *recorded} if found.get(name) != recorded.get(name))
+    if other:
+        raise ArtifactError(
+            f"{place}: {', '.join(other)} differ{'s' * (len(other) == 1)} from what the estimator was exported with, "
+            "which could change scores. Give the base model (or the hub's revision of it) that it was."
+        )
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a PEFT directory that is complete.
 
@@ -182,15 +234,30 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a PEFT directory, on the CPU.
 
     Raises:
-        ArtifactError: they are no safetensors.
+        ArtifactError: they are no safetensors, or hold what is no finite number.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(folder / WEIGHTS)
+        tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{folder / WEIGHTS}: no safetensors file ({error}). Copy it again.") from None
+    require_finite(folder / WEIGHTS, tensors.items())
+    return tensors
+
+
+def require_plain(config: Mapping[str, Any], path: Path) -> None:
+    """Raise ArtifactError unless an adapter's configuration says nothing but what loading and scoring here follow."""
+    require_values(config, ON_A_FROZEN_BASE, path, "only adapters that leave the base as it is are used")
+    odd = sorted(
+        name for name, value in config.items() if name not in _ELSEWHERE and value not in (None, False, [], {})
+    )
+    if odd:
+        raise ArtifactError(
+            f"{path}: {odd[0]} is {config[odd[0]]!r}; accepted is nothing there, as scoring would not follow it. Merge "
+            "this adapter into the base model first."
+        )
 
 
 def require_values(config: Mapping[str, Any], accepted: Mapping[str, Sequence[Any]], path: Path, why: str) -> None:

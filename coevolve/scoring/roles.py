@@ -5,7 +5,7 @@ adapter active, or dropout off, would train nothing and raise nothing.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from coevolve.errors import ArtifactError
+from coevolve.scoring.origins import CONFIG, read_config, read_weights, require_plain
 
 Role = Literal["connector", "estimator"]
-Tuning = Literal["lora", "full"]
+Tuning = Literal["lora", "full", "none"]
 CONNECTOR: Role = "connector"
 ESTIMATOR: Role = "estimator"
 ROLES: tuple[Role, ...] = (CONNECTOR, ESTIMATOR)
@@ -92,12 +93,21 @@ class AdapterRoles:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folders: Mapping[Role, Path]) -> "AdapterRoles":
-        """Adapters from PEFT directories (safetensors)."""
-        first, *others = folders
-        model = PeftModel.from_pretrained(base, folders[first], adapter_name=first)
-        for role in others:
-            model.load_adapter(folders[role], adapter_name=role)
-        return cls(model.eval(), list(folders))
+        """Adapters from PEFT directories (safetensors), tensor by tensor those of the files.
+
+        Raises:
+            ArtifactError: a configuration asks for more than a plain adapter, or a tensor is missing, of another
+                name or shape, or no finite number.
+        """
+        for folder in folders.values():
+            require_plain(read_config(folder), folder / CONFIG)
+        # PEFT's own loading leaves a tensor that is not in the file as it was drawn, and says nothing.
+        configs = {role: existing_config(folder, inference_mode=True) for role, folder in folders.items()}
+        roles = cls.create(base, configs, seed=0)
+        for role, folder in folders.items():
+            roles.load_weights(role, read_weights(folder))
+        roles.model.eval()
+        return roles
 
     def module(self, role: Role) -> torch.nn.Module:
         self.model.set_adapter(role)
@@ -153,9 +163,9 @@ class WholeRole:
 
     has_base = False
 
-    def __init__(self, role: Role | None, model: PreTrainedModel):
+    def __init__(self, role: Role | None, model: PreTrainedModel, tuning: Tuning = "full"):
         self.role, self.model = role, model
-        self.tuning: dict[Role, Tuning] = {role: "full"}
+        self.tuning: dict[Role, Tuning] = {role: tuning}
         self._reference: PreTrainedModel | None = None
 
     def module(self, role: Role) -> torch.nn.Module:
@@ -204,17 +214,24 @@ class SeparateRoles:
         models: for each role a model, or a PeftModel with an adapter of the role's name.
         base: who acts as the estimator's untouched base, where something (a judge) asks for it and the estimator has
             no adapter to be switched off: a model kept for it, or the connector's, if that is of the same base.
+        untouched: the roles whose model is a base model as it is.
     """
 
     def __init__(
-        self, models: Mapping[Role, PreTrainedModel | PeftModel], base: AdapterRoles | WholeRole | None = None
+        self,
+        models: Mapping[Role, PreTrainedModel | PeftModel],
+        base: AdapterRoles | WholeRole | None = None,
+        *,
+        untouched: Collection[Role] = (),
     ):
         self.parts: dict[Role, AdapterRoles | WholeRole] = {
-            role: AdapterRoles(model, [role]) if isinstance(model, PeftModel) else WholeRole(role, model)
+            role: AdapterRoles(model, [role])
+            if isinstance(model, PeftModel)
+            else WholeRole(role, model, "none" if role in untouched else "full")
             for role, model in models.items()
         }
         self.tuning: dict[Role, Tuning] = {role: part.tuning[role] for role, part in self.parts.items()}
-        self.base = self.parts[ESTIMATOR] if self.tuning[ESTIMATOR] == "lora" else base
+        self.base = base if self.tuning[ESTIMATOR] == "full" else self.parts[ESTIMATOR]
         self.has_base = self.base is not None
         self._frozen: AdapterRoles | WholeRole | None = None
 
@@ -223,6 +240,11 @@ class SeparateRoles:
         """Two copies of the base, both to be trained whole, and the base itself where it is kept."""
         models = {CONNECTOR: copy.deepcopy(base), ESTIMATOR: copy.deepcopy(base) if keep_base else base}
         return cls(models, WholeRole(None, base.requires_grad_(False)) if keep_base else None)
+
+    @classmethod
+    def untouched(cls, base: PreTrainedModel) -> "SeparateRoles":
+        """Both roles by one base model, as it is."""
+        return cls(dict.fromkeys(ROLES, base), untouched=ROLES)
 
     def module(self, role: Role) -> torch.nn.Module:
         return self.parts[role].module(role)
@@ -260,10 +282,10 @@ def lora_config(options: Mapping[str, Any]) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", **options)
 
 
-def existing_config(folder: Path) -> LoraConfig:
-    """The configuration of an adapter in a PEFT directory, to train on."""
+def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig:
+    """The configuration of an adapter in a PEFT directory, to train on or, in inference mode, to use."""
     config = LoraConfig.from_pretrained(folder)
-    config.task_type, config.inference_mode = "CAUSAL_LM", False
+    config.task_type, config.inference_mode = "CAUSAL_LM", inference_mode
     config.init_lora_weights = True  # its own weights follow
     config.base_model_name_or_path = None  # PEFT fills it in when it saves
     return config

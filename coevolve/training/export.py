@@ -1,6 +1,5 @@
 """Writing the exported estimator, at the end of a run or from one of its checkpoints."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,14 @@ from coevolve.errors import ArtifactError
 from coevolve.outputs import ESTIMATOR as AN_ESTIMATOR
 from coevolve.outputs import claim, new_folder
 from coevolve.recipe import Recipe
-from coevolve.scoring.artifact import role_entry, write_manifest
+from coevolve.scoring.artifact import NORMALISATION, copy_model, reasoning_entry, role_entry, write_manifest
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import base_fingerprint
-from coevolve.scoring.origins import Base, adapter_fingerprint, require_parent, write_parent
+from coevolve.scoring.origins import Base, adapter_fingerprint, base_settings, require_parent, write_parent
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
 from coevolve.training.checkpoints import Checkpoint, read_checkpoint
 from coevolve.training.run_folder import read_run
 from coevolve.training.setup import Origins, build_estimator, build_renderers
-
-NORMALISATION = (
-    "log_prob sums are nats per response, over the response's own tokens and its end of turn; means are nats per "
-    "token; a perplexity is exp(-sum of log-probabilities / number of tokens) over all responses together"
-)
 
 
 def export_estimator(
@@ -43,11 +37,7 @@ def export_estimator(
                 "coevolve": __version__,
                 "roles": entries,
                 "normalisation": NORMALISATION,
-                "reasoning": {
-                    "max_new_tokens": estimator.max_new_tokens,
-                    "decoding": "greedy unless a seed is given",
-                    "shown_to_the_estimator": "the core features only",
-                },
+                "reasoning": reasoning_entry(estimator.max_new_tokens),
                 "prompts": estimator.renderer.prompts.to_dict(),
                 **facts,
             },
@@ -60,10 +50,11 @@ def _export_role(
     """Write a role's weights, tokenizer and base model, unless the other role's are the same; its manifest entry."""
     tuning, parent = estimator.roles.tuning[role], origins[role].parent()
     estimator.roles.save(role, folder / role)
-    fingerprint = {}
     if tuning == "lora":
         write_parent(folder / role, parent)
-        fingerprint["fingerprint"] = adapter_fingerprint(folder / role)
+        fingerprint, settings = adapter_fingerprint(folder / role), base_settings(origins[role].base.path)
+    else:
+        fingerprint, settings = base_fingerprint(str(folder / role)), None
     own = "connector-" if role == CONNECTOR and origins[CONNECTOR].base != origins[ESTIMATOR].base else ""
     tokenizer = estimator.renderer_of(role).tokenizer
     if not (folder / f"{own}tokenizer").exists():
@@ -71,14 +62,15 @@ def _export_role(
     base = f"{own}base" if tuning == "lora" and _includes_base(recipe, origins[role].base) else None
     if base is not None and not (folder / base).exists():
         copy_model(Path(origins[role].base.path), folder / base)
-    entry = role_entry(
+    return role_entry(
         parent,
         tuning=tuning,
         base_folder=base,
         tokenizer=f"{own}tokenizer",
         chat_template=tokenizer.chat_template,
+        settings=settings,
+        fingerprint=fingerprint,
     )
-    return {**entry, **fingerprint}
 
 
 def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
@@ -135,15 +127,3 @@ def _includes_base(recipe: Recipe, base: Base) -> bool:
         # A hub id is the one source that is not a path of its own and stays available to others.
         return base.path != base.source or Path(base.source).is_dir()
     return recipe.export.include_base == "always"
-
-
-def copy_model(source: Path, target: Path) -> None:
-    """Copy a base model (a folder, or a hub id's snapshot) with all that `from_pretrained` reads of it."""
-    if not source.is_dir():
-        from huggingface_hub import snapshot_download
-
-        source = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.json", "*.jinja"]))
-    target.mkdir()
-    for file in sorted(source.iterdir()):
-        if file.suffix in {".safetensors", ".json", ".jinja"}:
-            shutil.copy2(file, target / file.name)
