@@ -1,4 +1,4 @@
-"""Make an estimator directory from any checkpoint of a run, or the public code's layout from an estimator."""
+"""Make an estimator directory from a checkpoint of a run or a base model, or the public layout from an estimator."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,14 @@ LAYOUTS = ("coevolve", "reference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, "source", help="RUN/checkpoints/NAME; for the reference layout an estimator directory as well")
+    source = parser.add_mutually_exclusive_group(required=True)
+    add_input(
+        source,
+        "source",
+        nargs="?",
+        help="RUN/checkpoints/NAME; for the reference layout an estimator directory as well",
+    )
+    add_input(source, "--base", metavar="MODEL", help="make an estimator of this base model as it is, without training")
     add_output(
         parser,
         "--out",
@@ -21,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layout", default="coevolve", choices=LAYOUTS, help="whose layout (default coevolve)")
     parser.add_argument("--name", help="reference layout: the base model's name in the folders' names")
+    parser.add_argument("--prompts", help="with --base: the prompt set, such as brief (default) or roleplay")
+    parser.add_argument("--max-new-tokens", type=int, help="with --base: room for a reasoning (default 512)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,6 +39,10 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.training.export import export_checkpoint
 
     transformers.logging.set_verbosity_error()
+    if options.base is not None:
+        return _export_base(options)
+    if options.prompts is not None or options.max_new_tokens is not None:
+        raise RecipeError("--prompts and --max-new-tokens belong to --base; leave them out.")
     source, out = Path(options.source), Path(options.out)
     if options.layout == "reference":
         _export_reference(source, out, options.name)
@@ -38,6 +51,20 @@ def run(options: argparse.Namespace) -> None:
     else:
         export_checkpoint(source, out)
     print(f"exported {source} to {out}")
+
+
+def _export_base(options: argparse.Namespace) -> None:
+    from coevolve.errors import RecipeError
+    from coevolve.prompts import prompt_set
+    from coevolve.scoring.untrained import export_base
+
+    room = 512 if options.max_new_tokens is None else options.max_new_tokens
+    if room < 1:
+        raise RecipeError(f"--max-new-tokens {room}: accepted is a number from 1.")
+    if options.layout != "coevolve" or options.name is not None:
+        raise RecipeError("--layout reference and --name need adapters, which --base has none of. Leave them out.")
+    export_base(options.base, prompt_set(options.prompts or "brief"), options.out, max_new_tokens=room)
+    print(f"exported {options.base} to {options.out}")
 
 
 def _export_reference(source: Path, out: Path, name: str | None) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from coevolve.cli.responses import Judged
     from coevolve.data.corpus import Corpus
     from coevolve.remid.evaluate import Measure
     from coevolve.remid.pairs import Negatives
@@ -40,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pairs.add_argument("--negatives-per-context", type=int, metavar="K", help="so many for each context instead")
     reasoning = parser.add_mutually_exclusive_group()
-    reasoning.add_argument(
+    add_input(
+        reasoning,
         "--reasoning",
         default="greedy",
-        metavar="greedy|sampled|marginal:K",
-        help="how the reasoning is chosen; marginal:K is the log mean over K sampled ones (default greedy)",
+        metavar="greedy|sampled|marginal:K|FILE",
+        help="how the reasoning is chosen; marginal:K is the log mean over K sampled ones (default greedy); FILE holds "
+        "written ones, JSONL of {sample_ID, reasoning} or a JSON object of them (the public code's SThought_dict.json)",
     )
     reasoning.add_argument(
         "--without-reasoning", action="store_true", help="EMI and EMID of q2(y | x) instead of R-EMI and R-EMID"
@@ -80,12 +83,13 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.progress import make_console
     from coevolve.remid.evaluate import Measure, contributions
     from coevolve.remid.judge import judge_correlations, judge_table, read_judge_scores
-    from coevolve.remid.score import distributions
+    from coevolve.remid.score import Reasoning, distributions
     from coevolve.remid.table import remid_csv, remid_latex, remid_table
 
     given = read_judged(options)
     corpus, responses = given.corpus, given.responses
     _check_choices(options)
+    reasoning = _reasoning(options, given)
     if options.judge:  # before the estimator is loaded
         subsets = distributions(given.whole)
         row_of = {example.sample_id: subset.row for subset in subsets for example in subset.examples}
@@ -95,11 +99,12 @@ def run(options: argparse.Namespace) -> None:
     estimator = load_estimator(options)
     console, tables, folder = make_console(sys.stderr), make_console(sys.stdout), Path(options.out)
     if options.protocol == "reference":
-        results, scored = _reference(options, corpus, responses, estimator, console), None
+        results, scored = _reference(reasoning, corpus, responses, estimator, console), None
     else:
-        results, scored = _exact(options, corpus, responses, estimator, console)
+        results, scored = _exact(options, reasoning, corpus, responses, estimator, console)
     results |= {
         "estimator": str(options.estimator),
+        "estimator_identity": estimator.manifest["identity"],
         "data_fingerprint": given.whole.fingerprint,
         "unanswered": given.unanswered,
     }
@@ -110,9 +115,8 @@ def run(options: argparse.Namespace) -> None:
         texts["contributions.jsonl"] = jsonl_text(contributions(scored, main))
     if options.judge:
         plain = None
-        if scored is not None and not options.without_reasoning:
-            options.without_reasoning = True
-            plain, _ = _exact(options, corpus, responses, estimator, console)
+        if scored is not None and reasoning.kind != "none":
+            plain, _ = _exact(options, Reasoning("none"), corpus, responses, estimator, console)
         comparison = judge_correlations(results, judged, plain=plain)
         texts["judge.json"] = json_text(comparison.to_dict())
         tables.print(judge_table(comparison))
@@ -123,6 +127,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _exact(
     options: argparse.Namespace,
+    reasoning: "Reasoning",
     corpus: "Corpus",
     responses: "Mapping[str, Mapping[str, str]]",
     estimator: "ProbabilityEstimator",
@@ -133,9 +138,9 @@ def _exact(
     from coevolve.remid.evaluate import score_corpus, summarise
 
     measures = [_measure(text) for text in options.measures] if options.measures else None
-    settings = {"negatives": _chosen_negatives(options), "seed": options.seed, "reasoning": _reasoning(options)}
+    settings = {"negatives": _chosen_negatives(options), "seed": options.seed, "reasoning": reasoning}
     total = sum(len(examples) for split, examples in corpus.splits.items() if split in corpus.test_splits)
-    kind = "EMID" if options.without_reasoning else "R-EMID"
+    kind = "EMID" if reasoning.kind == "none" else "R-EMID"
     with task(console, f"{kind} of {len(responses)} models, {total} contexts", total) as advance:
         report = from_totals(advance)
         scored, left_out = score_corpus(
@@ -151,7 +156,7 @@ def _exact(
 
 
 def _reference(
-    options: argparse.Namespace,
+    reasoning: "Reasoning",
     corpus: "Corpus",
     responses: "Mapping[str, Mapping[str, str]]",
     estimator: "ProbabilityEstimator",
@@ -165,7 +170,14 @@ def _reference(
     total = contexts * (len(responses) + 1)
     with task(console, f"R-EMID of {len(responses)} models by the reference protocol", total) as advance:
         report = from_totals(advance)
-        return evaluate_reference(estimator, corpus, responses, progress=lambda what, done, total: report(done))
+        results = evaluate_reference(
+            estimator,
+            corpus,
+            responses,
+            reasoning=reasoning.texts if reasoning.kind == "given" else None,
+            progress=lambda what, done, total: report(done),
+        )
+    return results | {"reasoning": reasoning.describe()}
 
 
 def _check_choices(options: argparse.Namespace) -> None:
@@ -175,12 +187,11 @@ def _check_choices(options: argparse.Namespace) -> None:
     for text in options.measures or ():
         _measure(text)
     _chosen_negatives(options)
-    _reasoning(options)
     given = {
         "--measures": options.measures is not None,
         "--negatives": options.negatives != "all",
         "--negatives-per-context": options.negatives_per_context is not None,
-        "--reasoning": options.reasoning != "greedy",
+        "--reasoning": options.reasoning.startswith(("sampled", "marginal:")),
         "--without-reasoning": options.without_reasoning,
         "--show-small-subsets": options.show_small_subsets,
     }
@@ -214,13 +225,22 @@ def _negatives(text: str) -> int | str:
     return int(text)
 
 
-def _reasoning(options: argparse.Namespace) -> "Reasoning":
+def _reasoning(options: argparse.Namespace, judged: "Judged") -> "Reasoning":
+    """The protocol by which reasonings are chosen, those of a file being read."""
+    from coevolve.data.reasonings import read_reasonings
     from coevolve.errors import RecipeError
-    from coevolve.remid.score import Reasoning
+    from coevolve.files import sha256_file
+    from coevolve.remid.score import Reasoning, evaluated_examples
 
+    text = options.reasoning
     if options.without_reasoning:
         return Reasoning("none")
-    kind, _, samples = options.reasoning.partition(":")
-    if (kind == "marginal") != samples.isdigit() or kind not in ("greedy", "sampled", "marginal"):
-        raise RecipeError(f"--reasoning {options.reasoning!r}: accepted are greedy, sampled, and marginal:K.")
-    return Reasoning(kind, samples=int(samples) if samples else 1, seed=options.seed)
+    kind, _, samples = text.partition(":")
+    if kind in ("greedy", "sampled") and kind == text:
+        return Reasoning(kind, seed=options.seed)
+    if kind == "marginal" and samples.isdigit():
+        return Reasoning(kind, samples=int(samples), seed=options.seed)
+    if not Path(text).is_file():
+        raise RecipeError(f"--reasoning {text!r}: accepted are greedy, sampled, marginal:K, and a file that is there.")
+    texts = read_reasonings(text, evaluated_examples(judged.corpus), judged.whole.examples)
+    return Reasoning("given", texts=texts, sha256=sha256_file(text))

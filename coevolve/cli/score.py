@@ -23,7 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input(parser, "--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
     add_input(parser, "--responses", metavar="FILE", help="JSONL of {sample_ID, response}; default: golden responses")
     add_missing_argument(parser)
-    parser.add_argument("--seed", type=int, help="sample the reasoning with this seed instead of decoding greedily")
+    reasoning = parser.add_mutually_exclusive_group()
+    reasoning.add_argument("--seed", type=int, help="sample the reasoning with this seed instead of decoding greedily")
+    add_input(
+        reasoning,
+        "--reasoning",
+        metavar="FILE",
+        help="reasonings that were written before: JSONL of {sample_ID, reasoning}, or a JSON object of them (the "
+        "public code's SThought_dict.json)",
+    )
     add_output(parser, "--out", kind=SCORES, required=True, metavar="FILE", help="JSONL to write")
 
 
@@ -36,13 +44,17 @@ def run(options: argparse.Namespace) -> None:
     given = _responses(options, every)
     examples = [example for example in every if example.sample_id in given]
     responses = list(given.values())
+    reasoning, origin = _reasoning(options, examples, every)
     estimator = load_estimator(options)
     console = make_console(sys.stderr)
-    with task(console, f"reasoning and scoring of {len(examples)} examples", 2 * len(examples)) as advance:
-        reasoning = estimator.reason(examples, seed=options.seed, progress=advance)
+    origin["estimator"] = estimator.manifest["identity"]
+    work, steps = ("reasoning and scoring", 2) if reasoning is None else ("scoring", 1)
+    with task(console, f"{work} of {len(examples)} examples", steps * len(examples)) as advance:
+        if reasoning is None:
+            reasoning = estimator.reason(examples, seed=options.seed, progress=advance)
         scores = estimator.log_prob(examples, responses, reasoning, progress=advance)
     rows = [
-        {"sample_ID": example.sample_id, "log_prob": float(total), "tokens": int(tokens), "reasoning": text}
+        {"sample_ID": example.sample_id, "log_prob": float(total), "tokens": int(tokens), "reasoning": text} | origin
         for example, total, tokens, text in zip(examples, scores.sum, scores.tokens, reasoning, strict=True)
     ]
     write_output(Path(options.out), SCORES, jsonl_text(rows))
@@ -50,6 +62,19 @@ def run(options: argparse.Namespace) -> None:
     console.print(f"{len(examples)} scores (nats per response) written to {options.out}", markup=False)
     if len(examples) < len(every):
         console.print(f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response")
+
+
+def _reasoning(
+    options: argparse.Namespace, examples: "Sequence[Example]", every: "Sequence[Example]"
+) -> tuple[list[str] | None, dict[str, str]]:
+    """The reasonings that were given, if any, and what results are to say of their file."""
+    from coevolve.data.reasonings import read_reasonings
+    from coevolve.files import sha256_file
+
+    if options.reasoning is None:
+        return None, {}
+    texts = read_reasonings(options.reasoning, examples, every)
+    return list(texts.values()), {"reasoning_sha256": sha256_file(options.reasoning)}
 
 
 def _responses(options: argparse.Namespace, examples: "Sequence[Example]") -> dict[str, str]:

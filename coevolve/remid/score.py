@@ -45,7 +45,7 @@ class Estimator(Protocol):
         ...
 
 
-ReasoningKind = Literal["greedy", "sampled", "marginal", "none"]
+ReasoningKind = Literal["greedy", "sampled", "marginal", "none", "given"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,19 @@ class Reasoning:
 
     Attributes:
         kind: `greedy`, one decoded without chance; `sampled`, one drawn from q1(r | x); `marginal`, log mean over
-            `samples` drawn ones of q2(y | x, r), for every pair; `none`, q2(y | x): EMI instead of R-EMI.
+            `samples` drawn ones of q2(y | x, r), for every pair; `none`, q2(y | x): EMI instead of R-EMI; `given`,
+            one that was written elsewhere.
         samples: K of `marginal`; a mixture of K is to be compared with mixtures of K only.
         seed: of what is drawn.
+        texts: of `given`, sample_ID -> reasoning.
+        sha256: of `given`, of the file that they came from, for results.
     """
 
     kind: ReasoningKind = "greedy"
     samples: int = 1
     seed: int = 0
+    texts: Mapping[str, str] = field(default_factory=dict)
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ReasoningKind):
@@ -78,12 +83,16 @@ class Reasoning:
         """K lists of one reasoning per example."""
         if self.kind == "none":
             return [[None] * len(examples)]
+        if self.kind == "given":
+            return [[self.texts[example.sample_id] for example in examples]]
         if self.kind == "greedy":
             return [list(estimator.reason(examples))]
         return [list(estimator.reason(examples, seed=self.seed + k)) for k in range(self.samples)]
 
     def describe(self) -> dict[str, Any]:
         """For results: what makes the protocol repeatable."""
+        if self.kind == "given":
+            return {"kind": self.kind, "sha256": self.sha256}
         drawn = {} if self.kind in ("greedy", "none") else {"samples": self.samples, "seed": self.seed}
         return {"kind": self.kind, **drawn}
 

@@ -372,6 +372,7 @@ def _reasoning(protocol: Mapping[str, Any]) -> str:
         "sampled": "one per context, sampled (seed {seed})",
         "marginal": "log mean over {samples} sampled per context (seed {seed})",
         "none": "none, q2(y | x)",
+        "given": "one per context, given (SHA-256 {sha256})",
     }[protocol["kind"]].format(**protocol)
 
 

@@ -228,7 +228,7 @@ def _parsed(folder: Path) -> dict[str, Any]:
         found["identity"] = digest
     try:
         manifest = _checked(_upgraded(found) if found["version"] == 1 else found)
-    except (CoevolveError, KeyError, TypeError, AttributeError) as error:
+    except (CoevolveError, TypeError) as error:
         raise ArtifactError(f"{path}: {error} Copy or export the estimator again.") from None
     if manifest["identity"] != digest:
         raise ArtifactError(
@@ -267,16 +267,16 @@ def _with_fields(
 def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     """Version 1 had one base model and one tokenizer for both roles."""
     old = ("tuning", "base", "chat_template")
-    base = manifest["base"]
+    base = _with_fields(manifest, {"base": _OBJECT}, "")["base"]
     entry = role_entry(
         {
-            "base": {"source": base["source"], "fingerprint": base["fingerprint"], "quantization": None},
+            "base": {**{name: base.get(name) for name in ("source", "fingerprint")}, "quantization": None},
             "continued_from": None,
         },
-        tuning=manifest["tuning"],
-        base_folder="base" if base["included"] else None,
+        tuning=manifest.get("tuning"),
+        base_folder="base" if base.get("included") else None,
         tokenizer="tokenizer",
-        chat_template=manifest["chat_template"],
+        chat_template=manifest.get("chat_template"),
         settings=None,
     )
     rest = {name: value for name, value in manifest.items() if name not in old}
@@ -331,7 +331,7 @@ def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _check_parts(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str], version: int) -> None:
-    """Raise ArtifactError unless all that a role is made of is listed, and its adapter's record agrees with its entry."""
+    """Raise ArtifactError unless all that a role is made of is listed, and its adapter's record says the same."""
     tuning, base = entry["tuning"], entry["base"]
     needed = [f"{entry['tokenizer']}/tokenizer_config.json"]
     if tuning == "lora":
@@ -348,7 +348,7 @@ def _check_parts(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapp
     if tuning == "lora" and parent is not None:
         require_base(f"the adapter {folder / role}", parent, base["fingerprint"], str(folder / MANIFEST))
         if (
-            parent["base"].get("quantization") != base["quantization"]
+            parent["base"]["quantization"] != base["quantization"]
             or parent["continued_from"] != entry["continued_from"]
         ):
             raise ArtifactError(

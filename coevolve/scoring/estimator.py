@@ -16,9 +16,9 @@ from coevolve.scoring.artifact import read_manifest
 from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
 from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint
 from coevolve.scoring.generate import Generation, Sampling, generate
-from coevolve.scoring.loading import load_roles
+from coevolve.scoring.loading import load_renderers, load_roles
 from coevolve.scoring.logprob import score_pairs, to_scores
-from coevolve.scoring.models import choose_device, load_tokenizer
+from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.scoring.scores import Scores
 
@@ -96,15 +96,8 @@ class ProbabilityEstimator:
         path = Path(path)
         manifest = read_manifest(path, verify=verify)
         prompts = PromptSet.from_dict(manifest["prompts"])
-        by_folder = {}
-        for entry in manifest["roles"].values():
-            tokenizer = load_tokenizer(str(path / entry["tokenizer"]), trust_remote_code=trust_remote_code)
-            if tokenizer.chat_template != entry["chat_template"]:
-                raise ArtifactError(
-                    f"{path / entry['tokenizer']}: its chat template is not the one in the manifest. Copy or export "
-                    "the estimator again."
-                )
-            by_folder[entry["tokenizer"]] = Renderer(prompts, tokenizer)
+        # Before the models: it is cheap.
+        renderers = load_renderers(path, manifest["roles"], prompts, trust_remote_code=trust_remote_code)
         roles = load_roles(
             path,
             manifest["roles"],
@@ -117,8 +110,8 @@ class ProbabilityEstimator:
         )
         estimator = cls(
             roles,
-            by_folder[manifest["roles"][ESTIMATOR]["tokenizer"]],
-            connector_renderer=by_folder[manifest["roles"][CONNECTOR]["tokenizer"]],
+            renderers[ESTIMATOR],
+            connector_renderer=renderers[CONNECTOR],
             max_new_tokens=manifest["reasoning"]["max_new_tokens"],
             token_budget=token_budget,
             manifest=manifest,

@@ -1,4 +1,4 @@
-"""Both roles of an estimator directory in memory, on their base model."""
+"""The parts of an estimator directory in memory: its tokenizers, and both roles on their base model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,9 +8,34 @@ from typing import Any
 import torch
 
 from coevolve.errors import ArtifactError, CoevolveError
-from coevolve.scoring.models import base_fingerprint, load_model, resolve_base
+from coevolve.prompts import PromptSet, Renderer
+from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer, resolve_base
 from coevolve.scoring.origins import require_base, require_settings
 from coevolve.scoring.roles import ESTIMATOR, ROLES, AdapterRoles, Role, Roles, SeparateRoles
+
+
+def load_renderers(
+    folder: Path, entries: Mapping[Role, Mapping[str, Any]], prompts: PromptSet, *, trust_remote_code: bool
+) -> dict[Role, Renderer]:
+    """The prompts with each role's tokenizer; one renderer where they have the same.
+
+    Args:
+        entries: of the manifest that `read_manifest` gave, by role.
+
+    Raises:
+        ArtifactError: a tokenizer cannot be loaded or used, or has another chat template than the manifest says.
+    """
+    by_folder: dict[str, Renderer] = {}
+    for entry in entries.values():
+        place = folder / entry["tokenizer"]
+        with _named(place):
+            tokenizer = load_tokenizer(str(place), trust_remote_code=trust_remote_code)
+            by_folder.setdefault(entry["tokenizer"], Renderer(prompts, tokenizer))
+        if tokenizer.chat_template != entry["chat_template"]:
+            raise ArtifactError(
+                f"{place}: its chat template is not the one in the manifest. Copy or export the estimator again."
+            )
+    return {role: by_folder[entries[role]["tokenizer"]] for role in ROLES}
 
 
 def load_roles(
@@ -42,12 +67,14 @@ def load_roles(
             "Leave it out."
         )
     where = {role: _locate_base(folder, entries[role], bases.get(role)) for role in based}
-    if verify:
-        # What lies in the directory was checked with its other files.
-        outside = {role: where[role] for role in based if role in bases or entries[role]["base"]["folder"] is None}
-        found = {place: base_fingerprint(place) for place in set(outside.values())}
-        for role, place in outside.items():
-            require_base(f"the {role} of {folder}", entries[role], found[place], place)
+    # What lies in the directory was checked with its other files.
+    outside = {role: where[role] for role in based if role in bases or entries[role]["base"]["folder"] is None}
+    fingerprints: dict[str, str] = {}
+    for role, place in outside.items() if verify else ():
+        with _named(place, "Put the base model back, or say where it is."):
+            if place not in fingerprints:
+                fingerprints[place] = base_fingerprint(place)
+            require_base(f"the {role} of {folder}", entries[role], fingerprints[place], place)
             require_settings(place, entries[role]["base"]["settings"])
     held = {role: entries[role]["base"]["quantization"] for role in based}
     if quantization != "as trained":
@@ -80,18 +107,12 @@ def _locate_base(folder: Path, entry: Mapping[str, Any], given: str | None) -> s
 
 
 @contextmanager
-def _named(place: object) -> Iterator[None]:
-    """What the libraries raise for files that they cannot read, as an ArtifactError that names the place."""
-    from safetensors import SafetensorError
-
+def _named(place: object, advice: str = "Copy or export the estimator again.") -> Iterator[None]:
+    """What the libraries raise for files that they cannot use, which can be anything, as an error of the place."""
     try:
         yield
-    except CoevolveError:
+    except (CoevolveError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise ArtifactError(
-            f"{place}: cannot be loaded ({type(error).__name__}: {reason}). Copy or export the estimator again."
-        ) from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ArtifactError(f"{place}: cannot be loaded ({reason}). {advice}") from error

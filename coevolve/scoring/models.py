@@ -90,6 +90,7 @@ def load_model(
     model, found = AutoModelForCausalLM.from_pretrained(
         base,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # found and refused below, by name
         dtype=DTYPES[dtype],
         attn_implementation=attention,
         trust_remote_code=trust_remote_code,

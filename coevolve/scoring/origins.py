@@ -106,7 +106,8 @@ def read_parent(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         parent = read_json(folder / PARENT)
-        return {"base": {**parent["base"]}, "continued_from": parent["continued_from"]}
+        base = {name: parent["base"][name] for name in ("source", "fingerprint", "quantization")}
+        return {"base": base, "continued_from": parent["continued_from"]}
     except (DataError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder / PARENT}: no record of a parent ({error}). Copy the adapter again.") from None
 
@@ -192,8 +193,9 @@ def base_settings(base: str) -> dict[str, str]:
                 values = read_json(file)
             except DataError as error:
                 raise ArtifactError(str(error)) from None
-            meant = {name: value for name, value in values.items() if name not in _SAID_BY_THE_LIBRARY}
-            found[file.name] = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
+            if isinstance(values, dict):
+                values = {name: value for name, value in values.items() if name not in _SAID_BY_THE_LIBRARY}
+            found[file.name] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return found
 
 

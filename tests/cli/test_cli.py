@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -57,6 +58,43 @@ def test_score(run, tmp_path):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 24 + 5 * 5
     assert all(row["log_prob"] < 0 and row["tokens"] == 6 and row["reasoning"] is not None for row in rows)
+
+
+def test_given_reasonings(run, tmp_path, capsys):
+    """Those that the estimator wrote, given back to it, change no number, in the public code's layout either."""
+    estimator, data = run / "estimator", run / "world" / "dialogues.json"
+    score = ["score", "--estimator", str(estimator), "--data", str(data), "--out"]
+    written, again = tmp_path / "written.jsonl", tmp_path / "again.jsonl"
+    assert main([*score, str(written)]) == 0
+    assert main([*score, str(again), "--reasoning", str(written)]) == 0
+    rows, back = ([json.loads(line) for line in path.read_text().splitlines()] for path in (written, again))
+    identity = json.loads((estimator / "manifest.json").read_text())["identity"]
+    assert {row["estimator"] for row in rows} == {identity}
+    digest = hashlib.sha256(written.read_bytes()).hexdigest()
+    assert back == [row | {"reasoning_sha256": digest} for row in rows]
+    public = tmp_path / "[ckpt]-[FullSize]-SThought_dict.json.tmp"
+    public.write_text(json.dumps({row["sample_ID"]: row["reasoning"] for row in rows}))
+    for name, options in {"exact": ["--negatives", "5"], "public": ["--protocol", "reference"]}.items():
+        results = []
+        for given in ([], ["--reasoning", str(public)]):
+            out = tmp_path / f"{name}{len(given)}"
+            assert main([*remid_arguments(run, out, "perfect", "noise_0.4"), *options, *given]) == 0
+            results.append(json.loads((out / "results.json").read_text()))
+        assert results[1]["reasoning"] == {
+            "kind": "given",
+            "sha256": hashlib.sha256(public.read_bytes()).hexdigest(),
+        }
+        assert results[0]["estimator_identity"] == results[1]["estimator_identity"] == identity
+        assert results[0]["average"] == results[1]["average"]
+        assert f"given (SHA-256 {results[1]['reasoning']['sha256'][:8]}" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    public.write_text("{}")
+    arguments = remid_arguments(run, tmp_path / "none", "perfect")
+    for text, message in (
+        ("sampeld", "accepted are greedy, sampled, marginal:K, and a file"),
+        (public, "lacks a reason"),
+    ):
+        assert main([*arguments, "--reasoning", str(text)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_remid_gives_what_the_run_gave(run, tmp_path, capsys):
