@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     reasoning, origin = _reasoning(options, examples, every)
     estimator = load_estimator(options)
     console = make_console(sys.stderr)
-    origin["estimator"] = estimator.manifest["identity"]
+    origin["estimator_identity"] = estimator.manifest["identity"]
     work, steps = ("reasoning and scoring", 2) if reasoning is None else ("scoring", 1)
     with task(console, f"{work} of {len(examples)} examples", steps * len(examples)) as advance:
         if reasoning is None:

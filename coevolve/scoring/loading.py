@@ -28,10 +28,11 @@ def load_renderers(
     by_folder: dict[str, Renderer] = {}
     for entry in entries.values():
         place = folder / entry["tokenizer"]
-        with _named(place):
-            tokenizer = load_tokenizer(str(place), trust_remote_code=trust_remote_code)
-            by_folder.setdefault(entry["tokenizer"], Renderer(prompts, tokenizer))
-        if tokenizer.chat_template != entry["chat_template"]:
+        if entry["tokenizer"] not in by_folder:
+            with _named(place):
+                tokenizer = load_tokenizer(str(place), trust_remote_code=trust_remote_code)
+                by_folder[entry["tokenizer"]] = Renderer(prompts, tokenizer)
+        if by_folder[entry["tokenizer"]].tokenizer.chat_template != entry["chat_template"]:
             raise ArtifactError(
                 f"{place}: its chat template is not the one in the manifest. Copy or export the estimator again."
             )

@@ -121,11 +121,10 @@ def _require_sound(base: str, model: PreTrainedModel, found: Mapping[str, Any], 
 def require_finite(where: object, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ArtifactError, naming the tensor, where one holds a value that is no finite number."""
     for name, tensor in tensors:
-        if (
-            tensor.is_floating_point()
-            and tensor.numel()
-            and not torch.stack(torch.aminmax(tensor.detach())).isfinite().all()
-        ):
+        if not tensor.is_floating_point() or not tensor.numel():  # quantized; held by another process
+            continue
+        values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
+        if not torch.stack(torch.aminmax(values)).isfinite().all():
             raise ArtifactError(f"{where}: {name} holds a value that is no finite number. Take another checkpoint.")
 
 

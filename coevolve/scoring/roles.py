@@ -300,8 +300,8 @@ def _require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None
             f"first odd one is {odd[0]!r}."
         )
     for name, tensor in weights.items():
-        if own[name].shape != tensor.shape:
+        if own[name].shape != tensor.shape or not tensor.is_floating_point():
             raise ArtifactError(
-                f"{role}: the weights do not fit the model; {name!r} is {tuple(tensor.shape)}, in the model "
-                f"{tuple(own[name].shape)}."
+                f"{role}: the weights do not fit the model; {name!r} is {tuple(tensor.shape)} ({tensor.dtype}), in the "
+                f"model {tuple(own[name].shape)} ({own[name].dtype})."
             )

@@ -69,7 +69,7 @@ def test_given_reasonings(run, tmp_path, capsys):
     assert main([*score, str(again), "--reasoning", str(written)]) == 0
     rows, back = ([json.loads(line) for line in path.read_text().splitlines()] for path in (written, again))
     identity = json.loads((estimator / "manifest.json").read_text())["identity"]
-    assert {row["estimator"] for row in rows} == {identity}
+    assert {row["estimator_identity"] for row in rows} == {identity}
     digest = hashlib.sha256(written.read_bytes()).hexdigest()
     assert back == [row | {"reasoning_sha256": digest} for row in rows]
     public = tmp_path / "[ckpt]-[FullSize]-SThought_dict.json.tmp"

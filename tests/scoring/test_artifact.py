@@ -508,6 +508,23 @@ def test_a_base_model_without_training_is_an_estimator(base_folder, examples, re
         ProbabilityEstimator.from_pretrained(swapped, device="cpu")
 
 
+def test_one_role_may_be_the_base_model_as_it_is(exported, examples, responses, tmp_path):
+    estimator, folder = exported
+    if estimator.roles.tuning[ESTIMATOR] == "full":
+        return  # the directory holds no base model
+    mixed = shutil.copytree(folder, tmp_path / "mixed")
+    shutil.rmtree(mixed / ESTIMATOR)
+    edit_manifest(mixed, lambda manifest: manifest["roles"][ESTIMATOR].update(tuning="none", fingerprint=None))
+    edit_manifest(mixed, lambda manifest: manifest.pop("identity"))
+    rewrite(mixed)
+    found = ProbabilityEstimator.from_pretrained(mixed, device="cpu")
+    assert found.roles.tuning == {CONNECTOR: "lora", ESTIMATOR: "none"}
+    assert found.reason(examples) == estimator.reason(examples)
+    with estimator.roles.acting(None) as expected, found.roles.acting(ESTIMATOR) as model, torch.no_grad():
+        ids = torch.arange(20)[None]
+        assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+
+
 def test_a_model_is_loaded_whole_or_not_at_all(base_folder, tmp_path):
     for number, (change, message) in enumerate(
         [
