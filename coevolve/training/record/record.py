@@ -126,8 +126,7 @@ class Record:
     def say(self, text: str) -> None:
         """One line for a person, with the minutes and seconds since the start."""
         seconds = int(self.seconds)
-        # Not wrapped: a command or a path in it is to be copied.
-        self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", markup=False, soft_wrap=True)
+        self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}")
 
     def log(self, values: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl` and one point of each tracker, under the next step.
