@@ -153,7 +153,7 @@ class Run:
         found = folder.begin(recipe, self.origins, corpus, found)
         if self.truth is not None:
             processes.on_main(lambda: self.truth.write(folder.path / "world"))
-        self._start_trackers(environ)
+        self._start_trackers(inputs.environ)
 
         self.tracer = Tracer(recipe, corpus, self.data.train, self.renderers[ESTIMATOR], record, inputs.environ)
         path = folder.path / "traces.jsonl"
