@@ -1,13 +1,27 @@
-"""Showing that something is under way: a bar on a terminal, a line now and then in a log file."""
+"""Words, tables and the progress of work, on a terminal or in a log file.
 
+Much of it was written by others (names, tags, paths, turns), and rich reads `[...]` as markup and `:name:` as an
+emoji. So every console and every table of this package is one of the two here, which show text as it is.
+"""
+
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
 
 Advance = Callable[[int], None]
 
@@ -18,10 +32,58 @@ LOG_WIDTH = 150
 """Columns of a log file's tables."""
 
 
-def make_console(file: TextIO, *, quiet: bool = False) -> Console:
-    """A console for plain words and tables; wide where the width is not a terminal's, so that tables stay whole."""
-    console = Console(file=file, quiet=quiet, highlight=False)
-    return console if console.is_terminal else Console(file=file, quiet=quiet, highlight=False, width=LOG_WIDTH)
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+"""Characters that would move the cursor or colour the rest of the terminal, and how they are shown."""
+
+
+class PlainTable(Table):
+    """A table whose texts are shown as they are, whatever console it is printed on."""
+
+    def __init__(self, *, title: str | None = None, caption: str | None = None, **options: Any):
+        shown = None if title is None else _as_it_is(title, "table.title")
+        below = None if caption is None else _as_it_is(caption, "table.caption")
+        super().__init__(title=shown, caption=below, **options)
+
+    def add_column(self, header: str = "", **options: Any) -> None:
+        super().add_column(_as_it_is(header), **options)
+
+    def add_row(self, *cells: str, **options: Any) -> None:
+        super().add_row(*map(_as_it_is, cells), **options)
+
+
+class PlainConsole(Console):
+    """Shows text as it is. Plain lines are not wrapped: a path or a command in one is to be copied."""
+
+    def __init__(self, file: TextIO, **options: Any):
+        super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if all(isinstance(item, str) for item in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*map(_as_it_is, objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Who reads no longer (`| head`) ends the display and not the work, as rich would have it."""
+        self.quiet = True
+        lead_nowhere(self.file)
+
+
+def make_console(file: TextIO, *, quiet: bool = False) -> PlainConsole:
+    """A console; wide where the width is not a terminal's, so that tables stay whole."""
+    console = PlainConsole(file, quiet=quiet)
+    return console if console.is_terminal else PlainConsole(file, quiet=quiet, width=LOG_WIDTH)
+
+
+def lead_nowhere(stream: Any) -> None:
+    """Give a stream whose reader is gone another end, so that what is left in it fails nobody."""
+    with suppress(OSError, ValueError):  # a stream of no file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _as_it_is(item: str | RenderableType, style: str = "") -> RenderableType:
+    return Text(item.translate(_CONTROLS), style) if isinstance(item, str) else item
 
 
 def quieten_libraries() -> None:
@@ -42,7 +104,7 @@ def task(console: Console, title: str, total: int) -> Iterator[Advance]:
         yield _notes(console, title, total)
         return
     with Progress(
-        TextColumn("      {task.description}"),
+        TextColumn("      {task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -66,7 +128,7 @@ def _notes(console: Console, title: str, total: int) -> Advance:
         if now - last >= NOTE_EVERY_SECONDS and 0 < done < total:
             last = now
             left = (now - began) / done * (total - done)
-            console.print(f"         {title}: {done} of {total}, about {left:.0f} s left", markup=False)
+            console.print(_as_it_is(f"         {title}: {done} of {total}, about {left:.0f} s left"))
 
     return advance
 

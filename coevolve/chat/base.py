@@ -15,6 +15,15 @@ Message = dict[str, str]
 RETRY_TEMPERATURE = 0.7  # at least this when asking again: the same question at 0 gets the same faulty reply
 END_OF_THINKING = "</think>"
 
+_NO_ANSWERS = {
+    "content_filter": "a filter took the answer, or a part of it",
+    "tool_calls": "the model called a tool instead of answering",
+    "function_call": "the model called a function instead of answering",
+    "abort": "the engine gave the question up",
+    "error": "the engine failed at the question",
+}
+"""What the ends of an answer that is not whole mean."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -31,10 +40,25 @@ class Question:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote: its text, and whether it ended by itself (otherwise it was cut off)."""
+    """What a model wrote.
+
+    Attributes:
+        text: all of it.
+        finished: whether it ended by itself; otherwise it was cut off after so many tokens.
+        problem: why it is no answer, whatever the text is; empty for one that is.
+    """
 
     text: str
     finished: bool
+    problem: str = ""
+
+    @classmethod
+    def ended(cls, text: str, reason: Any) -> "Completion":
+        """By the `finish_reason` that a server or an engine gives; some servers give none."""
+        if reason is None or reason in ("", "stop", "length"):
+            return cls(text, reason != "length")
+        meaning = _NO_ANSWERS.get(reason) if isinstance(reason, str) else None
+        return cls(text, True, f"finish_reason is {reason!r:.60}: {meaning or 'nobody says what that means'}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,11 @@ class ChatModel(Protocol):
             ChatError: the model itself is out of order, so that no further question would be answered.
         """
         ...
+
+
+def examined(read: Read[Value], question: Question, completion: Completion) -> tuple[Value | None, str]:
+    """What the asker reads from a completion, if it is an answer at all."""
+    return (None, completion.problem) if completion.problem else read(question, completion)
 
 
 def without_thinking(text: str) -> str:

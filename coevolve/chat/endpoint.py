@@ -7,16 +7,17 @@ What goes wrong is one of three things, and each is treated in its own way:
 - the server refuses every request (401, 403, 404, ...): the work stops.
 """
 
+import json
 import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from coevolve.chat.base import (
@@ -25,6 +26,7 @@ from coevolve.chat.base import (
     Read,
     Reply,
     Value,
+    examined,
     key_of,
     require_not_negative,
     require_positive,
@@ -37,7 +39,12 @@ _ABOUT_ONE_REQUEST = (400, 413, 422)
 _FOR_NOW = (408, 409, 425, 429)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again, doubled each time
 _LONGEST_ASKED_WAIT = 600.0  # seconds; a server that asks for more is as good as down
+_LONGEST_BODY = 1 << 24  # bytes; no answer is a hundredth of that
 _SHOWN = 200  # characters of an unreadable body that an error quotes
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Endpoint:
@@ -132,15 +139,12 @@ class Endpoint:
                 Replies that were under way are handed out first.
         """
         work = _Work(self.patience)
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint") as pool:
-            futures = [pool.submit(self._reply, question, read, work) for question in questions]
-            try:
-                for future in as_completed(futures):
-                    reply = future.result()
-                    if reply is not None:
-                        yield reply
-            finally:
-                work.stopped.set()
+        try:
+            for reply in _in_threads(lambda question: self._reply(question, read, work), questions, self.concurrency):
+                if reply is not None:
+                    yield reply
+        finally:
+            work.stopped.set()
         if work.failure is not None:
             reply, in_a_row = work.failure
             raise self._failure(reply, in_a_row)
@@ -170,7 +174,7 @@ class Endpoint:
             except _UnreadableError as error:
                 problem = f"the server's answer cannot be read: {error}"
                 return _Outcome(Reply(question.id, None, problem, attempt), server_fault=True)
-            value, problem = read(question, completion)
+            value, problem = examined(read, question, completion)
             if value is not None:
                 return _Outcome(Reply(question.id, value, "", attempt))
         return _Outcome(Reply(question.id, None, problem, self.attempts))
@@ -185,14 +189,16 @@ class Endpoint:
             if work.stopped.is_set():
                 raise _StoppedError
             try:
-                return self._read_completion(self._client.chat.completions.create(**request))
+                return _read_completion(self._answer(request))
             except openai.APIStatusError as error:
                 asked = _asked_wait(error.response.headers)
                 if not _is_for_now(error) or asked > _LONGEST_ASKED_WAIT or sent > self.retries:
                     raise
                 self._pace.hold(asked)
                 work.stopped.wait(0 if asked else _wait(sent))
-            except (openai.APIError, ValueError) as error:  # ValueError: a body that is not JSON
+            except MemoryError:
+                raise
+            except Exception as error:  # a body can be anything, and so can what the client makes of it
                 if sent > self.retries:
                     if isinstance(error, openai.APIConnectionError | _UnreadableError):
                         raise
@@ -215,16 +221,18 @@ class Endpoint:
         added = {name: value for name, value in self.extra.items() if value is not None}
         return {**kept, "extra_body": added} if added else kept
 
-    def _read_completion(self, answer: Any) -> Completion:
-        """From what the client made of the server's body, which can be anything."""
-        choices = getattr(answer, "choices", None)
-        message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-        if message is None:
-            raise _UnreadableError(f"it has no choices[0].message: {str(answer)[:_SHOWN]!r}")
-        text = getattr(message, "content", None)
-        if text is not None and not isinstance(text, str):
-            raise _UnreadableError(f"choices[0].message.content is no text: {str(text)[:_SHOWN]!r}")
-        return Completion(text or "", getattr(choices[0], "finish_reason", None) != "length")
+    def _answer(self, request: Mapping[str, Any]) -> Any:
+        """The body that the server sends, which can be anything, as JSON gives it."""
+        body = bytearray()
+        with self._client.chat.completions.with_streaming_response.create(**request) as response:
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > _LONGEST_BODY:
+                    raise _UnreadableError(f"it has more than {_LONGEST_BODY} bytes: {_quoted(body)}")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise _UnreadableError(f"it is not JSON ({error}): {_quoted(body)}") from None
 
     def _failure(self, reply: Reply[Any], in_a_row: int) -> ChatError:
         others = f" ({in_a_row} questions in a row)" if in_a_row > 1 else ""
@@ -237,7 +245,7 @@ class Endpoint:
         """The error's kind and words, without the key, which some servers send back."""
         key = self._client.api_key
         words = str(error) if key == _NO_KEY else str(error).replace(key, "***")
-        return f"{type(error).__name__}: {words}"
+        return f"{type(error).__name__}: {words.rstrip('.')}"
 
 
 @dataclass(frozen=True)
@@ -304,6 +312,51 @@ class _Pace:
         """No request begins for so long."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
+
+
+def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
+    """Results in the order in which they come. The threads end with the process, so that Ctrl-C waits for no server."""
+    waiting: SimpleQueue[Item] = SimpleQueue()
+    done: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
+    for item in items:
+        waiting.put(item)
+
+    def serve() -> None:
+        while True:
+            try:
+                item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                done.put((work(item), None))
+            except BaseException as error:
+                done.put((None, error))
+
+    for _ in range(min(count, len(items))):
+        threading.Thread(target=serve, name="endpoint", daemon=True).start()
+    for _ in items:
+        result, error = done.get()
+        if error is not None:
+            raise error
+        yield result
+
+
+def _read_completion(answer: Any) -> Completion:
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise _UnreadableError(f"it has no choices[0].message: {_quoted(answer)}")
+    text = message.get("content")
+    if text is not None and not isinstance(text, str):
+        raise _UnreadableError(f"choices[0].message.content is no text: {_quoted(text)}")
+    return Completion.ended(text or "", choice.get("finish_reason"))
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, bytearray):
+        return repr(bytes(value[:_SHOWN]).decode("utf-8", "replace"))
+    return repr(json.dumps(value, ensure_ascii=False)[:_SHOWN])
 
 
 def _wait(sent: int) -> float:

@@ -18,7 +18,7 @@ from coevolve.chat.base import (
     require_positive,
     temperature_of,
 )
-from coevolve.errors import ArtifactError, ChatError, RecipeError
+from coevolve.errors import ArtifactError, ChatError
 from coevolve.files import sha256_file
 from coevolve.prompts.render import Renderer, render_chat
 from coevolve.prompts.sets import PromptSet
@@ -204,41 +204,45 @@ def load_chat_model(
         ArtifactError: its tokenizer has no chat template.
         RecipeError: an unknown dtype.
     """
-    from coevolve.scoring.models import DTYPES, choose_device, load_model, resolve_base
+    from coevolve.scoring.models import choose_device, choose_dtype, load_model, resolve_base
+    from coevolve.scoring.roles import put_on
 
-    if dtype not in DTYPES:
-        raise RecipeError(f"dtype: found {dtype!r}; accepted are {', '.join(DTYPES)}.")
+    place = choose_device(device)
+    choose_dtype(dtype)
     renderer = load_renderer(source, prompts)
-    with _telling(source):
-        model = load_model(resolve_base(source), dtype=dtype, device=choose_device(device))
-    return (model if adapter is None else _with_adapter(model, adapter)), renderer
+    with _of_the_chat_model():
+        model = load_model(resolve_base(source), dtype=dtype, device=place)
+        if adapter is not None:
+            model = put_on(model, _adapter_weights(adapter).parent).eval()
+    return model, renderer
 
 
 def load_renderer(source: str, prompts: PromptSet) -> Renderer:
     """A renderer with the tokenizer of the model at `source`; raises as `load_chat_model`."""
     from coevolve.scoring.models import load_tokenizer, resolve_base
 
-    with _telling(source):
-        return Renderer(prompts, load_tokenizer(resolve_base(source)))
+    with _of_the_chat_model():
+        tokenizer = load_tokenizer(resolve_base(source))
+    return Renderer(prompts, tokenizer)
 
 
 def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:
     """The SHA-256 of a model's weights, as `weights`, and of its adapter's, as `adapter`.
 
     Raises:
-        ArtifactError: the model has no safetensors files.
-        ChatError: the model cannot be found, or the adapter's folder holds no PEFT adapter in safetensors.
+        ChatError: the model cannot be found or has no safetensors files, or the adapter's folder holds no PEFT
+            adapter in safetensors.
     """
     from coevolve.scoring.models import base_fingerprint, resolve_base
 
-    with _telling(source):
+    with _of_the_chat_model():
         fingerprints = {"weights": base_fingerprint(resolve_base(source))}
     return fingerprints if adapter is None else {**fingerprints, "adapter": sha256_file(_adapter_weights(adapter))}
 
 
 def _adapter_weights(folder: str) -> Path:
-    weights = Path(folder) / ADAPTER_WEIGHTS
-    if not (weights.exists() and (Path(folder) / "adapter_config.json").exists()):
+    weights = Path(folder).expanduser() / ADAPTER_WEIGHTS
+    if not (weights.is_file() and (weights.parent / "adapter_config.json").is_file()):
         raise ChatError(
             f"The adapter {folder!r} lacks adapter_config.json or {ADAPTER_WEIGHTS}. Accepted is a folder that "
             "PEFT's save_pretrained wrote."
@@ -246,31 +250,10 @@ def _adapter_weights(folder: str) -> Path:
     return weights
 
 
-def _with_adapter(model: "PreTrainedModel", folder: str) -> Any:
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    _adapter_weights(folder)
-    try:
-        return PeftModel.from_pretrained(model, folder).eval()
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ChatError(
-            f"The adapter {folder!r} cannot be put on {model.name_or_path!r}: {error}. Give the base model that it "
-            "was trained on."
-        ) from error
-
-
 @contextmanager
-def _telling(source: str) -> Iterator[None]:
-    """What transformers raises for a folder or hub id without a usable model, as a ChatError that names it."""
-    from safetensors import SafetensorError
-
+def _of_the_chat_model() -> Iterator[None]:
+    """What is wrong with the files of a chat model is what is wrong with the chat model."""
     try:
         yield
-    except ArtifactError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ChatError(
-            f"The model {source!r} cannot be loaded: {error}. Accepted is a folder that save_pretrained wrote, with "
-            "its tokenizer, or a hub id."
-        ) from error
+    except ArtifactError as error:
+        raise ChatError(str(error)) from error

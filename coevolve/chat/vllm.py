@@ -16,6 +16,7 @@ from coevolve.chat.base import (
     Read,
     Reply,
     Value,
+    examined,
     key_of,
     require_not_negative,
     require_positive,
@@ -95,12 +96,14 @@ class VllmChat:
             raise ChatError("vLLM is not installed. Install it on a machine with a GPU with: pip install vllm")
         from vllm import LLM
 
-        from coevolve.scoring.models import resolve_base
+        from coevolve.scoring.foreign import explained
+        from coevolve.scoring.models import SAVED, resolve_base
 
         renderer = load_renderer(source, prompts)
         weights = weight_fingerprints(source, adapter)
         lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank(adapter)}
-        engine = LLM(model=resolve_base(source), dtype=dtype, **lora)
+        with explained(f"The model {source!r} cannot be loaded by vLLM", SAVED):
+            engine = LLM(model=resolve_base(source), dtype=dtype, **lora)
         return cls(engine, renderer, adapter=adapter, weights=weights, **options)
 
     @property
@@ -134,7 +137,7 @@ class VllmChat:
                 problem = f"the prompt has {len(ids)} tokens; with {self.max_tokens} new ones it exceeds {limit}"
                 yield Reply(question.id, None, problem, attempts=0)
             for (question, _), completion in zip(asked, self._complete(asked), strict=True):
-                value, problem = read(question, completion)
+                value, problem = examined(read, question, completion)
                 yield Reply(question.id, value, problem)
 
     def _complete(self, asked: Sequence[tuple[Question, list[int]]]) -> list[Completion]:
@@ -158,9 +161,7 @@ class VllmChat:
             lora_request=None if self.adapter is None else LoRARequest("adapter", 1, self.adapter),
         )
         completions = (output.outputs[0] for output in outputs)
-        return [
-            Completion(self.renderer.decode(done.token_ids), done.finish_reason != "length") for done in completions
-        ]
+        return [Completion.ended(self.renderer.decode(done.token_ids), done.finish_reason) for done in completions]
 
 
 def _rank(adapter: str) -> int:

@@ -1,21 +1,23 @@
 """The command line: `coevolve train`, `remid`, `respond`, ... Arguments here, the work elsewhere.
 
-Errors that coevolve raises on purpose are printed as one message, with exit status 2; anything else is a bug and
-keeps its traceback.
+Errors that coevolve raises on purpose are printed as one message, with exit status 2, and so is what the machine
+refuses: memory, room, permission. Ctrl-C is one line and exit status 130. Anything else is a bug and keeps its
+traceback.
 """
 
 import argparse
-import os
 import sys
-import time
 from collections.abc import Sequence
 
 from coevolve import __version__
 from coevolve.cli import bound, export, import_reference, remid, report, respond, score, shift, status, train, truth
+from coevolve.cli.ending import failed, let_any_text_through, reader_is_gone, refusal, say, was_interrupted
 from coevolve.cli.paths import claim_outputs
 from coevolve.errors import CoevolveError
 
-HUSH_SECONDS = 5
+INTERRUPTED, READER_GONE = 130, 141
+"""Exit statuses, as shells have them for SIGINT and SIGPIPE."""
+
 COMMANDS = (train, status, respond, shift, score, remid, bound, report, truth, export, import_reference)
 
 
@@ -38,7 +40,33 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parser = make_parser()
+    let_any_text_through()
+    options = argparse.Namespace(command=None)
+    try:
+        parser = make_parser()
+        options = _parsed(parser, arguments)
+        claim_outputs(parser, options)
+        code = options.run(options) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except CoevolveError as error:
+        return failed(options, str(error))
+    except (Exception, KeyboardInterrupt) as error:
+        if was_interrupted(error):
+            say(options, "interrupted.")
+            return INTERRUPTED
+        if isinstance(error, BrokenPipeError) and reader_is_gone():
+            return READER_GONE
+        message = refusal(error, options)
+        if message is None:
+            raise
+        return failed(options, message)
+    finally:
+        reader_is_gone()
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     # argparse takes `key=value` only before the options; a person may put it behind them as well.
     misplaced = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
@@ -46,14 +74,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
     if rest:
         options.overrides += rest
-    try:
-        claim_outputs(parser, options)
-        return options.run(options) or 0
-    except CoevolveError as error:
-        # Of several processes that were launched together, one speaks; it learns of the others' errors.
-        if os.environ.get("RANK", "0") == "0":
-            print(f"coevolve {options.command}: {error}", file=sys.stderr)
-        else:
-            # A launcher ends all processes when the first one leaves, and the one that speaks must get to do so.
-            time.sleep(HUSH_SECONDS)
-        return 2
+    return options

@@ -76,7 +76,9 @@ def _estimator(draft: Judging) -> None:
         entry = manifest["roles"][role]
         renderers[role] = Renderer(prompts, load_tokenizer(str(draft.estimator / entry["tokenizer"])))
         folder = base_folder(draft.estimator, role, entry)
-        with explained(f"The base model of {draft.estimator}", "Put it back, or export the estimator again"):
+        with explained(
+            f"The base model of {draft.estimator} cannot be loaded", "Put it back, or export the estimator again"
+        ):
             draft.positions[role] = positions_of(AutoConfig.from_pretrained(folder))
     draft.manifest, draft.renderers = manifest, renderers
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils.error import NoMatchingPeftModuleError
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from coevolve.errors import ArtifactError, CoevolveError, RecipeError
+from coevolve.errors import CoevolveError, RecipeError
 from coevolve.recipe import Recipe
 from coevolve.scoring.batching import positions_of
 from coevolve.scoring.foreign import explained
-from coevolve.scoring.models import load_tokenizer, resolve_base
+from coevolve.scoring.models import SAVED, load_tokenizer, resolve_base, weight_files
 from coevolve.scoring.roles import existing_config, lora_config
 from coevolve.worlds.language import vocabulary
 from coevolve.worlds.tiny import tiny_config, tiny_tokenizer
@@ -54,17 +53,11 @@ def read_base(recipe: Recipe, source: str) -> BaseFacts:
         return BaseFacts(source, config, tokenizer)
     path, trust = resolve_base(source, recipe.model.cache_dir), recipe.model.trust_remote_code
     what = f"model.base: the model {source!r}"
-    with explained(what, "Give a folder that save_pretrained wrote, or a hub id"):
+    with explained(f"{what} cannot be loaded", SAVED):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     tokenizer = load_tokenizer(path, trust_remote_code=trust)
     if Path(path).is_dir():
-        files = sorted(Path(path).glob("*.safetensors"))
-        if not files:
-            raise ArtifactError(f"{what} has no *.safetensors files. Save the model with save_pretrained.")
-        for file in files:
-            # Opening compares the file's size with what its header promises.
-            with explained(f"{what}: {file.name}", "Copy it again"), safe_open(file, framework="pt"):
-                pass
+        weight_files(Path(path))
     return BaseFacts(source, config, tokenizer)
 
 
@@ -74,7 +67,8 @@ def empty_model(recipe: Recipe, base: BaseFacts) -> torch.nn.Module:
     Raises:
         ArtifactError: transformers cannot build it, or not with this attention implementation.
     """
-    with explained(f"model.base: the model {base.source!r}", "Give a causal language model"), torch.device("meta"):
+    what = f"model.base: the model {base.source!r} cannot be built"
+    with explained(what, "Give a causal language model"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             base.config,
             attn_implementation=recipe.model.attention,

@@ -161,7 +161,9 @@ class Logging(Section):
 
     report_to: list[str] = Field(default_factory=list)
     """Trackers, by the names of TRL's `report_to`: wandb, tensorboard, trackio, mlflow, ..."""
-    project: str = "coevolve"
+    project: str | None = None
+    """Where the trackers put the run. None is `coevolve`, or for wandb what WANDB_PROJECT says. (The run is called by
+    the recipe's name, or for wandb by WANDB_NAME; WANDB_ENTITY is heeded too.)"""
     every: Positive = 10
     """Log the trainers' figures every so many steps."""
     samples: Annotated[int, Field(ge=0)] = 4

@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from coevolve.errors import ArtifactError
 from coevolve.files import write_json
+from coevolve.scoring.foreign import explained
+from coevolve.scoring.models import SAVED
 from coevolve.scoring.origins import CONFIG, ON_A_FROZEN_BASE, WEIGHTS, read_config, read_weights, require_values
 
 # A value other than these changes what the two matrices mean, or what else belongs to the adapter.
@@ -112,8 +114,8 @@ def add_adapters(adapters: Sequence[Adapter]) -> Adapter:
 
 def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool = False) -> None:
     """Raise ArtifactError unless the base model has every module of the adapters, in its shape. Loads no weights."""
-    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
+    with explained(f"The model {base!r} cannot be loaded", SAVED), torch.device("meta"):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     modules = dict(model.named_modules())
     for adapter in adapters:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from coevolve.reference.templates import EXPORT, exported_constants, shows_the_s
 from coevolve.scoring.artifact import read_manifest
 from coevolve.scoring.origins import write_parent
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
+from coevolve.training.export import BASE_OF_ADAPTER, from_anywhere
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
     with new_folder(checkout, REFERENCE) as temporary:
         for role, adapter in adapters.items():
             place = temporary / TRAINING / sft_mode(role, name)
-            write_adapter(place, adapter)
+            # What the estimator calls it may be a copy in a folder that is gone when this one is used.
+            named = from_anywhere(base["source"], None)
+            write_adapter(place, replace(adapter, config={**adapter.config, BASE_OF_ADAPTER: named}))
             entry = manifest["roles"][role]
             write_parent(place, {key: entry[key] for key in ("base", "continued_from")})
         write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})

@@ -30,6 +30,7 @@ from coevolve.scoring.origins import (
     write_parent,
 )
 from coevolve.scoring.roles import ROLES, Role
+from coevolve.training.export import BASE_OF_ADAPTER, from_anywhere
 
 PUBLISHED_MAX_NEW_TOKENS = 2048
 """The longest reasoning in the published training."""
@@ -86,7 +87,8 @@ def import_reference(
     with new_folder(folder, ESTIMATOR) as temporary:
         for role in ROLES:
             adapter = add_adapters(parts[role])
-            config = {**adapter.config, "base_model_name_or_path": base}
+            named = from_anywhere(path, folder / "base" if included else None)
+            config = {**adapter.config, BASE_OF_ADAPTER: named}
             write_adapter(temporary / role, replace(adapter, config=config))
             write_parent(temporary / role, parents[role])
         tokenizer.save_pretrained(temporary / "tokenizer")

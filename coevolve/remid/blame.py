@@ -25,13 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from coevolve.errors import RecipeError
 from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
 from coevolve.information.log_probs import UNITS, Normalisation
+from coevolve.progress import PlainTable
 from coevolve.remid.score import Responses, ScoredSubset, golden_by_id, responses_by_id
 from coevolve.remid.unanswered import row_label
 
@@ -158,11 +157,11 @@ def blame_examples(
     }
 
 
-def blame_table(results: Mapping[str, Any], model: str) -> Table:
+def blame_table(results: Mapping[str, Any], model: str) -> PlainTable:
     """The worst and best examples of a model, subset by subset, with the tokens that say least of their context."""
-    table = Table(
+    table = PlainTable(
         box=box.SIMPLE_HEAD,
-        title=f"{escape(model)}: the largest and smallest losses",
+        title=f"{model}: the largest and smallest losses",
         caption=f"loss: {results['unit']}, by {results['form']}; its mean over a subset is R-EMID (in distribution: "
         "-R-EMI). Tokens: log-probability here minus elsewhere, nats, the lowest first.",
         caption_justify="left",
@@ -172,15 +171,15 @@ def blame_table(results: Mapping[str, Any], model: str) -> Table:
         table.add_column(heading, overflow="fold")
     for subset in results["subsets"]:
         found = subset["models"][model]
-        row = escape(row_label(results, subset["row"]))
-        table.add_row(f"[bold]{found['loss']:+z.3f}[/bold]", f"[bold]{row}, mean[/bold]")
+        row = row_label(results, subset["row"])
+        table.add_row(f"{found['loss']:+z.3f}", f"{row}, mean", style="bold")
         for end in ("worst", "best"):
             for example in found[end]:
                 least = sorted(example["tokens"], key=lambda token: token["contribution"])[:LEAST_TOKENS]
                 table.add_row(
                     f"{example['loss']:+z.3f}",
-                    *(escape(example[field]) for field in ("sample_ID", "last_turn", "golden", "response")),
-                    escape(", ".join(f"{token['text']!r} {token['contribution']:+.2f}" for token in least)),
+                    *(example[field] for field in ("sample_ID", "last_turn", "golden", "response")),
+                    ", ".join(f"{token['text']!r} {token['contribution']:+.2f}" for token in least),
                 )
             if end == "worst":
                 table.add_row("...")

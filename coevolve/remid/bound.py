@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
@@ -40,6 +38,7 @@ from coevolve.information.divergence import (
     measure_divergence,
     median_width,
 )
+from coevolve.progress import PlainTable
 from coevolve.prompts.render import character_text
 from coevolve.remid.blame import remi_of
 from coevolve.remid.embeddings import Embedder
@@ -225,9 +224,9 @@ def largest_and_mean_entropy(subsets: Sequence[ScoredSubset], model: str) -> tup
     return float(total.max()), float(total.mean())
 
 
-def shift_table(results: Mapping[str, Any]) -> Table:
+def shift_table(results: Mapping[str, Any]) -> PlainTable:
     """Which input shifted in which subset: the JSDs beside their noise floors, and what is to blame."""
-    table = Table(
+    table = PlainTable(
         box=box.SIMPLE_HEAD,
         title="shift of the inputs, JSD in nats (noise floor)",
         caption="\n".join(_shift_caption(results)),
@@ -241,15 +240,15 @@ def shift_table(results: Mapping[str, Any]) -> Table:
         cells = [_with_floor(row["inputs"][name]["jsd"], row["inputs"][name]["floor"], 4) for name in INPUT_TEXTS]
         first = row["blame"][0]
         blamed = "nothing above the noise" if first["share"] is None else f"{first['input']} ({first['share']:.0%})"
-        table.add_row(escape(row_label(results, row["row"])), *cells, str(row["inputs"]["user"]["size"]), blamed)
+        table.add_row(row_label(results, row["row"]), *cells, str(row["inputs"]["user"]["size"]), blamed)
     return table
 
 
-def bound_table(results: Mapping[str, Any], model: str) -> Table:
+def bound_table(results: Mapping[str, Any], model: str) -> PlainTable:
     """A model's bound in each shifted subset, term by term, beside the measured R-EMID."""
-    table = Table(
+    table = PlainTable(
         box=box.SIMPLE_HEAD,
-        title=f"{escape(model)}: upper bound of R-EMID, nats per response (without any shift: noise floor)",
+        title=f"{model}: upper bound of R-EMID, nats per response (without any shift: noise floor)",
         caption="H: largest entropy, an estimate from above. Outputs: golden and the model's responses in "
         f"distribution (P) and in the subset (Q).\nR-EMID by {results['form']}. "
         "scale-adjusted: all factors 1, no unit, for comparing.",
@@ -263,7 +262,7 @@ def bound_table(results: Mapping[str, Any], model: str) -> Table:
         published, adjusted = found["published"], found["scale_adjusted"]
         terms = [*published["inputs"].values(), published["output_p"], published["output_q"]]
         table.add_row(
-            escape(row_label(results, row["row"])),
+            row_label(results, row["row"]),
             f"{found['entropy']['largest']:.1f}",
             *(f"{term:.2f}" for term in terms),
             _with_floor(published["total"], published["noise_floor"], 2),
@@ -337,9 +336,9 @@ def _of_model(
 
 def _shift_caption(results: Mapping[str, Any]) -> list[str]:
     """How the JSDs were measured, and what was left out, a line each."""
-    measured = f"Representation JSD against IDTest: {escape(results['embedder'])}, {results['kernel']} kernel."
+    measured = f"Representation JSD against IDTest: {results['embedder']}, {results['kernel']} kernel."
     unanswered = unanswered_line(results)
-    return [measured, escape(unanswered)] if unanswered else [measured]
+    return [measured, unanswered] if unanswered else [measured]
 
 
 def _terms(bound: Bound, floor: Bound) -> dict[str, Any]:

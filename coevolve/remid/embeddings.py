@@ -163,13 +163,15 @@ def minilm_embedder(estimator: "ProbabilityEstimator") -> HiddenStates:
     from transformers import AutoModel, AutoTokenizer
 
     from coevolve.scoring.batching import device_of
+    from coevolve.scoring.foreign import explained
     from coevolve.scoring.roles import ESTIMATOR
 
     folder = _minilm_folder()
     with estimator.roles.acting(ESTIMATOR) as model:
         device = device_of(model)
-    sentence_model = AutoModel.from_pretrained(folder, use_safetensors=True).float().to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with explained(f"The sentence embedder in {folder} cannot be loaded", f"Install {MINILM_PACKAGE} again"):
+        sentence_model = AutoModel.from_pretrained(folder, use_safetensors=True).float().to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     return HiddenStates(
         name=f"all-MiniLM-L6-v2 ({MINILM_PACKAGE})",
         tokenizer=tokenizer,

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from coevolve.data.corpus import Row, read_rows
 from coevolve.data.example import kind, text_field
 from coevolve.errors import DataError, RecipeError
+from coevolve.progress import PlainTable
 
 Pair = tuple[str, str]
 """(model, row of the results, for example `IDTest` or `OOD1Test/german`)."""
@@ -191,20 +190,20 @@ def judge_correlations(
     )
 
 
-def judge_table(comparison: JudgeComparison) -> Table:
+def judge_table(comparison: JudgeComparison) -> PlainTable:
     """The comparison for a terminal."""
     caption = (
         f"Correlation with the judge's scores over {comparison.pairs} model x subset pairs; "
         f"{comparison.level:.0%} bootstrap intervals ({comparison.resamples:,} resamples, seed {comparison.seed})."
     )
     caption = "\n".join([caption, *_notes(comparison)])
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table = PlainTable(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("measure")
     names = list(next(iter(comparison.measures.values())))
     for name in names:
         table.add_column(name.capitalize(), justify="right")
     for measure, statistics in comparison.measures.items():
-        table.add_row(escape(measure), *(_cell(statistics[name]) for name in names))
+        table.add_row(measure, *(_cell(statistics[name]) for name in names))
     return table
 
 

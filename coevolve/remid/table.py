@@ -10,10 +10,9 @@ from typing import Any
 from rich import box
 from rich.cells import cell_len
 from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 
 from coevolve.errors import DataError
+from coevolve.progress import PlainTable
 from coevolve.remid.unanswered import left_out, left_out_note, unanswered_line
 
 Exact = Mapping[tuple[str, str], float]
@@ -252,18 +251,18 @@ def _unit_line(results: Mapping[str, Any]) -> str:
     return f"Unit: {results['unit']}. Mutual information by {_form(results)} over {_pairs(results)}.{bias}"
 
 
-def _table(results: Mapping[str, Any], exact: Exact | None, caption: str) -> Table:
+def _table(results: Mapping[str, Any], exact: Exact | None, caption: str) -> PlainTable:
     columns, rows = remid_rows(results, exact)
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table = PlainTable(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("subset")
     for name in columns:
-        table.add_column(escape(name), justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold")
     heading = None
     for row in rows:
         if row.heading != heading:
             heading = row.heading
-            table.add_row(f"[bold]{heading}[/bold]")
-        table.add_row(f"  {escape(row.label)}", *map(str, row.values))
+            table.add_row(heading, style="bold")
+        table.add_row(f"  {row.label}", *map(str, row.values))
     return table
 
 
@@ -275,13 +274,13 @@ def _few_line(results: Mapping[str, Any]) -> str | None:
     return f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}." if few else None
 
 
-def _difference_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> Table:
+def _difference_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> PlainTable:
     emi, emid = _names(results)
-    table = Table(box=box.SIMPLE_HEAD, caption=difference_caption(results), caption_justify="left")
+    table = PlainTable(box=box.SIMPLE_HEAD, caption=difference_caption(results), caption_justify="left")
     for name in ("models", f"{emi} in distribution", f"mean {emid}"):
         table.add_column(name, justify="right" if table.columns else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 

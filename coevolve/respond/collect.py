@@ -110,7 +110,8 @@ def _reader(max_tokens: int, keep_cut_off: bool) -> Read[_Response]:
         if text.startswith(BEGIN_OF_THINKING):
             return None, f"the model had not ended its thinking after {max_tokens} tokens. Allow more of them"
         if not text:
-            return None, "the response is empty"
+            ended = "" if completion.finished else f", and {max_tokens} tokens are used up. Allow more of them"
+            return None, f"the response is empty{ended}"
         try:
             text_field({"response": text}, "response", "the answer")
         except DataError as error:

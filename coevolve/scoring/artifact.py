@@ -31,7 +31,7 @@ from typing import Any, get_args
 from coevolve.errors import ArtifactError, CoevolveError, DataError
 from coevolve.files import read_json, sha256_file, write_json
 from coevolve.prompts import PromptSet
-from coevolve.scoring.models import weights_fingerprint
+from coevolve.scoring.models import snapshot, weights_fingerprint
 from coevolve.scoring.origins import (
     CONFIG,
     PARENT,
@@ -195,10 +195,7 @@ def reasoning_entry(max_new_tokens: int) -> dict[str, Any]:
 def copy_model(source: Path, target: Path) -> None:
     """Copy a base model (a folder, or a hub id's snapshot) with all that `from_pretrained` reads of it."""
     kinds = (".safetensors", ".json", ".jinja", ".py")
-    if not source.is_dir():
-        from huggingface_hub import snapshot_download
-
-        source = Path(snapshot_download(str(source), allow_patterns=[f"*{kind}" for kind in kinds]))
+    source = snapshot(str(source), [f"*{kind}" for kind in kinds])
     target.mkdir()
     for file in sorted(source.iterdir()):
         if file.suffix in kinds:

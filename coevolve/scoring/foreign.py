@@ -23,6 +23,7 @@ class _Kind:
     signs: tuple[str, ...]
     found: str
     advice: str
+    quoted: bool = False
 
     def fits(self, error: BaseException) -> bool:
         classes = {base.__name__ for link in _causes(error) for base in type(link).__mro__}
@@ -81,8 +82,10 @@ _KINDS = (
         "the attention implementation is unknown here, or its package is not installed",
         "Leave model.attention out, or set it to sdpa or eager",
     ),
-    _Kind(("SafetensorError",), "its weights are damaged", "Copy or download them again"),
-    _Kind(("JSONDecodeError", "UnicodeDecodeError"), "a file of it is damaged", "Copy or download it again"),
+    _Kind(("SafetensorError",), "its weights are damaged", "Copy or download them again", quoted=True),
+    _Kind(
+        ("JSONDecodeError", "UnicodeDecodeError"), "a file of it is damaged", "Copy or download it again", quoted=True
+    ),
 )
 
 
@@ -91,7 +94,7 @@ def explained(what: str, advice: str) -> Iterator[None]:
     """For calls of a library that load something: all that it raises becomes one error that names it.
 
     Args:
-        what: the sentence's subject, such as "The model 'x'".
+        what: how the sentence begins, such as "The model 'x' cannot be loaded".
         advice: what is accepted, or what to do, where the fault is none of those that have a name.
 
     Raises:
@@ -105,15 +108,13 @@ def explained(what: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"{what} does not fit the memory ({_words(error)}). Use a smaller dtype, a quantization, a smaller "
-                "model, or a device with more."
+                f"{what}: it does not fit the memory ({_words(error)}). Use a smaller dtype or model, a quantization, "
+                "or a device with more."
             ) from error
-        for kind in _KINDS:
-            if kind.fits(error):
-                raise ArtifactError(
-                    f"{what} cannot be loaded: {kind.found} ({_words(error)}). {kind.advice}."
-                ) from error
-        raise ArtifactError(f"{what} cannot be loaded: {_words(error)}. {advice}.") from error
+        kind = next((kind for kind in _KINDS if kind.fits(error)), _Kind((), "", advice, quoted=True))
+        words = f"({_words(error)})" if kind.found else _words(error)
+        found = " ".join(filter(None, (kind.found, words if kind.quoted else "")))
+        raise ArtifactError(f"{what}: {found}. {kind.advice}.") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

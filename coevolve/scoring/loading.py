@@ -1,14 +1,13 @@
 """The parts of an estimator directory in memory: its tokenizers, and both roles on their base model."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from coevolve.errors import ArtifactError, CoevolveError
+from coevolve.errors import ArtifactError
 from coevolve.prompts import PromptSet, Renderer
+from coevolve.scoring.foreign import explained
 from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer, resolve_base
 from coevolve.scoring.origins import require_base, require_settings
 from coevolve.scoring.roles import ESTIMATOR, ROLES, AdapterRoles, Role, Roles, SeparateRoles
@@ -72,7 +71,7 @@ def load_roles(
     outside = {role: where[role] for role in based if role in bases or entries[role]["base"]["folder"] is None}
     fingerprints: dict[str, str] = {}
     for role, place in outside.items() if verify else ():
-        with _named(place, "Put the base model back, or say where it is."):
+        with _named(place, "Put the base model back, or say where it is"):
             if place not in fingerprints:
                 fingerprints[place] = base_fingerprint(place)
             require_base(f"the {role} of {folder}", entries[role], fingerprints[place], place)
@@ -107,13 +106,5 @@ def _locate_base(folder: Path, entry: Mapping[str, Any], given: str | None) -> s
     return resolve_base(given or base["source"])
 
 
-@contextmanager
-def _named(place: object, advice: str = "Copy or export the estimator again.") -> Iterator[None]:
-    """What the libraries raise for files that they cannot use, which can be anything, as an error of the place."""
-    try:
-        yield
-    except (CoevolveError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ArtifactError(f"{place}: cannot be loaded ({reason}). {advice}") from error
+def _named(place: object, advice: str = "Copy or export the estimator again") -> AbstractContextManager[None]:
+    return explained(f"{place}: cannot be loaded", advice)

@@ -37,6 +37,7 @@ from coevolve.errors import OutOfMemoryError, TooLongError
 from coevolve.scoring.backbone import Backbone, Frame
 from coevolve.scoring.batching import TOKEN_BUDGET, Ids, max_positions, pad, positions
 from coevolve.scoring.cost import arrange
+from coevolve.scoring.foreign import is_out_of_memory
 from coevolve.scoring.scores import Scores
 from coevolve.scoring.sharing import Prefix, shared_prefixes
 
@@ -245,7 +246,7 @@ class _Scorer:
             try:
                 self._visit(self._computed(frame, chosen), [prefix for _, prefix in chosen])
             except RuntimeError as error:
-                if not (_is_out_of_memory(error) or isinstance(error, OutOfMemoryError)):
+                if not (is_out_of_memory(error) or isinstance(error, OutOfMemoryError)):
                     raise
                 if len(chosen) == 1:
                     raise self._too_large(chosen[0][1].end, 0) from error
@@ -292,7 +293,7 @@ class _Scorer:
         try:
             self._score_pass(frame, rows)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if sum(map(len, rows)) == 1:
                 prompt, response = rows[0][0].pair
@@ -437,8 +438,3 @@ def _different(rows: Sequence[Ids], indices: np.ndarray) -> tuple[list[Ids], lis
             found.append(rows[index])
         place[index] = number[key]
     return found, [place[index] for index in indices.tolist()]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocator, of a GPU or of the CPU, had no more to give."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

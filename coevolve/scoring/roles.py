@@ -5,17 +5,29 @@ adapter active, or dropout off, would train nothing and raise nothing.
 """
 
 import copy
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft import __version__ as peft_version
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from coevolve.errors import ArtifactError
+from coevolve.scoring.foreign import explained
 from coevolve.scoring.origins import CONFIG, read_config, read_weights, require_plain
 
 Role = Literal["connector", "estimator"]
@@ -28,6 +40,8 @@ REFERENCE = "ref"
 """The frozen copy's name; TRL looks for a KL reference under it."""
 
 Weights = Mapping[str, Tensor]
+
+OF_ITS_BASE = "Give a folder that PEFT's save_pretrained wrote, and the base model that it was trained on"
 
 
 class Roles(Protocol):
@@ -282,9 +296,47 @@ def lora_config(options: Mapping[str, Any]) -> LoraConfig:
     return LoraConfig(task_type="CAUSAL_LM", **options)
 
 
+def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
+    """The model with the adapter of a PEFT directory, beside others that it has.
+
+    Raises:
+        ArtifactError: the adapter is incomplete or damaged, or does not fit the model.
+    """
+    read_peft_config(folder)
+    base = model.name_or_path
+    with explained(f"The adapter {str(folder)!r} cannot be put on {base!r}", OF_ITS_BASE), warnings.catch_warnings():
+        # PEFT would go on with tensors that the file lacks as they were drawn.
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, folder, adapter_name=name)
+        missing = model.load_adapter(folder, adapter_name=name).missing_keys
+    if missing:
+        raise ArtifactError(f"{folder}: lacks the tensor {missing[0]!r}. {OF_ITS_BASE}.")
+    return model
+
+
+def read_peft_config(folder: Path) -> PeftConfig:
+    """The configuration in a PEFT directory.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or has a field that the installed PEFT would drop.
+    """
+    found = read_config(folder)
+    with explained(f"The adapter {str(folder)!r} cannot be loaded", f"Correct {CONFIG}, or copy it again"):
+        known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[found["peft_type"]])}
+        # A field of a newer PEFT that is off changes nothing.
+        dropped = sorted(name for name, value in found.items() if value and name not in known)
+        if dropped:
+            raise ArtifactError(
+                f"{folder / CONFIG}: {dropped[0]} is {found[dropped[0]]!r}, which PEFT {peft_version} does not know "
+                "and would leave out. Upgrade PEFT, or remove the field."
+            )
+        return PeftConfig.from_pretrained(str(folder))
+
+
 def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig:
     """The configuration of an adapter in a PEFT directory, to train on or, in inference mode, to use."""
-    config = LoraConfig.from_pretrained(folder)
+    config = read_peft_config(folder)
     config.task_type, config.inference_mode = "CAUSAL_LM", inference_mode
     config.init_lora_weights = True  # its own weights follow
     config.base_model_name_or_path = None  # PEFT fills it in when it saves

@@ -1,22 +1,35 @@
 """Writing the exported estimator, at the end of a run or from one of its checkpoints."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from coevolve import __version__
 from coevolve.errors import ArtifactError
+from coevolve.files import write_json
 from coevolve.outputs import ESTIMATOR as AN_ESTIMATOR
 from coevolve.outputs import claim, new_folder
 from coevolve.recipe import Recipe
 from coevolve.scoring.artifact import NORMALISATION, copy_model, reasoning_entry, role_entry, write_manifest
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import base_fingerprint
-from coevolve.scoring.origins import Base, adapter_fingerprint, base_settings, require_parent, write_parent
+from coevolve.scoring.origins import (
+    CONFIG,
+    Base,
+    adapter_fingerprint,
+    base_settings,
+    read_config,
+    require_parent,
+    write_parent,
+)
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
 from coevolve.training.checkpoints import Checkpoint, read_checkpoint
 from coevolve.training.run_folder import read_run
 from coevolve.training.setup import Origins, build_estimator, build_renderers
+
+BASE_OF_ADAPTER = "base_model_name_or_path"
+"""Under this name an adapter's configuration says to PEFT what it belongs on."""
 
 
 def export_estimator(
@@ -30,7 +43,7 @@ def export_estimator(
         facts: how it was trained and what it measured, for the manifest.
     """
     with new_folder(folder, AN_ESTIMATOR) as temporary:
-        entries = {role: _export_role(temporary, role, estimator, recipe, origins) for role in ROLES}
+        entries = {role: _export_role(temporary, folder, role, estimator, recipe, origins) for role in ROLES}
         return write_manifest(
             temporary,
             {
@@ -45,9 +58,13 @@ def export_estimator(
 
 
 def _export_role(
-    folder: Path, role: Role, estimator: ProbabilityEstimator, recipe: Recipe, origins: Origins
+    folder: Path, place: Path, role: Role, estimator: ProbabilityEstimator, recipe: Recipe, origins: Origins
 ) -> dict[str, Any]:
-    """Write a role's weights, tokenizer and base model, unless the other role's are the same; its manifest entry."""
+    """Write a role's weights, tokenizer and base model, unless the other role's are the same; its manifest entry.
+
+    Args:
+        place: where `folder` will be.
+    """
     tuning, parent = estimator.roles.tuning[role], origins[role].parent()
     estimator.roles.save(role, folder / role)
     if tuning == "lora":
@@ -62,6 +79,10 @@ def _export_role(
     base = f"{own}base" if tuning == "lora" and _includes_base(recipe, origins[role].base) else None
     if base is not None and not (folder / base).exists():
         copy_model(Path(origins[role].base.path), folder / base)
+    if tuning == "lora":
+        config = read_config(folder / role)
+        config[BASE_OF_ADAPTER] = from_anywhere(origins[role].base.path, None if base is None else place / base)
+        write_json(folder / role / CONFIG, config)
     return role_entry(
         parent,
         tuning=tuning,
@@ -127,3 +148,16 @@ def _includes_base(recipe: Recipe, base: Base) -> bool:
         # A hub id is the one source that is not a path of its own and stays available to others.
         return base.path != base.source or Path(base.source).is_dir()
     return recipe.export.include_base == "always"
+
+
+def from_anywhere(base: str, copied: Path | None) -> str:
+    """What an adapter is to call its base model: what leads there from any working directory.
+
+    PEFT takes a path for one from the working directory, so a folder is called by its absolute path, and found by
+    PEFT until it is moved. `ProbabilityEstimator.from_pretrained` goes by the manifest, wherever the folders are.
+
+    Args:
+        base: a folder or hub id.
+        copied: where the adapter's own copy of it will be, if there is one.
+    """
+    return os.path.abspath(copied or base) if copied or os.path.isdir(base) else base

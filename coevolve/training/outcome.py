@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from coevolve.data.example import Example
 from coevolve.information.perplexity import compare_perplexities, perplexity
+from coevolve.progress import PlainTable
 from coevolve.recipe import Recipe
 from coevolve.remid.table import remid_table
 from coevolve.scoring.scores import Scores
@@ -117,10 +117,10 @@ class Outcome:
         if self.remid is not None:
             console.print(remid_table(self.remid, exact=self.exact))
 
-    def _perplexity_table(self) -> Table:
+    def _perplexity_table(self) -> PlainTable:
         values = self.results(seconds=0)["perplexity"]
         splits = list(next(iter(values.values())))
-        table = Table(title="Perplexity of golden responses (lower is better)")
+        table = PlainTable(title="Perplexity of golden responses (lower is better)")
         table.add_column("", no_wrap=True)
         for split in splits:
             table.add_column(split, justify="right", no_wrap=True)

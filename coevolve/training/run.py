@@ -74,7 +74,8 @@ def train(
     Args:
         recipe: checked already.
         output_dir: a directory of this run's own; all processes of it must see the same one.
-        environ: where a teacher's key is looked up, under the name that the recipe gives.
+        environ: where a teacher's key is looked up, under the name that the recipe gives, and wandb's project, name
+            and entity.
         resume: `auto` goes on with the run that the directory holds, if there is one; `never` refuses such a
             directory; a path is the checkpoint to go on from.
         force: go on although the recipe has changed in what is trained.
@@ -152,7 +153,7 @@ class Run:
         found = folder.begin(recipe, self.origins, corpus, found)
         if self.truth is not None:
             processes.on_main(lambda: self.truth.write(folder.path / "world"))
-        self._start_trackers()
+        self._start_trackers(inputs.environ)
 
         self.tracer = Tracer(recipe, corpus, self.data.train, self.renderers[ESTIMATOR], record, inputs.environ)
         path = folder.path / "traces.jsonl"
@@ -582,7 +583,7 @@ class Run:
         by_name = {} if self.truth is None else self.truth.responses
         return {name: {key: text for key, text in by_id.items() if key in wanted} for name, by_id in by_name.items()}
 
-    def _start_trackers(self) -> None:
+    def _start_trackers(self, environ: Mapping[str, str]) -> None:
         self.record.start_trackers(
             self.recipe.logging.report_to,
             project=self.recipe.logging.project,
@@ -594,6 +595,7 @@ class Run:
                 "processes": self.processes.count,
                 **environment_facts(),
             },
+            environ=environ,
         )
 
     def _facts(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich import box
-from rich.table import Table
 
+from coevolve.progress import PlainTable
 from coevolve.worlds.audit import (
     GOLDEN,
     IN_DISTRIBUTION,
@@ -27,7 +27,7 @@ LEGEND = (
 SHOWN_LOSSES = ("calibrated", "club")
 
 
-def audit_tables(rows: Sequence[Row]) -> list[Table]:
+def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
     """Mutual information; EMI by policy, and how it ranks them; EMID by shift, and how it is measured.
 
     Where no estimator was audited, the ideal one takes its place.
@@ -41,7 +41,7 @@ def audit_tables(rows: Sequence[Row]) -> list[Table]:
     ]
 
 
-def _information_table(rows: Sequence[Row]) -> Table:
+def _information_table(rows: Sequence[Row]) -> PlainTable:
     table = _table("Mutual information of golden responses, means over splits and seeds")
     sources = [source for source in _sources(rows) if source != "own"]  # of golden responses that is the ideal one
     for heading in ("measure", "exact", *sources, *(f"{source} / exact" for source in sources)):
@@ -55,7 +55,7 @@ def _information_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _emi_table(rows: Sequence[Row]) -> Table:
+def _emi_table(rows: Sequence[Row]) -> PlainTable:
     """Exact EMI, what the ideal golden estimator can read of it, and the estimates, by policy."""
     audited = _audited(rows)
     table = _table(f"EMI in distribution, by the {audited}, means over seeds")
@@ -71,7 +71,7 @@ def _emi_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _ranking_table(rows: Sequence[Row]) -> Table:
+def _ranking_table(rows: Sequence[Row]) -> PlainTable:
     table = _table("How EMI ranks the policies: Spearman's correlation with the exact EMI, mean ± over seeds")
     _column(table, "measure")
     kinds = {"same words": True, "all": False}
@@ -93,7 +93,7 @@ def _ranking_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _emid_table(rows: Sequence[Row]) -> Table:
+def _emid_table(rows: Sequence[Row]) -> PlainTable:
     audited = _audited(rows)
     table = _table(f"EMID by shift, exact | {' | '.join(SHOWN_LOSSES)}, by the {audited}, means over seeds")
     ours = [row for row in rows if row["emid"] is not None and row["source"] == audited]
@@ -111,7 +111,7 @@ def _emid_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _loss_table(rows: Sequence[Row]) -> Table:
+def _loss_table(rows: Sequence[Row]) -> PlainTable:
     audited = _audited(rows)
     table = _table(
         f"How EMID is measured, by the {audited}; large: over {LEAST_LOSS} nats; sure: over 2 standard errors"
@@ -150,11 +150,11 @@ def _audited(rows: Sequence[Row]) -> str:
     return _sources(rows)[0]
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+def _table(title: str) -> PlainTable:
+    return PlainTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
 
 
-def _column(table: Table, heading: str) -> None:
+def _column(table: PlainTable, heading: str) -> None:
     table.add_column(heading.replace("_", " "), justify="right" if table.columns else "left")
 
 

@@ -35,8 +35,8 @@ def examples() -> list[Example]:
 class Server(ThreadingHTTPServer):
     """Answers the n-th request with `script(n, request)`; records what it was asked, and when.
 
-    A script returns a dictionary, whose keys are all optional: status, body (text), headers, delay (seconds before the
-    answer begins), cut (bytes of the body that are sent before the connection is closed).
+    A script returns a dictionary, whose keys are all optional: status, body (text or bytes), headers, delay
+    (seconds before the answer begins), cut (bytes of the body that are sent before the connection is closed).
     """
 
     daemon_threads = True
@@ -64,7 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
         known = self.path == "/v1/chat/completions"
         answer = server.script(number, request) if known else {"status": 404}
         time.sleep(answer.get("delay", 0))
-        body = answer.get("body", "{}").encode()
+        body = answer.get("body", "{}")
+        body = body if isinstance(body, bytes) else body.encode()
         try:
             self.send_response(answer.get("status", 200))
             for name, value in {"Content-Type": "application/json", **answer.get("headers", {})}.items():

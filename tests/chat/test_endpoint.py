@@ -144,6 +144,15 @@ FAULTS = {
     "no choices": {"body": '{"choices": []}'},
     "a list": {"body": "[1]"},
     "no text": {"body": '{"choices": [{"message": {"content": {"a": 1}}}]}'},
+    "a word": {"body": '"ok"'},
+    "a number of 5,000 digits": {"body": "9" * 5_000},
+    "brackets without end": {"body": "[" * 200_000},
+    "not UTF-8": {"body": b'{"choices": "\xff\xfe"}'},
+    "an unknown character set": says("Ahoy", headers={"Content-Type": "application/json; charset=none"}, cut=30),
+    "compressed, it says": says("Ahoy", headers={"Content-Encoding": "gzip"}),
+    "20 MB": {"body": "x" * 20_000_000},
+    "choices of words": {"body": '{"choices": ["a", "b"]}'},
+    "a message that is a word": {"body": '{"choices": [{"message": "a"}]}'},
     "half an answer": says("Well, I", cut=60),
     "dropped connection": {"cut": 0, "body": "x" * 10},
     "slow": says("late", delay=1.2),
@@ -254,6 +263,26 @@ def test_an_unusable_response_is_an_error_or_counted(serve, examples, out, answe
     assert len(rows_of(out)) == 3
     with pytest.raises(ChatError, match="no usable response to any of 1 samples"):
         collect_responses(examples[3:], endpoint, out.with_name("other.jsonl"), on_failure="drop")
+
+
+@pytest.mark.parametrize(
+    "reason", ["content_filter", "tool_calls", "function_call", "abort", "unheard_of", 7, ["stop"]]
+)
+def test_an_answer_that_ended_otherwise_is_none_and_is_asked_again(serve, examples, out, reason):
+    server = serve(lambda number, request: says("Ahoy, I am a", reason) if number == 1 else echo(number, request))
+    with pytest.raises(ChatError, match=r"'bread': no usable response: finish_reason is .*--on-failure drop") as caught:
+        collect_responses(examples[:1], Endpoint(server.url, "m", temperature=0.0), out, keep_cut_off=True)
+    assert str(reason) in str(caught.value) and rows_of(out) == []
+    server.requests.clear()
+    collect_responses(examples[:1], Endpoint(server.url, "m", temperature=0.0, attempts=2), out)
+    assert [request["temperature"] for request in server.requests] == [0.0, 0.7]
+    assert [row["response"] for row in rows_of(out)] == ["Answer to bread."]
+
+
+@pytest.mark.parametrize("reason", [None, "", "stop"])
+def test_servers_that_say_nothing_of_the_end_are_believed(serve, examples, out, reason):
+    collect_responses(examples[:1], Endpoint(serve(lambda *_: says("Ahoy!", reason)).url, "m"), out)
+    assert read_responses(out, examples[:1]) == ["Ahoy!"]
 
 
 def test_cut_off_responses_are_kept_and_marked_where_that_is_asked_for(serve, examples, out):

@@ -191,6 +191,14 @@ def test_vllm_is_asked_the_same_and_in_batches(vllm, respond, model_folder, exam
     assert adapted.engine.calls[0][1] == ("adapter", 1, folder)
 
 
+def test_what_vllm_gave_up_is_no_response(vllm, model_folder, examples, tmp_path):
+    chat = VllmChat.load(model_folder, ROLEPLAY, max_new_tokens=6, dtype="float32")
+    ended = SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5], finish_reason="abort")])
+    chat.engine.generate = lambda prompts, *rest, **options: [ended] * len(prompts)
+    with pytest.raises(ChatError, match="'bread': no usable response: finish_reason is 'abort': the engine gave"):
+        collect_responses(examples[:1], chat, tmp_path / "r.jsonl", keep_cut_off=True)
+
+
 def test_vllm_refuses_a_prompt_that_does_not_fit(vllm, model_folder, examples, tmp_path):
     chat = VllmChat.load(model_folder, ROLEPLAY, max_new_tokens=1000, dtype="float32")
     with pytest.raises(ChatError, match=r"the prompt has \d+ tokens; with 1000 new ones it exceeds 1024"):

@@ -472,6 +472,34 @@ def test_when_wandb_itself_dies_the_run_goes_on_offline(tmp_path):
     assert words.count("The run goes on") == 1
 
 
+@pytest.mark.parametrize("project", [None, "p"])
+def test_wandb_heeds_its_variables_where_the_recipe_is_silent(tmp_path, monkeypatch, project):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "read by nobody but the command line")
+    environ = {"WANDB_PROJECT": "theirs", "WANDB_NAME": "mine", "WANDB_ENTITY": "team", "WANDB_API_KEY": KEY}
+    record = new_record(tmp_path)
+    record.start_trackers(["wandb"], project=project, name="n", config={}, environ=environ)
+    run = wandb.run
+    assert (run.project, run.name, run.entity) == (project or "theirs", "mine", "team")
+    record.close()
+    wandb.teardown()
+    (path,) = offline_files(tmp_path)
+    assert KEY.encode() not in path.read_bytes() and KEY not in said(record)
+
+
+def test_without_its_variables_wandb_is_named_by_the_recipe(tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    record = new_record(tmp_path)
+    record.start_trackers(["wandb"], project=None, name="n", config={})
+    assert (wandb.run.project, wandb.run.name) == ("coevolve", "n")
+    record.close()
+    wandb.teardown()
+
+
 def test_the_exported_folder_is_an_artifact(tmp_path, monkeypatch):
     import wandb
 

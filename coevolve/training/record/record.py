@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,7 @@ from coevolve.progress import Advance, make_console, task
 from coevolve.training.record.facts import memory
 from coevolve.training.record.lines import METRICS, SAMPLES, Table, append_lines, decoded, encoded, plain, read_lines
 from coevolve.training.record.trackers import (
+    PROJECT,
     AccelerateTracker,
     RunOfTracker,
     Tracker,
@@ -126,8 +128,8 @@ class Record:
     def say(self, text: str) -> None:
         """One line for a person, with the minutes and seconds since the start."""
         seconds = int(self.seconds)
-        # Not wrapped: a command or a path in it is to be copied.
-        self.console.print(f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}", markup=False, soft_wrap=True)
+        line = f"[{seconds // 60:3d}:{seconds % 60:02d}] {text}"
+        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl` and one point of each tracker, under the next step.
@@ -200,16 +202,25 @@ class Record:
 
     # Trackers.
 
-    def start_trackers(self, report_to: Sequence[str], *, project: str, name: str, config: Mapping[str, Any]) -> None:
+    def start_trackers(
+        self,
+        report_to: Sequence[str],
+        *,
+        project: str | None,
+        name: str,
+        config: Mapping[str, Any],
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Report to trackers as well: one run for all rounds, phases and sittings, with this record's steps.
 
         What was logged before is sent to them too. One that cannot start is named in words and left out.
 
         Args:
             report_to: some of `TRACKERS`.
-            project: where the trackers put the run.
+            project: where the trackers put the run; None where the recipe does not say.
             name: of the run.
             config: recipe, versions, data: nested JSON values. Nothing secret.
+            environ: in which wandb's project, name and entity are looked up.
 
         Raises:
             RecipeError: an unknown name, or one whose package is not installed. On every process.
@@ -220,9 +231,10 @@ class Record:
             return
         for tracker_name in dict.fromkeys(report_to):
             resumed = tracker_name in self._ids
-            run = RunOfTracker(self.folder, project, name, self._ids.get(tracker_name, uuid.uuid4().hex), resumed)
+            run_id = self._ids.get(tracker_name, uuid.uuid4().hex)
+            run = RunOfTracker(self.folder, project or PROJECT, name, run_id, resumed)
             tracker = (
-                WandbTracker(run, config, self.say)
+                WandbTracker(run.as_in(environ, project=project), config, self.say)
                 if tracker_name == "wandb"
                 else AccelerateTracker(tracker_name, run, config, sent=self._sent if resumed else 0)
             )
@@ -277,6 +289,3 @@ class Record:
                 tracker.log(step, figures[step])
             else:
                 tracker.table(tables[step])
-
-
-# What the files hold.

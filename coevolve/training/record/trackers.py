@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from coevolve.training.record.lines import SAMPLES, Table
 
 TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 """What `report_to` may name: what transformers takes and accelerate has a tracker for. Each is also its package."""
+
+PROJECT = "coevolve"
+"""Where runs go that nothing else gives a project."""
 
 INIT_SECONDS = 30
 """wandb's server has so long to answer before the run goes on offline."""
@@ -30,6 +33,7 @@ class RunOfTracker:
     Attributes:
         id: stays the same over all sittings.
         resumed: the tracker has met this run before.
+        entity: wandb's user or team; None for the one that its key belongs to.
     """
 
     folder: Path
@@ -37,6 +41,16 @@ class RunOfTracker:
     name: str
     id: str
     resumed: bool
+    entity: str | None = None
+
+    def as_in(self, environ: Mapping[str, str], *, project: str | None) -> "RunOfTracker":
+        """As wandb's own variables have it, where `project`, the recipe's, is silent. No recipe names a wandb run."""
+        return replace(
+            self,
+            project=project or environ.get("WANDB_PROJECT") or self.project,
+            name=environ.get("WANDB_NAME") or self.name,
+            entity=environ.get("WANDB_ENTITY") or None,
+        )
 
 
 class Tracker:
@@ -175,6 +189,7 @@ class WandbTracker(Tracker):
 
         offline = mode == "offline"
         self._wandb_run = wandb.init(
+            entity=self.run.entity,
             project=self.run.project,
             name=self.run.name,
             id=self.run.id,
