@@ -15,7 +15,7 @@ PACKAGE = ROOT / "coevolve"
 LAYERS = [
     {"errors"},
     {"files", "progress", "seeds"},
-    {"outputs"},
+    {"outputs", "documents"},
     {"information", "data", "recipe"},
     {"prompts"},
     {"scoring"},
@@ -31,9 +31,10 @@ PURE = {
     "information": {"numpy"},
     "errors": set(),
     "files": set(),
+    "documents": {"pydantic"},
     "recipe": {"pydantic", "yaml"},
     "data": set(),
-    "remid": {"numpy", "rich"},
+    "remid": {"numpy", "rich", "pydantic"},
     "scoring": {"numpy", "torch", "transformers", "peft"},
 }
 

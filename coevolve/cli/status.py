@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from coevolve.training.run_folder import read_status, status_code
+    from coevolve.training.status import read_status, status_code
 
     status = read_status(Path(options.run_dir))
     for name, value in status.items():

@@ -42,6 +42,8 @@ def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[
         DataError: the file has no such header, or its answers come from something else.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no file, so no answers can be kept there. Move it away, or name another file.")
     if not path.exists() or path.stat().st_size == 0:
         write_jsonl(path, [header])
         return []

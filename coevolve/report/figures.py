@@ -52,6 +52,7 @@ STYLE = MappingProxyType(
     }
 )
 WIDTH = 4.6  # inches
+TALLEST = 30000  # pixels
 MARKERS = "osv^DPX*<>"
 
 
@@ -176,10 +177,15 @@ def gates_picture(gates: Sequence[Mapping[str, Any]]) -> Picture:
     with rc_context(STYLE):
         figure, (axes,) = _panels(1, 2.6)
         places = range(1, len(gates) + 1)
-        current = [gates[0]["before"], *(gate["after"] if gate["kept"] else gate["before"] for gate in gates)]
+        in_use = (gate["after"] if gate["kept"] else gate["before"] for gate in gates)
+        current = [gates[0]["before"], *in_use]
         axes.step([0, *places], current, where="post", color=ACCENT, linewidth=1.5)
         for kept, marker, colour, label in ((True, "o", ACCENT, "kept"), (False, "x", ORANGE, "rolled back")):
-            points = [(place, gate["after"]) for place, gate in zip(places, gates, strict=True) if gate["kept"] is kept]
+            points = [
+                (place, gate["after"])
+                for place, gate in zip(places, gates, strict=True)
+                if gate["kept"] is kept and gate["after"] is not None
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
         axes.plot(0, gates[0]["before"], "s", color=INK, fillstyle="none", label="cold start")
@@ -242,5 +248,6 @@ def _panels(count: int, height: float, *, above: float = 0.0) -> tuple[Figure, l
 def _picture(figure: Figure, name: str, title: str, caption: str) -> Picture:
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=200)
+    # Matplotlib draws no more than 65,535 pixels in a row.
+    figure.savefig(png, format="png", dpi=min(200, TALLEST / figure.get_size_inches()[1]))
     return Picture(name, title, caption, svg.getvalue(), png.getvalue())

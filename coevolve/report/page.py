@@ -233,8 +233,8 @@ def gates_grid(gates: Sequence[Mapping[str, Any]]) -> Grid:
         [
             f"{gate['round']}, {gate['phase']}",
             f"{gate['before']:.3f}",
-            f"{gate['after']:.3f}",
-            "kept" if gate["kept"] else "rolled back",
+            "beyond all numbers" if gate["after"] is None else f"{gate['after']:.3f}",
+            {True: "kept", False: "rolled back", None: "on probation"}[gate["kept"]],
         ]
         for gate in gates
     ]

@@ -20,6 +20,7 @@ import socket
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Goes up when the same question gets another answer."""
+DAMAGED = "%s: %d damaged %s; what they held is computed again."
 
 
 class WorkCache:
@@ -53,10 +55,15 @@ class WorkCache:
         self._own = self.folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self._warned: set[str] = set()
 
-    def get(self, kind: str, keys: Sequence[str]) -> list[Any]:
-        """The value of each key, None where there is none yet."""
+    def get(self, kind: str, keys: Sequence[str], usable: Sequence[Callable[[Any], bool]] = ()) -> list[Any]:
+        """The value of each key, None where there is none yet, or one that its entry of `usable` refuses."""
         self._refresh()
         values = [self._values.get(key) for key in keys]
+        odd = [place for place, fits in enumerate(usable) if values[place] is not None and not fits(values[place])]
+        if odd:
+            self._warn("damage", DAMAGED, self.folder, len(odd), "values")
+        for place in odd:
+            values[place] = None
         self.asked[kind] += len(keys)
         self.found[kind] += sum(value is not None for value in values)
         return values
@@ -75,7 +82,7 @@ class WorkCache:
     def _refresh(self) -> None:
         """Read what was written since the last time, by others too."""
         for path in sorted(self.folder.glob("*.jsonl")):
-            if path != self._own:
+            if path != self._own and path.is_file():
                 self._read_on(path)
 
     def _read_on(self, path: Path) -> None:
@@ -97,7 +104,7 @@ class WorkCache:
             else:
                 self._values[found[0]] = found[1]
         if damaged:
-            self._warn("damage", "%s: %d damaged lines; what they held is computed again.", path, damaged)
+            self._warn("damage", DAMAGED, path, damaged, "lines")
 
     def _warn(self, about: str, message: str, *values: Any) -> None:
         if about not in self._warned:
@@ -128,7 +135,9 @@ def cached_scores(
     prompt_hash = {i: _ids_hash(prompts[i]) for i in np.unique(pairs[:, 0]).tolist()}
     response_hash = {j: _ids_hash(responses[j]) for j in np.unique(pairs[:, 1]).tolist()}
     keys = [_key("score", prompt_hash[i], response_hash[j]) for i, j in pairs.tolist()]
-    results = [None if value is None else _array(value) for value in cache.get("scores", keys)]
+    usable = [partial(_is_scores, tokens=len(responses[j])) for _, j in pairs.tolist()]
+    values = cache.get("scores", keys, usable)
+    results = [None if value is None else _array(value) for value in values]
     new = [place for place, values in enumerate(results) if values is None]
     if progress is not None and len(new) < len(keys):
         progress(len(keys) - len(new))
@@ -158,7 +167,7 @@ def cached_texts(
     keys = [
         _key("text", _ids_hash(prompt), json.dumps(options)) for prompt, options in zip(prompts, settings, strict=True)
     ]
-    values = cache.get("reasonings", keys)
+    values = cache.get("reasonings", keys, [_is_text] * len(keys))
     new = [place for place, value in enumerate(values) if value is None]
     if progress is not None and len(new) < len(keys):
         progress(len(keys) - len(new))
@@ -191,9 +200,24 @@ def _parsed(line: bytes) -> tuple[str, Any] | None:
     try:
         row = json.loads(line)
         key, value, check = row["key"], row["value"], row["check"]
-    except (ValueError, KeyError, TypeError):
+        return (key, value) if isinstance(key, str) and check == _check(key, value) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return (key, value) if check == _check(key, value) else None
+
+
+def _is_scores(value: Any, tokens: int) -> bool:
+    """Whether a value is a finite number for each token."""
+    try:
+        return _array(value).shape == (tokens,) and bool(np.isfinite(_array(value)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a list of ids, and whether the text was finished."""
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and type(value[1]) is bool):
+        return False
+    return all(type(number) is int and 0 <= number < 2**31 for number in value[0])
 
 
 def _check(key: str, value: Any) -> int:

@@ -22,24 +22,27 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coevolve.errors import ArtifactError, DataError
-from coevolve.files import read_json, sha256_file, sync_folder, write_json, write_text
+from coevolve.documents import read_document
+from coevolve.errors import ArtifactError
+from coevolve.files import sha256_file, sync_folder, write_json, write_text
+from coevolve.scoring.roles import ROLES, Role, Weights, require_fit
+from coevolve.training.documents import STATE, CheckpointManifest, CheckpointState
+from coevolve.training.status import CHECKPOINTS, finished_checkpoints, number_of
 
-CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
-STATE = "state.json"
 FORMAT = "coevolve-checkpoint"
 VERSION = 1
-
-Weights = Mapping[str, Tensor]
+REMEDY = "Use another checkpoint."
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,28 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        state: what `state.json` holds.
+        state: what `state.json` holds, as `CheckpointState` describes it.
         tensors: file name without suffix -> name -> tensor, on the CPU.
     """
 
     folder: Path
     state: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
+
+    def require_fit(self, train: int, held_out: int, pair: Mapping[Role, Weights]) -> None:
+        """Raise ArtifactError unless it is of as many training and held-out examples, and of models like `pair`."""
+        counts = {"training": (len(self.state["reasoning"]), train)}
+        for name in ("probe", "gate"):
+            evaluated = self.state[name] and self.state[name].get("held_out", self.state[name])
+            if evaluated:
+                counts[f"held-out ({name})"] = (len(evaluated["reasoning"]), held_out)
+        for what, (found, expected) in counts.items():
+            if found != expected:
+                raise ArtifactError(
+                    f"{self.folder}: is of {found} {what} examples, and the run has {expected}. {REMEDY}"
+                )
+        for role in ROLES:
+            require_fit(f"{self.folder}: {role}", pair[role], self.tensors[role])
 
 
 @dataclass
@@ -85,13 +103,13 @@ class CheckpointWriter:
             ArtifactError: it cannot be written; the disk may be full. Older checkpoints are as they were.
         """
         root = self.folder / CHECKPOINTS
-        number = max((_number(path) for path in _complete(root)), default=0) + 1
+        number = max(map(number_of, finished_checkpoints(self.folder)), default=0) + 1
         final = root / f"{number:05d}-{name}"
         temporary = root / f".{final.name}.tmp"
         try:
             root.mkdir(parents=True, exist_ok=True)
             for leftover in root.glob(".*.tmp"):
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir()
             files = {}
             written: dict[int, tuple[Weights, str, dict[str, Any]]] = {}
@@ -115,7 +133,7 @@ class CheckpointWriter:
                 "again: the run goes on from the checkpoint before."
             ) from None
         self._last, self._written = final, written
-        self._prune(root)
+        self._prune()
         return final
 
     def _link(
@@ -132,24 +150,33 @@ class CheckpointWriter:
                     return None  # a file system without hard links
         return None
 
-    def _prune(self, root: Path) -> None:
-        complete = sorted(_complete(root), key=_number)
+    def _prune(self) -> None:
+        complete = finished_checkpoints(self.folder)
         best = [path for path in complete if _holds_best(path)]
         for path in set(complete[: -self.keep]) - set(best[-1:]):
-            # Renamed first: what is deleted halfway must not look like a checkpoint.
+            # Renamed first: what is deleted halfway must not look like a checkpoint. What cannot be deleted is no
+            # reason to stop; `write` tries again.
             doomed = path.with_name(f".{path.name}.tmp")
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            with suppress(OSError):
+                path.rename(doomed)
+                shutil.rmtree(doomed)
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest_checkpoint(
+    folder: Path, say: Callable[[str], None], *, before: Checkpoint | None = None
+) -> Checkpoint | None:
     """The newest checkpoint of a run that is undamaged; what is wrong with newer ones is said.
+
+    Args:
+        before: only those that are older than this one, which turned out to be of no use.
 
     Raises:
         ArtifactError: there are checkpoints, and every one is damaged.
     """
-    complete = sorted(_complete(folder / CHECKPOINTS), key=_number, reverse=True)
+    complete = finished_checkpoints(folder)[::-1]
     for path in complete:
+        if before is not None and number_of(path) >= number_of(before.folder):
+            continue
         try:
             found = read_checkpoint(path)
         except ArtifactError as error:
@@ -167,7 +194,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
 
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """A checkpoint, after a check of every file against the manifest.
+    """A checkpoint, after a check of every file against the manifest, of the state's fields, and of the tensors' names.
 
     Args:
         verify: compare the hashes; sizes are always compared.
@@ -176,24 +203,43 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         ArtifactError: it is incomplete or damaged; the file is named.
     """
     if not (path / MANIFEST).is_file():
-        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no complete checkpoint.")
-    try:
-        manifest = read_json(path / MANIFEST)
-    except DataError as error:
-        raise ArtifactError(str(error)) from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise ArtifactError(f"{path / MANIFEST}: accepted is format {FORMAT!r}, version {VERSION}.")
-    for name, expected in manifest["files"].items():
+        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no complete checkpoint. {REMEDY}")
+    manifest = read_document(path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError)
+    tensors = {}
+    for name, expected in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise ArtifactError(f"{file}: listed in the manifest but missing.")
-        if file.stat().st_size != expected["bytes"]:
-            raise ArtifactError(f"{file}: {file.stat().st_size} bytes, {expected['bytes']} by the manifest.")
-        if verify and sha256_file(file) != expected["sha256"]:
-            raise ArtifactError(f"{file}: its SHA-256 differs from the manifest's.")
-    groups = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
-    tensors = {group: load_file(path / f"{group}.safetensors") for group in groups}
-    return Checkpoint(path, read_json(path / STATE), tensors)
+            raise ArtifactError(f"{file}: listed in the manifest but missing. {REMEDY}")
+        try:
+            size = file.stat().st_size
+            if size != expected.bytes:
+                raise ArtifactError(f"{file}: {size} bytes, {expected.bytes} by the manifest. {REMEDY}")
+            if verify and sha256_file(file) != expected.sha256:
+                raise ArtifactError(f"{file}: its SHA-256 differs from the manifest's. {REMEDY}")
+            if name != STATE:
+                tensors[name.removesuffix(".safetensors")] = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{file}: cannot be read ({error}). {REMEDY}") from None
+    state = read_document(path / STATE, CheckpointState, remedy=REMEDY, error=ArtifactError)
+    _require_tensors(path, state, tensors)
+    return Checkpoint(path, state.values(), tensors)
+
+
+def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, Weights]) -> None:
+    """Raise ArtifactError unless the weights that a run goes on with are there, alike and finite."""
+    held = {"": True, "best-": state.gate is not None, "cold-": "cold-start-gate" in state.done}
+    held["trained-"] = "trained" in state.done
+    for role in ROLES:
+        now = {name: tensor.shape for name, tensor in tensors.get(role, {}).items()}
+        for group in [f"{prefix}{role}" for prefix, there in held.items() if there]:
+            file, weights = path / f"{group}.safetensors", tensors.get(group)
+            if not weights:
+                raise ArtifactError(f"{file}: missing, although the run has come past it. {REMEDY}")
+            if {name: tensor.shape for name, tensor in weights.items()} != now:
+                raise ArtifactError(f"{file}: its tensors are not those of {role}.safetensors. {REMEDY}")
+            odd = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+            if odd:
+                raise ArtifactError(f"{file}: {odd[0]!r} has entries that are no numbers. {REMEDY}")
 
 
 def _save(path: Path, weights: Weights) -> dict[str, Any]:
@@ -209,17 +255,6 @@ def _described(path: Path) -> dict[str, Any]:
 
 def _holds_best(path: Path) -> bool:
     try:
-        return bool(read_json(path / MANIFEST)["best"])
-    except (DataError, KeyError, TypeError):
+        return read_document(path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError).best
+    except ArtifactError:
         return False  # damaged, so of no use as the best one
-
-
-def _complete(root: Path) -> list[Path]:
-    """Directories with the name of a finished checkpoint."""
-    if not root.is_dir():
-        return []
-    return [path for path in root.iterdir() if path.is_dir() and path.name.partition("-")[0].isdigit()]
-
-
-def _number(path: Path) -> int:
-    return int(path.name.partition("-")[0])

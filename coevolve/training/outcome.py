@@ -39,7 +39,8 @@ class Outcome:
     def perplexity(self, name: str, split: str, examples: Sequence[Example], scores: Scores) -> None:
         """Note the scores of a split's golden responses under the model called `name`."""
         self._scores.setdefault(name, {})[split] = scores
-        self._subsets[split] = [example.subset for example in examples]
+        # A later model may have been asked about fewer: the oracle, where its teacher gave no trace.
+        self._subsets.setdefault(split, [example.subset for example in examples])
 
     def perplexities(self) -> dict[str, dict[str, float]]:
         """Model name -> split -> perplexity."""
@@ -82,17 +83,7 @@ class Outcome:
         self.remid = None
 
     def results(self, *, seconds: float) -> dict[str, Any]:
-        """What `results.json` holds.
-
-        - perplexity: {model: {split: value}}; `floor` among the models where the truth is known. `full` is the
-          co-evolved pair, `without_corl` the cold start with as many estimator updates, `without_reasoning`
-          q2(y | x) with as many. Each from one greedy reasoning per example, except `..._marginal_K`: log-mean over K
-          sampled ones, to be compared with each other only.
-        - by_subset: the same by `subset_tag`, {model: {split: {subset: value}}};
-        - ratio: {"full/without_corl": {split: {ratio, standard_error}}, ...}, paired over examples;
-        - gates: every gated phase's held-out perplexity before and after, and whether it was kept;
-        - remid: see `coevolve.remid.evaluate.summarise`; exact_remid: the same rows from the known truth.
-        """
+        """What `results.json` holds: `coevolve.training.documents.RunResults`."""
         values: dict[str, Any] = self.perplexities()
         if self.floors is not None:
             values["floor"] = dict(self.floors)
@@ -150,6 +141,8 @@ class Outcome:
         for name, by_split in self._scores.items():
             for split, scores in by_split.items():
                 tags = np.array(self._subsets[split])
+                if tags.shape != scores.sum.shape:
+                    continue
                 for tag in dict.fromkeys(self._subsets[split]):
                     part = Scores(scores.sum[tags == tag], scores.tokens[tags == tag])
                     table.setdefault(name, {}).setdefault(split, {})[tag] = perplexity(part)

@@ -22,6 +22,7 @@ import torch
 from accelerate import PartialState
 
 from coevolve.data.corpus import Corpus
+from coevolve.errors import ArtifactError
 from coevolve.files import write_json
 from coevolve.outputs import RUN, claim
 from coevolve.preflight.checks import Check, preflight
@@ -36,7 +37,7 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.seeds import derive_seed
 from coevolve.training import phases
 from coevolve.training.baselines import continue_cold_start
-from coevolve.training.checkpoints import Checkpoint, CheckpointWriter
+from coevolve.training.checkpoints import Checkpoint, CheckpointWriter, newest_checkpoint
 from coevolve.training.diagnostics import diagnose, drift, warnings_in
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.distributed.spread import SpreadEstimator
@@ -104,7 +105,8 @@ def train(
             found = folder.find(recipe, resume, force=force)
             record = Record(folder.path, main=processes.main)
             try:
-                return Run(inputs, folder, record, processes, found).go()
+                named = resume not in ("auto", "never")
+                return Run(inputs, folder, record, processes, found, named=named).go()
             except Exception as error:
                 failure = processes.explain(error)
                 folder.say_failed(failure)
@@ -136,6 +138,8 @@ class Run:
         record: Record,
         processes: Processes,
         found: Found,
+        *,
+        named: bool = False,
     ):
         checkpoint = found.checkpoint
         self.recipe = recipe = inputs.recipe
@@ -181,7 +185,7 @@ class Run:
         self.saved, self.saving_took = time.monotonic(), 0.0
         self.writer = CheckpointWriter(folder.path, recipe.checkpoints.keep)
         if checkpoint is not None:
-            self._restore(checkpoint, found.redo)
+            self._restore(self._fitting(checkpoint, named=named), found.redo)
 
     def go(self) -> dict[str, Any]:
         """Every stage that is not done yet, in order."""
@@ -344,6 +348,19 @@ class Run:
         self.saved = time.monotonic()
         self.saving_took = self.saved - began
         return path.name if path else ""
+
+    def _fitting(self, checkpoint: Checkpoint, *, named: bool) -> Checkpoint:
+        """The checkpoint, or else the newest before it that fits; one that a person `named` must fit."""
+        while True:
+            try:
+                checkpoint.require_fit(len(self.examples), len(self.data.validation), self.trainee.pair)
+                return checkpoint
+            except ArtifactError as error:
+                if named:
+                    raise
+                self.record.say(f"damaged checkpoint, not used: {error}")
+            checkpoint = newest_checkpoint(self.folder.path, self.record.say, before=checkpoint)
+            self.record.resume(checkpoint.state["record"])
 
     def _restore(self, checkpoint: Checkpoint, redo: Sequence[str]) -> None:
         state, tensors, trainee = checkpoint.state, checkpoint.tensors, self.trainee

@@ -16,20 +16,19 @@ from types import MappingProxyType
 from typing import Any
 
 from coevolve.data.corpus import TRAIN_SPLIT, Corpus
-from coevolve.errors import ArtifactError, DataError
-from coevolve.files import read_json, write_json
+from coevolve.documents import read_document
+from coevolve.errors import ArtifactError
+from coevolve.files import write_json
 from coevolve.outputs import remove
 from coevolve.recipe import Recipe, check_recipe, recipe_values
 from coevolve.scoring.origins import Base, Origin
 from coevolve.scoring.roles import ROLES
-from coevolve.training.checkpoints import CHECKPOINTS, Checkpoint, newest_checkpoint, read_checkpoint
+from coevolve.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from coevolve.training.distributed.processes import Interrupted, ProcessError, Processes
-from coevolve.training.distributed.stopping import INTERRUPTED
+from coevolve.training.documents import RunFile
 from coevolve.training.setup import Origins
+from coevolve.training.status import LOCK, RUN, STATUS, finished_checkpoints
 
-RUN = "run.json"
-STATUS = "status.json"
-LOCK = ".lock"
 PACKAGES = ("coevolve", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets")
 
 HARMLESS = ("logging.", "checkpoints.", "name", "data.path", "data.hub")
@@ -227,11 +226,13 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
     """The recipe, what the roles started from, and the rest of `run.json`.
 
     Raises:
-        ArtifactError: there is no run in the folder.
+        ArtifactError: there is no run in the folder, or its `run.json` is damaged.
+        RecipeError: the recipe in it is none of this version of coevolve.
     """
     if not (folder / RUN).is_file():
         raise ArtifactError(f"{folder}: no {RUN}, so no run of coevolve. Give the --output-dir of a `coevolve train`.")
-    run = read_json(folder / RUN)
+    remedy = f"Restore {RUN} from a backup, or give another --output-dir."
+    run = read_document(folder / RUN, RunFile, remedy=remedy, error=ArtifactError).values()
     # Before a role could have its own, a run had one base model.
     origins = run.get("origins") or {role: {"base": run["base"]} for role in ROLES}
     return (
@@ -248,44 +249,7 @@ def _base(folder: Path, base: Mapping[str, Any]) -> Base:
 
 def has_checkpoints(folder: Path) -> bool:
     """Whether a run has come so far that all its teacher wrote is on disk."""
-    return any((folder / CHECKPOINTS).glob("[0-9]*"))
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says, with `state` put right where the process was killed before it could say so.
-
-    Raises:
-        ArtifactError: there is no run in the folder.
-    """
-    if not (folder / RUN).is_file() and not (folder / STATUS).is_file():
-        raise ArtifactError(f"{folder}: no run of coevolve. Give the --output-dir of a `coevolve train`.")
-    try:
-        status = read_json(folder / STATUS)
-    except DataError:
-        status = {"state": "running"}
-    if status["state"] == "running" and not _is_held(folder):
-        status["state"] = "killed"
-    status["checkpoints"] = sorted(path.name for path in (folder / CHECKPOINTS).glob("[0-9]*"))
-    return status
-
-
-def status_code(status: Mapping[str, Any]) -> int:
-    """Exit status for a script: 0 finished, 1 failed, 3 running, 75 to be started again (interrupted or killed)."""
-    return {"finished": 0, "failed": 1, "running": 3}.get(status["state"], INTERRUPTED)
-
-
-def _is_held(folder: Path) -> bool:
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return bool(finished_checkpoints(folder))
 
 
 def _holder() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from coevolve.errors import ArtifactError
 from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.run import train
-from coevolve.training.run_folder import read_status, status_code
+from coevolve.training.status import read_status, status_code
 
 SMALL = {
     "data": {"world": {"train": 24, "test": 3}, "validation": 6},

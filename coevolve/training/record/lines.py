@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from coevolve.documents import Part, check_document
 from coevolve.errors import DataError
+from coevolve.training.documents import SampleLine
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -37,7 +39,7 @@ class Table:
     def read(cls, path: Path) -> dict[int, "Table"]:
         """The tables of a file, by step."""
         tables: dict[int, Table] = {}
-        for _, line in read_lines(path):
+        for _, line in read_lines(path, SampleLine):
             step, title, sample = line.pop("step"), line.pop("table"), decoded(line.pop("sample"))
             tables.setdefault(step, cls(step, title, tuple(sample), [], line)).rows.append(list(sample.values()))
         return tables
@@ -49,18 +51,26 @@ def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         file.write("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
 
 
-def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(text, values) of each line; what a crash tore off after the last whole line is left out."""
-    if not path.exists():
-        return []
-    *whole, _ = path.read_bytes().split(b"\n")
+def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]]:
+    """(text, values) of each line; what a crash tore off after the last whole line is left out.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no `model`; it is named.
+    """
+    try:
+        *whole, _ = path.read_bytes().split(b"\n") if path.exists() else (b"",)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     lines = []
     for number, raw in enumerate(whole, start=1):
+        where, remedy = f"{path}:{number}", "Delete that line."
         try:
             text = raw.decode()
-            lines.append((text, json.loads(text)))
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not a line of JSON ({error}). Delete that line, then resume.") from None
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not a line of JSON ({error}). {remedy}") from None
+        check_document(values, model, where=where, remedy=remedy)
+        lines.append((text, values))
     return lines
 
 

@@ -26,8 +26,11 @@ from typing import Any
 
 from rich.console import Console
 
-from coevolve.files import read_json, write_json, write_text
+from coevolve.documents import read_document
+from coevolve.errors import DataError
+from coevolve.files import write_json, write_text
 from coevolve.progress import Advance, make_console, task
+from coevolve.training.documents import Line, SampleLine, Sent
 from coevolve.training.record.facts import memory
 from coevolve.training.record.lines import METRICS, SAMPLES, Table, append_lines, decoded, encoded, plain, read_lines
 from coevolve.training.record.trackers import (
@@ -114,14 +117,25 @@ class Record:
         if not self.main:
             return
         note = self.folder / SENT
-        lines = {path: read_lines(path) for path in (self.path, self.samples_path)}
+        kinds = {self.path: Line, self.samples_path: SampleLine}
+        lines = {path: read_lines(path, kind) for path, kind in kinds.items()}
         steps = [values["step"] for rows in lines.values() for _, values in rows]
-        self._sent = max([read_json(note)["step"] if note.exists() else 0, *steps])
+        self._sent = max([self._noted(note), *steps])
         # In this order, so that a crash in between loses neither.
         write_json(note, {"step": self._sent})
         for path, rows in lines.items():
             if path.exists():
                 write_text(path, "".join(f"{text}\n" for text, values in rows if values["step"] <= self._step))
+
+    def _noted(self, note: Path) -> int:
+        """The step up to which the trackers may have been told."""
+        if not note.exists():
+            return 0
+        try:
+            return read_document(note, Sent, remedy="A tracker may get the last points once more.").step
+        except DataError as error:
+            self.say(str(error))
+            return 0
 
     # Words, figures, samples.
 
@@ -282,7 +296,7 @@ class Record:
 
     def _send_missing(self, tracker: Tracker) -> None:
         """Send a tracker what the files hold and it has not."""
-        figures = {values.pop("step"): decoded(values) for _, values in read_lines(self.path)}
+        figures = {values.pop("step"): decoded(values) for _, values in read_lines(self.path, Line)}
         tables = Table.read(self.samples_path)
         for step in sorted({*figures, *tables}):
             if step in figures:

@@ -1,0 +1,364 @@
+"""What a run's files hold: each field explained, and checked when the run goes on, is exported or reported."""
+
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from coevolve.documents import Document, Part
+from coevolve.remid.results import LARGEST, Count, Number, RemidResults
+
+STATE = "state.json"
+Perplexity = Annotated[Number, Field(gt=0)]
+Figure = Annotated[float, Field(strict=False, allow_inf_nan=True)]
+"""A number for the log, which may be none."""
+T = TypeVar("T")
+
+
+class OfRoles(Part, Generic[T]):
+    """Something of each role."""
+
+    connector: T
+    estimator: T
+
+
+# run.json
+
+
+class BaseModelOfRun(Part):
+    """`coevolve.scoring.origins.Base`."""
+
+    source: str
+    path: str
+    fingerprint: str
+
+
+class OriginOfRole(Part):
+    """`coevolve.scoring.origins.Origin`."""
+
+    base: BaseModelOfRun
+    quantization: Literal["4bit", "8bit"] | None = None
+    adapter: str | None = None
+    adapter_fingerprint: str | None = None
+
+
+class RunFile(Document, extra="allow"):
+    """`run.json`: what a run is of, written before anything is trained. Other fields are kept when it is rewritten."""
+
+    recipe: dict[str, JsonValue]
+    """Every value; `coevolve.recipe.check_recipe` knows which."""
+    origins: OfRoles[OriginOfRole] = Field(default=None)
+    """What the roles start from."""
+    base: BaseModelOfRun = Field(default=None)
+    """In place of `origins`, before a role could have its own."""
+    data_fingerprint: str
+    splits: dict[str, str] = Field(default_factory=dict)
+    """Fingerprint of each split; absent before version 0.4."""
+    packages: dict[str, str] = Field(default_factory=dict)
+    """Versions, by name."""
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> "RunFile":
+        if self.origins is None and self.base is None:
+            raise ValueError("origins is missing")
+        return self
+
+
+# checkpoints/NAME/manifest.json and state.json
+
+
+class FileOfCheckpoint(Part):
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class CheckpointManifest(Document):
+    """`manifest.json` of a checkpoint, written last."""
+
+    marks: ClassVar = ("format", "version")
+    format: Literal["coevolve-checkpoint"]
+    version: Literal[1]
+    name: str
+    """What had just been done."""
+    best: bool
+    """Whether the pair in it was the best so far."""
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}$")], FileOfCheckpoint]
+    """All others, by their names in the directory."""
+
+    @field_validator("files")
+    @classmethod
+    def _has_a_state(cls, files: dict[str, Any]) -> dict[str, Any]:
+        if STATE not in files:
+            raise ValueError(f"{STATE} is not in it")
+        return files
+
+
+class ScoresOfExamples(Part):
+    """`coevolve.scoring.scores.Scores` of a list of examples."""
+
+    sum: list[Number]
+    tokens: list[Annotated[int, Field(ge=1, le=2**31)]]
+
+    @model_validator(mode="after")
+    def _are_of_the_same(self) -> "ScoresOfExamples":
+        if len(self.sum) != len(self.tokens):
+            raise ValueError(f"{len(self.sum)} sums and {len(self.tokens)} numbers of tokens")
+        return self
+
+
+class EvaluatedExamples(Part):
+    """`coevolve.training.evaluation.Evaluated`."""
+
+    scores: ScoresOfExamples
+    reasoning: list[str | None]
+
+    @model_validator(mode="after")
+    def _are_of_the_same(self) -> "EvaluatedExamples":
+        if not 0 < len(self.reasoning) == len(self.scores.sum):
+            raise ValueError(f"{len(self.scores.sum)} scores and {len(self.reasoning)} reasonings")
+        return self
+
+
+class Verdict(Part):
+    """What the gate made of a phase."""
+
+    round: Count
+    phase: str
+    part: Count = 1
+    """Of a phase that goes on until nothing improves."""
+    before: Perplexity
+    """Held-out perplexity of the best pair so far."""
+    after: Perplexity | None
+    """Null where it is beyond all numbers."""
+    kept: bool | None
+    """Null while on probation."""
+
+
+class GateState(Part):
+    """`coevolve.training.gate.Gate`."""
+
+    verdicts: list[Verdict]
+    held_out: EvaluatedExamples
+    """Of the best pair."""
+    best_reasoning: list[str]
+    best_chosen: Annotated[list[Count], Field(min_length=1)]
+    reasoning: list[str | None]
+    """What the connector wrote for the held-out examples last, when it had been updated `written` times."""
+    written: Count
+
+    @model_validator(mode="after")
+    def _are_of_the_same(self) -> "GateState":
+        if len(self.reasoning) != len(self.held_out.reasoning):
+            raise ValueError("reasoning and held_out are of other examples")
+        return self
+
+
+class OutcomeState(Part):
+    """`coevolve.training.outcome.Outcome`."""
+
+    scores: dict[str, dict[str, ScoresOfExamples]]
+    """Model name -> split -> its golden responses' scores."""
+    subsets: dict[str, list[str]]
+    """Split -> the examples' subset tags."""
+    remid: RemidResults | None
+    floors: dict[str, Perplexity] | None
+    exact: list[Annotated[tuple[str, str, Number], Field(strict=False)]] | None
+    """[model, row, value] each."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "OutcomeState":
+        unknown = {split for by_split in self.scores.values() for split in by_split} - set(self.subsets)
+        if unknown:
+            raise ValueError(f"subsets: {sorted(unknown)[0]!r} is missing, and there are scores of it")
+        return self
+
+
+class GatheredFigures(Part):
+    """What a trainer has gathered for its next line of the log."""
+
+    metrics: dict[str, list[Figure]]
+    tokens: Figure
+    total_tokens: Figure
+    loss: Figure
+    total_loss: Figure
+    logged: Count
+
+
+class SegmentState(Part):
+    """`coevolve.training.engines.Segment`: a training phase under way."""
+
+    step: Count
+    figures: GatheredFigures | Annotated[dict[str, JsonValue], Field(max_length=0)]
+    rollouts: Annotated[int, Field(ge=0, le=2**20)]
+    """Of so many processes."""
+
+
+class RecordState(Part):
+    """`coevolve.training.record.record.Record`."""
+
+    step: Count
+    """Of the last line."""
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
+    """Since the run began, without the time between its sittings."""
+    trackers: dict[str, str]
+    """Name -> the id under which it knows the run."""
+
+
+class ParentBase(Part):
+    source: str
+    fingerprint: str
+    quantization: str | None
+
+
+class ParentAdapter(Part):
+    source: str
+    fingerprint: str
+
+
+class Parent(Part):
+    """`coevolve.scoring.origins.Origin.parent`."""
+
+    base: ParentBase
+    continued_from: ParentAdapter | None
+
+
+class Facts(Part):
+    updates: OfRoles[Count]
+    held_out_perplexity: dict[str, JsonValue]
+
+
+class CheckpointState(Document):
+    """`state.json`: all of a run that is no tensor."""
+
+    done: list[str]
+    """Stages."""
+    stage: str
+    """What is under way, or was done last."""
+    processes: Annotated[int, Field(ge=1)]
+    segment: SegmentState | None
+    texts: list[str]
+    """What a phase under way has written so far."""
+    reasoning: Annotated[list[str], Field(min_length=1)]
+    """Of each training example, what the estimator is trained with."""
+    chosen: Annotated[list[Count], Field(min_length=1)]
+    """The training examples that the last refresh drew."""
+    updates: OfRoles[Count]
+    """Optimizer steps."""
+    progress: dict[str, Count]
+    """Optimizer steps, by the name of the phase."""
+    trained_updates: OfRoles[Count] | Annotated[dict[str, JsonValue], Field(max_length=0)]
+    """`updates` when training ended; empty before."""
+    rounds: list[Count]
+    """The estimator's updates in each."""
+    where: dict[str, str | Count]
+    """Round and phase, for the record."""
+    gate: GateState | None
+    outcome: OutcomeState
+    record: RecordState
+    parents: OfRoles[Parent] = Field(default=None)
+    """What the weights started from. Before version 0.3 only run.json said it."""
+    probe: EvaluatedExamples | None
+    """Held-out examples after the cold start, to see how far the estimator drifts."""
+    facts: Facts
+    """For the manifest of an exported estimator."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "CheckpointState":
+        examples = len(self.reasoning)
+        chosen = {"chosen": self.chosen}
+        if self.gate is not None:
+            chosen["gate.best_chosen"] = self.gate.best_chosen
+            if len(self.gate.best_reasoning) != examples:
+                raise ValueError(f"gate.best_reasoning: has {len(self.gate.best_reasoning)} of {examples} reasonings")
+        for name, indices in chosen.items():
+            if max(indices) >= examples:
+                raise ValueError(f"{name}: there is no example {max(indices)}; there are {examples}")
+        return self
+
+
+# metrics.jsonl, samples.jsonl and what trackers were told
+
+
+class Line(Part, extra="allow"):
+    """A line of `metrics.jsonl`: figures and words by name, such as `connector/rewards/format/mean`."""
+
+    step: Annotated[int, Field(ge=1, le=2**53)]
+    """Only grows."""
+    round: Annotated[int, Field(ge=0)] | None = Field(default=None, alias="coevolve/round")
+    not_finite: dict[str, Literal["nan", "inf", "-inf"]] = Field(default_factory=dict)
+    """What the numbers were that are null because JSON does not have them."""
+
+    @model_validator(mode="after")
+    def _figures_are_numbers(self) -> "Line":
+        for name, value in (self.__pydantic_extra__ or {}).items():
+            if isinstance(value, int | float) and abs(value) <= LARGEST:
+                continue
+            words = all(isinstance(word, str) for word in (value if isinstance(value, list) else [value]))
+            if value is not None and (not words or name.endswith("/mean")):
+                raise ValueError(f"{name}: found {value!r:.60}; accepted is a finite number or null")
+        return self
+
+
+class SampleLine(Part, extra="allow"):
+    """A line of `samples.jsonl`: a row of a table of samples."""
+
+    step: Annotated[int, Field(ge=1, le=2**53)]
+    table: str
+    sample: dict[str, JsonValue]
+    """Column -> value."""
+
+
+class Sent(Document):
+    """`.sent.json`: the step up to which trackers may have been told."""
+
+    step: Count
+
+
+# results.json
+
+
+class Ratio(Part):
+    """Of two perplexities, paired over examples."""
+
+    ratio: Number
+    standard_error: Number
+
+
+class ExactValue(Part):
+    """A true R-EMI (in distribution) or R-EMID, in the unit of the R-EMID results beside it."""
+
+    model: str
+    row: str
+    value: Number
+
+
+class RunResults(Document):
+    """`results.json` of a run."""
+
+    marks: ClassVar = ("schema",)
+    schema_id: Literal["coevolve.run/1"] = Field(alias="schema")
+    recipe: str | None = None
+    seed: int | None = None
+    seconds: Number | None = None
+    perplexity: dict[str, dict[str, Perplexity]]
+    """Model -> split -> value. `full` is the co-evolved pair, `without_corl` the cold start with as many estimator
+    updates, `without_reasoning` q2(y | x) with as many, `oracle` is shown the teacher's features of the response, and
+    `floor` is exact, where the truth is known. Each is from one greedy reasoning per example, except `..._marginal_K`:
+    log-mean over K sampled ones, to be compared with each other only."""
+    by_subset: dict[str, dict[str, dict[str, Perplexity]]] = Field(default_factory=dict)
+    """Model -> split -> subset tag -> value."""
+    ratio: dict[str, dict[str, Ratio]]
+    """`full/without_corl`, ... -> split -> ratio."""
+    gates: list[Verdict]
+    """Of every gated phase."""
+    remid: RemidResults | None
+    exact_remid: list[ExactValue] | None
+    """From the known truth; null where it is not known."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "RunResults":
+        models = self.remid.models if self.remid else ()
+        rows = [subset.row for subset in self.remid.subsets] if self.remid else ()
+        for exact in self.exact_remid or ():
+            if exact.model not in models or exact.row not in rows:
+                raise ValueError(f"exact_remid: {exact.model!r} on {exact.row!r} is not in remid")
+        return self

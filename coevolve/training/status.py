@@ -1,0 +1,107 @@
+"""How far a run has come, read from its directory without loading anything heavy."""
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from coevolve.documents import Document, read_document
+from coevolve.errors import ArtifactError
+from coevolve.training.distributed.stopping import INTERRUPTED
+
+RUN = "run.json"
+STATUS = "status.json"
+LOCK = ".lock"
+CHECKPOINTS = "checkpoints"
+
+_CHECKPOINT = re.compile(r"([0-9]{5,9})-[A-Za-z0-9_.+-]+")
+
+
+class Status(Document):
+    """`status.json`: where a run said last that it is."""
+
+    state: Literal["running", "interrupted", "failed", "finished"]
+    stage: str
+    """What is being done, or was; empty at the end."""
+    round: int | None = None
+    phase: str | None = None
+    checkpoint: str | None = None
+    """What an interrupted run goes on from."""
+    reason: str | None = None
+    """Why it was interrupted."""
+    error: str | None = None
+    """Why it failed."""
+    host: str | None = None
+    pid: int | None = None
+    updated: str | None = None
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What `status.json` says, with `state` put right where the process was killed before it could say so.
+
+    A damaged file is `note`d, and the state is then what the lock tells.
+
+    Raises:
+        ArtifactError: there is no run in the folder.
+    """
+    if not (folder / RUN).is_file() and not (folder / STATUS).is_file():
+        raise ArtifactError(f"{folder}: no run of coevolve. Give the --output-dir of a `coevolve train`.")
+    status: dict[str, Any] = {"state": "running"}
+    if (folder / STATUS).exists():
+        try:
+            remedy = "The run itself goes on from its checkpoints."
+            status = read_document(folder / STATUS, Status, remedy=remedy, error=ArtifactError).values()
+        except ArtifactError as error:
+            status["note"] = str(error)
+    if status["state"] == "running" and not is_held(folder):
+        status["state"] = "killed"
+    with contextlib.suppress(ArtifactError):
+        status["checkpoints"] = [path.name for path in finished_checkpoints(folder)]
+    return status
+
+
+def status_code(status: Mapping[str, Any]) -> int:
+    """Exit status for a script: 0 finished, 1 failed, 3 running, 75 to be started again (interrupted or killed)."""
+    return {"finished": 0, "failed": 1, "running": 3}.get(status["state"], INTERRUPTED)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the run's lock. Who may not look at the lock is told yes: the run is to be let alone."""
+    try:
+        # Looking takes no right to write. Nor does it wait, whatever may lie under that name.
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """The directories of a run's finished checkpoints, by their names, oldest first.
+
+    Raises:
+        ArtifactError: nobody can tell.
+    """
+    root = folder / CHECKPOINTS
+    try:
+        named = [path for path in root.iterdir() if _CHECKPOINT.fullmatch(path.name)]
+        return sorted((path for path in named if path.is_dir()), key=lambda path: (number_of(path), path.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ArtifactError(
+            f"{root}: cannot be read ({error.strerror}). Mend that, or give another --output-dir."
+        ) from None
+
+
+def number_of(checkpoint: Path) -> int:
+    """The number that a checkpoint's name begins with."""
+    return int(checkpoint.name.partition("-")[0])
