@@ -5,6 +5,8 @@ Every message names the file, row or field, what was found, what is accepted, an
 
 from collections.abc import Sequence
 
+PROBLEMS_SHOWN = 20
+
 
 class CoevolveError(Exception):
     """Any error that coevolve raises on purpose. The command line prints it without a traceback."""
@@ -19,8 +21,11 @@ class PreflightError(CoevolveError, ValueError):
 
     def __init__(self, problems: Sequence[CoevolveError]):
         self.problems = tuple(problems)
-        listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
-        super().__init__(f"{len(problems)} things stand in the way:\n{listed}")
+        shown = [f"  {number}. {problem}" for number, problem in enumerate(self.problems[:PROBLEMS_SHOWN], start=1)]
+        more = len(self.problems) - len(shown)
+        if more:
+            shown.append(f"  and {more} more")
+        super().__init__("\n".join([f"{len(self.problems)} things stand in the way:", *shown]))
 
 
 class DataError(CoevolveError, ValueError):

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, look_first, report_cache
 from coevolve.cli.paths import add_input, add_output
 from coevolve.cli.responses import add_responses_arguments, read_judged
 from coevolve.outputs import BOUND, write_parts
@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.cli.remid import _negatives
     from coevolve.files import json_text
     from coevolve.information.estimate import check_form
+    from coevolve.preflight.judging import subsets_with_pairs
     from coevolve.progress import from_totals, make_console, task
     from coevolve.remid.blame import blame_examples, blame_table
     from coevolve.remid.bound import Measuring, bound_table, evaluate_bound, score_corpus, shift_table
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
     negatives = _negatives(options.negatives)
     check_form(options.form)
     measuring = Measuring(kernel=options.kernel, seed=options.seed)
+    golden = {example.sample_id: example.golden_response for example in examples}
+    look_first(options, lambda: subsets_with_pairs(corpus, negatives, seed=options.seed), [golden, *responses.values()])
     estimator = load_estimator(options)
     embedder = make_embedder(options.embedder, estimator, options.base)
     console = make_console(sys.stderr)

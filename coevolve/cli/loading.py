@@ -1,16 +1,18 @@
 """What the commands that use an exported estimator have in common."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coevolve.cli.paths import add_input, add_output
 from coevolve.outputs import CACHE
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Mapping
 
     from rich.console import Console
 
+    from coevolve.preflight.judging import Group
     from coevolve.scoring.estimator import ProbabilityEstimator
 
 
@@ -39,12 +41,9 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_estimator(options: argparse.Namespace) -> "ProbabilityEstimator":
-    import transformers
-
     from coevolve.scoring.estimator import ProbabilityEstimator
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    _quieten()
     estimator = ProbabilityEstimator.from_pretrained(
         options.estimator,
         device=options.device,
@@ -57,12 +56,43 @@ def load_estimator(options: argparse.Namespace) -> "ProbabilityEstimator":
     return estimator
 
 
-def cache_folder() -> "Path":
+def look_first(
+    options: argparse.Namespace,
+    find_groups: "Callable[[], Iterable[Group]]",
+    responses: "Iterable[Mapping[str, str]]",
+    *,
+    writes_reasoning: bool = True,
+) -> None:
+    """Raise CoevolveError for whatever stands in the way of scoring, before the estimator is loaded.
+
+    Args:
+        find_groups: as in `coevolve.preflight.judging.Judging`.
+        responses: sample_ID -> response, of every model.
+    """
+    from coevolve.preflight.checks import preflight
+    from coevolve.preflight.judging import JUDGING, Judging
+
+    _quieten()
+    by_id: dict[str, list[str]] = {}
+    for given in responses:
+        for sample_id, text in given.items():
+            by_id.setdefault(sample_id, []).append(text)
+    draft = Judging(Path(options.estimator), options.device, find_groups, by_id, writes_reasoning)
+    preflight(draft, JUDGING)
+
+
+def cache_folder() -> Path:
     """Where the work of all commands is kept unless they are told otherwise."""
     import os
-    from pathlib import Path
 
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coevolve" / "work"
+
+
+def _quieten() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:

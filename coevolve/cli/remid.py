@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, look_first, report_cache
 from coevolve.cli.paths import add_input, add_output
 from coevolve.cli.responses import add_responses_arguments, read_judged
 from coevolve.outputs import REMID, write_parts
@@ -80,10 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.files import json_text, jsonl_text
+    from coevolve.preflight.judging import subsets_with_pairs
     from coevolve.progress import make_console
     from coevolve.remid.evaluate import Measure, contributions
     from coevolve.remid.judge import judge_correlations, judge_table, read_judge_scores
-    from coevolve.remid.score import Reasoning, distributions
+    from coevolve.remid.score import Reasoning, distributions, evaluated_examples
     from coevolve.remid.table import remid_csv, remid_latex, remid_table
 
     given = read_judged(options)
@@ -96,6 +97,15 @@ def run(options: argparse.Namespace) -> None:
         left_out = set(row_of) - {example.sample_id for example in corpus.examples}
         rows = [subset.row for subset in subsets]
         judged = read_judge_scores(options.judge, list(responses), rows, row_of, left_out=left_out)
+    if options.protocol == "exact":  # the other one cuts what is too long
+        golden = {example.sample_id: example.golden_response for example in evaluated_examples(corpus)}
+        small = {"seed": options.seed, "show_small": options.show_small_subsets}
+        look_first(
+            options,
+            lambda: subsets_with_pairs(corpus, _chosen_negatives(options), **small),
+            [golden, *responses.values()],
+            writes_reasoning=reasoning.kind in ("greedy", "sampled", "marginal"),
+        )
     estimator = load_estimator(options)
     console, tables, folder = make_console(sys.stderr), make_console(sys.stdout), Path(options.out)
     if options.protocol == "reference":

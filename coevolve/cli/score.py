@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator, report_cache
+from coevolve.cli.loading import add_estimator_arguments, load_estimator, look_first, report_cache
 from coevolve.cli.paths import add_input, add_output
 from coevolve.cli.responses import add_missing_argument
 from coevolve.outputs import SCORES, write_output
@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> None:
     examples = [example for example in every if example.sample_id in given]
     responses = list(given.values())
     reasoning, origin = _reasoning(options, examples, every)
+    look_first(
+        options, lambda: [(str(options.data), [x]) for x in examples], [given], writes_reasoning=reasoning is None
+    )
     estimator = load_estimator(options)
     console = make_console(sys.stderr)
     origin["estimator_identity"] = estimator.manifest["identity"]

@@ -3,7 +3,7 @@
 Reasonings are not written yet, so only what fails whatever they say is a problem here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from coevolve.preflight.checks import Check
 from coevolve.prompts import PromptSet, Renderer
 from coevolve.remid.pairs import Negatives, negative_pairs
 from coevolve.remid.score import distributions
-from coevolve.scoring.artifact import base_folder, read_manifest
+from coevolve.scoring.artifact import read_manifest
 from coevolve.scoring.batching import positions_of
 from coevolve.scoring.foreign import explained
-from coevolve.scoring.models import choose_device, load_tokenizer
+from coevolve.scoring.loading import load_renderers, locate_base
+from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
+
+Group = tuple[str, Sequence[Example]]
+"""Examples whose responses are scored in one another's contexts, behind what to call them in an error."""
 
 
 @dataclass
@@ -31,27 +35,28 @@ class Judging:
     Attributes:
         estimator: its directory.
         device: as the user named it.
-        groups: examples whose responses are scored in one another's contexts, by what to call them; one example
-            alone is scored in its own.
-        responses: sample_ID -> every response to it that will be scored.
+        find_groups: gives the groups, each after a look at its pairs; an example alone is a group.
+        responses: of each sample_ID, every one that will be scored.
         writes_reasoning: whether the connector will write, and needs room for it.
-        manifest, renderers, positions: of the estimator, filled in by the checks; by role.
+        groups, manifest, renderers, positions: filled in by the checks, the last two by role.
     """
 
     estimator: Path
     device: str
-    groups: Sequence[tuple[str, Sequence[Example]]]
-    responses: Mapping[str, Sequence[str]]
+    find_groups: Callable[[], Iterable[Group]]
+    responses: Mapping[str, Iterable[str]]
     writes_reasoning: bool = True
+    groups: Sequence[Group] | None = None
     manifest: Mapping[str, Any] | None = None
     renderers: Mapping[Role, Renderer] | None = None
     positions: dict[Role, int] = field(default_factory=dict)
 
 
-def judging_pairs(
-    corpus: Corpus, negatives: Negatives, *, seed: int, show_small: bool
-) -> Iterator[tuple[str, Sequence[Example]]]:
-    """The subsets of a corpus that will be scored, each after a look at its mismatched pairs.
+def subsets_with_pairs(corpus: Corpus, negatives: Negatives, *, seed: int, show_small: bool = False) -> Iterator[Group]:
+    """The subsets of a corpus that will be scored.
+
+    Args:
+        show_small: whether a shifted subset without a mismatched pair is left out instead of being an error.
 
     Raises:
         DataError: a subset has no pair.
@@ -68,50 +73,49 @@ def _device(draft: Judging) -> None:
     choose_device(draft.device)
 
 
+def _pairs(draft: Judging) -> None:
+    draft.groups = list(draft.find_groups())
+
+
 def _estimator(draft: Judging) -> None:
     # The hashes are compared when it is loaded; here it is enough that it says what it is.
     manifest = read_manifest(draft.estimator, verify=False)
-    prompts, renderers = PromptSet.from_dict(manifest["prompts"]), {}
+    entries, prompts = manifest["roles"], PromptSet.from_dict(manifest["prompts"])
+    draft.renderers = load_renderers(draft.estimator, entries, prompts, trust_remote_code=False)
     for role in ROLES:
-        entry = manifest["roles"][role]
-        renderers[role] = Renderer(prompts, load_tokenizer(str(draft.estimator / entry["tokenizer"])))
-        folder = base_folder(draft.estimator, role, entry)
-        with explained(
-            f"The base model of {draft.estimator} cannot be loaded", "Put it back, or export the estimator again"
-        ):
+        folder = locate_base(draft.estimator, role, entries[role])
+        with explained(f"{folder}: cannot be loaded", "Put the base model back, or export the estimator again"):
             draft.positions[role] = positions_of(AutoConfig.from_pretrained(folder))
-    draft.manifest, draft.renderers = manifest, renderers
+    draft.manifest = manifest
 
 
 def _lengths(draft: Judging) -> Iterator[CoevolveError]:
     connector, estimator = draft.renderers[CONNECTOR], draft.renderers[ESTIMATOR]
-    room = draft.manifest["reasoning"]["max_new_tokens"]
+    reasoning = draft.manifest["reasoning"]["max_new_tokens"]
     for where, examples in draft.groups:
-        sizes = {
-            example.sample_id: (
-                len(connector.prompt_ids(connector.connector(example))) if draft.writes_reasoning else 0,
-                len(estimator.prompt_ids(estimator.estimator(example, ""))),
-            )
-            for example in examples
-        }
         texts = {text for example in examples for text in draft.responses.get(example.sample_id, ())}
-        longest = max((len(estimator.response_ids(text)) for text in texts), default=0)
-        asked, what = max((size[0], name) for name, size in sizes.items())
-        context, other = max((size[1], name) for name, size in sizes.items())
-        for role, sample_id, needed, beside in (
-            (CONNECTOR, what, asked, room if draft.writes_reasoning else 0),
-            (ESTIMATOR, other, context, longest),
-        ):
-            if needed + beside > draft.positions[role]:
-                kind = "a reasoning" if role == CONNECTOR else "the longest response"
-                yield TooLongError(
-                    f"{where}: sample_ID {sample_id!r}: its prompt has {needed} tokens and {kind} needs {beside}; the "
-                    f"{role}'s base model holds {draft.positions[role]}. Shorten its dialogue or leave the example out."
-                )
+        response = max((len(estimator.response_ids(text)) for text in texts), default=0)
+        shown = {x.sample_id: len(estimator.prompt_ids(estimator.estimator(x, ""))) for x in examples}
+        asked = {x.sample_id: len(connector.prompt_ids(connector.connector(x))) for x in examples}
+        if draft.writes_reasoning:
+            yield from _beyond(draft, where, CONNECTOR, asked, reasoning, "a reasoning")
+        yield from _beyond(draft, where, ESTIMATOR, shown, response, "the longest response to it")
+
+
+def _beyond(
+    draft: Judging, where: str, role: Role, prompts: Mapping[str, int], beside: int, what: str
+) -> Iterator[CoevolveError]:
+    longest = max(prompts, key=prompts.__getitem__)
+    if prompts[longest] + beside > draft.positions[role]:
+        yield TooLongError(
+            f"{where}: sample_ID {longest!r}: its prompt has {prompts[longest]} tokens and {what} needs {beside}; the "
+            f"{role}'s base model holds {draft.positions[role]}. Shorten its dialogue or leave the example out."
+        )
 
 
 JUDGING: Sequence[Check[Judging]] = (
     Check("device", _device),
     Check("estimator", _estimator),
-    Check("lengths", _lengths, ("manifest", "renderers")),
+    Check("pairs", _pairs),
+    Check("lengths", _lengths, ("groups", "manifest", "renderers")),
 )

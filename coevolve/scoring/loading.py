@@ -66,7 +66,7 @@ def load_roles(
             f"{folder}: quantization is {quantization!r}, but both roles are whole models, which are not quantized. "
             "Leave it out."
         )
-    where = {role: _locate_base(folder, entries[role], bases.get(role)) for role in based}
+    where = {role: locate_base(folder, role, entries[role], bases.get(role)) for role in based}
     # What lies in the directory was checked with its other files.
     outside = {role: where[role] for role in based if role in bases or entries[role]["base"]["folder"] is None}
     fingerprints: dict[str, str] = {}
@@ -99,8 +99,15 @@ def load_roles(
     return SeparateRoles({role: load(role) for role in ROLES}, untouched=untouched)
 
 
-def _locate_base(folder: Path, entry: Mapping[str, Any], given: str | None) -> str:
+def locate_base(folder: Path, role: Role, entry: Mapping[str, Any], given: str | None = None) -> str:
+    """Where the model is that a role stands on: the role's own folder where it was trained whole.
+
+    Args:
+        given: where to take it from, if not from where the manifest says.
+    """
     base = entry["base"]
+    if entry["tuning"] == "full":
+        return str(folder / role)
     if given is None and base["folder"] is not None:
         return str(folder / base["folder"])
     return resolve_base(given or base["source"])
