@@ -89,6 +89,12 @@ def is_folder(path: str | Path) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a plain file stands at the path. Raises DataError as `look`."""
+    found = look(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
 def plain_file(path: str | Path, *, at_most: int = LARGEST_FILE) -> Path:
     """The path, if a plain file stands there that can be read whole: to be called before any file is opened.
 
@@ -146,7 +152,7 @@ def read_json(path: str | Path, *, nan: bool = False) -> Any:
     """
     text = read_text(path)
     try:
-        return _decoded(text, str(path), nan)
+        return decode_json(text, str(path), nan=nan)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}).") from None
 
@@ -178,13 +184,13 @@ def parse_json(text: str, where: str, *, nan: bool = False) -> Any:
             more than LONGEST_NUMBER characters, or is beyond a float.
     """
     try:
-        return _decoded(text, where, nan)
+        return decode_json(text, where, nan=nan)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}).") from None
 
 
-def _decoded(text: str, where: str, nan: bool) -> Any:
-    """As `parse_json`, with JSONDecodeError for what is not JSON."""
+def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
+    """As `parse_json`, but for what is not JSON at all it raises JSONDecodeError."""
     doubled: list[tuple[dict[str, Any], str]] = []
 
     def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from coevolve.errors import DataError
+from coevolve.files import parse_json
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -58,7 +59,7 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     for number, raw in enumerate(whole, start=1):
         try:
             text = raw.decode()
-            lines.append((text, json.loads(text)))
+            lines.append((text, parse_json(text, "the line")))
         except ValueError as error:
             raise DataError(f"{path}:{number}: not a line of JSON ({error}). Delete that line, then resume.") from None
     return lines
