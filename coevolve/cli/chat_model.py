@@ -1,6 +1,7 @@
 """What the commands that ask a chat model have in common: which model, and how it is asked."""
 
 import argparse
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -114,13 +115,13 @@ def _given(options: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    from coevolve.errors import DataError, RecipeError
-    from coevolve.files import parse_json
+    from coevolve.errors import RecipeError
+    from coevolve.files import decode_json
 
     try:
-        value = parse_json(text, f"--extra: found {text!r}")
-    except DataError as error:
-        raise RecipeError(f"{error} Accepted is a JSON object.") from None
+        value = decode_json(text, "--extra")
+    except json.JSONDecodeError as error:
+        raise RecipeError(f"--extra: found {text!r}, which is not JSON ({error.msg}); accepted is an object.") from None
     if not isinstance(value, dict):
         raise RecipeError(f"--extra: found {text!r}; accepted is a JSON object.")
     return value

@@ -60,12 +60,14 @@ def json_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _rows_of_dataset(folder: Path) -> list[dict[str, Any]]:
-    state = folder / STATE
-    files = _field(state, "_data_files", "filename")
-    parts = _read([folder / name for name in files], "Arrow", "Save the dataset again.")
-    rows = [row for part in parts for row in part]
-    shown = read_json(state).get("_format_columns")
-    return rows if shown is None else [{name: row[name] for name in row if name in shown} for row in rows]
+    names = _field(folder / STATE, "_data_files", "filename")
+    parts = _read([folder / name for name in names], "Arrow", "Save the dataset again.")
+    state = read_json(folder / STATE)
+    shown = None if state.get("_output_all_columns") else state.get("_format_columns")
+    keep = shown if isinstance(shown, list) else None
+    return [
+        row if keep is None else {name: row[name] for name in row if name in keep} for part in parts for row in part
+    ]
 
 
 def _field(file: Path, name: str, inner: str | None = None) -> list[str]:

@@ -254,7 +254,10 @@ def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
 def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
     """The rows of every data file in `folder`. Other kinds of files, such as a README, may lie beside them."""
     suffixes = (".json", ".jsonl", ".parquet")
-    files = [file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+    try:
+        files = [file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
     if not files:
         raise DataError(
             f"{folder}: holds no data; accepted are files named <split>.jsonl, .json or .parquet, <split> one of "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 
-from coevolve.errors import ArtifactError, DataError
+from coevolve.errors import ArtifactError, DataError, RecipeError
 from coevolve.files import is_file, parse_json, read_text, write_text
 from coevolve.prompts import PromptSet
 from coevolve.prompts.sets import FEATURES_HEADING
@@ -130,13 +130,16 @@ def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
             raise ArtifactError(f"{where}: {name} is empty; accepted is text.")
     connector = _substituted(constants[CONNECTOR_USER], CONNECTOR_FIELDS, f"{where}: {CONNECTOR_USER}", INPUTS)
     estimator = _substituted(constants[ESTIMATOR_USER], INPUTS, f"{where}: {ESTIMATOR_USER}", INPUTS)
-    return replace(
-        _SCRIPTS,
-        context=estimator,
-        connector_user=connector,
-        connector_system=constants[CONNECTOR_SYSTEM],
-        estimator_system=constants[ESTIMATOR_SYSTEM],
-    )
+    try:
+        return replace(
+            _SCRIPTS,
+            context=estimator,
+            connector_user=connector,
+            connector_system=constants[CONNECTOR_SYSTEM],
+            estimator_system=constants[ESTIMATOR_SYSTEM],
+        )
+    except RecipeError as error:
+        raise ArtifactError(f"{where}: {error}") from None
 
 
 def exported_constants(prompts: PromptSet) -> dict[str, str]:

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coevolve.errors import ArtifactError, DataError
+from coevolve.errors import ArtifactError, DataError, RecipeError
 from coevolve.files import read_json, sha256_file, write_json
+from coevolve.prompts.sets import PromptSet
 from coevolve.scoring.models import base_fingerprint, load_model, resolve_base
 from coevolve.scoring.origins import read_parent, require_base
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, AdapterRoles, Role, Roles, SeparateRoles
@@ -68,6 +69,18 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
         if verify and sha256_file(path) != expected:
             raise ArtifactError(f"{path}: its SHA-256 differs from the manifest's. Copy or export it again.")
     return manifest
+
+
+def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
+    """The prompts of an estimator directory's manifest.
+
+    Raises:
+        ArtifactError: they are missing, or hold what a prompt set may not.
+    """
+    try:
+        return PromptSet.from_dict(manifest.get("prompts"))
+    except RecipeError as error:
+        raise ArtifactError(f"{Path(folder) / MANIFEST}: {error}") from None
 
 
 def role_entry(

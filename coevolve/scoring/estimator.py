@@ -11,8 +11,8 @@ import torch
 
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, TooLongError
-from coevolve.prompts import PromptSet, Renderer
-from coevolve.scoring.artifact import load_roles, read_manifest
+from coevolve.prompts import Renderer
+from coevolve.scoring.artifact import load_roles, read_manifest, read_prompts
 from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
 from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint
 from coevolve.scoring.generate import Generation, Sampling, generate
@@ -104,7 +104,7 @@ class ProbabilityEstimator:
             device=choose_device(device),
             trust_remote_code=trust_remote_code,
         )
-        prompts = PromptSet.from_dict(manifest["prompts"])
+        prompts = read_prompts(manifest, path)
         by_folder = {
             folder: Renderer(prompts, load_tokenizer(str(path / folder), trust_remote_code=trust_remote_code))
             for folder in {entry["tokenizer"] for entry in manifest["roles"].values()}
