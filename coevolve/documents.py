@@ -58,7 +58,7 @@ def read_document(path: str | Path, *models: type[Model], remedy: str, error: ty
             field of it is wrong; file and field are named.
     """
     try:
-        value = read_json(path)
+        value = read_json(path, nan=True)  # which numbers must be finite, the model says
     except DataError as fault:
         raise error(f"{fault} {remedy}") from None
     return check_document(value, *models, where=str(path), remedy=remedy, error=error)

@@ -2,12 +2,31 @@
 
 import hashlib
 import json
+import math
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from coevolve.errors import DataError
+
+LARGEST_FILE = 2 << 30
+"""Bytes of a file that is read whole."""
+DEEPEST = 100
+"""Levels of lists and objects in one another: few enough for all recursion over what was read."""
+LONGEST_NUMBER = 300
+"""Characters of a number, so that every integer fits a float."""
+MOST_KEYS = 1_000_000
+"""Keys of one object."""
+
+_TOO_DEEP = f"lists and objects lie in one another too deep; accepted are {DEEPEST} levels"
+_OTHER_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -60,51 +79,210 @@ def jsonl_text(rows: Iterable[Any]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
-def read_text(path: str | Path) -> str:
-    """The file's text.
+def look(path: str | Path) -> os.stat_result | None:
+    """What stands at a path, links followed; None where nothing does.
 
     Raises:
-        DataError: the file is missing, unreadable, or not UTF-8.
+        DataError: the path can lead nowhere: it is empty, too long, goes through a file or a closed folder, or holds a
+            null character.
     """
-    path = Path(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Check the path.") from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: byte {error.start} is not UTF-8 ({error.reason}). Save the file as UTF-8."
-        ) from None
+        return os.stat(path)
+    except FileNotFoundError as error:
+        if os.fspath(path):
+            return None
+        problem = error.strerror
+    except OSError as error:
+        problem = error.strerror
+    except ValueError as error:  # a null character, or half of a surrogate pair
+        problem = str(error)
+    raise DataError(f"{os.fspath(path)!r}: cannot be read ({problem}). Check the path.")
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder stands at the path. Raises DataError as `look`."""
+    found = look(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a plain file stands at the path. Raises DataError as `look`."""
+    found = look(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def plain_file(path: str | Path, *, at_most: int = LARGEST_FILE) -> Path:
+    """The path, if a plain file stands there that can be read whole: to be called before any file is opened.
+
+    Raises:
+        DataError: as `look`; nothing is there, or a folder, a pipe, a socket or a device (which could be waited for or
+            read for ever); or the file has more than `at_most` bytes.
+    """
+    found = look(path)
+    if found is None:
+        raise DataError(f"{path}: no such file. Check the path.")
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for is_one, name in _OTHER_KINDS if is_one(found.st_mode)), "a device")
+        raise DataError(f"{path}: is {kind}; accepted is a plain file. Name one, or copy what it holds into one.")
+    if found.st_size > at_most:
+        raise DataError(f"{path}: has {found.st_size:,} bytes; accepted are at most {at_most:,}. Divide the file.")
+    return Path(path)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The file's content.
+
+    Raises:
+        DataError: as `plain_file`, or the file cannot be read.
+    """
+    try:
+        return plain_file(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def read_json(path: str | Path) -> Any:
-    """The file's JSON value.
+def read_text(path: str | Path) -> str:
+    """The file's text. A byte order mark is left out; all ends of lines become line feeds.
 
     Raises:
-        DataError: as `read_text`, or the file is not JSON.
+        DataError: as `read_bytes`, or the file is not UTF-8.
     """
+    content = read_bytes(path)
     try:
-        return json.loads(read_text(path))
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        byte = len(content) - len(error.object) + error.start
+        raise DataError(f"{path}:{line}: byte {byte} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: str | Path, *, nan: bool = False) -> Any:
+    """The file's JSON value.
+
+    Args:
+        nan: as for `parse_json`.
+
+    Raises:
+        DataError: as `read_text` and `parse_json`.
+    """
+    text = read_text(path)
+    try:
+        return decode_json(text, str(path), nan=nan)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}).") from None
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, Any]]:
+def read_jsonl(path: str | Path, *, nan: bool = False) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) for every line that is not blank.
 
+    Args:
+        nan: as for `parse_json`.
+
     Raises:
-        DataError: as `read_text`, or a line is not JSON.
+        DataError: as `read_text` and, with the line, as `parse_json`.
     """
     for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}).") from None
+        if line.strip():
+            yield number, parse_json(line, f"{path}:{number}", nan=nan)
+
+
+def parse_json(text: str, where: str, *, nan: bool = False) -> Any:
+    """The value of JSON text that may come from anywhere. All JSON is read through this.
+
+    Args:
+        where: what to call the text in an error, for example `data.jsonl:4` or `--extra`.
+        nan: whether NaN, Infinity and -Infinity are numbers, which JSON does not know but Python writes.
+
+    Raises:
+        DataError: it is not JSON; an object has a key twice, of which a reader would silently take the last; lists and
+            objects lie in one another more than DEEPEST deep; an object has more than MOST_KEYS keys; a number has
+            more than LONGEST_NUMBER characters, or is beyond a float.
+    """
+    try:
+        return decode_json(text, where, nan=nan)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno}).") from None
+
+
+def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
+    """As `parse_json`, but for what is not JSON at all it raises JSONDecodeError."""
+    doubled: list[tuple[dict[str, Any], str]] = []
+
+    def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            count = Counter(key for key, _ in pairs)
+            doubled.append((found, max(count, key=count.__getitem__)))
+        if len(found) > MOST_KEYS:
+            raise _Refused(f"an object has {len(found):,} keys; accepted are at most {MOST_KEYS:,}")
+        return found
+
+    constant = {} if nan else {"parse_constant": _no_number}
+    try:
+        value = json.loads(text, object_pairs_hook=to_object, parse_int=_integer, parse_float=_float, **constant)
+    except _Refused as error:
+        raise DataError(f"{where}: {error}.") from None
+    except RecursionError:
+        raise DataError(f"{where}: {_TOO_DEEP}.") from None
+    if doubled:
+        # The last one cannot itself be lost under a key that is there twice: that object would come later.
+        found, key = doubled[-1]
+        place = _place(value, found)
+        raise DataError(f"{where}: the key {key!r} is there twice{place and f' in {place}'}. Remove one.")
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        raise DataError(f"{where}: {_TOO_DEEP}.")
+    return value
+
+
+class _Refused(Exception):
+    """JSON that is well-formed and not accepted."""
+
+
+def _integer(text: str) -> int:
+    return int(_number(text))
+
+
+def _float(text: str) -> float:
+    value = float(_number(text))
+    if math.isinf(value):
+        raise _Refused(f"the number {text} is beyond a float; accepted are numbers up to 1.7e308")
+    return value
+
+
+def _number(text: str) -> str:
+    if len(text) > LONGEST_NUMBER:
+        raise _Refused(f"the number {text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}")
+    return text
+
+
+def _no_number(name: str) -> float:
+    raise _Refused(f"{name} is no number of JSON; accepted are finite numbers and null")
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(DEEPEST):
+        level = [item for each in level for item in _items(each) if isinstance(item, (dict, list))]
+    return bool(level)
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _place(value: Any, sought: Any) -> str:
+    """Where in `value` an object stands, for example `IDTrain[3].agent_character`."""
+    waiting = [("", value)]
+    while waiting:
+        place, value = waiting.pop()
+        if value is sought:
+            return place.removeprefix(".")
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{key}", item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+    return ""
 
 
 def sha256_file(path: str | Path) -> str:

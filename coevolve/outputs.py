@@ -7,7 +7,6 @@ Claiming changes nothing on disk.
 """
 
 import itertools
-import json
 import os
 import shutil
 import stat
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from coevolve.errors import CoevolveError, DataError, OutputError
-from coevolve.files import read_json, sync_folder, write_file
+from coevolve.files import parse_json, read_json, sync_folder, write_file
 
 HEAD_BYTES = 1 << 20
 """A first line that is longer than this is not one that this tool wrote."""
@@ -199,8 +198,8 @@ def _first_row_has(keys: Iterable[str]) -> Callable[[Path], bool]:
         with open(path, "rb") as file:
             line = file.readline(HEAD_BYTES)
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line.decode(), str(path))
+        except ValueError:
             return False
         return isinstance(row, dict) and expected <= set(row)
 

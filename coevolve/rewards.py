@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 from coevolve.data.arrow import json_rows
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, DataError, RecipeError, RewardError
+from coevolve.files import parse_json
 from coevolve.scoring.artifact import read_manifest
 from coevolve.scoring.estimator import ProbabilityEstimator
 
@@ -126,9 +127,9 @@ def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
 
 def _parsed(row: Any, index: int) -> Mapping[str, Any]:
     try:
-        parsed = json.loads(row) if isinstance(row, str) else row
-    except json.JSONDecodeError as error:
-        raise DataError(f"example of completion {index}: not JSON ({error}); accepted is a row as JSON text.") from None
+        parsed = parse_json(row, f"example of completion {index}") if isinstance(row, str) else row
+    except DataError as error:
+        raise DataError(f"{error} Accepted is a row as JSON text.") from None
     if not isinstance(parsed, Mapping):
         raise DataError(f"example of completion {index}: found {parsed!r}; accepted is a row as a JSON object.")
     return parsed

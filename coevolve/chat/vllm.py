@@ -4,7 +4,6 @@ A vLLM server is an `Endpoint`.
 """
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,9 +21,10 @@ from coevolve.chat.base import (
     require_positive,
 )
 from coevolve.chat.local import load_renderer, prompt_ids, weight_fingerprints
-from coevolve.errors import ChatError
+from coevolve.errors import ArtifactError, ChatError
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet
+from coevolve.scoring.origins import read_config
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -166,5 +166,7 @@ class VllmChat:
 
 def _rank(adapter: str) -> int:
     """What vLLM has to reserve for the adapter: it takes certain ranks only, and refuses an adapter above."""
-    rank = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+    rank = read_config(Path(adapter)).get("r")
+    if not isinstance(rank, int):
+        raise ArtifactError(f"{adapter}: r is {rank!r}; accepted is the rank of a LoRA adapter.")
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)

@@ -119,9 +119,10 @@ def _given(options: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 def _json_object(text: str) -> dict[str, Any]:
     from coevolve.errors import RecipeError
+    from coevolve.files import decode_json
 
     try:
-        value = json.loads(text)
+        value = decode_json(text, "--extra")
     except json.JSONDecodeError as error:
         raise RecipeError(f"--extra: found {text!r}, which is not JSON ({error.msg}); accepted is an object.") from None
     if not isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from coevolve.data import arrow
-from coevolve.data.example import Example, kind
+from coevolve.data.example import Example, kind, plain_row
 from coevolve.errors import DataError
-from coevolve.files import read_json, read_jsonl, write_json
+from coevolve.files import is_folder, look, read_json, read_jsonl, write_json
 
 # Which factor of x = (user, character, dialogue) each split shifts. The last one is an addition to the RPGBench
 # layout: worlds with a known truth use it to shift every factor at once.
@@ -123,8 +124,8 @@ def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:
         DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or lacks a required
             golden response; two rows have the same `sample_ID`. The message names file and row.
     """
-    path = Path(path)
-    if not path.is_dir():
+    at_folder, path = is_folder(path), Path(path)
+    if not at_folder:
         value = _read_file(path)
         rows = _group_by_split(value, path) if isinstance(value, list) else value
     elif arrow.is_saved(path):
@@ -160,8 +161,8 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
     Raises:
         DataError: as `read_corpus`.
     """
-    path = Path(path)
-    if path.is_dir():
+    at_folder, path = is_folder(path), Path(path)
+    if at_folder:
         return read_corpus(path, require_golden=require_golden)
     rows = _read_file(path)
     if isinstance(rows, Mapping):
@@ -184,7 +185,7 @@ def read_rows(path: str | Path) -> list[Row]:
     rows = _rows_or_object(Path(path))
     if not isinstance(rows, list):
         raise DataError(f"{path}: found an object; accepted is a list of rows, or a .jsonl file with one row a line.")
-    return rows
+    return [(where, plain_row(row)) for where, row in rows]
 
 
 def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]:
@@ -195,12 +196,12 @@ def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]
     """
     files = sorted(files)
     _check_split_names([file.stem for file in files], source)
-    rows: dict[str, list[Row]] = {}
-    for file in files:
-        if file.stem in rows:
-            raise DataError(f"{source}: split {file.stem!r} is there in two formats. Remove one of the two files.")
-        rows[file.stem] = _located(arrow.read_parquet(file), str(file)) if _is_parquet(file) else read_rows(file)
-    return rows
+    double = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
+    if double:
+        raise DataError(f"{source}: split {double[0]!r} is there in two formats. Remove one of the two files.")
+    parquet = [file for file in files if _is_parquet(file)]
+    rows = dict(zip(parquet, arrow.read_parquet(parquet), strict=True)) if parquet else {}
+    return {file.stem: _located(rows[file], str(file)) if file in rows else read_rows(file) for file in files}
 
 
 def build_corpus(rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True) -> Corpus:
@@ -238,7 +239,7 @@ def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, li
 def _read_file(path: Path) -> list[Row] | dict[str, list[Row]]:
     """Rows, or rows by split where the file holds an object of splits."""
     if _is_parquet(path):
-        return _located(arrow.read_parquet(path), str(path))
+        return _located(arrow.read_parquet([path])[0], str(path))
     value = _rows_or_object(path)
     return value if isinstance(value, list) else locate_splits(value, str(path))
 
@@ -248,7 +249,7 @@ def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
     if path.suffix == ".jsonl":
         return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
     if path.suffix != ".json":
-        problem = "is neither .json nor .jsonl" if path.exists() else "no such file or folder"
+        problem = "is neither .json nor .jsonl" if look(path) else "no such file or folder"
         raise DataError(f"{path}: {problem}. Check the path; rows are read from .json and .jsonl files.")
     value = read_json(path)
     if isinstance(value, list):
@@ -261,7 +262,10 @@ def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
 def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
     """The rows of every data file in `folder`. Other kinds of files, such as a README, may lie beside them."""
     suffixes = (".json", ".jsonl", ".parquet")
-    files = [file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+    try:
+        files = [file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
     if not files:
         raise DataError(
             f"{folder}: holds no data; accepted are files named <split>.jsonl, .json or .parquet, <split> one of "

@@ -57,6 +57,7 @@ class Example:
         """
         if not isinstance(row, Mapping):
             raise DataError(f"{where}: found {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}.")
+        row = plain_row(row)
         where = _with_id(where, row)
         missing = [field for field in REQUIRED_FIELDS if field not in row]
         if missing:
@@ -97,6 +98,23 @@ class Example:
         if self.shift is not None:
             row["shift"] = self.shift
         return row
+
+
+def plain_row(value: Any) -> Any:
+    """A row as it was meant, whatever kept it, so that all formats give the same.
+
+    A table (Arrow, Parquet, the JSON Lines that `datasets` and pandas write of one) gives all rows the same keys, those
+    that a row lacks as null, and makes a column of integers one of floats where a value is missing or a fraction. So a
+    key with null is one that is absent, in objects within the row too, and a whole number is an integer.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain_row(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [plain_row(item) for item in value]
+    # Beyond 2**53 a float is whole whatever was meant.
+    if isinstance(value, float) and abs(value) < 2**53 and value.is_integer():
+        return int(value)
+    return value
 
 
 def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:

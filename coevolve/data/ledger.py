@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO, TypeVar
 
 from coevolve.data.example import Example
 from coevolve.errors import DataError
-from coevolve.files import read_jsonl, write_jsonl
+from coevolve.files import parse_json, read_jsonl, write_jsonl
 
 Value = TypeVar("Value")
 
@@ -138,8 +138,8 @@ def _first_value(path: Path) -> Any:
     """The JSON value of the first line; None where it is none."""
     with open(path, "rb") as file:
         try:
-            return json.loads(file.readline())
-        except (ValueError, RecursionError):
+            return parse_json(file.readline().decode(), f"{path}:1")
+        except ValueError:
             return None
 
 
@@ -154,9 +154,9 @@ def _mend_last_line(path: Path) -> None:
         if whole == len(content):
             return
         try:
-            json.loads(content[whole:])
+            parse_json(content[whole:].decode(), str(path))
             file.write(b"\n")
-        except (ValueError, RecursionError):
+        except ValueError:
             file.truncate(whole)
 
 

@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from coevolve.data.example import Example
 from coevolve.errors import DataError
+from coevolve.files import decode_json
 from coevolve.prompts.render import render_chat
 from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
 from coevolve.scoring.estimator import ProbabilityEstimator
@@ -231,7 +232,7 @@ def _dialogue(context: str, where: str) -> Example | None:
     if not context.lstrip().startswith("{"):
         return None
     try:
-        row = json.loads(context)
+        row = decode_json(context, where)
     except json.JSONDecodeError:
         return None
     return Example.from_row(row, where) if isinstance(row, dict) and DIALOGUE in row else None

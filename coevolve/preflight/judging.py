@@ -14,10 +14,10 @@ from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.errors import CoevolveError, TooLongError
 from coevolve.preflight.checks import Check
-from coevolve.prompts import PromptSet, Renderer
+from coevolve.prompts import Renderer
 from coevolve.remid.pairs import Negatives, negative_pairs
 from coevolve.remid.score import distributions
-from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.artifact import read_manifest, read_prompts
 from coevolve.scoring.batching import positions_of
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.loading import load_renderers, locate_base
@@ -80,7 +80,7 @@ def _pairs(draft: Judging) -> None:
 def _estimator(draft: Judging) -> None:
     # The hashes are compared when it is loaded; here it is enough that it says what it is.
     manifest = read_manifest(draft.estimator, verify=False)
-    entries, prompts = manifest["roles"], PromptSet.from_dict(manifest["prompts"])
+    entries, prompts = manifest["roles"], read_prompts(manifest, draft.estimator)
     draft.renderers = load_renderers(draft.estimator, entries, prompts, trust_remote_code=False)
     for role in ROLES:
         folder = locate_base(draft.estimator, role, entries[role])

@@ -4,11 +4,13 @@ A set is data, so that an exported estimator can carry its own (`PromptSet.to_di
 file cannot change what an old estimator means.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from coevolve.errors import RecipeError
+from coevolve.prompts.templates import problem_of_label, problem_of_template, problem_of_text
 
 Convention = Literal["coevolve", "reference"]
 """How values become text.
@@ -19,10 +21,29 @@ Convention = Literal["coevolve", "reference"]
 whatever follows the last heading, the whole text where it is missing, with the backtick fences taken out.
 """
 
+_INPUTS = ("user_persona", "agent_character", "dialogue")
+_X = ("context", *_INPUTS)
+FIELDS_OF_TEMPLATE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "context": _INPUTS,
+        "user_turn": ("k", "text"),
+        "agent_turn": ("k", "text"),
+        "next_turn": ("k",),
+        "connector_user": _X,
+        "estimator_user": (*_X, "features"),
+        "direct_user": _X,
+        "judge_user": ("features", "response"),
+        "teacher_user": (*_X, "response"),
+    }
+)
+LISTS = ("sections", "labels")
+MOST_ITEMS = 50
+"""Of sections, and of labels."""
+
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Templates, filled with `str.format`.
+    """Templates, filled with `str.format`. What they may hold beside text stands in `coevolve.prompts.templates`.
 
     A template with a field {context} may have the fields of `context` itself instead.
 
@@ -33,7 +54,7 @@ class PromptSet:
         user_turn, agent_turn: fields {k} (number of the exchange, from 1) and {text}.
         next_turn: field {k}: what follows the last user turn, where the response will stand.
         turn_separator: between two turns.
-        labels: regular expressions of what only the template itself may write at the start of a line.
+        labels: patterns of what only the template itself may write at the start of a line.
         connector_user: field {context}. The connector answers with a reasoning r.
         estimator_user: fields {context}, {features}. The estimator answers with the response y.
         direct_user: field {context}. The baseline without reasoning answers with y.
@@ -44,6 +65,9 @@ class PromptSet:
         response_start: what every answer of the estimator begins with; given to it behind the prompt, never scored.
         convention: how values become text.
         connector_system, ...: system messages; empty for none.
+
+    Raises:
+        RecipeError: a field is not of its kind, or a template or a label has what is not accepted.
     """
 
     name: str
@@ -69,10 +93,29 @@ class PromptSet:
     teacher_system: str = ""
 
     def __post_init__(self) -> None:
+        for problem in self._problems():
+            raise RecipeError(f"prompts: {problem}.")
         if self.convention not in get_args(Convention):
             raise RecipeError(
                 f"prompts: convention is {self.convention!r}; accepted are {', '.join(get_args(Convention))}."
             )
+
+    def _problems(self) -> Iterator[str]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            texts = value if field.name in LISTS and isinstance(value, tuple) else (value,)
+            if field.name in LISTS and (not isinstance(value, tuple) or len(value) > MOST_ITEMS):
+                yield f"{field.name} is {value!r:.80}; accepted is a list of at most {MOST_ITEMS} texts"
+            for text in texts:
+                problem = problem_of_text(text)
+                if problem is None and field.name in FIELDS_OF_TEMPLATE:
+                    problem = problem_of_template(text, FIELDS_OF_TEMPLATE[field.name])
+                if problem is None and field.name == "labels":
+                    problem = problem_of_label(text)
+                if problem:
+                    yield f"{field.name} {problem}"
+        if not self.sections or not all(heading.strip() for heading in self.sections):
+            yield "sections is empty or has an empty heading; accepted are headings, the last one of the core features"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a manifest."""
@@ -80,8 +123,17 @@ class PromptSet:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PromptSet":
-        """The set that `to_dict` wrote."""
+        """The set that `to_dict` wrote.
+
+        Raises:
+            RecipeError: a field is unknown, missing or unusable.
+        """
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"prompts: found {values!r:.80}; accepted is an object.")
         known = {field.name for field in fields(cls)}
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
+        if missing:
+            raise RecipeError(f"prompts: the field {missing[0]!r} is missing.")
         unknown = set(values) - known
         if unknown:
             raise RecipeError(

@@ -1,16 +1,16 @@
 """Reading a recipe from YAML, with overrides by dotted key."""
 
-import json
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from coevolve.errors import DataError, RecipeError
-from coevolve.files import read_text
+from coevolve.files import DEEPEST, is_folder, plain_file, read_text
 from coevolve.recipe.schema import Recipe
+from coevolve.recipe.yaml_text import LARGEST, parse_yaml
 
 CONFIG = "config.yaml"
 EXTENDS = "extends"
@@ -26,30 +26,34 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such recipe, not YAML, an unknown key, or a value that is not accepted.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / CONFIG
-    # A YAML anchor makes two sections one object; an override of one must leave the other alone.
-    values = json.loads(json.dumps(_read(path)))
+    try:
+        path = Path(source) / CONFIG if is_folder(source) else Path(source)
+        values = _read(path, ())
+    except DataError as error:
+        raise RecipeError(f"{error} A recipe is a folder with {CONFIG} in it, or a YAML file.") from None
     for override in overrides:
         _apply(values, override)
     return check_recipe(values, str(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The values of a YAML file, over those of the file that it `extends`, if it names one beside it."""
-    try:
-        text = read_text(path)
-    except DataError as error:
-        raise RecipeError(f"{error} A recipe is a folder with {CONFIG} in it, or a YAML file.") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a YAML file, over those of the file that it `extends`, if it names one beside it.
+
+    Args:
+        above: the files that extend this one, one by the other.
+    """
+    values = parse_yaml(read_text(plain_file(path, at_most=4 * LARGEST)), str(path))
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections; found {type(values).__name__}.")
+    chain = (*above, path)
+    if any(os.path.samefile(path, other) for other in above) or len(chain) > DEEPEST:
+        raise RecipeError(f"{' extends '.join(map(str, chain))}: {EXTENDS} leads in a circle. Take one of them out.")
     parent = values.pop(EXTENDS, None)
-    return values if parent is None else _merged(_read(path.parent / str(parent)), values)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise RecipeError(f"{path}: {EXTENDS}: found {_shown(parent)}; accepted is the path of another YAML file.")
+    return _merged(_read(path.parent / os.path.expanduser(parent), chain), values)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -84,10 +88,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(f"override {override!r}: accepted is dotted.key=value, for example data.path=dialogues.json")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"override {override!r}: {text!r} is not a YAML value; quote it.") from None
+        value = parse_yaml(text, f"override {_shown(override)}")
+    except RecipeError as error:
+        raise RecipeError(f"{error} Text that is not a YAML value must be quoted.") from None
     *parents, last = key.split(".")
+    if len(parents) > DEEPEST:
+        raise RecipeError(
+            f"override {_shown(override)}: {len(parents):,} sections in one another; the recipe has four."
+        )
     place = values
     for parent in parents:
         if place.get(parent) is None:
@@ -107,7 +115,13 @@ def _explain(fault: dict[str, Any]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{field}: {message}."
-    return f"{field}: found {fault['input']!r}; {message[0].lower()}{message[1:]}."
+    return f"{field}: found {_shown(fault['input'])}; {message[0].lower()}{message[1:]}."
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _accepted(location: tuple[Any, ...]) -> str:

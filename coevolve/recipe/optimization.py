@@ -4,7 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from coevolve.recipe.section import Fraction, Positive, Section
+from coevolve.recipe.section import Amount, Fraction, LearningRate, Positive, PositiveAmount, Section
+
+MOST_ROWS = 100_000_000
+"""Rows of a phase, counted as often as they are passed over: their order is drawn before the phase begins."""
 
 
 class Optimization(Section):
@@ -12,15 +15,16 @@ class Optimization(Section):
 
     steps: Positive | None = None
     """Optimizer steps. Give this or `epochs`."""
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Passes over the training examples, turned into steps when the data is known."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: LearningRate
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: Fraction = 0.03
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    adam_beta2: Fraction = 0.999
-    train_batch_size: Positive = 4
+    max_grad_norm: PositiveAmount = 1.0
+    """A large one, such as 1e9, clips nothing."""
+    weight_decay: Amount = 0.0
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    train_batch_size: Annotated[int, Field(gt=0, le=65_536)] = 4
     """Rows (completions in RL) of one optimizer step, over all processes. However many processes there are, an update
     is over the same rows; each process takes an equal share, so their number must divide this."""
     per_device_train_batch_size: Positive | None = None
@@ -32,7 +36,23 @@ class Optimization(Section):
     def _one_budget(self) -> "Optimization":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        if problem := self.too_many_rows(self.steps):
+            raise ValueError(problem)
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning_rate x weight_decay is {self.learning_rate * self.weight_decay:g}, and AdamW multiplies "
+                "the weights by 1 minus that; accepted is less than 1"
+            )
         return self
+
+    def too_many_rows(self, steps: int | None) -> str | None:
+        """What is wrong with so many steps, if they pass over more rows than MOST_ROWS."""
+        rows = (steps or 0) * self.train_batch_size
+        return (
+            f"{steps:,} steps of {self.train_batch_size:,} rows are {rows:,}; accepted are {MOST_ROWS:,}"
+            if rows > MOST_ROWS
+            else None
+        )
 
     def micro_batch(self, processes: int) -> tuple[int, int]:
         """(rows at once on one process, gradient accumulation steps), where `processes` divides the batch."""

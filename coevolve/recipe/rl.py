@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from coevolve.recipe.optimization import Optimization
-from coevolve.recipe.section import Fraction, Positive, Section
+from coevolve.recipe.section import (
+    LARGEST,
+    Amount,
+    Fraction,
+    LearningRate,
+    Positive,
+    PositiveAmount,
+    Section,
+    Temperature,
+)
 
 
 class Ppo(Section):
@@ -18,17 +27,17 @@ class Ppo(Section):
     gamma: Fraction = 1.0
     lam: Fraction = 0.95
     """Lambda of generalised advantage estimation."""
-    vf_coef: Annotated[float, Field(ge=0)] = 0.1
+    vf_coef: Amount = 0.1
     """Weight of the value loss."""
-    cliprange_value: Annotated[float, Field(gt=0)] | None = 0.2
+    cliprange_value: PositiveAmount | None = 0.2
     """A value may move so far from what it was when the completions were sampled; None clips nothing."""
-    value_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    value_learning_rate: LearningRate | None = None
     """The head's own, for it starts from zero; None is `learning_rate`."""
-    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    kl_coef: Amount = 0.05
     """Weight of the KL to the model as it was when the phase began, subtracted from the reward of each token."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Schulman's estimators of that KL."""
-    kl_target: Annotated[float, Field(gt=0)] | None = None
+    kl_target: PositiveAmount | None = None
     """Nats per response: `kl_coef` is adapted after each batch of completions to come near it. None keeps it fixed."""
     kl_gain: Annotated[float, Field(gt=0, le=1)] = 0.1
     """How fast: the coefficient changes by at most 0.2 times this share."""
@@ -66,22 +75,22 @@ class Grpo(Optimization):
     group; `ppo`: by a value function, see `ppo`."""
     num_generations: Positive = 8
     """Completions to one prompt. PPO needs no groups: 1 will do."""
-    updates_per_generation: Positive = 1
+    updates_per_generation: Annotated[int, Field(gt=0, le=1000)] = 1
     """Optimizer steps that share one batch of completions; it holds `train_batch_size` for each of them."""
-    num_iterations: Positive = 1
+    num_iterations: Annotated[int, Field(gt=0, le=1000)] = 1
     """How often each batch of completions is gone through."""
     max_completion_length: Positive = 256
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    beta: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Temperature = 1.0
+    beta: Amount = 0.0
     """Weight of the KL divergence to the model as it was when the phase began: in GRPO's loss, in RLOO's reward."""
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo"] = "dapo"
     """How the tokens' losses are put together. With `importance_sampling_level: sequence`, grpo is GSPO."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
-    epsilon: Annotated[float, Field(gt=0)] = 0.2
+    epsilon: PositiveAmount = 0.2
     """The ratio of new to old policy is clipped at 1 - epsilon below, and at 1 + epsilon_high above."""
-    epsilon_high: Annotated[float, Field(gt=0)] | None = None
+    epsilon_high: PositiveAmount | None = None
     """None is `epsilon`. For cispo it is the greatest ratio itself, for example 5."""
-    delta: Annotated[float, Field(gt=1)] | None = None
+    delta: Annotated[float, Field(gt=1, le=LARGEST)] | None = None
     """The greatest ratio where the advantage is negative; None leaves it open."""
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Train on this share of the tokens only, those of highest entropy."""
@@ -96,7 +105,7 @@ class Grpo(Optimization):
     """In the training processes, or by a `trl vllm-serve` on GPUs of its own."""
     vllm_server_base_url: str | None = None
     """For `server`, for example http://localhost:8000."""
-    vllm_gpu_memory_utilization: Fraction = 0.3
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
     """For `colocate`: the share of each GPU's memory that vLLM may take."""
     vllm_tensor_parallel_size: Positive = 1
     """For `colocate`: over how many GPUs one copy of the model is spread."""
@@ -132,6 +141,11 @@ class Grpo(Optimization):
                 f"num_generations is 1, but {self.algorithm} compares the completions to one prompt with each other; "
                 "give 2 or more, or algorithm ppo"
             )
+        if self.algorithm == "ppo" and self.train_batch_size * self.updates_per_generation < 2:
+            raise ValueError(
+                "train_batch_size is 1, and a single completion has nothing to tell its advantage from; give 2 or "
+                "more, or updates_per_generation of 2 or more"
+            )
         if self.train_batch_size % self.num_generations:
             raise ValueError(
                 f"num_generations ({self.num_generations}) must divide train_batch_size ({self.train_batch_size})"
@@ -141,9 +155,8 @@ class Grpo(Optimization):
         return self
 
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
-CustomRewards = dict[ImportPath, Weight]
+CustomRewards = dict[ImportPath, Amount]
 
 
 class Rewards(Section):
@@ -164,18 +177,18 @@ class Rewards(Section):
 class ConnectorRewards(Rewards):
     """The connector's rewards, and what the length counts towards."""
 
-    likelihood: Weight = 1.0
+    likelihood: Amount = 1.0
     """exp(mean token log q2(golden response | x, features of r)): the geometric mean of the token probabilities."""
-    log_likelihood: Weight = 0.0
+    log_likelihood: Amount = 0.0
     """The mean token log-probability itself, in nats per token."""
-    mean_probability: Weight = 0.0
+    mean_probability: Amount = 0.0
     """The arithmetic mean of the token probabilities, as in RLPR."""
-    gain: Weight = 0.0
+    gain: Amount = 0.0
     """log q2(y | x, r) - log q2(y | x), nats per token. In GRPO, whose groups share x and y, the same as
     `log_likelihood` but for its level."""
-    format: Weight = 1.0
+    format: Amount = 1.0
     """0.5 for a well-formed core-features block, 0.5 for all expected sections."""
-    length: Weight = 1.0
+    length: Amount = 1.0
     """min(words in the features / target_words, 1)."""
     target_words: Positive = 600
     custom: CustomRewards = Field(default_factory=dict)
@@ -195,13 +208,13 @@ class EstimatorRewards(Rewards):
     """`base`: the frozen base model says how much of the core features a candidate matches (the published form).
     `overlap`: the share of the golden response's words that the candidate has, which needs no model.
     `likelihood`: the candidate's probability under the estimator as the phase began, against the golden's."""
-    match: Weight = 1.0
+    match: Amount = 1.0
     """min(1, judged candidate / judged golden response)."""
-    format: Weight = 1.0
+    format: Amount = 1.0
     """1 for a response that ends by itself and is not empty, else 0."""
-    reference_likelihood: Weight = 0.0
+    reference_likelihood: Amount = 0.0
     """exp(mean token log-probability) of the candidate under the estimator as the phase began."""
-    kernel_score: Weight = 0.0
+    kernel_score: Amount = 0.0
     """The candidate's part in its group's kernel score: its likeness to the golden response, less its likeness to the
     other candidates. A proper score, so it does not sharpen the estimator as the others do."""
     custom: CustomRewards = Field(default_factory=dict)
@@ -222,7 +235,7 @@ class EstimatorRl(Grpo):
     """Phase d: the estimator learns from its own responses."""
 
     rewards: EstimatorRewards = EstimatorRewards()
-    golden_nll_weight: Weight = 0.0
+    golden_nll_weight: Amount = 0.0
     """Weight of the golden response's negative log-likelihood per token, added to each step's loss. Without it
     this phase sharpens the estimator: a little may help, more makes held-out perplexity worse."""
 

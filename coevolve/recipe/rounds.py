@@ -1,10 +1,15 @@
 """The alternation of the two roles, as data."""
 
+import math
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from coevolve.recipe.section import Positive, Section
+from coevolve.recipe.optimization import MOST_ROWS
+from coevolve.recipe.section import Amount, Count, Positive, Section
+
+MOST_TURNS = 10_000
+"""Phases of a run, counted in every round, and parts of phases that end when nothing improves."""
 
 Kind = Literal["rl", "sft", "refresh", "evaluate"]
 
@@ -35,7 +40,7 @@ class Phase(Section):
     back to the best one."""
     steps: Positive | None = None
     """A budget in optimizer steps."""
-    tokens: Positive | None = None
+    tokens: Annotated[int, Field(gt=0, le=2 * MOST_ROWS)] | None = None
     """A budget in tokens that the role is trained on, prompts included; the step that reaches it is the last one."""
     until: Until | None = None
     """No fixed budget: train until the held-out measure stops improving."""
@@ -73,6 +78,11 @@ class Phase(Section):
         return self.kind in ("rl", "sft")
 
     @property
+    def parts(self) -> int:
+        """How many it is evaluated in: one, or with `until` one for each evaluation."""
+        return math.ceil(self.until.at_most / self.until.steps) if self.until else 1
+
+    @property
     def name(self) -> str:
         """`connector_rl`, `estimator_sft`, ..., `refresh` or `evaluate`; of the section that describes it, if any."""
         return f"{self.role}_{self.kind}" if self.trains else self.kind
@@ -87,12 +97,12 @@ class Rounds(Section):
     single updates are the same thing with other numbers: a role's optimizer, learning rate and place in the data go on
     from phase to phase."""
 
-    count: Annotated[int, Field(ge=0)] = 1
+    count: Count = 1
     phases: list[Phase] = Field(
         default=["connector_rl", "refresh", "estimator_sft", "estimator_rl"], validate_default=True
     )
     """Without an `evaluate` among them, an evaluation follows every phase that trains."""
-    gate_tolerance: Annotated[float, Field(ge=0)] = 0.0
+    gate_tolerance: Amount = 0.0
     """A phase is kept if the held-out perplexity rose by no more than this share; otherwise it is rolled back."""
     carry_optimizer: bool = True
     """A phase goes on with the optimizer state that it had at its end in the round before, instead of a new one."""
@@ -104,6 +114,12 @@ class Rounds(Section):
         names = [phase.name for phase in self.phases]
         if "estimator_sft" in names and "refresh" not in names:
             raise ValueError("phases: estimator_sft trains on refreshed reasonings; put refresh before it")
+        turns = sum(self.count // phase.every * phase.parts for phase in self.phases)
+        if turns > MOST_TURNS:
+            raise ValueError(
+                f"count ({self.count:,}) makes {turns:,} phases and parts of phases; accepted are {MOST_TURNS:,}. "
+                "Lower count or until.at_most, or raise `every` or until.steps"
+            )
         if self.count and any(phase.every > self.count for phase in self.phases):
             raise ValueError(f"phases: `every` is above count ({self.count}), so that the phase would never come")
         if self.lr_schedule == "run" and any(phase.tokens for phase in self.phases):

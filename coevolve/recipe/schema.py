@@ -12,17 +12,17 @@ from coevolve.recipe.model import Model
 from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import ConnectorRl, EstimatorRl
 from coevolve.recipe.rounds import Rounds
-from coevolve.recipe.section import Fraction, Positive, Section
+from coevolve.recipe.section import LARGEST, Count, Fraction, PathText, Positive, PositiveAmount, Section, Seed
 
 
 class WorldData(Section):
     """The synthetic world whose truth is known (`coevolve.worlds`)."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Which world: its tables, its distribution P and the shifted ones. By default the run's own seed."""
-    train: Positive = 4096
+    train: Annotated[int, Field(gt=0, le=1_000_000)] = 4096
     """Examples in IDTrain, each with the teacher's trace."""
-    test: Positive = 512
+    test: Annotated[int, Field(ge=2, le=1_000_000)] = 512
     """Examples in each test split."""
     strength: Fraction = 1.0
     """How far the shifted factors move away from P."""
@@ -31,13 +31,14 @@ class WorldData(Section):
 class Data(Section):
     """Where the dialogues come from: exactly one of `path`, `hub` and `world`."""
 
-    path: str | None = None
+    path: PathText | None = None
     """A file or folder in the RPGBench layout (JSON, JSONL, or saved `datasets`)."""
     hub: str | None = None
     """A hub dataset: YongqiLi/RPGBench, google/Synthetic-Persona-Chat, or one whose splits are named as ours."""
     world: WorldData | None = None
-    validation: Positive = 128
-    """Examples taken from IDTrain, by seed, to gate the phases. They are trained on by nothing."""
+    validation: Annotated[int, Field(ge=2, le=LARGEST)] = 128
+    """Examples taken from IDTrain, by seed, to gate the phases. They are trained on by nothing. Two at least: their
+    reasonings are exchanged for a diagnosis, and a single one has no standard error."""
     limit: dict[str, Positive] = Field(default_factory=dict)
     """At most so many examples of a split, the first by seed. Counted in the log."""
     over_long: Literal["error", "drop"] = "error"
@@ -65,9 +66,9 @@ class Traces(Section):
     teacher: Literal["dataset", "rules", "file", "local", "endpoint"] = "rules"
     """`dataset`: the `trace` of each row; `rules`: the built-in one, which needs no model; `file`: `path`;
     `local`: a chat model on this machine; `endpoint`: any OpenAI-compatible one."""
-    path: str | None = None
+    path: PathText | None = None
     """For `file`: JSONL of {sample_ID, trace}."""
-    model: str | None = None
+    model: PathText | None = None
     """For `local`, a folder or hub id; for `endpoint`, the name that the server knows."""
     base_url: str | None = None
     """For `endpoint`: for example http://localhost:8000/v1 for a vLLM server."""
@@ -75,7 +76,7 @@ class Traces(Section):
     """For `endpoint`: the environment variable that holds the key. The key itself is never written down."""
     keywords: Literal["context", "telling"] = "telling"
     """For `rules`: keywords from those that also stand in the context, or the most telling ones of the response."""
-    max_keywords: Annotated[int, Field(ge=0)] = 3
+    max_keywords: Count = 3
     """For `rules`: how many keywords at most."""
     max_new_tokens: Positive = 1024
     """For `local` and `endpoint`."""
@@ -101,12 +102,18 @@ class ColdStart(Section):
 class Refresh(Section):
     """Phase b: the connector writes anew the reasonings that the estimator will be trained on."""
 
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """0 is greedy; otherwise sampled, seeded by run and round."""
     examples: Positive | None = None
     """So many training examples, drawn by seed; None is all of them."""
     trace_share: Fraction = 0.0
     """Share of the examples that keep the teacher's r* instead."""
+
+    @model_validator(mode="after")
+    def _divides_logits(self) -> "Refresh":
+        if 0 < self.temperature < 0.01:
+            raise ValueError(f"temperature is {self.temperature!r}; accepted are 0 (greedy) and 0.01 to 100")
+        return self
 
 
 class Baselines(Section):
@@ -125,14 +132,14 @@ class Evaluation(Section):
 
     token_budget: Positive = 16384
     """Tokens of one forward pass in scoring and generation."""
-    marginal_samples: Annotated[int, Field(ge=0)] = 0
+    marginal_samples: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Also report the marginal over so many sampled reasonings, and the equal ensemble of the baseline."""
 
 
 class Remid(Section):
     """The R-EMID table at the end of the run."""
 
-    responses: dict[str, str] = Field(default_factory=dict)
+    responses: dict[str, PathText] = Field(default_factory=dict)
     """Name -> JSONL of {sample_ID, response} of a role-playing model. In the synthetic world, None are needed."""
     negatives: Positive | Literal["all"] = 1000
     """Mismatched pairs per subset; the same ones for golden and every model."""
@@ -148,7 +155,7 @@ class Export(Section):
 class Checkpoints(Section):
     """What a killed run goes on from. One is written after every phase, and now and then inside long ones."""
 
-    every_minutes: Annotated[float, Field(gt=0)] = 5.0
+    every_minutes: PositiveAmount = 5.0
     """Inside a phase, at most so long after the last one. A run that is asked to stop writes one on its way out."""
     every_steps: Positive | None = None
     """Inside a phase, also every so many optimizer steps."""
@@ -166,7 +173,7 @@ class Logging(Section):
     the recipe's name, or for wandb by WANDB_NAME; WANDB_ENTITY is heeded too.)"""
     every: Positive = 10
     """Log the trainers' figures every so many steps."""
-    samples: Annotated[int, Field(ge=0)] = 4
+    samples: Count = 4
     """So many samples of each RL phase and evaluation go into the table of samples."""
 
 
@@ -174,7 +181,7 @@ class Recipe(Section):
     """One experiment, from data to table."""
 
     name: str
-    seed: int = 0
+    seed: Seed = 0
     prompts: Literal["roleplay", "brief", "world"] = "roleplay"
     """Which words the models are shown (`coevolve.prompts.sets`)."""
     data: Data
@@ -201,6 +208,9 @@ class Recipe(Section):
                 settings = getattr(self, phase.name) if phase.trains else None
                 if phase.trains and settings is None:
                     raise ValueError(f"rounds.phases has {phase.name}, but the section {phase.name} is missing")
+                steps = phase.steps or (phase.until.at_most if phase.until else None)
+                if problem := settings and settings.too_many_rows(steps):
+                    raise ValueError(f"rounds.phases: {phase.name}: {problem}")
                 if phase.tokens and settings.lr_scheduler_type != "constant":
                     raise ValueError(
                         f"rounds.phases: {phase.name} has a budget of tokens, of which nobody knows how many steps it "

@@ -1,14 +1,37 @@
 """What all sections of a recipe have in common."""
 
+import os.path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
+LARGEST = 10**9
+"""Of all numbers without a bound of their own. Beside a larger one, float32 has no digits left for a 1."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
+PositiveAmount = Annotated[float, Field(gt=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+"""AdamW moves every weight by about so much in a step."""
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+"""Below it, logits that are divided by it leave float16."""
+
+
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"found {text!r}; accepted is a path, or a name that stands for one")
+    return os.path.expanduser(text)
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+"""A path, or a name that stands for one. A leading `~` is written out when the recipe is read, and nowhere later."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values never change."""
+    """A part of a recipe: unknown keys are errors, values never change, and each is of its own kind (`true` is not 1,
+    '3' is not 3, though 3 is a float too) and finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

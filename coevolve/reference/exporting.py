@@ -9,11 +9,10 @@ from typing import Any
 
 from coevolve.errors import ArtifactError
 from coevolve.outputs import REFERENCE, claim, new_folder
-from coevolve.prompts import PromptSet
 from coevolve.reference.adapters import read_adapter, write_adapter
 from coevolve.reference.layout import TRAINING, sft_mode
 from coevolve.reference.templates import EXPORT, exported_constants, shows_the_same, write_templates
-from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.artifact import read_manifest, read_prompts
 from coevolve.scoring.origins import write_parent
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training.export import BASE_OF_ADAPTER, from_anywhere
@@ -59,7 +58,7 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
     name = name or re.split(r"[/:]", base["source"].rstrip("/"))[-1]
     if not re.fullmatch(r"[^\[\]/#]+", name):
         raise ArtifactError(f"--name {name!r}: accepted is text without brackets, slashes and #.")
-    prompts = PromptSet.from_dict(manifest["prompts"])
+    prompts = read_prompts(manifest, estimator)
     constants = exported_constants(prompts)
     adapters = {role: read_adapter(estimator / role) for role in ROLES}
     export = {**{key: manifest[key] for key in ("coevolve", "prompts", "reasoning")}, "base": base}

@@ -5,14 +5,13 @@ scripts, is here: how a dialogue and the core features become text, and what beg
 """
 
 import ast
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
 
-from coevolve.errors import ArtifactError, DataError
-from coevolve.files import read_text, write_text
+from coevolve.errors import ArtifactError, DataError, RecipeError
+from coevolve.files import is_file, parse_json, read_text, write_text
 from coevolve.prompts import PromptSet
 from coevolve.prompts.sets import FEATURES_HEADING
 
@@ -69,7 +68,7 @@ def read_templates(checkout: Path) -> dict[str, str]:
         ArtifactError: the file is missing or no Python, or a constant is missing, doubled or no plain string.
     """
     path = checkout / FILE
-    if not path.is_file():
+    if not is_file(path):
         raise ArtifactError(
             f"{path}: no such file. Give the folder of the public code that holds {FILE} and estimator_training/."
         )
@@ -77,7 +76,7 @@ def read_templates(checkout: Path) -> dict[str, str]:
         tree = ast.parse(read_text(path))
     except DataError as error:
         raise ArtifactError(str(error)) from None
-    except (SyntaxError, ValueError) as error:  # ValueError: a null byte
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # a null byte; brackets without end
         line = getattr(error, "lineno", None) or 1
         raise ArtifactError(f"{path}:{line}: not Python ({error}). Take the file from the release again.") from None
     found: dict[str, str] = {}
@@ -131,13 +130,16 @@ def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
             raise ArtifactError(f"{where}: {name} is empty; accepted is text.")
     connector = _substituted(constants[CONNECTOR_USER], CONNECTOR_FIELDS, f"{where}: {CONNECTOR_USER}", INPUTS)
     estimator = _substituted(constants[ESTIMATOR_USER], INPUTS, f"{where}: {ESTIMATOR_USER}", INPUTS)
-    return replace(
-        _SCRIPTS,
-        context=estimator,
-        connector_user=connector,
-        connector_system=constants[CONNECTOR_SYSTEM],
-        estimator_system=constants[ESTIMATOR_SYSTEM],
-    )
+    try:
+        return replace(
+            _SCRIPTS,
+            context=estimator,
+            connector_user=connector,
+            connector_system=constants[CONNECTOR_SYSTEM],
+            estimator_system=constants[ESTIMATOR_SYSTEM],
+        )
+    except RecipeError as error:
+        raise ArtifactError(f"{where}: {error}") from None
 
 
 def exported_constants(prompts: PromptSet) -> dict[str, str]:
@@ -171,7 +173,7 @@ def embedded_export(constants: Mapping[str, str], where: str) -> EmbeddedExport 
     if EXPORT not in constants:
         return None
     try:
-        export = json.loads(constants[EXPORT])
+        export = parse_json(constants[EXPORT], EXPORT)
         return EmbeddedExport(
             prompts=PromptSet.from_dict(export["prompts"]),
             max_new_tokens=int(export["reasoning"]["max_new_tokens"]),

@@ -207,6 +207,9 @@ def judge_table(comparison: JudgeComparison) -> PlainTable:
     return table
 
 
+LARGEST_SCORE = 1e100
+"""Of which squares can still be summed."""
+
 _ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, with a 'judge' where there are several"
 
 
@@ -239,8 +242,11 @@ def _require_known(name: str, field: str, known: Sequence[str] | Mapping[str, st
 
 
 def _score(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{where}: score is {value!r}; accepted is a finite number, higher being better.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_SCORE:
+        raise DataError(
+            f"{where}: score is {value!r}; accepted is a finite number, higher being better, of at most "
+            f"{LARGEST_SCORE:g}."
+        )
     return float(value)
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-from coevolve.errors import ArtifactError, CoevolveError, DataError
+from coevolve.errors import ArtifactError, CoevolveError, DataError, RecipeError
 from coevolve.files import read_json, sha256_file, write_json
 from coevolve.prompts import PromptSet
 from coevolve.scoring.models import snapshot, weights_fingerprint
@@ -152,6 +152,18 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
         for role in ROLES:
             _check_fingerprints(folder, role, entries[role], files)
     return manifest
+
+
+def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
+    """The prompts of an estimator directory's manifest.
+
+    Raises:
+        ArtifactError: they are missing, or hold what a prompt set may not.
+    """
+    try:
+        return PromptSet.from_dict(manifest.get("prompts"))
+    except RecipeError as error:
+        raise ArtifactError(f"{Path(folder) / MANIFEST}: {error}") from None
 
 
 def role_entry(

@@ -11,8 +11,8 @@ import torch
 
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, TooLongError
-from coevolve.prompts import PromptSet, Renderer
-from coevolve.scoring.artifact import read_manifest
+from coevolve.prompts import Renderer
+from coevolve.scoring.artifact import read_manifest, read_prompts
 from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
 from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint
 from coevolve.scoring.generate import Generation, Sampling, generate
@@ -95,7 +95,7 @@ class ProbabilityEstimator:
         """
         path = Path(path)
         manifest = read_manifest(path, verify=verify)
-        prompts = PromptSet.from_dict(manifest["prompts"])
+        prompts = read_prompts(manifest, path)
         # Before the models: it is cheap.
         renderers = load_renderers(path, manifest["roles"], prompts, trust_remote_code=trust_remote_code)
         roles = load_roles(

@@ -16,6 +16,7 @@ from coevolve.chat.base import ChatModel, Completion, Question, Read, without_th
 from coevolve.data.example import Example, Turn, text_field
 from coevolve.data.ledger import answers_by_id, append_answer, digest, index_by_id, open_ledger
 from coevolve.errors import ChatError, DataError
+from coevolve.files import parse_json
 from coevolve.shifts.build import generator, shifted
 
 Progress = Callable[[int, int], None]
@@ -123,7 +124,7 @@ def _reader(by_id: Mapping[str, Example]) -> Read[dict[str, Any]]:
         if not completion.finished:
             return None, f"the translation was cut off: {text[-80:]!r}"
         try:
-            value = json.loads(text[text.index("{") : text.rindex("}") + 1])
+            value = parse_json(text[text.index("{") : text.rindex("}") + 1], "the reply")
         except ValueError:
             return None, f"the reply is no JSON object: {text[:200]!r}"
         problem = "; ".join(_differences(value, _texts(by_id[question.id]), "the reply"))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from coevolve.data.example import Example
+from coevolve.data.example import Example, plain_row
 from coevolve.data.ledger import (
     ReadRow,
     answers_by_id,
@@ -95,7 +95,7 @@ def read_traces(
             set expects; or the examples for which the file has no trace.
     """
     by_id = index_by_id(examples)
-    rows = list(read_jsonl(path))
+    rows = [(number, plain_row(row)) for number, row in read_jsonl(path)]
     everyone = {example.sample_id: example for example in known} | by_id
     if rows and is_header(rows[0][1], _HEADER):
         rows = rows[1:]

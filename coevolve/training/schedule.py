@@ -69,14 +69,13 @@ def turns_of(recipe: Recipe) -> Iterator[Turn]:
         for place in places:
             phase = rounds.phases[place]
             label = phase.name if names.count(phase.name) == 1 else f"{phase.name}-{place + 1}"
-            parts = math.ceil(phase.until.at_most / phase.until.steps) if phase.until else 1
-            for part in range(1, parts + 1):
+            for part in range(1, phase.parts + 1):
                 yield Turn(
                     round=index,
                     phase=phase,
                     label=label,
                     part=part,
-                    last_part=part == parts,
+                    last_part=part == phase.parts,
                     estimator_sft_follows=any(names[later] == "estimator_sft" for later in places if later > place),
                     gated=_is_gated(phase, explicit=rounds.explicit_gates),
                 )

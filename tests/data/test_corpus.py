@@ -202,7 +202,7 @@ def test_a_path_that_holds_nothing_readable_is_an_error(tmp_path, make_row):
         "absent.parquet": "no such file",
         "notes.txt": "is neither .json nor .jsonl",
         "bad.parquet": "cannot be read as Parquet",
-        "saved": "datasets.load_from_disk failed",
+        "saved": r"IDTrain/state\.json: no such file",
         "empty": "holds no data; accepted are files named <split>",
     }.items():
         with pytest.raises(DataError, match=message):

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coevolve.data.example import Example, Turn
+from coevolve.data.example import Example, Turn, plain_row
 from coevolve.errors import DataError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VISIBLE = TEXT.filter(str.strip)
-CHARACTER = TEXT | st.dictionaries(TEXT, TEXT | st.integers() | st.none() | st.lists(TEXT), max_size=4)
+CHARACTER = TEXT | st.dictionaries(TEXT, TEXT | st.integers() | st.lists(TEXT), max_size=4)
 TURNS = st.lists(st.builds(Turn, st.sampled_from(["user", "agent"]), TEXT), max_size=5)
 EXAMPLES = st.builds(
     Example,
@@ -39,7 +39,7 @@ def test_the_public_name_of_a_trace_is_read(make_row):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"user_persona": None}, r"user_persona is null; accepted is a string"),
+        ({"user_persona": None}, r"field 'user_persona' is missing"),
         ({"user_persona": 3}, r"user_persona is a number"),
         ({"user_persona": "\ud83d"}, r"user_persona has half of a surrogate pair"),
         ({"subset_tag": ""}, r"subset_tag is empty"),
@@ -63,6 +63,28 @@ def test_the_public_name_of_a_trace_is_read(make_row):
 def test_a_malformed_field_is_named_with_its_row(make_row, fields, message):
     with pytest.raises(DataError, match=rf"^data\.jsonl:4 \(sample_ID 's1'\): .*{message}"):
         Example.from_row(make_row(**fields), "data.jsonl:4")
+
+
+def test_a_row_is_read_as_it_was_meant_whatever_a_table_made_of_it(make_row):
+    """All rows of a table have the same keys, and integers beside a missing value or a fraction are floats there."""
+    meant = make_row(agent_character={"name": "Ada", "age": 3, "weight": 0.5, "likes": {"tea": 2}})
+    table = make_row(
+        agent_character={"name": "Ada", "age": 3.0, "weight": 0.5, "likes": {"tea": 2.0, "rum": None}, "ship": None},
+        dialogue_context=[
+            {"user_query": "Hi", "agent_response": None},
+            {"user_query": None, "agent_response": "Ahoy"},
+            {"user_query": "Where to?", "agent_response": None},
+        ],
+        trace=None,
+        SThought=None,
+        shift=None,
+    )
+    read = Example.from_row(table, "row")
+    assert read == Example.from_row(meant, "row")
+    assert json.dumps(read.to_row()) == json.dumps(meant)
+    # A float that is whole only because it is large stays one.
+    assert plain_row([1e17, -0.0, 2.5, None, True]) == [1e17, 0, 2.5, None, True]
+    assert repr(plain_row([1e17, -0.0, True])) == "[1e+17, 0, True]"
 
 
 @pytest.mark.parametrize("field", ["sample_ID", "subset_tag", "user_persona", "agent_character", "dialogue_context"])

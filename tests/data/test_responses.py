@@ -56,7 +56,7 @@ def rows_for(**responses):
         (rows_for(a="x", z="x"), r"r\.jsonl:2: sample_ID 'z' is not in the data \(3 samples\)"),
         (rows_for(a="x") + rows_for(a="x"), r"r\.jsonl:2: sample_ID 'a' was answered before, in .*r\.jsonl:1"),
         (rows_for(a=" "), r"r\.jsonl:1 \(sample_ID 'a'\): response is empty"),
-        (rows_for(a=None), r"r\.jsonl:1 \(sample_ID 'a'\): response is null; accepted is a string"),
+        (rows_for(a=None), r"r\.jsonl:1 \(sample_ID 'a'\): has no response; accepted is a 'response'"),
         (rows_for(a="\ud83d"), r"\(sample_ID 'a'\): response has half of a surrogate pair"),
         ([{"sample_ID": "a"}], r"\(sample_ID 'a'\): has no response; accepted is a 'response'"),
         ([{"sample_ID": "a", "response": "x", "model_response": "x"}], r"has both 'response' and 'model_response'"),
@@ -99,7 +99,7 @@ def test_samples_without_a_usable_response_are_counted_by_their_fault(tmp_path, 
     ("rows", "message"),
     [
         (rows_for(a="x", z="x"), r"r\.jsonl:2: sample_ID 'z' is not in the data"),
-        (rows_for(a="x", b=None), r"r\.jsonl:2 .*response is null"),
+        (rows_for(a="x", b=None), r"r\.jsonl:2 .*has no response"),
         (rows_for(a=" ", b="") + rows_for(c="x") + rows_for(c="x"), "none of 3 samples has a usable response"),
     ],
 )

@@ -210,7 +210,7 @@ GOOD = {"model": "m0", "subset": "IDTest", "score": 4}
         ({**GOOD, "sample_ID": "i1"}, "unknown field 'sample_ID'"),
         ({**GOOD, "score": True}, "score is True; accepted is a finite number"),
         ({**GOOD, "score": "4"}, "score is '4'"),
-        ({**GOOD, "score": float("nan")}, "score is nan"),
+        ({**GOOD, "score": float("nan")}, "NaN is no number of JSON"),
         ({"model": "m0", "subset": "IDTest"}, "field 'score' is missing"),
         ({**GOOD, "note": "x"}, "unknown field 'note'"),
         ({**GOOD, "model": "m1"}, "'IDTest' of model 'm1' has a score already"),

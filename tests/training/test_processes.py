@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from coevolve.worlds.tiny import write_tiny_base
 
 ROUND = {
     "data": {"world": {"train": 40, "test": 5}, "validation": 8},
@@ -161,14 +163,18 @@ def value_function(folder):
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 def test_a_nan_stops_all_processes_before_the_step(kind, launcher, recipe_file, tmp_path):
-    """A learning rate that throws the weights out of float32 in the first step."""
-    sft = {"steps": 4, "learning_rate": 1e30, "warmup_ratio": 0.0, "train_batch_size": 8}
-    recipe = recipe_file(cold_start={"connector": sft, "estimator": sft})
+    """A base model whose logits are beyond float32."""
+    base = write_tiny_base(tmp_path / "base", seed=0, hidden=32, layers=1, heads=2)
+    weights = load_file(base / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"].sign() * 3e38
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    sft = {"steps": 4, "learning_rate": 1e-3, "warmup_ratio": 0.0, "train_batch_size": 8}
+    recipe = recipe_file(cold_start={"connector": sft, "estimator": sft}, model={"base": str(base)})
     process = start(kind, launcher, recipe, tmp_path / "run")
     assert launcher.wait(process, 300) != 0
     assert said(tmp_path / "run").count("The step was not taken") == 1, said(tmp_path / "run")
     for rank in range(2):
-        (described,) = (tmp_path / "run" / "failed").glob(f"connector-step-1-process-{rank}.json")
+        (described,) = (tmp_path / "run" / "failed").glob(f"connector-step-0-process-{rank}.json")
         assert len(json.loads(described.read_text())["texts"]) == 4
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 

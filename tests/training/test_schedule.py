@@ -91,7 +91,7 @@ def test_a_phase_ends_when_nothing_improves_and_goes_back_to_the_best(recipe_of,
     until = {"steps": 2, "patience": 2, "at_most": 12}
     recipe = recipe_of(
         **SMALL,
-        estimator_sft={"steps": 3, "learning_rate": 10.0, "train_batch_size": 8},
+        estimator_sft={"steps": 3, "learning_rate": 1.0, "train_batch_size": 8},
         rounds={"count": 1, "phases": ["refresh", {"role": "estimator", "kind": "sft", "until": until}]},
         checkpoints={"keep": 99},
     )

@@ -5,16 +5,15 @@ so nobody waits for anybody; the command line lets the main process alone print 
 """
 
 import importlib.util
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from coevolve.errors import RecipeError
+from coevolve.files import read_json
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
@@ -212,7 +211,9 @@ def _zero_kind(environ: Mapping[str, str]) -> Kind:
     if file is None:
         stage = int(environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
     else:
-        stage = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0)
+        config = read_json(file)
+        zero = config.get("zero_optimization") if isinstance(config, dict) else None
+        stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     if stage not in ZERO:
         raise RecipeError(
             f"The launch asks for DeepSpeed ZeRO stage {stage}; accepted are 2 and 3. Use launch/zero2.yaml or "

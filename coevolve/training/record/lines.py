@@ -11,6 +11,7 @@ import numpy as np
 
 from coevolve.documents import Part, check_document
 from coevolve.errors import DataError
+from coevolve.files import parse_json
 from coevolve.training.documents import SampleLine
 
 METRICS = "metrics.jsonl"
@@ -66,9 +67,9 @@ def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]
         where, remedy = f"{path}:{number}", "Delete that line."
         try:
             text = raw.decode()
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{where}: not a line of JSON ({error}). {remedy}") from None
+        values = parse_json(text, where)
         check_document(values, model, where=where, remedy=remedy)
         lines.append((text, values))
     return lines

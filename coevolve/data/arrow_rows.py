@@ -1,0 +1,81 @@
+"""Run as a program, `arrow_rows.py FILE...`: the rows of Arrow and Parquet files as lines of JSON on standard output.
+
+A flipped bit in such a file can crash whoever reads it, deep in compiled code. So the files are read here, in a process
+of its own, and checked whole before a value is taken. Each line is a row, `[number of the file, row]`, but for the last
+one: `"end"`, or `{"error": reason, "file": number}`. Nothing of coevolve is loaded.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_AT_ONCE = 1000
+
+
+def main(files: list[str]) -> None:
+    # What a library prints goes elsewhere than what is read.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        write_rows(files, out)
+
+
+def write_rows(files: list[str], out: IO[str]) -> None:
+    """Write the lines for these files."""
+    for number, file in enumerate(files):
+        try:
+            for row in rows_of(file):
+                out.write(f"{json.dumps([number, row], ensure_ascii=False)}\n")
+        except Exception as error:  # pyarrow raises several kinds, and Python its own for text and memory
+            reason = " ".join(str(error).split()) or type(error).__name__
+            out.write(f"{json.dumps({'error': reason[:300], 'file': number})}\n")
+            return
+    out.write('"end"\n')
+
+
+def rows_of(file: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, or of an Arrow stream as `datasets` saves it."""
+    table = read_table(file)
+    table.validate(full=True)
+    if table.num_rows > 8 * os.path.getsize(file):
+        raise ValueError(f"it claims to have {table.num_rows:,} rows")
+    if len(set(table.column_names)) != table.num_columns:
+        raise ValueError("a column is there twice")
+    decoders = {field.name: decoder(field.type) for field in table.schema}
+    for batch in table.to_batches(ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            yield {name: decoders[name](value) for name, value in row.items()}
+
+
+def read_table(file: str) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    if file.endswith(".parquet"):
+        with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
+            return parquet.read(use_threads=False)
+    with pa.memory_map(file) as source, pa.ipc.open_stream(source) as stream:
+        return stream.read_all()
+
+
+def decoder(kind: "pa.DataType") -> Callable[[Any], Any]:
+    """What makes the values of a type plain: `datasets` keeps objects of different keys as JSON text."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.JsonType):
+        return lambda text: None if text is None else json.loads(text)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        inner = decoder(kind.value_type)
+        return lambda items: None if items is None else [inner(item) for item in items]
+    if pa.types.is_struct(kind):
+        fields = {field.name: decoder(field.type) for field in kind}
+        return lambda row: None if row is None else {key: fields[key](item) for key, item in row.items()}
+    return lambda value: value
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
