@@ -66,7 +66,7 @@ def load_roles(
             f"{folder}: quantization is {quantization!r}, but both roles are whole models, which are not quantized. "
             "Leave it out."
         )
-    where = {role: locate_base(folder, role, entries[role], bases.get(role)) for role in based}
+    where = {role: locate_base(folder, role, entries[role], bases.get(role)) for role in ROLES}
     # What lies in the directory was checked with its other files.
     outside = {role: where[role] for role in based if role in bases or entries[role]["base"]["folder"] is None}
     fingerprints: dict[str, str] = {}
@@ -76,21 +76,19 @@ def load_roles(
                 fingerprints[place] = base_fingerprint(place)
             require_base(f"the {role} of {folder}", entries[role], fingerprints[place], place)
             require_settings(place, entries[role]["base"]["settings"])
-    held = {role: entries[role]["base"]["quantization"] for role in based}
+    held = {role: entries[role]["base"]["quantization"] if role in based else None for role in ROLES}
     if quantization != "as trained":
-        held = dict.fromkeys(based, None if quantization == "none" else quantization)
+        held |= dict.fromkeys(based, None if quantization == "none" else quantization)
 
     def load(*roles: Role) -> Any:
         """The model of roles that share one, with the adapters of those that have any."""
-        if tuning[roles[0]] == "full":
-            with _named(folder / roles[0]):
-                return load_model(str(folder / roles[0]), exact=True, **options)
-        with _named(where[roles[0]]):
-            base = load_model(where[roles[0]], quantization=held[roles[0]], **options)
-        if tuning[roles[0]] == "none":
-            return base
-        with _named(folder / roles[0]):
-            return AdapterRoles.load(base, {role: folder / role for role in roles}).model
+        first = roles[0]
+        with _named(where[first]):
+            model = load_model(where[first], quantization=held[first], exact=tuning[first] == "full", **options)
+        if tuning[first] != "lora":
+            return model
+        with _named(folder / first):
+            return AdapterRoles.load(model, {role: folder / role for role in roles}).model
 
     if len(based) == len(ROLES) and len({(tuning[role], where[role], held[role]) for role in ROLES}) == 1:
         model = load(*ROLES)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coevolve.errors import ArtifactError, DataError
 from coevolve.files import read_json, sha256_file, write_json
-from coevolve.scoring.models import base_fingerprint, require_finite
+from coevolve.scoring.models import INDEX, base_fingerprint, require_finite, snapshot
 
 PARENT = "coevolve_parent.json"
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -50,7 +50,7 @@ _ELSEWHERE = (
 )
 """Fields of a configuration that may have a value; in any other (aLoRA, QALoRA, ...) one would go unnoticed."""
 
-SETTINGS = ("config.json", "generation_config.json", "model.safetensors.index.json")
+SETTINGS = ("config.json", "generation_config.json", INDEX)
 _SAID_BY_THE_LIBRARY = ("transformers_version", "_name_or_path")
 
 
@@ -179,12 +179,7 @@ def base_settings(base: str) -> dict[str, str]:
 
     Its configuration, stop tokens, the files that its weights are to be taken from, and code of its own.
     """
-    folder = Path(base)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(base, allow_patterns=[*SETTINGS, "*.py"]))
-    found = {}
+    folder, found = snapshot(base, [*SETTINGS, "*.py"]), {}
     for file in sorted([*(folder / name for name in SETTINGS), *folder.glob("*.py")]):
         if file.suffix == ".py":
             found[file.name] = sha256_file(file)
