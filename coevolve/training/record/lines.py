@@ -67,9 +67,11 @@ def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]
         where, remedy = f"{path}:{number}", "Delete that line."
         try:
             text = raw.decode()
+            values = parse_json(text, where)
+        except DataError as error:
+            raise DataError(f"{error} {remedy}") from None
         except ValueError as error:
             raise DataError(f"{where}: not a line of JSON ({error}). {remedy}") from None
-        values = parse_json(text, where)
         check_document(values, model, where=where, remedy=remedy)
         lines.append((text, values))
     return lines
