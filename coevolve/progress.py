@@ -113,7 +113,7 @@ def task(console: Console, title: str, total: int) -> Iterator[Advance]:
         console=console,
         transient=True,
     ) as bar:
-        bar_task = bar.add_task(title, total=total)
+        bar_task = bar.add_task(title.translate(_CONTROLS), total=total)
         yield lambda count: bar.advance(bar_task, count)
 
 

@@ -11,13 +11,15 @@ switched off, so nothing in it can end its turn.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError
 from coevolve.prompts.reasoning import core_features, unfenced_features
 from coevolve.prompts.sets import PromptSet
+from coevolve.prompts.time_limit import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -143,7 +145,22 @@ class Renderer:
 
 def render_chat(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
     """Messages as text up to and including the generation prompt, thinking switched off where there is a switch."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    with _in_time(tokenizer):
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+
+
+@contextmanager
+def _in_time(tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
+    try:
+        with time_limit():
+            yield
+    except TimeoutError as error:
+        raise ArtifactError(
+            f"The chat template of {tokenizer.name_or_path!r} cannot be used: {error}. Use another model, or set "
+            "tokenizer.chat_template and save the tokenizer again."
+        ) from None
 
 
 def character_text(character: str | Mapping[str, Any]) -> str:
@@ -178,9 +195,10 @@ def _harmful_pattern(prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase") -
 def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id that the chat template puts behind an assistant's message."""
     probe = "probe"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}], tokenize=False
-    )
+    with _in_time(tokenizer):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}], tokenize=False
+        )
     ids = tokenizer(text.rpartition(probe)[2].lstrip(), add_special_tokens=False)["input_ids"]
     if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
         return ids[0]

@@ -108,6 +108,9 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+            # For some kinds of model the library makes one without a vocabulary where there are no files.
+            raise ArtifactError(f"{base}: tokenizer.json is missing or empty. {SAVED}.")
     return tokenizer
 
 

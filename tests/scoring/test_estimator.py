@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coevolve import ProbabilityEstimator
@@ -49,6 +49,24 @@ def test_transformers_and_peft_alone_give_the_same_scores(exported, examples, re
         log_probs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
         assert count == len(target)
         assert abs(log_probs[range(len(target)), target].sum().item() - total) < TOLERANCE
+
+
+def test_the_base_is_found_from_any_folder_and_by_us_wherever_it_was_moved(
+    exported, examples, responses, tmp_path, monkeypatch
+):
+    estimator, folder = exported
+    whole = not (folder / "base").exists()
+    monkeypatch.chdir(tmp_path)
+    for role in ROLES:
+        model = (AutoModelForCausalLM if whole else AutoPeftModelForCausalLM).from_pretrained(folder / role)
+        assert whole or model.peft_config["default"].base_model_name_or_path == str(folder / "base")
+    moved = folder.rename(tmp_path / "moved")
+    try:
+        loaded = ProbabilityEstimator.from_pretrained(moved, device="cpu")
+        expected, found = (x.log_prob(examples, responses, [""] * len(examples)).sum for x in (estimator, loaded))
+        assert np.abs(expected - found).max() < 1e-6
+    finally:
+        moved.rename(folder)
 
 
 def test_order_and_batch_do_not_matter(exported, examples, responses):
