@@ -76,12 +76,13 @@ def check_document(
         half = fault.object[fault.start]
         raise error(f"{where}: {half!r} is half a character, which no text can hold. {remedy}") from None
     for mark in getattr(models[0], "marks", ()):
-        accepted = {known: model for model in models for known in _accepted(model, mark)}
+        accepted = [(known, model) for model in models for known in _accepted(model, mark)]
         found = value.get(mark)
-        if not isinstance(found, str | int) or found not in accepted:
-            names = " or ".join(map(str, accepted))
+        # True is not version 1.
+        models = tuple(model for known, model in accepted if type(known) is type(found) and known == found)
+        if not models:
+            names = " or ".join(str(known) for known, _ in accepted)
             raise error(f"{where}: {mark} is {_shown(found)}; accepted is {names}. {remedy}")
-        models = (accepted[found], *models)
     try:
         return models[0].model_validate(value)
     except ValidationError as fault:

@@ -163,7 +163,7 @@ def evaluate_reference(
             golden and once for every model.
 
     Returns:
-        Results of the schema that `coevolve.remid.evaluate.summarise` describes, with null for what this protocol
+        Results of the schema that `coevolve.remid.results` describes, with null for what this protocol
         does not give (errors, intervals, chances, contexts), no comparisons and nothing beside; `reasoning` is left
         out where it was given. In addition `protocol`: {name, max_length, windows, cut (longer than max_length), empty
         (no token left to score, counted as 0)}. Golden's perplexity is over the scored positions, null without any.

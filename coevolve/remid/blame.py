@@ -115,13 +115,7 @@ def blame_examples(
         seed: of the choice of these contexts.
 
     Returns:
-        JSON values only:
-        - schema, form, normalisation, unit, other_contexts, seed, models;
-        - subsets, a list: row, shift, models: {name: {loss (mean: R-EMID, or -R-EMI in distribution),
-          examples: [{sample_ID, loss, contribution, matched, as_context, as_response}] in the subset's order,
-          worst, best: the same with user_persona, agent_character, last_turn, golden, response, tokens, golden_tokens},
-          the largest loss first in `worst`, the smallest in `best`}; a list of tokens holds
-          {text, log_prob, elsewhere, contribution}.
+        JSON values: `coevolve.remid.results.BlameResults` has every field.
 
     Raises:
         RecipeError: `shown` or `other_contexts` below 1, or an unknown form or normalisation.

@@ -134,15 +134,7 @@ def evaluate_bound(
         progress: called with what is happening, the texts done, and the texts in all.
 
     Returns:
-        JSON values only; JSDs in nats, bounds in nats per response but for `scale_adjusted`, which has no unit.
-        - schema, unit, form, embedder, kernel, widths ({kind of text: width}, null for the linear kernel), repetitions,
-          seed, models;
-        - subsets, a list of the shifted ones: row, split, subset, shift, examples;
-          inputs: {user, character, dialogue: {jsd, jsd_sd, floor, floor_sd, size, repetitions, excess}};
-          blame: [{input, excess, share}], most to blame first, `share` of all excess, null where there is none;
-          models: {name: {output_p, output_q: as an input; entropy: {largest, mean};
-          published, scale_adjusted: {inputs: {...}, output_p, output_q, total, noise_floor}; remid}},
-          remid in nats per response.
+        JSON values: `coevolve.remid.results.BoundResults` has every field.
 
     Raises:
         DataError: no shifted subset, one with fewer than 4 examples, or a response is missing or blank.

@@ -203,7 +203,7 @@ def summarise(
     seed: int,
     reasoning: Reasoning | None = None,
 ) -> dict[str, Any]:
-    """The results of schema `coevolve.remid/2`, JSON values only.
+    """The results of schema `coevolve.remid/2`, as JSON values: `coevolve.remid.results.RemidResults` has every field.
 
     Args:
         scored: the in-distribution subset first, then the shifted ones.
@@ -214,32 +214,7 @@ def summarise(
         negatives, seed, reasoning: the settings by which the scores came about, recorded as they are; `seed` also
             draws the bootstrap.
 
-    Returns:
-        - schema; reasoning: {kind, samples, seed}; negatives; seed; level and replicates of the bootstrap;
-          models: their names in the order given;
-        - form, normalisation, unit and bias of the main measure (all numbers but perplexities, counts and
-          probabilities are in `unit`);
-        - subsets, a list: row, split, subset, shift (null in distribution), examples, negatives (pairs used), contexts
-          (others that each response was scored in, the least), reason (null, or why there are no numbers; `golden` and
-          each model are then null);
-          golden: {mutual_information, mutual_information_error, positive, negative, perplexity, tokens};
-          models: {name: {mutual_information, mutual_information_error, positive, negative, remi, remi_error,
-          remi_low, remi_high, remid, remid_error, remid_low, remid_high, chance_of_loss, holm_p}}; from remid on null
-          in distribution;
-          positive and negative are the mean log-probabilities of matched and mismatched pairs in the normalisation,
-          `_error` a standard error, `_low` and `_high` a bootstrap interval, chance_of_loss the share of replicates
-          with R-EMID above 0, holm_p the p-value of "R-EMID is at most 0", adjusted (Holm) for the model's subsets;
-          tokens the golden responses' in all;
-        - by_shift: {shift: {name: {remi, remid, remid_error, remid_low, remid_high, chance_of_loss}}}, means over the
-          subsets of that shift;
-        - average: {name: the same}, means over all shifted subsets; empty where there are none;
-        - comparisons, a list, for every two models a and b: {models: [a, b], measure: `remi` in distribution or the
-          average `remid`, value (a's minus b's), error, low, high, chance_above_0}, paired over examples;
-        - beside: the same for every further measure, {form, normalisation, unit, bias, subsets: [{row, golden,
-          models}], by_shift, average, comparisons}.
-
-        `coevolve remid` adds estimator (its directory), data_fingerprint (of the whole corpus) and unanswered (null, or
-        what was left out: `coevolve.remid.unanswered.count_unanswered`).
+    `coevolve remid` adds estimator, data_fingerprint and unanswered.
     """
     measures = list(measures or default_measures(scored))
     models = [name for name in scored[0].positive if name is not None]

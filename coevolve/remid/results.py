@@ -1,12 +1,12 @@
-"""What `results.json` of `coevolve remid`, `bound.json` and `blame.json` hold: each field explained, and checked.
+"""What `results.json` of `coevolve remid`, `bound.json` and `blame.json` hold: the schemas, by which they are read.
 
 Numbers but perplexities, counts and probabilities are in the `unit` that stands beside them. `_error` is a standard
-error, `_low` and `_high` are the ends of a bootstrap interval; they are absent in files of `coevolve.remid/1`, and null
-in results of the public code's protocol, which has none.
+error, `_low` and `_high` are the ends of a bootstrap interval: absent in files of `coevolve.remid/1`, and null in
+results of the public code's protocol, which has none.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -18,36 +18,34 @@ Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Shift = Literal["user", "character", "dialogue", "all"]
+Input = Literal["user", "character", "dialogue"]
 Normalisation = Literal["per_token", "per_response"]
 T = TypeVar("T")
+OfInputs = Annotated[dict[Input, T], Field(min_length=3)]
+"""Something of each kind of input."""
 
 
 class Information(Part):
-    """Mutual information of responses and what they answer."""
+    """Mutual information, and the mean log-probabilities of matched (positive) and mismatched pairs."""
 
     mutual_information: Number
     mutual_information_error: Number | None = None
     positive: Number
-    """Mean log-probability of the matched pairs, in the normalisation."""
     negative: Number
-    """The same of the mismatched pairs."""
 
 
 class Golden(Information):
-    """The golden responses of a subset."""
+    """The golden responses of a subset; not beside the main results: their perplexity, and their tokens in all."""
 
     perplexity: Annotated[Number, Field(gt=0)] | None = None
-    """Not in results that stand beside the main ones."""
     tokens: Count | None = None
-    """In all."""
 
 
 class Losses(Part):
-    """A model's R-EMI and R-EMID: of a subset, or means over several."""
+    """A model's R-EMI, and R-EMID: R-EMI in distribution less R-EMI here; null in distribution."""
 
     remi: Number
     remid: Number | None
-    """R-EMI in distribution less R-EMI here; null in distribution."""
     remid_error: Number | None = None
     remid_low: Number | None = None
     remid_high: Number | None = None
@@ -99,13 +97,11 @@ class Subset(Scored):
 
 
 class Comparison(Part):
-    """Two models a and b, paired over examples."""
+    """Of two models a and b, paired over examples: a's `remi` in distribution, or mean `remid`, less b's."""
 
     models: list[str]
     measure: Literal["remi", "remid"]
-    """`remi` in distribution, or the mean `remid`."""
     value: Number
-    """a's less b's."""
     error: Number
     low: Number
     high: Number
@@ -126,18 +122,12 @@ class Measured(Part):
     average: dict[str, Losses]
     """Means over all shifted subsets; empty where there are none. Each subset weighs the same."""
     comparisons: list[Comparison] = Field(default_factory=list)
-    """Of every two models."""
 
 
 class Beside(Measured):
     """A further measure, beside the main one."""
 
     subsets: list[Scored]
-
-
-class PerContext(Part):
-    per_context: Annotated[int, Field(gt=0)]
-    """So many mismatched pairs for each context."""
 
 
 class Reasoning(Part):
@@ -154,35 +144,11 @@ class Reasoning(Part):
         return self
 
 
-class Protocol(Part):
-    """The public code's protocol, where it was asked for."""
-
-    name: Literal["reference"]
-    max_length: Count
-    windows: Count
-    """How many were scored, of which `cut` were too long and `empty` without a token of the response."""
-    cut: Count
-    empty: Count
-
-
-class LeftOut(Part):
-    left_out: Count
-    of: Count
-
-
-class Faults(Part):
-    """The sample_IDs that a model has no usable response to."""
-
-    missing: list[str]
-    empty: list[str]
-    duplicated: list[str]
-
-
 class Unanswered(Part):
-    """What was left out because a model has not answered it."""
+    """What was left out because a model has no usable response to it: how many of a row, and each model's faults."""
 
-    rows: dict[str, LeftOut]
-    models: dict[str, Faults]
+    rows: dict[str, Annotated[dict[Literal["left_out", "of"], Count], Field(min_length=2)]]
+    models: dict[str, Annotated[dict[Literal["missing", "empty", "duplicated"], list[str]], Field(min_length=3)]]
 
 
 class Evaluation(Document):
@@ -203,11 +169,11 @@ class RemidResults(Evaluation, Measured):
     """R-EMI of each subset and R-EMID of each shifted one, by the main measure and those beside it."""
 
     schema_id: Literal["coevolve.remid/2", "coevolve.remid/1"] = Field(alias="schema")
-    """1: without intervals; otherwise the same."""
-    negatives: Annotated[int, Field(gt=0)] | Literal["all"] | PerContext
+    negatives: Count | Literal["all"] | Annotated[dict[Literal["per_context"], Count], Field(min_length=1)]
     reasoning: Reasoning = Field(default=None)
     """May be absent, and is then not null."""
-    protocol: Protocol | None = None
+    protocol: dict[str, JsonValue] | None = None
+    """Of the public code, where it was asked for: how many windows were scored, cut, and empty."""
     level: Annotated[float, Field(gt=0, lt=1)] = Field(default=None)
     """Of the intervals; absent, and not null, where there are none."""
     replicates: Count | None = None
@@ -220,49 +186,42 @@ class RemidResults(Evaluation, Measured):
     def _fields_agree(self) -> "RemidResults":
         _require_once("models", self.models)
         _require_once("subsets", (subset.row for subset in self.subsets))
-        if [subset.shift is None for subset in self.subsets] != [True] + [False] * (len(self.subsets) - 1):
-            raise ValueError("subsets: the first, and no other, must be in distribution (shift null)")
-        if self.subsets[0].reason:
-            raise ValueError("subsets: the one in distribution has no numbers")
+        first, *others = self.subsets
+        if first.shift is not None or first.reason or any(subset.shift is None for subset in others):
+            raise ValueError("subsets: the first, and no other, must be in distribution (shift null), with numbers")
         shifts = {subset.row: subset.shift for subset in self.subsets if not subset.reason}
         for subset in self.subsets:
             _require_same(f"subsets: {subset.row!r}: models", subset.models, self.models)
-        for measured, subsets in ((self, self.subsets), *((one, one.subsets) for one in self.beside)):
-            where = "" if measured is self else f"beside: {measured.form}: "
-            numbers = {x.row: x.models for x in subsets if x.row in shifts or measured is not self}
-            _require_same(f"{where}subsets", numbers, shifts)
-            for row, of_models in numbers.items():
-                _require_same(f"{where}subsets: {row!r}: models", of_models, self.models)
-                if None in of_models.values():
-                    raise ValueError(f"{where}subsets: {row!r}: has neither numbers nor a reason")
-                if any((found.remid is None) != (shifts[row] is None) for found in of_models.values()):
-                    raise ValueError(f"{where}subsets: {row!r}: remid must be null in distribution, and only there")
-            shifted = set(shifts.values()) - {None}
-            _require_same(f"{where}by_shift", measured.by_shift, shifted)
-            for name, means in (*measured.by_shift.items(), ("average", measured.average)):
-                _require_same(f"{where}{name}", means, self.models if shifted else ())
-                if any(loss.remid is None for loss in means.values()):
-                    raise ValueError(f"{where}{name}: remid is null")
-                if self.level is None and any(x.remid_low is not None for x in means.values()):
-                    raise ValueError("level is missing, and there are intervals")
-            for pair in measured.comparisons:
-                if len(pair.models) != 2 or set(pair.models) - set(self.models):
-                    raise ValueError(f"{where}comparisons: {pair.models} are not two of the models")
-        if self.level is None and self.comparisons:
-            raise ValueError("level is missing, and there are intervals")
+        self._check("", self, [subset for subset in self.subsets if not subset.reason], shifts)
+        for measured in self.beside:
+            self._check(f"beside: {measured.form}: ", measured, measured.subsets, shifts)
         return self
 
-
-class OfInputs(Part, Generic[T]):
-    """Something of each kind of input."""
-
-    user: T
-    character: T
-    dialogue: T
+    def _check(self, where: str, measured: Measured, subsets: list[Scored], shifts: dict[str, Shift | None]) -> None:
+        """Raise ValueError unless a measure has the numbers of the same models and subsets in all of its parts."""
+        _require_same(f"{where}subsets", (subset.row for subset in subsets), shifts)
+        for subset in subsets:
+            _require_same(f"{where}subsets: {subset.row!r}: models", subset.models, self.models)
+            for numbers in subset.models.values():
+                if numbers is None or (numbers.remid is None) != (shifts[subset.row] is None):
+                    raise ValueError(
+                        f"{where}subsets: {subset.row!r}: numbers must be there, with a remid if it is shifted"
+                    )
+        shifted = set(shifts.values()) - {None}
+        _require_same(f"{where}by_shift", measured.by_shift, shifted)
+        for name, means in (*measured.by_shift.items(), ("average", measured.average)):
+            _require_same(f"{where}{name}", means, self.models if shifted else ())
+            if any(loss.remid is None for loss in means.values()):
+                raise ValueError(f"{where}{name}: remid is null")
+            if self.level is None and any(loss.remid_low is not None for loss in means.values()):
+                raise ValueError("level is missing, and there are intervals")
+        for pair in measured.comparisons:
+            if self.level is None or len(pair.models) != 2 or set(pair.models) - set(self.models):
+                raise ValueError(f"{where}comparisons: are of two of the models each, and need a level")
 
 
 class Divergence(Part):
-    """A representation JSD beside its noise floor, nats: `coevolve.information.divergence.MeasuredDivergence`."""
+    """`coevolve.information.divergence.MeasuredDivergence`; excess is what the JSD is above its floor, or 0."""
 
     jsd: Number
     jsd_sd: Number
@@ -271,44 +230,37 @@ class Divergence(Part):
     size: Count
     repetitions: Count
     excess: Number
-    """What the JSD is above its floor, or 0."""
 
 
 class Blamed(Part):
-    input: Literal["user", "character", "dialogue"]
+    """An input by how far it shifted: its share of all excess; null where there is none."""
+
+    input: Input
     excess: Number
     share: Probability | None
-    """Of all excess; null where there is none."""
-
-
-class Entropy(Part):
-    largest: Number
-    mean: Number
 
 
 class Terms(Part):
-    """A bound, term by term."""
+    """A bound, term by term; its noise floor is the total if nothing had shifted."""
 
     inputs: OfInputs[Number]
     output_p: Number
-    """What the model's own distance from the golden responses can cost in distribution, and in the subset."""
+    """What the model's own distance from the golden responses can cost in distribution; output_q: in the subset."""
     output_q: Number
     total: Number
     noise_floor: Number
-    """The total if nothing had shifted."""
 
 
 class BoundOfModel(Part):
+    """Nats per response, but for `scale_adjusted`, which has no unit."""
+
     output_p: Divergence
     output_q: Divergence
-    entropy: Entropy
-    """Nats per response, estimated from above, and its mean."""
+    entropy: Annotated[dict[Literal["largest", "mean"], Number], Field(min_length=2)]
     published: Terms
-    """Nats per response."""
     scale_adjusted: Terms
-    """All factors 1: without a unit."""
     remid: Number
-    """As measured, nats per response."""
+    """As measured."""
 
 
 class BoundSubset(Part):
@@ -336,7 +288,6 @@ class BoundResults(Evaluation):
     """Of the kernel, by kind of text; null for the linear one."""
     repetitions: Count
     subsets: Annotated[list[BoundSubset], Field(min_length=1)]
-    """The shifted ones."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "BoundResults":
@@ -347,13 +298,11 @@ class BoundResults(Evaluation):
 
 
 class Token(Part):
-    """A response's token; nats."""
+    """A response's token; nats in its own context, in the mean over others of the subset, and the difference."""
 
     text: str
     log_prob: Number
-    """In its own context."""
     elsewhere: Number
-    """Mean over other contexts of the subset."""
     contribution: Number
 
     @model_validator(mode="after")
@@ -364,20 +313,17 @@ class Token(Part):
 
 
 class BlamedExample(Part):
-    """What an example adds to R-EMI: `coevolve.remid.blame`."""
+    """What an example adds to R-EMI, and by which of its pairs: `coevolve.remid.blame`."""
 
     sample_ID: str
     loss: Number
     contribution: Number
-    """Of which `matched` by its own pair, the others by the mismatched pairs of its context and its response."""
     matched: Number
     as_context: Number
     as_response: Number
 
 
 class ShownExample(BlamedExample):
-    """With its texts and tokens."""
-
     user_persona: str
     agent_character: str | dict[str, JsonValue]
     last_turn: str
@@ -388,14 +334,14 @@ class ShownExample(BlamedExample):
 
 
 class BlameOfModel(Part):
+    """Its loss is the mean over the examples: R-EMID, or -R-EMI in distribution."""
+
     loss: Number
-    """Mean over the examples: R-EMID, or -R-EMI in distribution."""
     examples: list[BlamedExample]
     """In the subset's order."""
     worst: Annotated[list[ShownExample], Field(min_length=1)]
-    """The largest loss first."""
+    """The largest loss first; in `best` the smallest."""
     best: Annotated[list[ShownExample], Field(min_length=1)]
-    """The smallest loss first."""
 
 
 class BlameSubset(Part):

@@ -182,7 +182,7 @@ def bound_grid(bound: Mapping[str, Any], model: str) -> Grid:
     for row in bound["subsets"]:
         found = row["models"][model]
         terms = found["published"]
-        numbers = [*terms["inputs"].values(), terms["output_p"], terms["output_q"]]
+        numbers = [*(terms["inputs"][name] for name in INPUT_TEXTS), terms["output_p"], terms["output_q"]]
         total = f"{terms['total']:.2f} ({terms['noise_floor']:.2f})"
         cells = [*(f"{number:.2f}" for number in numbers), total, f"{found['remid']:+z.3f}"]
         rows.append([row_label(bound, row["row"]), *cells])

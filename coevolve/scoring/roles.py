@@ -160,7 +160,7 @@ class AdapterRoles:
 
     def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
         own = get_peft_model_state_dict(self.model, adapter_name=role)
-        require_fit(role, own, weights)
+        _require_fit(role, own, weights)
         set_peft_model_state_dict(self.model, dict(weights), adapter_name=role)
 
     def save(self, role: Role, folder: Path) -> None:
@@ -209,7 +209,7 @@ class WholeRole:
 
     def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
         parameters = dict(self._model(role).named_parameters())
-        require_fit(role, parameters, weights)
+        _require_fit(role, parameters, weights)
         with torch.no_grad():
             for name, tensor in weights.items():
                 parameters[name].copy_(tensor)
@@ -343,7 +343,7 @@ def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig
     return config
 
 
-def require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None:
+def _require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None:
     """Raise ArtifactError unless the weights have the names and shapes of those that they are to replace."""
     odd = sorted(set(own) ^ set(weights))
     if odd:

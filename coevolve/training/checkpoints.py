@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -35,14 +35,15 @@ from torch import Tensor
 from coevolve.documents import read_document
 from coevolve.errors import ArtifactError
 from coevolve.files import sha256_file, sync_folder, write_json, write_text
-from coevolve.scoring.roles import ROLES, Role, Weights, require_fit
-from coevolve.training.documents import STATE, CheckpointManifest, CheckpointState
+from coevolve.training.documents import STATE, CheckpointManifest, CheckpointState, RoleName
 from coevolve.training.status import CHECKPOINTS, finished_checkpoints, number_of
 
 MANIFEST = "manifest.json"
 FORMAT = "coevolve-checkpoint"
 VERSION = 1
 REMEDY = "Use another checkpoint."
+
+Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Checkpoint:
     state: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
 
-    def require_fit(self, train: int, held_out: int, pair: Mapping[Role, Weights]) -> None:
+    def require_fit(self, train: int, held_out: int, pair: Mapping[str, Weights]) -> None:
         """Raise ArtifactError unless it is of as many training and held-out examples, and of models like `pair`."""
         counts = {"training": (len(self.state["reasoning"]), train)}
         for name in ("probe", "gate"):
@@ -71,8 +72,8 @@ class Checkpoint:
                 raise ArtifactError(
                     f"{self.folder}: is of {found} {what} examples, and the run has {expected}. {REMEDY}"
                 )
-        for role in ROLES:
-            require_fit(f"{self.folder}: {role}", pair[role], self.tensors[role])
+        for role, weights in pair.items():
+            _require_alike(self.folder / f"{role}.safetensors", self.tensors[role], weights, "the model")
 
 
 @dataclass
@@ -202,15 +203,15 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     Raises:
         ArtifactError: it is incomplete or damaged; the file is named.
     """
-    if not (path / MANIFEST).is_file():
-        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no complete checkpoint. {REMEDY}")
     manifest = read_document(path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError)
+    if STATE not in manifest.files:
+        raise ArtifactError(f"{path / MANIFEST}: files: {STATE} is missing. {REMEDY}")
     tensors = {}
     for name, expected in manifest.files.items():
         file = path / name
-        if not file.is_file():
-            raise ArtifactError(f"{file}: listed in the manifest but missing. {REMEDY}")
         try:
+            if not file.is_file():
+                raise ArtifactError(f"{file}: listed in the manifest but missing. {REMEDY}")
             size = file.stat().st_size
             if size != expected.bytes:
                 raise ArtifactError(f"{file}: {size} bytes, {expected.bytes} by the manifest. {REMEDY}")
@@ -229,17 +230,25 @@ def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, W
     """Raise ArtifactError unless the weights that a run goes on with are there, alike and finite."""
     held = {"": True, "best-": state.gate is not None, "cold-": "cold-start-gate" in state.done}
     held["trained-"] = "trained" in state.done
-    for role in ROLES:
-        now = {name: tensor.shape for name, tensor in tensors.get(role, {}).items()}
+    for role in get_args(RoleName):
         for group in [f"{prefix}{role}" for prefix, there in held.items() if there]:
             file, weights = path / f"{group}.safetensors", tensors.get(group)
             if not weights:
                 raise ArtifactError(f"{file}: missing, although the run has come past it. {REMEDY}")
-            if {name: tensor.shape for name, tensor in weights.items()} != now:
-                raise ArtifactError(f"{file}: its tensors are not those of {role}.safetensors. {REMEDY}")
+            _require_alike(file, weights, tensors[role], f"{role}.safetensors")
             odd = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
             if odd:
                 raise ArtifactError(f"{file}: {odd[0]!r} has entries that are no numbers. {REMEDY}")
+
+
+def _require_alike(file: Path, weights: Weights, others: Weights, whose: str) -> None:
+    shapes, expected = ({name: tuple(tensor.shape) for name, tensor in of.items()} for of in (weights, others))
+    odd = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
+    if odd:
+        raise ArtifactError(
+            f"{file}: {odd[0]!r} is {shapes.get(odd[0], 'missing')}, in {whose} {expected.get(odd[0], 'missing')}. "
+            f"{REMEDY}"
+        )
 
 
 def _save(path: Path, weights: Weights) -> dict[str, Any]:

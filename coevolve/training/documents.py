@@ -1,30 +1,24 @@
-"""What a run's files hold: each field explained, and checked when the run goes on, is exported or reported."""
+"""What a run's files hold: the schemas, by which it goes on, is exported and reported."""
 
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from coevolve.documents import Document, Part
 from coevolve.remid.results import LARGEST, Count, Number, RemidResults
 
 STATE = "state.json"
 Perplexity = Annotated[Number, Field(gt=0)]
+Step = Annotated[int, Field(ge=1, le=2**53)]
 Figure = Annotated[float, Field(strict=False, allow_inf_nan=True)]
 """A number for the log, which may be none."""
 T = TypeVar("T")
+RoleName = Literal["connector", "estimator"]
+OfRoles = Annotated[dict[RoleName, T], Field(min_length=2)]
+Nothing = Annotated[dict[str, JsonValue], Field(max_length=0)]
 
 
-class OfRoles(Part, Generic[T]):
-    """Something of each role."""
-
-    connector: T
-    estimator: T
-
-
-# run.json
-
-
-class BaseModelOfRun(Part):
+class BaseOfRun(Part):
     """`coevolve.scoring.origins.Base`."""
 
     source: str
@@ -35,7 +29,7 @@ class BaseModelOfRun(Part):
 class OriginOfRole(Part):
     """`coevolve.scoring.origins.Origin`."""
 
-    base: BaseModelOfRun
+    base: BaseOfRun
     quantization: Literal["4bit", "8bit"] | None = None
     adapter: str | None = None
     adapter_fingerprint: str | None = None
@@ -48,22 +42,17 @@ class RunFile(Document, extra="allow"):
     """Every value; `coevolve.recipe.check_recipe` knows which."""
     origins: OfRoles[OriginOfRole] = Field(default=None)
     """What the roles start from."""
-    base: BaseModelOfRun = Field(default=None)
+    base: BaseOfRun = Field(default=None)
     """In place of `origins`, before a role could have its own."""
     data_fingerprint: str
     splits: dict[str, str] = Field(default_factory=dict)
-    """Fingerprint of each split; absent before version 0.4."""
-    packages: dict[str, str] = Field(default_factory=dict)
-    """Versions, by name."""
+    """Fingerprint of each; absent before version 0.4."""
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "RunFile":
         if self.origins is None and self.base is None:
             raise ValueError("origins is missing")
         return self
-
-
-# checkpoints/NAME/manifest.json and state.json
 
 
 class FileOfCheckpoint(Part):
@@ -84,13 +73,6 @@ class CheckpointManifest(Document):
     files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}$")], FileOfCheckpoint]
     """All others, by their names in the directory."""
 
-    @field_validator("files")
-    @classmethod
-    def _has_a_state(cls, files: dict[str, Any]) -> dict[str, Any]:
-        if STATE not in files:
-            raise ValueError(f"{STATE} is not in it")
-        return files
-
 
 class ScoresOfExamples(Part):
     """`coevolve.scoring.scores.Scores` of a list of examples."""
@@ -100,7 +82,7 @@ class ScoresOfExamples(Part):
 
     @model_validator(mode="after")
     def _are_of_the_same(self) -> "ScoresOfExamples":
-        if len(self.sum) != len(self.tokens):
+        if not 0 < len(self.sum) == len(self.tokens):
             raise ValueError(f"{len(self.sum)} sums and {len(self.tokens)} numbers of tokens")
         return self
 
@@ -113,20 +95,19 @@ class EvaluatedExamples(Part):
 
     @model_validator(mode="after")
     def _are_of_the_same(self) -> "EvaluatedExamples":
-        if not 0 < len(self.reasoning) == len(self.scores.sum):
+        if len(self.reasoning) != len(self.scores.sum):
             raise ValueError(f"{len(self.scores.sum)} scores and {len(self.reasoning)} reasonings")
         return self
 
 
 class Verdict(Part):
-    """What the gate made of a phase."""
+    """What the gate made of a phase, by the held-out perplexity of the best pair before it and of the pair after."""
 
     round: Count
     phase: str
     part: Count = 1
     """Of a phase that goes on until nothing improves."""
     before: Perplexity
-    """Held-out perplexity of the best pair so far."""
     after: Perplexity | None
     """Null where it is beyond all numbers."""
     kept: bool | None
@@ -145,12 +126,6 @@ class GateState(Part):
     """What the connector wrote for the held-out examples last, when it had been updated `written` times."""
     written: Count
 
-    @model_validator(mode="after")
-    def _are_of_the_same(self) -> "GateState":
-        if len(self.reasoning) != len(self.held_out.reasoning):
-            raise ValueError("reasoning and held_out are of other examples")
-        return self
-
 
 class OutcomeState(Part):
     """`coevolve.training.outcome.Outcome`."""
@@ -162,14 +137,7 @@ class OutcomeState(Part):
     remid: RemidResults | None
     floors: dict[str, Perplexity] | None
     exact: list[Annotated[tuple[str, str, Number], Field(strict=False)]] | None
-    """[model, row, value] each."""
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> "OutcomeState":
-        unknown = {split for by_split in self.scores.values() for split in by_split} - set(self.subsets)
-        if unknown:
-            raise ValueError(f"subsets: {sorted(unknown)[0]!r} is missing, and there are scores of it")
-        return self
+    """(model, row, value)."""
 
 
 class GatheredFigures(Part):
@@ -184,44 +152,39 @@ class GatheredFigures(Part):
 
 
 class SegmentState(Part):
-    """`coevolve.training.engines.Segment`: a training phase under way."""
+    """`coevolve.training.engines.Segment`: a training phase under way, with the rollouts of so many processes."""
 
     step: Count
-    figures: GatheredFigures | Annotated[dict[str, JsonValue], Field(max_length=0)]
+    figures: GatheredFigures | Nothing
     rollouts: Annotated[int, Field(ge=0, le=2**20)]
-    """Of so many processes."""
 
 
 class RecordState(Part):
-    """`coevolve.training.record.record.Record`."""
+    """`coevolve.training.record.record.Record`: its last line, its seconds, and its trackers' ids of the run."""
 
     step: Count
-    """Of the last line."""
     seconds: Annotated[float, Field(ge=0, le=1e12)]
-    """Since the run began, without the time between its sittings."""
     trackers: dict[str, str]
-    """Name -> the id under which it knows the run."""
 
 
-class ParentBase(Part):
+class Source(Part):
+    """Of weights; quantization only of a base."""
+
     source: str
     fingerprint: str
-    quantization: str | None
-
-
-class ParentAdapter(Part):
-    source: str
-    fingerprint: str
+    quantization: str | None = None
 
 
 class Parent(Part):
     """`coevolve.scoring.origins.Origin.parent`."""
 
-    base: ParentBase
-    continued_from: ParentAdapter | None
+    base: Source
+    continued_from: Source | None
 
 
 class Facts(Part):
+    """For the manifest of an exported estimator."""
+
     updates: OfRoles[Count]
     held_out_perplexity: dict[str, JsonValue]
 
@@ -242,13 +205,11 @@ class CheckpointState(Document):
     chosen: Annotated[list[Count], Field(min_length=1)]
     """The training examples that the last refresh drew."""
     updates: OfRoles[Count]
-    """Optimizer steps."""
+    """Optimizer steps; in `progress` by the name of the phase, in `rounds` the estimator's in each."""
     progress: dict[str, Count]
-    """Optimizer steps, by the name of the phase."""
-    trained_updates: OfRoles[Count] | Annotated[dict[str, JsonValue], Field(max_length=0)]
+    trained_updates: OfRoles[Count] | Nothing
     """`updates` when training ended; empty before."""
     rounds: list[Count]
-    """The estimator's updates in each."""
     where: dict[str, str | Count]
     """Round and phase, for the record."""
     gate: GateState | None
@@ -259,31 +220,31 @@ class CheckpointState(Document):
     probe: EvaluatedExamples | None
     """Held-out examples after the cold start, to see how far the estimator drifts."""
     facts: Facts
-    """For the manifest of an exported estimator."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "CheckpointState":
-        examples = len(self.reasoning)
-        chosen = {"chosen": self.chosen}
+        examples, chosen = len(self.reasoning), {"chosen": self.chosen}
         if self.gate is not None:
             chosen["gate.best_chosen"] = self.gate.best_chosen
             if len(self.gate.best_reasoning) != examples:
                 raise ValueError(f"gate.best_reasoning: has {len(self.gate.best_reasoning)} of {examples} reasonings")
+            if len(self.gate.reasoning) != len(self.gate.held_out.reasoning):
+                raise ValueError("gate: reasoning and held_out are of other examples")
         for name, indices in chosen.items():
             if max(indices) >= examples:
                 raise ValueError(f"{name}: there is no example {max(indices)}; there are {examples}")
+        unknown = {split for by_split in self.outcome.scores.values() for split in by_split} - set(self.outcome.subsets)
+        if unknown:
+            raise ValueError(f"outcome.subsets: {min(unknown)!r} is missing, and there are scores of it")
         return self
-
-
-# metrics.jsonl, samples.jsonl and what trackers were told
 
 
 class Line(Part, extra="allow"):
     """A line of `metrics.jsonl`: figures and words by name, such as `connector/rewards/format/mean`."""
 
-    step: Annotated[int, Field(ge=1, le=2**53)]
+    step: Step
     """Only grows."""
-    round: Annotated[int, Field(ge=0)] | None = Field(default=None, alias="coevolve/round")
+    round: Count | None = Field(default=None, alias="coevolve/round")
     not_finite: dict[str, Literal["nan", "inf", "-inf"]] = Field(default_factory=dict)
     """What the numbers were that are null because JSON does not have them."""
 
@@ -299,21 +260,17 @@ class Line(Part, extra="allow"):
 
 
 class SampleLine(Part, extra="allow"):
-    """A line of `samples.jsonl`: a row of a table of samples."""
+    """A line of `samples.jsonl`: a row of a table of samples, by column, with the round and phase that it is from."""
 
-    step: Annotated[int, Field(ge=1, le=2**53)]
+    step: Step
     table: str
     sample: dict[str, JsonValue]
-    """Column -> value."""
 
 
 class Sent(Document):
     """`.sent.json`: the step up to which trackers may have been told."""
 
     step: Count
-
-
-# results.json
 
 
 class Ratio(Part):
@@ -349,7 +306,6 @@ class RunResults(Document):
     ratio: dict[str, dict[str, Ratio]]
     """`full/without_corl`, ... -> split -> ratio."""
     gates: list[Verdict]
-    """Of every gated phase."""
     remid: RemidResults | None
     exact_remid: list[ExactValue] | None
     """From the known truth; null where it is not known."""

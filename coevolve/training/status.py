@@ -92,10 +92,9 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     """
     root = folder / CHECKPOINTS
     try:
-        named = [path for path in root.iterdir() if _CHECKPOINT.fullmatch(path.name)]
-        return sorted((path for path in named if path.is_dir()), key=lambda path: (number_of(path), path.name))
-    except FileNotFoundError:
-        return []
+        entries = root.iterdir() if folder.is_dir() and os.path.lexists(root) else ()
+        named = [path for path in entries if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+        return sorted(named, key=lambda path: (number_of(path), path.name))
     except OSError as error:
         raise ArtifactError(
             f"{root}: cannot be read ({error.strerror}). Mend that, or give another --output-dir."

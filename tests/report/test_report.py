@@ -3,6 +3,7 @@
 import copy
 import html
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -17,10 +18,12 @@ from coevolve.files import write_json, write_jsonl
 from coevolve.remid.blame import blame_examples
 from coevolve.remid.bound import evaluate_bound, score_corpus
 from coevolve.remid.evaluate import evaluate_remid
+from coevolve.remid.results import BlameResults, BoundResults, RemidResults
 from coevolve.remid.score import evaluated_examples
 from coevolve.remid.table import remid_rows
 from coevolve.report.contents import read_contents
-from coevolve.report.page import heat_maps, make_pictures
+from coevolve.report.figures import _panels, _picture
+from coevolve.report.page import heat_maps, make_pictures, render
 from coevolve.report.summary import Loss, cards, losses, size_warning
 from coevolve.scoring.scores import Scores
 from coevolve.worlds.corpus import world_corpus, world_of
@@ -221,6 +224,146 @@ def test_a_folder_with_nothing_to_report_is_refused(tmp_path):
         read_contents(tmp_path)
 
 
+MODELS = {"results.json": RemidResults, "bound.json": BoundResults, "blame.json": BlameResults}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_schema_has_every_field_that_is_written(evaluated, name):
+    written = json.loads(json.dumps(evaluated[name]))
+    assert MODELS[name].model_validate(written).values() == written
+
+
+def places(value, path=()):
+    """Every place in a JSON value; the first of a list, or of the models, stands for all."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, inner in items:
+        if key != "unsure_of_user":
+            yield (*path, key)
+            yield from places(inner, (*path, key))
+
+
+def changed(value, path, change):
+    value = copy.deepcopy(value)
+    *parents, last = path
+    parent = value
+    for key in parents:
+        parent = parent[key]
+    change(parent, last)
+    return value
+
+
+SHOWN = ("schema", "unit", "form", "normalisation", "negatives", "models", "subsets", "by_shift", "average", "row")
+SHOWN += ("subset", "shift", "examples", "remi", "remid", "blame", "published", "jsd", "floor", "total", "noise_floor")
+SHOWN += ("inputs", "user", "output_p", "worst", "best", "tokens", "golden_tokens", "text", "contribution", "loss")
+SHOWN += ("last_turn", "agent_character", "sample_ID", "perfect", "kind", "measure", "low", "high")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_results_without_a_field_that_is_shown_are_refused(tmp_path, evaluated, name):
+    for path in places(evaluated[name]):
+        if path[-1] in SHOWN and not {"widths", "golden"} & set(path) and path[-2:] != (0, "negatives"):
+            write_json(tmp_path / name, changed(evaluated[name], path, lambda parent, last: parent.pop(last)))
+            with pytest.raises(DataError, match=rf"{name}: .*Write the file with this version of coevolve\.$"):
+                read_contents(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "run"])
+def test_what_is_read_can_be_shown(tmp_path, evaluated, trained, name):
+    """Values at random in random places: each file is refused in one sentence, or shown."""
+    value, rng = {**evaluated, "run": trained}[name], random.Random(1)
+    path, fields = tmp_path / ("results.json" if name == "run" else name), list(places(value))
+    junk = [None, True, -1, 0, 0.5, 1e308, 10**40, "", HOSTILE, "\ud800", [], {}, [[]], {"": 1}, "a\nb", "$x^{"]
+    shown = 0
+    for count in range(80):
+        wrong = rng.choice(junk)
+        rest = changed(
+            value,
+            rng.choice(fields),
+            lambda parent, last, wrong=wrong: (
+                parent.update({last: wrong}) if isinstance(parent, dict) else parent.__setitem__(last, wrong)
+            ),
+        )
+        path.write_text(json.dumps(rest))
+        try:
+            contents = read_contents(tmp_path)
+        except DataError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            continue
+        shown += 1
+        assert "script" not in Reader(render(contents, make_pictures(contents) if count % 20 == 0 else {})).tags
+    assert 0 < shown < 70
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "wrong", "said"),
+    [
+        ("results.json", ("models",), ["perfect", "perfect"], "models: a name is there twice"),
+        ("results.json", ("models",), ["perfect"], "'unsure_of_user' is not in both places"),
+        ("results.json", ("subsets", 0, "shift"), "user", "subsets: the first, and no other, must be in distribution"),
+        ("results.json", ("subsets", 1, "shift"), None, "subsets: the first, and no other, must be in distribution"),
+        ("results.json", ("subsets", 1, "models", "perfect"), None, "numbers must be there"),
+        ("results.json", ("subsets", 1, "models", "perfect", "remid"), None, "numbers must be there"),
+        ("results.json", ("subsets", 1, "reason"), "lost", "is not in both places"),
+        ("results.json", ("by_shift",), {}, "by_shift: "),
+        ("results.json", ("average",), {}, "average: "),
+        ("results.json", ("average", "perfect", "remid_low"), None, "an interval has one end only"),
+        ("results.json", ("level",), None, "level: found None"),
+        ("results.json", ("reasoning",), {"kind": "sampled"}, "reasoning: sampled needs samples and seed"),
+        ("results.json", ("comparisons", 0, "models"), ["perfect", "x"], "comparisons: are of two of the models"),
+        ("results.json", ("beside", 0, "subsets"), [], "beside: club: subsets: "),
+        ("results.json", ("unanswered",), {"rows": {"IDTest": {"of": 3}}, "models": {}}, "unanswered.rows.IDTest: "),
+        ("bound.json", ("subsets", 0, "models"), {}, "'perfect' is not in both places"),
+        ("bound.json", ("subsets", 0, "inputs", "user"), None, "subsets.0.inputs.user: found None"),
+        ("blame.json", ("subsets", 0, "models", "perfect", "worst"), [], "worst: found a list"),
+        ("blame.json", ("subsets", 0, "models", "perfect", "worst", 0, "tokens", 0, "contribution"), 9.0, "log_prob"),
+    ],
+)
+def test_fields_that_do_not_agree_are_named(tmp_path, evaluated, name, path, wrong, said):
+    value = changed(evaluated[name], path, lambda parent, last: parent.__setitem__(last, wrong))
+    write_json(tmp_path / name, value)
+    with pytest.raises(DataError, match=re.escape(name)) as error:
+        read_contents(tmp_path)
+    assert said in str(error.value)
+
+
+def test_true_values_are_of_models_and_rows_that_were_measured(tmp_path, trained):
+    for field in ("model", "row"):
+        exact = [{**trained["exact_remid"][0], field: "x"}]
+        write_json(tmp_path / "results.json", {**trained, "exact_remid": exact})
+        with pytest.raises(DataError, match=r"results\.json: exact_remid: .*'x'.* is not in remid"):
+            read_contents(tmp_path)
+
+
+def test_results_without_intervals_are_shown(tmp_path, evaluated):
+    """As files of the first version are."""
+    added = ("level", "replicates", "bias", "reasoning", "comparisons", "beside", "contexts", "reason", "holm_p")
+
+    def earlier(value):
+        if isinstance(value, list):
+            return [earlier(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        kept = {name: one for name, one in value.items() if name not in added and name != "chance_of_loss"}
+        return {name: earlier(one) for name, one in kept.items() if not name.endswith(("_error", "_low", "_high"))}
+
+    results = earlier(evaluated["results.json"]) | {"schema": "coevolve.remid/1"}
+    shown = Reader(report(tmp_path, {"results.json": results})).text
+    assert "no interval in this file" in shown
+
+
+def test_a_verdict_without_a_number_or_an_end_is_shown_as_that(tmp_path, trained):
+    gate = trained["gates"][0]
+    gates = [gate, gate | {"after": None, "kept": False}, gate | {"after": 2.5, "kept": None}]
+    shown = Reader(report(tmp_path, {"results.json": {**trained, "gates": gates}})).text
+    assert "beyond all numbers rolled back" in shown and "2.500 on probation" in shown
+
+
+def test_a_tall_figure_is_drawn_smaller():
+    """Matplotlib refuses more than 65,535 pixels, which the bounds of 12 models on 120 subsets would have."""
+    figure, _ = _panels(1, 440)
+    assert _picture(figure, "bound", "title", "caption").png.startswith(b"\x89PNG")
+
+
 def test_the_log_of_a_killed_run_is_read_up_to_its_torn_line(tmp_path):
     write_jsonl(tmp_path / "metrics.jsonl", LOG)
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -228,6 +371,14 @@ def test_the_log_of_a_killed_run_is_read_up_to_its_torn_line(tmp_path):
     contents = read_contents(tmp_path)
     assert list(contents.metrics) == LOG
     assert set(make_pictures(contents)) == {"rewards"}
+
+
+@pytest.mark.parametrize("line", ["[]", "null", "{}", '{"step": "1"}', '{"step": 1, "a/rewards/b/mean": "x"}', "{"])
+def test_a_line_of_the_log_that_is_none_is_named(tmp_path, line):
+    write_jsonl(tmp_path / "metrics.jsonl", LOG)
+    (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text() + line + "\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:4: .*Delete that line"):
+        read_contents(tmp_path)
 
 
 def test_the_first_screen_names_the_planted_loss_and_its_shift(evaluated):

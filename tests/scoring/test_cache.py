@@ -1,5 +1,7 @@
 """Work is found again by content, by any number of processes, and what is damaged is done again."""
 
+import base64
+import json
 import logging
 import multiprocessing
 import os
@@ -11,7 +13,7 @@ import pytest
 
 from coevolve import ProbabilityEstimator
 from coevolve.errors import ArtifactError
-from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint, taken
+from coevolve.scoring.cache import WorkCache, _line, cached_scores, cached_texts, fingerprint, taken
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
 
 PROMPTS, RESPONSES = [[1, 2, 3], [1, 2], [9]], [[4], [5, 6]]
@@ -101,6 +103,49 @@ def test_a_damaged_line_is_said_once_and_computed_again(tmp_path, harm, caplog):
     with caplog.at_level(logging.WARNING):
         scores(tmp_path, again := Model())
     assert again.asked == []
+
+
+def with_values(folder, make):
+    """Give each line of the cache another value, with the check that belongs to it."""
+    (file,) = (folder / "model").glob("*.jsonl")
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
+    file.write_bytes(b"".join(_line(row["key"], make(row["value"])) for row in rows))
+
+
+ODD = [0, 1.5, True, "", "x", "é", [], {}, [1], "AAAA", base64.b64encode(np.array([np.nan] * 2).tobytes()).decode()]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_a_value_that_is_no_score_is_said_once_and_computed_again(tmp_path, odd, caplog):
+    expected = scores(tmp_path, Model())
+    with_values(tmp_path, lambda value: odd)
+    with caplog.at_level(logging.WARNING):
+        found = scores(tmp_path, model := Model())
+    assert len(model.asked) == len(ALL) and [record.message.count("6 damaged") for record in caplog.records] == [1]
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "odd", [0, "ab", [], [1, 2], [[1], 1], [[1.5], True], [["1"], True], [[-1], True], [[True], True]]
+)
+def test_a_value_that_is_no_text_is_written_again(tmp_path, odd):
+    def write(places):
+        return [([7], True) for _ in places]
+
+    cached_texts(WorkCache(tmp_path, "model"), PROMPTS, [{}] * 3, write, None)
+    with_values(tmp_path, lambda value: odd)
+    assert cached_texts(WorkCache(tmp_path, "model"), PROMPTS, [{}] * 3, write, None) == [([7], True)] * 3
+
+
+def test_lines_that_are_no_lines_stop_nobody(tmp_path, caplog):
+    expected = scores(tmp_path, Model())
+    (file,) = (tmp_path / "model").glob("*.jsonl")
+    file.write_bytes(b"\n".join([b"[" * 100_000, b'{"key": [], "value": 1, "check": 2}', b"null", b"9" * 5000, b""]))
+    (tmp_path / "model" / "folder.jsonl").mkdir()
+    os.mkfifo(tmp_path / "model" / "pipe.jsonl")
+    with caplog.at_level(logging.WARNING):
+        found = scores(tmp_path, Model())
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)) and len(caplog.records) == 1
 
 
 def test_half_a_line_is_not_read_until_it_is_whole(tmp_path, caplog):

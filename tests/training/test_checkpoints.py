@@ -161,3 +161,186 @@ except ArtifactError as error:
     assert names(written) == ["00001-stage-1", "00002-stage-2", "00003-stage-3"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
     assert newest_checkpoint(written, pytest.fail).state["segment"]["step"] == 3
+
+
+# What a hand, and no disk, has changed: sizes and hashes are right.
+
+
+def rehash(folder):
+    """Let the manifest know the files as they are now."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in manifest["files"]:
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(manifest))
+
+
+def newest(folder):
+    return folder / CHECKPOINTS / "00003-stage-3"
+
+
+def used_instead(folder, name):
+    """Whether the checkpoint before is used, and the file at fault is named, once."""
+    said = []
+    found = newest_checkpoint(folder, said.append)
+    assert [text.startswith("damaged checkpoint") for text in said] in ([], [True, False])
+    return found.folder.name == "00002-stage-2" and f"00003-stage-3/{name}: " in said[0]
+
+
+def places(value, path=()):
+    """Every field of a JSON value, but the first of a list stands for all, and free fields for themselves."""
+    items = value.items() if isinstance(value, dict) else [(0, value[0])] if isinstance(value, list) and value else []
+    for key, inner in items:
+        yield (*path, key)
+        if key not in ("held_out_perplexity", "where", "figures"):
+            yield from places(inner, (*path, key))
+
+
+def changed(value, path, wrong):
+    """The value with another one at a place, or without it."""
+    value = copy.deepcopy(value)
+    *parents, last = path
+    parent = value
+    for key in parents:
+        parent = parent[key]
+    if wrong is None:
+        del parent[last]
+    else:
+        parent[last] = wrong
+    return value
+
+
+@pytest.mark.parametrize("place", list(places(state(3))), ids=lambda place: ".".join(map(str, place)))
+def test_a_state_with_a_field_missing_or_of_another_kind_is_not_used(written, place):
+    numbers = ("seconds", "before", "after")
+    is_number = place[-1] in numbers or place[-2:] in (("sum", 0), ("floors", "IDTest"), (0, 2))
+    chosen_by_runs = ("connector_rl", "IDTest", "full", "wandb", "parents", "quantization")
+    removed = [None] * (isinstance(place[-1], str) and place[-1] not in chosen_by_runs)
+    for wrong in ([[]], {"a": [1]}, "x" if is_number else 0.5, *removed):
+        (newest(written) / "state.json").write_text(json.dumps(changed(state(3), place, wrong)))
+        rehash(newest(written))
+        free = place[-1] == "held_out_perplexity" and isinstance(wrong, dict)
+        assert used_instead(written, "state.json") is not free, (place, wrong)
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        (("chosen",), [3]),
+        (("gate", "best_chosen"), [0, 99]),
+        (("gate", "best_reasoning"), ["kind"]),
+        (("gate", "reasoning"), ["warm"]),
+        (("gate", "held_out", "scores", "sum"), [-1.0]),
+        (("probe", "scores", "tokens"), [3, 0]),
+        (("outcome", "subsets"), {}),
+        (("record", "step"), -1),
+        (("reasoning",), ["\ud800", "", "calm"]),
+    ],
+)
+def test_a_state_whose_fields_do_not_agree_is_not_used(written, place, wrong):
+    (newest(written) / "state.json").write_text(json.dumps(changed(state(3), place, wrong)))
+    rehash(newest(written))
+    assert used_instead(written, "state.json")
+
+
+@pytest.mark.parametrize("field", ["format", "version", "name", "best", "files"])
+@pytest.mark.parametrize("wrong", [None, 99, [], {}, "x", True])
+def test_a_manifest_of_another_form_is_not_used(written, field, wrong):
+    path = newest(written) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if type(wrong) is type(manifest[field]) and field in ("name", "best"):
+        return
+    path.write_text(json.dumps(changed(manifest, (field,), wrong)))
+    assert used_instead(written, "manifest.json")
+
+
+@pytest.mark.parametrize("name", ["../outside", "{absolute}", "a/../state.json", ".", "", "\0", "n" * 300, "\u0661"])
+def test_a_manifest_names_files_of_its_own_folder_only(written, name):
+    (newest(written).parent / "outside").write_bytes(b"x")
+    name = name.format(absolute=newest(written).parent / "outside")
+    path = newest(written) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    path.write_text(json.dumps(manifest))
+    assert used_instead(written, "manifest.json")
+
+
+@pytest.mark.parametrize("group", ["connector", "best-estimator"])
+@pytest.mark.parametrize("harm", ["none", "one missing", "another shape", "NaN", "no safetensors", "a folder"])
+def test_tensors_that_a_run_cannot_go_on_with_are_not_used(written, group, harm):
+    path = newest(written) / f"{group}.safetensors"
+    weights = tensors(0)
+    if harm == "one missing":
+        del weights["a"]
+    elif harm == "another shape":
+        weights["a"] = torch.zeros(2)
+    elif harm == "NaN":
+        weights["a"][1] = torch.nan
+    path.unlink()
+    if harm == "a folder":
+        path.mkdir()
+    elif harm == "no safetensors":
+        path.write_bytes(b"x")
+    else:
+        save_file({} if harm == "none" else weights, path)
+    if harm != "a folder":
+        rehash(newest(written))
+    said = []
+    assert newest_checkpoint(written, said.append).folder.name == "00002-stage-2"
+    assert "00003-stage-3" in said[0] and ".safetensors: " in said[0]
+
+
+ODD = ("00004", "\u0661-x", "\u00b2-x", "-5-x", "4-x", "9" * 200, "00004-", "00004-x\n", "00004-file", "00004-loop")
+
+
+def test_what_has_no_checkpoints_name_or_is_no_folder_is_none(written):
+    for name in ODD:
+        if name.endswith("file"):
+            (written / CHECKPOINTS / name).write_text("x")
+        elif name.endswith("loop"):
+            (written / CHECKPOINTS / name).symlink_to(name)
+        else:
+            (written / CHECKPOINTS / name).mkdir()
+    assert newest_checkpoint(written, pytest.fail).folder == newest(written)
+    CheckpointWriter(written, keep=9).write("x", state(4), groups(4), best=False)
+    assert newest_checkpoint(written, pytest.fail).folder.name == "00004-x"
+
+
+def test_a_place_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):
+    (tmp_path / CHECKPOINTS).write_text("")
+    with pytest.raises(ArtifactError, match=r"checkpoints: cannot be read"):
+        newest_checkpoint(tmp_path, pytest.fail)
+
+
+def test_whatever_happens_to_a_checkpoint_it_is_used_whole_or_not_at_all(written):
+    """Bytes and JSON values at random, with the right hashes."""
+    rng, used = random.Random(0), 0
+    whole = {path: path.read_bytes() for path in newest(written).iterdir()}
+    junk = [None, True, -1, 10**30, 1e308, "", "x" * 999, "../x", [], {}, [[]], {"": None}]
+    for _ in range(150):
+        for path, content in whole.items():
+            path.unlink()
+            path.write_bytes(content)
+        path = rng.choice([path for path in whole if path.suffix == ".json"])
+        content = bytearray(whole[path])
+        if rng.random() < 0.3:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        else:
+            value = json.loads(content)
+            content = json.dumps(changed(value, rng.choice(list(places(value))), rng.choice(junk))).encode()
+        path.write_bytes(content)
+        if path.name != "manifest.json":
+            rehash(newest(written))
+        said = []
+        found = newest_checkpoint(written, said.append)
+        assert (found.folder == newest(written)) is not bool(said)
+        used += not said
+    assert 0 < used < 50  # some fields may hold anything
+
+
+def test_an_export_of_a_damaged_one_says_so(written, tmp_path, capsys):
+    (newest(written) / "manifest.json").write_text("[]")
+    assert main(["export", str(newest(written)), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

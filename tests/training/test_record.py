@@ -100,6 +100,29 @@ def test_a_damaged_line_is_named(tmp_path):
         new_record(tmp_path).resume(state)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("line", ["null", "[]", "7", '"x"', "{}", '{"step": 1.5}', '{"step": true}', '{"step": -1}'])
+def test_a_line_that_is_none_of_the_files_is_named(tmp_path, name, line):
+    record = new_record(tmp_path)
+    work(record, 9)
+    with open(tmp_path / name, "a") as file:
+        count = len((tmp_path / name).read_text().splitlines())
+        file.write(f"{line}\n")
+    with pytest.raises(DataError, match=rf"{name}:{count + 1}: .*Delete that line"):
+        new_record(tmp_path).resume(record.state())
+
+
+@pytest.mark.parametrize("note", ["", "null", "{}", '{"step": "x"}', '{"step": -3}', "\0"])
+def test_a_damaged_note_of_what_trackers_know_is_said_and_made_anew(tmp_path, note):
+    record = new_record(tmp_path)
+    work(record, 6)
+    (tmp_path / ".sent.json").write_text(note)
+    resumed = new_record(tmp_path)
+    resumed.resume(record.state())
+    assert ".sent.json" in said(resumed) and "once more" in said(resumed)
+    assert json.loads((tmp_path / ".sent.json").read_text()) == {"step": 6}
+
+
 def test_what_is_not_finite_is_still_json_and_still_known(tmp_path):
     record = new_record(tmp_path)
     record.log({"a": math.nan, "b": -math.inf, "c": np.float32(0.5), "d": np.int64(3), "e": "word", "f": None})

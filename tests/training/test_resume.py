@@ -1,17 +1,23 @@
 """A run that was stopped or killed, however often and wherever, ends with the bits of one that was not."""
 
+import fcntl
+import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from coevolve.cli import main
 from coevolve.errors import ArtifactError
 from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.distributed.processes import Interrupted
@@ -323,3 +329,100 @@ def test_the_state_holds_everything_by_name(whole):
     assert {"manifest.json", "state.json", "connector.safetensors", "estimator.safetensors"} <= files
     assert {"best-connector.safetensors", "best-estimator.safetensors", "cold-connector.safetensors"} <= files
     assert {f"optimizer-{phase}.safetensors" for phase in ("connector_rl", "estimator_sft", "estimator_rl")} <= files
+
+
+@pytest.mark.parametrize("of", ["other data", "another model"])
+def test_a_checkpoint_that_does_not_fit_gives_way_to_the_one_before(whole, tmp_path, capsys, of):
+    """Whole in itself, hashes and all, so that only the run can tell."""
+    recipe, folder = whole
+    shutil.copytree(folder, tmp_path / "run")
+    newest = max((tmp_path / "run" / CHECKPOINTS).iterdir())
+    if of == "other data":
+        state = json.loads((newest / "state.json").read_text())
+        state["reasoning"].append("one too many")
+        state["gate"]["best_reasoning"].append("one too many")
+        (newest / "state.json").write_text(json.dumps(state))
+    else:
+        for path in newest.glob("*connector.safetensors"):
+            weights = load_file(path)
+            weights.popitem()
+            path.unlink()
+            save_file(weights, path)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (newest / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=f"{newest.name}.* Use another checkpoint"):
+        train(recipe, tmp_path / "run", resume=newest)
+    train(recipe, tmp_path / "run")
+    assert capsys.readouterr().err.count("damaged checkpoint, not used: ") == 1
+    assert_same(folder, tmp_path / "run")
+
+
+# What `coevolve status` says of a folder.
+
+RUN = {"recipe": {}, "base": {"source": "b", "path": "b", "fingerprint": "f"}, "data_fingerprint": "d"}
+DAMAGED = [b"", b"{", b"\xff", b"[]", b"null", b"1e999", b'{"state": "lost", "stage": ""}', b'{"state": ["running"]}']
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_status_is_said_and_the_lock_tells_the_state(tmp_path, capsys, content, held):
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    (tmp_path / "status.json").write_bytes(content)
+    with open(tmp_path / ".lock", "w") as lock:
+        if held:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["status", str(tmp_path)]) == (3 if held else 75)
+    shown = capsys.readouterr().out
+    assert f"state: {'running' if held else 'killed'}" in shown and f"note: {tmp_path / 'status.json'}" in shown
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o000])
+def test_who_may_not_write_is_not_told_that_a_running_run_was_killed(mode):
+    """Nor who may not even look at the lock: that run is to be let alone."""
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from coevolve.training.status import read_status\n"
+        "read_status(Path(sys.argv[1]))  # loads what only its owner may\n"
+        "os.geteuid() == 0 and os.setuid(65534)\n"
+        "print(read_status(Path(sys.argv[1]))['state'])"
+    )
+    with tempfile.TemporaryDirectory() as folder, open(os.path.join(folder, ".lock"), "w") as lock:
+        Path(folder, "status.json").write_text('{"state": "running", "stage": "x"}')
+        Path(folder, "status.json").chmod(0o444)
+        os.chmod(folder, 0o755)
+        os.fchmod(lock.fileno(), mode)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert done.stdout == "running\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["run.json", "status.json", ".lock", "checkpoints"])
+@pytest.mark.parametrize("kind", ["folder", "loop", "missing", "file"])
+def test_a_status_is_one_sentence_whatever_lies_in_the_folder(tmp_path, capsys, name, kind):
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    (tmp_path / "status.json").write_text('{"state": "running", "stage": ""}')
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "folder":
+        (tmp_path / name).mkdir()
+    elif kind == "loop":
+        (tmp_path / name).symlink_to(name)
+    elif kind == "file":
+        (tmp_path / name).write_text("x")
+    assert main(["status", str(tmp_path)]) == 75
+    assert "state: killed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("field", ["recipe", "data_fingerprint", "base"])
+@pytest.mark.parametrize("wrong", [None, [], "", 1, {"x": 1}])
+def test_a_damaged_run_file_is_one_sentence(tmp_path, capsys, field, wrong):
+    if (field, wrong) in (("data_fingerprint", ""), ("recipe", {"x": 1})):
+        return  # of the right kind
+    values = {**RUN, field: wrong} if wrong is not None else {key: RUN[key] for key in RUN if key != field}
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    assert main(["truth", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run.json'}: {'origins' if wrong is None and field == 'base' else field}" in said
+    assert len(said.splitlines()) <= 5

@@ -58,8 +58,12 @@ def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]
     Raises:
         DataError: the file cannot be read, or a line is no `model`; it is named.
     """
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise DataError(f"{path}: is no file. Move it away.")
     try:
-        *whole, _ = path.read_bytes().split(b"\n") if path.exists() else (b"",)
+        *whole, _ = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     lines = []

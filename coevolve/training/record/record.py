@@ -129,11 +129,13 @@ class Record:
 
     def _noted(self, note: Path) -> int:
         """The step up to which the trackers may have been told."""
-        if not note.exists():
+        if not os.path.lexists(note):
             return 0
         try:
             return read_document(note, Sent, remedy="A tracker may get the last points once more.").step
         except DataError as error:
+            if note.is_dir():
+                raise DataError(f"{note}: is a folder, where a file belongs. Delete it.") from None
             self.say(str(error))
             return 0
 
