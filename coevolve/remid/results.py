@@ -133,14 +133,18 @@ class Beside(Measured):
 class Reasoning(Part):
     """How the reasonings were chosen."""
 
-    kind: Literal["greedy", "sampled", "marginal", "none"]
+    kind: Literal["greedy", "sampled", "marginal", "none", "given"]
     samples: Count | None = None
     seed: int | None = None
+    sha256: str | None = None
+    """Of the file that gave them."""
 
     @model_validator(mode="after")
     def _drawn_ones_have_a_seed(self) -> "Reasoning":
         if self.kind in ("sampled", "marginal") and None in (self.samples, self.seed):
             raise ValueError(f"{self.kind} needs samples and seed")
+        if self.kind == "given" and self.sha256 is None:
+            raise ValueError("given needs sha256")
         return self
 
 
@@ -160,6 +164,7 @@ class Evaluation(Document):
     seed: int
     estimator: str | None = None
     """Its directory."""
+    estimator_identity: str | None = None
     data_fingerprint: str | None = None
     """Of the whole corpus."""
     unanswered: Unanswered | None = None

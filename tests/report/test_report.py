@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from coevolve.remid.blame import blame_examples
 from coevolve.remid.bound import evaluate_bound, score_corpus
 from coevolve.remid.evaluate import evaluate_remid
 from coevolve.remid.results import BlameResults, BoundResults, RemidResults
-from coevolve.remid.score import evaluated_examples
+from coevolve.remid.score import Reasoning, ReasoningKind, evaluated_examples
 from coevolve.remid.table import remid_rows
 from coevolve.report.contents import read_contents
 from coevolve.report.figures import _panels, _picture
@@ -231,6 +232,13 @@ MODELS = {"results.json": RemidResults, "bound.json": BoundResults, "blame.json"
 def test_the_schema_has_every_field_that_is_written(evaluated, name):
     written = json.loads(json.dumps(evaluated[name]))
     assert MODELS[name].model_validate(written).values() == written
+
+
+@pytest.mark.parametrize("kind", get_args(ReasoningKind))
+def test_the_schema_has_every_protocol_of_reasoning(tmp_path, evaluated, kind):
+    protocol = Reasoning(kind, texts={"a": "b"} if kind == "given" else None, sha256="f" if kind == "given" else None)
+    results = {**evaluated["results.json"], "reasoning": protocol.describe()}
+    assert "Reasoning: " in Reader(report(tmp_path, {"results.json": results})).text
 
 
 def places(value, path=()):

@@ -1,13 +1,19 @@
 """A checkpoint is whole or it is not there; what the disk does to it afterwards is found out."""
 
+import copy
+import hashlib
+import json
 import os
+import random
 import resource
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from coevolve.cli import main
 from coevolve.errors import ArtifactError
 from coevolve.training.checkpoints import CHECKPOINTS, CheckpointWriter, newest_checkpoint, read_checkpoint
 

@@ -21,8 +21,9 @@ from coevolve.cli import main
 from coevolve.errors import ArtifactError
 from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.distributed.processes import Interrupted
+from coevolve.training.documents import CheckpointManifest, CheckpointState, RunFile, RunResults
 from coevolve.training.run import train
-from coevolve.training.status import read_status, status_code
+from coevolve.training.status import Status, read_status, status_code
 
 SMALL = {
     "data": {"world": {"train": 24, "test": 3}, "validation": 6},
@@ -329,6 +330,17 @@ def test_the_state_holds_everything_by_name(whole):
     assert {"manifest.json", "state.json", "connector.safetensors", "estimator.safetensors"} <= files
     assert {"best-connector.safetensors", "best-estimator.safetensors", "cold-connector.safetensors"} <= files
     assert {f"optimizer-{phase}.safetensors" for phase in ("connector_rl", "estimator_sft", "estimator_rl")} <= files
+
+
+def test_the_schemas_have_every_field_that_a_run_writes(whole):
+    _, folder = whole
+    files = [(folder / "run.json", RunFile), (folder / "results.json", RunResults), (folder / "status.json", Status)]
+    for checkpoint in (folder / CHECKPOINTS).iterdir():
+        files += [(checkpoint / "state.json", CheckpointState), (checkpoint / "manifest.json", CheckpointManifest)]
+    assert len(files) > 5
+    for path, model in files:
+        written = json.loads(path.read_text())
+        assert json.loads(json.dumps(model.model_validate(written).values())) == written, path
 
 
 @pytest.mark.parametrize("of", ["other data", "another model"])

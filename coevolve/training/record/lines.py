@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from coevolve.documents import Part, check_document
 from coevolve.errors import DataError
-from coevolve.files import parse_json
+from coevolve.files import parse_json, read_bytes
 from coevolve.training.documents import SampleLine
 
 METRICS = "metrics.jsonl"
@@ -58,24 +59,19 @@ def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]
     Raises:
         DataError: the file cannot be read, or a line is no `model`; it is named.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    if not path.is_file():
-        raise DataError(f"{path}: is no file. Move it away.")
-    try:
-        *whole, _ = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    *whole, _ = read_bytes(path).split(b"\n")
     lines = []
     for number, raw in enumerate(whole, start=1):
         where, remedy = f"{path}:{number}", "Delete that line."
         try:
             text = raw.decode()
             values = parse_json(text, where)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8 ({error.reason}). {remedy}") from None
         except DataError as error:
             raise DataError(f"{error} {remedy}") from None
-        except ValueError as error:
-            raise DataError(f"{where}: not a line of JSON ({error}). {remedy}") from None
         check_document(values, model, where=where, remedy=remedy)
         lines.append((text, values))
     return lines
