@@ -73,11 +73,6 @@ _KINDS = (
         "Give one that AutoModelForCausalLM loads",
     ),
     _Kind(
-        ("You set `ignore_mismatched_sizes`",),
-        "its weights have other shapes than its config.json says",
-        "Copy the whole folder again",
-    ),
-    _Kind(
         ("Specified `attn_implementation=", "has been toggled on"),
         "the attention implementation is unknown here, or its package is not installed",
         "Leave model.attention out, or set it to sdpa or eager",
