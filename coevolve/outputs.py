@@ -59,7 +59,7 @@ def claim(
         text: as the user gave it; `~` is the home folder.
         kind: what will be written there.
         option: what the user calls it, for errors.
-        inputs: what the command reads, by what the user calls it.
+        inputs: what the command reads, by how an error calls it.
         overwrite: whether older work of the same kind may be replaced.
 
     Raises:
@@ -303,14 +303,13 @@ def _require_apart(path: Path, kind: Kind, given: Path, option: str, name: str) 
     parts = {output / part for part in kind.parts}
     # Of a run, whatever it reads in its own folder is there already, and is not written again.
     holds = output in read.parents and kind not in (RUN, CACHE) and (not parts or bool(parts & {read, *read.parents}))
-    inside = read in output.parents and read.is_dir() and not (is_run(read) or name == "RECIPE")
+    inside = read in output.parents and read.is_dir() and not (is_run(read) or name.startswith("RECIPE "))
     if same and kind.policy == "renew":
         return
     if same or holds or inside:
         how = "is" if same else "holds" if holds else "lies in"
         raise OutputError(
-            f"{option} {path}: {how} what this command reads ({name} {given}), which is never written to. Give "
-            "another path."
+            f"{option} {path}: {how} what this command reads ({name}), which is never written to. Give another path."
         )
 
 

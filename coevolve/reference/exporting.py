@@ -51,7 +51,13 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
         OutputError: `checkout` holds something else, or cannot be written.
     """
     estimator = Path(estimator)
-    checkout = claim(checkout, REFERENCE, option="the layout's folder", inputs={"estimator": estimator}, overwrite=True)
+    checkout = claim(
+        checkout,
+        REFERENCE,
+        option="the layout's folder",
+        inputs={f"the estimator {estimator}": estimator},
+        overwrite=True,
+    )
     manifest = read_manifest(estimator)
     require_adapters(manifest, estimator)
     base = manifest["roles"][ESTIMATOR]["base"]

@@ -63,7 +63,13 @@ def import_reference(
         OutputError: `folder` holds something else than an estimator, or cannot be written.
     """
     checkout = Path(checkout)
-    folder = claim(folder, ESTIMATOR, option="the estimator's folder", inputs={"checkout": checkout}, overwrite=True)
+    folder = claim(
+        folder,
+        ESTIMATOR,
+        option="the estimator's folder",
+        inputs={f"the checkout {checkout}": checkout},
+        overwrite=True,
+    )
     constants = read_templates(checkout)
     export = embedded_export(constants, str(checkout / FILE))
     prompts = export.prompts if export else imported_prompts(constants, str(checkout / FILE))

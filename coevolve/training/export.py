@@ -103,7 +103,9 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
         ArtifactError: the checkpoint or its run is incomplete, or a base model has changed since.
         OutputError: `folder` holds something else than an estimator, or cannot be written.
     """
-    folder = claim(folder, AN_ESTIMATOR, option="--out", inputs={"checkpoint": checkpoint}, overwrite=True)
+    folder = claim(
+        folder, AN_ESTIMATOR, option="--out", inputs={f"the checkpoint {checkpoint}": checkpoint}, overwrite=True
+    )
     found = read_checkpoint(checkpoint)
     recipe, origins, run = read_run(checkpoint.parent.parent)
     for base in {origin.base for origin in origins.values()}:

@@ -130,6 +130,13 @@ def test_a_free_place_is_taken_as_it_is_called(words, output, name, places, monk
     assert state(places) == before
 
 
+def test_a_run_may_lie_beside_its_recipe(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: x")
+    options = cli.make_parser().parse_args(["train", str(tmp_path), "--output-dir", str(tmp_path / "runs" / "a")])
+    claim_outputs(cli.make_parser(), options)
+    assert options.output_dir == tmp_path / "runs" / "a"
+
+
 def test_every_command_with_an_output_is_walked():
     """An argument that is called like an output is one, with its kind."""
     called = {"--out", "--output-dir", "--json", "--cache"}
