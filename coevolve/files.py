@@ -21,6 +21,7 @@ LONGEST_NUMBER = 300
 MOST_KEYS = 1_000_000
 """Keys of one object."""
 
+_DIGITS = bytes(48 if chr(byte) in "0123456789" else 32 for byte in range(256))
 _TOO_DEEP = f"lists and objects lie in one another too deep; accepted are {DEEPEST} levels"
 _OTHER_KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -218,9 +219,11 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
             raise _Refused(f"an object has {len(found):,} keys; accepted are at most {MOST_KEYS:,}")
         return found
 
-    constant = {} if nan else {"parse_constant": _no_number}
+    hooks = {} if nan else {"parse_constant": _no_number}
+    if _has_long_number(text):  # asked once, for a text may hold millions of short ones
+        hooks["parse_int"] = _integer
     try:
-        value = json.loads(text, object_pairs_hook=to_object, parse_int=_integer, parse_float=_float, **constant)
+        value = json.loads(text, object_pairs_hook=to_object, parse_float=_float, **hooks)
     except _Refused as error:
         raise DataError(f"{where}: {error}.") from None
     except RecursionError:
@@ -239,6 +242,10 @@ class _Refused(Exception):
     """JSON that is well-formed and not accepted."""
 
 
+def _has_long_number(text: str) -> bool:
+    return b"0" * (LONGEST_NUMBER + 1) in text.encode("utf-8", "surrogatepass").translate(_DIGITS)
+
+
 def _integer(text: str) -> int:
     return int(_number(text))
 
@@ -251,7 +258,7 @@ def _float(text: str) -> float:
 
 
 def _number(text: str) -> str:
-    if len(text) > LONGEST_NUMBER:
+    if len(text) > LONGEST_NUMBER + 1:  # and a sign
         raise _Refused(f"the number {text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}")
     return text
 

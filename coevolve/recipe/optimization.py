@@ -48,11 +48,9 @@ class Optimization(Section):
     def too_many_rows(self, steps: int | None) -> str | None:
         """What is wrong with so many steps, if they pass over more rows than MOST_ROWS."""
         rows = (steps or 0) * self.train_batch_size
-        return (
-            f"{steps:,} steps of {self.train_batch_size:,} rows are {rows:,}; accepted are {MOST_ROWS:,}"
-            if rows > MOST_ROWS
-            else None
-        )
+        if rows <= MOST_ROWS:
+            return None
+        return f"{steps:,} steps of {self.train_batch_size:,} rows are {rows:,}; accepted are {MOST_ROWS:,}"
 
     def micro_batch(self, processes: int) -> tuple[int, int]:
         """(rows at once on one process, gradient accumulation steps), where `processes` divides the batch."""

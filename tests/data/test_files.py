@@ -23,7 +23,7 @@ from coevolve.files import DEEPEST, is_folder, parse_json, read_json, read_jsonl
         ("[NaN]", "NaN is no number of JSON"),
         ('{"a": -Infinity}', "-Infinity is no number of JSON"),
         ("1e400", "the number 1e400 is beyond a float"),
-        ("[" + "7" * 301 + "]", "the number 7777777777... has 301 characters; accepted are 300"),
+        ("[" + "7" * 302 + "]", "the number 7777777777... has 302 characters; accepted are 300"),
         ("7" * 5000, "has 5,000 characters"),
         ("0." + "7" * 5000, "has 5,002 characters"),
         ("{,}", "here: not JSON (Expecting property name"),
