@@ -10,8 +10,8 @@ from coevolve.remid.results import LARGEST, Count, Number, RemidResults
 STATE = "state.json"
 Perplexity = Annotated[Number, Field(gt=0)]
 Step = Annotated[int, Field(ge=1, le=2**53)]
-Figure = Annotated[float, Field(strict=False, allow_inf_nan=True)]
-"""A number for the log, which may be none."""
+Figure = int | Annotated[float, Field(allow_inf_nan=True)]
+"""A number for the log, which may be NaN."""
 T = TypeVar("T")
 RoleName = Literal["connector", "estimator"]
 OfRoles = Annotated[dict[RoleName, T], Field(min_length=2)]

@@ -94,6 +94,15 @@ def test_what_was_written_is_read_to_the_bit(written):
     assert found.tensors["connector"]["b"].dtype == torch.bfloat16
 
 
+def test_figures_of_a_phase_under_way_come_back_as_they_were(tmp_path):
+    """Whole numbers whole, and what is no number, which TRL gathers for a group that is empty."""
+    numbers = {"tokens": 410, "total_tokens": 0, "loss": 1.5, "total_loss": 0.0, "logged": 2}
+    figures = {"metrics": {"reward": [0.25, float("nan")], "num_tokens": [410]}, **numbers}
+    under_way = state(1) | {"segment": {"step": 1, "figures": figures, "rollouts": 0}}
+    written = CheckpointWriter(tmp_path, keep=1).write("x", under_way, groups(1), best=False)
+    assert repr(read_checkpoint(written).state["segment"]["figures"]) == repr(figures)
+
+
 def test_the_newest_and_the_best_are_kept(written):
     assert names(written) == ["00001-stage-1", "00002-stage-2", "00003-stage-3"]
     writer = CheckpointWriter(written, keep=2)
