@@ -1,5 +1,6 @@
 """Held-out perplexity of golden responses, and what stands beside it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coevolve.data.example import Example
+from coevolve.errors import DivergenceError
 from coevolve.information.perplexity import perplexity
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.scores import Scores
@@ -24,6 +26,15 @@ class Evaluated:
     def perplexity(self) -> float:
         """exp(-sum of log-probabilities / number of tokens), over all responses together."""
         return perplexity(self.scores)
+
+    def measurable(self, what: str) -> "Evaluated":
+        """Itself; raises DivergenceError, naming `what` was evaluated, where its perplexity is beyond all numbers."""
+        if not math.isfinite(self.perplexity):
+            raise DivergenceError(
+                f"{what}: the perplexity of the golden responses is beyond all numbers, so the training diverged. "
+                "Lower the learning rate, or max_grad_norm, of what was trained last, and begin anew."
+            )
+        return self
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, exactly."""

@@ -47,7 +47,7 @@ class Gate:
     def start(self) -> None:
         """The pair as it is now is the first one to beat."""
         self._written = self.trainee.updates[CONNECTOR]
-        self.best = self._snapshot(self._evaluate("after the cold start", None))
+        self.best = self._snapshot(self._evaluate("after the cold start", None).measurable("cold start"))
 
     def judge(self, turn: Turn) -> None:
         """Evaluate the pair after a phase, or at an evaluation; keep it, put it on probation, or roll back."""

@@ -483,7 +483,7 @@ class Run:
         examples = self.data.tests[split]
         reasoning = [None] * len(examples) if without_reasoning else None
         title = f"{name}: {split}, {len(examples)} examples"
-        evaluated = evaluate(self.trainee.spread, examples, self.record, title, reasoning=reasoning)
+        evaluated = evaluate(self.trainee.spread, examples, self.record, title, reasoning=reasoning).measurable(title)
         self.outcome.perplexity(name, split, examples, evaluated.scores)
         self.record.log({"coevolve/phase": name, f"eval/perplexity/{split}": evaluated.perplexity})
 
