@@ -105,6 +105,11 @@ def plain_path(text: str, option: str) -> Path:
         raise OutputError(f"{option}: found {text!r}; accepted is a path. Give one.")
     if "\0" in text:
         raise OutputError(f"{option}: found {text!r}, which holds a NUL; no path does. Give another one.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise OutputError(
+            f"{option}: found {text!r}, which is not UTF-8 as this process reads it; records and libraries take no "
+            "other names. Set PYTHONUTF8=1 if your terminal's language is the cause, or give another path."
+        )
     try:
         path = Path(text).expanduser()
         os.fsencode(path)

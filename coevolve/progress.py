@@ -5,6 +5,7 @@ emoji. So every console and every table of this package is one of the two here, 
 """
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -88,12 +89,12 @@ def _as_it_is(item: str | RenderableType, style: str = "") -> RenderableType:
 
 def quieten_libraries() -> None:
     """Leave the terminal to our own display: no bars and no deprecation notes from inside the libraries."""
-    import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if "datasets" in sys.modules:  # which scoring can do without
+        sys.modules["datasets"].disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|peft")
 
 

@@ -5,9 +5,11 @@ import errno
 import io
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 HUSH_SECONDS = 5
 
@@ -72,17 +74,31 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
 
 def reader_is_gone() -> bool:
     """Whether nobody reads a standard stream any more; what is left for it then goes nowhere."""
-    gone = False
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None and not stream.closed:
-                stream.flush()
-        except OSError as error:
-            from coevolve.progress import lead_nowhere
+    from_here = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed]
+    gone = [stream for stream in from_here if _fails(stream) or _has_no_reader(stream)]
+    for stream in gone:
+        from coevolve.progress import lead_nowhere
 
-            lead_nowhere(stream)
-            gone = gone or isinstance(error, BrokenPipeError)
-    return gone
+        lead_nowhere(stream)
+    return bool(gone)
+
+
+def _fails(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether it is a pipe that is closed at its other end, also where nothing is left to be written."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError):  # a system without it, a stream of no file
+        return False
 
 
 def _what_to_lower(options: argparse.Namespace) -> str:

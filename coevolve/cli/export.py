@@ -33,12 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import transformers
-
     from coevolve.errors import RecipeError
+    from coevolve.progress import quieten_libraries
     from coevolve.training.export import export_checkpoint
 
-    transformers.logging.set_verbosity_error()
+    quieten_libraries()
     if options.base is not None:
         return _export_base(options)
     if options.prompts is not None or options.max_new_tokens is not None:

@@ -18,14 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import transformers
-
     from coevolve.errors import RecipeError
+    from coevolve.progress import quieten_libraries
     from coevolve.reference.importing import import_reference
 
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise RecipeError(f"--max-new-tokens {options.max_new_tokens}: accepted is a number from 1.")
-    transformers.logging.set_verbosity_error()
+    quieten_libraries()
     manifest = import_reference(
         options.checkout,
         options.base,

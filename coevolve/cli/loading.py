@@ -41,9 +41,10 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_estimator(options: argparse.Namespace) -> "ProbabilityEstimator":
+    from coevolve.progress import quieten_libraries
     from coevolve.scoring.estimator import ProbabilityEstimator
 
-    _quieten()
+    quieten_libraries()
     estimator = ProbabilityEstimator.from_pretrained(
         options.estimator,
         device=options.device,
@@ -71,8 +72,9 @@ def look_first(
     """
     from coevolve.preflight.checks import preflight
     from coevolve.preflight.judging import JUDGING, Judging
+    from coevolve.progress import quieten_libraries
 
-    _quieten()
+    quieten_libraries()
     by_id: dict[str, list[str]] = {}
     for given in responses:
         for sample_id, text in given.items():
@@ -86,13 +88,6 @@ def cache_folder() -> Path:
     import os
 
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coevolve" / "work"
-
-
-def _quieten() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:

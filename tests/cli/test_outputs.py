@@ -91,6 +91,7 @@ TYPED = {
     "a link that leads nowhere": "{0}/link",
     "a pipe": "{0}/pipe",
     "a NUL": "{0}/a\0b",
+    "bytes that are no UTF-8": "{0}/a\udcff",
     "300 characters": "{0}/" + "a" * 300,
     "an unknown user's home": "~nobody-of-this-name/out",
     "nothing": "",
