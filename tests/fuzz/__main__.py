@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", DS_ACCELERATOR="cpu", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false")
@@ -12,34 +13,48 @@ os.environ.update(OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1", HF_DATASETS_OFFLINE
 
 from tests.fuzz import runner, valid
 from tests.fuzz.areas import AREAS, warm_up
-from tests.fuzz.core import KINDS, Result
+from tests.fuzz.core import CRASH, HANG, KINDS, Area, Result
+from tests.fuzz.runner import Limits
 
 
 def main() -> int:
     options = _options()
-    began = time.monotonic()
-    warm_up()
-    found = _valid_inputs()
-    keep = Path(options.keep) if options.keep else None
     if options.index is not None:
         places = runner.schedule(AREAS)
         area = next(area for area in AREAS if area.name == (options.only or places[options.index % len(places)].name))
         todo = [(options.index, area)]
     else:
         todo = list(runner.indices(AREAS, options.n, options.only))
+    return run(AREAS, todo, options, runner.Limits())
+
+
+def run(areas: Sequence[Area], todo: Sequence[tuple[int, Area]], options: argparse.Namespace, limits: Limits) -> int:
+    """Run the inputs and print what came of them; exit status 1 where anything failed."""
+    began = time.monotonic()
+    warm_up()
+    found = _valid_inputs()
     results: list[Result] = []
 
     def report(result: Result) -> None:
         results.append(result)
-        if options.index is not None or options.verbose or (result.kind and len(results) < 0):
+        if options.index is not None or options.verbose:
             _tell(result)
         elif len(results) % 100 == 0:
             print(f"{len(results)} of {len(todo)}, {time.monotonic() - began:.0f} s", file=sys.stderr)
 
-    runner.run_all(todo, options.seed, found, processes=options.processes, keep=keep, report=report)
+    runner.run_all(
+        areas,
+        todo,
+        options.seed,
+        found,
+        limits=limits,
+        processes=options.processes,
+        keep=Path(options.keep) if options.keep else None,
+        report=report,
+    )
     failed = [result for result in results if result.kind]
     _print_failures(failed, options.shown)
-    _print_table(results)
+    _print_table([area.name for area in areas], results)
     print(f"{len(results)} inputs, seed {options.seed}, {time.monotonic() - began:.0f} s, {len(failed)} failures")
     return 1 if failed else 0
 
@@ -82,18 +97,27 @@ def _print_failures(failed: list[Result], shown: int) -> None:
         groups[result.area, result.kind or "", result.signature].append(result)
     for (area, kind, mark), group in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
         first = min(group, key=lambda result: result.index)
-        print(f"\n[{area}] {len(group)} x {kind}: {mark}\n    --only {area} --index {first.index}: {first.did[:300]}")
+        print(
+            f"\n[{area}] {len(group)} x {kind}: {mark}\n    --only {area!r} --index {first.index}: {first.did[:1500]}"
+        )
         if first.detail and shown:
-            print("    " + first.detail.strip()[-shown:].replace("\n", "\n    "))
+            print("    " + _end(first, shown).replace("\n", "\n    "))
 
 
-def _print_table(results: list[Result]) -> None:
-    counted: dict[str, Counter[str]] = {area.name: Counter() for area in AREAS}
+def _end(result: Result, shown: int) -> str:
+    """The part of a detail that says most: a traceback's end, but the beginning of what faulthandler writes."""
+    detail = result.detail.strip()
+    return detail[:shown] if result.kind in (HANG, CRASH) else detail[-shown:]
+
+
+def _print_table(areas: list[str], results: list[Result]) -> None:
+    counted: dict[str, Counter[str]] = {area: Counter() for area in areas}
     seconds: Counter[str] = Counter()
     for result in results:
         counted[result.area][result.kind or ("accepted" if result.accepted else "refused")] += 1
         seconds[result.area] += result.seconds
-    names = ("accepted", "refused", *KINDS)
+    others = {result.kind for result in results if result.kind} - set(KINDS)
+    names = ("accepted", "refused", *KINDS, *sorted(others))
     print(f"\n{'area':14}{'inputs':>8}" + "".join(f"{name:>{max(len(name) + 2, 9)}}" for name in names) + "    s/input")
     for area, counts in [*counted.items(), ("all", sum(counted.values(), Counter()))]:
         inputs = counts.total()

@@ -26,6 +26,7 @@ UNREADABLE = "unreadable refusal"
 HARNESS = "harness error"
 KINDS = (FOREIGN, HANG, CRASH, CHANGED, WRONG, REFUSED_VALID, UNREADABLE, HARNESS)
 
+NOTES = "notes.txt"
 LONGEST_REFUSAL = 20_000  # characters; a message that repeats a damaged file tells nobody anything
 
 
@@ -67,6 +68,7 @@ class Result:
     Attributes:
         kind: one of `KINDS`; None for an input that was answered well.
         accepted: where there is no failure, whether it was taken for valid.
+        seconds: of processor time.
     """
 
     area: str
@@ -124,6 +126,8 @@ class Case:
     def note(self, text: str) -> None:
         """Say what was damaged, and how."""
         self.did.append(text)
+        with open(self.folder / NOTES, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{text}\n")  # for who finds the folder, or the place where a process died
 
     def chance(self, share: float) -> bool:
         return self.rng.random() < share
@@ -210,7 +214,9 @@ class Case:
             except (RefusedError, FailedError):
                 raise
             except Exception as error:
-                raise FailedError(FOREIGN, signature(error), "".join(traceback.format_exception(error))[-3000:]) from None
+                raise FailedError(
+                    FOREIGN, signature(error), "".join(traceback.format_exception(error))[-3000:]
+                ) from None
 
 
 def signature(error: BaseException) -> str:
@@ -280,4 +286,3 @@ def _restored(folder: Path) -> Iterator[None]:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-

@@ -180,8 +180,9 @@ def _rename(rng: random.Random, parent: dict, key: str) -> None:
 
 
 def _double_key(rng: random.Random, parent: dict, key: str) -> None:
-    other = copy.deepcopy(parent[key]) if rng.random() < 0.4 else _odd(rng)
-    parent[key] = Twice(parent[key], other)
+    # A careless reader takes the last of the two; where that is the old value, nothing else gives the double away.
+    old, odd = parent[key], _odd(rng)
+    parent[key] = Twice(*rng.choice(((old, copy.deepcopy(old)), (odd, old), (odd, old), (old, odd))))
 
 
 def _double_item(_: random.Random, parent: list, index: int) -> None:
@@ -282,6 +283,27 @@ _BYTES: tuple[tuple[str, Callable[[random.Random, bytes], bytes]], ...] = (
 )
 
 
+def mutate_binary(rng: random.Random, content: bytes) -> tuple[bytes, str]:
+    """As `mutate_bytes`, but most often of the same length, so that what is found by its offset stays where it is."""
+    if rng.random() < 0.25:
+        return mutate_bytes(rng, content)
+    changed, did = bytearray(content), []
+    for _ in range(rng.choice((1, 1, 1, 2, 8))):
+        at = rng.randrange(len(content) + 1) // 4 * 4
+        if rng.random() < 0.5:
+            changed[at : at + 4] = rng.choice(WORDS)[: len(changed) - at]
+            did.append(f"word at {at}")
+        elif at < len(changed):
+            changed[at] ^= 1 << rng.randrange(8)
+            did.append(f"bit at {at}")
+    return bytes(changed), ", ".join(did[:4])
+
+
+WORDS = tuple(
+    number.to_bytes(4, "little") for number in (0, 1, 255, 2**16, 2**24, 2**30, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1)
+)
+
+
 def mutate_folder(rng: random.Random, folder: Path, *, devices: bool = True) -> str:
     """Change one thing in a folder that is not the content of a file; returns what was done.
 
@@ -356,7 +378,9 @@ def _rename_file(rng: random.Random, path: Path, _: Path) -> str:
 
 
 def _stray(rng: random.Random, path: Path, folder: Path) -> str:
-    new = path.with_name(rng.choice((f"{path.name}~", ".DS_Store", "README.md", "x.json", "x.jsonl", "[b].json", "new")))
+    new = path.with_name(
+        rng.choice((f"{path.name}~", ".DS_Store", "README.md", "x.json", "x.jsonl", "[b].json", "new"))
+    )
     if new.exists():
         return "as it was"
     if path.is_file() and rng.random() < 0.5:
@@ -389,7 +413,10 @@ def mutate_file(rng: random.Random, path: Path, *, as_json: float = 0.6) -> str:
         as_json: the share of the former.
     """
     content = path.read_bytes()
-    if path.suffix in (".json", ".jsonl") and rng.random() < as_json:
+    if path.suffix in (".arrow", ".parquet", ".safetensors"):
+        changed, did = mutate_binary(rng, content)
+        path.write_bytes(changed)
+    elif path.suffix in (".json", ".jsonl") and rng.random() < as_json:
         if path.suffix == ".json":
             value, did = mutate_json(rng, json.loads(content))
             text = to_json(value, rng)

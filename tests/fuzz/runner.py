@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -21,19 +21,32 @@ from typing import Any
 
 import psutil
 
-from tests.fuzz.core import CRASH, HANG, HARNESS, WRONG, Area, Case, FailedError, RefusedError, Result
+from tests.fuzz.core import CRASH, HANG, HARNESS, NOTES, WRONG, Area, Case, FailedError, RefusedError, Result
 from tests.fuzz.core import REFUSED_VALID as REFUSED
 
-HANG_SECONDS = 10.0
-BUSY = 0.8
-"""A process that worked for this part of the time has had its seconds; so has one that did nothing. One in between
-waits for a busy machine, and is given more."""
-IDLE = 0.05
-MOST_SECONDS = 120.0
-ROOM = 3 << 30
-"""Bytes of memory that an input may take; beyond them Python raises MemoryError, which is a foreign exception."""
+BUSY, IDLE = 0.8, 0.05
+"""An input that worked for this part of its seconds has had them, and so has one that did next to nothing for as
+long; one in between waits for a busy machine, and is given more."""
 UNTOUCHED = 0.03
 """The share of inputs that are given as they are: a harness that refused everything would find nothing."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an input may cost.
+
+    Attributes:
+        seconds: of work, or of doing nothing; a busy machine is not its fault.
+        most: seconds by the clock, in any case, as a multiple of `seconds`.
+        room: bytes of memory more than the libraries take; beyond them Python raises MemoryError.
+        inputs: after so many a process makes room for a new one.
+    """
+
+    seconds: float = 10.0
+    most: float = 12.0
+    room: int = 3 << 29
+    inputs: int = 2000
+
 
 _fork = multiprocessing.get_context("fork")
 
@@ -61,7 +74,7 @@ def run_case(area: Area, seed: int, index: int, valid: Any, folder: Path) -> Res
     """One input, from its seed to its verdict. An exception that leaves this is a fault of the harness."""
     rng = random.Random(f"{seed}:{area.name}:{index}")
     case = Case(area.name, index, rng, folder, valid, untouched=rng.random() < UNTOUCHED)
-    began, kind, accepted, mark, detail = time.monotonic(), None, True, "", ""
+    began, kind, accepted, mark, detail = time.process_time(), None, True, "", ""
     try:
         try:
             area.run(case)
@@ -80,7 +93,7 @@ def run_case(area: Area, seed: int, index: int, valid: Any, folder: Path) -> Res
         kind, mark = WRONG, f"an oracle cannot read it: {type(error).__name__} in {frame.name}"
         detail = traceback.format_exc()
     did = "; ".join(case.did) or "as it is"
-    return Result(area.name, index, kind, accepted, mark, detail, did, time.monotonic() - began)
+    return Result(area.name, index, kind, accepted, mark, detail, did, time.process_time() - began)
 
 
 @dataclass
@@ -91,14 +104,16 @@ class _Worker:
     under_way: tuple[int, Area] | None = None
     since: float = 0.0
     cpu: float = 0.0
-    looked: float = 0.0
+    done: int = 0
 
 
 def run_all(
+    areas: Sequence[Area],
     todo: Sequence[tuple[int, Area]],
     seed: int,
     valid: Any,
     *,
+    limits: Limits,
     processes: int,
     keep: Path | None,
     report: Callable[[Result], None],
@@ -109,24 +124,25 @@ def run_all(
         keep: where the folders of failed inputs go; None deletes them.
     """
     root = Path(tempfile.mkdtemp(prefix="coevolve-fuzz-"))
+    work = _Work(root, {area.name: area for area in areas}, seed, valid, limits, keep)
     gc.collect()
     gc.freeze()
     queue = list(reversed(todo))
     workers: list[_Worker] = []
     try:
         while queue or any(worker.under_way for worker in workers):
-            workers = [worker for worker in workers if worker.process.is_alive() or worker.under_way]
+            workers = [worker for worker in workers if worker.under_way or _goes_on(worker, limits)]
             while queue and len(workers) < processes:
-                workers.append(_start(root, seed, valid, keep))
+                workers.append(_start(work))
             for worker in workers:
                 if worker.under_way is None and queue:
                     _give(worker, queue.pop())
             ready = wait([worker.connection for worker in workers], timeout=0.5)
             for worker in workers:
-                result = _received(worker) if worker.connection in ready else _overdue(worker)
+                result = _received(worker) if worker.connection in ready else _overdue(worker, limits)
                 if result is not None:
                     if result.kind in (HANG, CRASH):
-                        _dispose(_folder_of(root, worker.process.pid), keep, seed, result)
+                        result = work.told(worker.process.pid, result)
                     worker.under_way = None
                     report(result)
     finally:
@@ -136,18 +152,26 @@ def run_all(
         shutil.rmtree(root, onerror=_unlock)
 
 
-def _start(root: Path, seed: int, valid: Any, keep: Path | None) -> _Worker:
+def _goes_on(worker: _Worker, limits: Limits) -> bool:
+    if worker.process.is_alive() and worker.done < limits.inputs:
+        return True
+    worker.process.kill()
+    worker.process.join()
+    return False
+
+
+def _start(work: "_Work") -> _Worker:
     here, there = _fork.Pipe()
-    log = Path(tempfile.mkstemp(dir=root, suffix=".log")[1])
-    process = _fork.Process(target=_work, args=(there, root, log, seed, valid, keep), daemon=True)
+    log = Path(tempfile.mkstemp(dir=work.root, suffix=".log")[1])
+    process = _fork.Process(target=work.live, args=(there, log), daemon=True)
     process.start()
     there.close()
     return _Worker(process, here, log)
 
 
 def _give(worker: _Worker, item: tuple[int, Area]) -> None:
-    worker.under_way, worker.since = item, time.monotonic()
-    worker.cpu, worker.looked = _cpu(worker), worker.since
+    worker.under_way, worker.since, worker.done = item, time.monotonic(), worker.done + 1
+    worker.cpu = _cpu(worker)
     worker.connection.send((item[0], item[1].name))
 
 
@@ -161,21 +185,21 @@ def _received(worker: _Worker) -> Result | None:
         said = worker.log.read_text(errors="replace")
         (index, area), code = worker.under_way, worker.process.exitcode
         name = signal.Signals(-code).name if code and code < 0 else f"exit status {code}"
-        return Result(area.name, index, CRASH, False, f"{name}{_where(said)}", said[-2500:])
+        return Result(area.name, index, CRASH, False, f"{name}{_where(said)}", said[:2500])
 
 
-def _overdue(worker: _Worker) -> Result | None:
+def _overdue(worker: _Worker, limits: Limits) -> Result | None:
     """A hang, if the input has had its seconds; its process is ended then."""
-    now = time.monotonic()
-    if worker.under_way is None or now - worker.looked < HANG_SECONDS:
+    passed = time.monotonic() - worker.since
+    if worker.under_way is None or passed < limits.seconds:
         return None
-    used = (_cpu(worker) - worker.cpu) / (now - worker.looked)
-    if IDLE < used < BUSY and now - worker.since < MOST_SECONDS:
-        return None if now - worker.since < HANG_SECONDS / used else _hung(worker)
-    return _hung(worker)
+    used = _cpu(worker) - worker.cpu
+    if used > BUSY * limits.seconds or used < IDLE * passed or passed > limits.most * limits.seconds:
+        return _hung(worker, limits)
+    return None
 
 
-def _hung(worker: _Worker) -> Result:
+def _hung(worker: _Worker, limits: Limits) -> Result:
     with suppress(ProcessLookupError):
         os.kill(worker.process.pid, signal.SIGUSR2)  # writes where it is to the log
         time.sleep(0.3)
@@ -183,8 +207,7 @@ def _hung(worker: _Worker) -> Result:
     worker.process.join()
     said = worker.log.read_text(errors="replace")
     index, area = worker.under_way
-    seconds = time.monotonic() - worker.since
-    return Result(area.name, index, HANG, False, f"over {HANG_SECONDS:.0f} s{_where(said)}", said[-2500:], "", seconds)
+    return Result(area.name, index, HANG, False, f"over {limits.seconds:.0f} s{_where(said)}", said[:2500])
 
 
 def _cpu(worker: _Worker) -> float:
@@ -204,53 +227,62 @@ def _where(said: str) -> str:
     return ""
 
 
-def _work(connection: Connection, root: Path, log: Path, seed: int, valid: Any, keep: Path | None) -> None:
-    """A worker's life: indices in, results out."""
-    from tests.fuzz.areas import AREAS
+@dataclass
+class _Work:
+    """What a worker needs to know, and its life: indices in, results out."""
 
-    areas = {area.name: area for area in AREAS}
-    file = open(log, "w")  # noqa: SIM115 (for as long as the process lives)
-    faulthandler.enable(file=file)
-    faulthandler.register(signal.SIGUSR2, file=file)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    _limit_memory()
-    folder = _folder_of(root, os.getpid())
-    while True:
-        try:
-            index, name = connection.recv()
-        except EOFError:
-            return
-        try:
-            folder.mkdir()
-            result = run_case(areas[name], seed, index, valid, folder)
-            _dispose(folder, keep, seed, result)
-        except Exception as error:
-            mark = f"{type(error).__name__} in {traceback.extract_tb(error.__traceback__)[-1].name}"
-            result = Result(name, index, HARNESS, False, mark, traceback.format_exc())
-        connection.send(replace(result, detail=result.detail[-4000:]))
+    root: Path
+    areas: Mapping[str, Area]
+    seed: int
+    valid: Any
+    limits: Limits
+    keep: Path | None
 
+    def live(self, connection: Connection, log: Path) -> None:
+        file = open(log, "w")  # noqa: SIM115 (for as long as the process lives)
+        faulthandler.enable(file=file)
+        faulthandler.register(signal.SIGUSR2, file=file)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        size = psutil.Process().memory_info().vms + self.limits.room
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        folder = self.folder(os.getpid())
+        while True:
+            try:
+                index, name = connection.recv()
+            except EOFError:
+                return
+            try:
+                folder.mkdir()
+                result = run_case(self.areas[name], self.seed, index, self.valid, folder)
+            except Exception as error:
+                mark = f"{type(error).__name__} in {traceback.extract_tb(error.__traceback__)[-1].name}"
+                result = Result(name, index, HARNESS, False, mark, traceback.format_exc())
+            self.dispose(folder, result)
+            connection.send(replace(result, detail=result.detail[-4000:]))
 
-def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    size = psutil.Process().memory_info().vms + ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    def folder(self, pid: int) -> Path:
+        """Of the inputs of one worker, one after the other."""
+        return self.root / f"case-{pid}"
 
+    def told(self, pid: int, result: Result) -> Result:
+        """The result with what a process that is gone had noted; its folder is disposed of."""
+        notes = self.folder(pid) / NOTES
+        did = "; ".join(notes.read_text("utf-8", "replace").splitlines()) if notes.is_file() else ""
+        self.dispose(self.folder(pid), result)
+        return replace(result, did=did)
 
-def _folder_of(root: Path, pid: int) -> Path:
-    return root / f"case-{pid}"
-
-
-def _dispose(folder: Path, keep: Path | None, seed: int, result: Result) -> None:
-    """Delete an input's folder, or move it to where failed ones are kept."""
-    if keep is not None and result.kind is not None and folder.exists():
-        place = keep / f"{result.area}-{seed}-{result.index}"
-        shutil.rmtree(place, onerror=_unlock)
-        keep.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError):
-            shutil.move(folder, place)
-    shutil.rmtree(folder, onerror=_unlock)
+    def dispose(self, folder: Path, result: Result) -> None:
+        """Delete an input's folder, or move it to where failed ones are kept."""
+        if self.keep is not None and result.kind is not None and folder.exists():
+            place = self.keep / f"{result.area}-{self.seed}-{result.index}".replace(" ", "-")
+            shutil.rmtree(place, onerror=_unlock)
+            self.keep.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                shutil.move(folder, place)
+        shutil.rmtree(folder, onerror=_unlock)
 
 
 def _unlock(function: Callable[..., Any], path: str, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""The valid inputs that are damaged: real dialogues, and what a tiny real run wrote. Made once, kept between sittings."""
+"""The valid inputs that are damaged: real dialogues, and what a tiny real run wrote. Made once for each version."""
 
 import copy
 import fcntl
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DATA = "COEVOLVE_SHARED_DATA"
-"""The environment variable with the folder of `roleplay-shared.json`; by default `../shared/data` beside the project."""
+"""The environment variable with the folder of `roleplay-shared.json`; by default `../shared/data`."""
 
 SFT = {"steps": 2, "learning_rate": 2e-3, "train_batch_size": 4}
 GRPO = {"steps": 1, "learning_rate": 1e-3, "train_batch_size": 4, "num_generations": 2}
@@ -93,10 +93,11 @@ def _open(folder: Path) -> Valid:
 
 
 def _place() -> Path:
-    """Named after the code that writes them."""
+    """Named after the code that writes them and the data that they begin with."""
     digest = hashlib.sha256()
     for path in sorted((*(ROOT / "coevolve").rglob("*.py"), Path(__file__))):
         digest.update(path.read_bytes())
+    digest.update(str(_shared()).encode())
     return Path(tempfile.gettempdir()) / f"coevolve-fuzz-{os.getuid()}" / digest.hexdigest()[:16]
 
 
@@ -105,10 +106,16 @@ def _made(folder: Path) -> Path:
     return folder
 
 
+def _shared() -> Path | None:
+    """The file of real dialogues, where it is there."""
+    path = Path(os.environ.get(DATA) or ROOT.parent / "shared" / "data") / "roleplay-shared.json"
+    return path if path.is_file() else None
+
+
 def _real_rows() -> dict[str, list[dict[str, Any]]] | None:
     """Two real dialogues of each subset, three of IDTrain."""
-    path = Path(os.environ.get(DATA) or ROOT.parent / "shared" / "data") / "roleplay-shared.json"
-    if not path.is_file():
+    path = _shared()
+    if path is None:
         return None
     chosen: dict[str, list[dict[str, Any]]] = {}
     for split, rows in json.loads(path.read_text("utf-8")).items():
@@ -128,7 +135,7 @@ def _written_rows() -> dict[str, list[dict[str, Any]]]:
         "OOD2Test": ("literature",) * 2,
         "OOD3Test": ("turn_composition", "word_composition"),
     }
-    says = {"german": "Magst du meinen Hund? Er heißt Bär.", "chinese": "你喜欢我的狗吗？它很可爱。"}
+    says = {"german": "Magst du meinen Hund? Er heißt Bär.", "chinese": "我的狗很可爱。你喜欢它吗"}
 
     def row(split: str, number: int, tag: str) -> dict[str, Any]:
         said = says.get(tag, "Do you like my dog, as a sailor?")

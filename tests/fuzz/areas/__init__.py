@@ -1,8 +1,11 @@
 """The kinds of inputs. Shares are in a hundred, by what an input costs and how much there is to find."""
 
 from tests.fuzz.areas import (
+    arguments,
     checkpoints,
     data,
+    endpoints,
+    estimators,
     judges,
     recipe_files,
     reports,
@@ -18,6 +21,9 @@ AREAS: tuple[Area, ...] = (
     judges.AREA,
     traces.AREA,
     recipe_files.AREA,
+    estimators.AREA,
+    endpoints.AREA,
+    arguments.AREA,
     checkpoints.AREA,
     run_folders.AREA,
     reports.AREA,

@@ -109,7 +109,9 @@ def _check(case: Case, found: Any, original: Any, rehashed: bool) -> None:
         return
     case.wrong_if(json.dumps(found.state) != json.dumps(original.state), "another state")
     # The manifest names the files; one that names fewer is not all of the checkpoint.
-    case.wrong_if(found.tensors.keys() != original.tensors.keys(), "other files", found.tensors.keys() ^ original.tensors.keys())
+    case.wrong_if(
+        found.tensors.keys() != original.tensors.keys(), "other files", found.tensors.keys() ^ original.tensors.keys()
+    )
     for group, tensors in original.tensors.items():
         equal = tensors.keys() == found.tensors[group].keys() and all(
             torch.equal(tensor, found.tensors[group][name]) for name, tensor in tensors.items()

@@ -3,6 +3,7 @@
 An accepted corpus has exactly the rows that an independent reading of the damaged file finds, each well formed.
 """
 
+import csv
 import json
 import shutil
 from collections.abc import Mapping
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.core import Case
-from tests.fuzz.mutate import mutate_bytes, mutate_file, mutate_folder, mutate_json, to_json, to_jsonl
+from tests.fuzz.mutate import mutate_file, mutate_folder, mutate_json, to_json, to_jsonl
 from tests.fuzz.strict import Unreadable, is_text, same, strict_json, strict_jsonl, without_nulls
 
 SPLITS = ("IDTrain", "IDTest", "OOD1Test", "OOD2Test", "OOD3Test", "OOD4Test")
 ARROW = ("saved splits", "saved rows", "parquet", "folder of parquet")
-FORMATS = ("splits", "splits", "rows", "lines", "folder", "nulls", *ARROW)
+FORMATS = ("splits", "splits", "splits", "rows", "lines", "folder", "nulls", "persona chat", *ARROW, *ARROW)
 
 
 class DataFiles:
@@ -25,6 +26,9 @@ class DataFiles:
     def run(self, case: Case) -> None:
         form = case.rng.choice(FORMATS)
         case.note(form)
+        if form == "persona chat":
+            _persona_chat(case)
+            return
         path = _damaged(case, form)
         arrow = form in ARROW
         how = case.rng.random()
@@ -61,8 +65,16 @@ def _read_examples(path: Path) -> Any:
 def _shift(case: Case, path: Path, readable: Path | None) -> None:
     """The command that writes the data again with a few rows more."""
     out = case.outputs / "shifted.json"
-    kind = case.rng.choice(("word_order", "longer_turns", "unseen_character", "language"))
-    options = {"language": ["--language", "chinese"], "longer_turns": ["--turns", "1"]}.get(kind, [])
+    kinds = ("word_order", "longer_turns", "unseen_character", "language")
+    kind = "word_order" if case.untouched else case.rng.choice(kinds)
+    options: list[Any] = {"language": ["--language", "chinese"], "longer_turns": ["--turns", "1"]}.get(kind, [])
+    if kind == "unseen_character" and case.chance(0.7):
+        pool = case.inputs / case.rng.choice(("pool.json", "pool.jsonl"))
+        characters = ["Ann, a sailor.", {"name": "Ben", "age": 7}, {"name": "Cy", "traits": ["calm"]}]
+        lines = pool.suffix == ".jsonl"
+        pool.write_text(to_jsonl(characters, case.rng) if lines else to_json(characters, case.rng), "utf-8")
+        case.note(mutate_file(case.rng, pool))
+        options = ["--characters", pool]
     case.command("shift", kind, "--data", path, "--out", out, "--samples", "1", *options)
     written = strict_json(out.read_bytes())
     if readable is not None:
@@ -70,6 +82,27 @@ def _shift(case: Case, path: Path, readable: Path | None) -> None:
             kept = without_nulls(written.get(split, []))
             missing = [row["sample_ID"] for row in _canonical(rows) if not any(same(row, one) for one in kept)]
             case.wrong_if(bool(missing), "shift lost or changed a row", missing)
+
+
+def _persona_chat(case: Case) -> None:
+    """The CSV files of Synthetic-Persona-Chat."""
+    from coevolve.data.persona_chat import persona_chat_corpus
+
+    folder = case.inputs / "chat"
+    folder.mkdir()
+    talk = "\n".join(f"User {1 + number % 2}: This is turn {number}, and so it goes." for number in range(16))
+    for name in ("train", "test"):
+        with open(folder / f"Synthetic-Persona-Chat_{name}.csv", "w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["user 1 personas", "user 2 personas", "Best Generated Conversation"])
+            rows.writerows([[f"I am {name} {number}.\nI bake.", "I sail.", talk] for number in range(4)])
+    if not case.untouched:
+        files = sorted(folder.iterdir())
+        case.note(
+            mutate_file(case.rng, case.rng.choice(files)) if case.chance(0.85) else mutate_folder(case.rng, folder)
+        )
+    corpus = case.call(persona_chat_corpus, folder, test_size=2, turns=2, long_turns=3)
+    check_corpus(case, corpus.splits, None)
 
 
 def _damaged(case: Case, form: str) -> Path:
@@ -95,7 +128,9 @@ def _damaged(case: Case, form: str) -> Path:
             text = to_jsonl(listed, rng) if jsonl else to_json(listed, rng)
             (path / f"{name}.{'jsonl' if jsonl else 'json'}").write_text(text, "utf-8")
     else:
-        flat = [{**row, "split": split} if isinstance(row, dict) else row for split, rows_ in rows.items() for row in rows_]
+        flat = [
+            {**row, "split": split} if isinstance(row, dict) else row for split, rows_ in rows.items() for row in rows_
+        ]
         path = case.inputs / ("data.jsonl" if form == "lines" else "data.json")
         path.write_text(to_jsonl(flat, rng) if form == "lines" else to_json(flat, rng), "utf-8")
     if level in ("bytes", "place"):
@@ -127,10 +162,10 @@ def _damage_place(case: Case, path: Path, level: str) -> None:
         else:
             case.note(mutate_folder(case.rng, path.parent))
         return
-    file = case.rng.choice(sorted(one for one in path.rglob("*") if one.is_file())) if path.is_dir() else path
-    changed, did = mutate_bytes(case.rng, file.read_bytes())
-    file.write_bytes(changed)
-    case.note(f"{file.name}: {did}")
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    binary = [file for file in files if file.suffix in (".arrow", ".parquet")]
+    file = case.rng.choice(binary if binary and case.chance(0.75) else files)
+    case.note(mutate_file(case.rng, file, as_json=0.5 if binary else 0.0))
 
 
 def _expected(case: Case, path: Path, *, splits_needed: bool = True) -> Mapping[str, list[Any]]:
@@ -195,7 +230,9 @@ def check_examples(case: Case, examples: Any) -> None:
 def _check_rows(case: Case, split: str, examples: Any, rows: list[Any]) -> None:
     found = without_nulls([example.to_row() for example in examples])
     expected = _canonical(rows)
-    case.wrong_if(len(found) != len(expected), "more or fewer rows than in the file", (split, len(found), len(expected)))
+    case.wrong_if(
+        len(found) != len(expected), "more or fewer rows than in the file", (split, len(found), len(expected))
+    )
     for one, other in zip(found, expected, strict=True):
         if not same(one, other):
             names = [key for key in {**one, **other} if not same(one.get(key), other.get(key))]

@@ -15,7 +15,6 @@ import yaml
 
 from tests.fuzz.core import Case, RefusedError
 from tests.fuzz.mutate import Raw, Twice, mutate_bytes, mutate_folder, mutate_json
-from tests.fuzz.strict import same
 from tests.fuzz.valid import ROOT
 
 SCALARS = (
@@ -28,9 +27,10 @@ SCALARS = (
     "100000000000", "-0.0", "1e-320", "4.0", "3.9", "tiny", "auto", "never", "greedy", "cpu", "endpoint",
 )  # fmt: skip
 LINES = (
-    "seed: 1", "name: again", "extends: config.yaml", "extends: .", "extends: [a, b]", "extends: nowhere.yaml", "unknown: 1",
-    "extends: recipe.yaml", "extends: other.yaml", "extends: /dev/zero", "1: 2", "null: 1", "true: 1", "? [a]\n: 1",
-    "<<: {seed: 3}", "'': 1", "---", "...", "--- {}", "%YAML 1.2", "\tseed: 1", "data: {world: {}}", "model: {base: tiny}",
+    "seed: 1", "name: again", "extends: config.yaml", "extends: .", "extends: [a, b]", "extends: nowhere.yaml",
+    "unknown: 1", "extends: recipe.yaml", "extends: other.yaml", "extends: /dev/zero", "1: 2", "null: 1", "true: 1",
+    "? [a]\n: 1", "<<: {seed: 3}", "'': 1", "---", "...", "--- {}", "%YAML 1.2", "\tseed: 1", "data: {world: {}}",
+    "model: {base: tiny}",
     "rounds: {count: 1}\nrounds: {count: 2}", "<<: 1", "<<: [1]", "seed: {<<: *nowhere}", "- a", "model:",
 )  # fmt: skip
 
@@ -45,7 +45,9 @@ class RecipeFiles:
         path = _source(case)
         overrides: list[str] = []
         if not case.untouched:
-            level = case.rng.choice(("sections", "sections", "scalar", "scalar", "lines", "text", "bomb", "override", "place"))
+            level = case.rng.choice(
+                ("sections", "sections", "scalar", "scalar", "lines", "text", "bomb", "override", "place")
+            )
             overrides = _DAMAGE[level](case, path)
         source = case.rng.choice((path, path.parent)) if path.name == "config.yaml" else path
         try:
@@ -86,7 +88,11 @@ def _to_yaml(value: Any, indent: int = 0) -> str:
     for key, item in value.items():
         for part in (item.first, item.second) if isinstance(item, Twice) else (item,):
             name = f"{' ' * indent}{_flow(str(key))}:"
-            lines.append(f"{name}\n{_to_yaml(part, indent + 2)}" if isinstance(part, dict) and part else f"{name} {_flow(part)}\n")
+            lines.append(
+                f"{name}\n{_to_yaml(part, indent + 2)}"
+                if isinstance(part, dict) and part
+                else f"{name} {_flow(part)}\n"
+            )
     return "".join(lines)
 
 
@@ -105,8 +111,7 @@ def _flow(value: Any) -> str:
 def _scalar(case: Case, path: Path) -> list[str]:
     """One value of the text replaced by something that YAML 1.1 and 1.2, or people, read differently."""
     text = path.read_text("utf-8")
-    places = [match for match in re.finditer(r"(?<=: )[^\s{}\[\],#&*][^\n,}\]#]*", text)]
-    place = case.rng.choice(places)
+    place = case.rng.choice(list(re.finditer(r"(?<=: )[^\s{}\[\],#&*][^\n,}\]#]*", text)))
     new = case.rng.choice(SCALARS)
     case.note(f"{text[max(0, place.start() - 30) : place.start()]!r} {place.group()!r} -> {new[:60]!r}")
     path.write_text(text[: place.start()] + new + text[place.end() :], "utf-8")
@@ -117,7 +122,9 @@ def _lines(case: Case, path: Path) -> list[str]:
     """A line more, somewhere; the file that it may extend lies beside."""
     line = case.rng.choice(LINES)
     other = path.with_name("other.yaml")
-    other.write_text(case.rng.choice((f"extends: {path.name}\n", "extends: other.yaml\n", "seed: 4\n", "- 1\n", "", "\x00")))
+    other.write_text(
+        case.rng.choice((f"extends: {path.name}\n", "extends: other.yaml\n", "seed: 4\n", "- 1\n", "", "\x00"))
+    )
     lines = path.read_text("utf-8").split("\n")
     if line.startswith("extends"):
         lines = [one for one in lines if not one.startswith("extends")]
@@ -162,10 +169,38 @@ def _bomb(case: Case, path: Path) -> list[str]:
 
 
 def _override(case: Case, path: Path) -> list[str]:
-    keys = ["seed", "name", "model.base", "model.lora.r", "rounds.count", "rounds.phases", "data.limit.IDTest", "data.path"]
-    keys += ["connector_rl.learning_rate", "cold_start.connector.steps", "remid.negatives", "logging.report_to", "extends"]
+    keys = [
+        "seed",
+        "name",
+        "model.base",
+        "model.lora.r",
+        "rounds.count",
+        "rounds.phases",
+        "data.limit.IDTest",
+        "data.path",
+    ]
+    keys += [
+        "connector_rl.learning_rate",
+        "cold_start.connector.steps",
+        "remid.negatives",
+        "logging.report_to",
+        "extends",
+    ]
     keys += ["model.trust_remote_code", "traces.on_failure", "refresh.trace_share", "evaluation.marginal_samples"]
-    odd = ["", ".", "a.b", "seed.x", "data..path", "model.", ".seed", "rounds.phases.0", "[/b]", "\ud800", "é", "seed=1"]
+    odd = [
+        "",
+        ".",
+        "a.b",
+        "seed.x",
+        "data..path",
+        "model.",
+        ".seed",
+        "rounds.phases.0",
+        "[/b]",
+        "\ud800",
+        "é",
+        "seed=1",
+    ]
     overrides = []
     for _ in range(case.rng.choice((1, 1, 2))):
         key = case.rng.choice(keys if case.chance(0.8) else odd)
@@ -239,9 +274,9 @@ def _leaves(case: Case, path: Path) -> Iterator[tuple[tuple[Any, ...], yaml.Scal
 def _value_at(values: Any, place: tuple[Any, ...]) -> Any:
     """What the recipe has there; `...` where it says it otherwise (a phase by its name, a source that lost)."""
     for part in place:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        if (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        ):
             values = values[part]
         else:
             return ...

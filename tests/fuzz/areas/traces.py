@@ -68,13 +68,13 @@ def _ledger(case: Case, examples: list[Any], prompts: Any) -> None:
     case.wrong_if(list(found) != [example.sample_id for example in examples], "other examples", list(found))
     after = path.read_bytes()
     if before is not None:
-        case.wrong_if(not _goes_on(before, after), "lines of the ledger were lost", (before[-200:], after[-400:]))
+        case.wrong_if(not goes_on(before, after), "lines of the ledger were lost", (before[-200:], after[-400:]))
     said = _independent(case, path)
     for sample_id, trace in found.items():
         case.wrong_if(said.get(sample_id) != [trace], "another trace than in the ledger", (said.get(sample_id), trace))
 
 
-def _goes_on(before: bytes, after: bytes) -> bool:
+def goes_on(before: bytes, after: bytes) -> bool:
     """Whether all is there that was, but for a last line that was torn."""
     if after.startswith(before):
         return True
@@ -88,7 +88,9 @@ def _goes_on(before: bytes, after: bytes) -> bool:
 
 def _write(case: Case, path: Path, examples: list[Any], prompts: Any, *, headed: bool) -> None:
     text = "\n".join(f"{section} what matters here" for section in prompts.sections)
-    rows: Any = [{"sample_ID": example.sample_id, "trace": f"{text}, {number}"} for number, example in enumerate(examples)]
+    rows: Any = [
+        {"sample_ID": example.sample_id, "trace": f"{text}, {number}"} for number, example in enumerate(examples)
+    ]
     if headed:
         rows.insert(0, {"teacher": {"kind": "rules"}, "prompts": "ab"})
     level = "none" if case.untouched else case.rng.choice(("json", "json", "other"))
