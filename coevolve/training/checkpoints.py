@@ -203,6 +203,8 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     Raises:
         ArtifactError: it is incomplete or damaged; the file is named.
     """
+    if not os.path.lexists(path / MANIFEST):
+        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no complete checkpoint. {REMEDY}")
     manifest = read_document(path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError)
     if STATE not in manifest.files:
         raise ArtifactError(f"{path / MANIFEST}: files: {STATE} is missing. {REMEDY}")
