@@ -4,21 +4,17 @@ Neither touches the last turn's meaning, so the golden response still answers it
 """
 
 import random
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from coevolve.data.example import Example, Turn
+from coevolve.data.words import pieces
 from coevolve.errors import DataError, RecipeError
 from coevolve.shifts.build import generator, shifted
 from coevolve.shifts.character import character_key
 
 Exchange = tuple[str, str]
 """What the user said and what the agent answered."""
-
-# Chinese characters and Japanese kana, which are written without spaces: each counts as a word.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 def longer_turns(
@@ -103,7 +99,7 @@ def _exchanges(example: Example) -> list[Exchange]:
 
 def _permuted(text: str, strength: float, rng: random.Random) -> tuple[str, int]:
     """The text with words in other places, and how many words have moved."""
-    places = [match.span() for match in _WORD.finditer(text)]
+    places = [match.span() for match in pieces(text)]
     words = [text[begin:end] for begin, end in places]
     if len(words) < 2:
         return text, 0

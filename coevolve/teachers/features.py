@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from coevolve.data.example import Example
+from coevolve.data.words import words as characters_and_words
 from coevolve.teachers.cues import DOWNCAST, MAIN_ACTS, OPENERS, PLEASED, QUESTION_ENDINGS
 from coevolve.teachers.languages import content_words, fold, keys, language_of, words
 
@@ -118,7 +119,7 @@ def length(text: str, language: str) -> str:
     """The name of a bucket of `LENGTHS`; in scripts without spaces two characters count as one word."""
     n_words = len(words(text, language))
     if language in ("Chinese", "Japanese", "Thai"):
-        n_words = math.ceil(sum(character.isalnum() for character in text) / 2)
+        n_words = math.ceil(len(characters_and_words(text)) / 2)
     return next(name for name, most in LENGTHS if n_words <= most)
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from coevolve.data.words import words
 from coevolve.prompts import core_features, missing_sections
 
 # Of the connector: what its reasoning does to the golden response's tokens, log q2(y_t | x, r, y_<t), shape (T,), nats.
@@ -58,7 +59,7 @@ def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:
 
 def features_length(features: str, target_words: int) -> float:
     """min(words in the core features / target, 1)."""
-    return min(len(features.split()) / target_words, 1.0)
+    return min(len(words(features)) / target_words, 1.0)
 
 
 # Of the estimator: what its own response is worth.
@@ -76,7 +77,7 @@ def match_ratio(candidate: float, golden: float) -> float:
 
 def word_overlap(candidate: str, golden: str) -> float:
     """The share of the golden response's words, counted with repeats, that the candidate has."""
-    wanted, found = Counter(golden.lower().split()), Counter(candidate.lower().split())
+    wanted, found = Counter(words(golden.lower())), Counter(words(candidate.lower()))
     return sum((wanted & found).values()) / max(sum(wanted.values()), 1)
 
 
