@@ -114,6 +114,83 @@ KOREAN_PARTICLES = """
 """
 """Endings that Korean hangs onto a noun, longest first."""
 
+NAMING_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "Ukrainian": "я ти він вона ми ви не на що як це і й та у в з до дуже але мені мене є так ні де коли",
+        "Arabic": "في من أن هذا هذه ما على إلى لا هل أنا أنت كان مع يا ماذا هو هي لم كل نعم كيف أحب عن",
+        "Persian": "من در را از است که به این آن تو با و دارم می چه هم نیست خیلی شما بود یک ما برای",
+        "Hindi": "है हैं में मैं और को यह वह हूँ हूं नहीं क्या था थी थे रहा रही से मुझे आप तुम भी का की के",
+    }
+)
+"""Of languages without function words above: words to know them by."""
+
+OTHERS: Mapping[str, str] = MappingProxyType(
+    {
+        # Latin script.
+        "Polish": "a nie to jest się na że co jak ale tak czy mam za bardzo tylko ja mi już jestem w z i o do po",
+        "Czech": "a je to se na že co jak ale tak jsem si ne ano už jsi v s z i o tom po není mám máš být ten",
+        "Slovak": "a je to sa na že čo ako ale tak som si nie áno už v s z i o do po mám máš byť ten",
+        "Hungarian": "a az és nem hogy is egy van meg már csak mit ez de ha én te nagyon ezt vagyok",
+        "Finnish": "on ja ei se että en minä olen mutta niin kun mitä hän sinä oli tämä myös kuin",
+        "Swedish": "det är jag och att en som på med för inte du har vi ett till av om den var kan vad så i",
+        "Danish": "det er jeg og at en som på med for ikke du har vi et til af av om den var kan hvad hva så i",
+        "Icelandic": "og að er ég það í á við ekki sem um þú hann fyrir með en var mér",
+        "Romanian": "nu și si să sa este e în in mă ma te de la cu pe am ce un o eu dar mai sunt care asta din",
+        "Turkish": "bir bu ve ben da de ne için çok sen var mı mi o ama gibi daha değil benim seni",
+        "Vietnamese": "tôi là không có và của bạn cho một được anh em này trong với đi thì mà rất",
+        "Croatian": "je da se u na ne što sam to i za od ja ali si su kao smo ti li samo sve gdje bi moj moja",
+        "Slovenian": "je in da se na ne kaj sem to za ki pa si so kot v z ali mi ti tudi po bi",
+        "Lithuanian": "ir tai kad aš yra ne į su bet ar kaip tu mes jis labai man buvo po iš",
+        "Latvian": "un ir es ka nav tas par ar no bet tu kā mēs viņš ļoti man kas pa uz",
+        "Estonian": "on ja ei see et ma sa mis aga nii oli kui ta me väga ning ka mul",
+        "Catalan": "és i el la els les de que no un una per amb en al del però molt què això jo si meva a em mi del",
+        "Galician": "é e o a os as de que non un unha por con en do da no na pero moi eu ti xa se pola onde está estou",
+        "Basque": "da eta ez du naiz dut zer bat ere baina oso nire zure zara dira hau",
+        "Welsh": "yn y yr i o a mae ar ei fy dw wyt beth ond nid oes hi chi fi roedd ti",
+        "Irish": "an is tá na agus go ar sé sí mé tú le do ní bhí ach cad sin seo liom ag",
+        "Albanian": "të dhe një në me nuk është për që i e ka unë ti po çfarë jam shumë",
+        "Tagalog": "ang ng sa na ay ako ko mga ka mo hindi ano si at po naman kung ito siya kong",
+        "Malay": "awak boleh nak tak sahaja kerana esok bandar macam ialah saya yang dan di itu ini tidak apa",
+        "Swahili": "na ni ya wa kwa mimi wewe hii hiyo sana lakini nini si kuwa yangu langu za la katika",
+        "Afrikaans": "ek jy nie baie hulle sy hy vir sal gaan die het van wat en in is ons dit my om te daar goed waar",
+        "Esperanto": "mi vi estas kaj la ne en al de kio tio ĉu tre sed li ŝi ni por kun",
+        "Latin": "et est non in ad cum sed ego quid hoc ut tu si mihi sum esse qui quod ex per",
+        "Haitian Creole": "mwen ou li nan pou pa yo ki se sa m w ap te ak yon la gen an",
+        "Javanese": "aku kowe iku iki ora ing lan sing arep wis karo kuwi",
+        "Luxembourgish": "ech du net ass an dat mat op fir och wat hunn mir gär ganz der",
+        "Frisian": "it ik haw is yn de en dy mei my wie fan net in ast",
+        "Hausa": "ina ne ce da a ya ta na ba yana kai ka za mai cikin wannan",
+        # Cyrillic.
+        "Bulgarian": "да се е на не това и за какво с от ще съм си са но аз ти много те го по в из",
+        "Serbian": "да је се у на не то и шта за ја али си су сам од као ми",
+        "Macedonian": "да е се на не тоа и за што како од ќе сум си ти многу го ја",
+        "Mongolian": "би чи энэ тэр юу нь бол вэ уу их байна гэж надад",
+        # Devanagari.
+        "Marathi": "आहे आणि मी तू ते हे मला नाही का काय की होते आहेस खूप तो ती",
+        "Nepali": "छ छन् म मलाई र यो त्यो को मा हो हुन् के छौ तिमी धेरै छैन",
+    }
+)
+"""Languages that are not named, by the words to know them by: what is in one of them is in none of the named."""
+
+ALPHABETS: Mapping[str, str] = MappingProxyType(
+    {
+        "English": "éèêëïöüçñàâ",
+        "German": "äöüßéèà",
+        "French": "àâæçéèêëîïôœùûüÿñ",
+        "Italian": "àèéìíîòóùú",
+        "Spanish": "áéíñóúüç",
+        "Portuguese": "áâãàçéêíóôõúüè",
+        "Indonesian": "éè",
+        "Dutch": "áéèëêïíóöüúçà",
+        "Russian": "абвгдеёжзийклмнопрстуфхцчшщъыьэюя",
+        "Ukrainian": "абвгґдеєжзиіїйклмнопрстуфхцчшщьюя",
+        "Arabic": "ءآأؤإئابةتثجحخدذرزسشصضطظعغفقكلمنهوىي\u064b\u064c\u064d\u064e\u064f\u0650\u0651\u0652",
+        "Persian": "ءآأؤئابپتثجچحخدذرزژسشصضطظعغفقکگلمنوهیيكة\u064b\u0651",
+        "Hebrew": "אבגדהוזחטיךכלםמןנסעףפץצקרשת",
+    }
+)
+"""Letters beside a to z; a word with any other is a word of another language."""
+
 TELLTALE_LETTERS: Mapping[str, str] = MappingProxyType(
     {
         "German": "äöüß",
@@ -121,9 +198,9 @@ TELLTALE_LETTERS: Mapping[str, str] = MappingProxyType(
         "Italian": "òìùèà",
         "Spanish": "ñ¿¡íóúá",
         "Portuguese": "ãõçêâ",
-        "Ukrainian": "іїєґ",
         "Russian": "ыэъё",
-        "Persian": "پچژگ",
+        "Ukrainian": "іїєґ",
+        "Persian": "پچژگکی",
     }
 )
 """Letters that only some of the languages of one script use."""

@@ -1,22 +1,42 @@
 """Which language a text is in, its words, and which of two words are the same word: by table and rule, no model.
 
-Scripts that one language uses decide by themselves. Latin languages are told apart by their function words, each
-counting 1 / (number of languages that have it), and by letters that few of them use. Chinese is cut at its function
-words and then in pairs of characters; in Japanese a run of kanji or katakana is a word and hiragana is grammar.
+Scripts that one language uses decide by themselves. Languages of one script are told apart by their function words,
+each counting 1 / (number of languages that have it), by letters that few of them use, and by letters that they lack. A
+language whose lead is weak, or that another one without a name here has more of, is unknown: no claim is made. Chinese
+is cut at its function words and then in pairs of characters; in Japanese a run of kanji or katakana is a word and
+hiragana is grammar.
 """
 
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 
-from coevolve.teachers.function_words import CHINESE_COMPOUNDS, FUNCTION_WORDS, KOREAN_PARTICLES, TELLTALE_LETTERS
+from coevolve.teachers.function_words import (
+    ALPHABETS,
+    CHINESE_COMPOUNDS,
+    FUNCTION_WORDS,
+    KOREAN_PARTICLES,
+    NAMING_WORDS,
+    OTHERS,
+    TELLTALE_LETTERS,
+)
 
 UNKNOWN = "unknown"
 
-_LATIN = ("English", "German", "French", "Italian", "Spanish", "Portuguese", "Indonesian", "Dutch")
+_NAMED = {
+    "Latin": ("English", "German", "French", "Italian", "Spanish", "Portuguese", "Indonesian", "Dutch"),
+    "Cyrillic": ("Russian", "Ukrainian"),
+    "Arabic script": ("Arabic", "Persian"),
+    "Devanagari": ("Hindi",),
+}
 _FUNCTION_WORDS = {language: frozenset(listed.split()) for language, listed in FUNCTION_WORDS.items()}
-_LISTED_IN = Counter(word for language in _LATIN for word in _FUNCTION_WORDS[language])
-_CLEAR_LEAD = 1.0  # votes; with less, the context has a say
+_KNOWN_BY = {language: frozenset(listed.split()) for language, listed in {**FUNCTION_WORDS, **NAMING_WORDS}.items()}
+_OTHERS = [frozenset(listed.split()) for listed in OTHERS.values()]
+_LISTED_IN = Counter(word for named in _NAMED.values() for language in named for word in _KNOWN_BY[language])
+_CLEAR_LEAD, _WEAK_LEAD = 1.0, 0.5  # votes; with less than a clear one, the context has a say
+_MANY_WORDS = 5
+_LEAST_SHARE = 0.25  # of the words that have to be a language's function words; half of a text's are, as a rule
 
 _SCRIPTS = {
     "kana": r"\u3041-\u30fa\u30fc-\u30ff",
@@ -27,10 +47,15 @@ _SCRIPTS = {
     "Greek": r"\u0370-\u03ff",
     "Hebrew": r"\u05d0-\u05f4",
     "Thai": r"\u0e01-\u0e4e",
-    "Hindi": r"\u0900-\u097f",
+    "Devanagari": r"\u0900-\u0963\u0966-\u097f",
     "Latin": r"a-zA-Z\u00c0-\u024f\u1e00-\u1eff",
 }
 _SCRIPT_PATTERNS = {script: re.compile(f"[{characters}]") for script, characters in _SCRIPTS.items()}
+
+_SCRIPT_OF = {
+    language: next(pattern for pattern in _SCRIPT_PATTERNS.values() if pattern.match(alphabet[-1]))
+    for language, alphabet in ALPHABETS.items()
+}
 
 _HAN, _HIRAGANA, _KATAKANA = _SCRIPTS["Han"], r"\u3041-\u309f", r"\u30a1-\u30fa\u30fc-\u30ff"
 _INDIC_TO_LAO = r"\u0900-\u0963\u0966-\u0eff"  # vowel signs there are no letters to `re`, so whole blocks are taken
@@ -47,7 +72,7 @@ _ENDING = re.compile(r"(?:ingly|ings|ing|edly|ed|ies|es|s|ly)$")
 
 
 def language_of(text: str, context: str = "") -> str:
-    """The language's English name; the script's where several languages share it; `unknown` without letters.
+    """The language's English name; `unknown` without letters, or where no language is clearly ahead.
 
     Args:
         text: the text in question.
@@ -55,15 +80,14 @@ def language_of(text: str, context: str = "") -> str:
     """
     script = _script(text)
     if script is None:
-        return language_of(context) if context else UNKNOWN
+        return language_of(context) if context and not any(map(str.isalpha, text)) else UNKNOWN
     if script == "Han":
         return "Japanese" if _script(context) == "kana" and len(text) < 8 else "Chinese"
-    if script == "Latin":
-        return _latin_language(text, context)
-    if script == "Cyrillic":
-        return "Ukrainian" if _has_letters(text, "Ukrainian") else "Russian"
-    if script == "Arabic script":
-        return "Persian" if _has_letters(text, "Persian") else "Arabic"
+    if script in _NAMED:
+        context = context if _script(context) == script else ""
+        return _named(text, context, _NAMED[script])
+    if script == "Hebrew" and _foreign(text, "Hebrew"):
+        return UNKNOWN
     return "Japanese" if script == "kana" else script
 
 
@@ -127,37 +151,84 @@ def fold(text: str) -> str:
 def _script(text: str) -> str | None:
     """The script of most letters. A fifth of kana is enough for Japanese, whose other letters are Han."""
     counts = {script: len(pattern.findall(text)) for script, pattern in _SCRIPT_PATTERNS.items()}
-    if not any(counts.values()):
-        return None
     if counts["kana"] and 5 * counts["kana"] >= counts["kana"] + counts["Han"] + counts["Latin"]:
         return "kana"
-    return max(counts, key=lambda script: counts[script])
+    script = max(counts, key=lambda script: counts[script])
+    others = sum(map(str.isalpha, text)) - sum(counts.values())
+    return script if counts[script] > max(others, 0) else None
 
 
-def _latin_language(text: str, context: str) -> str:
-    votes = _votes(text)
-    (first, most), (_, second) = votes.most_common(2)
-    if most - second >= _CLEAR_LEAD:
-        return first
-    if context and _script(context) == "Latin":
-        votes.update(_votes(context))
-    first, most = votes.most_common(1)[0]
-    return first if most > 0 else UNKNOWN
+def _named(text: str, context: str, languages: Sequence[str]) -> str:
+    """The one of the languages that the text is in; its context, in the same script, may help."""
+    alone = _Votes(text, languages)
+    if alone.lead >= (_CLEAR_LEAD if context else _WEAK_LEAD) and alone.is_likely(alone.first, ahead=_WEAK_LEAD):
+        return alone.first
+    if context:
+        both = _Votes(f"{text} {context}", languages)
+        # What the text itself speaks against is not made likely by its context.
+        against = max(alone.others - alone.of[both.first], -alone.by_letters[both.first])
+        if both.lead > 0 and both.is_likely(both.first) and against < _CLEAR_LEAD and not alone.lacks(both.first):
+            return both.first
+    return UNKNOWN
 
 
-def _votes(text: str) -> Counter[str]:
-    votes: Counter[str] = Counter(dict.fromkeys(_LATIN, 0.0))
-    plain = fold(text)
-    for word in _WORD.findall(plain):
-        for language in _LATIN if word in _LISTED_IN else ():
-            votes[language] += (word in _FUNCTION_WORDS[language]) / _LISTED_IN[word]
-    for language in _LATIN:
-        votes[language] += 0.5 * _has_letters(plain, language)
-    return votes
+class _Votes:
+    """What speaks for each of some languages: its words, and letters that few have; a letter that it lacks is against.
+
+    Attributes:
+        of: votes of each language, `by_letters` among them.
+        first, lead: the language with the most, and how many more than the next it has.
+        others: the most that a language without a name has.
+    """
+
+    def __init__(self, text: str, languages: Sequence[str]):
+        plain = fold(text)
+        self.words = _WORD.findall(plain)
+        self.by_letters = {
+            language: 0.5 * _has_letters(plain, language) - _foreign(plain, language) for language in languages
+        }
+
+        def weigh(listed: frozenset[str]) -> float:
+            return sum(1 / max(_LISTED_IN[word], 1) for word in self.words if word in listed)
+
+        self.of = {language: weigh(_KNOWN_BY[language]) + self.by_letters[language] for language in languages}
+        self.others = max(map(weigh, _OTHERS))
+        ranked = sorted(languages, key=self.of.__getitem__, reverse=True)
+        self.first, self.lead = ranked[0], self.of[ranked[0]] - (self.of[ranked[1]] if ranked[1:] else 0.0)
+
+    def lacks(self, language: str) -> bool:
+        """Whether the text is long enough to have words of the language, and has none."""
+        return len(self.words) >= _MANY_WORDS and not any(word in _KNOWN_BY[language] for word in self.words)
+
+    def is_likely(self, language: str, ahead: float = 0.0) -> bool:
+        """Whether the text has about as many of the language's words as a text in it has.
+
+        Args:
+            ahead: votes that it has to be ahead of the languages without a name.
+        """
+        has = sum(word in _KNOWN_BY[language] for word in self.words)
+        # A single word of one Latin language stands in some other as well.
+        least = min(2, (len(self.words) + 1) // 2) if language in _NAMED["Latin"] else 1
+        enough = has >= max(least, 1) and has + self.by_letters[language] >= _LEAST_SHARE * len(self.words)
+        return enough and self.of[language] >= self.others + ahead
 
 
 def _has_letters(text: str, language: str) -> bool:
     return any(letter in TELLTALE_LETTERS.get(language, "") for letter in fold(text))
+
+
+def _foreign(text: str, language: str) -> int:
+    """The number of words with a letter of its script that the language does not have."""
+    if language not in ALPHABETS:
+        return 0
+
+    alphabet, script = ALPHABETS[language], _SCRIPT_OF[language]
+
+    def odd(letter: str) -> bool:
+        known = letter.isascii() or letter in alphabet
+        return not known and (script.match(letter) is not None or unicodedata.combining(letter) > 0)
+
+    return sum(any(map(odd, word)) for word in fold(text).split())
 
 
 def _chinese_words(chunk: str) -> list[str]:

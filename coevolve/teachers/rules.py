@@ -14,7 +14,7 @@ from coevolve.prompts.reasoning import missing_sections
 from coevolve.prompts.sets import PromptSet
 from coevolve.teachers.base import Answer, require_response
 from coevolve.teachers.features import Features, Link, Rarity, facts, rarest, response_features, speech_acts
-from coevolve.teachers.languages import content_words, language_of
+from coevolve.teachers.languages import UNKNOWN, content_words, language_of
 
 Keywords = Literal["telling", "context"]
 
@@ -22,7 +22,7 @@ _PERSONA, _CHARACTER, _DIALOGUE, _CONNECTIONS = (
     *("[User Persona]", "[Agent Character]", "[Dialogue Context]"),
     "[Connections]",
 )
-_VERSION = 1  # of the rules; raise it when traces change, so that files of older ones are not continued
+_VERSION = 2  # of the rules; raise it when traces change, so that files of older ones are not continued
 
 
 class RuleTeacher:
@@ -105,7 +105,8 @@ class RuleTeacher:
         links = {link.source: link for link in features.links}
         if heading == _PERSONA:
             bearing = _bearing("user's persona", example.user_persona, links.get("user's persona"))
-            return f"{bearing} The user writes {_user_language(example)}."
+            language = _user_language(example)
+            return bearing if language == UNKNOWN else f"{bearing} The user writes {language}."
         if heading == _CHARACTER:
             return _bearing("character's profile", example.agent_character, links.get("character"))
         if heading == _DIALOGUE:
