@@ -20,7 +20,7 @@ from coevolve.chat.base import (
 )
 from coevolve.errors import ArtifactError, ChatError
 from coevolve.files import sha256_file
-from coevolve.prompts.render import Renderer, render_chat
+from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet
 
 if TYPE_CHECKING:
@@ -83,18 +83,19 @@ class LocalChat:
         adapter: str | None = None,
         dtype: str = "bfloat16",
         device: str = "auto",
+        date: str | None = None,
         **options: Any,
     ) -> "LocalChat":
         """Load a chat model and its tokenizer.
 
         Args:
-            source, prompts, adapter, dtype, device: as for `load_chat_model`.
+            source, prompts, adapter, dtype, device, date: as for `load_chat_model`.
             options: the constructor's keywords but `weights`.
 
         Raises:
             ChatError, ArtifactError, RecipeError: as `load_chat_model`.
         """
-        model, renderer = load_chat_model(source, prompts, adapter=adapter, dtype=dtype, device=device)
+        model, renderer = load_chat_model(source, prompts, adapter=adapter, dtype=dtype, device=device, date=date)
         return cls(model, renderer, weights=weight_fingerprints(source, adapter), **options)
 
     @property
@@ -107,6 +108,7 @@ class LocalChat:
         return {
             "kind": "local",
             **self.weights,
+            **self.renderer.shown_date,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "max_new_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -151,14 +153,14 @@ class LocalChat:
     def _complete(self, asked: Sequence[tuple[Question, list[int]]], attempt: int) -> list[Completion]:
         from coevolve.scoring.generate import Sampling, generate
 
-        tokenizer, end = self.renderer.tokenizer, self.renderer.end_of_turn_id
+        pad_id = self.renderer.tokenizer.pad_token_id
         temperature = temperature_of(attempt, self.temperature, self.retry_temperature)
         generations = generate(
             self.model,
             [ids for _, ids in asked],
             max_new_tokens=self.max_tokens,
-            stop_id=end,
-            pad_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            stop_ids=self.renderer.stop_ids(self.model),
+            pad_id=self.renderer.end_of_turn_id if pad_id is None else pad_id,
             sampling=Sampling(self.seed + attempt, temperature) if temperature else None,
             keys=[key_of(question.id) for question, _ in asked],
         )
@@ -171,15 +173,10 @@ def prompt_ids(renderer: Renderer, question: Question) -> list[int]:
     Raises:
         ChatError: the template refuses the messages.
     """
-    from jinja2 import TemplateError
-
     try:
-        return renderer.prompt_ids(render_chat(renderer.tokenizer, list(question.messages)))
-    except TemplateError as error:
-        raise ChatError(
-            f"sample_ID {question.id!r}: the chat template of {renderer.tokenizer.name_or_path!r} refuses the "
-            f"messages: {error}. Use a model whose template takes a system message and then turns in exchange."
-        ) from error
+        return renderer.prompt_ids(renderer.chat(question.messages))
+    except ArtifactError as error:
+        raise ChatError(f"sample_ID {question.id!r}: {error}") from error
 
 
 def load_chat_model(
@@ -189,6 +186,7 @@ def load_chat_model(
     adapter: str | None = None,
     dtype: str = "bfloat16",
     device: str = "auto",
+    date: str | None = None,
 ) -> tuple["PreTrainedModel", Renderer]:
     """A chat model in evaluation mode and a renderer with its tokenizer. Code that comes with a model is never run.
 
@@ -198,10 +196,11 @@ def load_chat_model(
         adapter: a PEFT folder to put on it.
         dtype: `float32`, `bfloat16` or `float16`.
         device: `auto`, or what torch understands.
+        date: ISO; what a chat template that shows the date shows. Today by default.
 
     Raises:
         ChatError: the model or the adapter cannot be loaded.
-        ArtifactError: its tokenizer has no chat template.
+        ArtifactError: its tokenizer has no chat template, or one that `Renderer` refuses.
         RecipeError: an unknown dtype.
     """
     from coevolve.scoring.models import choose_device, choose_dtype, load_model, resolve_base
@@ -209,7 +208,7 @@ def load_chat_model(
 
     place = choose_device(device)
     choose_dtype(dtype)
-    renderer = load_renderer(source, prompts)
+    renderer = load_renderer(source, prompts, date)
     with _of_the_chat_model():
         model = load_model(resolve_base(source), dtype=dtype, device=place)
         if adapter is not None:
@@ -217,13 +216,13 @@ def load_chat_model(
     return model, renderer
 
 
-def load_renderer(source: str, prompts: PromptSet) -> Renderer:
+def load_renderer(source: str, prompts: PromptSet, date: str | None = None) -> Renderer:
     """A renderer with the tokenizer of the model at `source`; raises as `load_chat_model`."""
     from coevolve.scoring.models import load_tokenizer, resolve_base
 
     with _of_the_chat_model():
         tokenizer = load_tokenizer(resolve_base(source))
-    return Renderer(prompts, tokenizer)
+    return Renderer(prompts, tokenizer, date=date)
 
 
 def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:

@@ -77,6 +77,7 @@ class VllmChat:
         *,
         adapter: str | None = None,
         dtype: str = "bfloat16",
+        date: str | None = None,
         **options: Any,
     ) -> "VllmChat":
         """Start vLLM's engine with a model. Code that comes with a model is never run.
@@ -86,6 +87,7 @@ class VllmChat:
             prompts: whose headings are made harmless in what comes from data.
             adapter: a PEFT folder with a LoRA adapter.
             dtype: `float32`, `bfloat16` or `float16`.
+            date: ISO; what a chat template that shows the date shows. Today by default.
             options: the constructor's keywords but `adapter` and `weights`.
 
         Raises:
@@ -99,7 +101,7 @@ class VllmChat:
         from coevolve.scoring.foreign import explained
         from coevolve.scoring.models import SAVED, resolve_base
 
-        renderer = load_renderer(source, prompts)
+        renderer = load_renderer(source, prompts, date)
         weights = weight_fingerprints(source, adapter)
         lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank(adapter)}
         with explained(f"The model {source!r} cannot be loaded by vLLM", SAVED):
@@ -116,6 +118,7 @@ class VllmChat:
         return {
             "kind": "vllm",
             **self.weights,
+            **self.renderer.shown_date,
             "max_new_tokens": self.max_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
@@ -144,13 +147,12 @@ class VllmChat:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
-        end = self.renderer.end_of_turn_id
         sampling = [
             SamplingParams(
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
                 seed=(self.seed + key_of(question.id)) & 0x7FFFFFFF,
-                stop_token_ids=[end],
+                stop_token_ids=[self.renderer.end_of_turn_id],  # and those of the generation config, by itself
             )
             for question, _ in asked
         ]

@@ -24,7 +24,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from coevolve.data.example import Example
 from coevolve.errors import DataError
 from coevolve.files import decode_json
-from coevolve.prompts.render import render_chat
 from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.generate import generate
@@ -126,7 +125,7 @@ class EstimatorLM(LM):
                     model,
                     [prompts[index] for index in indices],
                     max_new_tokens=length,
-                    stop_id=self.estimator.renderer.end_of_turn_id,
+                    stop_ids=self.estimator.stop_ids(ESTIMATOR),
                     pad_id=self._pad_id,
                     token_budget=self._budget,
                 )
@@ -140,9 +139,9 @@ class EstimatorLM(LM):
         """The rendered chat; a dialogue stays what it is, since it is rendered with its reasoning later."""
         if _dialogue(chat_history[-1]["content"], "chat") is not None:
             return chat_history[-1]["content"]
-        tokenizer = self.estimator.renderer.tokenizer
         if add_generation_prompt:
-            return render_chat(tokenizer, chat_history)
+            return self.estimator.renderer.chat(chat_history)
+        tokenizer = self.estimator.renderer.tokenizer
         return tokenizer.apply_chat_template(chat_history, tokenize=False, continue_final_message=True)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

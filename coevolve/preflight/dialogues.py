@@ -113,12 +113,16 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
 
     Raises:
         TooLongError: one does not fit `model.max_length`, and `data.over_long` is `error`; the longest is named.
+        DataError: a text of one is unknown to a tokenizer; or none of a split fits.
     """
     sifted, room, limit = Sifted(), recipe.model.max_reasoning_tokens, recipe.model.max_length
     longer: dict[str, dict[str, int]] = {}
     for split, examples in corpus.splits.items():
         needs = {example.sample_id: Needs.of(example, renderers) for example in examples}
         sifted.needs.update(needs)
+        for example in examples:
+            for renderer in dict.fromkeys(renderers.values()):
+                renderer.require_known(example, f"{corpus.source}: {split}")
         sizes = {name: need.with_reasoning(room) for name, need in needs.items()}
         longer[split] = {name: size for name, size in sizes.items() if size > limit}
         kept = [example for example in examples if example.sample_id not in longer[split]]

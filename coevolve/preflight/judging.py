@@ -81,7 +81,8 @@ def _estimator(draft: Judging) -> None:
     # The hashes are compared when it is loaded; here it is enough that it says what it is.
     manifest = read_manifest(draft.estimator, verify=False)
     entries, prompts = manifest["roles"], read_prompts(manifest, draft.estimator)
-    draft.renderers = load_renderers(draft.estimator, entries, prompts, trust_remote_code=False)
+    date = manifest.get("template_date")
+    draft.renderers = load_renderers(draft.estimator, entries, prompts, date=date, trust_remote_code=False)
     for role in ROLES:
         folder = locate_base(draft.estimator, role, entries[role])
         with explained(f"{folder}: cannot be loaded", "Put the base model back, or export the estimator again"):
@@ -93,7 +94,10 @@ def _lengths(draft: Judging) -> Iterator[CoevolveError]:
     connector, estimator = draft.renderers[CONNECTOR], draft.renderers[ESTIMATOR]
     reasoning = draft.manifest["reasoning"]["max_new_tokens"]
     for where, examples in draft.groups:
-        texts = {text for example in examples for text in draft.responses.get(example.sample_id, ())}
+        of = {x.sample_id: list(draft.responses.get(x.sample_id, ())) for x in examples}
+        for x in examples:
+            estimator.require_known(x, where, of[x.sample_id])
+        texts = {text for given in of.values() for text in given}
         response = max((len(estimator.response_ids(text)) for text in texts), default=0)
         shown = {x.sample_id: len(estimator.prompt_ids(estimator.estimator(x, ""))) for x in examples}
         asked = {x.sample_id: len(connector.prompt_ids(connector.connector(x))) for x in examples}

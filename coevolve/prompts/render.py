@@ -1,9 +1,10 @@
 """From an example to the token ids that a model sees.
 
-    [ chat template around system and user message ][ generation prompt ][ response ][ end of turn ]
-    `------------------- prompt ids -------------------------------------'`---- response ids ------'
+    [ chat template around system and user message ][ opening ][ response ][ end of turn ]
+    `------------------- prompt ids ---------------------------'`---- response ids ------'
 
-Prompt and response are tokenised apart and their ids joined, so that the boundary between them is a fact.
+Prompt and response are tokenised apart and their ids joined, so that the boundary between them is a fact; that it is
+the one that the chat template has as well, `template` sees to.
 What comes from data or from a model (persona, character, turns, features, a response to be judged) is made harmless
 before it enters a template: a word joiner (U+2060, invisible) goes behind the first character of whatever would be
 read as a control token or as one of the template's own headings. A response is tokenised with control tokens
@@ -11,20 +12,20 @@ switched off, so nothing in it can end its turn.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coevolve.data.example import Example
-from coevolve.errors import ArtifactError
+from coevolve.errors import ArtifactError, DataError
 from coevolve.prompts.reasoning import core_features, unfenced_features
 from coevolve.prompts.sets import PromptSet
-from coevolve.prompts.time_limit import time_limit
+from coevolve.prompts.template import ChatTemplate, Messages, any_of, message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORD_JOINER = "\u2060"
+MOST_UNKNOWN = 0.1
 
 
 class Renderer:
@@ -33,12 +34,17 @@ class Renderer:
     Args:
         prompts: the templates.
         tokenizer: a fast tokenizer with a chat template.
+        date: ISO; what a chat template that shows the date shows. Today by default.
+
+    Attributes:
+        date: None where the chat template shows none. A run keeps it, so that all of its prompts have the same.
+        end_of_turn_id: the template's own.
 
     Raises:
-        ArtifactError: the tokenizer has no chat template, or it does not say how a turn ends.
+        ArtifactError: the tokenizer has no chat template, or one under which a response has no exact place.
     """
 
-    def __init__(self, prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase", *, date: str | None = None):
         if not tokenizer.chat_template:
             raise ArtifactError(
                 f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. Use an instruction-tuned model, "
@@ -47,35 +53,38 @@ class Renderer:
         self.prompts = prompts
         self.tokenizer = tokenizer
         self._harmful = _harmful_pattern(prompts, tokenizer)
-        self.end_of_turn_id = _end_of_turn(tokenizer)
+        self._template = ChatTemplate(tokenizer, date=date, start=prompts.response_start)
+        self.date = self._template.date
+        self.end_of_turn_id = self._template.closing_ids[-1]
 
-    # Prompts, as text that starts with the template's first token and ends with its generation prompt.
+    @property
+    def shown_date(self) -> dict[str, str]:
+        """`template_date` as a manifest or a header has it, where the chat template shows one."""
+        return {} if self.date is None else {"template_date": self.date}
+
+    # Prompts, as text that starts with the template's first token and ends where the response begins.
 
     def connector(self, example: Example) -> str:
         """The prompt of q1(r | x)."""
-        return self._chat(self.prompts.connector_system, self.prompts.connector_user, **self._parts(example))
+        return self.chat(
+            _messages(self.prompts.connector_system, self.prompts.connector_user.format(**self._parts(example)))
+        )
 
     def estimator(self, example: Example, reasoning: str | None) -> str:
         """The prompt of q2(y | x, r); with `reasoning=None` that of the baseline q2(y | x)."""
-        messages = self.estimator_messages(example, reasoning)
-        return render_chat(self.tokenizer, messages) + self.prompts.response_start
+        return self._template.prompt(self.estimator_messages(example, reasoning), self.prompts.response_start)
 
     def estimator_messages(self, example: Example, reasoning: str | None) -> list[dict[str, str]]:
-        """The chat messages of `estimator`."""
-        parts = self._parts(example)
-        if reasoning is None:
-            return _messages(self.prompts.estimator_system, self.prompts.direct_user.format(**parts))
-        user = self.prompts.estimator_user.format(**parts, features=self.features(reasoning))
-        return _messages(self.prompts.estimator_system, user)
+        """The chat messages of `estimator`, without a system message where the chat template has no place for one."""
+        template, parts = self.prompts.direct_user, self._parts(example)
+        if reasoning is not None:
+            template, parts = self.prompts.estimator_user, {**parts, "features": self.features(reasoning)}
+        return self._template.folded(_messages(self.prompts.estimator_system, template.format(**parts)))
 
     def judge(self, reasoning: str, response: str) -> str:
         """The prompt that asks how much of the core features a response matches."""
-        return self._chat(
-            self.prompts.judge_system,
-            self.prompts.judge_user,
-            features=self.features(reasoning),
-            response=self.harmless(response),
-        )
+        parts = {"features": self.features(reasoning), "response": self.harmless(response)}
+        return self.chat(_messages(self.prompts.judge_system, self.prompts.judge_user.format(**parts)))
 
     def teacher(self, example: Example) -> list[dict[str, str]]:
         """The chat messages that ask a teacher, who is shown the golden response, for a reasoning."""
@@ -86,16 +95,62 @@ class Renderer:
             self.prompts.teacher_user.format(**self._parts(example), response=self.harmless(example.golden_response)),
         )
 
+    def chat(self, messages: Messages) -> str:
+        """The prompt of any chat that ends with the user's message.
+
+        Raises:
+            ArtifactError: the chat template refuses the messages.
+        """
+        return self._template.prompt(messages)
+
     # Token ids.
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a rendered prompt. Its control tokens are the template's own, so nothing is added to them."""
-        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return self._template.ids(prompt)
 
     def response_ids(self, response: str) -> list[int]:
         """Ids of a response and the end of its turn; text that looks like a control token stays text."""
-        ids = self.tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, self.end_of_turn_id]
+        return [*self._template.answer_ids(response), *self._template.closing_ids]
+
+    def stop_ids(self, model: Any) -> list[int]:
+        """What ends a generation: the template's end of turn, and the ends of sequence that tokenizer and model know.
+
+        Args:
+            model: whose generation config counts as far as the tokenizer has its ends as control tokens.
+        """
+        known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        known = {self.tokenizer.eos_token_id, *(known if isinstance(known, (list, tuple)) else [known])}
+        control = {*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids}
+        return [self.end_of_turn_id, *sorted((known & control) - {self.end_of_turn_id})]
+
+    def unknown_share(self, text: str) -> float:
+        """The share of a text's tokens that the tokenizer has no better name for than `<unk>`; 0 for no text."""
+        if self.tokenizer.unk_token_id is None:
+            return 0.0
+        ids = self._template.answer_ids(text)
+        return ids.count(self.tokenizer.unk_token_id) / max(len(ids), 1)
+
+    def require_known(self, example: Example, where: str, responses: Iterable[str] = ()) -> None:
+        """Raise DataError, which names the field, where more than a tenth of a text of the example is unknown.
+
+        Args:
+            responses: to it, beside its golden one.
+        """
+        texts = {
+            "user_persona": example.user_persona,
+            "agent_character": character_text(example.agent_character),
+            "dialogue_context": "\n".join(turn.text for turn in example.dialogue),
+            "agent_golden_response": example.golden_response or "",
+        }
+        for field, text in (*texts.items(), *(("response", response) for response in responses)):
+            share = self.unknown_share(text)
+            if share > MOST_UNKNOWN:
+                raise DataError(
+                    f"{where}, sample_ID {example.sample_id!r}: {field}: {share:.0%} of its tokens are unknown to the "
+                    f"tokenizer of {self.tokenizer.name_or_path!r}; accepted is {MOST_UNKNOWN:.0%} at most. Use a base "
+                    "model that knows the language, or leave the example out."
+                )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without control tokens."""
@@ -139,29 +194,6 @@ class Renderer:
             turns.append(self.prompts.next_turn.format(k=k))
         return self.prompts.turn_separator.join(turns)
 
-    def _chat(self, system: str, user: str, **parts: str) -> str:
-        return render_chat(self.tokenizer, _messages(system, user.format(**parts)))
-
-
-def render_chat(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]]) -> str:
-    """Messages as text up to and including the generation prompt, thinking switched off where there is a switch."""
-    with _in_time(tokenizer):
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-
-
-@contextmanager
-def _in_time(tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
-    try:
-        with time_limit():
-            yield
-    except TimeoutError as error:
-        raise ArtifactError(
-            f"The chat template of {tokenizer.name_or_path!r} cannot be used: {error}. Use another model, or set "
-            "tokenizer.chat_template and save the tokenizer again."
-        ) from None
-
 
 def character_text(character: str | Mapping[str, Any]) -> str:
     """A character as text: itself, or one line per field of the object, nested values joined by semicolons."""
@@ -179,32 +211,11 @@ def _value_text(value: Any) -> str:
 
 
 def _messages(system: str, user: str) -> list[dict[str, str]]:
-    messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": user}]
+    return [*([message("system", system)] if system else []), message("user", user)]
 
 
 def _harmful_pattern(prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """Control tokens and section headings anywhere; the template's labels at the start of a line."""
-    anywhere = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(prompts.sections)
-    anywhere = {text for text in anywhere if len(text) > 1 and not text.isspace()}
-    patterns = [re.escape(text) for text in sorted(anywhere, key=lambda text: (-len(text), text))]
-    patterns += [rf"^[^\S\n]*(?:{label})" for label in prompts.labels]
-    return re.compile("|".join(patterns) or r"(?!)", re.MULTILINE)
-
-
-def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id that the chat template puts behind an assistant's message."""
-    probe = "probe"
-    with _in_time(tokenizer):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}], tokenize=False
-        )
-    ids = tokenizer(text.rpartition(probe)[2].lstrip(), add_special_tokens=False)["input_ids"]
-    if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder):
-        return ids[0]
-    if tokenizer.eos_token_id is None:
-        raise ArtifactError(
-            f"The chat template of {tokenizer.name_or_path!r} ends an assistant's message with {text[-20:]!r}, which "
-            "is no control token, and the tokenizer has no end-of-sequence token. Set one of the two."
-        )
-    return tokenizer.eos_token_id
+    anywhere = any_of({token.content for token in tokenizer.added_tokens_decoder.values()} | set(prompts.sections))
+    patterns = [anywhere.pattern, *(rf"^[^\S\n]*(?:{label})" for label in prompts.labels)]
+    return re.compile("|".join(patterns), re.MULTILINE)

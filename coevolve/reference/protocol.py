@@ -227,7 +227,8 @@ class _Scorer:
     """Scores subsets; a subset's contexts, with their reasonings, are made once for all models."""
 
     def __init__(self, estimator: ProbabilityEstimator, reasoning: Mapping[str, str] | None, reporter: Reporter):
-        renderer = VerbatimRenderer(estimator.renderer.prompts, estimator.renderer.tokenizer)
+        plain = estimator.renderer
+        renderer = VerbatimRenderer(plain.prompts, plain.tokenizer, date=plain.date)
         self._estimator = ProbabilityEstimator(
             estimator.roles, renderer, max_new_tokens=estimator.max_new_tokens, token_budget=estimator.token_budget
         )

@@ -97,7 +97,13 @@ class ProbabilityEstimator:
         manifest = read_manifest(path, verify=verify)
         prompts = read_prompts(manifest, path)
         # Before the models: it is cheap.
-        renderers = load_renderers(path, manifest["roles"], prompts, trust_remote_code=trust_remote_code)
+        renderers = load_renderers(
+            path,
+            manifest["roles"],
+            prompts,
+            date=manifest.get("template_date"),
+            trust_remote_code=trust_remote_code,
+        )
         roles = load_roles(
             path,
             manifest["roles"],
@@ -181,7 +187,7 @@ class ProbabilityEstimator:
         prompts = [render.prompt_ids(render.connector(example)) for example in examples]
         self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
         keys = [_key(example.sample_id) for example in examples]
-        sampling = None if seed is None else Sampling(seed, temperature)
+        sampling, stops = None if seed is None else Sampling(seed, temperature), self.stop_ids(CONNECTOR)
 
         def write(places: Sequence[int]) -> list[Generation]:
             with self.roles.acting(CONNECTOR) as model:
@@ -189,7 +195,7 @@ class ProbabilityEstimator:
                     model,
                     [prompts[place] for place in places],
                     max_new_tokens=self.max_new_tokens,
-                    stop_id=render.end_of_turn_id,
+                    stop_ids=stops,
                     pad_id=render.tokenizer.pad_token_id,
                     sampling=sampling,
                     keys=[keys[place] for place in places],
@@ -200,7 +206,7 @@ class ProbabilityEstimator:
 
         if CONNECTOR not in self.caches:
             return write(range(len(examples)))
-        fixed = {"length": self.max_new_tokens, "stop": render.end_of_turn_id}
+        fixed = {"length": self.max_new_tokens, "stop": stops}
         drawn = [{} if seed is None else {"seed": seed, "temperature": temperature, "key": key} for key in keys]
         texts = cached_texts(
             self.caches[CONNECTOR],
@@ -324,6 +330,11 @@ class ProbabilityEstimator:
     def renderer_of(self, role: Role) -> Renderer:
         """The prompts with the role's own tokenizer."""
         return self.connector_renderer if role == CONNECTOR else self.renderer
+
+    def stop_ids(self, role: Role) -> list[int]:
+        """The tokens that end a text of the role's: its template's end of turn, and those of its generation config."""
+        with self.roles.acting(role) as model:
+            return self.renderer_of(role).stop_ids(model)
 
     @property
     def _pad_id(self) -> int:

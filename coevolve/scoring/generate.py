@@ -8,7 +8,7 @@ Shapes: B rows of a batch, D distinct prompts among them, P padded prompt length
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,11 @@ DRAWN_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Generation:
-    """Generated ids, the end of turn excluded, and whether the end of turn was reached."""
+    """Generated ids, the end of turn excluded, and whether it was reached, by which token of those that end one."""
 
     ids: list[int]
     finished: bool
+    stopped_by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def generate(
     prompts: Sequence[Ids],
     *,
     max_new_tokens: int,
-    stop_id: int,
+    stop_ids: Collection[int],
     pad_id: int,
     sampling: Sampling | None = None,
     keys: Sequence[int] | None = None,
@@ -57,7 +58,7 @@ def generate(
         model: a causal language model in evaluation mode.
         prompts: R non-empty lists of ids.
         max_new_tokens: a continuation that has not ended by then is returned with `finished=False`.
-        stop_id: the token that ends a turn.
+        stop_ids: the tokens that end a turn, as `Renderer.stop_ids` has them.
         sampling: None for greedy decoding.
         keys: R integers that, with the seed, decide each row's noise; its index by default.
         poll: called before each token; what it raises ends the generation.
@@ -77,7 +78,7 @@ def generate(
     for rows in batches_by_tokens([len(prompt) + max_new_tokens for prompt in prompts], token_budget):
         noise = None if sampling is None else _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
         batch = _Batch(model, [prompts[row] for row in rows], max_new_tokens, pad_id)
-        for row, generation in zip(rows, batch.run(stop_id, noise, poll), strict=True):
+        for row, generation in zip(rows, batch.run(stop_ids, noise, poll), strict=True):
             results[row] = generation
         if progress is not None:
             progress(len(rows))
@@ -122,7 +123,9 @@ class _Batch:
         self.length = ids_DP.shape[1]
 
     @torch.no_grad()
-    def run(self, stop_id: int, noise: "_GumbelNoise | None", poll: Callable[[], None] | None) -> list[Generation]:
+    def run(
+        self, stop_ids: Collection[int], noise: "_GumbelNoise | None", poll: Callable[[], None] | None
+    ) -> list[Generation]:
         """The continuation of each prompt."""
         generations = [Generation([], finished=False) for _ in self.rows]
         for count in range(self.max_new_tokens):
@@ -133,8 +136,8 @@ class _Batch:
             for row, token in zip(self.rows, next_B.tolist(), strict=True):
                 if generations[row].finished:
                     continue
-                if token == stop_id:
-                    generations[row] = Generation(generations[row].ids, finished=True)
+                if token in stop_ids:
+                    generations[row] = Generation(generations[row].ids, finished=True, stopped_by=token)
                 else:
                     generations[row].ids.append(token)
             going_on = [place for place, row in enumerate(self.rows) if not generations[row].finished]

@@ -7,6 +7,7 @@ from typing import Any
 
 from coevolve.errors import ArtifactError
 from coevolve.prompts import PromptSet, Renderer
+from coevolve.prompts.template import say_once
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer, resolve_base
 from coevolve.scoring.origins import require_base, require_settings
@@ -14,12 +15,18 @@ from coevolve.scoring.roles import ESTIMATOR, ROLES, AdapterRoles, Role, Roles, 
 
 
 def load_renderers(
-    folder: Path, entries: Mapping[Role, Mapping[str, Any]], prompts: PromptSet, *, trust_remote_code: bool
+    folder: Path,
+    entries: Mapping[Role, Mapping[str, Any]],
+    prompts: PromptSet,
+    *,
+    date: str | None,
+    trust_remote_code: bool,
 ) -> dict[Role, Renderer]:
     """The prompts with each role's tokenizer; one renderer where they have the same.
 
     Args:
         entries: of the manifest that `read_manifest` gave, by role.
+        date: likewise, `template_date`; None where it has none.
 
     Raises:
         ArtifactError: a tokenizer cannot be loaded or used, or has another chat template than the manifest says.
@@ -30,11 +37,16 @@ def load_renderers(
         if entry["tokenizer"] not in by_folder:
             with _named(place):
                 tokenizer = load_tokenizer(str(place), trust_remote_code=trust_remote_code)
-                by_folder[entry["tokenizer"]] = Renderer(prompts, tokenizer)
+                by_folder[entry["tokenizer"]] = Renderer(prompts, tokenizer, date=date)
         if by_folder[entry["tokenizer"]].tokenizer.chat_template != entry["chat_template"]:
             raise ArtifactError(
                 f"{place}: its chat template is not the one in the manifest. Copy or export the estimator again."
             )
+    if any(renderer.date not in (None, date) for renderer in by_folder.values()):
+        say_once(
+            f"{folder}: its chat template shows the date, and the manifest does not say which it was trained with, so "
+            "it shows today's, and scores change from day to day. Export the estimator again."
+        )
     return {role: by_folder[entries[role]["tokenizer"]] for role in ROLES}
 
 

@@ -51,7 +51,7 @@ def own(settings: Settings) -> Work:
             model,
             [context for context in contexts for _ in range(settings["group"])],
             max_new_tokens=sampling.max_new_tokens,
-            stop_id=sampling.eos_token_id,
+            stop_ids=[sampling.eos_token_id],
             pad_id=sampling.pad_token_id,
             sampling=Sampling(settings["seed"]),
         )

@@ -111,7 +111,7 @@ def connector_step(settings: Settings) -> Work:
                 model,
                 [context] * group,
                 max_new_tokens=settings["completion"],
-                stop_id=STOP,
+                stop_ids=[STOP],
                 pad_id=PAD,
                 sampling=Sampling(0),
                 token_budget=settings["token_budget"],

@@ -1,5 +1,6 @@
 """Responses of a model on this machine: the same whatever the batch, with and without adapter, and by vLLM's call."""
 
+import copy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from coevolve.chat import LocalChat, Question, VllmChat
+from coevolve.chat.local import prompt_ids
 from coevolve.data.responses import read_responses
 from coevolve.errors import ArtifactError, ChatError, DataError, RecipeError
 from coevolve.prompts import Renderer, prompt_set
@@ -113,23 +115,43 @@ def test_what_cannot_be_loaded_is_named(respond, model_folder, tmp_path, adapter
         respond(temperature=-1)
 
 
-def test_a_template_that_refuses_the_messages_is_named(tiny_model, tokenizer, examples):
-    import copy
+STRICT = (
+    "{% for m in messages %}{% if m.role != ('user', 'assistant')[loop.index0 % 2] %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}"
+)
 
+
+def test_a_template_without_a_system_role_shows_it_in_the_users_message(tiny_model, tokenizer, examples):
     strict = copy.deepcopy(tokenizer)
-    strict.chat_template = (
-        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        + tokenizer.chat_template
-    )
+    strict.chat_template = STRICT + tokenizer.chat_template
     chat = LocalChat(tiny_model, Renderer(ROLEPLAY, strict), max_new_tokens=4)
-    question = Question("bread", play_messages(examples[0], chat.harmless))
-    with pytest.raises(ChatError, match=r"'bread': the chat template of .* refuses the messages: no system role"):
+    system, user, *rest = play_messages(examples[1], chat.harmless)
+    both = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+    assert len(rest) == 2
+    expected = tokenizer.apply_chat_template(both, add_generation_prompt=True, return_dict=False)
+    assert prompt_ids(chat.renderer, Question("tuba", [system, user, *rest])) == expected
+
+
+def test_a_template_that_refuses_the_messages_is_named(tiny_model, tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = STRICT + tokenizer.chat_template
+    chat = LocalChat(tiny_model, Renderer(ROLEPLAY, strict), max_new_tokens=4)
+    question = Question("bread", [{"role": "user", "content": "Hi."}] * 2)
+    with pytest.raises(ChatError, match=r"'bread': The chat template of .* refuses the messages: roles must alternate"):
         list(chat.replies([question], lambda *_: ("", "")))
 
 
-def test_a_tokenizer_without_a_chat_template_is_named(tiny_model, tokenizer, tmp_path):
-    import copy
+def test_a_date_that_the_template_shows_is_a_part_of_the_settings(tiny_model, tokenizer):
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = "{{ strftime_now('%d %B %Y') }}\n" + tokenizer.chat_template
+    for renderer, shown in (
+        (Renderer(ROLEPLAY, dated, date="2024-02-29"), "2024-02-29"),
+        (Renderer(ROLEPLAY, tokenizer), None),
+    ):
+        assert LocalChat(tiny_model, renderer, max_new_tokens=4).settings.get("template_date") == shown
 
+
+def test_a_tokenizer_without_a_chat_template_is_named(tiny_model, tokenizer, tmp_path):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     tiny_model.save_pretrained(tmp_path)

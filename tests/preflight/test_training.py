@@ -39,7 +39,7 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "nu
 
 
 def write_base(folder, config_class=LlamaConfig, model_class=LlamaForCausalLM, **more):
-    tokenizer = tiny_tokenizer(vocabulary())
+    tokenizer = tiny_tokenizer([*vocabulary(), "I", "Ann", "Hi!", "do."])
     tokenizer.save_pretrained(folder)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     config = config_class(

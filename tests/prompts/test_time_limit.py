@@ -40,6 +40,7 @@ def render(monkeypatch):
 
     def run(template):
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>", chat_template=template)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|assistant|>"]})
         return Renderer(prompt_set("brief"), tokenizer).judge("Thought.", "Ahoy!")
 
     return run

@@ -18,6 +18,7 @@ from coevolve.errors import TooLongError
 from coevolve.scoring.generate import Generation, Sampling, _mix, generate
 
 VOCABULARY, STOP, PAD = 9, 1, 0
+STOPS = [STOP, 8]
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +41,14 @@ PROMPTS = [[2, 3, 4], [5], [6, 7, 8, 2, 3], [4, 4]]
 
 
 def run(model, prompts=PROMPTS, **options):
-    options = {"max_new_tokens": 12, "stop_id": STOP, "pad_id": PAD, **options}
+    options = {"max_new_tokens": 12, "stop_ids": [STOP], "pad_id": PAD, **options}
     return generate(model, prompts, **options)
 
 
 def test_greedy_is_the_argmax_of_each_step(model):
     for prompt, generation in zip(PROMPTS, run(model), strict=True):
         ids = list(prompt)
-        for token in [*generation.ids, *([STOP] if generation.finished else [])]:
+        for token in [*generation.ids, *([generation.stopped_by] if generation.finished else [])]:
             with torch.no_grad():
                 assert model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item() == token
             ids.append(token)
@@ -74,7 +75,7 @@ def test_seeds_and_keys_decide_the_sample(model):
 def test_samples_follow_the_softmax_at_the_temperature(model):
     temperature, count = 0.7, 4000
     generations = run(model, [PROMPTS[0]] * count, max_new_tokens=1, sampling=Sampling(seed=0, temperature=temperature))
-    tokens = [generation.ids[0] if generation.ids else STOP for generation in generations]
+    tokens = [generation.ids[0] if generation.ids else generation.stopped_by for generation in generations]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].double()
     expected = torch.softmax(logits / temperature, dim=-1).numpy()
@@ -103,7 +104,7 @@ class NoiseTokenByToken(LogitsProcessor):
 
 def by_the_library(model, prompts, sampling, max_new_tokens):
     """What transformers' own `generate` gives, row by row."""
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=STOP, pad_token_id=PAD)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=STOPS, pad_token_id=PAD)
     generations = []
     for key, prompt in enumerate(prompts):
         processors = [] if sampling is None else [NoiseTokenByToken(sampling, [key])]
@@ -115,8 +116,9 @@ def by_the_library(model, prompts, sampling, max_new_tokens):
             logits_processor=processors,
         )
         written = output[0, len(prompt) :].tolist()
-        finished = STOP in written
-        generations.append(Generation(written[: written.index(STOP)] if finished else written, finished))
+        finished = written[-1] in STOPS
+        stopped_by = written.pop() if finished else None
+        generations.append(Generation(written, finished, stopped_by))
     return generations
 
 
@@ -162,9 +164,10 @@ def test_it_is_what_the_library_generates(which, sampling, prompts, request):
     """Rows end one after another and leave the batch; prompts are shared or not, padded or not."""
     model = request.getfixturevalue(which)
     expected = by_the_library(model, prompts, sampling, 30)
-    assert run(model, prompts, sampling=sampling, max_new_tokens=30) == expected
+    assert run(model, prompts, sampling=sampling, max_new_tokens=30, stop_ids=STOPS) == expected
     if sampling is not None:
         assert len({len(generation.ids) for generation in expected}) > 3
+        assert len({generation.stopped_by for generation in expected}) > 1
 
 
 def test_a_shared_prompt_is_run_once_and_ended_rows_no_more(model, monkeypatch):

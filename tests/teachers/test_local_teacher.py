@@ -6,7 +6,6 @@ torch = pytest.importorskip("torch")
 
 from coevolve.errors import RecipeError, TeacherError  # noqa: E402
 from coevolve.prompts import Renderer, prompt_set  # noqa: E402
-from coevolve.prompts.render import render_chat  # noqa: E402
 from coevolve.teachers import LocalTeacher, RuleTeacher, collect_traces  # noqa: E402
 
 
@@ -14,7 +13,7 @@ def teach(model, renderer, examples, targets, steps=80):
     """Fit the model to write `targets` when asked for traces of `examples`."""
     rows = [
         (
-            renderer.prompt_ids(render_chat(renderer.tokenizer, renderer.teacher(example))),
+            renderer.prompt_ids(renderer.chat(renderer.teacher(example))),
             renderer.response_ids(target),
         )
         for example, target in zip(examples, targets, strict=True)

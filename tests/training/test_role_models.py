@@ -39,7 +39,9 @@ def other_base(tmp_path_factory):
     """A base model of another size, with other ids for the same words and another way to end a turn."""
     folder = tmp_path_factory.mktemp("other") / "base"
     tokenizer = tiny_tokenizer(reversed(vocabulary()))
-    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|> assistant", "<|im_start|> user assistant")
+    said = "('user assistant' if message['role'] == 'assistant' else message['role'])"
+    template = tokenizer.chat_template.replace("<|im_start|> assistant", "<|im_start|> user assistant")
+    tokenizer.chat_template = template.replace("message['role']", said)
     tokenizer.save_pretrained(folder)
     tiny_model(tokenizer, seed=3, hidden=48, layers=1, heads=2, positions=128).save_pretrained(folder)
     return folder

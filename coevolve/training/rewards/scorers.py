@@ -15,10 +15,10 @@ import numpy as np
 
 from coevolve.data.example import Example
 from coevolve.errors import TooLongError
-from coevolve.prompts import NO_REASONING, Renderer, core_features
+from coevolve.prompts import NO_REASONING, core_features
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
-from coevolve.scoring.roles import REFERENCE
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, REFERENCE, Role
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.rewards import functions as rewards
@@ -54,7 +54,7 @@ class ConnectorBatch:
         self.sections = estimator.renderer.prompts.sections
         self.target_words = target_words
         self.examples = [examples[row] for row in index]
-        self.texts = finished_texts(estimator.connector_renderer, completion_ids)
+        self.texts = finished_texts(estimator, CONNECTOR, completion_ids)
         self.features = [core_features(text or "", self.sections) for text in self.texts]
         self.usable = [features is not None for features in self.features]
         self.figures = {"unparsable_completions": 1 - sum(self.usable) / len(self.usable)}
@@ -128,7 +128,7 @@ class EstimatorBatch:
         self.examples = [examples[row] for row in index]
         self.reasoning = [reasoning[row] for row in index]
         self.ids = completion_ids
-        self.texts = finished_texts(self.render, completion_ids)
+        self.texts = finished_texts(estimator, ESTIMATOR, completion_ids)
         self.usable = [text is not None for text in self.texts]
         self.judge, self.group, self.processes = judge, group, processes
         self._index = index
@@ -229,9 +229,12 @@ class EstimatorBatch:
             )
 
 
-def finished_texts(render: Renderer, completion_ids: Sequence[Sequence[int]]) -> list[str | None]:
+def finished_texts(
+    estimator: ProbabilityEstimator, role: Role, completion_ids: Sequence[Sequence[int]]
+) -> list[str | None]:
     """The completions' texts; None where the end of the turn was not reached, or nothing stands before it."""
-    return [render.decode(ids) or None if ids and ids[-1] == render.end_of_turn_id else None for ids in completion_ids]
+    render, stops = estimator.renderer_of(role), estimator.stop_ids(role)
+    return [render.decode(ids) or None if ids and ids[-1] in stops else None for ids in completion_ids]
 
 
 def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:

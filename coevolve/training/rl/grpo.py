@@ -118,9 +118,8 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
             trl_utils.add_fused_lm_head(kl_reference, temperature=self.temperature)
             sharding.say_undivided(self, kl_reference)
             self.ref_model = kl_reference
-        # The end of a turn that scoring counts is the one that ends a completion.
-        self._stop_id = self.plan.renderer.end_of_turn_id
-        self.eos_token_ids = [self._stop_id]
+        # What ends a reasoning or a response elsewhere is what ends a completion.
+        self.eos_token_ids = self.plan.renderer.stop_ids(kwargs["model"])
         self._step = self.plan.segment.step * self.args.gradient_accumulation_steps
         self._load_rollouts()
 
@@ -173,7 +172,7 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
                     model,
                     prompt_ids,
                     max_new_tokens=self.max_completion_length,
-                    stop_id=self._stop_id,
+                    stop_ids=self.eos_token_ids,
                     pad_id=self._tokenizer.pad_token_id,
                     sampling=Sampling(derive_seed(self.plan.seed, "completions", batch), self.temperature),
                     keys=range(first, first + len(prompt_ids)),
@@ -181,7 +180,7 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
                     poll=self.plan.watcher.poll,
                 )
             )
-        return [[*done.ids, self._stop_id] if done.finished else done.ids for done in generations], None
+        return [[*done.ids, done.stopped_by] if done.finished else done.ids for done in generations], None
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         self._log_completion_extra("index", [row["index"] for row in inputs])
@@ -252,7 +251,7 @@ def _grpo_arguments(
     group = settings.num_generations
     arguments = GRPOConfig(
         **common_arguments(plan, settings, model, scratch),
-        **_vllm_arguments(settings),
+        **_vllm_arguments(settings, plan.renderer.stop_ids(model)),
         # TRL refuses groups of one, in which GRPO has no advantages. PPO needs no groups: TRL's check gets the whole
         # batch as one group, and the trainer the truth.
         num_generations=group if group > 1 else settings.train_batch_size * settings.updates_per_generation,
@@ -277,11 +276,12 @@ def _grpo_arguments(
     return arguments
 
 
-def _vllm_arguments(settings: Grpo) -> dict[str, Any]:
+def _vllm_arguments(settings: Grpo, stop_ids: Sequence[int]) -> dict[str, Any]:
     if not settings.use_vllm:
         return {"use_vllm": False}
     return {
         "use_vllm": True,
+        "generation_kwargs": {"stop_token_ids": list(stop_ids)},
         "vllm_mode": settings.vllm_mode,
         "vllm_server_base_url": settings.vllm_server_base_url,
         "vllm_gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
