@@ -54,12 +54,13 @@ def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
 
 
 def load_chat(
-    options: argparse.Namespace, environ: Mapping[str, str], *, attempts: int = 1, patience: int = 1
+    options: argparse.Namespace, environ: Mapping[str, str], *, ledger: str, attempts: int = 1, patience: int = 1
 ) -> "ChatModel":
     """The model that the options of `add_chat_arguments` name.
 
     Args:
         environ: where an endpoint's key is looked up.
+        ledger: of the answers; a chat template that shows the date goes on with the one on which it was begun.
         attempts: as for `Endpoint` and `LocalChat`.
         patience: as for `Endpoint`.
 
@@ -90,6 +91,7 @@ def load_chat(
 
     quieten_libraries()
     how = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed or 0}
+    how["date"] = _date_of(ledger)
     if kind == "vllm":
         from coevolve.chat.vllm import VllmChat
 
@@ -115,6 +117,18 @@ def _given(options: argparse.Namespace, kind: str) -> dict[str, Any]:
                 f"--{name.replace('_', '-')}: of no use with this model, which is {kind}; it is for {kinds}."
             )
     return given
+
+
+def _date_of(ledger: str) -> str | None:
+    from coevolve.errors import DataError
+    from coevolve.files import read_jsonl
+
+    try:
+        header = next(read_jsonl(ledger), (1, None))[1]
+    except (OSError, DataError):
+        return None  # there is none, or whoever opens it will say what is wrong with it
+    made_by = header.values() if isinstance(header, Mapping) else ()
+    return next((maker.get("template_date") for maker in made_by if isinstance(maker, Mapping)), None)
 
 
 def _json_object(text: str) -> dict[str, Any]:

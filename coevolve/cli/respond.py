@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
 
     examples = _examples(options)
     patience = max(3, options.concurrency or 0) if options.on_failure == "drop" else 1
-    model = load_chat(options, os.environ, patience=patience)
+    model = load_chat(options, os.environ, ledger=options.out, patience=patience)
     console = make_console(sys.stderr)
     with task(console, f"responses of {options.model}", len(examples)) as advance:
         report = from_totals(advance)

@@ -128,7 +128,7 @@ def _language(
                 f"--language {options.language!r}: {options.data} has no such subset_tag; it has {subsets}."
             )
         return pair_with_language(sources, donors, language=options.language, seed=options.seed or 0, tag=tag)
-    translator = load_chat(options, os.environ, attempts=TRANSLATION_ATTEMPTS)
+    translator = load_chat(options, os.environ, ledger=options.translations, attempts=TRANSLATION_ATTEMPTS)
     with task(make_console(sys.stderr), f"translation into {options.language}", len(sources)) as advance:
         report = from_totals(advance)
         return translate(

@@ -79,7 +79,7 @@ def import_reference(
     check_fit(itertools.chain(*parts.values()), path, trust_remote_code=trust_remote_code)
     parents = _parents(release, Base(base, path, base_fingerprint(path)), export)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
+    renderer = Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
     included = copy_base and Path(path).is_dir()
     entry = partial(
         role_entry,
@@ -110,6 +110,7 @@ def import_reference(
                 "normalisation": NORMALISATION,
                 "reasoning": reasoning_entry(room),
                 "prompts": prompts.to_dict(),
+                **renderer.shown_date,
                 "imported": _origin(checkout, release),
             },
         )

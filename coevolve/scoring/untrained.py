@@ -30,7 +30,7 @@ def export_base(
     path = resolve_base(base)
     folder = claim(folder, ESTIMATOR, option="--out", inputs={"--base": Path(path)}, overwrite=True)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
+    renderer = Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
     included = Path(path).is_dir()
     entry = role_entry(
         Origin(Base(base, path, base_fingerprint(path))).parent(),
@@ -52,5 +52,6 @@ def export_base(
                 "normalisation": NORMALISATION,
                 "reasoning": reasoning_entry(max_new_tokens),
                 "prompts": prompts.to_dict(),
+                **renderer.shown_date,
             },
         )

@@ -66,7 +66,14 @@ class LocalTeacher:
 
     @classmethod
     def load(
-        cls, source: str, prompts: PromptSet, *, dtype: str = "bfloat16", device: str = "auto", **options: Any
+        cls,
+        source: str,
+        prompts: PromptSet,
+        *,
+        dtype: str = "bfloat16",
+        device: str = "auto",
+        date: str | None = None,
+        **options: Any,
     ) -> "LocalTeacher":
         """Load a chat model and its tokenizer. Code that comes with a model is never run.
 
@@ -74,6 +81,7 @@ class LocalTeacher:
             source: a folder or hub id.
             dtype: `float32`, `bfloat16` or `float16`.
             device: `auto`, or what torch understands.
+            date: ISO; what a chat template that shows the date shows. Today by default.
             options: the constructor's keywords.
 
         Raises:
@@ -81,7 +89,7 @@ class LocalTeacher:
             ArtifactError: its tokenizer has no chat template.
         """
         with _as_teacher():
-            model, renderer = load_chat_model(source, prompts, dtype=dtype, device=device)
+            model, renderer = load_chat_model(source, prompts, dtype=dtype, device=device, date=date)
         return cls(model, renderer, **options)
 
     @property

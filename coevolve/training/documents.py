@@ -47,6 +47,8 @@ class RunFile(Document, extra="allow"):
     data_fingerprint: str
     splits: dict[str, str] = Field(default_factory=dict)
     """Fingerprint of each; absent before version 0.4."""
+    template_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = Field(default=None)
+    """The day that chat templates which show one show in all of the run; absent before version 0.4."""
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "RunFile":

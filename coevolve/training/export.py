@@ -52,6 +52,8 @@ def export_estimator(
                 "normalisation": NORMALISATION,
                 "reasoning": reasoning_entry(estimator.max_new_tokens),
                 "prompts": estimator.renderer.prompts.to_dict(),
+                **estimator.renderer.shown_date,
+                **estimator.connector_renderer.shown_date,
                 **facts,
             },
         )
@@ -116,7 +118,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
                 f"{base.fingerprint}. Put the original base model back."
             )
     require_parents(found, origins)
-    estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
+    estimator = build_estimator(recipe, origins, build_renderers(recipe, origins, run.get("template_date")))
     for role in ROLES:
         estimator.roles.load_weights(role, found.tensors[role])
     facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, found.state["facts"])

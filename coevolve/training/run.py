@@ -149,17 +149,20 @@ class Run:
         log = record.log if checkpoint is None else _logged_already
         self._say_data(inputs, log)
         self.origins: Origins = processes.on_main_first(lambda: prepare_origins(recipe, folder.path, say=record.say))
-        self.renderers: Renderers = build_renderers(recipe, self.origins)
+        date = folder.template_date(checkpoint)
+        self.renderers: Renderers = build_renderers(recipe, self.origins, date)
         corpus = self.data.corpus
         self.truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus) if recipe.data.world else None
         self.responses = inputs.responses | self._world_responses()
         self.outcome = Outcome(recipe)
-        found = folder.begin(recipe, self.origins, corpus, found)
+        found = folder.begin(recipe, self.origins, corpus, date, found)
         if self.truth is not None:
             processes.on_main(lambda: self.truth.write(folder.path / "world"))
         self._start_trackers(inputs.environ)
 
-        self.tracer = Tracer(recipe, corpus, self.data.train, self.renderers[ESTIMATOR], record, inputs.environ)
+        self.tracer = Tracer(
+            recipe, corpus, self.data.train, self.renderers[ESTIMATOR], record, inputs.environ, date=date
+        )
         path = folder.path / "traces.jsonl"
         traced = processes.on_main_first(lambda: self.tracer.collect(self.data.train, path, log=log))
         self.examples, self.traces, longer = fit_traces(recipe, *traced, self.renderers, inputs.sifted.needs)

@@ -1,6 +1,7 @@
 """The directory of a run: who holds it, which recipe it is of, where it goes on, and how far it has come."""
 
 import contextlib
+import datetime
 import fcntl
 import importlib.metadata
 import json
@@ -98,13 +99,26 @@ class RunFolder:
         # The main process has compared the hashes; the others need not do so again.
         return Found(read_checkpoint(Path(path), verify=False), tuple(redo))
 
-    def begin(self, recipe: Recipe, origins: Origins, corpus: Corpus, found: Found) -> Found:
+    def template_date(self, checkpoint: Checkpoint | None) -> str:
+        """The day that chat templates which show one show all the run long: the one on which it began (ISO).
+
+        Args:
+            checkpoint: to go on from.
+        """
+
+        def began() -> str | None:
+            folder = self.path if checkpoint is None else checkpoint.folder.parent.parent
+            return read_run(folder)[2].get("template_date") if (folder / RUN).is_file() else None
+
+        return self.processes.gather(began() or datetime.date.today().isoformat())[0]
+
+    def begin(self, recipe: Recipe, origins: Origins, corpus: Corpus, template_date: str, found: Found) -> Found:
         """Write `run.json`, or check that what it names is still what it was; returns `found` with what that adds.
 
         Raises:
             ArtifactError: the training data, a base model or an adapter has changed since the run began.
         """
-        redo = self.processes.on_main(lambda: self._begin(recipe, origins, corpus, found))
+        redo = self.processes.on_main(lambda: self._begin(recipe, origins, corpus, template_date, found))
         return replace(found, redo=tuple(self.processes.gather(redo or ())[0]))
 
     def say_status(self, state: str, *, stage: str, where: Mapping[str, Any], **more: Any) -> None:
@@ -189,12 +203,15 @@ class RunFolder:
             )
         return tuple(redo)
 
-    def _begin(self, recipe: Recipe, origins: Origins, corpus: Corpus, found: Found) -> tuple[str, ...]:
+    def _begin(
+        self, recipe: Recipe, origins: Origins, corpus: Corpus, template_date: str, found: Found
+    ) -> tuple[str, ...]:
         facts = {
             "recipe": recipe_values(recipe),
             "origins": {role: asdict(origin) for role, origin in origins.items()},
             "data_fingerprint": corpus.fingerprint,
             "splits": corpus.split_fingerprints,
+            "template_date": template_date,
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         if not (self.path / RUN).exists():

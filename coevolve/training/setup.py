@@ -84,11 +84,15 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
     return Base(source, path, base_fingerprint(path))
 
 
-def build_renderers(recipe: Recipe, origins: Origins) -> Renderers:
-    """The recipe's prompts with the tokenizer of each role's base model; one for both where that is the same."""
+def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -> Renderers:
+    """The recipe's prompts with the tokenizer of each role's base model; one for both where that is the same.
+
+    Args:
+        date: ISO; what a chat template that shows the date shows. Today by default.
+    """
     prompts, trust = prompt_set(recipe.prompts), recipe.model.trust_remote_code
     by_path = {
-        path: Renderer(prompts, load_tokenizer(path, trust_remote_code=trust))
+        path: Renderer(prompts, load_tokenizer(path, trust_remote_code=trust), date=date)
         for path in {origin.base.path for origin in origins.values()}
     }
     return {role: by_path[origin.base.path] for role, origin in origins.items()}

@@ -26,6 +26,7 @@ class Tracer:
         corpus: all examples, of which a file may have traces.
         train: the training examples, from which a rule-based teacher learns which words are rare.
         environ: where an endpoint's key is looked up.
+        date: ISO; what the chat template of a local teacher shows, if it shows one.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Tracer:
         renderer: Renderer,
         record: Record,
         environ: Mapping[str, str],
+        date: str,
     ):
         self.recipe, self.corpus, self.train, self.renderer = recipe, corpus, train, renderer
         self.record, self.environ = record, environ
+        self.date = date
 
     def collect(self, examples: Sequence[Example], path: Path, *, log: Log) -> tuple[list[Example], list[str]]:
         """The examples that have a trace, and their traces, in order.
@@ -82,6 +85,7 @@ class Tracer:
                 device=self.recipe.model.device,
                 max_new_tokens=settings.max_new_tokens,
                 seed=self.recipe.seed,
+                date=self.date,
             )
         return EndpointTeacher(
             settings.base_url,
