@@ -90,7 +90,7 @@ def _status(case: Case, run: Path) -> None:
 
 
 def _state(path: Path, original: Path) -> str | None:
-    """What the file says, where it is a status but for that; of other damage, it is for the tool to say what it makes."""
+    """What the file says, where nothing else in it was damaged; what becomes of such a one is for the tool to say."""
     if not path.is_file():
         return None
     try:
