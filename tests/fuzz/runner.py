@@ -74,7 +74,7 @@ def run_case(area: Area, seed: int, index: int, valid: Any, folder: Path) -> Res
     """One input, from its seed to its verdict. An exception that leaves this is a fault of the harness."""
     rng = random.Random(f"{seed}:{area.name}:{index}")
     case = Case(area.name, index, rng, folder, valid, untouched=rng.random() < UNTOUCHED)
-    began, kind, accepted, mark, detail = time.process_time(), None, True, "", ""
+    began, kind, accepted, mark, detail = _processor_time(), None, True, "", ""
     try:
         try:
             area.run(case)
@@ -93,7 +93,13 @@ def run_case(area: Area, seed: int, index: int, valid: Any, folder: Path) -> Res
         kind, mark = WRONG, f"an oracle cannot read it: {type(error).__name__} in {frame.name}"
         detail = traceback.format_exc()
     did = "; ".join(case.did) or "as it is"
-    return Result(area.name, index, kind, accepted, mark, detail, did, time.process_time() - began)
+    return Result(area.name, index, kind, accepted, mark, detail, did, _processor_time() - began)
+
+
+def _processor_time() -> float:
+    """Of this process and of those that it started and waited for."""
+    times = os.times()
+    return sum(times[:4])
 
 
 @dataclass
@@ -211,11 +217,16 @@ def _hung(worker: _Worker, limits: Limits) -> Result:
 
 
 def _cpu(worker: _Worker) -> float:
-    try:
-        times = psutil.Process(worker.process.pid).cpu_times()
-    except psutil.Error:
-        return 0.0
-    return times.user + times.system
+    """Seconds of processor time of a worker, and of what it started, ended or not."""
+    used = 0.0
+    with suppress(psutil.Error):
+        process = psutil.Process(worker.process.pid)
+        times = process.cpu_times()
+        used = times.user + times.system + times.children_user + times.children_system
+        for child in process.children(recursive=True):
+            with suppress(psutil.Error):
+                used += sum(child.cpu_times()[:2])
+    return used
 
 
 def _where(said: str) -> str:

@@ -38,7 +38,7 @@ RECIPE: dict[str, Any] = {
     "connector_rl": {**GRPO, "max_completion_length": 8, "rewards": {"target_words": 5}},
     "refresh": {"temperature": 1.0},
     "estimator_sft": SFT,
-    "estimator_rl": {**GRPO, "max_completion_length": 6, "rewards": {"judge": "likelihood"}},
+    "estimator_rl": {**GRPO, "num_generations": 4, "max_completion_length": 6, "rewards": {"judge": "likelihood"}},
     "baselines": {"without_corl": False, "without_reasoning": False},
 }
 """A run of seconds, with every kind of phase in it."""

@@ -16,12 +16,12 @@ from tests.fuzz.strict import Unreadable, is_text, same, strict_json, strict_jso
 
 SPLITS = ("IDTrain", "IDTest", "OOD1Test", "OOD2Test", "OOD3Test", "OOD4Test")
 ARROW = ("saved splits", "saved rows", "parquet", "folder of parquet")
-FORMATS = ("splits", "splits", "splits", "rows", "lines", "folder", "nulls", "persona chat", *ARROW, *ARROW)
+FORMATS = ("splits", "splits", "splits", "rows", "lines", "folder", "nulls", "persona chat", *ARROW)
 
 
 class DataFiles:
     name = "data"
-    share = 20
+    share = 18
 
     def run(self, case: Case) -> None:
         form = case.rng.choice(FORMATS)

@@ -144,7 +144,8 @@ def _stands_for(row: dict[str, Any], status: int, body: bytes, keep: bool) -> bo
     if status >= 300 or not isinstance(content, str):
         return False
     said = content.rpartition("</think>")[2].strip() if "<think>" in content else content.strip()
-    ended = reason in ("stop", None) or (reason == "length" and keep and row.get("cut_off") is True)
+    # A server may say nothing about how it ended; what it does say must be known.
+    ended = reason in ("stop", None, "") or (reason == "length" and keep and row.get("cut_off") is True)
     return ended and row["response"] in (said, content.rpartition("</think>")[2].strip(), content.strip())
 
 

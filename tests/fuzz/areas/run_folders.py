@@ -29,11 +29,11 @@ WRITTEN = (
 
 class RunFolders:
     name = "run folders"
-    share = 9
+    share = 8
 
     def run(self, case: Case) -> None:
         run = case.inputs / "run"
-        light = case.chance(0.45)
+        light = case.chance(0.5)
         if light:
             run.mkdir()
             for name in ("run.json", "status.json"):
@@ -82,14 +82,27 @@ def _damage(case: Case, run: Path, light: bool) -> bool:
 
 def _status(case: Case, run: Path) -> None:
     said = case.command("status", run, accepted=STATUS_CODES)
-    try:
-        state = strict_json((run / "status.json").read_bytes())["state"]
-    except (Unreadable, OSError, KeyError, TypeError):
-        state = None  # what becomes of such a file is for the tool to say
-    if isinstance(state, str):
+    state = _state(run / "status.json", case.valid.run / "status.json")
+    if state is not None:
         expected = {"finished": 0, "failed": 1}.get(state, 75)
         case.wrong_if(said.status != expected, "another exit status than the state's", (state, said.status))
     case.wrong_if("state: " not in said.out, "no state is shown", said.out)
+
+
+def _state(path: Path, original: Path) -> str | None:
+    """What the file says, where nothing else in it was damaged; what becomes of such a one is for the tool to say."""
+    if not path.is_file():
+        return None
+    try:
+        status = strict_json(path.read_bytes())
+    except Unreadable:
+        return None
+    known = isinstance(status, dict) and isinstance(status.get("state"), str)
+    return (
+        status["state"]
+        if known and {**status, "state": ""} == {**strict_json(original.read_bytes()), "state": ""}
+        else None
+    )
 
 
 def _resume(case: Case, run: Path, rehashed: bool) -> None:
