@@ -38,6 +38,8 @@ g = (1 - a) q^b(y | x) / E q^b(y | x') + a has mean 1 over contexts for every y,
 temperature b > 0 and any share 0 <= a <= 1 of responses that have nothing to do with their context. Both are fitted
 by maximising the (lower) `info_nce` estimate of E log g; a = 1 gives 0, so the fit is never below "no information".
 This is the information about the context that q can read in the responses (usable information, Xu et al., ICLR 2020).
+b is not fitted below FLOOR. Where log q of a response varies by more than 100 to 150 nats between contexts, a lower b
+would give more: there the critic is still too sure, and the bound lower than it need be.
 
 Terms are in nats per response; a contrast `per_token` divides each by the response's own tokens.
 """
@@ -52,7 +54,9 @@ from coevolve.information.influence import Influence
 
 NODES = 64  # of the integral; it is then exact to 1e-8 for up to 50,000 contexts
 SUBSTITUTION = 4  # t = v^4 moves them to where the integrand varies, t of about 1 / K
-COARSE_TEMPERATURES = np.geomspace(0.02, 4.0, 17)
+FLOOR = 0.02  # of the temperatures that are tried
+WORTH_TELLING = 0.002  # nats that a temperature a tenth below the floor would add
+COARSE_TEMPERATURES = np.geomspace(FLOOR, 4.0, 17)
 GOLDEN_SECTION = (np.sqrt(5) - 1) / 2
 
 
@@ -64,11 +68,13 @@ class Terms:
         of_response: (N,) nats; their mean is the estimate.
         of_context: (P,) first-order effect on the term of response j of having met context i, for each pair (i, j).
         of_own_context: (N,) the same of its own context, where that is among those averaged over.
+        at_floor: as of `Calibration`.
     """
 
     of_response: np.ndarray
     of_context: np.ndarray
     of_own_context: np.ndarray | None = None
+    at_floor: bool = False
 
     def estimate(self, contrast: Contrast) -> tuple[float, Influence]:
         """(mean of the terms, its influence), in the contrast's unit."""
@@ -88,10 +94,12 @@ class Calibration:
     Attributes:
         temperature: power b of q.
         unrelated: share a of responses that have nothing to do with their context.
+        at_floor: whether the temperature is the lowest that is tried, and a lower one would give more.
     """
 
     temperature: float
     unrelated: float
+    at_floor: bool = False
 
 
 def info_nce(contrast: Contrast) -> Terms:
@@ -126,7 +134,8 @@ def calibrated(contrast: Contrast) -> Terms:
     related = _log(1 - calibration.unrelated) + sure.of_response
     terms = np.logaddexp(related, _log(calibration.unrelated))
     slope = np.exp(related - terms)
-    return Terms(terms, slope[contrast.pairs[:, 1]] * sure.of_context)
+    of_context = slope[contrast.pairs[:, 1]] * sure.of_context
+    return Terms(terms, of_context, at_floor=calibration.at_floor)
 
 
 def calibrate(contrast: Contrast) -> Calibration:
@@ -144,7 +153,10 @@ def calibrate(contrast: Contrast) -> Calibration:
     log_temperature = _maximum(
         lambda b: fit(b)[0], coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)], steps=16
     )
-    return Calibration(float(np.exp(log_temperature)), fit(log_temperature)[1])
+    value, unrelated = fit(log_temperature)
+    lowest = log_temperature < np.log(FLOOR) + 1e-3  # as near as the search comes to it
+    at_floor = lowest and fit(log_temperature + np.log(0.9))[0] > value + WORTH_TELLING
+    return Calibration(float(np.exp(log_temperature)), unrelated, bool(at_floor))
 
 
 def _info_nce_at(contrast: Contrast, temperature: float) -> np.ndarray:

@@ -22,12 +22,14 @@ class Estimate:
         unit: `nats per token` or `nats per response`.
         form: the name of the estimator, a key of `FORMS`.
         influence: what it owes to each example, for standard errors and bootstrap.
+        at_floor: whether the fit of `calibrated` ended at its lowest temperature, and the value could be higher.
     """
 
     value: float
     unit: str
     form: str
     influence: Influence
+    at_floor: bool = False
 
 
 Needs = Literal["matched", "mismatched", "mismatched of each response", "marginal"]
@@ -38,18 +40,22 @@ class Form:
     """An estimator of mutual information.
 
     Attributes:
-        estimate: contrast -> (value, influence).
+        estimate: contrast -> (value, influence), and whether that is at a floor where there is one.
         needs: besides the matched pairs, what its contrast must hold.
         bias: where its value lies, as a table's legend says it: "it is ...".
     """
 
-    estimate: Callable[[Contrast], tuple[float, Influence]]
+    estimate: Callable[[Contrast], tuple[float, Influence] | tuple[float, Influence, bool]]
     needs: Needs
     bias: str
 
 
 def _of_terms(terms: Callable[[Contrast], density_ratio.Terms], bias: str) -> Form:
-    return Form(lambda contrast: terms(contrast).estimate(contrast), "mismatched of each response", bias)
+    def estimate(contrast: Contrast) -> tuple[float, Influence, bool]:
+        found = terms(contrast)
+        return *found.estimate(contrast), found.at_floor
+
+    return Form(estimate, "mismatched of each response", bias)
 
 
 FORMS: Mapping[str, Form] = MappingProxyType(
@@ -75,8 +81,8 @@ def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
         DataError: the contrast lacks what the form needs.
     """
     check_form(form)
-    value, influence = FORMS[form].estimate(contrast)
-    return Estimate(value, contrast.unit, form, influence)
+    value, influence, *at_floor = FORMS[form].estimate(contrast)
+    return Estimate(value, contrast.unit, form, influence, *at_floor)
 
 
 def check_form(form: str) -> None:

@@ -340,7 +340,7 @@ class _Measured:
                 row["models"][name] |= loss.loss_numbers() | {"holm_p": p}
         return rows
 
-    def _numbers(self, index: int, model: str | None) -> dict[str, float]:
+    def _numbers(self, index: int, model: str | None) -> dict[str, float | bool]:
         contrast = self._contrast(index, model)
         estimate = self._estimate(index, model, self.scored[index].contexts)
         return {
@@ -348,6 +348,7 @@ class _Measured:
             "mutual_information_error": standard_error(estimate.influence),
             "positive": float(np.mean(contrast.matched / contrast.divisors)),
             "negative": float(np.mean(contrast.mismatched / contrast.divisors[contrast.pairs[:, 1]])),
+            **({"at_floor": True} if estimate.at_floor else {}),
         }
 
     def _averages(self, indices: Sequence[int]) -> dict[str, dict[str, float]]:

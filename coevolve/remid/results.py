@@ -32,6 +32,9 @@ class Information(Part):
     mutual_information_error: Number | None = None
     positive: Number
     negative: Number
+    at_floor: bool = False
+    """Whether the fit of `calibrated` ended at its lowest temperature, so that the information is underestimated; absent
+    where it did not."""
 
 
 class Golden(Information):

@@ -137,7 +137,7 @@ def remid_caption(results: Mapping[str, Any]) -> str:
         )
     if "reasoning" in results:
         lines.append(f"Reasoning: {_reasoning(results['reasoning'])}.")
-    notes = (_few_line(results), unanswered_line(results))
+    notes = (_few_line(results), _floor_line(results), unanswered_line(results))
     return "\n".join([*lines, *filter(None, notes)])
 
 
@@ -242,7 +242,8 @@ def _parts(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _captioned(results: Mapping[str, Any], exact: Exact | None) -> list[tuple[Mapping[str, Any], Exact | None, str]]:
     """(results, exact values, caption) of each measure; what is said below the first table holds for all."""
     main, *beside = _parts(results)
-    return [(main, exact, remid_caption(main)), *((part, None, _unit_line(part)) for part in beside)]
+    beneath = [(part, "\n".join(filter(None, (_unit_line(part), _floor_line(part))))) for part in beside]
+    return [(main, exact, remid_caption(main)), *((part, None, caption) for part, caption in beneath)]
 
 
 def _unit_line(results: Mapping[str, Any]) -> str:
@@ -272,6 +273,22 @@ def _few_line(results: Mapping[str, Any]) -> str | None:
         return None
     few = [subset["subset"] for subset in results["subsets"] if subset["examples"] < FEW and not subset.get("reason")]
     return f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}." if few else None
+
+
+def _floor_line(results: Mapping[str, Any]) -> str | None:
+    """Whose estimate is lower than it need be, for want of a lower temperature."""
+    found = [
+        f"{name} in {subset['subset']}"
+        for subset in results["subsets"]
+        for name, numbers in {"golden": subset.get("golden"), **subset["models"]}.items()
+        if numbers and numbers.get("at_floor")
+    ]
+    if not found:
+        return None
+    return (
+        f"At the lowest temperature of the fit, so that information is underestimated: {', '.join(found)}. There a "
+        "response's log-probabilities vary by more than 100 nats or so between contexts."
+    )
 
 
 def _difference_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> PlainTable:

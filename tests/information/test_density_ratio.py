@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from coevolve.errors import DataError
+from coevolve.information import density_ratio
 from coevolve.information.contrast import Contrast
 from coevolve.information.density_ratio import barber_agakov, calibrate, calibrated, info_nce, leave_one_out
 from coevolve.information.estimate import mutual_information
@@ -126,6 +127,28 @@ def test_any_conditional_gives_a_lower_bound_and_calibration_recovers_the_truth(
     assert calibrate(contrast_of(distorted)).temperature * sureness == pytest.approx(
         calibrate(contrast_of(log_p)).temperature, rel=0.05
     )
+
+
+@pytest.mark.parametrize(("noise", "at_floor"), [(20, False), (100, True), (400, True)])
+def test_where_a_lower_temperature_would_give_more_it_is_said(noise, at_floor, monkeypatch):
+    rng = np.random.default_rng(5)
+    log_p = rng.normal(-300, noise, (48, 48)) + noise * np.eye(48)
+    found = mutual_information(contrast_of(log_p), "calibrated")
+    assert found.at_floor is at_floor
+    assert calibrate(contrast_of(log_p)).temperature > 0.0199
+    monkeypatch.setattr(density_ratio, "FLOOR", 1e-4)
+    monkeypatch.setattr(density_ratio, "COARSE_TEMPERATURES", np.geomspace(1e-4, 4.0, 40))
+    lower = mutual_information(contrast_of(log_p), "calibrated")
+    assert not lower.at_floor
+    assert (lower.value > found.value + 0.01) is at_floor
+
+
+def test_without_information_there_is_no_floor_to_speak_of():
+    """A temperature near 0 is then as good as any."""
+    unrelated = np.random.default_rng(6).normal(-300, 20, (48, 48))
+    assert calibrate(contrast_of(unrelated)).temperature < 0.021
+    assert not mutual_information(contrast_of(unrelated), "calibrated").at_floor
+    assert not mutual_information(contrast_of(unrelated), "club").at_floor
 
 
 def test_responses_that_have_nothing_to_do_with_their_contexts_give_nothing():

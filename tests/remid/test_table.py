@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from coevolve.data.corpus import Corpus
 from coevolve.errors import DataError
+from coevolve.information import density_ratio
 from coevolve.remid.evaluate import PUBLISHED, RECOMMENDED, evaluate_remid
 from coevolve.remid.pairs import PerContext
 from coevolve.remid.score import Reasoning
@@ -42,6 +44,24 @@ def with_a_small_subset(corpus, estimator, responses):
     return evaluate_remid(
         estimator, lone, given, measures=[RECOMMENDED, PUBLISHED], negatives="all", small_subsets="show"
     )
+
+
+def test_a_fit_that_ended_at_its_lowest_temperature_is_spoken_of(corpus, estimator, responses, monkeypatch):
+    given = {"measures": [PUBLISHED, RECOMMENDED], "negatives": "all"}
+    unmarked = evaluate_remid(estimator, corpus, responses, **given)
+    assert "lowest temperature" not in remid_text(unmarked)
+    fit = density_ratio.calibrate
+    monkeypatch.setattr(density_ratio, "calibrate", lambda c: replace(fit(c), at_floor=c.examples == 3))
+    results = evaluate_remid(estimator, corpus, responses, **given)
+    marked = [
+        f"{name} in {row['row']}"
+        for row in results["subsets"]
+        for name in ("golden", *results["models"])
+        if row["examples"] == 3
+    ]
+    assert marked
+    assert f"information is underestimated: {', '.join(marked)}. There a" in remid_text(results)
+    assert all("at_floor" not in row["golden"] for row in results["subsets"])
 
 
 def numbers_of(row):
