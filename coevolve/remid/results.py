@@ -33,8 +33,7 @@ class Information(Part):
     positive: Number
     negative: Number
     at_floor: bool = False
-    """Whether the fit of `calibrated` ended at its lowest temperature, so that the information is underestimated; absent
-    where it did not."""
+    """Whether the fit of `calibrated` ended at its lowest temperature, so that information is underestimated."""
 
 
 class Golden(Information):

@@ -1,11 +1,6 @@
-"""A causal language model taken apart: its decoder, its head, and a cache of a prefix that many rows read.
-
-What a model can do is decided from its configuration and from the kinds of layers in its cache, and cautiously: whoever
-is not known to give exactly the numbers of a plain forward pass is run in the plain way.
-"""
+"""A causal language model taken apart: its decoder, its head, and a cache of a prefix that many rows read."""
 
 import copy
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from coevolve.scoring.batching import device_of
 from coevolve.scoring.cost import Cost
-from coevolve.scoring.sharing import MAX_DEPTH
-
-MASKED_ATTENTION = ("sdpa", "eager")
-"""Attention implementations that take a mask of every query and key."""
+from coevolve.scoring.ways import NOT_CACHED, Ways, accepts, bare, cache_name, decoder_of, ways_of
 
 LENGTH_DEPENDENT_POSITIONS = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the longest row of a pass."""
@@ -28,34 +20,21 @@ LENGTH_DEPENDENT_POSITIONS = ("dynamic", "longrope")
 class Backbone:
     """A model's decoder and head apart, so that logits are computed at chosen positions only.
 
-    Attributes:
-        shares: a prefix's cache may serve several rows.
-        packs: a row may hold several segments side by side, told apart by a mask.
-        together: rows of different lengths may be in one pass.
-        depth: how many prefixes may stand on one another.
+    Args:
+        ways: those to run the model in; by default what its self-check found.
     """
 
-    def __init__(self, model: torch.nn.Module):
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    def __init__(self, model: torch.nn.Module, ways: Ways | None = None):
+        base = bare(model)
         self.model = base
         self.config = base.config.get_text_config()
         self.device = device_of(base)
-        decoder = getattr(base, getattr(base, "base_model_prefix", "") or "-", None)
-        self.decoder: torch.nn.Module | None = decoder
-        self.runner = base if decoder is None else decoder
+        self.ways = ways_of(base) if ways is None else ways
+        self.decoder = decoder_of(base) if self.ways.split else None
+        self.runner = base if self.decoder is None else self.decoder
         self.dtype = next(p.dtype for p in self.runner.parameters() if p.is_floating_point())
         self.cost = Cost.of(self.runner, self.config, self.device, self.dtype)
-        parameters = inspect.signature(self.runner.forward).parameters
-        self._cache_name = cache_name(self.runner)
-        self._takes_positions = "position_ids" in parameters
-        layers = _layer_kinds(self.config)
-        attention_only = layers <= {DynamicLayer, DynamicSlidingWindowLayer} and self._takes_positions
-        reused = getattr(self.config, "num_kv_shared_layers", 0)
-        self.shares = decoder is not None and attention_only and self._cache_name in parameters and not reused
-        self.packs = self.shares and layers == {DynamicLayer} and self.config._attn_implementation in MASKED_ATTENTION
-        self.together = attention_only
-        # What a sliding layer keeps of a prefix ends with its window, so that nothing can be padded behind it.
-        self.depth = (MAX_DEPTH if layers == {DynamicLayer} else 1) if self.shares else 0
+        self._cache_name = cache_name(base)
         self._output_type: type | None = None
 
     def plain_from(self) -> int | None:
@@ -70,7 +49,8 @@ class Backbone:
     def run(self, ids_BW: Tensor, mask: Tensor | None, positions_BW: Tensor | None, cache: Cache | None) -> Tensor:
         """Hidden states (B, W, H) for `logits`; the logits themselves where the decoder cannot be told apart."""
         options: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
-        if self._takes_positions:
+        options = {name: value for name, value in options.items() if accepts(self.runner, name)}
+        if self.ways.together:  # a row by itself counts for itself, and some begin elsewhere than at 0
             options["position_ids"] = positions_BW
         if cache is not None:
             options[self._cache_name] = cache
@@ -93,7 +73,9 @@ class Backbone:
         view.__dict__.update(self.model.__dict__)
         view.__dict__.pop("forward", None)
         view._modules = dict(self.model._modules)
-        view._modules[self.model.base_model_prefix] = _Computed(self._output_type(last_hidden_state=hidden_KH[None]))
+        view._modules[self.model.base_model_prefix] = _Computed(
+            self._output_type(last_hidden_state=hidden_KH[None]), self.decoder
+        )
         return view.forward(input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device), use_cache=False)
 
     def new_cache(self) -> DynamicCache:
@@ -120,7 +102,8 @@ class Frame:
     def read(self, rows: Tensor) -> Cache:
         """The cache of `rows`, B of them, for one pass that leaves nothing behind in it."""
         kinds = {DynamicLayer: _ReadLayer, DynamicSlidingWindowLayer: _ReadSlidingLayer}
-        return Cache(layers=[kinds[type(layer)](layer, rows) for layer in self.cache.layers])
+        layers = self.cache.layers
+        return Cache(layers=[x if type(x) is NOT_CACHED else kinds[type(x)](x, rows) for x in layers])
 
     def copied(self, rows: Tensor) -> Cache:
         """A cache of its own that begins with that of `rows`."""
@@ -160,24 +143,20 @@ class _ReadSlidingLayer(_Reading, DynamicSlidingWindowLayer):
 
 
 class _Computed(torch.nn.Module):
-    """Stands where a decoder was and gives back an output that it has."""
+    """Stands where a decoder was and gives back an output that it has. All else is asked of the decoder itself."""
 
-    def __init__(self, output: Any):
+    def __init__(self, output: Any, decoder: torch.nn.Module):
         super().__init__()
         self.output = output
+        self.__dict__["_stands_for"] = decoder  # past `Module.__setattr__`, for it is no part of this one
+
+    @property
+    def decoder(self) -> "_Computed":
+        """Of models that wrap their decoder once more, whose heads run what is inside."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stands_for, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.output
-
-
-def _layer_kinds(config: Any) -> set[type]:
-    """The kinds of layers in a model's cache; `NoneType` where they cannot be told."""
-    try:
-        return {type(layer) for layer in DynamicCache(config=config).layers}
-    except (KeyError, AttributeError, ValueError):
-        return {type(None)}
-
-
-def cache_name(model: torch.nn.Module) -> str:
-    """What `forward` calls its cache; transformers 5.24 renamed it."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

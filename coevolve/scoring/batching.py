@@ -45,7 +45,10 @@ def max_positions(model: torch.nn.Module) -> int:
 
 def positions_of(config: Any) -> int:
     """The number of positions that a model of this configuration was made for."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+    limits = [getattr(text, name, None) or 0 for name in names]
+    return next((limit for limit in limits if limit > 0), UNLIMITED)
 
 
 def pad(rows: Sequence[Ids], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:

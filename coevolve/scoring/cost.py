@@ -15,6 +15,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -59,22 +60,25 @@ class Cost:
     run: float
 
     @classmethod
-    def of(cls, decoder: torch.nn.Module, config, device: torch.device, dtype: torch.dtype) -> "Cost":
+    def of(cls, decoder: torch.nn.Module, config: Any, device: torch.device, dtype: torch.dtype) -> "Cost":
         """Counted from a decoder's parameters, its embeddings left out, and its configuration."""
         machine = Machine.of(device)
         embeddings = {id(module.weight) for module in decoder.modules() if isinstance(module, torch.nn.Embedding)}
         weights = [parameter for parameter in decoder.parameters() if id(parameter) not in embeddings]
-        layers, heads = config.num_hidden_layers, config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
-        # Taken from the cache and joined with the new ones; then repeated for the query heads that share them.
-        copies = 2 * groups + (0 if groups == heads else heads)
+        attention = copies = 0
+        for layer in _layer_configs(config):
+            heads = _number(layer, "num_attention_heads")
+            size = _number(layer, "head_dim") or _number(layer, "hidden_size") // max(heads, 1)
+            groups = _number(layer, "num_key_value_heads") or heads
+            attention += heads * size
+            # Taken from the cache and joined with the new ones; then repeated for the query heads that share them.
+            copies += (2 * groups + (0 if groups == heads else heads)) * size
         return cls(
             token=2.0 * sum(weight.numel() for weight in weights),
-            attention=4.0 * layers * heads * size,
-            copied=2.0 * layers * copies * size * dtype.itemsize * machine.balance,
+            attention=4.0 * attention,
+            copied=2.0 * copies * dtype.itemsize * machine.balance,
             run=machine.balance * sum(weight.numel() * weight.element_size() for weight in weights)
-            + machine.start * layers,
+            + machine.start * len(_layer_configs(config)),
         )
 
     @property
@@ -95,6 +99,19 @@ class Cost:
     def batches(self, widths: Sequence[int], cached: int, budget: int) -> list[list[int]]:
         """Indices of the rows of each pass, longest first; a row alone may exceed the budget."""
         return batches_by_tokens(widths, budget, cached=cached, enough=self.enough)
+
+
+def _layer_configs(config: Any) -> Sequence[Any]:
+    """The configuration of each layer; of some architectures they differ, and the model's own then refuses to tell."""
+    if getattr(config, "is_heterogeneous", False):
+        return config.per_layer_config
+    return [config] * _number(config, "num_hidden_layers")
+
+
+def _number(config: Any, name: str) -> int:
+    """0 where a layer has nothing of the kind, or says it in another form: costs only tell cheap from dear."""
+    value = getattr(config, name, 0)
+    return value if isinstance(value, int) else 0
 
 
 def arrange(

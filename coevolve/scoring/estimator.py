@@ -21,6 +21,7 @@ from coevolve.scoring.logprob import score_pairs, to_scores
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.scoring.scores import Scores
+from coevolve.scoring.ways import ways_of
 
 logger = logging.getLogger(__name__)
 
@@ -335,6 +336,15 @@ class ProbabilityEstimator:
         """The tokens that end a text of the role's: its template's end of turn, and those of its generation config."""
         with self.roles.acting(role) as model:
             return self.renderer_of(role).stop_ids(model)
+
+    @property
+    def scoring_ways(self) -> dict[Role, dict[str, str]]:
+        """How each role's model is run, as its self-check found (`Ways.as_dict`)."""
+        found = {}
+        for role in ROLES:
+            with self.roles.acting(role) as model:
+                found[role] = ways_of(model).as_dict()
+        return found
 
     @property
     def _pad_id(self) -> int:

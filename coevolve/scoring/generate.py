@@ -2,14 +2,15 @@
 
 What transformers' `generate` gives for one row at a time, up to rounding, and without what a group of rows does not
 need: a prompt that several rows share is run once, a row that has ended leaves the batch, a key or value is written
-once and not copied at every token, and only the last position's logits are computed.
+once and not copied at every token, and only the last position's logits are computed. A model whose self-check found
+that batches change its numbers writes each row alone.
 
 Shapes: B rows of a batch, D distinct prompts among them, P padded prompt length, V vocabulary.
 """
 
-import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from coevolve.errors import TooLongError
 from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
+from coevolve.scoring.ways import Ways, accepts, bare, cache_name, parameters_of, ways_of
 
 DRAWN_AT_ONCE = 4096
 """Random numbers that a row draws in one call, where its vocabulary is smaller."""
@@ -75,14 +77,24 @@ def generate(
             )
     keys = list(range(len(prompts))) if keys is None else list(keys)
     results: list[Generation | None] = [None] * len(prompts)
-    for rows in batches_by_tokens([len(prompt) + max_new_tokens for prompt in prompts], token_budget):
+    ways, lengths = ways_of(model), [len(prompt) + max_new_tokens for prompt in prompts]
+    # A budget of nothing puts each row into a batch of its own.
+    for rows in batches_by_tokens(lengths, token_budget if ways.generates == "in batches" else 0):
         noise = None if sampling is None else _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
-        batch = _Batch(model, [prompts[row] for row in rows], max_new_tokens, pad_id)
+        batch = new_batch(model, [prompts[row] for row in rows], max_new_tokens, pad_id, ways)
         for row, generation in zip(rows, batch.run(stop_ids, noise, poll), strict=True):
             results[row] = generation
         if progress is not None:
             progress(len(rows))
     return results
+
+
+def new_batch(model: torch.nn.Module, prompts: Sequence[Ids], max_new_tokens: int, pad_id: int, ways: Ways) -> "_Batch":
+    """Prompts that were run, to be continued together; a single one where they cannot be."""
+    if ways.generates == "in batches":
+        return _Batch(model, prompts, max_new_tokens, pad_id)
+    (prompt,) = prompts
+    return _Alone(model, prompt, max_new_tokens, remembers=ways.generates == "alone")
 
 
 class _Batch:
@@ -97,9 +109,9 @@ class _Batch:
         self.model, self.device = model, device_of(model)
         self.max_new_tokens, self.pad_id = max_new_tokens, pad_id
         self.rows = list(range(len(prompts)))
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = bare(model)
         self.cache = DynamicCache(config=base.config)
-        self.cache_name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
+        self.cache_name = cache_name(base)
         # Rows of other layers (with a recurrent state, say) cannot be picked: they stay as they are to the end.
         self.picks = {type(layer) for layer in self.cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
         place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
@@ -150,11 +162,15 @@ class _Batch:
                 self._keep(index)
                 if noise is not None:
                     noise.keep(going_on)
-            self.length += 1
-            mask_BT = None if self.mask_BT is None else self.mask_BT[:, : self.length]
-            self.logits_BV = self._forward(next_B[:, None], mask_BT, self.position_B[:, None])
-            self.position_B = self.position_B + 1
+            self._step(next_B)
         return generations
+
+    def _step(self, next_B: Tensor) -> None:
+        """Run the tokens that were chosen."""
+        self.length += 1
+        mask_BT = None if self.mask_BT is None else self.mask_BT[:, : self.length]
+        self.logits_BV = self._forward(next_B[:, None], mask_BT, self.position_B[:, None])
+        self.position_B = self.position_B + 1
 
     def _forward(self, ids: Tensor, mask: Tensor | None, position_ids: Tensor) -> Tensor:
         """(rows, V) float32 logits behind each row's last token; the cache grows by what is run."""
@@ -174,6 +190,33 @@ class _Batch:
         self.cache.batch_select_indices(index)
         self.position_B = self.position_B[index]
         self.mask_BT = None if self.mask_BT is None else self.mask_BT[index]
+
+
+class _Alone(_Batch):
+    """One row, through the model as it stands: behind what it gave back to remember, or as a whole for every token."""
+
+    picks = False
+
+    @torch.no_grad()
+    def __init__(self, model: torch.nn.Module, prompt: Ids, max_new_tokens: int, *, remembers: bool):
+        self.model, self.device, self.max_new_tokens = bare(model), device_of(model), max_new_tokens
+        self.rows, self.ids, self.remembers = [0], list(prompt), remembers
+        self.memory: dict[str, Any] = {}
+        self.logits_BV = self._run(self.ids)
+
+    def _step(self, next_B: Tensor) -> None:
+        self.ids += next_B.tolist()
+        self.logits_BV = self._run(self.ids[-1:] if self.remembers else self.ids)
+
+    def _run(self, ids: Ids) -> Tensor:
+        """(1, V) float32 logits behind the last token."""
+        options = {"use_cache": self.remembers} if accepts(self.model, "use_cache") else {}
+        output = self.model(input_ids=torch.tensor([ids], device=self.device), **options, **self.memory)
+        if self.remembers:
+            # Whatever else it gives back that it also takes: a cache, a recurrent state.
+            takes = parameters_of(self.model)
+            self.memory = {name: value for name, value in output.items() if name in takes}
+        return output.logits[:, -1].float()
 
 
 class _RoomyLayer(DynamicLayer):

@@ -40,6 +40,7 @@ from coevolve.scoring.cost import arrange
 from coevolve.scoring.foreign import is_out_of_memory
 from coevolve.scoring.scores import Scores
 from coevolve.scoring.sharing import Prefix, shared_prefixes
+from coevolve.scoring.ways import Ways
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def score_pairs(
     places: dict[tuple[int, int], list[int]] = {}
     for place, pair in enumerate(zip(own_prompts, own_responses, strict=True)):
         places.setdefault(pair, []).append(place)
-    scorer = _Scorer(Backbone(model), used, told, list(places), pad_id, token_budget)
+    scorer = Scorer(Backbone(model), used, told, list(places), pad_id, token_budget)
     if poll is not None:
         scorer.poll = poll
 
@@ -175,7 +176,7 @@ class _Segment(NamedTuple):
     scored: int
 
 
-class _Scorer:
+class Scorer:
     """Scores different pairs of different prompts and responses.
 
     Args:
@@ -214,7 +215,7 @@ class _Scorer:
         if shortest is not None:
             longest = max(len(self.prompts[i]) + len(self.responses[j]) for i, row in self.answers.items() for j in row)
             if longest >= shortest:
-                backbone.shares = backbone.packs = backbone.together = False
+                backbone.ways = Ways(split=backbone.ways.split)
                 self.whole = True
         used = sorted(self.answers)
         root = shared_prefixes(
@@ -223,7 +224,7 @@ class _Scorer:
             token=cost.token - cost.copied,
             run=cost.run,
             pair=cost.attention,
-            depth=backbone.depth if backbone.shares else 0,
+            depth=backbone.ways.depth,
         )
         self._visit(None, [root])
         return self.values
@@ -275,7 +276,7 @@ class _Scorer:
                 cached,
                 self.backbone.cost,
                 self.budget,
-                pack=self.backbone.packs and bool(part[0].ids),
+                pack=self.backbone.ways.packs and bool(part[0].ids),
             )
             widths = [max(sum(len(part[index].ids) for index in row), 1) for row in rows]
             for batch in self._batches(widths, cached):
@@ -283,7 +284,7 @@ class _Scorer:
                     break
 
     def _batches(self, widths: Sequence[int], cached: int) -> list[list[int]]:
-        if self.backbone.together:
+        if self.backbone.ways.together:
             return self.backbone.cost.batches(widths, cached, self.budget)
         return [[index] for index in range(len(widths))]
 

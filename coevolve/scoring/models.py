@@ -24,6 +24,7 @@ from transformers import (
 from coevolve.errors import ArtifactError, RecipeError
 from coevolve.files import sha256_file
 from coevolve.scoring.foreign import explained
+from coevolve.scoring.selfcheck import checked
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def load_model(
     trust_remote_code: bool = False,
     exact: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model from safetensors, in evaluation mode.
+    """A causal language model from safetensors, in evaluation mode and checked.
 
     Args:
         base: a folder or hub id.
@@ -136,7 +137,7 @@ def load_model(
 
     Raises:
         ArtifactError: it is missing, incomplete or damaged, holds a value that is no finite number, or asks for what
-            is not installed or not allowed.
+            is not installed or not allowed; or it cannot be scored (`selfcheck`).
         OutOfMemoryError: it does not fit the memory.
         RecipeError: an unknown dtype.
     """
@@ -156,7 +157,7 @@ def load_model(
         )
         model = (model if quantization else model.to(device)).eval()
     _require_sound(base, model, found, exact=exact)
-    return model
+    return checked(model)
 
 
 def _require_sound(base: str, model: PreTrainedModel, found: Mapping[str, Any], *, exact: bool) -> None:

@@ -50,6 +50,7 @@ def export_estimator(
                 "coevolve": __version__,
                 "roles": entries,
                 "normalisation": NORMALISATION,
+                "scoring": estimator.scoring_ways,
                 "reasoning": reasoning_entry(estimator.max_new_tokens),
                 "prompts": estimator.renderer.prompts.to_dict(),
                 **estimator.renderer.shown_date,

@@ -32,6 +32,7 @@ from coevolve.preflight.training import TRAINING, Training
 from coevolve.progress import from_totals, quieten_libraries
 from coevolve.recipe import Recipe, recipe_values
 from coevolve.remid.evaluate import evaluate_remid
+from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Weights
 from coevolve.seeds import derive_seed
@@ -160,6 +161,12 @@ class Run:
             processes.on_main(lambda: self.truth.write(folder.path / "world"))
         self._start_trackers(inputs.environ)
 
+        # A base model that cannot be scored is refused here, before a teacher is asked. A teacher on this machine may
+        # then need the memory for itself.
+        estimator = self._build_estimator()
+        if recipe.traces.teacher == "local":
+            estimator = None
+            gc.collect()
         self.tracer = Tracer(
             recipe, corpus, self.data.train, self.renderers[ESTIMATOR], record, inputs.environ, date=date
         )
@@ -167,8 +174,7 @@ class Run:
         traced = processes.on_main_first(lambda: self.tracer.collect(self.data.train, path, log=log))
         self.examples, self.traces, longer = fit_traces(recipe, *traced, self.renderers, inputs.sifted.needs)
         self._say_left_out([longer] if longer else [], log)
-        estimator = build_estimator(recipe, self.origins, self.renderers, processes.device)
-        estimator.poll = processes.stop.poll
+        estimator = estimator or self._build_estimator()
         self.trainee = Trainee(
             recipe=recipe,
             estimator=estimator,
@@ -602,6 +608,11 @@ class Run:
         wanted = {example.sample_id for example in self.data.test_examples}
         by_name = {} if self.truth is None else self.truth.responses
         return {name: {key: text for key, text in by_id.items() if key in wanted} for name, by_id in by_name.items()}
+
+    def _build_estimator(self) -> ProbabilityEstimator:
+        estimator = build_estimator(self.recipe, self.origins, self.renderers, self.processes.device)
+        estimator.poll = self.processes.stop.poll
+        return estimator
 
     def _start_trackers(self, environ: Mapping[str, str]) -> None:
         self.record.start_trackers(

@@ -154,6 +154,7 @@ def test_the_manifest_says_what_it_is(exported):
     assert all(entry["base"]["fingerprint"] and entry["chat_template"] for entry in manifest["roles"].values())
     assert "nats per response" in manifest["normalisation"]
     assert {"connector", "estimator", "tokenizer"} <= {name.split("/")[0] for name in manifest["files"]}
+    assert manifest["scoring"] == {role: {"scores": "packed", "generates": "in batches"} for role in ROLES}
     assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
 
 

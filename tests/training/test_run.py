@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, BertConfig, BertLMHeadModel
 
 from coevolve import ProbabilityEstimator
 from coevolve.data.corpus import read_corpus
@@ -14,6 +15,8 @@ from coevolve.errors import ArtifactError, DataError, TooLongError
 from coevolve.information.perplexity import perplexity
 from coevolve.training.export import export_checkpoint
 from coevolve.training.run import train
+from coevolve.training.tracing import Tracer
+from coevolve.worlds.tiny import write_tiny_base
 
 SPLITS = ("IDTest", "OOD1Test", "OOD2Test", "OOD3Test", "OOD4Test")
 
@@ -114,4 +117,16 @@ def test_bad_input_stops_before_anything_is_trained(recipe_of, tmp_path):
     responses.write_text('{"sample_ID": "IDTest-000000", "response": "x"}\n')
     with pytest.raises(DataError, match=r"responses\.jsonl"):
         train(recipe_of(remid={"responses": {"model": str(responses)}}), tmp_path / "responses")
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_base_that_cannot_be_scored_is_refused_before_a_teacher_is_asked(recipe_of, tmp_path, monkeypatch):
+    """An encoder that calls itself a causal language model: what follows a token changes its prediction."""
+    base = write_tiny_base(tmp_path / "base", seed=0)
+    size = AutoConfig.from_pretrained(base).vocab_size
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    BertLMHeadModel(BertConfig(vocab_size=size, initializer_range=0.2, **shape)).save_pretrained(base)
+    monkeypatch.setattr(Tracer, "collect", lambda *args, **kwargs: pytest.fail("a teacher was asked"))
+    with pytest.raises(ArtifactError, match="is no causal language model as it is configured"):
+        train(recipe_of(model={"base": str(base)}), tmp_path / "run")
     assert not list(tmp_path.rglob("checkpoints"))

@@ -102,7 +102,7 @@ class SharedPrompts:
         self._cost = backbone.cost
         # Angles that depend on a row's length, or a mask of another form: then a row of its own for each completion.
         self._packs = (
-            backbone.packs and backbone.plain_from() is None and backbone.config._attn_implementation == "sdpa"
+            backbone.ways.packs and backbone.plain_from() is None and backbone.config._attn_implementation == "sdpa"
         )
         super().__init__(*args, model=model, **kwargs)
 
