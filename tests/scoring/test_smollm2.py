@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 from coevolve.data.corpus import read_corpus
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import load_recipe
+from coevolve.scoring import models
 from coevolve.scoring.logprob import score_pairs, score_rows
 from coevolve.scoring.models import load_model, load_tokenizer, resolve_base
+from coevolve.scoring.selfcheck import checked
+from coevolve.scoring.ways import Ways, ways_of
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "roleplay-shared.json"
@@ -41,21 +45,38 @@ def plain_log_prob(model, prompt, response):
 
 
 @needs_data
-def test_scores_equal_a_plain_forward_pass(base):
-    """Within 1e-4 nats per response in float32, alone, batched with padding, and on a shared cache."""
+def test_scores_equal_a_plain_forward_pass_in_float64(base):
+    """Within 1e-4 nats per response, by padded rows and on shared prefixes: what the README promises."""
     model, tokenizer = load_model(base), load_tokenizer(base)
     render = Renderer(prompt_set("brief"), tokenizer)
-    examples = read_corpus(DATA).require("IDTest")[:4]
+    examples = read_corpus(DATA).require("IDTest")[:6]
     prompts = [render.prompt_ids(render.estimator(example, None)) for example in examples]
     responses = [render.response_ids(example.golden_response) for example in examples]
-    pairs = np.array([(i, j) for i in range(4) for j in range(4)])
+    pairs = np.array([(i, j) for i in range(6) for j in range(6)])
     on_cache = score_pairs(model, prompts, responses, pairs, pad_id=tokenizer.pad_token_id)
     in_rows = score_rows(model, prompts, responses, pad_id=tokenizer.pad_token_id)
+    exact = model.double()
     for (i, j), values in zip(pairs, on_cache, strict=True):
-        expected = plain_log_prob(model, prompts[i], responses[j])
+        expected = plain_log_prob(exact, prompts[i], responses[j])
         assert abs(values.sum() - expected) < 1e-4
         if i == j:
             assert abs(in_rows[i].sum() - expected) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_self_check_is_passed_within_two_seconds(base, dtype, monkeypatch, caplog):
+    monkeypatch.setattr(models, "checked", lambda model: model)
+    model, threads = load_model(base, dtype=dtype), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        began = time.process_time()
+        checked(model)
+        seconds = time.process_time() - began
+    finally:
+        torch.set_num_threads(threads)
+    assert ways_of(model) == Ways(split=True, together=True, depth=4, packs=True, generates="in batches")
+    assert not caplog.records
+    assert seconds < 2
 
 
 @needs_data
