@@ -378,7 +378,10 @@ class Run:
         self.probe = None if state["probe"] is None else Evaluated.from_json(state["probe"])
         trainee.reasoning[:] = state["reasoning"]
         trainee.chosen = state["chosen"]
-        trainee.texts = state["texts"]
+        # What is under way is of the first stage to come; in another recipe that may be another one, which begins anew.
+        comes = next((stage.name for stage in self.stages() if stage.name not in state["done"]), None)
+        under_way = state["segment"] if comes == state["stage"] else None
+        trainee.texts = state["texts"] if comes == state["stage"] else []
         trainee.updates = state["updates"]
         trainee.progress = state["progress"]
         self.trained_updates = state["trained_updates"]
@@ -397,7 +400,6 @@ class Run:
             best |= {role: tensors[role] for role in ROLES if _same(tensors[role], best[role])}
             self.gate.restore(state["gate"], best, _named(tensors, "best-optimizer-"))
         self.outcome.restore(state["outcome"], self.data.tests)
-        under_way = state["segment"]
         if under_way is not None:
             rollouts = [tensors.get(f"segment-rollouts-{rank}", {}) for rank in range(under_way["rollouts"])]
             trainee.segment = Segment(

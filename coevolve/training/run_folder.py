@@ -156,8 +156,9 @@ class RunFolder:
             raise ArtifactError(
                 f"{self.path} is in use by another run: {holder}. Wait for it, stop it, or give another --output-dir."
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+        with contextlib.suppress(OSError):  # words for others; the lock itself holds without them
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
         return descriptor
 
     def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> Found:

@@ -21,6 +21,7 @@ from coevolve.cli import main
 from coevolve.errors import ArtifactError
 from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.distributed.processes import Interrupted
+from coevolve.training.distributed.stopping import Stop
 from coevolve.training.documents import CheckpointManifest, CheckpointState, RunFile, RunResults
 from coevolve.training.run import train
 from coevolve.training.status import Status, read_status, status_code
@@ -330,6 +331,30 @@ def test_the_state_holds_everything_by_name(whole):
     assert {"manifest.json", "state.json", "connector.safetensors", "estimator.safetensors"} <= files
     assert {"best-connector.safetensors", "best-estimator.safetensors", "cold-connector.safetensors"} <= files
     assert {f"optimizer-{phase}.safetensors" for phase in ("connector_rl", "estimator_sft", "estimator_rl")} <= files
+
+
+class AtCheckpoint(Stop):
+    """A signal as soon as there is a checkpoint whose name ends so."""
+
+    def __init__(self, folder, name):
+        super().__init__()
+        self.folder, self.name = folder, name
+
+    @property
+    def requested(self):
+        self.reason = "the test" if list((self.folder / CHECKPOINTS).glob(f"*{self.name}")) else None
+        return self.reason is not None
+
+
+def test_a_phase_under_way_that_is_no_longer_wanted_leaves_no_trace(whole, recipe_of, tmp_path):
+    """A baseline is taken out of the recipe in the middle of its training; the next one begins as ever."""
+    recipe, folder = whole
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", stop=AtCheckpoint(tmp_path / "run", "without_corl-1-step-1"))
+    small = {**SMALL, "baselines": {"without_corl": False, "without_reasoning": True}}
+    train(recipe_of(recipe.model.tuning, **small), tmp_path / "run")
+    found, expected = (outcome(place)[0]["perplexity"] for place in (tmp_path / "run", folder))
+    assert found == {name: values for name, values in expected.items() if name != "without_corl"}
 
 
 def test_the_schemas_have_every_field_that_a_run_writes(whole):
