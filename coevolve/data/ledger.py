@@ -10,13 +10,14 @@ of the example that it is about:
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 
 from coevolve.data.example import Example
 from coevolve.errors import DataError
-from coevolve.files import parse_json, read_jsonl, write_jsonl
+from coevolve.files import parse_json, read_bytes, write_jsonl
 
 Value = TypeVar("Value")
 
@@ -47,7 +48,8 @@ def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[
     if not path.exists() or path.stat().st_size == 0:
         write_jsonl(path, [header])
         return []
-    first = _first_value(path)
+    lines = _lines(path)
+    (_, first), *rows = lines or [(1, None)]
     if not is_header(first, header):
         raise DataError(
             f"{path}:1: does not say which {next(iter(header))} wrote the file, so it is not continued. Name another "
@@ -59,8 +61,21 @@ def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[
                 f"{path}:1: what is there comes from other {part}: {_difference(first[part], header[part])}. Name "
                 "another file, or delete this one to ask again."
             )
-    _mend_last_line(path)
-    return list(read_jsonl(path))[1:]
+    return rows
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[TextIO]:
+    """A ledger that was opened and found good, to append answers to; only now is a torn last line taken out of it."""
+    with open(path, "r+b") as file:
+        content = file.read()
+        whole = _whole(content)
+        if whole < len(content):
+            file.truncate(whole)
+        elif not content.endswith(b"\n"):
+            file.write(b"\n")
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def is_header(value: Any, keys: Iterable[str]) -> bool:
@@ -134,30 +149,30 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _first_value(path: Path) -> Any:
-    """The JSON value of the first line; None where it is none."""
-    with open(path, "rb") as file:
-        try:
-            return parse_json(file.readline().decode(), f"{path}:1")
-        except ValueError:
-            return None
+def _lines(path: Path) -> list[Line]:
+    """The lines of a file, without a last one that is torn."""
+    content = read_bytes(path)
+    try:
+        text = content[: _whole(content)].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: is not UTF-8 ({error.reason}). Name another file.") from None
+    lines = enumerate(text.split("\n"), start=1)
+    return [(number, parse_json(line, f"{path}:{number}")) for number, line in lines if line.strip()]
 
 
-def _mend_last_line(path: Path) -> None:
-    """Give a last line the end that it lacks; where it is torn, take it out: its example is asked about again.
+def _whole(content: bytes) -> int:
+    """Bytes of a ledger up to the end of its last whole line.
 
-    A line is torn if the process was killed while writing it. Then it is no JSON, and nothing that was said is lost.
+    A line is torn if the process was killed while writing it: it has no end and is no JSON, so that nothing that was
+    said is lost with it. Its example is asked about again.
     """
-    with open(path, "r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole == len(content):
-            return
-        try:
-            parse_json(content[whole:].decode(), str(path))
-            file.write(b"\n")
-        except ValueError:
-            file.truncate(whole)
+    end = content.rfind(b"\n") + 1
+    try:
+        parse_json(content[end:].decode(), "the last line")
+    except ValueError:
+        return end
+    return len(content)
 
 
 def _difference(found: Any, expected: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
 from coevolve.data.example import Example, text_field
-from coevolve.data.ledger import answers_by_id, append_answer, digest, index_by_id, open_ledger
+from coevolve.data.ledger import answers_by_id, append_answer, appending, digest, index_by_id, open_ledger
 from coevolve.data.responses import HEADER, read_response_row
 from coevolve.errors import ChatError, DataError
 from coevolve.prompts.play import PARTS, play_messages
@@ -84,7 +84,7 @@ def collect_responses(
     questions = [Question(example.sample_id, play_messages(example, model.harmless)) for example in todo]
     dropped: list[str] = []
     answered = cut_off = 0
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
+    with appending(path) as file:
         for reply in model.replies(questions, _reader(model.max_tokens, keep_cut_off)):
             if reply.value is not None:
                 answered, cut_off = answered + 1, cut_off + reply.value.cut_off

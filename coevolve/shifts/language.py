@@ -14,7 +14,7 @@ from typing import Any
 
 from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
 from coevolve.data.example import Example, Turn, text_field
-from coevolve.data.ledger import answers_by_id, append_answer, digest, index_by_id, open_ledger
+from coevolve.data.ledger import answers_by_id, append_answer, appending, digest, index_by_id, open_ledger
 from coevolve.errors import ChatError, DataError
 from coevolve.files import parse_json
 from coevolve.shifts.build import generator, shifted
@@ -88,7 +88,7 @@ def translate(
             raise DataError(f"{path}: {problem}. Remove its line to have it asked again.")
     todo = [example for example in examples if example.sample_id not in done]
     questions = [_question(example, language, translator) for example in todo]
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
+    with appending(path) as file:
         for reply in translator.replies(questions, _reader(by_id)):
             if reply.value is None:
                 raise ChatError(

@@ -18,6 +18,7 @@ from coevolve.data.ledger import (
     ReadRow,
     answers_by_id,
     append_answer,
+    appending,
     digest,
     index_by_id,
     is_header,
@@ -66,7 +67,7 @@ def collect_traces(
     found = answers_by_id(path, rows, by_id, _row_reader(teacher.prompts.sections), _fingerprint, unknown="leave")
     todo = [example for example in examples if example.sample_id not in found]
     dropped: list[str] = []
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
+    with appending(path) as file:
         for answer in teacher.answers(todo):
             if answer.trace is not None:
                 found[answer.sample_id] = answer.trace

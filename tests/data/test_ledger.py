@@ -5,7 +5,7 @@ import json
 import pytest
 
 from coevolve.data.example import Example
-from coevolve.data.ledger import answers_by_id, append_answer, index_by_id, open_ledger
+from coevolve.data.ledger import answers_by_id, append_answer, appending, index_by_id, open_ledger
 from coevolve.errors import DataError
 
 HEADER = {"teacher": {"kind": "a", "seed": 1}, "prompts": "p", "address": "here"}
@@ -26,7 +26,7 @@ def examples(make_row):
 
 
 def append(path, *examples):
-    with open(path, "a", encoding="utf-8") as file:
+    with appending(path) as file:
         for example in examples:
             append_answer(file, example, fingerprint, answer=f"of {example.sample_id}")
 
