@@ -95,4 +95,4 @@ def run(options: argparse.Namespace) -> None:
     for name in responses:
         tables.print(blame_table(blame, name))
     write_parts(Path(options.out), BOUND, {"bound.json": json_text(bound), "blame.json": json_text(blame)})
-    console.print(f"results: bound.json and blame.json in {options.out}", markup=False)
+    console.print(f"results: bound.json and blame.json in {options.out}")

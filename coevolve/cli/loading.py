@@ -95,4 +95,4 @@ def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:
     from coevolve.scoring.cache import taken
 
     if estimator.caches:
-        console.print(f"cache: {taken(list(estimator.caches.values()))}", markup=False)
+        console.print(f"cache: {taken(list(estimator.caches.values()))}")

@@ -132,7 +132,7 @@ def run(options: argparse.Namespace) -> None:
         tables.print(judge_table(comparison))
     write_parts(folder, REMID, texts)
     report_cache(console, estimator)
-    console.print(f"results: {', '.join(sorted(texts))} in {folder}", markup=False)
+    console.print(f"results: {', '.join(sorted(texts))} in {folder}")
 
 
 def _exact(

@@ -58,13 +58,12 @@ def run(options: argparse.Namespace) -> None:
     console.print(
         f"{options.out}: {collection.examples - len(collection.dropped)} of {collection.examples} samples have a "
         f"response ({collection.found} had one before)",
-        markup=False,
     )
     if collection.cut_off:
-        console.print(f"{collection.cut_off} of them were cut off and are marked so", markup=False)
+        console.print(f"{collection.cut_off} of them were cut off and are marked so")
     if collection.dropped:
-        console.print(f"{len(collection.dropped)} dropped, asked for again next time. First:", markup=False)
-        console.print(f"  {collection.dropped[0]}", markup=False)
+        console.print(f"{len(collection.dropped)} dropped, asked for again next time. First:")
+        console.print(f"  {collection.dropped[0]}")
 
 
 def _examples(options: argparse.Namespace) -> "Sequence[Example]":

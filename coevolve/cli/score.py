@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     write_output(Path(options.out), SCORES, jsonl_text(rows))
     report_cache(console, estimator)
-    console.print(f"{len(examples)} scores (nats per response) written to {options.out}", markup=False)
+    console.print(f"{len(examples)} scores (nats per response) written to {options.out}")
     if len(examples) < len(every):
         console.print(f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response")
 

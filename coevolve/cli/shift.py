@@ -65,13 +65,12 @@ def run(options: argparse.Namespace) -> None:
     split = SPLIT_OF_KIND[options.kind]
     write_output(Path(options.out), CORPUS, json_text(add_subset(corpus, split, rows).to_splits()))
     console = make_console(sys.stderr)
-    console.print(f"{options.out}: {len(rows)} rows in {split}, subset_tag {tag!r}", markup=False)
+    console.print(f"{options.out}: {len(rows)} rows in {split}, subset_tag {tag!r}")
     without = sum(row.golden_response is None for row in rows)
     if without:
         console.print(
             f"{without} of them have no golden response, as the original one no longer answers. Evaluation needs one: "
             f"collect or write responses to {split}/{tag}, and give them with --golden FILE in the same command.",
-            markup=False,
         )
 
 

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         results = {"schema": SCHEMA, "unit": "nats per response", "test": options.test, "rows": rows}
         write_output(Path(options.json), TRUTH, json_text(results))
-        console.print(f"results: {options.json}", markup=False)
+        console.print(f"results: {options.json}")
     tables = make_console(sys.stdout)
     for table in audit_tables(rows):
         tables.print(table)
