@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coevolve.cli import main
-from coevolve.errors import ArtifactError
+from coevolve.errors import ArtifactError, OutputError
 from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.distributed.stopping import Stop
@@ -213,7 +213,7 @@ def test_a_directory_in_use_is_refused_and_the_holder_named(whole, tmp_path):
 def test_a_directory_that_cannot_be_written_is_named(whole, tmp_path):
     recipe, _ = whole
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match=r"--output-dir .*file/run: cannot be written"):
+    with pytest.raises(OutputError, match=r"--output-dir .*file/run: .*/file is a file, not a folder"):
         train(recipe, tmp_path / "file" / "run")
 
 
