@@ -91,12 +91,12 @@ def _tell(result: Result) -> None:
 
 
 def _print_failures(failed: list[Result], shown: int) -> None:
-    """One of each kind, the smallest index first, with how many there are."""
+    """One of each kind, the one with the least damage, and how many there are."""
     groups: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
     for result in failed:
         groups[result.area, result.kind or "", result.signature].append(result)
     for (area, kind, mark), group in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
-        first = min(group, key=lambda result: result.index)
+        first = min(group, key=lambda result: (len(result.did), result.index))
         print(
             f"\n[{area}] {len(group)} x {kind}: {mark}\n    --only {area!r} --index {first.index}: {first.did[:1500]}"
         )

@@ -20,6 +20,9 @@ class Twice:
     def __init__(self, first: Any, second: Any):
         self.first, self.second = first, second
 
+    def __repr__(self) -> str:
+        return f"Twice({self.first!r}, {self.second!r})"
+
 
 DEEP = Raw("[" * 60_000 + "]" * 60_000)
 NUMBERS = (0, 1, -1, 3, 0.5, -0.0, 1e-9, 1e308, 2**31, 2**63, -(2**64), Raw("1e400"), Raw("NaN"), Raw("-Infinity"))

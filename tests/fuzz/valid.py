@@ -49,7 +49,7 @@ class Valid:
     """Where the valid inputs lie.
 
     Attributes:
-        folder: with `lora/` and `full/` (runs), `remid/` and `bound/` (results), `recipes/`, `saved/`.
+        folder: with `lora/`, `full/`, `stopped/` (runs), `remid/`, `bound/` (results), `recipes/`, `saved/`.
         corpus: a few real dialogues of every subset, in the RPGBench layout.
     """
 
@@ -154,16 +154,20 @@ def _written_rows() -> dict[str, list[dict[str, Any]]]:
 
 
 def _make_runs(folder: Path) -> None:
-    """The run with adapters and its `remid` and `bound`; one whose roles are tuned in full, cold start only."""
+    """The run with adapters and its `remid` and `bound`; one whose roles are tuned in full, cold start only; one that
+    was stopped in the middle of reinforcement learning, with the results that it comes to when it goes on."""
     from coevolve.cli import main
     from coevolve.recipe import check_recipe
     from coevolve.training.run import train
 
     recipes = _made(folder / "recipes")
     full = {**RECIPE, "model": {**RECIPE["model"], "tuning": "full"}, "rounds": {"count": 0}}
-    for name, values in (("lora", RECIPE), ("full", full)):
+    stopped = {**RECIPE, "connector_rl": {**RECIPE["connector_rl"], "steps": 3, "updates_per_generation": 2}}
+    stopped["checkpoints"] = {"every_steps": 1, "keep": 99}
+    for name, values in (("lora", RECIPE), ("full", full), ("stopped", stopped)):
         (recipes / f"{name}.yaml").write_text(json.dumps(values, indent=1))
         train(check_recipe(values, name), folder / name)
+    _forget_the_end(folder / "stopped")
     run = folder / "lora"
     judged = [f"{name}={run / 'world' / name}.jsonl" for name in ("perfect", "noise_0.4")]
     common = ["--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--device", "cpu"]
@@ -171,6 +175,17 @@ def _make_runs(folder: Path) -> None:
     for command in (["remid", *common], ["bound", *common, "--base", run / "estimator" / "base"]):
         if main([str(part) for part in (*command, "--out", folder / str(command[0]))]):
             raise SystemExit(f"the valid inputs could not be made: {command[0]} failed")
+
+
+def _forget_the_end(run: Path) -> None:
+    """Leave a run as it was at its first checkpoint inside a phase of reinforcement learning, but for the results."""
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    inside = next(name for name in names if "_rl-step-" in name)
+    for name in names:
+        if name > inside or name < names[names.index(inside) - 1]:
+            shutil.rmtree(run / "checkpoints" / name)
+    shutil.rmtree(run / "estimator")
+    (run / "results.json").rename(run.with_name("stopped.json"))
 
 
 def _make_saved(folder: Path) -> None:

@@ -33,7 +33,7 @@ AREAS: tuple[Area, ...] = (
 def warm_up() -> None:
     """Import what the commands import when they run, once, before processes are forked. Starts no thread."""
     import datasets
-    import matplotlib.figure  # noqa: F401
+    import matplotlib.font_manager  # noqa: F401 (looks for all fonts once, under the home that is still the user's)
     import openai  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch
@@ -42,6 +42,7 @@ def warm_up() -> None:
     import coevolve.cli
     import coevolve.report.page
     import coevolve.scoring.estimator
+    import coevolve.teachers.chat
     import coevolve.training.export
     import coevolve.training.run  # noqa: F401
 

@@ -21,12 +21,12 @@ class Checkpoints:
     def run(self, case: Case) -> None:
         from coevolve.training.checkpoints import read_checkpoint
 
-        run = case.inputs / "run"
-        names = sorted(path.name for path in (case.valid.run / "checkpoints").iterdir())[-2:]
+        run, source = case.inputs / "run", case.valid.folder / case.rng.choice(("lora", "lora", "stopped"))
+        names = sorted(path.name for path in (source / "checkpoints").iterdir())[-2:]
         for name in names:
-            shutil.copytree(case.valid.run / "checkpoints" / name, run / "checkpoints" / name)
-        shutil.copy(case.valid.run / "run.json", run / "run.json")
-        (run / "base").symlink_to(case.valid.run / "base")
+            shutil.copytree(source / "checkpoints" / name, run / "checkpoints" / name)
+        shutil.copy(source / "run.json", run / "run.json")
+        (run / "base").symlink_to(source / "base")
         newest = run / "checkpoints" / names[-1]
         original = read_checkpoint(newest)
         rehashed = not case.untouched and _damage(case, newest)
@@ -37,7 +37,8 @@ class Checkpoints:
             _newest(case, run, original, rehashed, older=names[0])
         else:
             case.command("export", newest, "--out", case.outputs / "estimator")
-            _check_export(case, case.outputs / "estimator", rehashed)
+            if source == case.valid.run:  # the other one has no estimator of its own yet
+                _check_export(case, case.outputs / "estimator", rehashed)
 
 
 def _newest(case: Case, run: Path, original: Any, rehashed: bool, *, older: str) -> None:

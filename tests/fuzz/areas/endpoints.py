@@ -6,6 +6,7 @@ had ended (or was cut off, where that is allowed and marked). A file that is gon
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,8 @@ class Endpoints:
         data.write_text(json.dumps({"IDTest": [_row(name) for name in ids]}), "utf-8")
         server = _Server(case)
         try:
-            if case.chance(0.15) and not case.untouched:
-                _translate(case, server, data)
-            else:
-                _respond(case, server, data)
+            use = case.rng.choices((_respond, _translate, _teach), (7, 1, 1))[0]
+            (_respond if case.untouched else use)(case, server, data)
         finally:
             server.stop()
 
@@ -87,19 +86,19 @@ def _respond(case: Case, server: "_Server", data: Path) -> None:
         before = _begun(case, server, options, out)
     server.damaging = not case.untouched
     case.may_change.append("responses.jsonl")
+    asked = len(server.served)
     try:
         case.command("respond", *options, *flags)
     except RefusedError:
-        after = out.read_bytes() if out.is_file() else b""
-        lost = (out.is_file() and not goes_on(before, after)) or (
-            after != before and not after.startswith(before.rstrip(b"\n"))
-        )
-        case.wrong_if(bool(before) and lost, "a refused file is not what it was", (before[-200:], after[-300:]))
+        if before:
+            after = out.read_bytes() if out.is_file() else b""
+            # Before the first question nothing may be changed; behind it, a torn end may be gone.
+            kept = goes_on(before, after) if len(server.served) > asked else after == before
+            case.wrong_if(not kept, "a refused file is not what it was", (before[-200:], after[-300:]))
         raise
     after = out.read_bytes()
-    case.wrong_if(
-        bool(before) and not goes_on(before, after), "lines of the file were lost", (before[-200:], after[-300:])
-    )
+    lost = bool(before) and not goes_on(before, after)
+    case.wrong_if(lost, "lines of the file were lost", (before[-200:], after[-300:]))
     _check_rows(case, server, after, before, keep)
 
 
@@ -109,6 +108,7 @@ def _begun(case: Case, server: "_Server", options: list[Any], out: Path) -> byte
 
     if main([str(part) for part in ("respond", *options)]):
         raise AssertionError("a plain server was not understood")
+    server.served.clear()
     content = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(content[: case.rng.randrange(1, len(content) + 1)]))
     if not case.untouched:
@@ -117,20 +117,14 @@ def _begun(case: Case, server: "_Server", options: list[Any], out: Path) -> byte
 
 
 def _check_rows(case: Case, server: "_Server", after: bytes, before: bytes, keep: bool) -> None:
-    for line in (
-        after[len(before) - len(before.rpartition(b"\n")[2]) :].split(b"\n") if before else after.split(b"\n")[1:]
-    ):
-        if not line.strip():
+    """Every line that was not there before against what was served."""
+    for line in after.split(b"\n"):
+        if not line.strip() or line in before.split(b"\n"):
             continue
-        row = json.loads(line)
-        if row["sample_ID"] not in server.served or line in before:
-            continue
-        served = server.served[row["sample_ID"]]
-        case.wrong_if(
-            not any(_stands_for(row, status, body, keep) for status, body in served),
-            "another response than was served, or one that had not ended",
-            (row, served),
-        )
+        row = strict_json(line)
+        if "sample_ID" in row:
+            said = any(_stands_for(row, *answer, keep) for answer in server.served.get(row["sample_ID"], ()))
+            case.wrong_if(not said, "another response than was served, or one that had not ended", (row, server.served))
 
 
 def _stands_for(row: dict[str, Any], status: int, body: bytes, keep: bool) -> bool:
@@ -154,7 +148,7 @@ def _translate(case: Case, server: "_Server", data: Path) -> None:
     out = case.inputs / "german.json"
     case.may_change += ["german.json", "german.json.translations.jsonl"]
     options = ["--data", data, "--out", out, "--language", "German", "--model", "m", "--endpoint", server.url]
-    server.translating = True
+    server.content = lambda messages: messages[-1]["content"].replace("sailor", "Seemann").replace("Who", "Wer")
     server.damaging = case.chance(0.7)
     if not server.damaging:
         from coevolve.cli import main
@@ -167,16 +161,33 @@ def _translate(case: Case, server: "_Server", data: Path) -> None:
         case.command("shift", "language", *options)
     else:
         case.command("shift", "language", *options, "--timeout", "0.5", "--retries", "0")
-    made = strict_json(out.read_bytes())["OOD1Test"]
     texts = {text for bodies in server.served.values() for _, body in bodies for text in _texts_in(body)}
-    for row in made:
-        said = (
-            row["user_persona"],
-            row["agent_golden_response"],
-            *(t for turn in row["dialogue_context"] for t in turn.values()),
-        )
-        unknown = [text for text in said if text not in texts]
+    for row in strict_json(out.read_bytes())["OOD1Test"]:
+        turns = [text for turn in row["dialogue_context"] for text in turn.values()]
+        unknown = [text for text in (row["user_persona"], row["agent_golden_response"], *turns) if text not in texts]
         case.wrong_if(server.damaging and bool(unknown), "a translation that was not served", unknown)
+
+
+def _teach(case: Case, server: "_Server", data: Path) -> None:
+    """A teacher behind an endpoint, whose traces go to a ledger."""
+    from coevolve.data.corpus import read_corpus
+    from coevolve.prompts import Renderer, prompt_set
+    from coevolve.scoring.models import load_tokenizer
+    from coevolve.teachers.chat import EndpointTeacher
+    from coevolve.teachers.traces import collect_traces
+
+    prompts = prompt_set("brief")
+    trace = "\n".join(f"{section}\nwhat matters here" for section in prompts.sections)
+    server.content, server.damaging = lambda messages: trace, True
+    renderer = Renderer(prompts, load_tokenizer(str(case.valid.run / "base")))
+    teacher = EndpointTeacher(server.url, "m", renderer, concurrency=1, retries=0, timeout=0.5, attempts=2)
+    examples = list(read_corpus(data).require("IDTest"))
+    how = case.rng.choice(("error", "drop"))
+    found = case.call(collect_traces, examples, teacher, case.outputs / "traces.jsonl", on_failure=how)
+    for sample_id, text in found.items():
+        rows = [{"response": text}]
+        said = any(_stands_for(row, *answer, False) for row in rows for answer in server.served[sample_id])
+        case.wrong_if(not said, "another trace than was served, or one that had not ended", (text, server.served))
 
 
 def _texts_in(body: bytes) -> set[str]:
@@ -202,7 +213,8 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, case: Case):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.case, self.damaging, self.translating = case, False, False
+        self.case, self.damaging = case, False
+        self.content: Callable[[list[dict[str, str]]], str] = lambda messages: "Ahoy, I am a sailor."
         self.served: dict[str, list[tuple[int, bytes]]] = {}
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True)
@@ -243,9 +255,7 @@ class _Server(ThreadingHTTPServer):
             return whole
 
     def _body(self, request: dict[str, Any]) -> bytes:
-        content: Any = "Ahoy, I am a sailor."
-        if self.translating:
-            content = request["messages"][-1]["content"].replace("sailor", "Seemann").replace("Who", "Wer")
+        content = self.content(request["messages"])
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": content},

@@ -7,7 +7,7 @@ says: true is not 1, 017 is not 15, a key is there once.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,44 @@ SCALARS = (
     "{}", "9" * 400, "1" * 5000, "-" * 3, "|\n  text", "*sft", "&x 3", "{? a : b}", "[" * 3000 + "]" * 3000,
     "100000000000", "-0.0", "1e-320", "4.0", "3.9", "tiny", "auto", "never", "greedy", "cpu", "endpoint",
 )  # fmt: skip
+NUMBERS = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "7",
+    "64",
+    "0.5",
+    "1.0",
+    "0.0",
+    "1e-4",
+    "1.0e-3",
+    "1E3",
+    "100",
+    "4.0",
+    "+2",
+    ".5",
+    "1.",
+    "-1",
+)
+WORDS = (
+    "true",
+    "false",
+    "True",
+    "yes",
+    "no",
+    "on",
+    "null",
+    "~",
+    "cpu",
+    "auto",
+    "lora",
+    "full",
+    "rules",
+    "cosine",
+    "grpo",
+    "drop",
+)
 LINES = (
     "seed: 1", "name: again", "extends: config.yaml", "extends: .", "extends: [a, b]", "extends: nowhere.yaml",
     "unknown: 1", "extends: recipe.yaml", "extends: other.yaml", "extends: /dev/zero", "1: 2", "null: 1", "true: 1",
@@ -45,10 +83,8 @@ class RecipeFiles:
         path = _source(case)
         overrides: list[str] = []
         if not case.untouched:
-            level = case.rng.choice(
-                ("sections", "sections", "scalar", "scalar", "lines", "text", "bomb", "override", "place")
-            )
-            overrides = _DAMAGE[level](case, path)
+            level = case.rng.choices(list(_DAMAGE), [share for share, _ in _DAMAGE.values()])[0]
+            overrides = _DAMAGE[level][1](case, path)
         source = case.rng.choice((path, path.parent)) if path.name == "config.yaml" else path
         try:
             recipe = case.call(load_recipe, source, overrides)
@@ -214,20 +250,38 @@ def _place(case: Case, path: Path) -> list[str]:
     return []
 
 
-_DAMAGE = {
-    "sections": _sections,
-    "scalar": _scalar,
-    "lines": _lines,
-    "text": _text,
-    "bomb": _bomb,
-    "override": _override,
-    "place": _place,
+def _plausible(case: Case, path: Path) -> list[str]:
+    """Another number or word where one was, as a person would try it."""
+    text = path.read_text("utf-8")
+    places = list(re.finditer(r"(?<=: )(?:[0-9.]+(?:e-?[0-9]+)?|true|false|[a-z_]+)(?=[,}\n])", text))
+    for place in sorted(
+        case.rng.sample(places, min(len(places), case.rng.choice((1, 2, 4)))), key=lambda one: -one.start()
+    ):
+        old = place.group()
+        new = case.rng.choice(WORDS if old.isalpha() else NUMBERS)
+        case.note(f"{text[max(0, place.start() - 20) : place.start()]!r} {old!r} -> {new!r}")
+        text = text[: place.start()] + new + text[place.end() :]
+    path.write_text(text, "utf-8")
+    return []
+
+
+_DAMAGE: dict[str, tuple[int, Callable[[Case, Path], list[str]]]] = {
+    "sections": (4, _sections),
+    "scalar": (4, _scalar),
+    "plausible": (4, _plausible),
+    "lines": (3, _lines),
+    "text": (3, _text),
+    "override": (3, _override),
+    "bomb": (1, _bomb),
+    "place": (1, _place),
 }
 
 
 def _check(case: Case, recipe: Any, path: Path, overrides: list[str]) -> None:
     from coevolve.recipe import check_recipe, recipe_values
+    from coevolve.training.schedule import turns_of
 
+    case.call(lambda: sum(1 for _ in turns_of(recipe)))  # what a run does first with it must come to an end
     values = case.call(recipe_values, recipe)
     try:
         text = json.dumps(values, allow_nan=False)

@@ -29,11 +29,12 @@ WRITTEN = (
 
 class RunFolders:
     name = "run folders"
-    share = 8
+    share = 6
 
     def run(self, case: Case) -> None:
         run = case.inputs / "run"
-        light = case.chance(0.5)
+        kind = case.rng.choices(("status", "lora", "stopped"), (60, 32, 8))[0]
+        light = kind == "status"
         if light:
             run.mkdir()
             for name in ("run.json", "status.json"):
@@ -41,14 +42,14 @@ class RunFolders:
             (run / "checkpoints" / "00001-x").mkdir(parents=True)
             (run / ".lock").write_text("{}")
         else:
-            shutil.copytree(case.valid.run, run)
+            shutil.copytree(case.valid.folder / kind, run)
         rehashed = False
         if not case.untouched:
             rehashed = _damage(case, run, light)
         if light:
             _status(case, run)
         else:
-            _resume(case, run, rehashed)
+            _resume(case, run, kind, rehashed)
 
 
 def _damage(case: Case, run: Path, light: bool) -> bool:
@@ -105,21 +106,23 @@ def _state(path: Path, original: Path) -> str | None:
     )
 
 
-def _resume(case: Case, run: Path, rehashed: bool) -> None:
-    expected = _figures(case.valid.run)
-    recipe = case.valid.folder / "recipes" / "lora.yaml"
+def _resume(case: Case, run: Path, kind: str, rehashed: bool) -> None:
+    case.note(kind)
+    ended = {"lora": case.valid.run / "results.json", "stopped": case.valid.folder / "stopped.json"}
+    expected = _figures(ended[kind])
+    recipe = case.valid.folder / "recipes" / f"{kind}.yaml"
     case.may_change += WRITTEN
     case.command("train", recipe, "--output-dir", run)
     case.may_change.append("run/*")
-    figures = _figures(run)
+    figures = _figures(run / "results.json")
     if not rehashed:
         case.wrong_if(figures != expected, "other figures than the run had", _difference(figures, expected))
     for split, value in figures.get("perplexity", {}).get("full", {}).items():
         case.wrong_if(not (isinstance(value, float) and 0 < value < 1e9), "no perplexity", (split, value))
 
 
-def _figures(run: Path) -> dict[str, Any]:
-    results = json.loads((run / "results.json").read_text("utf-8"))
+def _figures(path: Path) -> dict[str, Any]:
+    results = json.loads(path.read_text("utf-8"))
     return {name: value for name, value in results.items() if name != "seconds"}
 
 
