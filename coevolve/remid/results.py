@@ -271,6 +271,8 @@ class BoundOfModel(Part):
 
 
 class BoundSubset(Part):
+    """The bound of a shifted subset, term by term, and which input is to blame."""
+
     row: str
     split: str
     subset: str
@@ -331,6 +333,8 @@ class BlamedExample(Part):
 
 
 class ShownExample(BlamedExample):
+    """An example at either end of its subset, with what its tokens contribute."""
+
     user_persona: str
     agent_character: str | dict[str, JsonValue]
     last_turn: str
@@ -352,6 +356,8 @@ class BlameOfModel(Part):
 
 
 class BlameSubset(Part):
+    """The worst and the best examples of a subset, model by model."""
+
     row: str
     shift: Shift | None
     models: dict[str, BlameOfModel]
