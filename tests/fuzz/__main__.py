@@ -14,7 +14,6 @@ os.environ.update(OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1", HF_DATASETS_OFFLINE
 from tests.fuzz import runner, valid
 from tests.fuzz.areas import AREAS, warm_up
 from tests.fuzz.core import CRASH, HANG, KINDS, Area, Result
-from tests.fuzz.runner import Limits
 
 
 def main() -> int:
@@ -28,7 +27,9 @@ def main() -> int:
     return run(AREAS, todo, options, runner.Limits())
 
 
-def run(areas: Sequence[Area], todo: Sequence[tuple[int, Area]], options: argparse.Namespace, limits: Limits) -> int:
+def run(
+    areas: Sequence[Area], todo: Sequence[tuple[int, Area]], options: argparse.Namespace, limits: runner.Limits
+) -> int:
     """Run the inputs and print what came of them; exit status 1 where anything failed."""
     began = time.monotonic()
     warm_up()

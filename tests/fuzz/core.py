@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import coevolve
 from coevolve.errors import CoevolveError
 
 FOREIGN = "foreign exception"
@@ -26,6 +27,7 @@ UNREADABLE = "unreadable refusal"
 HARNESS = "harness error"
 KINDS = (FOREIGN, HANG, CRASH, CHANGED, WRONG, REFUSED_VALID, UNREADABLE, HARNESS)
 
+PROJECT = Path(coevolve.__file__).parent
 NOTES = "notes.txt"
 LONGEST_REFUSAL = 20_000  # characters; a message that repeats a damaged file tells nobody anything
 
@@ -221,10 +223,10 @@ class Case:
 
 def signature(error: BaseException) -> str:
     """The kind of an exception and the innermost place in the project that it went through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/coevolve/" in frame.filename]
-    place = ""
-    if frames:
-        place = f" in {frames[-1].filename.rpartition('/coevolve/')[2]}:{frames[-1].name}"
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(PROJECT)
+    ]
+    place = f" in {Path(frames[-1].filename).relative_to(PROJECT)}:{frames[-1].name}" if frames else ""
     return f"{type(error).__name__}{place}"
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from tests.fuzz.core import CRASH, HANG, HARNESS, NOTES, WRONG, Area, Case, FailedError, RefusedError, Result
+from tests.fuzz.core import CRASH, HANG, HARNESS, NOTES, PROJECT, WRONG, Area, Case, FailedError, RefusedError, Result
 from tests.fuzz.core import REFUSED_VALID as REFUSED
 
 BUSY, IDLE = 0.8, 0.05
@@ -153,17 +153,25 @@ def run_all(
                     report(result)
     finally:
         for worker in workers:
-            worker.process.kill()
-            worker.process.join()
+            _stop(worker)
         shutil.rmtree(root, onerror=_unlock)
 
 
 def _goes_on(worker: _Worker, limits: Limits) -> bool:
     if worker.process.is_alive() and worker.done < limits.inputs:
         return True
+    _stop(worker)
+    return False
+
+
+def _stop(worker: _Worker) -> None:
+    """End a worker, and what it has started that has not ended."""
+    with suppress(psutil.Error):
+        for child in psutil.Process(worker.process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
     worker.process.kill()
     worker.process.join()
-    return False
 
 
 def _start(work: "_Work") -> _Worker:
@@ -184,7 +192,7 @@ def _give(worker: _Worker, item: tuple[int, Area]) -> None:
 def _received(worker: _Worker) -> Result | None:
     try:
         return worker.connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         worker.process.join()
         if worker.under_way is None:
             return None
@@ -209,8 +217,7 @@ def _hung(worker: _Worker, limits: Limits) -> Result:
     with suppress(ProcessLookupError):
         os.kill(worker.process.pid, signal.SIGUSR2)  # writes where it is to the log
         time.sleep(0.3)
-    worker.process.kill()
-    worker.process.join()
+    _stop(worker)
     said = worker.log.read_text(errors="replace")
     index, area = worker.under_way
     return Result(area.name, index, HANG, False, f"over {limits.seconds:.0f} s{_where(said)}", said[:2500])
@@ -232,8 +239,8 @@ def _cpu(worker: _Worker) -> float:
 def _where(said: str) -> str:
     """The innermost place in the project of a traceback that faulthandler wrote: it begins with the innermost."""
     for line in said.splitlines():
-        if "/coevolve/" in line:
-            file, _, rest = line.rpartition("/coevolve/")[2].partition('"')
+        if f'"{PROJECT}/' in line:
+            file, _, rest = line.partition(f"{PROJECT}/")[2].partition('"')
             return f" in {file}:{rest.rpartition(' in ')[2]}"
     return ""
 

@@ -63,6 +63,16 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def as_meant(value: Any) -> Any:
+    """The value without nulls, and with integers where a table made whole floats of them (beyond 2**53 all are)."""
+    if isinstance(value, dict):
+        return {key: as_meant(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [as_meant(item) for item in value]
+    whole = isinstance(value, float) and abs(value) < 2**53 and value.is_integer()
+    return int(value) if whole else value
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two JSON values are the same, 1 and 1.0 and true told apart, the order of keys left aside."""
     if isinstance(one, dict) and isinstance(other, dict):

@@ -19,7 +19,7 @@ TEXTS = (
     "1", "nan", "inf", "-inf", "1e309", "99999999999999999999", "1.5", "all", "None", ".", "..", "/", "/dev/null",
     "/dev/full", "/proc/self/x", "a=b", "=", "name=", "--", "-", "-x", "{x}", "%s", "\n", "\x1b[31m", "nope", "cpu:99",
     "cuda:7", "http://", "club:x", "marginal:0", "marginal:x", "marginal:-1", "0x10", "٣", "1_0", "{}", "[1]", "null",
-    "a" * 100_000,
+    "a" * 9000,
 )  # fmt: skip
 
 
@@ -50,11 +50,14 @@ class Arguments:
             for _ in range(case.rng.choice((1, 1, 1, 2))):
                 action = case.rng.choice(command.actions)
                 given[action.dest] = _odd(case, action, given[action.dest], places)
-        # What has to be given, what was changed, and a few more.
-        named = [action for action in command.actions if given[action.dest] is not None]
-        case.rng.shuffle(named)
-        for action in named:
-            words += _words(action, given[action.dest])
+        given = {dest: value for dest, value in given.items() if value is not None}
+        # Places first, in their order: an option that takes several values would swallow them.
+        placed = [action for action in command.actions if not action.option_strings]
+        options = [action for action in command.actions if action.option_strings]
+        case.rng.shuffle(options)
+        for action in (*placed, *options):
+            if action.dest in given:
+                words += _words(action, given[action.dest])
         if not case.untouched and case.chance(0.05):
             words.insert(case.rng.randrange(len(words) + 1), case.rng.choice(TEXTS))
         case.note(" ".join(words).replace(str(case.folder), "CASE").replace(str(case.valid.folder), "VALID")[:400])

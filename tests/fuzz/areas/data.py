@@ -12,11 +12,11 @@ from typing import Any
 
 from tests.fuzz.core import Case
 from tests.fuzz.mutate import mutate_file, mutate_folder, mutate_json, to_json, to_jsonl
-from tests.fuzz.strict import Unreadable, is_text, same, strict_json, strict_jsonl, without_nulls
+from tests.fuzz.strict import Unreadable, as_meant, is_text, same, strict_json, strict_jsonl, without_nulls
 
 SPLITS = ("IDTrain", "IDTest", "OOD1Test", "OOD2Test", "OOD3Test", "OOD4Test")
 ARROW = ("saved splits", "saved rows", "parquet", "folder of parquet")
-FORMATS = ("splits", "splits", "splits", "rows", "lines", "folder", "nulls", "persona chat", *ARROW)
+FORMATS = (*("splits", "splits", "rows", "lines", "folder", "nulls", "persona chat") * 2, *ARROW)
 
 
 class DataFiles:
@@ -240,10 +240,10 @@ def _check_rows(case: Case, split: str, examples: Any, rows: list[Any]) -> None:
 
 
 def _canonical(rows: list[Any]) -> list[Any]:
-    """Rows as `Example.to_row` gives them: one name for a trace, nothing that is null, no judged response."""
+    """Rows as `Example.to_row` must give them: one name for a trace, nothing that is null, no judged response."""
     renamed = [
         {"trace" if key == "SThought" else key: value for key, value in row.items()} if isinstance(row, dict) else row
-        for row in without_nulls(rows)
+        for row in as_meant(rows)
     ]
     other = ("response", "model_response")
     return [{k: v for k, v in row.items() if k not in other} if isinstance(row, dict) else row for row in renamed]

@@ -29,11 +29,11 @@ WRITTEN = (
 
 class RunFolders:
     name = "run folders"
-    share = 6
+    share = 5
 
     def run(self, case: Case) -> None:
         run = case.inputs / "run"
-        kind = case.rng.choices(("status", "lora", "stopped"), (60, 32, 8))[0]
+        kind = case.rng.choices(("status", "lora", "stopped"), (70, 24, 6))[0]
         light = kind == "status"
         if light:
             run.mkdir()
