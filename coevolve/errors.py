@@ -3,6 +3,7 @@
 Every message names the file, row or field, what was found, what is accepted, and what to do next.
 """
 
+import re
 from collections.abc import Sequence
 
 PROBLEMS_SHOWN = 20
@@ -10,6 +11,10 @@ PROBLEMS_SHOWN = 20
 
 class CoevolveError(Exception):
     """Any error that coevolve raises on purpose. The command line prints it without a traceback."""
+
+    def __str__(self) -> str:
+        # What was found may be anything, a value of a megabyte too; nobody reads that.
+        return re.sub(r"\S{1000,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", super().__str__())
 
 
 class PreflightError(CoevolveError, ValueError):

@@ -39,6 +39,9 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         OutputError: a place that the command may not, or cannot, write to.
     """
     actions = list(_chosen(parser, options))
+    for action in actions:
+        if action.nargs is None and getattr(options, action.dest, None) == []:  # argparse's answer to `--data=--`
+            raise OutputError(f"{_called(action)}: found '--', which is no value. Give one.")
     inputs = {
         f"{_called(action)} {text}": action.reads(text)
         for action in actions

@@ -131,6 +131,16 @@ def test_a_free_place_is_taken_as_it_is_called(words, output, name, places, monk
     assert state(places) == before
 
 
+def test_two_dashes_are_no_value():
+    options = cli.make_parser().parse_args(["respond", "--out", "o", "--model", "m", "--data=--"])
+    with pytest.raises(OutputError, match="--data: found '--', which is no value"):
+        claim_outputs(cli.make_parser(), options)
+
+
+def test_an_error_is_readable_whatever_was_found():
+    assert len(str(OutputError(f"--out {'y' * 100_000}: found."))) < 200
+
+
 def test_a_run_may_lie_beside_its_recipe(tmp_path):
     (tmp_path / "config.yaml").write_text("name: x")
     options = cli.make_parser().parse_args(["train", str(tmp_path), "--output-dir", str(tmp_path / "runs" / "a")])
