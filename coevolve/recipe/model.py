@@ -55,6 +55,11 @@ class RoleModel(Section):
             raise ValueError(f"{'adapter' if self.adapter else 'lora'} goes with tuning: lora; found tuning: full")
         if self.adapter and self.lora:
             raise ValueError("adapter brings its own LoRA settings; leave lora out, or start a new adapter")
+        if self.lora and self.lora.layers_to_transform is not None and isinstance(self.lora.target_modules, str):
+            raise ValueError(
+                f"lora.layers_to_transform needs target_modules as a list; found {self.lora.target_modules!r}. List "
+                "the modules, for example [q_proj, v_proj], or leave layers_to_transform out"
+            )
         return self
 
 

@@ -75,8 +75,11 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
         if not path.exists():
             temporary = folder / ".base.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
-            write_tiny_base(temporary, recipe.seed, hidden=tiny.hidden_size, layers=tiny.layers, heads=tiny.heads)
-            temporary.rename(path)
+            try:
+                write_tiny_base(temporary, recipe.seed, hidden=tiny.hidden_size, layers=tiny.layers, heads=tiny.heads)
+                temporary.rename(path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         return Base("tiny", str(path), base_fingerprint(str(path)))
     path = resolve_base(source, recipe.model.cache_dir)
     if Path(path).is_dir():

@@ -263,6 +263,11 @@ def test_what_does_not_stand_in_the_way(draft, tmp_path, what):
         assert [part.sample_ids for part in found.sifted.left_out] == [["IDTrain-0"]]
 
 
+def test_layers_need_modules_by_name(draft):
+    with pytest.raises(CoevolveError, match=r"layers_to_transform needs target_modules as a list; found 'all-linear'"):
+        draft({"model.lora": {"target_modules": "all-linear", "layers_to_transform": [0]}})
+
+
 def test_all_is_said_at_once(draft):
     changes = {
         "model.lora.target_modules": ["nope"],
