@@ -99,7 +99,7 @@ def test_what_was_trained_on_may_not_change_and_the_pair_can_be_kept(on_files, t
     train(recipe(), run)
 
     def change(data):
-        data["IDTrain"][0]["user_persona"] = "somebody else"
+        data["IDTrain"].reverse()
 
     kept = r"The trained pair can be kept: coevolve export \S+ --out DIR"
     with pytest.raises(ArtifactError, match=kept):
