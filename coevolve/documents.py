@@ -1,7 +1,8 @@
 """The JSON files that this tool writes, read back as if a stranger had written them.
 
-Each kind of file is a model with its fields explained: the model is the schema. A file is looked at whole before
-anything is done with it: whether it is of a version that is read here, then every field, then whether the fields agree.
+Each kind of file is a model with its fields explained: the model is the schema. A file is looked at
+whole before anything is done with it: whether it is of a version that is read here, then every
+field, then whether the fields agree.
 """
 
 import json
@@ -20,8 +21,8 @@ LONGEST_SHOWN = 60
 class Part(BaseModel):
     """A part of a document, or a line of one.
 
-    Types are what they are in JSON: true is no number, "1" is none, and every number is finite. A field that is not
-    known here is left aside: a later version of coevolve may have added it.
+    Types are what they are in JSON: true is no number, "1" is none, and every number is finite. A
+    field that is not known here is left aside: a later version of coevolve may have added it.
     """
 
     model_config = ConfigDict(
@@ -38,7 +39,9 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """A whole file. Fields in `marks`, each a Literal, say what it is; they are looked at before the others."""
+    """A whole file. Fields in `marks`, each a Literal, say what it is; they are looked at before
+    the others.
+    """
 
     marks: ClassVar[tuple[str, ...]] = ()
 
@@ -46,7 +49,9 @@ class Document(Part):
 Model = TypeVar("Model", bound=Part)
 
 
-def read_document(path: str | Path, *models: type[Model], remedy: str, error: type[CoevolveError] = DataError) -> Model:
+def read_document(
+    path: str | Path, *models: type[Model], remedy: str, error: type[CoevolveError] = DataError
+) -> Model:
     """The file as the one of `models` whose marks it bears.
 
     Args:
@@ -54,8 +59,8 @@ def read_document(path: str | Path, *models: type[Model], remedy: str, error: ty
         error: what to raise.
 
     Raises:
-        CoevolveError: an `error`: the file cannot be read, is no JSON, is of a version that is not read here, or a
-            field of it is wrong; file and field are named.
+        CoevolveError: an `error`: the file cannot be read, is no JSON, is of a version that is not
+            read here, or a field of it is wrong; file and field are named.
     """
     try:
         value = read_json(path, nan=True)  # which numbers must be finite, the model says
@@ -65,21 +70,31 @@ def read_document(path: str | Path, *models: type[Model], remedy: str, error: ty
 
 
 def check_document(
-    value: Any, *models: type[Model], where: str, remedy: str, error: type[CoevolveError] = DataError
+    value: Any,
+    *models: type[Model],
+    where: str,
+    remedy: str,
+    error: type[CoevolveError] = DataError,
 ) -> Model:
-    """The JSON value as a model; arguments and errors as for `read_document`, with `where` for the path."""
+    """The JSON value as a model; arguments and errors as for `read_document`, with `where` for the
+    path.
+    """
     if not isinstance(value, dict):
         raise error(f"{where}: found {_shown(value)}; accepted is an object. {remedy}")
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as fault:
         half = fault.object[fault.start]
-        raise error(f"{where}: {half!r} is half a character, which no text can hold. {remedy}") from None
+        raise error(
+            f"{where}: {half!r} is half a character, which no text can hold. {remedy}"
+        ) from None
     for mark in getattr(models[0], "marks", ()):
         accepted = [(known, model) for model in models for known in _accepted(model, mark)]
         found = value.get(mark)
         # True is not version 1.
-        models = tuple(model for known, model in accepted if type(known) is type(found) and known == found)
+        models = tuple(
+            model for known, model in accepted if type(known) is type(found) and known == found
+        )
         if not models:
             names = " or ".join(str(known) for known, _ in accepted)
             raise error(f"{where}: {mark} is {_shown(found)}; accepted is {names}. {remedy}")
@@ -90,7 +105,9 @@ def check_document(
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault as a sentence that names the field, what was found and what is accepted; how many more."""
+    """The first fault as a sentence that names the field, what was found and what is accepted; how
+    many more.
+    """
     first, *others = error.errors(include_url=False)
     field = ".".join(str(part)[:LONGEST_SHOWN] for part in first["loc"] if part != "[key]")
     more = f" (and {len(others)} more faults)" if others else ""

@@ -14,7 +14,11 @@ class CoevolveError(Exception):
 
     def __str__(self) -> str:
         # What was found may be anything, a value of a megabyte too; nobody reads that.
-        return re.sub(r"\S{1000,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", super().__str__())
+        return re.sub(
+            r"\S{1000,}",
+            lambda word: f"{word[0][:100]}... ({len(word[0])} characters)",
+            super().__str__(),
+        )
 
 
 class PreflightError(CoevolveError, ValueError):
@@ -26,7 +30,10 @@ class PreflightError(CoevolveError, ValueError):
 
     def __init__(self, problems: Sequence[CoevolveError]):
         self.problems = tuple(problems)
-        shown = [f"  {number}. {problem}" for number, problem in enumerate(self.problems[:PROBLEMS_SHOWN], start=1)]
+        shown = [
+            f"  {number}. {problem}"
+            for number, problem in enumerate(self.problems[:PROBLEMS_SHOWN], start=1)
+        ]
         more = len(self.problems) - len(shown)
         if more:
             shown.append(f"  and {more} more")
@@ -70,4 +77,6 @@ class RewardError(CoevolveError, ValueError):
 
 
 class DivergenceError(CoevolveError, ArithmeticError):
-    """A loss or a gradient that is no number, found before the optimizer step that would have used it."""
+    """A loss or a gradient that is no number, found before the optimizer step that would have used
+    it.
+    """

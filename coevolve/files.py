@@ -36,7 +36,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write text (UTF-8) or bytes atomically: to a temporary name beside `path`, synced, then renamed."""
+    """Write text (UTF-8) or bytes atomically: to a temporary name beside `path`, synced, then
+    renamed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shortened, as a name may be as long as the file system allows.
@@ -84,8 +86,8 @@ def look(path: str | Path) -> os.stat_result | None:
     """What stands at a path, links followed; None where nothing does.
 
     Raises:
-        DataError: the path can lead nowhere: it is empty, too long, goes through a file or a closed folder, or holds a
-            null character.
+        DataError: the path can lead nowhere: it is empty, too long, goes through a file or a closed
+            folder, or holds a null character.
     """
     try:
         return os.stat(path)
@@ -113,20 +115,25 @@ def is_file(path: str | Path) -> bool:
 
 
 def plain_file(path: str | Path, *, at_most: int = LARGEST_FILE) -> Path:
-    """The path, if a plain file stands there that can be read whole: to be called before any file is opened.
+    """The path, if a plain file stands there that can be read whole: to be called before any file
+    is opened.
 
     Raises:
-        DataError: as `look`; nothing is there, or a folder, a pipe, a socket or a device (which could be waited for or
-            read for ever); or the file has more than `at_most` bytes.
+        DataError: as `look`; nothing is there, or a folder, a pipe, a socket or a device (which
+            could be waited for or read for ever); or the file has more than `at_most` bytes.
     """
     found = look(path)
     if found is None:
         raise DataError(f"{path}: no such file. Check the path.")
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for is_one, name in _OTHER_KINDS if is_one(found.st_mode)), "a device")
-        raise DataError(f"{path}: is {kind}; accepted is a plain file. Name one, or copy what it holds into one.")
+        raise DataError(
+            f"{path}: is {kind}; accepted is a plain file. Name one, or copy what it holds into one."
+        )
     if found.st_size > at_most:
-        raise DataError(f"{path}: has {found.st_size:,} bytes; accepted are at most {at_most:,}. Divide the file.")
+        raise DataError(
+            f"{path}: has {found.st_size:,} bytes; accepted are at most {at_most:,}. Divide the file."
+        )
     return Path(path)
 
 
@@ -154,7 +161,9 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         byte = len(content) - len(error.object) + error.start
-        raise DataError(f"{path}:{line}: byte {byte} is not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
+        raise DataError(
+            f"{path}:{line}: byte {byte} is not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -171,7 +180,9 @@ def read_json(path: str | Path, *, nan: bool = False) -> Any:
     try:
         return decode_json(text, str(path), nan=nan)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}).") from None
+        raise DataError(
+            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})."
+        ) from None
 
 
 def read_jsonl(path: str | Path, *, nan: bool = False) -> Iterator[tuple[int, Any]]:
@@ -193,12 +204,14 @@ def parse_json(text: str, where: str, *, nan: bool = False) -> Any:
 
     Args:
         where: what to call the text in an error, for example `data.jsonl:4` or `--extra`.
-        nan: whether NaN, Infinity and -Infinity are numbers, which JSON does not know but Python writes.
+        nan: whether NaN, Infinity and -Infinity are numbers, which JSON does not know but Python
+            writes.
 
     Raises:
-        DataError: it is not JSON; an object has a key twice, of which a reader would silently take the last; lists and
-            objects lie in one another more than DEEPEST deep; an object has more than MOST_KEYS keys; a number has
-            more than LONGEST_NUMBER characters, or is beyond a float.
+        DataError: it is not JSON; an object has a key twice, of which a reader would silently take
+            the last; lists and objects lie in one another more than DEEPEST deep; an object has
+            more than MOST_KEYS keys; a number has more than LONGEST_NUMBER characters, or is beyond
+            a float.
     """
     try:
         return decode_json(text, where, nan=nan)
@@ -229,10 +242,13 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
     except RecursionError:
         raise DataError(f"{where}: {_TOO_DEEP}.") from None
     if doubled:
-        # The last one cannot itself be lost under a key that is there twice: that object would come later.
+        # The last one cannot itself be lost under a key that is there twice: that object would come
+        # later.
         found, key = doubled[-1]
         place = _place(value, found)
-        raise DataError(f"{where}: the key {key!r} is there twice{place and f' in {place}'}. Remove one.")
+        raise DataError(
+            f"{where}: the key {key!r} is there twice{place and f' in {place}'}. Remove one."
+        )
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
         raise DataError(f"{where}: {_TOO_DEEP}.")
     return value
@@ -259,7 +275,9 @@ def _float(text: str) -> float:
 
 def _number(text: str) -> str:
     if len(text) > LONGEST_NUMBER + 1:  # and a sign
-        raise _Refused(f"the number {text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}")
+        raise _Refused(
+            f"the number {text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}"
+        )
     return text
 
 

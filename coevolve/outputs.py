@@ -1,9 +1,10 @@
-"""Where a command may write: every output passes through here, and nothing is replaced that is not this tool's own.
+"""Where a command may write: every output passes through here, and nothing is replaced that is not
+this tool's own.
 
-Each kind of output has a mark by which it is known again. A place is claimed before the command begins its work: it
-must be free, or carry the mark of that kind. What carries it is older work, replaced only where the user says so
-(`--overwrite`), or gone on with where the kind is one that grows. An input of the command is never its output.
-Claiming changes nothing on disk.
+Each kind of output has a mark by which it is known again. A place is claimed before the command
+begins its work: it must be free, or carry the mark of that kind. What carries it is older work,
+replaced only where the user says so (`--overwrite`), or gone on with where the kind is one that
+grows. An input of the command is never its output. Claiming changes nothing on disk.
 """
 
 import itertools
@@ -32,10 +33,11 @@ class Kind:
         name: as a sentence calls it, with its article.
         is_folder: whether it is a folder; otherwise a file.
         is_own: whether what is at a path carries the mark.
-        parts: of a folder, the names that are written into it, the last one the one that carries the mark; other names
-            in it are left alone. Empty where the folder is written as a whole.
-        policy: what becomes of older work: `ask` replaces it with `--overwrite` only, `grow` goes on with it, and
-            `renew` writes anew what is made from its own folder.
+        parts: of a folder, the names that are written into it, the last one the one that carries
+            the mark; other names in it are left alone. Empty where the folder is written as a
+            whole.
+        policy: what becomes of older work: `ask` replaces it with `--overwrite` only, `grow` goes
+            on with it, and `renew` writes anew what is made from its own folder.
     """
 
     name: str
@@ -53,7 +55,8 @@ def claim(
     inputs: Mapping[str, Path] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """The path that `text` names, after every check that can be made before there is something to write.
+    """The path that `text` names, after every check that can be made before there is something to
+    write.
 
     Args:
         text: as the user gave it; `~` is the home folder.
@@ -63,7 +66,8 @@ def claim(
         overwrite: whether older work of the same kind may be replaced.
 
     Raises:
-        OutputError: the place cannot be written, holds something else, or is an input of the command.
+        OutputError: the place cannot be written, holds something else, or is an input of the
+            command.
     """
     path = plain_path(str(text), option)
     for name, given in (inputs or {}).items():
@@ -104,7 +108,9 @@ def plain_path(text: str, option: str) -> Path:
     if not text.strip():
         raise OutputError(f"{option}: found {text!r}; accepted is a path. Give one.")
     if "\0" in text:
-        raise OutputError(f"{option}: found {text!r}, which holds a NUL; no path does. Give another one.")
+        raise OutputError(
+            f"{option}: found {text!r}, which holds a NUL; no path does. Give another one."
+        )
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise OutputError(
             f"{option}: found {text!r}, which is not UTF-8 as this process reads it; records and libraries take no "
@@ -121,7 +127,9 @@ def plain_path(text: str, option: str) -> Path:
         pass  # said by `_require_writable`, with the part that is a file
     except (OSError, RuntimeError, ValueError) as error:
         told = error.strerror if isinstance(error, OSError) else str(error)
-        raise OutputError(f"{option} {text}: no such path can be ({told}). Give another one.") from None
+        raise OutputError(
+            f"{option} {text}: no such path can be ({told}). Give another one."
+        ) from None
     return path
 
 
@@ -130,7 +138,8 @@ def plain_path(text: str, option: str) -> Path:
 
 @contextmanager
 def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` when the block ends well, and is gone when it does not.
+    """A folder to fill, which takes the place of `path` when the block ends well, and is gone when
+    it does not.
 
     Older work stays until the new one is complete.
     """
@@ -164,7 +173,9 @@ def remove(path: Path) -> None:
 
 
 def write_parts(folder: Path, kind: Kind, texts: Mapping[str, str | bytes]) -> None:
-    """Write the parts of a folder's output, the one with the mark last; parts of older work that are no more, go."""
+    """Write the parts of a folder's output, the one with the mark last; parts of older work that
+    are no more, go.
+    """
     _is_older_work(folder, kind, "the output")
     for name in kind.parts:
         if name in texts:
@@ -217,8 +228,15 @@ def _holds_a_shift(path: Path) -> bool:
         splits = read_json(path)
     except DataError:
         return False
-    lists = [rows for rows in splits.values() if isinstance(rows, list)] if isinstance(splits, dict) else []
-    return any(isinstance(row, dict) and isinstance(row.get("shift"), dict) for row in itertools.chain(*lists))
+    lists = (
+        [rows for rows in splits.values() if isinstance(rows, list)]
+        if isinstance(splits, dict)
+        else []
+    )
+    return any(
+        isinstance(row, dict) and isinstance(row.get("shift"), dict)
+        for row in itertools.chain(*lists)
+    )
 
 
 def _holds_text(name: str, text: str) -> Callable[[Path], bool]:
@@ -256,14 +274,20 @@ RUN_PARTS = (
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is, or began to be, the directory of a run; its lock is the first thing that a run writes."""
+    """Whether the folder is, or began to be, the directory of a run; its lock is the first thing
+    that a run writes.
+    """
     lock = folder / ".lock"
     begun = lock.is_file() and (lock.stat().st_size == 0 or has_json(lock, "host", ""))
     return begun or has_json(folder / "run.json", "data_fingerprint", "")
 
 
-ESTIMATOR = Kind("an exported estimator", True, _in_folder("manifest.json", "format", "coevolve-estimator"))
-REFERENCE = Kind("an estimator in the reference layout", True, _holds_text("templates.py", "coevolve_export"))
+ESTIMATOR = Kind(
+    "an exported estimator", True, _in_folder("manifest.json", "format", "coevolve-estimator")
+)
+REFERENCE = Kind(
+    "an estimator in the reference layout", True, _holds_text("templates.py", "coevolve_export")
+)
 REMID = Kind(
     "the results of coevolve remid",
     True,
@@ -276,12 +300,17 @@ BOUND = Kind(
     _in_folder("bound.json", "schema", "coevolve.bound/"),
     parts=("blame.json", "bound.json"),
 )
-TRUTH = Kind("the results of coevolve truth", False, lambda path: has_json(path, "schema", "coevolve.truth/"))
+TRUTH = Kind(
+    "the results of coevolve truth", False, lambda path: has_json(path, "schema", "coevolve.truth/")
+)
 SCORES = Kind("scores", False, _first_row_has(("sample_ID", "log_prob", "tokens", "reasoning")))
 CORPUS = Kind("a corpus that coevolve shift wrote", False, _holds_a_shift)
 RESPONSES = Kind("responses", False, _first_row_has(("model", "prompt", "address")), policy="grow")
 TRANSLATIONS = Kind(
-    "translations", False, _first_row_has(("translator", "language", "prompt", "address")), policy="grow"
+    "translations",
+    False,
+    _first_row_has(("translator", "language", "prompt", "address")),
+    policy="grow",
 )
 RUN = Kind("a run", True, is_run, parts=RUN_PARTS, policy="grow")
 CACHE = Kind("a cache of work", True, lambda folder: True, policy="grow")
@@ -289,13 +318,17 @@ REPORT = Kind("a report", True, _holds_a_report, parts=("report", "report.html")
 
 
 def _taken(path: Path, kind: Kind) -> Iterator[str]:
-    """What is in the way of the output: names of its parts, the whole folder, or a file that is not empty."""
+    """What is in the way of the output: names of its parts, the whole folder, or a file that is not
+    empty.
+    """
     if not kind.is_folder:
         if path.stat().st_size:
             yield "this file"
     elif kind.parts:
         if kind not in (RUN, REPORT) and is_run(path):
-            raise OutputError(f"{path}: is the directory of a run. Give {kind.name} a folder of their own.")
+            raise OutputError(
+                f"{path}: is the directory of a run. Give {kind.name} a folder of their own."
+            )
         yield from (name for name in kind.parts if os.path.lexists(path / name))
     elif kind is not CACHE:
         yield from (name.name for name in itertools.islice(path.iterdir(), 1))
@@ -307,8 +340,16 @@ def _require_apart(path: Path, kind: Kind, given: Path, option: str, name: str) 
     same = output == read or (path.exists() and given.exists() and path.samefile(given))
     parts = {output / part for part in kind.parts}
     # Of a run, whatever it reads in its own folder is there already, and is not written again.
-    holds = output in read.parents and kind not in (RUN, CACHE) and (not parts or bool(parts & {read, *read.parents}))
-    inside = read in output.parents and read.is_dir() and not (is_run(read) or name.startswith("RECIPE "))
+    holds = (
+        output in read.parents
+        and kind not in (RUN, CACHE)
+        and (not parts or bool(parts & {read, *read.parents}))
+    )
+    inside = (
+        read in output.parents
+        and read.is_dir()
+        and not (is_run(read) or name.startswith("RECIPE "))
+    )
     if same and kind.policy == "renew":
         return
     if same or holds or inside:
@@ -330,7 +371,9 @@ def _require_outside_runs(path: Path, option: str) -> None:
 
 
 def _require_writable(path: Path, kind: Kind, option: str) -> None:
-    """Raise OutputError unless files can be made where `path` is, or would be made with its parents."""
+    """Raise OutputError unless files can be made where `path` is, or would be made with its
+    parents.
+    """
     place = path if kind.is_folder and path.is_dir() else path.parent
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -339,7 +382,8 @@ def _require_writable(path: Path, kind: Kind, option: str) -> None:
         problem = f"{place} is a {_found(place)}, not a folder"
     else:
         try:
-            # Without a name of its own where the system can do that, so that the folder does not even change its time.
+            # Without a name of its own where the system can do that, so that the folder does not
+            # even change its time.
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
@@ -358,5 +402,10 @@ def _found(path: Path) -> str:
     if path.is_symlink() and not path.exists():
         return "link that leads nowhere"
     mode = path.stat().st_mode
-    names = {stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    names = {
+        stat.S_IFDIR: "folder",
+        stat.S_IFREG: "file",
+        stat.S_IFIFO: "pipe",
+        stat.S_IFSOCK: "socket",
+    }
     return names.get(stat.S_IFMT(mode), "device")

@@ -1,7 +1,8 @@
 """Words, tables and the progress of work, on a terminal or in a log file.
 
-Much of it was written by others (names, tags, paths, turns), and rich reads `[...]` as markup and `:name:` as an
-emoji. So every console and every table of this package is one of the two here, which show text as it is.
+Much of it was written by others (names, tags, paths, turns), and rich reads `[...]` as markup and
+`:name:` as an emoji. So every console and every table of this package is one of the two here, which
+show text as it is.
 """
 
 import os
@@ -34,7 +35,8 @@ LOG_WIDTH = 150
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-"""Characters that would move the cursor or colour the rest of the terminal, and how they are shown."""
+"""Characters that would move the cursor or colour the rest of the terminal, and how they are shown.
+"""
 
 
 class PlainTable(Table):
@@ -88,7 +90,9 @@ def _as_it_is(item: str | RenderableType, style: str = "") -> RenderableType:
 
 
 def quieten_libraries() -> None:
-    """Leave the terminal to our own display: no bars and no deprecation notes from inside the libraries."""
+    """Leave the terminal to our own display: no bars and no deprecation notes from inside the
+    libraries.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -129,7 +133,9 @@ def _notes(console: Console, title: str, total: int) -> Advance:
         if now - last >= NOTE_EVERY_SECONDS and 0 < done < total:
             last = now
             left = (now - began) / done * (total - done)
-            console.print(_as_it_is(f"         {title}: {done} of {total}, about {left:.0f} s left"))
+            console.print(
+                _as_it_is(f"         {title}: {done} of {total}, about {left:.0f} s left")
+            )
 
     return advance
 

@@ -3,11 +3,12 @@
     from trl import GRPOTrainer
     from coevolve.rewards import EstimatorReward
 
-    trainer = GRPOTrainer(model, reward_funcs=EstimatorReward("runs/mine/estimator"), train_dataset=dataset, ...)
+    trainer = GRPOTrainer(model, reward_funcs=EstimatorReward("runs/mine/estimator"),
+    train_dataset=dataset, ...)
 
-The data set needs, beside `prompt`, the dialogue that each prompt was made from: a column `example` with a row of the
-RPGBench layout as JSON text (the safest form, since a column of objects gives all of them the same keys), or the
-columns `user_persona`, `agent_character` and `dialogue_context`.
+The data set needs, beside `prompt`, the dialogue that each prompt was made from: a column `example`
+with a row of the RPGBench layout as JSON text (the safest form, since a column of objects gives all
+of them the same keys), or the columns `user_persona`, `agent_character` and `dialogue_context`.
 """
 
 import json
@@ -32,20 +33,23 @@ INPUTS = ("user_persona", "agent_character", "dialogue_context")
 class EstimatorReward:
     """How probable the estimator finds a response of the role-playing model that is being trained.
 
-    `likelihood` is exp(mean token log q2(y | x, r)), in (0, 1]; `log_likelihood` is the mean itself, in nats per token.
-    A completion without a visible character gets 0, or -log of the vocabulary's size: what a uniform guess gets.
-    r is the connector's greedy reasoning, written once for each dialogue and kept. A completion is scored as it stands
-    with an end of turn behind it; one that was cut off is for the trainer to leave out (`mask_truncated_completions`).
+    `likelihood` is exp(mean token log q2(y | x, r)), in (0, 1]; `log_likelihood` is the mean
+    itself, in nats per token. A completion without a visible character gets 0, or -log of the
+    vocabulary's size: what a uniform guess gets. r is the connector's greedy reasoning, written
+    once for each dialogue and kept. A completion is scored as it stands with an end of turn behind
+    it; one that was cut off is for the trainer to leave out (`mask_truncated_completions`).
 
     Args:
-        path: an exported estimator. Its manifest and files are checked at once; its models are loaded by the first
-            call, on the device that is the process's own by then.
+        path: an exported estimator. Its manifest and files are checked at once; its models are
+            loaded by the first call, on the device that is the process's own by then.
         scale: `likelihood` or `log_likelihood`.
-        options: of `ProbabilityEstimator.from_pretrained`: `device`, `dtype`, `base`, `token_budget`, ...
+        options: of `ProbabilityEstimator.from_pretrained`: `device`, `dtype`, `base`,
+            `token_budget`, ...
 
     Raises:
         RecipeError: an unknown scale.
-        ArtifactError: the estimator is incomplete or damaged, or is loaded while DeepSpeed ZeRO-3 is on.
+        ArtifactError: the estimator is incomplete or damaged, or is loaded while DeepSpeed ZeRO-3
+            is on.
     """
 
     def __init__(self, path: str | Path, *, scale: Scale = "likelihood", **options: Any):
@@ -74,7 +78,8 @@ class EstimatorReward:
 
         Args:
             completions: texts, or lists of chat messages whose last one is scored.
-            columns: the data set's columns, one value for each completion, and what else TRL passes.
+            columns: the data set's columns, one value for each completion, and what else TRL
+                passes.
 
         Raises:
             DataError: the columns hold no dialogue, or a malformed one; the row is named.
@@ -84,20 +89,30 @@ class EstimatorReward:
         examples = _examples(columns, len(completions))
         texts = [_text(completion) for completion in completions]
         likelihood = self.scale == "likelihood"
-        rewards = [0.0 if likelihood else -math.log(len(self.estimator.renderer.tokenizer))] * len(texts)
+        rewards = [0.0 if likelihood else -math.log(len(self.estimator.renderer.tokenizer))] * len(
+            texts
+        )
         spoken = [index for index, text in enumerate(texts) if text.strip()]
         asked = [examples[index] for index in spoken]
-        scores = self.estimator.log_prob(asked, [texts[index] for index in spoken], self._reasonings(asked))
+        scores = self.estimator.log_prob(
+            asked, [texts[index] for index in spoken], self._reasonings(asked)
+        )
         for index, mean in zip(spoken, scores.mean.tolist(), strict=True):
             if not math.isfinite(mean):
-                raise RewardError(f"{self.path}: gave completion {index} the log-probability {mean}; is it damaged?")
+                raise RewardError(
+                    f"{self.path}: gave completion {index} the log-probability {mean}; is it damaged?"
+                )
             rewards[index] = math.exp(mean) if likelihood else mean
         return rewards
 
     def _reasonings(self, examples: Sequence[Example]) -> list[str]:
         """Each example's reasoning; written for those dialogues that were not met before."""
         keys = [_key(example) for example in examples]
-        new = {key: example for key, example in zip(keys, examples, strict=True) if key not in self._reasoning}
+        new = {
+            key: example
+            for key, example in zip(keys, examples, strict=True)
+            if key not in self._reasoning
+        }
         if new:
             self._reasoning.update(zip(new, self.estimator.reason(list(new.values())), strict=True))
         return [self._reasoning[key] for key in keys]
@@ -108,7 +123,8 @@ def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
         rows = [_parsed(row, index) for index, row in enumerate(columns["example"])]
     elif all(name in columns for name in INPUTS):
         rows = [
-            dict(zip(INPUTS, values, strict=True)) for values in zip(*(columns[name] for name in INPUTS), strict=True)
+            dict(zip(INPUTS, values, strict=True))
+            for values in zip(*(columns[name] for name in INPUTS), strict=True)
         ]
     else:
         missing = next(name for name in INPUTS if name not in columns)
@@ -120,7 +136,10 @@ def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
         raise DataError(f"{len(rows)} dialogues for {count} completions; TRL passes one for each.")
     # A reward has no use for the two names, so a data set need not have them.
     return [
-        Example.from_row({"sample_ID": f"completion {index}", "subset_tag": "training", **row}, f"completion {index}")
+        Example.from_row(
+            {"sample_ID": f"completion {index}", "subset_tag": "training", **row},
+            f"completion {index}",
+        )
         for index, row in enumerate(json_rows(rows))
     ]
 
@@ -131,7 +150,9 @@ def _parsed(row: Any, index: int) -> Mapping[str, Any]:
     except DataError as error:
         raise DataError(f"{error} Accepted is a row as JSON text.") from None
     if not isinstance(parsed, Mapping):
-        raise DataError(f"example of completion {index}: found {parsed!r}; accepted is a row as a JSON object.")
+        raise DataError(
+            f"example of completion {index}: found {parsed!r}; accepted is a row as a JSON object."
+        )
     return parsed
 
 

@@ -1,4 +1,6 @@
-"""Check a quickstart's results.json against what the README promises; `.ci/run` calls it after the quickstart."""
+"""Check a quickstart's results.json against what the README promises; `.ci/run` calls it after the
+quickstart.
+"""
 
 import json
 import sys
@@ -16,7 +18,9 @@ def main(path: str) -> None:
             sys.exit(f"{path}: {name} is {ratio:.3f}, above {limit}")
     full, floor = results["perplexity"]["full"]["IDTest"], results["perplexity"]["floor"]["IDTest"]
     if not full > floor * 0.97:  # 512 examples scatter about the expectation by some per cent
-        sys.exit(f"{path}: perplexity {full:.3f} lies below the exact floor {floor:.3f}: the scores cannot be right")
+        sys.exit(
+            f"{path}: perplexity {full:.3f} lies below the exact floor {floor:.3f}: the scores cannot be right"
+        )
 
 
 if __name__ == "__main__":

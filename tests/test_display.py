@@ -48,18 +48,36 @@ CONSOLES = {
 def remid(name):
     numbers = {"remi": 0.1, "remi_error": 0.1, "remid": 0.2, "remid_error": 0.1, "holm_p": 0.01}
     rows = [
-        {"shift": shift, "subset": name, "row": f"{split}/{name}", "examples": 4, "models": {name: numbers}}
+        {
+            "shift": shift,
+            "subset": name,
+            "row": f"{split}/{name}",
+            "examples": 4,
+            "models": {name: numbers},
+        }
         for shift, split in ((None, "IDTest"), ("user", "OOD1Test"))
     ]
     rows[1]["reason"] = f"for {name}"
     pair = {"models": [name, "b"], "value": 0.1, "low": 0.0, "high": 0.2}
     common = {"form": "club", "unit": "nats", "negatives": "all", "seed": 0, "level": 0.9}
     comparisons = [{**pair, "measure": "remi"}, {**pair, "measure": "remid"}]
-    return {"models": [name], "subsets": rows, "average": {name: numbers}, "comparisons": comparisons, **common}
+    return {
+        "models": [name],
+        "subsets": rows,
+        "average": {name: numbers},
+        "comparisons": comparisons,
+        **common,
+    }
 
 
 def bound(name):
-    terms = {"inputs": dict.fromkeys("abc", 1.0), "output_p": 1.0, "output_q": 1.0, "total": 5.0, "noise_floor": 1.0}
+    terms = {
+        "inputs": dict.fromkeys("abc", 1.0),
+        "output_p": 1.0,
+        "output_q": 1.0,
+        "total": 5.0,
+        "noise_floor": 1.0,
+    }
     found = {"published": terms, "scale_adjusted": terms, "entropy": {"largest": 9.0}, "remid": 0.1}
     inputs = {"jsd": 0.1, "floor": 0.1, "size": 4}
     row = {"row": name, "models": {name: found}, "blame": [{"input": name, "share": 0.5}]}
@@ -76,14 +94,18 @@ def blame(name):
 
 def judge(name):
     number = Correlation(0.5, 0.1, 0.9, 0)
-    comparison = JudgeComparison({name: {"pearson": number}}, 3, ((name, "IDTest"),), ((name, "IDTest"),), 0.9, 10, 0)
+    comparison = JudgeComparison(
+        {name: {"pearson": number}}, 3, ((name, "IDTest"),), ((name, "IDTest"),), 0.9, 10, 0
+    )
     return judge_table(comparison)
 
 
 def outcome(name):
     sft = {"steps": 1, "learning_rate": 0.1}
     values = {"name": "n", "data": {"path": "x"}, "model": {"base": "x"}, "rounds": {"count": 0}}
-    found = Outcome(check_recipe({**values, "cold_start": {"connector": sft, "estimator": sft}}, "test"))
+    found = Outcome(
+        check_recipe({**values, "cold_start": {"connector": sft, "estimator": sft}}, "test")
+    )
     example = Example("i", name, "", "A", (Turn("user", "Hi."),), "g")
     found.perplexity(name, name, [example] * 2, Scores(np.array([-1.0, -2.0]), np.array([1, 2])))
     found.remid = remid(name)
@@ -91,7 +113,9 @@ def outcome(name):
 
 
 def audit(name):
-    return [row | {"policy": name if row["policy"] == "perfect" else row["policy"]} for row in audited()]
+    return [
+        row | {"policy": name if row["policy"] == "perfect" else row["policy"]} for row in audited()
+    ]
 
 
 @functools.cache
@@ -145,7 +169,9 @@ def test_lines_and_titles_of_tasks_are_shown_as_they_are(console, tmp_path, monk
 
 def test_a_line_is_not_wrapped():
     path = "/".join(["a folder"] * 60)
-    assert f"results: {path}\n" in on("a log file", lambda console: console.print(f"results: {path}"))
+    assert f"results: {path}\n" in on(
+        "a log file", lambda console: console.print(f"results: {path}")
+    )
 
 
 def test_headings_stand_out_on_a_terminal():
@@ -165,7 +191,11 @@ def test_no_other_file_makes_consoles_and_tables():
             ):
                 of_types = {alias.name for alias in node.names} - {"Console"}
                 assert not of_types & made, f"{path}: {node.module}"
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and path.name != "progress.py":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and path.name != "progress.py"
+            ):
                 assert node.func.id != "Console", f"{path}:{node.lineno}"
 
 

@@ -1,4 +1,6 @@
-"""A file is of the version that is read here, and its fields are what the model says; else one sentence says where."""
+"""A file is of the version that is read here, and its fields are what the model says; else one
+sentence says where.
+"""
 
 import json
 from typing import ClassVar, Literal
@@ -41,9 +43,18 @@ def told(value, *models):
         ({"count": 1.0}, "count: found 1.0; accepted is a valid integer."),
         ({"count": 1, "share": float("nan")}, "share: found nan; accepted is a finite number."),
         ({"count": 1, "names": []}, "names: found a list; accepted is an object."),
-        ({"count": [2], "share": "x"}, "count: found a list; accepted is a valid integer (and 1 more faults)."),
-        ({"count": 1, "names": {"a": ["b", None]}}, "names.a.1: found None; accepted is a valid string."),
-        ({"count": 1, "names": {"a": "\ud800"}}, "'\\ud800' is half a character, which no text can hold."),
+        (
+            {"count": [2], "share": "x"},
+            "count: found a list; accepted is a valid integer (and 1 more faults).",
+        ),
+        (
+            {"count": 1, "names": {"a": ["b", None]}},
+            "names.a.1: found None; accepted is a valid string.",
+        ),
+        (
+            {"count": 1, "names": {"a": "\ud800"}},
+            "'\\ud800' is half a character, which no text can hold.",
+        ),
     ],
 )
 def test_the_field_and_what_was_found_are_named(fields, said):
@@ -57,7 +68,9 @@ def test_a_document_is_an_object(value):
 
 @pytest.mark.parametrize("found", [None, "thing/4", 1, True, [], {}])
 def test_another_version_is_said_before_anything_else(found):
-    assert told({"schema": found, "share": "x"}, One, Two).endswith("accepted is thing/1 or thing/2 or thing/3.")
+    assert told({"schema": found, "share": "x"}, One, Two).endswith(
+        "accepted is thing/1 or thing/2 or thing/3."
+    )
 
 
 def test_the_mark_chooses_the_model_and_only_what_the_file_has_is_given_back():

@@ -40,7 +40,9 @@ PURE = {
 
 
 def imports(path, *, on_load):
-    """Modules that a file imports; with `on_load`, only those outside functions and `if TYPE_CHECKING`."""
+    """Modules that a file imports; with `on_load`, only those outside functions and `if
+    TYPE_CHECKING`.
+    """
     found = set()
 
     def visit(node):
@@ -48,7 +50,9 @@ def imports(path, *, on_load):
             if isinstance(child, ast.Import):
                 found.update(alias.name for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
-                found.update((child.module, *(f"{child.module}.{alias.name}" for alias in child.names)))
+                found.update(
+                    (child.module, *(f"{child.module}.{alias.name}" for alias in child.names))
+                )
             deferred = isinstance(child, (ast.FunctionDef, ast.Lambda)) or (
                 isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
             )
@@ -63,7 +67,9 @@ def part(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if part(path) not in ("__init__", "__main__")]
+FILES = [
+    path for path in sorted(PACKAGE.rglob("*.py")) if part(path) not in ("__init__", "__main__")
+]
 PARTS = {part(path) for path in FILES}
 
 
@@ -74,17 +80,30 @@ def test_imports_run_one_way(path):
     below = set().union(*LAYERS[:level]) | {own}
     if own == "remid":
         below.add("scoring")
-    ours = {name.split(".")[1] for name in imports(path, on_load=False) if name.startswith("coevolve.")} & PARTS
+    ours = {
+        name.split(".")[1] for name in imports(path, on_load=False) if name.startswith("coevolve.")
+    } & PARTS
     assert ours <= below, f"{path}: imports {sorted(ours - below)}"
     if own in PURE:
-        outside = {name.split(".")[0] for name in imports(path, on_load=True)} - {"coevolve"} - sys.stdlib_module_names
+        outside = (
+            {name.split(".")[0] for name in imports(path, on_load=True)}
+            - {"coevolve"}
+            - sys.stdlib_module_names
+        )
         assert outside <= PURE[own], f"{path}: loads {sorted(outside - PURE[own])}"
 
 
 def test_no_files_import_one_another_in_a_circle():
-    # A package is what its `__init__` loads, which may be named by it: `from coevolve.cli import score`.
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
-    needs = {name: (imports(path, on_load=True) & modules.keys()) - {name} for name, path in modules.items()}
+    # A package is what its `__init__` loads, which may be named by it: `from coevolve.cli import
+    # score`.
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    needs = {
+        name: (imports(path, on_load=True) & modules.keys()) - {name}
+        for name, path in modules.items()
+    }
     assert list(graphlib.TopologicalSorter(needs).static_order())
 
 

@@ -1,4 +1,6 @@
-"""Chat models to ask: on this machine, with vLLM, or behind an OpenAI-compatible endpoint; all with one interface."""
+"""Chat models to ask: on this machine, with vLLM, or behind an OpenAI-compatible endpoint; all with
+one interface.
+"""
 
 from coevolve.chat.base import ChatModel, Completion, Question, Reply
 from coevolve.chat.endpoint import Endpoint

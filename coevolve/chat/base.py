@@ -1,4 +1,6 @@
-"""What every chat model is: something that is asked questions and hands out replies as they become ready."""
+"""What every chat model is: something that is asked questions and hands out replies as they become
+ready.
+"""
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +14,9 @@ Value = TypeVar("Value")
 Message = dict[str, str]
 """`role` (system, user or assistant) and `content`."""
 
-RETRY_TEMPERATURE = 0.7  # at least this when asking again: the same question at 0 gets the same faulty reply
+RETRY_TEMPERATURE = (
+    0.7  # at least this when asking again: the same question at 0 gets the same faulty reply
+)
 END_OF_THINKING = "</think>"
 
 _NO_ANSWERS = {
@@ -58,7 +62,11 @@ class Completion:
         if reason is None or reason in ("", "stop", "length"):
             return cls(text, reason != "length")
         meaning = _NO_ANSWERS.get(reason) if isinstance(reason, str) else None
-        return cls(text, True, f"finish_reason is {reason!r:.60}: {meaning or 'nobody says what that means'}")
+        return cls(
+            text,
+            True,
+            f"finish_reason is {reason!r:.60}: {meaning or 'nobody says what that means'}",
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,9 @@ class Reply(Generic[Value]):
 
 
 Read = Callable[[Question, Completion], tuple[Value | None, str]]
-"""(value, "") of a completion that the asker can use, or (None, what is wrong with it), which is asked again."""
+"""(value, "") of a completion that the asker can use, or (None, what is wrong with it), which is
+asked again.
+"""
 
 
 class ChatModel(Protocol):
@@ -108,12 +118,15 @@ class ChatModel(Protocol):
         """One reply per question, as they become ready, in any order.
 
         Raises:
-            ChatError: the model itself is out of order, so that no further question would be answered.
+            ChatError: the model itself is out of order, so that no further question would be
+                answered.
         """
         ...
 
 
-def examined(read: Read[Value], question: Question, completion: Completion) -> tuple[Value | None, str]:
+def examined(
+    read: Read[Value], question: Question, completion: Completion
+) -> tuple[Value | None, str]:
     """What the asker reads from a completion, if it is an answer at all."""
     return (None, completion.problem) if completion.problem else read(question, completion)
 
@@ -124,11 +137,15 @@ def without_thinking(text: str) -> str:
 
 
 def key_of(question_id: str) -> int:
-    """A number that stands for a question wherever it is asked: the same in every process and batch."""
+    """A number that stands for a question wherever it is asked: the same in every process and
+    batch.
+    """
     return zlib.crc32(question_id.encode("utf-8", "surrogatepass"))
 
 
-def temperature_of(attempt: int, temperature: float, retry_temperature: float = RETRY_TEMPERATURE) -> float:
+def temperature_of(
+    attempt: int, temperature: float, retry_temperature: float = RETRY_TEMPERATURE
+) -> float:
     """The temperature when asking for the `attempt`-th time (from 1)."""
     return temperature if attempt == 1 else max(temperature, retry_temperature)
 

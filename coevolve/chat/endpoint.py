@@ -1,8 +1,10 @@
-"""A chat model behind an OpenAI-compatible endpoint: OpenAI's own, a vLLM server, `transformers serve`, ...
+"""A chat model behind an OpenAI-compatible endpoint: OpenAI's own, a vLLM server, `transformers
+serve`, ...
 
 What goes wrong is one of three things, and each is treated in its own way:
-- the server is in trouble (no connection, time-out, status 408, 409, 425, 429 or 5xx, a body that is not of the
-  protocol, half a body): the request is sent again, waiting longer each time, or as long as the server asks to;
+- the server is in trouble (no connection, time-out, status 408, 409, 425, 429 or 5xx, a body that
+  is not of the protocol, half a body): the request is sent again, waiting longer each time, or as
+  long as the server asks to;
 - the server refuses this request (400, 413, 422): the question gets no answer;
 - the server refuses every request (401, 403, 404, ...): the work stops.
 """
@@ -53,7 +55,8 @@ class Endpoint:
     Args:
         base_url: for example `http://localhost:8000/v1`.
         model: the name by which the server knows the model.
-        api_key_env: the name of the environment variable that holds the key; None for a server that needs none.
+        api_key_env: the name of the environment variable that holds the key; None for a server that
+            needs none.
         environ: where that name is looked up; the command line passes the process's environment.
         concurrency: requests under way at a time.
         retries: times that a request is sent again when the server is in trouble.
@@ -62,8 +65,10 @@ class Endpoint:
         temperature: of the first attempt; None leaves it to the server.
         seed: sent with the requests, mixed with each question's id; None sends none.
         max_tokens: a longer completion is cut off.
-        extra: fields that are added to each request (`top_p`, `chat_template_kwargs`, ...); null takes a field out.
-        attempts: how often a question is asked at most, for completions that came but that the asker cannot use.
+        extra: fields that are added to each request (`top_p`, `chat_template_kwargs`, ...); null
+            takes a field out.
+        attempts: how often a question is asked at most, for completions that came but that the
+            asker cannot use.
         patience: questions in a row that fail for the server's reasons before the work stops.
 
     Raises:
@@ -89,8 +94,12 @@ class Endpoint:
         attempts: int = 1,
         patience: int = 1,
     ):
-        require_positive(concurrency=concurrency, timeout=timeout, max_tokens=max_tokens, attempts=attempts)
-        require_positive(patience=patience, rate_limit=math.inf if rate_limit is None else rate_limit)
+        require_positive(
+            concurrency=concurrency, timeout=timeout, max_tokens=max_tokens, attempts=attempts
+        )
+        require_positive(
+            patience=patience, rate_limit=math.inf if rate_limit is None else rate_limit
+        )
         require_not_negative(retries=retries, temperature=temperature or 0)
         _require_plain_url(base_url)
         _require_plain_extra(extra)
@@ -112,8 +121,11 @@ class Endpoint:
         self.attempts = attempts
         self.patience = patience
         self._pace = _Pace(rate_limit)
-        # The key is always passed: the client would otherwise send whatever OPENAI_API_KEY holds to this address.
-        self._client = openai.OpenAI(base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=timeout)
+        # The key is always passed: the client would otherwise send whatever OPENAI_API_KEY holds to
+        # this address.
+        self._client = openai.OpenAI(
+            base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=timeout
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -135,12 +147,14 @@ class Endpoint:
         """One reply per question, in the order in which the server finishes them.
 
         Raises:
-            ChatError: the server cannot be reached, refuses every request, or failed `patience` times in a row.
-                Replies that were under way are handed out first.
+            ChatError: the server cannot be reached, refuses every request, or failed `patience`
+                times in a row. Replies that were under way are handed out first.
         """
         work = _Work(self.patience)
         try:
-            for reply in _in_threads(lambda question: self._reply(question, read, work), questions, self.concurrency):
+            for reply in _in_threads(
+                lambda question: self._reply(question, read, work), questions, self.concurrency
+            ):
                 if reply is not None:
                     yield reply
         finally:
@@ -166,11 +180,19 @@ class Endpoint:
                 completion = self._complete(question, attempt, work)
             except openai.APIStatusError as error:
                 about_it = error.status_code in _ABOUT_ONE_REQUEST
-                problem = f"the server refused the request: {self._told(error)}" if about_it else self._told(error)
+                problem = (
+                    f"the server refused the request: {self._told(error)}"
+                    if about_it
+                    else self._told(error)
+                )
                 reply = Reply(question.id, None, problem, attempt)
-                return _Outcome(reply, server_fault=not about_it, fatal=not (about_it or _is_for_now(error)))
+                return _Outcome(
+                    reply, server_fault=not about_it, fatal=not (about_it or _is_for_now(error))
+                )
             except openai.APIError as error:
-                return _Outcome(Reply(question.id, None, self._told(error), attempt), server_fault=True)
+                return _Outcome(
+                    Reply(question.id, None, self._told(error), attempt), server_fault=True
+                )
             except _UnreadableError as error:
                 problem = f"the server's answer cannot be read: {error}"
                 return _Outcome(Reply(question.id, None, problem, attempt), server_fault=True)
@@ -180,7 +202,9 @@ class Endpoint:
         return _Outcome(Reply(question.id, None, problem, self.attempts))
 
     def _complete(self, question: Question, attempt: int, work: "_Work") -> Completion:
-        """The server's completion, asked for again while the server is in trouble; then its last error."""
+        """The server's completion, asked for again while the server is in trouble; then its last
+        error.
+        """
         import openai
 
         request = self._request(question, attempt)
@@ -198,7 +222,9 @@ class Endpoint:
                 work.stopped.wait(0 if asked else _wait(sent))
             except MemoryError:
                 raise
-            except Exception as error:  # a body can be anything, and so can what the client makes of it
+            except (
+                Exception
+            ) as error:  # a body can be anything, and so can what the client makes of it
                 if sent > self.retries:
                     if isinstance(error, openai.APIConnectionError | _UnreadableError):
                         raise
@@ -228,7 +254,9 @@ class Endpoint:
             for part in response.iter_bytes():
                 body += part
                 if len(body) > _LONGEST_BODY:
-                    raise _UnreadableError(f"it has more than {_LONGEST_BODY} bytes: {_quoted(body)}")
+                    raise _UnreadableError(
+                        f"it has more than {_LONGEST_BODY} bytes: {_quoted(body)}"
+                    )
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -250,7 +278,9 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class _Outcome(Generic[Value]):
-    """A reply; whether it lacks a value for the server's reasons, and whether no other question can do better."""
+    """A reply; whether it lacks a value for the server's reasons, and whether no other question can
+    do better.
+    """
 
     reply: Reply[Value]
     server_fault: bool = False
@@ -266,11 +296,13 @@ class _StoppedError(Exception):
 
 
 class _Work:
-    """Whether requests are still sent: the threads that send them see at once that the server has failed.
+    """Whether requests are still sent: the threads that send them see at once that the server has
+    failed.
 
     Attributes:
         stopped: set when nothing more is to be asked.
-        failure: what the work stopped at: a reply, and how many in a row had failed; None where nothing failed.
+        failure: what the work stopped at: a reply, and how many in a row had failed; None where
+            nothing failed.
     """
 
     def __init__(self, patience: int):
@@ -281,7 +313,9 @@ class _Work:
         self._lock = threading.Lock()
 
     def note(self, outcome: _Outcome[Any]) -> bool:
-        """Count an outcome; returns whether it is, or comes behind, the failure that stops the work."""
+        """Count an outcome; returns whether it is, or comes behind, the failure that stops the
+        work.
+        """
         with self._lock:
             self._in_a_row = self._in_a_row + 1 if outcome.server_fault else 0
             if self.failure is None and (outcome.fatal or self._in_a_row >= self._patience):
@@ -314,8 +348,12 @@ class _Pace:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
-def _in_threads(work: Callable[[Item], Result], items: Sequence[Item], count: int) -> Iterator[Result]:
-    """Results in the order in which they come. The threads end with the process, so that Ctrl-C waits for no server."""
+def _in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], count: int
+) -> Iterator[Result]:
+    """Results in the order in which they come. The threads end with the process, so that Ctrl-C
+    waits for no server.
+    """
     waiting: SimpleQueue[Item] = SimpleQueue()
     done: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
     for item in items:
@@ -360,12 +398,16 @@ def _quoted(value: Any) -> str:
 
 
 def _wait(sent: int) -> float:
-    """Seconds after the `sent`-th failure: doubled each time, scattered so that requests do not come back at once."""
+    """Seconds after the `sent`-th failure: doubled each time, scattered so that requests do not
+    come back at once.
+    """
     return min(_FIRST_WAIT * 2 ** (sent - 1), _LONGEST_WAIT) * random.uniform(0.75, 1.0)
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to be left alone for (Retry-After: seconds or a date); 0 where it does not say."""
+    """Seconds that a server asks to be left alone for (Retry-After: seconds or a date); 0 where it
+    does not say.
+    """
     milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
     try:
         if milliseconds is not None:
@@ -415,11 +457,19 @@ def _require_plain_extra(extra: Mapping[str, Any]) -> None:
 
 
 def _require_plain_url(base_url: str) -> None:
-    """The address is written into files, so nothing secret may be in it; hence it is not shown, either."""
-    accepted = "accepted is http:// or https://, a host, and a path, for example http://localhost:8000/v1"
+    """The address is written into files, so nothing secret may be in it; hence it is not shown,
+    either.
+    """
+    accepted = (
+        "accepted is http:// or https://, a host, and a path, for example http://localhost:8000/v1"
+    )
     try:
         parts = urlsplit(base_url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        usable = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         parts, usable = None, False
     if parts is not None and (parts.username or parts.password or parts.query or parts.fragment):

@@ -36,7 +36,8 @@ class LocalChat:
 
     Args:
         model: in evaluation mode.
-        renderer: made with the model's own tokenizer, because it makes that tokenizer's control tokens harmless.
+        renderer: made with the model's own tokenizer, because it makes that tokenizer's control
+            tokens harmless.
         max_new_tokens: a completion that has not ended by then is cut off.
         batch_size: prompts in one pass.
         attempts: how often a question is asked at most, for completions that the asker cannot use.
@@ -95,7 +96,9 @@ class LocalChat:
         Raises:
             ChatError, ArtifactError, RecipeError: as `load_chat_model`.
         """
-        model, renderer = load_chat_model(source, prompts, adapter=adapter, dtype=dtype, device=device, date=date)
+        model, renderer = load_chat_model(
+            source, prompts, adapter=adapter, dtype=dtype, device=device, date=date
+        )
         return cls(model, renderer, weights=weight_fingerprints(source, adapter), **options)
 
     @property
@@ -133,14 +136,20 @@ class LocalChat:
                     f"for {room}. Lower max_new_tokens, or use a model with more positions",
                     attempts=0,
                 )
-        fitting = sorted((pair for pair in prompts if len(pair[1]) <= room), key=lambda pair: -len(pair[1]))
+        fitting = sorted(
+            (pair for pair in prompts if len(pair[1]) <= room), key=lambda pair: -len(pair[1])
+        )
         for start in range(0, len(fitting), self.batch_size):
             yield from self._batch(fitting[start : start + self.batch_size], read)
 
-    def _batch(self, waiting: list[tuple[Question, list[int]]], read: Read[Value]) -> Iterator[Reply[Value]]:
+    def _batch(
+        self, waiting: list[tuple[Question, list[int]]], read: Read[Value]
+    ) -> Iterator[Reply[Value]]:
         for attempt in range(1, self.attempts + 1):
             failed = []
-            for (question, ids), completion in zip(waiting, self._complete(waiting, attempt), strict=True):
+            for (question, ids), completion in zip(
+                waiting, self._complete(waiting, attempt), strict=True
+            ):
                 value, problem = read(question, completion)
                 if value is not None or attempt == self.attempts:
                     yield Reply(question.id, value, problem, attempt)
@@ -150,7 +159,9 @@ class LocalChat:
             if not waiting:
                 return
 
-    def _complete(self, asked: Sequence[tuple[Question, list[int]]], attempt: int) -> list[Completion]:
+    def _complete(
+        self, asked: Sequence[tuple[Question, list[int]]], attempt: int
+    ) -> list[Completion]:
         from coevolve.scoring.generate import Sampling, generate
 
         pad_id = self.renderer.tokenizer.pad_token_id
@@ -164,7 +175,10 @@ class LocalChat:
             sampling=Sampling(self.seed + attempt, temperature) if temperature else None,
             keys=[key_of(question.id) for question, _ in asked],
         )
-        return [Completion(self.renderer.decode(generation.ids), generation.finished) for generation in generations]
+        return [
+            Completion(self.renderer.decode(generation.ids), generation.finished)
+            for generation in generations
+        ]
 
 
 def prompt_ids(renderer: Renderer, question: Question) -> list[int]:
@@ -188,7 +202,8 @@ def load_chat_model(
     device: str = "auto",
     date: str | None = None,
 ) -> tuple["PreTrainedModel", Renderer]:
-    """A chat model in evaluation mode and a renderer with its tokenizer. Code that comes with a model is never run.
+    """A chat model in evaluation mode and a renderer with its tokenizer. Code that comes with a
+    model is never run.
 
     Args:
         source: a folder or hub id.
@@ -229,14 +244,18 @@ def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:
     """The SHA-256 of a model's weights, as `weights`, and of its adapter's, as `adapter`.
 
     Raises:
-        ChatError: the model cannot be found or has no safetensors files, or the adapter's folder holds no PEFT
-            adapter in safetensors.
+        ChatError: the model cannot be found or has no safetensors files, or the adapter's folder
+            holds no PEFT adapter in safetensors.
     """
     from coevolve.scoring.models import base_fingerprint, resolve_base
 
     with _of_the_chat_model():
         fingerprints = {"weights": base_fingerprint(resolve_base(source))}
-    return fingerprints if adapter is None else {**fingerprints, "adapter": sha256_file(_adapter_weights(adapter))}
+    return (
+        fingerprints
+        if adapter is None
+        else {**fingerprints, "adapter": sha256_file(_adapter_weights(adapter))}
+    )
 
 
 def _adapter_weights(folder: str) -> Path:

@@ -92,10 +92,13 @@ class VllmChat:
 
         Raises:
             ChatError: vLLM is not installed, or the model or the adapter cannot be found.
-            ArtifactError: its tokenizer has no chat template, or its weights are not in safetensors.
+            ArtifactError: its tokenizer has no chat template, or its weights are not in
+                safetensors.
         """
         if importlib.util.find_spec("vllm") is None:
-            raise ChatError("vLLM is not installed. Install it on a machine with a GPU with: pip install vllm")
+            raise ChatError(
+                "vLLM is not installed. Install it on a machine with a GPU with: pip install vllm"
+            )
         from vllm import LLM
 
         from coevolve.scoring.foreign import explained
@@ -152,7 +155,9 @@ class VllmChat:
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
                 seed=(self.seed + key_of(question.id)) & 0x7FFFFFFF,
-                stop_token_ids=[self.renderer.end_of_turn_id],  # and those of the generation config, by itself
+                stop_token_ids=[
+                    self.renderer.end_of_turn_id
+                ],  # and those of the generation config, by itself
             )
             for question, _ in asked
         ]
@@ -163,11 +168,16 @@ class VllmChat:
             lora_request=None if self.adapter is None else LoRARequest("adapter", 1, self.adapter),
         )
         completions = (output.outputs[0] for output in outputs)
-        return [Completion.ended(self.renderer.decode(done.token_ids), done.finish_reason) for done in completions]
+        return [
+            Completion.ended(self.renderer.decode(done.token_ids), done.finish_reason)
+            for done in completions
+        ]
 
 
 def _rank(adapter: str) -> int:
-    """What vLLM has to reserve for the adapter: it takes certain ranks only, and refuses an adapter above."""
+    """What vLLM has to reserve for the adapter: it takes certain ranks only, and refuses an adapter
+    above.
+    """
     rank = read_config(Path(adapter)).get("r")
     if not isinstance(rank, int):
         raise ArtifactError(f"{adapter}: r is {rank!r}; accepted is the rank of a LoRA adapter.")

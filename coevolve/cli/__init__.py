@@ -1,8 +1,8 @@
 """The command line: `coevolve train`, `remid`, `respond`, ... Arguments here, the work elsewhere.
 
-Errors that coevolve raises on purpose are printed as one message, with exit status 2, and so is what the machine
-refuses: memory, room, permission. Ctrl-C is one line and exit status 130. Anything else is a bug and keeps its
-traceback.
+Errors that coevolve raises on purpose are printed as one message, with exit status 2, and so is
+what the machine refuses: memory, room, permission. Ctrl-C is one line and exit status 130. Anything
+else is a bug and keeps its traceback.
 """
 
 import argparse
@@ -10,15 +10,46 @@ import sys
 from collections.abc import Sequence
 
 from coevolve import __version__
-from coevolve.cli import bound, export, import_reference, remid, report, respond, score, shift, status, train, truth
-from coevolve.cli.ending import failed, let_any_text_through, reader_is_gone, refusal, say, was_interrupted
+from coevolve.cli import (
+    bound,
+    export,
+    import_reference,
+    remid,
+    report,
+    respond,
+    score,
+    shift,
+    status,
+    train,
+    truth,
+)
+from coevolve.cli.ending import (
+    failed,
+    let_any_text_through,
+    reader_is_gone,
+    refusal,
+    say,
+    was_interrupted,
+)
 from coevolve.cli.paths import claim_outputs
 from coevolve.errors import CoevolveError
 
 INTERRUPTED, READER_GONE = 130, 141
 """Exit statuses, as shells have them for SIGINT and SIGPIPE."""
 
-COMMANDS = (train, status, respond, shift, score, remid, bound, report, truth, export, import_reference)
+COMMANDS = (
+    train,
+    status,
+    respond,
+    shift,
+    score,
+    remid,
+    bound,
+    report,
+    truth,
+    export,
+    import_reference,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,7 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     # argparse takes `key=value` only before the options; a person may put it behind them as well.
-    misplaced = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
+    misplaced = [
+        text
+        for text in rest
+        if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")
+    ]
     if misplaced:
         parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
     if rest:

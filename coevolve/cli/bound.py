@@ -12,20 +12,48 @@ from coevolve.outputs import BOUND, write_parts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
-    add_input(parser, "--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
+    add_input(
+        parser,
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="a corpus with IDTest and shifted test splits",
+    )
     add_responses_arguments(parser)
-    parser.add_argument("--embedder", default="base", choices=("base", "minilm"), help="of the texts (default base)")
-    add_input(parser, "--base", metavar="DIR", help="the base model, if the estimator was trained in full")
+    parser.add_argument(
+        "--embedder", default="base", choices=("base", "minilm"), help="of the texts (default base)"
+    )
+    add_input(
+        parser, "--base", metavar="DIR", help="the base model, if the estimator was trained in full"
+    )
     parser.add_argument("--kernel", default="linear", choices=("linear", "gaussian"))
     parser.add_argument(
-        "--form", default="club", help="of R-EMI and R-EMID: an estimator of information (default club)"
+        "--form",
+        default="club",
+        help="of R-EMI and R-EMID: an estimator of information (default club)",
     )
-    parser.add_argument("--negatives", default="1000", help="mismatched pairs per subset, or all (default 1000)")
-    parser.add_argument("--normalisation", default="per_token", choices=("per_token", "per_response"), help="of losses")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs and samples (default 0)")
-    parser.add_argument("--shown", type=int, default=3, help="worst and best examples per subset (default 3)")
+    parser.add_argument(
+        "--negatives", default="1000", help="mismatched pairs per subset, or all (default 1000)"
+    )
+    parser.add_argument(
+        "--normalisation",
+        default="per_token",
+        choices=("per_token", "per_response"),
+        help="of losses",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the choice of pairs and samples (default 0)"
+    )
+    parser.add_argument(
+        "--shown", type=int, default=3, help="worst and best examples per subset (default 3)"
+    )
     add_output(
-        parser, "--out", kind=BOUND, required=True, metavar="DIR", help="directory for bound.json and blame.json"
+        parser,
+        "--out",
+        kind=BOUND,
+        required=True,
+        metavar="DIR",
+        help="directory for bound.json and blame.json",
     )
 
 
@@ -36,7 +64,13 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.preflight.judging import subsets_with_pairs
     from coevolve.progress import from_totals, make_console, task
     from coevolve.remid.blame import blame_examples, blame_table
-    from coevolve.remid.bound import Measuring, bound_table, evaluate_bound, score_corpus, shift_table
+    from coevolve.remid.bound import (
+        Measuring,
+        bound_table,
+        evaluate_bound,
+        score_corpus,
+        shift_table,
+    )
     from coevolve.remid.embeddings import make_embedder
     from coevolve.remid.score import evaluated_examples
 
@@ -47,11 +81,17 @@ def run(options: argparse.Namespace) -> None:
     check_form(options.form)
     measuring = Measuring(kernel=options.kernel, seed=options.seed)
     golden = {example.sample_id: example.golden_response for example in examples}
-    look_first(options, lambda: subsets_with_pairs(corpus, negatives, seed=options.seed), [golden, *responses.values()])
+    look_first(
+        options,
+        lambda: subsets_with_pairs(corpus, negatives, seed=options.seed),
+        [golden, *responses.values()],
+    )
     estimator = load_estimator(options)
     embedder = make_embedder(options.embedder, estimator, options.base)
     console = make_console(sys.stderr)
-    with task(console, f"scoring {len(responses)} models, {len(examples)} contexts", len(examples)) as advance:
+    with task(
+        console, f"scoring {len(responses)} models, {len(examples)} contexts", len(examples)
+    ) as advance:
         report = from_totals(advance)
         scored = score_corpus(
             estimator,
@@ -94,5 +134,7 @@ def run(options: argparse.Namespace) -> None:
         tables.print(bound_table(bound, name))
     for name in responses:
         tables.print(blame_table(blame, name))
-    write_parts(Path(options.out), BOUND, {"bound.json": json_text(bound), "blame.json": json_text(blame)})
+    write_parts(
+        Path(options.out), BOUND, {"bound.json": json_text(bound), "blame.json": json_text(blame)}
+    )
     console.print(f"results: bound.json and blame.json in {options.out}")

@@ -10,7 +10,8 @@ from coevolve.cli.paths import add_input
 if TYPE_CHECKING:
     from coevolve.chat import ChatModel
 
-# Which options belong to which kind of model; another kind refuses them, as it could only ignore them.
+# Which options belong to which kind of model; another kind refuses them, as it could only ignore
+# them.
 OPTIONS_OF_KIND = {
     "local": ("adapter", "batch_size", "device", "dtype"),
     "vllm": ("adapter", "batch_size", "dtype"),
@@ -27,24 +28,50 @@ def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         help="a folder or hub id; with --endpoint, the name that the server knows",
     )
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, e.g. http://localhost:8000/v1")
-    kinds.add_argument("--vllm", action="store_true", help="run the model with vLLM instead of transformers")
+    kinds.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="an OpenAI-compatible server, e.g. http://localhost:8000/v1",
+    )
+    kinds.add_argument(
+        "--vllm", action="store_true", help="run the model with vLLM instead of transformers"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    parser.add_argument("--seed", type=int, help="of sampling (default 0; an endpoint is sent none)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="of one answer (default 512)")
-    add_input(parser, "--adapter", metavar="DIR", help="local, vLLM: a PEFT adapter to put on the model")
-    parser.add_argument("--batch-size", type=int, help="local, vLLM: prompts at a time (default 8, 256)")
+    parser.add_argument(
+        "--seed", type=int, help="of sampling (default 0; an endpoint is sent none)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=512, help="of one answer (default 512)"
+    )
+    add_input(
+        parser, "--adapter", metavar="DIR", help="local, vLLM: a PEFT adapter to put on the model"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, help="local, vLLM: prompts at a time (default 8, 256)"
+    )
     parser.add_argument("--device", help="local: auto (default), cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="local, vLLM (default bfloat16, on a CPU float32)",
     )
-    parser.add_argument("--api-key-env", metavar="VAR", help="endpoint: environment variable that holds the key")
-    parser.add_argument("--concurrency", type=int, help="endpoint: requests under way at a time (default 8)")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="endpoint: of one request (default 60)")
-    parser.add_argument("--retries", type=int, help="endpoint: times that a failed request is sent again (default 5)")
-    parser.add_argument("--rate-limit", type=float, metavar="PER_MINUTE", help="endpoint: requests a minute at most")
+    parser.add_argument(
+        "--api-key-env", metavar="VAR", help="endpoint: environment variable that holds the key"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, help="endpoint: requests under way at a time (default 8)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="endpoint: of one request (default 60)"
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        help="endpoint: times that a failed request is sent again (default 5)",
+    )
+    parser.add_argument(
+        "--rate-limit", type=float, metavar="PER_MINUTE", help="endpoint: requests a minute at most"
+    )
     parser.add_argument(
         "--extra",
         metavar="JSON",
@@ -54,13 +81,19 @@ def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
 
 
 def load_chat(
-    options: argparse.Namespace, environ: Mapping[str, str], *, ledger: str, attempts: int = 1, patience: int = 1
+    options: argparse.Namespace,
+    environ: Mapping[str, str],
+    *,
+    ledger: str,
+    attempts: int = 1,
+    patience: int = 1,
 ) -> "ChatModel":
     """The model that the options of `add_chat_arguments` name.
 
     Args:
         environ: where an endpoint's key is looked up.
-        ledger: of the answers; a chat template that shows the date goes on with the one on which it was begun.
+        ledger: of the answers; a chat template that shows the date goes on with the one on which it
+            was begun.
         attempts: as for `Endpoint` and `LocalChat`.
         patience: as for `Endpoint`.
 
@@ -90,7 +123,11 @@ def load_chat(
     from coevolve.prompts import prompt_set
 
     quieten_libraries()
-    how = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed or 0}
+    how = {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed or 0,
+    }
     how["date"] = _date_of(ledger)
     if kind == "vllm":
         from coevolve.chat.vllm import VllmChat
@@ -128,7 +165,9 @@ def _date_of(ledger: str) -> str | None:
     except (OSError, DataError):
         return None  # there is none, or whoever opens it will say what is wrong with it
     made_by = header.values() if isinstance(header, Mapping) else ()
-    return next((maker.get("template_date") for maker in made_by if isinstance(maker, Mapping)), None)
+    return next(
+        (maker.get("template_date") for maker in made_by if isinstance(maker, Mapping)), None
+    )
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -138,7 +177,9 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = decode_json(text, "--extra")
     except json.JSONDecodeError as error:
-        raise RecipeError(f"--extra: found {text!r}, which is not JSON ({error.msg}); accepted is an object.") from None
+        raise RecipeError(
+            f"--extra: found {text!r}, which is not JSON ({error.msg}); accepted is an object."
+        ) from None
     if not isinstance(value, dict):
         raise RecipeError(f"--extra: found {text!r}; accepted is a JSON object.")
     return value

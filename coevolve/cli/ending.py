@@ -1,4 +1,6 @@
-"""How a command ends that did not get to its end: what is said, and what the machine's refusals are called."""
+"""How a command ends that did not get to its end: what is said, and what the machine's refusals are
+called.
+"""
 
 import argparse
 import errno
@@ -37,7 +39,8 @@ def failed(options: argparse.Namespace, message: str) -> int:
     """Say what went wrong, in one message; the exit status."""
     say(options, message)
     if _rank() != "0":
-        # A launcher ends all processes when the first one leaves, and the one that speaks must get to do so.
+        # A launcher ends all processes when the first one leaves, and the one that speaks must get
+        # to do so.
         time.sleep(HUSH_SECONDS)
     return 2
 
@@ -45,11 +48,15 @@ def failed(options: argparse.Namespace, message: str) -> int:
 def say(options: argparse.Namespace, message: str) -> None:
     # Of several processes that were launched together, one speaks; it learns of the others' errors.
     if _rank() == "0":
-        print(" ".join(filter(None, ("coevolve", options.command))) + f": {message}", file=sys.stderr)
+        print(
+            " ".join(filter(None, ("coevolve", options.command))) + f": {message}", file=sys.stderr
+        )
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether it comes of Ctrl-C, which a library that is being loaded may wrap in an error of its own."""
+    """Whether it comes of Ctrl-C, which a library that is being loaded may wrap in an error of its
+    own.
+    """
     return any(isinstance(link, KeyboardInterrupt) for link in _chain(error))
 
 
@@ -60,7 +67,8 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
         return f"out of memory: {words}. {_what_to_lower(options)} a device with more."
     if isinstance(error, RecursionError):
         return "an input is nested too deeply to be read. Flatten it."
-    # The libraries that are written in Rust have errors of their own, with the number in their words.
+    # The libraries that are written in Rust have errors of their own, with the number in their
+    # words.
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number is not None:
         error = OSError(int(number[1]), os.strerror(int(number[1])))
@@ -69,12 +77,16 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
     if error.errno not in REFUSALS and error.filename is None:
         return None
     where = "" if error.filename is None else f"{error.filename}: "
-    return f"{where}{error.strerror}. Check the place, its room and its permissions, and start again."
+    return (
+        f"{where}{error.strerror}. Check the place, its room and its permissions, and start again."
+    )
 
 
 def reader_is_gone() -> bool:
     """Whether nobody reads a standard stream any more; what is left for it then goes nowhere."""
-    from_here = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed]
+    from_here = [
+        stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed
+    ]
     gone = [stream for stream in from_here if _fails(stream) or _has_no_reader(stream)]
     for stream in gone:
         from coevolve.progress import lead_nowhere
@@ -92,7 +104,9 @@ def _fails(stream: TextIO) -> bool:
 
 
 def _has_no_reader(stream: TextIO) -> bool:
-    """Whether it is a pipe that is closed at its other end, also where nothing is left to be written."""
+    """Whether it is a pipe that is closed at its other end, also where nothing is left to be
+    written.
+    """
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)

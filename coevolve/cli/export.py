@@ -1,4 +1,6 @@
-"""Make an estimator directory from a checkpoint of a run or a base model, or the public layout from an estimator."""
+"""Make an estimator directory from a checkpoint of a run or a base model, or the public layout from
+an estimator.
+"""
 
 import argparse
 from pathlib import Path
@@ -17,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="RUN/checkpoints/NAME; for the reference layout an estimator directory as well",
     )
-    add_input(source, "--base", metavar="MODEL", help="make an estimator of this base model as it is, without training")
+    add_input(
+        source,
+        "--base",
+        metavar="MODEL",
+        help="make an estimator of this base model as it is, without training",
+    )
     add_output(
         parser,
         "--out",
@@ -26,10 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the directory to write",
     )
-    parser.add_argument("--layout", default="coevolve", choices=LAYOUTS, help="whose layout (default coevolve)")
-    parser.add_argument("--name", help="reference layout: the base model's name in the folders' names")
-    parser.add_argument("--prompts", help="with --base: the prompt set, such as brief (default) or roleplay")
-    parser.add_argument("--max-new-tokens", type=int, help="with --base: room for a reasoning (default 512)")
+    parser.add_argument(
+        "--layout", default="coevolve", choices=LAYOUTS, help="whose layout (default coevolve)"
+    )
+    parser.add_argument(
+        "--name", help="reference layout: the base model's name in the folders' names"
+    )
+    parser.add_argument(
+        "--prompts", help="with --base: the prompt set, such as brief (default) or roleplay"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="with --base: room for a reasoning (default 512)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,8 +76,12 @@ def _export_base(options: argparse.Namespace) -> None:
     if room < 1:
         raise RecipeError(f"--max-new-tokens {room}: accepted is a number from 1.")
     if options.layout != "coevolve" or options.name is not None:
-        raise RecipeError("--layout reference and --name need adapters, which --base has none of. Leave them out.")
-    export_base(options.base, prompt_set(options.prompts or "brief"), options.out, max_new_tokens=room)
+        raise RecipeError(
+            "--layout reference and --name need adapters, which --base has none of. Leave them out."
+        )
+    export_base(
+        options.base, prompt_set(options.prompts or "brief"), options.out, max_new_tokens=room
+    )
     print(f"exported {options.base} to {options.out}")
 
 

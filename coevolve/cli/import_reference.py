@@ -7,14 +7,45 @@ from coevolve.outputs import ESTIMATOR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, "checkout", help="the folder of the public code with templates.py and estimator_training/")
-    add_input(parser, "--base", required=True, metavar="MODEL", help="the base model of its adapters: folder or hub id")
-    add_output(parser, "--out", kind=ESTIMATOR, required=True, metavar="DIR", help="the estimator directory to write")
-    parser.add_argument("--name", help="the base model's name in the folders' names, where there are several")
-    parser.add_argument("--round", type=int, help="of reinforcement learning (default: the last one); 0 is SFT alone")
-    parser.add_argument("--max-new-tokens", type=int, help="room for a reasoning (default 2048, as published)")
-    parser.add_argument("--no-base-copy", action="store_true", help="leave a base model that is a folder where it is")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the base model's own code")
+    add_input(
+        parser,
+        "checkout",
+        help="the folder of the public code with templates.py and estimator_training/",
+    )
+    add_input(
+        parser,
+        "--base",
+        required=True,
+        metavar="MODEL",
+        help="the base model of its adapters: folder or hub id",
+    )
+    add_output(
+        parser,
+        "--out",
+        kind=ESTIMATOR,
+        required=True,
+        metavar="DIR",
+        help="the estimator directory to write",
+    )
+    parser.add_argument(
+        "--name", help="the base model's name in the folders' names, where there are several"
+    )
+    parser.add_argument(
+        "--round",
+        type=int,
+        help="of reinforcement learning (default: the last one); 0 is SFT alone",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="room for a reasoning (default 2048, as published)"
+    )
+    parser.add_argument(
+        "--no-base-copy",
+        action="store_true",
+        help="leave a base model that is a folder where it is",
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the base model's own code"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -23,7 +54,9 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.reference.importing import import_reference
 
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
-        raise RecipeError(f"--max-new-tokens {options.max_new_tokens}: accepted is a number from 1.")
+        raise RecipeError(
+            f"--max-new-tokens {options.max_new_tokens}: accepted is a number from 1."
+        )
     quieten_libraries()
     manifest = import_reference(
         options.checkout,

@@ -27,7 +27,9 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         help="how the base under adapters is held (default: as trained); 8bit halves its memory, 4bit quarters it, and "
         "other than as trained changes scores a little",
     )
-    parser.add_argument("--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)")
+    parser.add_argument(
+        "--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)"
+    )
     cache = parser.add_mutually_exclusive_group()
     add_output(
         cache,
@@ -37,7 +39,9 @@ def add_estimator_arguments(parser: argparse.ArgumentParser) -> None:
         help="where reasonings and scores are kept, so that none is computed twice; any number of commands may share "
         "it, and it may be deleted at any time (default $XDG_CACHE_HOME/coevolve/work, or ~/.cache/coevolve/work)",
     )
-    cache.add_argument("--no-cache", action="store_true", help="compute everything anew and keep nothing")
+    cache.add_argument(
+        "--no-cache", action="store_true", help="compute everything anew and keep nothing"
+    )
 
 
 def load_estimator(options: argparse.Namespace) -> "ProbabilityEstimator":
@@ -64,7 +68,8 @@ def look_first(
     *,
     writes_reasoning: bool = True,
 ) -> None:
-    """Raise CoevolveError for whatever stands in the way of scoring, before the estimator is loaded.
+    """Raise CoevolveError for whatever stands in the way of scoring, before the estimator is
+    loaded.
 
     Args:
         find_groups: as in `coevolve.preflight.judging.Judging`.

@@ -1,7 +1,7 @@
 """Arguments that are paths: what a command reads, and where it writes.
 
-An output is declared with its kind, and claimed (`coevolve.outputs`) before the command's own code runs; a command
-cannot forget to. Every path may begin with `~`.
+An output is declared with its kind, and claimed (`coevolve.outputs`) before the command's own code
+runs; a command cannot forget to. Every path may begin with `~`.
 """
 
 import argparse
@@ -17,19 +17,25 @@ Outputs = Kind | Callable[[argparse.Namespace], Kind]
 
 
 def add_input(parser: argparse._ActionsContainer, *names: str, **options: Any) -> None:
-    """A path that the command reads, or several with `nargs`; `NAME=FILE` where the metavar says so."""
+    """A path that the command reads, or several with `nargs`; `NAME=FILE` where the metavar says
+    so.
+    """
     is_named = options.get("metavar") == "NAME=FILE"
     action = parser.add_argument(*names, type=_named_path if is_named else _path, **options)
     action.reads = _path_of_named if is_named else Path
 
 
-def add_output(parser: argparse._ActionsContainer, *names: str, kind: Outputs, **options: Any) -> None:
+def add_output(
+    parser: argparse._ActionsContainer, *names: str, kind: Outputs, **options: Any
+) -> None:
     """A path that the command writes, and `--overwrite` where older work there may be replaced."""
     action = parser.add_argument(*names, **options)
     action.writes = kind
     asks = not isinstance(kind, Kind) or kind.policy == "ask"
     if asks and "--overwrite" not in parser._option_string_actions:
-        parser.add_argument("--overwrite", action="store_true", help="replace older work of the same kind")
+        parser.add_argument(
+            "--overwrite", action="store_true", help="replace older work of the same kind"
+        )
 
 
 def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -40,7 +46,9 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     """
     actions = list(_chosen(parser, options))
     for action in actions:
-        if action.nargs is None and getattr(options, action.dest, None) == []:  # argparse's answer to `--data=--`
+        if (
+            action.nargs is None and getattr(options, action.dest, None) == []
+        ):  # argparse's answer to `--data=--`
             raise OutputError(f"{_called(action)}: found '--', which is no value. Give one.")
     inputs = {
         f"{_called(action)} {text}": action.reads(text)
@@ -57,7 +65,9 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             setattr(options, action.dest, path)
 
 
-def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Iterator[argparse.Action]:
+def _chosen(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> Iterator[argparse.Action]:
     """The arguments of a parser and of the subcommands that were chosen."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -67,7 +77,11 @@ def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Ite
 
 
 def _called(action: argparse.Action) -> str:
-    return action.option_strings[0] if action.option_strings else (action.metavar or action.dest).upper()
+    return (
+        action.option_strings[0]
+        if action.option_strings
+        else (action.metavar or action.dest).upper()
+    )
 
 
 def _listed(value: Any) -> list[str]:

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
-    add_input(parser, "--data", required=True, metavar="FILE", help="a corpus with IDTest and shifted test splits")
+    add_input(
+        parser,
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="a corpus with IDTest and shifted test splits",
+    )
     add_responses_arguments(parser)
     parser.add_argument(
         "--measures",
@@ -37,9 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pairs = parser.add_mutually_exclusive_group()
     pairs.add_argument(
-        "--negatives", default="all", help="mismatched pairs per subset, a number (published: 1000) or all (default)"
+        "--negatives",
+        default="all",
+        help="mismatched pairs per subset, a number (published: 1000) or all (default)",
     )
-    pairs.add_argument("--negatives-per-context", type=int, metavar="K", help="so many for each context instead")
+    pairs.add_argument(
+        "--negatives-per-context", type=int, metavar="K", help="so many for each context instead"
+    )
     reasoning = parser.add_mutually_exclusive_group()
     add_input(
         reasoning,
@@ -50,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "written ones, JSONL of {sample_ID, reasoning} or a JSON object of them (the public code's SThought_dict.json)",
     )
     reasoning.add_argument(
-        "--without-reasoning", action="store_true", help="EMI and EMID of q2(y | x) instead of R-EMI and R-EMID"
+        "--without-reasoning",
+        action="store_true",
+        help="EMI and EMID of q2(y | x) instead of R-EMI and R-EMID",
     )
     parser.add_argument(
         "--protocol",
@@ -65,9 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scores by people or an LLM, to be correlated with R-EMI and with plain EMI",
     )
     parser.add_argument(
-        "--show-small-subsets", action="store_true", help="list subsets of one example without numbers, as no error"
+        "--show-small-subsets",
+        action="store_true",
+        help="list subsets of one example without numbers, as no error",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of pairs, sampled reasonings and bootstrap (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of pairs, sampled reasonings and bootstrap (default 0)"
+    )
     add_output(
         parser,
         "--out",
@@ -93,12 +109,16 @@ def run(options: argparse.Namespace) -> None:
     reasoning = _reasoning(options, given)
     if options.judge:  # before the estimator is loaded
         subsets = distributions(given.whole)
-        row_of = {example.sample_id: subset.row for subset in subsets for example in subset.examples}
+        row_of = {
+            example.sample_id: subset.row for subset in subsets for example in subset.examples
+        }
         left_out = set(row_of) - {example.sample_id for example in corpus.examples}
         rows = [subset.row for subset in subsets]
         judged = read_judge_scores(options.judge, list(responses), rows, row_of, left_out=left_out)
     if options.protocol == "exact":  # the other one cuts what is too long
-        golden = {example.sample_id: example.golden_response for example in evaluated_examples(corpus)}
+        golden = {
+            example.sample_id: example.golden_response for example in evaluated_examples(corpus)
+        }
         small = {"seed": options.seed, "show_small": options.show_small_subsets}
         look_first(
             options,
@@ -118,7 +138,11 @@ def run(options: argparse.Namespace) -> None:
         "data_fingerprint": given.whole.fingerprint,
         "unanswered": given.unanswered,
     }
-    texts = {"results.csv": remid_csv(results), "results.tex": remid_latex(results), "results.json": json_text(results)}
+    texts = {
+        "results.csv": remid_csv(results),
+        "results.tex": remid_latex(results),
+        "results.json": json_text(results),
+    }
     tables.print(remid_table(results))
     if scored is not None:
         main = Measure(results["form"], results["normalisation"])
@@ -148,8 +172,14 @@ def _exact(
     from coevolve.remid.evaluate import score_corpus, summarise
 
     measures = [_measure(text) for text in options.measures] if options.measures else None
-    settings = {"negatives": _chosen_negatives(options), "seed": options.seed, "reasoning": reasoning}
-    total = sum(len(examples) for split, examples in corpus.splits.items() if split in corpus.test_splits)
+    settings = {
+        "negatives": _chosen_negatives(options),
+        "seed": options.seed,
+        "reasoning": reasoning,
+    }
+    total = sum(
+        len(examples) for split, examples in corpus.splits.items() if split in corpus.test_splits
+    )
     kind = "EMID" if reasoning.kind == "none" else "R-EMID"
     with task(console, f"{kind} of {len(responses)} models, {total} contexts", total) as advance:
         report = from_totals(advance)
@@ -176,9 +206,13 @@ def _reference(
     from coevolve.progress import from_totals, task
     from coevolve.reference.protocol import evaluate_reference
 
-    contexts = sum(len(examples) for split, examples in corpus.splits.items() if split in corpus.test_splits)
+    contexts = sum(
+        len(examples) for split, examples in corpus.splits.items() if split in corpus.test_splits
+    )
     total = contexts * (len(responses) + 1)
-    with task(console, f"R-EMID of {len(responses)} models by the reference protocol", total) as advance:
+    with task(
+        console, f"R-EMID of {len(responses)} models by the reference protocol", total
+    ) as advance:
         report = from_totals(advance)
         results = evaluate_reference(
             estimator,
@@ -191,7 +225,9 @@ def _reference(
 
 
 def _check_choices(options: argparse.Namespace) -> None:
-    """Raise RecipeError for options that the reference protocol has no use for, and for unusable values."""
+    """Raise RecipeError for options that the reference protocol has no use for, and for unusable
+    values.
+    """
     from coevolve.errors import RecipeError
 
     for text in options.measures or ():
@@ -207,7 +243,9 @@ def _check_choices(options: argparse.Namespace) -> None:
     }
     odd = [name for name, is_given in given.items() if is_given]
     if options.protocol == "reference" and odd:
-        raise RecipeError(f"--protocol reference fixes what {', '.join(odd)} would choose. Leave that out.")
+        raise RecipeError(
+            f"--protocol reference fixes what {', '.join(odd)} would choose. Leave that out."
+        )
 
 
 def _measure(text: str) -> "Measure":
@@ -251,6 +289,8 @@ def _reasoning(options: argparse.Namespace, judged: "Judged") -> "Reasoning":
     if kind == "marginal" and samples.isdigit():
         return Reasoning(kind, samples=int(samples), seed=options.seed)
     if not Path(text).is_file():
-        raise RecipeError(f"--reasoning {text!r}: accepted are greedy, sampled, marginal:K, and a file that is there.")
+        raise RecipeError(
+            f"--reasoning {text!r}: accepted are greedy, sampled, marginal:K, and a file that is there."
+        )
     texts = read_reasonings(text, evaluated_examples(judged.corpus), judged.whole.examples)
     return Reasoning("given", texts=texts, sha256=sha256_file(text))

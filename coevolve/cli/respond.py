@@ -1,4 +1,5 @@
-"""Collect a role-playing model's responses: from a local model, vLLM, or an OpenAI-compatible endpoint.
+"""Collect a role-playing model's responses: from a local model, vLLM, or an OpenAI-compatible
+endpoint.
 
 Each response is on disk when it arrives; the same command again asks only for what the file lacks.
 """
@@ -18,13 +19,33 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, "--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
-    add_output(parser, "--out", kind=RESPONSES, required=True, metavar="FILE", help="JSONL to begin or to go on with")
-    parser.add_argument(
-        "--splits", nargs="+", metavar="SPLIT", help="of data that has splits (default: all but IDTrain)"
+    add_input(
+        parser,
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="examples, in any layout that train reads",
     )
-    parser.add_argument("--subsets", nargs="+", metavar="TAG", help="of these splits (default: all)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N samples of each split and subset only")
+    add_output(
+        parser,
+        "--out",
+        kind=RESPONSES,
+        required=True,
+        metavar="FILE",
+        help="JSONL to begin or to go on with",
+    )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        metavar="SPLIT",
+        help="of data that has splits (default: all but IDTrain)",
+    )
+    parser.add_argument(
+        "--subsets", nargs="+", metavar="TAG", help="of these splits (default: all)"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="the first N samples of each split and subset only"
+    )
     parser.add_argument(
         "--on-failure",
         default="error",
@@ -32,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stop at a sample without a usable response (default), or go on and count it",
     )
     parser.add_argument(
-        "--keep-cut-off", action="store_true", help="keep a response that reached --max-new-tokens, and mark it"
+        "--keep-cut-off",
+        action="store_true",
+        help="keep a response that reached --max-new-tokens, and mark it",
     )
     add_chat_arguments(parser, required=True)
 
@@ -75,16 +98,26 @@ def _examples(options: argparse.Namespace) -> "Sequence[Example]":
     data = read_data(options.data, require_golden=False)
     if not isinstance(data, Corpus):
         if options.splits or options.subsets:
-            raise DataError(f"--splits, --subsets: {options.data} has no splits. Leave the options out.")
+            raise DataError(
+                f"--splits, --subsets: {options.data} has no splits. Leave the options out."
+            )
         return data[: options.limit]
     splits = options.splits or data.test_splits
     if not splits:
-        raise DataError(f"{options.data}: has no test split. Name the splits to answer with --splits.")
-    groups = [(tag, group) for split in dict.fromkeys(splits) for tag, group in data.subsets(split).items()]
+        raise DataError(
+            f"{options.data}: has no test split. Name the splits to answer with --splits."
+        )
+    groups = [
+        (tag, group)
+        for split in dict.fromkeys(splits)
+        for tag, group in data.subsets(split).items()
+    ]
     tags = list(dict.fromkeys(tag for tag, _ in groups))
     for tag in options.subsets or ():
         if tag not in tags:
-            raise DataError(f"--subsets: found {tag!r}; {', '.join(splits)} of {options.data} have {', '.join(tags)}.")
+            raise DataError(
+                f"--subsets: found {tag!r}; {', '.join(splits)} of {options.data} have {', '.join(tags)}."
+            )
     return [
         example
         for tag, group in groups

@@ -20,7 +20,8 @@ class Judged:
         corpus: without the test examples that were left out.
         responses: model -> sample_ID -> response.
         whole: the corpus as it was read.
-        unanswered: what was left out (`coevolve.remid.unanswered.count_unanswered`), for the results.
+        unanswered: what was left out (`coevolve.remid.unanswered.count_unanswered`), for the
+            results.
     """
 
     corpus: "Corpus"
@@ -63,12 +64,18 @@ def read_judged(options: argparse.Namespace) -> Judged:
     files = _files(options.responses)
     if options.missing == "error":
         ids = [example.sample_id for example in examples]
-        given = {name: dict(zip(ids, read_responses(path, examples), strict=True)) for name, path in files.items()}
+        given = {
+            name: dict(zip(ids, read_responses(path, examples), strict=True))
+            for name, path in files.items()
+        }
         return Judged(corpus, given, corpus, None)
     partial = {name: read_partial_responses(path, examples) for name, path in files.items()}
     answered = answered_by_all(corpus, partial)
     ids = [example.sample_id for example in evaluated_examples(answered)]
-    common = {name: {sample_id: found.by_id[sample_id] for sample_id in ids} for name, found in partial.items()}
+    common = {
+        name: {sample_id: found.by_id[sample_id] for sample_id in ids}
+        for name, found in partial.items()
+    }
     return Judged(answered, common, corpus, count_unanswered(corpus, answered, partial))
 
 

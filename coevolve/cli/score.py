@@ -20,11 +20,24 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_estimator_arguments(parser)
-    add_input(parser, "--data", required=True, metavar="FILE", help="examples, in any layout that train reads")
-    add_input(parser, "--responses", metavar="FILE", help="JSONL of {sample_ID, response}; default: golden responses")
+    add_input(
+        parser,
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="examples, in any layout that train reads",
+    )
+    add_input(
+        parser,
+        "--responses",
+        metavar="FILE",
+        help="JSONL of {sample_ID, response}; default: golden responses",
+    )
     add_missing_argument(parser)
     reasoning = parser.add_mutually_exclusive_group()
-    reasoning.add_argument("--seed", type=int, help="sample the reasoning with this seed instead of decoding greedily")
+    reasoning.add_argument(
+        "--seed", type=int, help="sample the reasoning with this seed instead of decoding greedily"
+    )
     add_input(
         reasoning,
         "--reasoning",
@@ -46,7 +59,10 @@ def run(options: argparse.Namespace) -> None:
     responses = list(given.values())
     reasoning, origin = _reasoning(options, examples, every)
     look_first(
-        options, lambda: [(str(options.data), [x]) for x in examples], [given], writes_reasoning=reasoning is None
+        options,
+        lambda: [(str(options.data), [x]) for x in examples],
+        [given],
+        writes_reasoning=reasoning is None,
     )
     estimator = load_estimator(options)
     console = make_console(sys.stderr)
@@ -57,14 +73,24 @@ def run(options: argparse.Namespace) -> None:
             reasoning = estimator.reason(examples, seed=options.seed, progress=advance)
         scores = estimator.log_prob(examples, responses, reasoning, progress=advance)
     rows = [
-        {"sample_ID": example.sample_id, "log_prob": float(total), "tokens": int(tokens), "reasoning": text} | origin
-        for example, total, tokens, text in zip(examples, scores.sum, scores.tokens, reasoning, strict=True)
+        {
+            "sample_ID": example.sample_id,
+            "log_prob": float(total),
+            "tokens": int(tokens),
+            "reasoning": text,
+        }
+        | origin
+        for example, total, tokens, text in zip(
+            examples, scores.sum, scores.tokens, reasoning, strict=True
+        )
     ]
     write_output(Path(options.out), SCORES, jsonl_text(rows))
     report_cache(console, estimator)
     console.print(f"{len(examples)} scores (nats per response) written to {options.out}")
     if len(examples) < len(every):
-        console.print(f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response")
+        console.print(
+            f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response"
+        )
 
 
 def _reasoning(
@@ -90,7 +116,11 @@ def _responses(options: argparse.Namespace, examples: "Sequence[Example]") -> di
     ids = [example.sample_id for example in examples]
     if options.responses:
         return dict(zip(ids, read_responses(options.responses, examples), strict=True))
-    golden = {example.sample_id: example.golden_response for example in examples if example.golden_response is not None}
+    golden = {
+        example.sample_id: example.golden_response
+        for example in examples
+        if example.golden_response is not None
+    }
     lacking = [sample_id for sample_id in ids if sample_id not in golden]
     if lacking and (options.missing == "error" or not golden):
         raise DataError(

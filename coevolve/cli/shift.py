@@ -1,6 +1,8 @@
-"""Make a shifted test set from in-distribution data: longer turns, word order, another language, unseen characters.
+"""Make a shifted test set from in-distribution data: longer turns, word order, another language,
+unseen characters.
 
-The data is written again with the new rows as a further subset of the split that holds this kind of shift.
+The data is written again with the new rows as a further subset of the split that holds this kind of
+shift.
 """
 
 import argparse
@@ -22,12 +24,18 @@ TRANSLATION_ATTEMPTS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    turns = _add_kind(kinds, "longer_turns", "dialogue: exchanges of other dialogues before the first turn")
+    turns = _add_kind(
+        kinds, "longer_turns", "dialogue: exchanges of other dialogues before the first turn"
+    )
     turns.add_argument("--turns", type=int, default=4, help="exchanges to add (default 4)")
     words = _add_kind(kinds, "word_order", "dialogue: words of the user's turns in other places")
-    words.add_argument("--strength", type=float, default=1.0, help="share of the words that move (default 1)")
+    words.add_argument(
+        "--strength", type=float, default=1.0, help="share of the words that move (default 1)"
+    )
     language = _add_kind(
-        kinds, "language", "user: another language, from the data's own users or translated by a model"
+        kinds,
+        "language",
+        "user: another language, from the data's own users or translated by a model",
     )
     language.add_argument(
         "--language",
@@ -37,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_chat_arguments(language, required=False)
     character = _add_kind(kinds, "unseen_character", "character: one that IDTrain does not have")
     pool = character.add_mutually_exclusive_group()
-    add_input(pool, "--characters", metavar="FILE", help="JSON list or JSONL of characters to draw from")
+    add_input(
+        pool, "--characters", metavar="FILE", help="JSON list or JSONL of characters to draw from"
+    )
     pool.add_argument(
         "--characters-of",
         nargs="+",
@@ -55,7 +65,9 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.shifts import SPLIT_OF_KIND, add_subset, draw_sources, with_golden
 
     if getattr(options, "model", None):
-        options.translations = claim(f"{options.out}.translations.jsonl", TRANSLATIONS, option="--out")
+        options.translations = claim(
+            f"{options.out}.translations.jsonl", TRANSLATIONS, option="--out"
+        )
     corpus = read_corpus(options.data, require_golden=False)
     sources = draw_sources(corpus, options.split, options.samples, options.seed or 0)
     tag = options.tag or _default_tag(options)
@@ -74,15 +86,37 @@ def run(options: argparse.Namespace) -> None:
         )
 
 
-def _add_kind(kinds: "argparse._SubParsersAction", name: str, summary: str) -> argparse.ArgumentParser:
+def _add_kind(
+    kinds: "argparse._SubParsersAction", name: str, summary: str
+) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=summary, description=summary)
-    add_input(parser, "--data", required=True, metavar="FILE", help="a corpus, in any layout that train reads")
-    add_output(parser, "--out", kind=CORPUS, required=True, metavar="FILE", help="the .json file to write")
-    parser.add_argument("--split", default="IDTest", help="the split to start from (default IDTest)")
-    parser.add_argument("--samples", type=int, metavar="N", help="start from N samples, drawn at random (default: all)")
-    parser.add_argument("--tag", help="the new rows' subset_tag (default: the kind, or the language)")
     add_input(
-        parser, "--golden", metavar="FILE", help="golden responses to the new rows: JSONL of {sample_ID, response}"
+        parser,
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="a corpus, in any layout that train reads",
+    )
+    add_output(
+        parser, "--out", kind=CORPUS, required=True, metavar="FILE", help="the .json file to write"
+    )
+    parser.add_argument(
+        "--split", default="IDTest", help="the split to start from (default IDTest)"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="start from N samples, drawn at random (default: all)",
+    )
+    parser.add_argument(
+        "--tag", help="the new rows' subset_tag (default: the kind, or the language)"
+    )
+    add_input(
+        parser,
+        "--golden",
+        metavar="FILE",
+        help="golden responses to the new rows: JSONL of {sample_ID, response}",
     )
     if name != "language":  # add_chat_arguments has it there
         parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
@@ -100,7 +134,9 @@ def _longer_turns(
 ) -> "list[Example]":
     from coevolve.shifts import longer_turns
 
-    in_distribution = [example for split in ("IDTrain", "IDTest") for example in corpus.splits.get(split, ())]
+    in_distribution = [
+        example for split in ("IDTrain", "IDTest") for example in corpus.splits.get(split, ())
+    ]
     return longer_turns(sources, in_distribution, turns=options.turns, seed=options.seed, tag=tag)
 
 
@@ -126,9 +162,15 @@ def _language(
             raise DataError(
                 f"--language {options.language!r}: {options.data} has no such subset_tag; it has {subsets}."
             )
-        return pair_with_language(sources, donors, language=options.language, seed=options.seed or 0, tag=tag)
-    translator = load_chat(options, os.environ, ledger=options.translations, attempts=TRANSLATION_ATTEMPTS)
-    with task(make_console(sys.stderr), f"translation into {options.language}", len(sources)) as advance:
+        return pair_with_language(
+            sources, donors, language=options.language, seed=options.seed or 0, tag=tag
+        )
+    translator = load_chat(
+        options, os.environ, ledger=options.translations, attempts=TRANSLATION_ATTEMPTS
+    )
+    with task(
+        make_console(sys.stderr), f"translation into {options.language}", len(sources)
+    ) as advance:
         report = from_totals(advance)
         return translate(
             sources,

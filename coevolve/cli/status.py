@@ -1,6 +1,7 @@
 """Say where a run is, with an exit status that a script can test.
 
-0: finished; 75: interrupted or killed, to be started again; 1: failed, for a reason that is shown; 3: still running;
+0: finished; 75: interrupted or killed, to be started again; 1: failed, for a reason that is shown;
+    3: still running;
 2: no run.
 """
 

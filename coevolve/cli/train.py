@@ -1,7 +1,8 @@
 """Train connector and estimator against each other, export the estimator, print the tables.
 
-Started again on the same --output-dir, it goes on where it was left. Exit status 75: asked to stop (SIGTERM, SIGUSR1,
-Ctrl-C, --deadline), saved, to be started again; 2: a mistake that the message explains.
+Started again on the same --output-dir, it goes on where it was left. Exit status 75: asked to stop
+(SIGTERM, SIGUSR1, Ctrl-C, --deadline), saved, to be started again; 2: a mistake that the message
+explains.
 """
 
 import argparse
@@ -13,7 +14,9 @@ from coevolve.outputs import RUN
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input(parser, "recipe", help="a recipe's folder or YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, for example data.path=FILE")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted keys, for example data.path=FILE"
+    )
     add_output(
         parser,
         "--output-dir",
@@ -28,8 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|never|DIR",
         help="go on with the run in --output-dir (auto, the default), refuse one, or go on from this checkpoint",
     )
-    parser.add_argument("--force", action="store_true", help="resume although the recipe has changed")
-    parser.add_argument("--deadline", metavar="3h50m", help="save and leave by itself after so long")
+    parser.add_argument(
+        "--force", action="store_true", help="resume although the recipe has changed"
+    )
+    parser.add_argument(
+        "--deadline", metavar="3h50m", help="save and leave by itself after so long"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     launch = Launch.from_environment(os.environ)
     check_launch(recipe, launch)
     if not launch.gpu:
-        # DeepSpeed would look for an accelerator when it is imported, and say at length that there is none.
+        # DeepSpeed would look for an accelerator when it is imported, and say at length that there
+        # is none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from coevolve.training.distributed.processes import Interrupted
     from coevolve.training.run import train
@@ -61,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
             )
         except Interrupted:
             if os.environ.get("RANK", "0") == "0":
-                print(f"coevolve: {stop.reason}: saved. The same command goes on from here; exit status {INTERRUPTED}.")
+                print(
+                    f"coevolve: {stop.reason}: saved. The same command goes on from here; exit status {INTERRUPTED}."
+                )
             return INTERRUPTED
     return 0

@@ -1,4 +1,6 @@
-"""Estimates beside exact values, for every measure, on fresh samples of the synthetic worlds of quickstart runs."""
+"""Estimates beside exact values, for every measure, on fresh samples of the synthetic worlds of
+quickstart runs.
+"""
 
 import argparse
 import sys
@@ -16,21 +18,36 @@ SCHEMA = "coevolve.truth/1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input(
-        parser, "runs", nargs="+", metavar="RUN", help="finished runs on a synthetic world, best of several seeds"
+        parser,
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="finished runs on a synthetic world, best of several seeds",
     )
     parser.add_argument(
-        "--test", type=int, default=256, help="fresh examples per split, all pairs scored (default 256)"
+        "--test",
+        type=int,
+        default=256,
+        help="fresh examples per split, all pairs scored (default 256)",
     )
-    parser.add_argument("--policies", nargs="+", metavar="NAME", help="role-playing models judged (default: all)")
+    parser.add_argument(
+        "--policies", nargs="+", metavar="NAME", help="role-playing models judged (default: all)"
+    )
     parser.add_argument(
         "--exact-only",
         action="store_true",
         help="leave the estimators out: what exact conditionals give, in little time",
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)")
+    parser.add_argument(
+        "--token-budget", type=int, default=16384, help="tokens of one forward pass (default 16384)"
+    )
     add_output(
-        parser, "--json", kind=TRUTH, metavar="FILE", help="write every estimate beside its exact value to this file"
+        parser,
+        "--json",
+        kind=TRUTH,
+        metavar="FILE",
+        help="write every estimate beside its exact value to this file",
     )
 
 
@@ -48,7 +65,9 @@ def run(options: argparse.Namespace) -> None:
     for folder, world in zip(options.runs, worlds, strict=True):
         estimator = None if options.exact_only else _estimator(options, world.estimator)
         contexts = options.test * (len(worlds_by_split(world.seed)) - 1)
-        with task(console, f"{folder}: world {world.seed}, {contexts} contexts", contexts) as advance:
+        with task(
+            console, f"{folder}: world {world.seed}, {contexts} contexts", contexts
+        ) as advance:
             rows += audit_world(
                 estimator,
                 world.seed,
@@ -58,7 +77,12 @@ def run(options: argparse.Namespace) -> None:
                 advance=advance,
             )
     if options.json:
-        results = {"schema": SCHEMA, "unit": "nats per response", "test": options.test, "rows": rows}
+        results = {
+            "schema": SCHEMA,
+            "unit": "nats per response",
+            "test": options.test,
+            "rows": rows,
+        }
         write_output(Path(options.json), TRUTH, json_text(results))
         console.print(f"results: {options.json}")
     tables = make_console(sys.stdout)
@@ -70,5 +94,7 @@ def _estimator(options: argparse.Namespace, folder: Path) -> "ProbabilityEstimat
     from coevolve.cli.loading import load_estimator
 
     return load_estimator(
-        argparse.Namespace(**vars(options), estimator=folder, dtype="float32", quantization="as trained")
+        argparse.Namespace(
+            **vars(options), estimator=folder, dtype="float32", quantization="as trained"
+        )
     )

@@ -1,10 +1,12 @@
-"""Rows kept by Hugging Face `datasets` (Arrow, Parquet), as they were before. They are read in a process of its own.
+"""Rows kept by Hugging Face `datasets` (Arrow, Parquet), as they were before. They are read in a
+process of its own.
 
-Arrow gives every row of a column the same keys, so objects whose keys differ come back with the absent ones as null
-(see `coevolve.data.example.plain_row`). The order of an object's keys cannot be restored where rows differ in it.
+Arrow gives every row of a column the same keys, so objects whose keys differ come back with the
+absent ones as null (see `coevolve.data.example.plain_row`). The order of an object's keys cannot be
+restored where rows differ in it.
 
-A column cannot hold strings in one row and objects in another. Such an `agent_character` is stored as JSON text, and a
-string that is a JSON object is read as that object.
+A column cannot hold strings in one row and objects in another. Such an `agent_character` is stored
+as JSON text, and a string that is a JSON object is read as that object.
 """
 
 import json
@@ -66,7 +68,9 @@ def _rows_of_dataset(folder: Path) -> list[dict[str, Any]]:
     shown = None if state.get("_output_all_columns") else state.get("_format_columns")
     keep = shown if isinstance(shown, list) else None
     return [
-        row if keep is None else {name: row[name] for name in row if name in keep} for part in parts for row in part
+        row if keep is None else {name: row[name] for name in row if name in keep}
+        for part in parts
+        for row in part
     ]
 
 
@@ -76,7 +80,9 @@ def _field(file: Path, name: str, inner: str | None = None) -> list[str]:
     names = found.get(name) if isinstance(found, dict) else None
     if isinstance(names, list) and inner:
         names = [item.get(inner) if isinstance(item, dict) else None for item in names]
-    if not isinstance(names, list) or not all(isinstance(item, str) and Path(item).name == item for item in names):
+    if not isinstance(names, list) or not all(
+        isinstance(item, str) and Path(item).name == item for item in names
+    ):
         raise DataError(
             f"{file}: accepted is what datasets.save_to_disk writes, with a list {name!r} of names. Save the dataset "
             "again."
@@ -90,15 +96,22 @@ def _read(files: Sequence[Path], kind: str, remedy: str) -> list[list[dict[str, 
     names = ", ".join(map(str, files))
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60 + size / 1e6 / MB_PER_SECOND
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60 + size / 1e6 / MB_PER_SECOND,
         )
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"{names}: cannot be read as {kind} (no end after {error.timeout:.0f} s). {remedy}") from None
+        raise DataError(
+            f"{names}: cannot be read as {kind} (no end after {error.timeout:.0f} s). {remedy}"
+        ) from None
     *lines, last = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
     if done.returncode or last != '"end"':
         fault = {} if done.returncode else parse_json(last, names)
         where = files[fault["file"]] if fault else names
-        raise DataError(f"{where}: cannot be read as {kind} ({fault.get('error') or _end_of(done)}). {remedy}")
+        raise DataError(
+            f"{where}: cannot be read as {kind} ({fault.get('error') or _end_of(done)}). {remedy}"
+        )
     rows: list[list[dict[str, Any]]] = [[] for _ in files]
     for line in lines:
         number, row = parse_json(line, names, nan=True)
@@ -110,7 +123,10 @@ def _end_of(done: subprocess.CompletedProcess[bytes]) -> str:
     """Why the process that read ended early."""
     if done.returncode < 0:
         return f"reading it ended with {signal.Signals(-done.returncode).name}: it is damaged"
-    return done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"exit {done.returncode}"
+    return (
+        done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        or f"exit {done.returncode}"
+    )
 
 
 def _with_object_character(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Run as a program, `arrow_rows.py FILE...`: the rows of Arrow and Parquet files as lines of JSON on standard output.
+"""Run as a program, `arrow_rows.py FILE...`: the rows of Arrow and Parquet files as lines of JSON
+on standard output.
 
-A flipped bit in such a file can crash whoever reads it, deep in compiled code. So the files are read here, in a process
-of its own, and checked whole before a value is taken. Each line is a row, `[number of the file, row]`, but for the last
-one: `"end"`, or `{"error": reason, "file": number}`. Nothing of coevolve is loaded.
+A flipped bit in such a file can crash whoever reads it, deep in compiled code. So the files are
+read here, in a process of its own, and checked whole before a value is taken. Each line is a row,
+`[number of the file, row]`, but for the last one: `"end"`, or `{"error": reason, "file": number}`.
+Nothing of coevolve is loaded.
 """
 
 import json
@@ -30,7 +32,9 @@ def write_rows(files: list[str], out: IO[str]) -> None:
         try:
             for row in rows_of(file):
                 out.write(f"{json.dumps([number, row], ensure_ascii=False)}\n")
-        except Exception as error:  # pyarrow raises several kinds, and Python its own for text and memory
+        except (
+            Exception
+        ) as error:  # pyarrow raises several kinds, and Python its own for text and memory
             reason = " ".join(str(error).split()) or type(error).__name__
             out.write(f"{json.dumps({'error': reason[:300], 'file': number})}\n")
             return
@@ -63,7 +67,9 @@ def read_table(file: str) -> "pa.Table":
 
 
 def decoder(kind: "pa.DataType") -> Callable[[Any], Any]:
-    """What makes the values of a type plain: `datasets` keeps objects of different keys as JSON text."""
+    """What makes the values of a type plain: `datasets` keeps objects of different keys as JSON
+    text.
+    """
     import pyarrow as pa
 
     if isinstance(kind, pa.JsonType):
@@ -73,7 +79,9 @@ def decoder(kind: "pa.DataType") -> Callable[[Any], Any]:
         return lambda items: None if items is None else [inner(item) for item in items]
     if pa.types.is_struct(kind):
         fields = {field.name: decoder(field.type) for field in kind}
-        return lambda row: None if row is None else {key: fields[key](item) for key, item in row.items()}
+        return lambda row: (
+            None if row is None else {key: fields[key](item) for key, item in row.items()}
+        )
     return lambda value: value
 
 

@@ -1,4 +1,6 @@
-"""A corpus: the training split, the in-distribution test split, and the shifted ones, read from whatever holds them."""
+"""A corpus: the training split, the in-distribution test split, and the shifted ones, read from
+whatever holds them.
+"""
 
 import hashlib
 import json
@@ -14,8 +16,8 @@ from coevolve.data.example import Example, kind, plain_row
 from coevolve.errors import DataError
 from coevolve.files import is_folder, look, read_json, read_jsonl, write_json
 
-# Which factor of x = (user, character, dialogue) each split shifts. The last one is an addition to the RPGBench
-# layout: worlds with a known truth use it to shift every factor at once.
+# Which factor of x = (user, character, dialogue) each split shifts. The last one is an addition to
+# the RPGBench layout: worlds with a known truth use it to shift every factor at once.
 SHIFT_OF_SPLIT: Mapping[str, str | None] = MappingProxyType(
     {
         "IDTrain": None,
@@ -55,16 +57,21 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the examples, whatever file format they were read from.
 
-        The order of the rows counts, and so does the order of the keys in an `agent_character`: prompts show both
-        to the model.
+        The order of the rows counts, and so does the order of the keys in an `agent_character`:
+        prompts show both to the model.
         """
-        canonical = json.dumps(self.to_splits(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        canonical = json.dumps(
+            self.to_splits(), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     @property
     def split_fingerprints(self) -> dict[str, str]:
         """The fingerprint of each split by itself."""
-        return {name: Corpus({name: rows}, self.source).fingerprint for name, rows in self.splits.items()}
+        return {
+            name: Corpus({name: rows}, self.source).fingerprint
+            for name, rows in self.splits.items()
+        }
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -84,7 +91,9 @@ class Corpus:
         """
         if split not in self.splits:
             found = ", ".join(_in_order(self.splits)) or "no split"
-            raise DataError(f"{self.source}: split {split!r} is needed; the data has {found}. Add it to the data.")
+            raise DataError(
+                f"{self.source}: split {split!r} is needed; the data has {found}. Add it to the data."
+            )
         return self.splits[split]
 
     def subsets(self, split: str) -> dict[str, tuple[Example, ...]]:
@@ -99,8 +108,13 @@ class Corpus:
         return {name: tuple(group) for name, group in groups.items()}
 
     def to_splits(self) -> dict[str, list[dict[str, Any]]]:
-        """The RPGBench layout, one JSON object of splits, which `read_corpus` reads back from a file."""
-        return {name: [example.to_row() for example in self.splits[name]] for name in _in_order(self.splits)}
+        """The RPGBench layout, one JSON object of splits, which `read_corpus` reads back from a
+        file.
+        """
+        return {
+            name: [example.to_row() for example in self.splits[name]]
+            for name in _in_order(self.splits)
+        }
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_splits`."""
@@ -112,17 +126,20 @@ def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:
 
     Accepted, told apart by what is at `path`:
         a `.json` file with an object of splits, each a list of rows (the RPGBench layout);
-        a `.jsonl` file, a `.json` file with a list, or a `.parquet` file, whose rows have one more field, `split`;
-        a folder with a file `<split>.jsonl`, `<split>.json` or `<split>.parquet` for each split;
-        a folder written by `save_to_disk` of a `datasets.DatasetDict`, or of a Dataset with a column `split`.
+        a `.jsonl` file, a `.json` file with a list, or a `.parquet` file, whose rows have one more
+        field, `split`; a folder with a file `<split>.jsonl`, `<split>.json` or `<split>.parquet`
+        for each split; a folder written by `save_to_disk` of a `datasets.DatasetDict`, or of a
+        Dataset with a column `split`.
 
     Args:
         path: of one of these. Every row is one of `Example.from_row`.
-        require_golden: whether every row must have a golden response, as training and evaluation need it.
+        require_golden: whether every row must have a golden response, as training and evaluation
+            need it.
 
     Raises:
-        DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or lacks a required
-            golden response; two rows have the same `sample_ID`. The message names file and row.
+        DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or
+            lacks a required golden response; two rows have the same `sample_ID`. The message names
+            file and row.
     """
     at_folder, path = is_folder(path), Path(path)
     if not at_folder:
@@ -131,14 +148,19 @@ def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:
     elif arrow.is_saved(path):
         saved = arrow.read_saved(path)
         is_flat = isinstance(saved, list)
-        rows = _group_by_split(_located(saved, str(path)), path) if is_flat else locate_splits(saved, str(path))
+        rows = (
+            _group_by_split(_located(saved, str(path)), path)
+            if is_flat
+            else locate_splits(saved, str(path))
+        )
     else:
         rows = _read_split_folder(path)
     return build_corpus(rows, str(path), require_golden=require_golden)
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read examples without regard to splits: those of `read_data`, splits concatenated in the order of SHIFT_OF_SPLIT.
+    """Read examples without regard to splits: those of `read_data`, splits concatenated in the
+    order of SHIFT_OF_SPLIT.
 
     Raises:
         DataError: as `read_data`.
@@ -150,9 +172,10 @@ def read_examples(path: str | Path) -> list[Example]:
 def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list[Example]:
     """A corpus where the data has splits, a list of examples where it has none.
 
-    Accepted are a `.jsonl`, `.json` (a list) or `.parquet` file of rows without the field `split`, and everything
-    that `read_corpus` accepts. In a file without splits the golden response is optional, and a row may carry a
-    model's response (`response` or `model_response`), which is left to `read_responses`.
+    Accepted are a `.jsonl`, `.json` (a list) or `.parquet` file of rows without the field `split`,
+    and everything that `read_corpus` accepts. In a file without splits the golden response is
+    optional, and a row may carry a model's response (`response` or `model_response`), which is left
+    to `read_responses`.
 
     Args:
         path: of one of these.
@@ -184,7 +207,9 @@ def read_rows(path: str | Path) -> list[Row]:
     """
     rows = _rows_or_object(Path(path))
     if not isinstance(rows, list):
-        raise DataError(f"{path}: found an object; accepted is a list of rows, or a .jsonl file with one row a line.")
+        raise DataError(
+            f"{path}: found an object; accepted is a list of rows, or a .jsonl file with one row a line."
+        )
     return [(where, plain_row(row)) for where, row in rows]
 
 
@@ -198,13 +223,20 @@ def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]
     _check_split_names([file.stem for file in files], source)
     double = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
     if double:
-        raise DataError(f"{source}: split {double[0]!r} is there in two formats. Remove one of the two files.")
+        raise DataError(
+            f"{source}: split {double[0]!r} is there in two formats. Remove one of the two files."
+        )
     parquet = [file for file in files if _is_parquet(file)]
     rows = dict(zip(parquet, arrow.read_parquet(parquet), strict=True)) if parquet else {}
-    return {file.stem: _located(rows[file], str(file)) if file in rows else read_rows(file) for file in files}
+    return {
+        file.stem: _located(rows[file], str(file)) if file in rows else read_rows(file)
+        for file in files
+    }
 
 
-def build_corpus(rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True) -> Corpus:
+def build_corpus(
+    rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True
+) -> Corpus:
     """Check rows that are already grouped by split, and make a Corpus of them.
 
     Raises:
@@ -218,9 +250,13 @@ def build_corpus(rows_by_split: Mapping[str, Iterable[Row]], source: str, *, req
         read = _with_golden_response if require_golden else Example.from_row
         splits[name] = [(where, read(row, where)) for where, row in rows_by_split[name]]
         if not splits[name]:
-            raise DataError(f"{source}: split {name!r} has no rows. Give it some, or leave the split out.")
+            raise DataError(
+                f"{source}: split {name!r} has no rows. Give it some, or leave the split out."
+            )
     _check_unique([located for split in splits.values() for located in split])
-    return Corpus({name: tuple(example for _, example in split) for name, split in splits.items()}, source)
+    return Corpus(
+        {name: tuple(example for _, example in split) for name, split in splits.items()}, source
+    )
 
 
 def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, list[Row]]:
@@ -232,7 +268,9 @@ def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, li
     _check_split_names(rows_by_split, source)
     for name, rows in rows_by_split.items():
         if not isinstance(rows, list):
-            raise DataError(f"{source}: split {name!r} is {kind(rows)}; accepted is a list of rows.")
+            raise DataError(
+                f"{source}: split {name!r} is {kind(rows)}; accepted is a list of rows."
+            )
     return {name: _located(rows, f"{source}: {name}") for name, rows in rows_by_split.items()}
 
 
@@ -250,20 +288,30 @@ def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
         return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
     if path.suffix != ".json":
         problem = "is neither .json nor .jsonl" if look(path) else "no such file or folder"
-        raise DataError(f"{path}: {problem}. Check the path; rows are read from .json and .jsonl files.")
+        raise DataError(
+            f"{path}: {problem}. Check the path; rows are read from .json and .jsonl files."
+        )
     value = read_json(path)
     if isinstance(value, list):
         return _located(value, str(path))
     if isinstance(value, Mapping):
         return value
-    raise DataError(f"{path}: found {kind(value)}; accepted is an object of splits or a list of rows.")
+    raise DataError(
+        f"{path}: found {kind(value)}; accepted is an object of splits or a list of rows."
+    )
 
 
 def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
-    """The rows of every data file in `folder`. Other kinds of files, such as a README, may lie beside them."""
+    """The rows of every data file in `folder`. Other kinds of files, such as a README, may lie
+    beside them.
+    """
     suffixes = (".json", ".jsonl", ".parquet")
     try:
-        files = [file for file in folder.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+        files = [
+            file
+            for file in folder.iterdir()
+            if file.suffix in suffixes and not file.name.startswith(".")
+        ]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
     if not files:
@@ -285,7 +333,9 @@ def _group_by_split(rows: list[Row], path: Path) -> dict[str, list[Row]]:
                 f"{where}: field 'split' is {found}; accepted are {', '.join(SHIFT_OF_SPLIT)} "
                 f"(in every row, or one file for each split, or an object of splits in {path.stem}.json)."
             )
-        groups.setdefault(name, []).append((where, {key: value for key, value in row.items() if key != "split"}))
+        groups.setdefault(name, []).append(
+            (where, {key: value for key, value in row.items() if key != "split"})
+        )
     if not groups:
         raise DataError(f"{path}: has no rows. Give at least one.")
     return groups
@@ -329,8 +379,12 @@ def _check_unique(examples: Iterable[tuple[str, Example]]) -> None:
 def _check_split_names(names: Iterable[str], source: str) -> None:
     unknown = [name for name in names if name not in SHIFT_OF_SPLIT]
     if unknown:
-        listed = ", ".join(map(repr, unknown[:8])) + (f" and {len(unknown) - 8} more" if len(unknown) > 8 else "")
-        raise DataError(f"{source}: unknown split {listed}; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
+        listed = ", ".join(map(repr, unknown[:8])) + (
+            f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        )
+        raise DataError(
+            f"{source}: unknown split {listed}; accepted are {', '.join(SHIFT_OF_SPLIT)}."
+        )
 
 
 def _in_order(splits: Iterable[str]) -> list[str]:

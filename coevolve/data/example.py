@@ -1,4 +1,6 @@
-"""One dialogue example x = (user persona, agent character, dialogue context) with its reference response y."""
+"""One dialogue example x = (user persona, agent character, dialogue context) with its reference
+response y.
+"""
 
 import json
 from collections.abc import Mapping
@@ -30,9 +32,12 @@ class Example:
         user_persona: u, free text; may be empty.
         agent_character: c, free text or a JSON object.
         dialogue: d, the turns in order; the last one is the user's.
-        golden_response: y, the reference response; None where only a model's responses will be scored.
-        trace: a reasoning r* that came with the row (as `trace` or `SThought`), for the cold start; usually None.
-        shift: how the row was made from another one (`coevolve.shifts`); None for an original row. No model sees it.
+        golden_response: y, the reference response; None where only a model's responses will be
+            scored.
+        trace: a reasoning r* that came with the row (as `trace` or `SThought`), for the cold start;
+            usually None.
+        shift: how the row was made from another one (`coevolve.shifts`); None for an original row.
+            No model sees it.
     """
 
     sample_id: str
@@ -50,13 +55,16 @@ class Example:
 
         Args:
             row: the decoded JSON value.
-            where: what to call the row in an error, for example `data.json: IDTrain[3]` or `data.jsonl:4`.
+            where: what to call the row in an error, for example `data.json: IDTrain[3]` or
+                `data.jsonl:4`.
 
         Raises:
             DataError: names `where`, the field, what was found and what is accepted.
         """
         if not isinstance(row, Mapping):
-            raise DataError(f"{where}: found {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}.")
+            raise DataError(
+                f"{where}: found {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}."
+            )
         row = plain_row(row)
         where = _with_id(where, row)
         missing = [field for field in REQUIRED_FIELDS if field not in row]
@@ -88,7 +96,8 @@ class Example:
             "user_persona": self.user_persona,
             "agent_character": self.agent_character,
             "dialogue_context": [
-                {"user_query" if turn.speaker == "user" else "agent_response": turn.text} for turn in self.dialogue
+                {"user_query" if turn.speaker == "user" else "agent_response": turn.text}
+                for turn in self.dialogue
             ],
         }
         if self.golden_response is not None:
@@ -103,9 +112,10 @@ class Example:
 def plain_row(value: Any) -> Any:
     """A row as it was meant, whatever kept it, so that all formats give the same.
 
-    A table (Arrow, Parquet, the JSON Lines that `datasets` and pandas write of one) gives all rows the same keys, those
-    that a row lacks as null, and makes a column of integers one of floats where a value is missing or a fraction. So a
-    key with null is one that is absent, in objects within the row too, and a whole number is an integer.
+    A table (Arrow, Parquet, the JSON Lines that `datasets` and pandas write of one) gives all rows
+    the same keys, those that a row lacks as null, and makes a column of integers one of floats
+    where a value is missing or a fraction. So a key with null is one that is absent, in objects
+    within the row too, and a whole number is an integer.
     """
     if isinstance(value, Mapping):
         return {key: plain_row(item) for key, item in value.items() if item is not None}
@@ -118,31 +128,47 @@ def plain_row(value: Any) -> Any:
 
 
 def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:
-    accepted = "a list of {'user_query': text} and {'agent_response': text} that ends with a user_query"
+    accepted = (
+        "a list of {'user_query': text} and {'agent_response': text} that ends with a user_query"
+    )
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else kind(value)
         raise DataError(f"{where}: dialogue_context is {found}; accepted is {accepted}.")
     turns = []
     for index, turn in enumerate(value):
         field = f"dialogue_context[{index}]"
-        if not isinstance(turn, Mapping) or len(turn) != 1 or next(iter(turn)) not in ("user_query", "agent_response"):
-            found = f"an object with {sorted(map(str, turn))}" if isinstance(turn, Mapping) else kind(turn)
+        if (
+            not isinstance(turn, Mapping)
+            or len(turn) != 1
+            or next(iter(turn)) not in ("user_query", "agent_response")
+        ):
+            found = (
+                f"an object with {sorted(map(str, turn))}"
+                if isinstance(turn, Mapping)
+                else kind(turn)
+            )
             raise DataError(f"{where}: {field} is {found}; accepted is {accepted}.")
         name = next(iter(turn))
         text = text_field(turn, name, where, label=f"{field}.{name}", empty=True)
         turns.append(Turn("user" if name == "user_query" else "agent", text))
     if turns[-1].speaker != "user":
-        raise DataError(f"{where}: dialogue_context ends with an agent_response; accepted is {accepted}.")
+        raise DataError(
+            f"{where}: dialogue_context ends with an agent_response; accepted is {accepted}."
+        )
     return tuple(turns)
 
 
 def character_field(row: Mapping[str, Any], where: str) -> str | Mapping[str, Any]:
-    """The character in `row["agent_character"]`: text, or a JSON object. Raises DataError for anything else."""
+    """The character in `row["agent_character"]`: text, or a JSON object. Raises DataError for
+    anything else.
+    """
     value = row["agent_character"]
     if isinstance(value, str):
         return text_field(row, "agent_character", where, empty=True)
     if not isinstance(value, Mapping):
-        raise DataError(f"{where}: agent_character is {kind(value)}; accepted is a string or an object.")
+        raise DataError(
+            f"{where}: agent_character is {kind(value)}; accepted is a string or an object."
+        )
     return _json_object(value, "agent_character", where)
 
 
@@ -151,23 +177,30 @@ def _shift(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise DataError(f"{where}: shift is {kind(value)}; accepted is the object that `coevolve shift` wrote.")
+        raise DataError(
+            f"{where}: shift is {kind(value)}; accepted is the object that `coevolve shift` wrote."
+        )
     return _json_object(value, "shift", where)
 
 
 def _json_object(value: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
     try:
-        # Now rather than when a checkpoint is written: NaN, a lone surrogate, or a value that JSON does not know.
+        # Now rather than when a checkpoint is written: NaN, a lone surrogate, or a value that JSON
+        # does not know.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {field} holds what JSON in UTF-8 cannot ({error}); replace it.") from None
+        raise DataError(
+            f"{where}: {field} holds what JSON in UTF-8 cannot ({error}); replace it."
+        ) from None
     return value
 
 
 def _trace(row: Mapping[str, Any], where: str) -> str | None:
     trace, public = _optional_text(row, "trace", where), _optional_text(row, "SThought", where)
     if trace is not None and public is not None:
-        raise DataError(f"{where}: has both 'trace' and 'SThought', two names of one field; keep one of them.")
+        raise DataError(
+            f"{where}: has both 'trace' and 'SThought', two names of one field; keep one of them."
+        )
     return trace if public is None else public
 
 
@@ -177,10 +210,14 @@ def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str | None
 
 def _with_id(where: str, row: Mapping[str, Any]) -> str:
     sample_id = row.get("sample_ID")
-    return f"{where} (sample_ID {sample_id!r})" if isinstance(sample_id, str) and sample_id else where
+    return (
+        f"{where} (sample_ID {sample_id!r})" if isinstance(sample_id, str) and sample_id else where
+    )
 
 
-def text_field(row: Mapping[str, Any], field: str, where: str, *, label: str | None = None, empty: bool = False) -> str:
+def text_field(
+    row: Mapping[str, Any], field: str, where: str, *, label: str | None = None, empty: bool = False
+) -> str:
     """The text in `row[field]`.
 
     Args:
@@ -197,10 +234,14 @@ def text_field(row: Mapping[str, Any], field: str, where: str, *, label: str | N
     if not isinstance(value, str):
         raise DataError(f"{where}: {label} is {kind(value)}; accepted is a string.")
     if not empty and not value.strip():
-        raise DataError(f"{where}: {label} is empty; accepted is a string with at least one visible character.")
+        raise DataError(
+            f"{where}: {label} is empty; accepted is a string with at least one visible character."
+        )
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as error:  # an escape such as \ud83d without its second half: JSON allows it, UTF-8 not
+    except (
+        UnicodeEncodeError
+    ) as error:  # an escape such as \ud83d without its second half: JSON allows it, UTF-8 not
         found = value[error.start]
         raise DataError(
             f"{where}: {label} has half of a surrogate pair ({found!r}) at character {error.start}; remove it."
@@ -210,5 +251,11 @@ def text_field(row: Mapping[str, Any], field: str, where: str, *, label: str | N
 
 def kind(value: Any) -> str:
     """The JSON name of a value's type, with its article, for messages."""
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+    }
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")

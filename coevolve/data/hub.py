@@ -1,10 +1,19 @@
-"""Corpora from the Hugging Face hub. Each is a download and a pure function on the folder that it leaves."""
+"""Corpora from the Hugging Face hub. Each is a download and a pure function on the folder that it
+leaves.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 from coevolve.data import arrow
-from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus, build_corpus, locate_splits, read_corpus, read_split_files
+from coevolve.data.corpus import (
+    SHIFT_OF_SPLIT,
+    Corpus,
+    build_corpus,
+    locate_splits,
+    read_corpus,
+    read_split_files,
+)
 from coevolve.data.persona_chat import persona_chat_corpus
 from coevolve.errors import DataError
 from coevolve.files import read_json
@@ -13,12 +22,16 @@ RPGBENCH = "YongqiLi/RPGBench"
 PERSONA_CHAT = "google/Synthetic-Persona-Chat"
 
 
-def load_hub(name: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Corpus:
-    """Load a corpus from the hub, or from the hub's cache on this machine where there is no network.
+def load_hub(
+    name: str, *, revision: str | None = None, cache_dir: str | Path | None = None
+) -> Corpus:
+    """Load a corpus from the hub, or from the hub's cache on this machine where there is no
+    network.
 
     Args:
-        name: `YongqiLi/RPGBench`, `google/Synthetic-Persona-Chat` (made into a corpus by `persona_chat_corpus`), or
-            any dataset that `datasets.load_dataset(name)` gives with the splits and columns of the RPGBench layout.
+        name: `YongqiLi/RPGBench`, `google/Synthetic-Persona-Chat` (made into a corpus by
+            `persona_chat_corpus`), or any dataset that `datasets.load_dataset(name)` gives with the
+            splits and columns of the RPGBench layout.
         revision: branch, tag or commit; None is the newest.
         cache_dir: where downloads are kept; None is the hub's own cache.
 
@@ -33,11 +46,14 @@ def load_hub(name: str, *, revision: str | None = None, cache_dir: str | Path | 
         corpus = persona_chat_corpus(folder)
     else:
         return _load_dataset(name, revision, cache_dir)
-    return replace(corpus, source=f"{name}@{folder.name}")  # the folder of a snapshot is named after its commit
+    return replace(
+        corpus, source=f"{name}@{folder.name}"
+    )  # the folder of a snapshot is named after its commit
 
 
 def corpus_from_folder(folder: str | Path) -> Corpus:
-    """The corpus in a copy of a hub repository: its one JSON file of splits, or its files named after splits.
+    """The corpus in a copy of a hub repository: its one JSON file of splits, or its files named
+    after splits.
 
     Other JSON files (traces, results, metadata) may lie beside it.
 
@@ -45,15 +61,26 @@ def corpus_from_folder(folder: str | Path) -> Corpus:
         DataError: there is none, or more than one, or it is malformed.
     """
     folder = Path(folder)
-    files = [file for file in sorted(folder.rglob("*.json*")) if not _is_hidden(file.relative_to(folder))]
-    by_split = [file for file in files if file.stem in SHIFT_OF_SPLIT and file.suffix in (".json", ".jsonl")]
-    whole = [file for file in files if file.suffix == ".json" and file not in by_split and _holds_splits(file)]
+    files = [
+        file for file in sorted(folder.rglob("*.json*")) if not _is_hidden(file.relative_to(folder))
+    ]
+    by_split = [
+        file for file in files if file.stem in SHIFT_OF_SPLIT and file.suffix in (".json", ".jsonl")
+    ]
+    whole = [
+        file
+        for file in files
+        if file.suffix == ".json" and file not in by_split and _holds_splits(file)
+    ]
     if by_split and not whole:
         return build_corpus(read_split_files(by_split, str(folder)), str(folder))
     if len(whole) == 1 and not by_split:
         return read_corpus(whole[0])
     problem = "more than one corpus" if whole else "no corpus"
-    names = ", ".join(str(file.relative_to(folder)) for file in (whole + by_split or files)) or "no JSON file"
+    names = (
+        ", ".join(str(file.relative_to(folder)) for file in (whole + by_split or files))
+        or "no JSON file"
+    )
     raise DataError(
         f"{folder}: {problem} among {names}; accepted is one JSON object of splits, or one file for each split "
         f"({', '.join(SHIFT_OF_SPLIT)}). Name the file to use with data.path=FILE."
@@ -69,14 +96,22 @@ def _holds_splits(file: Path) -> bool:
     return isinstance(value, dict) and any(name in value for name in SHIFT_OF_SPLIT)
 
 
-def _download(name: str, patterns: list[str], revision: str | None, cache_dir: str | Path | None) -> Path:
+def _download(
+    name: str, patterns: list[str], revision: str | None, cache_dir: str | Path | None
+) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
-            name, repo_type="dataset", revision=revision, cache_dir=cache_dir, allow_patterns=patterns
+            name,
+            repo_type="dataset",
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=patterns,
         )
-    except Exception as error:  # network, HTTP, offline mode, access, disk: each its own kind, one remedy
+    except (
+        Exception
+    ) as error:  # network, HTTP, offline mode, access, disk: each its own kind, one remedy
         raise _unavailable(name, revision, "huggingface_hub.snapshot_download", error) from error
     return Path(folder)
 
@@ -85,11 +120,16 @@ def _load_dataset(name: str, revision: str | None, cache_dir: str | Path | None)
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, revision=revision, cache_dir=None if cache_dir is None else str(cache_dir))
+        loaded = datasets.load_dataset(
+            name, revision=revision, cache_dir=None if cache_dir is None else str(cache_dir)
+        )
     except Exception as error:  # as above
         raise _unavailable(name, revision, "datasets.load_dataset", error) from error
     source = f"{name}@{revision or 'main'}"
-    return build_corpus(locate_splits({key: arrow.json_rows(split) for key, split in loaded.items()}, source), source)
+    return build_corpus(
+        locate_splits({key: arrow.json_rows(split) for key, split in loaded.items()}, source),
+        source,
+    )
 
 
 def _unavailable(name: str, revision: str | None, tried: str, error: Exception) -> DataError:

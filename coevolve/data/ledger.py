@@ -1,7 +1,7 @@
 """Answers about examples on disk: each is there when it arrives, and nothing is asked twice.
 
-A ledger is JSON Lines. The first line says what gave the answers, every further one holds an answer and a fingerprint
-of the example that it is about:
+A ledger is JSON Lines. The first line says what gave the answers, every further one holds an answer
+and a fingerprint of the example that it is about:
 
     {"teacher": {"kind": "rules", ...}, "prompts": "<sha256>"}
     {"sample_ID": "IDTrain-00000", "trace": "[Connections] ...", "example": "<fingerprint>"}
@@ -44,7 +44,9 @@ def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is no file, so no answers can be kept there. Move it away, or name another file.")
+        raise DataError(
+            f"{path}: is no file, so no answers can be kept there. Move it away, or name another file."
+        )
     if not path.exists() or path.stat().st_size == 0:
         write_jsonl(path, [header])
         return []
@@ -66,7 +68,9 @@ def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[
 
 @contextmanager
 def appending(path: Path) -> Iterator[TextIO]:
-    """A ledger that was opened and found good, to append answers to; only now is a torn last line taken out of it."""
+    """A ledger that was opened and found good, to append answers to; only now is a torn last line
+    taken out of it.
+    """
     with open(path, "r+b") as file:
         content = file.read()
         whole = _whole(content)
@@ -98,7 +102,8 @@ def answers_by_id(
         unknown: what to do with a row about none of the examples.
 
     Raises:
-        DataError: names the line, for a row that is malformed, unknown or double, or whose example has changed since.
+        DataError: names the line, for a row that is malformed, unknown or double, or whose example
+            has changed since.
     """
     answers: dict[str, Value] = {}
     lines: dict[str, int] = {}
@@ -106,12 +111,16 @@ def answers_by_id(
         where = f"{path}:{number}"
         sample_id, answer = read_row(row, where)
         if sample_id in lines:
-            raise DataError(f"{where}: sample_ID {sample_id!r} is in line {lines[sample_id]} too. Remove one.")
+            raise DataError(
+                f"{where}: sample_ID {sample_id!r} is in line {lines[sample_id]} too. Remove one."
+            )
         lines[sample_id] = number
         if sample_id not in by_id:
             if unknown == "leave":
                 continue
-            raise DataError(f"{where}: sample_ID {sample_id!r} is none of the {len(by_id)} examples. Remove the row.")
+            raise DataError(
+                f"{where}: sample_ID {sample_id!r} is none of the {len(by_id)} examples. Remove the row."
+            )
         now = fingerprint(by_id[sample_id])
         if row.get("example", now) != now:
             raise DataError(
@@ -139,7 +148,9 @@ def index_by_id(examples: Iterable[Example]) -> dict[str, Example]:
     by_id: dict[str, Example] = {}
     for example in examples:
         if example.sample_id in by_id:
-            raise DataError(f"sample_ID {example.sample_id!r} is there twice among the examples. Give each its own.")
+            raise DataError(
+                f"sample_ID {example.sample_id!r} is there twice among the examples. Give each its own."
+            )
         by_id[example.sample_id] = example
     return by_id
 
@@ -156,16 +167,20 @@ def _lines(path: Path) -> list[Line]:
         text = content[: _whole(content)].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: is not UTF-8 ({error.reason}). Name another file.") from None
+        raise DataError(
+            f"{path}:{line}: is not UTF-8 ({error.reason}). Name another file."
+        ) from None
     lines = enumerate(text.split("\n"), start=1)
-    return [(number, parse_json(line, f"{path}:{number}")) for number, line in lines if line.strip()]
+    return [
+        (number, parse_json(line, f"{path}:{number}")) for number, line in lines if line.strip()
+    ]
 
 
 def _whole(content: bytes) -> int:
     """Bytes of a ledger up to the end of its last whole line.
 
-    A line is torn if the process was killed while writing it: it has no end and is no JSON, so that nothing that was
-    said is lost with it. Its example is asked about again.
+    A line is torn if the process was killed while writing it: it has no end and is no JSON, so that
+    nothing that was said is lost with it. Its example is asked about again.
     """
     end = content.rfind(b"\n") + 1
     try:
@@ -179,4 +194,6 @@ def _difference(found: Any, expected: Any) -> str:
     if not (isinstance(found, Mapping) and isinstance(expected, Mapping)):
         return f"found {found!r}, now {expected!r}"
     names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
-    return "; ".join(f"{name} was {found.get(name)!r} and is now {expected.get(name)!r}" for name in names)
+    return "; ".join(
+        f"{name} was {found.get(name)!r} and is now {expected.get(name)!r}" for name in names
+    )

@@ -1,10 +1,13 @@
-"""A corpus from Synthetic-Persona-Chat: two people chat, each with a persona; the second one is taken as the agent.
+"""A corpus from Synthetic-Persona-Chat: two people chat, each with a persona; the second one is
+taken as the agent.
 
-Source: Jandaghi et al., *Faithful Persona-based Conversational Dataset Generation with Large Language Models*, 2023
+Source: Jandaghi et al., *Faithful Persona-based Conversational Dataset Generation with Large
+    Language Models*, 2023
 (arXiv 2312.10007); the files are those of `google/Synthetic-Persona-Chat`.
 
-The dialogue shifts follow RPGBench in kind: longer contexts (`turn_composition`), and the in-distribution test
-contexts with the words of every turn shuffled (`word_composition`). There is no user or character shift in this data.
+The dialogue shifts follow RPGBench in kind: longer contexts (`turn_composition`), and the
+in-distribution test contexts with the words of every turn shuffled (`word_composition`). There is
+no user or character shift in this data.
 """
 
 import csv
@@ -59,8 +62,8 @@ def persona_chat_corpus(
 ) -> Corpus:
     """Build IDTrain, IDTest and OOD3Test from the CSV files in `folder` or its sub-folder `data`.
 
-    Conversations that cannot be used (too few turns, speakers who do not take turns, no persona) are left out, and a
-    warning is logged that counts them by reason.
+    Conversations that cannot be used (too few turns, speakers who do not take turns, no persona)
+    are left out, and a warning is logged that counts them by reason.
 
     Args:
         folder: holds `Synthetic-Persona-Chat_test.csv` and the training file.
@@ -81,7 +84,11 @@ def persona_chat_corpus(
     id_test = _examples(tested_on, test, "IDTest", turns, test_size)
     longer = _examples(tested_on, test, "turn_composition", long_turns, test_size)
     shuffled = [_shuffle_words(example, index, seed) for index, example in enumerate(id_test)]
-    splits = {"IDTrain": tuple(id_train), "IDTest": tuple(id_test), "OOD3Test": (*longer, *shuffled)}
+    splits = {
+        "IDTrain": tuple(id_train),
+        "IDTest": tuple(id_test),
+        "OOD3Test": (*longer, *shuffled),
+    }
     return Corpus(splits, str(folder))
 
 
@@ -89,17 +96,22 @@ def read_conversations(path: str | Path) -> list[Conversation]:
     """The rows of one CSV file.
 
     Raises:
-        DataError: the file is missing, not UTF-8, not CSV, lacks a column, or a row has too few or too many fields.
+        DataError: the file is missing, not UTF-8, not CSV, lacks a column, or a row has too few or
+            too many fields.
     """
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     conversations = []
     try:
         missing = [
-            name for name in (USER_PERSONAS, AGENT_PERSONAS, CONVERSATION) if name not in (reader.fieldnames or [])
+            name
+            for name in (USER_PERSONAS, AGENT_PERSONAS, CONVERSATION)
+            if name not in (reader.fieldnames or [])
         ]
         if missing:
             columns = ", ".join(map(repr, reader.fieldnames or [])) or "none"
-            raise DataError(f"{path}:1: column {missing[0]!r} is missing; the columns are {columns}.")
+            raise DataError(
+                f"{path}:1: column {missing[0]!r} is missing; the columns are {columns}."
+            )
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
@@ -110,7 +122,9 @@ def read_conversations(path: str | Path) -> list[Conversation]:
             personas = _lines(row[USER_PERSONAS]), _lines(row[AGENT_PERSONAS])
             conversations.append(Conversation(*personas, utterances, problem))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.reader.line_num}: not CSV ({error}). Download the file again.") from None
+        raise DataError(
+            f"{path}:{reader.reader.line_num}: not CSV ({error}). Download the file again."
+        ) from None
     return conversations
 
 
@@ -119,7 +133,9 @@ def _find_csv(folder: Path, name: str) -> Path:
     for candidate in (folder / file_name, folder / "data" / file_name):
         if candidate.is_file():
             return candidate
-    raise DataError(f"{folder}: holds no {file_name}, nor does its sub-folder data. Put the dataset's files there.")
+    raise DataError(
+        f"{folder}: holds no {file_name}, nor does its sub-folder data. Put the dataset's files there."
+    )
 
 
 def _parse_conversation(text: str) -> tuple[tuple[str, ...], str | None]:
@@ -144,9 +160,13 @@ def _lines(text: str) -> tuple[str, ...]:
 def _examples(
     conversations: Sequence[Conversation], path: Path, subset: str, turns: int, size: int | None
 ) -> list[Example]:
-    """The first `size` usable conversations (None: all), cut after the agent's answer to user turn number `turns`."""
+    """The first `size` usable conversations (None: all), cut after the agent's answer to user turn
+    number `turns`.
+    """
     if turns < 1 or (size is not None and size < 1):
-        raise DataError(f"{subset}: asked for {size} examples of {turns} user turns; accepted are numbers from 1.")
+        raise DataError(
+            f"{subset}: asked for {size} examples of {turns} user turns; accepted are numbers from 1."
+        )
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     for conversation in conversations:
@@ -161,7 +181,12 @@ def _examples(
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.most_common())
         looked_at = len(examples) + left_out.total()
         logger.warning(
-            "%s: %d of %d conversations left out of %s: %s", path, left_out.total(), looked_at, subset, reasons
+            "%s: %d of %d conversations left out of %s: %s",
+            path,
+            left_out.total(),
+            looked_at,
+            subset,
+            reasons,
         )
     if len(examples) < (size or 1):
         raise DataError(
@@ -186,13 +211,16 @@ def _example(conversation: Conversation, sample_id: str, subset: str, turns: int
         subset=subset,
         user_persona="\n".join(conversation.user_personas),
         agent_character={"persona": list(conversation.agent_personas)},
-        dialogue=tuple(Turn("agent" if index % 2 else "user", text) for index, text in enumerate(context)),
+        dialogue=tuple(
+            Turn("agent" if index % 2 else "user", text) for index, text in enumerate(context)
+        ),
         golden_response=response,
     )
 
 
 def _shuffle_words(example: Example, index: int, seed: int) -> Example:
-    # One generator for each example: what happens to it does not depend on how many others there are.
+    # One generator for each example: what happens to it does not depend on how many others there
+    # are.
     generator = random.Random(f"{seed}:{example.sample_id}")
     dialogue = []
     for turn in example.dialogue:
@@ -200,4 +228,6 @@ def _shuffle_words(example: Example, index: int, seed: int) -> Example:
         generator.shuffle(words)
         dialogue.append(replace(turn, text=" ".join(words)))
     subset = "word_composition"
-    return replace(example, sample_id=f"{subset}-{index:05d}", subset=subset, dialogue=tuple(dialogue))
+    return replace(
+        example, sample_id=f"{subset}-{index:05d}", subset=subset, dialogue=tuple(dialogue)
+    )

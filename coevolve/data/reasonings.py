@@ -11,20 +11,23 @@ from coevolve.files import read_json, read_jsonl
 ROW = "{sample_ID, reasoning}"
 
 
-def read_reasonings(path: str | Path, examples: Iterable[Example], known: Collection[Example]) -> dict[str, str]:
+def read_reasonings(
+    path: str | Path, examples: Iterable[Example], known: Collection[Example]
+) -> dict[str, str]:
     """One reasoning for each example, by its sample_ID.
 
-    Accepted is a `.jsonl` file of rows `{sample_ID, reasoning}`, such as `coevolve score` writes (what else a row has
-    is not read), or JSON: an object of sample_ID and text, as in the public code's `SThought_dict.json`, whatever that
-    file's name ends with, or a list of such rows. A reasoning may be empty: a connector may write nothing.
+    Accepted is a `.jsonl` file of rows `{sample_ID, reasoning}`, such as `coevolve score` writes
+    (what else a row has is not read), or JSON: an object of sample_ID and text, as in the public
+    code's `SThought_dict.json`, whatever that file's name ends with, or a list of such rows. A
+    reasoning may be empty: a connector may write nothing.
 
     Args:
         examples: those that need one.
         known: all examples of the data. Reasonings of those that need none are passed over.
 
     Raises:
-        DataError: the file is of another kind, a row is malformed, there twice or of an unknown sample, or an example
-            has no reasoning.
+        DataError: the file is of another kind, a row is malformed, there twice or of an unknown
+            sample, or an example has no reasoning.
     """
     of_data = {example.sample_id for example in known}
     found: dict[str, str] = {}
@@ -35,13 +38,17 @@ def read_reasonings(path: str | Path, examples: Iterable[Example], known: Collec
                 "reasonings belong to this data, or remove it."
             )
         if sample_id in found:
-            raise DataError(f"{where}: sample_ID {sample_id!r} was there before; accepted is one reasoning for each.")
+            raise DataError(
+                f"{where}: sample_ID {sample_id!r} was there before; accepted is one reasoning for each."
+            )
         found[sample_id] = text
     wanted = [example.sample_id for example in examples]
     missing = [sample_id for sample_id in wanted if sample_id not in found]
     if missing:
         listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
-        raise DataError(f"{path}: lacks a reasoning for {len(missing)} of {len(wanted)} samples: {listed}. Add them.")
+        raise DataError(
+            f"{path}: lacks a reasoning for {len(missing)} of {len(wanted)} samples: {listed}. Add them."
+        )
     return {sample_id: found[sample_id] for sample_id in wanted}
 
 
@@ -65,7 +72,11 @@ def _located(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _row(row: Any, where: str) -> tuple[str, str]:
-    lacking = [name for name in ("sample_ID", "reasoning") if not isinstance(row, Mapping) or name not in row]
+    lacking = [
+        name
+        for name in ("sample_ID", "reasoning")
+        if not isinstance(row, Mapping) or name not in row
+    ]
     if lacking:
         raise DataError(f"{where}: no {lacking[0]} there; accepted is {ROW}.")
     return text_field(row, "sample_ID", where), text_field(row, "reasoning", where, empty=True)

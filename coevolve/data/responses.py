@@ -36,16 +36,17 @@ class PartialResponses:
 def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
     """Read one response for each example.
 
-    Accepted is a `.jsonl` file, or a `.json` file with a list, of rows `{sample_ID, response}` or, as in the result
-    files of the paper's public code, `{sample_ID, model_response}`. Other fields of a row (that layout repeats the
-    whole example) say nothing about the response and are not read, nor is the first line of `coevolve respond`.
+    Accepted is a `.jsonl` file, or a `.json` file with a list, of rows `{sample_ID, response}` or,
+    as in the result files of the paper's public code, `{sample_ID, model_response}`. Other fields
+    of a row (that layout repeats the whole example) say nothing about the response and are not
+    read, nor is the first line of `coevolve respond`.
 
     Returns:
         The responses in the order of `examples`.
 
     Raises:
-        DataError: a row is malformed, its response is empty, its `sample_ID` is not in `examples` or was there
-            before; or an example has no response.
+        DataError: a row is malformed, its response is empty, its `sample_ID` is not in `examples`
+            or was there before; or an example has no response.
     """
     wanted = {example.sample_id for example in examples}
     found: dict[str, tuple[str, str]] = {}
@@ -69,13 +70,14 @@ def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
 
 
 def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> PartialResponses:
-    """Read the usable responses of a file and count the samples without one, where the user allows that.
+    """Read the usable responses of a file and count the samples without one, where the user allows
+    that.
 
     Accepted are the files of `read_responses`.
 
     Raises:
-        DataError: a row is malformed or its `sample_ID` is not in `examples`, which no count could put right; or no
-            sample has a usable response.
+        DataError: a row is malformed or its `sample_ID` is not in `examples`, which no count could
+            put right; or no sample has a usable response.
     """
     wanted = {example.sample_id for example in examples}
     found: dict[str, list[str]] = {}
@@ -86,7 +88,9 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
     once = {sample_id: texts[0] for sample_id, texts in found.items() if len(texts) == 1}
     by_id = {sample_id: text for sample_id, text in once.items() if text.strip()}
     if not by_id:
-        raise DataError(f"{path}: none of {len(wanted)} samples has a usable response. Check the file.")
+        raise DataError(
+            f"{path}: none of {len(wanted)} samples has a usable response. Check the file."
+        )
     ids = [example.sample_id for example in examples]
     return PartialResponses(
         by_id={sample_id: by_id[sample_id] for sample_id in ids if sample_id in by_id},
@@ -97,7 +101,8 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
 
 
 def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -> Corpus:
-    """The corpus with the test examples that every model has answered: the pairs must be the same for all of them.
+    """The corpus with the test examples that every model has answered: the pairs must be the same
+    for all of them.
 
     Raises:
         DataError: a subset of a test split has no such example, so that its row would vanish.
@@ -119,14 +124,19 @@ def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -
     return replace(corpus, splits=splits)
 
 
-def write_responses(path: str | Path, examples: Sequence[Example], responses: Sequence[str]) -> None:
+def write_responses(
+    path: str | Path, examples: Sequence[Example], responses: Sequence[str]
+) -> None:
     """Write JSONL rows `{sample_ID, response}`, which `read_responses` reads back.
 
     Raises:
-        DataError: the numbers differ, or a response is not text with a visible character; nothing is written then.
+        DataError: the numbers differ, or a response is not text with a visible character; nothing
+            is written then.
     """
     if len(examples) != len(responses):
-        raise DataError(f"{path}: {len(responses)} responses for {len(examples)} examples; give one for each.")
+        raise DataError(
+            f"{path}: {len(responses)} responses for {len(examples)} examples; give one for each."
+        )
     rows = [
         {"sample_ID": example.sample_id, "response": response}
         for example, response in zip(examples, responses, strict=True)
@@ -146,7 +156,9 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
         DataError: the row is malformed.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"{where}: found {kind(row)}; accepted is an object with a sample_ID and {ACCEPTED}.")
+        raise DataError(
+            f"{where}: found {kind(row)}; accepted is an object with a sample_ID and {ACCEPTED}."
+        )
     if "sample_ID" not in row:
         raise DataError(
             f"{where}: field 'sample_ID' is missing; the row has {', '.join(map(repr, row)) or 'no fields'}."
@@ -154,7 +166,9 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
     sample_id = text_field(row, "sample_ID", where)
     where = f"{where} (sample_ID {sample_id!r})"
     if ("response" in row) == ("model_response" in row):
-        problem = "has both 'response' and 'model_response'" if "response" in row else "has no response"
+        problem = (
+            "has both 'response' and 'model_response'" if "response" in row else "has no response"
+        )
         raise DataError(f"{where}: {problem}; accepted is {ACCEPTED}.")
     if "response" in row:
         return sample_id, text_field(row, "response", where, empty=empty)
@@ -163,8 +177,12 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
         return sample_id, text_field(row, "model_response", where, empty=empty)
     if "model_response" not in nested:
         keys = ", ".join(map(repr, nested)) or "no fields"
-        raise DataError(f"{where}: model_response is an object with {keys}; accepted is {ACCEPTED}.")
-    return sample_id, text_field(nested, "model_response", where, label="model_response.model_response", empty=empty)
+        raise DataError(
+            f"{where}: model_response is an object with {keys}; accepted is {ACCEPTED}."
+        )
+    return sample_id, text_field(
+        nested, "model_response", where, label="model_response.model_response", empty=empty
+    )
 
 
 def _response_rows(path: str | Path) -> Iterator[Row]:

@@ -1,8 +1,10 @@
-"""The words of a text in any script: what stands between spaces, and single characters where a script has no spaces.
+"""The words of a text in any script: what stands between spaces, and single characters where a
+script has no spaces.
 
-Chinese, Japanese, Thai, Lao, Burmese and Khmer are written without spaces between words. There a character is counted
-as a word, with the vowel signs and tone marks that belong to it: more words than there are, but as many in any text of
-the same length. Elsewhere punctuation stays on its word, as `str.split` leaves it.
+Chinese, Japanese, Thai, Lao, Burmese and Khmer are written without spaces between words. There a
+character is counted as a word, with the vowel signs and tone marks that belong to it: more words
+than there are, but as many in any text of the same length. Elsewhere punctuation stays on its word,
+as `str.split` leaves it.
 """
 
 import re
@@ -11,7 +13,14 @@ from collections.abc import Iterator
 
 # Thai and Lao, Burmese, Khmer, kana, Han.
 _BLOCKS = (
-    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x30FF), (0x31F0, 0x31FF)),
+    *(
+        (0x0E00, 0x0EFF),
+        (0x1000, 0x109F),
+        (0x1780, 0x17FF),
+        (0x3005, 0x3007),
+        (0x3040, 0x30FF),
+        (0x31F0, 0x31FF),
+    ),
     *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF)),
 )
 _UNSPACED = "".join(f"{chr(first)}-{chr(last)}" for first, last in _BLOCKS)

@@ -1,41 +1,50 @@
-"""Upper bounds of EMID, term by term: what each input's shift and each output mismatch may cost. Nats per response.
+"""Upper bounds of EMID, term by term: what each input's shift and each output mismatch may cost.
+Nats per response.
 
-With x = (user, character, dialogue), P the distribution in distribution and Q the shifted one, p(y | x) the same in
-both, and theta the model, EMID = EMI(P) - EMI(Q) splits without remainder into
+With x = (user, character, dialogue), P the distribution in distribution and Q the shifted one, p(y
+| x) the same in both, and theta the model, EMID = EMI(P) - EMI(Q) splits without remainder into
 
-    [H(P_theta) - H(P_Y)] - [H(Q_theta) - H(Q_Y)] + E_P g - E_Q g,    g(x) = H(Y | x) - H(theta(. | x)),
+    [H(P_theta) - H(P_Y)] - [H(Q_theta) - H(Q_Y)] + E_P g - E_Q g,    g(x) = H(Y | x) - H(theta(. |
+    x)),
 
-P_theta and P_Y being the marginals of the model's and of the golden responses. The first two brackets are the output
-terms, the rest is the input term. r adds nothing to this: it is a function of x.
+P_theta and P_Y being the marginals of the model's and of the golden responses. The first two
+brackets are the output terms, the rest is the input term. r adds nothing to this: it is a function
+of x.
 
 **Published** (arXiv 2512.17270; with two inputs and the factor 1 arXiv 2502.00577):
 
-    sqrt(2/3) H sum_z JSD(P_z || Q_z)^(1/2) + 4 [JSD(P_theta || P_Y)^(1/4) + JSD(Q_theta || Q_Y)^(1/4)],
+    sqrt(2/3) H sum_z JSD(P_z || Q_z)^(1/2) + 4 [JSD(P_theta || P_Y)^(1/4) + JSD(Q_theta ||
+    Q_Y)^(1/4)],
 
-H = max_x [H(Y | x) + H(theta(. | x))], which is at most the 8 Delta^(1/4) form. **Scale-adjusted**: all factors 1.
+H = max_x [H(Y | x) + H(theta(. | x))], which is at most the 8 Delta^(1/4) form. **Scale-adjusted**:
+all factors 1.
 
-*Logarithms.* The constants are those of nats: Pinsker's inequality gives TV <= sqrt(2 JSD) with JSD in nats, and
-sqrt(2 ln 2 JSD) in bits. All entropies and divergences here are in nats.
+*Logarithms.* The constants are those of nats: Pinsker's inequality gives TV <= sqrt(2 JSD) with JSD
+in nats, and sqrt(2 ln 2 JSD) in bits. All entropies and divergences here are in nats.
 
-*What it presumes.* That p(y | x) does not shift; and that the inputs' shifts add up, which is so where user,
-character and dialogue are independent in P and in Q, for then JSD(P_x || Q_x) <= sum_z JSD(P_z || Q_z). A shift of
-how they go together, with the same marginals, is invisible to it.
+*What it presumes.* That p(y | x) does not shift; and that the inputs' shifts add up, which is so
+where user, character and dialogue are independent in P and in Q, for then JSD(P_x || Q_x) <= sum_z
+JSD(P_z || Q_z). A shift of how they go together, with the same marginals, is invisible to it.
 
-*Where it does not hold.* sqrt(2/3) = sqrt(2 x 1/3) is Pinsker's 2 with the 1/3 by which a marginal term enters the
-chain rule averaged over the orders of three inputs. The conditional terms, dropped with that, are as large as the
-marginal ones if the inputs are independent. And no power of a JSD alone bounds a difference of entropies, which also
-grows with the number of responses. Two counterexamples (`tests/information/test_bound.py`):
-- User z = 0 in P, z = 1 in Q; y = f(c) is uniform over K. The model is golden for z = 0, and for z = 1 uniform.
-  EMID = log K, the output terms are 0, and the bound is sqrt(2/3 log 2) log K = 0.68 log K, for any K (0.82 log K
-  with everything in bits).
-- The same with a model that always says the same thing for z = 1. H = 0, EMID = log K, and the bound is at most
-  4 (log 2)^(1/4) = 3.65 nats: below EMID from K = 36 up (from K = 1,469 up in the 8 Delta^(1/4) form).
+*Where it does not hold.* sqrt(2/3) = sqrt(2 x 1/3) is Pinsker's 2 with the 1/3 by which a marginal
+term enters the chain rule averaged over the orders of three inputs. The conditional terms, dropped
+with that, are as large as the marginal ones if the inputs are independent. And no power of a JSD
+alone bounds a difference of entropies, which also grows with the number of responses. Two
+counterexamples (`tests/information/test_bound.py`):
+- User z = 0 in P, z = 1 in Q; y = f(c) is uniform over K. The model is golden for z = 0, and for z
+  = 1 uniform. EMID = log K, the output terms are 0, and the bound is sqrt(2/3 log 2) log K = 0.68
+  log K, for any K (0.82 log K with everything in bits).
+- The same with a model that always says the same thing for z = 1. H = 0, EMID = log K, and the
+  bound is at most 4 (log 2)^(1/4) = 3.65 nats: below EMID from K = 36 up (from K = 1,469 up in the
+  8 Delta^(1/4) form).
 
 **Certified**: the same split with constants that can be proved.
 
-    spread(g) sum_z min(1, sqrt(2 JSD(P_z || Q_z))) + gap(JSD(P_theta || P_Y)) + gap(JSD(Q_theta || Q_Y)),
+    spread(g) sum_z min(1, sqrt(2 JSD(P_z || Q_z))) + gap(JSD(P_theta || P_Y)) + gap(JSD(Q_theta ||
+    Q_Y)),
 
-as E_P g - E_Q g <= (max g - min g) TV(P_x, Q_x), TV of independent inputs is at most the sum of theirs, and
+as E_P g - E_Q g <= (max g - min g) TV(P_x, Q_x), TV of independent inputs is at most the sum of
+theirs, and
 |H(p) - H(q)| <= TV log(K - 1) + h(TV) for K possible responses (Audenaert, 2007). It needs K, the number of possible
 responses, and exact entropies: it is for worlds, not for texts.
 """
@@ -74,7 +83,11 @@ class Divergences:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError("inputs are empty; accepted is the JSD of at least one input.")
-        for name, jsd in {**self.inputs, "output_p": self.output_p, "output_q": self.output_q}.items():
+        for name, jsd in {
+            **self.inputs,
+            "output_p": self.output_p,
+            "output_q": self.output_q,
+        }.items():
             if not 0 <= jsd <= np.log(2) + 1e-9:
                 raise DataError(f"the JSD of {name} is {jsd}; accepted is 0 to log 2 (0.693 nats).")
 
@@ -84,7 +97,8 @@ class Bound:
     """An upper bound of EMID and its terms.
 
     Attributes:
-        form: which one; `published` and `certified` are in nats per response, `scale_adjusted` is without unit.
+        form: which one; `published` and `certified` are in nats per response, `scale_adjusted` is
+            without unit.
         inputs: input -> what its shift adds.
         output_p: what the mismatch of the outputs in distribution adds.
         output_q: what the mismatch of the outputs under the shift adds.
@@ -115,12 +129,15 @@ def published_bound(divergences: Divergences, entropy: float) -> Bound:
 
 
 def scale_adjusted_bound(divergences: Divergences) -> Bound:
-    """The published bound with all factors 1: for comparing shifts and models, not for bounding anything."""
+    """The published bound with all factors 1: for comparing shifts and models, not for bounding
+    anything.
+    """
     return _of_roots("scale_adjusted", divergences, 1.0, 1.0)
 
 
 def certified_bound(divergences: Divergences, spread: float, responses: int) -> Bound:
-    """A bound that holds wherever user, character and dialogue are independent and p(y | x) does not shift.
+    """A bound that holds wherever user, character and dialogue are independent and p(y | x) does
+    not shift.
 
     Args:
         spread: max_x g(x) - min_x g(x) of g(x) = H(Y | x) - H(theta(. | x)), nats per response.
@@ -139,18 +156,21 @@ def certified_bound(divergences: Divergences, spread: float, responses: int) -> 
 
 
 def largest_total_variation(jsd: float) -> float:
-    """The most that two distributions' total variation can be, given their JSD in nats: min(1, sqrt(2 JSD)).
+    """The most that two distributions' total variation can be, given their JSD in nats: min(1,
+    sqrt(2 JSD)).
 
-    By Pinsker's inequality for either against their mixture, from which they are half as far as from each other.
+    By Pinsker's inequality for either against their mixture, from which they are half as far as
+    from each other.
     """
     return float(min(1.0, np.sqrt(2 * jsd)))
 
 
 def largest_entropy_gap(jsd: float, outcomes: int) -> float:
-    """The most, in nats, that the entropies of two distributions over `outcomes` outcomes can differ, given their JSD.
+    """The most, in nats, that the entropies of two distributions over `outcomes` outcomes can
+    differ, given their JSD.
 
-    T log(K - 1) + h(T) for total variation T up to 1 - 1/K, log K beyond (Audenaert: A sharp continuity estimate for
-    the von Neumann entropy, J. Phys. A 40, 2007).
+    T log(K - 1) + h(T) for total variation T up to 1 - 1/K, log K beyond (Audenaert: A sharp
+    continuity estimate for the von Neumann entropy, J. Phys. A 40, 2007).
 
     Raises:
         DataError: fewer than 2 outcomes.
@@ -162,10 +182,16 @@ def largest_entropy_gap(jsd: float, outcomes: int) -> float:
         return 0.0
     if distance >= 1 - 1 / outcomes:
         return float(np.log(outcomes))
-    return float(distance * np.log(outcomes - 1) - distance * np.log(distance) - (1 - distance) * np.log1p(-distance))
+    return float(
+        distance * np.log(outcomes - 1)
+        - distance * np.log(distance)
+        - (1 - distance) * np.log1p(-distance)
+    )
 
 
-def _of_roots(form: Form, divergences: Divergences, input_factor: float, output_factor: float) -> Bound:
+def _of_roots(
+    form: Form, divergences: Divergences, input_factor: float, output_factor: float
+) -> Bound:
     return Bound(
         form,
         {name: float(input_factor * np.sqrt(jsd)) for name, jsd in divergences.inputs.items()},

@@ -1,17 +1,19 @@
-"""CLUB, a contrastive estimate of mutual information, and the matched half of it alone as a control.
+"""CLUB, a contrastive estimate of mutual information, and the matched half of it alone as a
+control.
 
-Cheng, Hao, Dai, Liu, Gan, Carin: CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information, ICML 2020.
-With log q(y | x) of a conditional model,
+Cheng, Hao, Dai, Liu, Gan, Carin: CLUB: A Contrastive Log-ratio Upper Bound of Mutual Information,
+ICML 2020. With log q(y | x) of a conditional model,
 
     I_CLUB = E_{p(x, y)} log q(y | x) - E_{p(x) p(y)} log q(y | x).
 
-With the true conditional it is I(X; Y) + KL(p(x) p(y) || p(x, y)), and that second term is as large as the responses
-are unlikely in each other's contexts: for sure responses it is several times I. For any other q it may lie on either
-side of I. Published as R-EMI's estimator in nats *per token*, which is no mutual information in nats; sums per response
-are (biased up as said).
+With the true conditional it is I(X; Y) + KL(p(x) p(y) || p(x, y)), and that second term is as large
+as the responses are unlikely in each other's contexts: for sure responses it is several times I.
+For any other q it may lie on either side of I. Published as R-EMI's estimator in nats *per token*,
+which is no mutual information in nats; sums per response are (biased up as said).
 
-Deviation from the paper's sample form: the second mean is over i != j only. The paper's runs over all N^2 pairs,
-the N matched ones included, which multiplies the estimate by (N - 1) / N; without them it is unbiased.
+Deviation from the paper's sample form: the second mean is over i != j only. The paper's runs over
+all N^2 pairs, the N matched ones included, which multiplies the estimate by (N - 1) / N; without
+them it is unbiased.
 """
 
 import numpy as np
@@ -22,7 +24,8 @@ from coevolve.information.influence import Influence
 
 
 def club(contrast: Contrast) -> tuple[float, Influence]:
-    """(mean over matched pairs - mean over mismatched pairs, its influence), in the contrast's unit.
+    """(mean over matched pairs - mean over mismatched pairs, its influence), in the contrast's
+    unit.
 
     Raises:
         DataError: no mismatched pair.
@@ -38,9 +41,13 @@ def club(contrast: Contrast) -> tuple[float, Influence]:
 
 
 def fidelity(contrast: Contrast) -> tuple[float, Influence]:
-    """(mean log q(y | x) of the matched pairs, its influence): how likely a golden-trained q finds the responses.
+    """(mean log q(y | x) of the matched pairs, its influence): how likely a golden-trained q finds
+    the responses.
 
-    No information measure: it has no negatives. It is the control that a form with negatives must beat.
+    No information measure: it has no negatives. It is the control that a form with negatives must
+    beat.
     """
     own = contrast.matched / contrast.divisors
-    return float(own.mean()), Influence(own - own.mean(), np.zeros(contrast.mismatched.size), contrast.pairs)
+    return float(own.mean()), Influence(
+        own - own.mean(), np.zeros(contrast.mismatched.size), contrast.pairs
+    )

@@ -1,4 +1,6 @@
-"""Log-probabilities of matched and mismatched (context, response) pairs: what every estimate of information takes."""
+"""Log-probabilities of matched and mismatched (context, response) pairs: what every estimate of
+information takes.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -6,22 +8,32 @@ from functools import cached_property
 import numpy as np
 
 from coevolve.errors import DataError
-from coevolve.information.log_probs import UNITS, LogProbs, Normalisation, check_normalisation, checked
+from coevolve.information.log_probs import (
+    UNITS,
+    LogProbs,
+    Normalisation,
+    check_normalisation,
+    checked,
+)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Log-probabilities, in nats per response, of N matched pairs (i, i) and P mismatched ones (i, j).
+    """Log-probabilities, in nats per response, of N matched pairs (i, i) and P mismatched ones (i,
+    j).
 
-    Contexts and responses are shared by the pairs: context i meets several responses, response j several contexts.
+    Contexts and responses are shared by the pairs: context i meets several responses, response j
+    several contexts.
 
     Attributes:
         matched: (N,) log q(y_i | x_i).
         mismatched: (P,) log q(y_j | x_i) for the pairs.
         pairs: (P, 2) integers (context i, response j), i != j.
         tokens: (N,) tokens of each response.
-        normalisation: of the estimates made from it; `per_token` divides each response's term by its own tokens.
-        marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it; else None.
+        normalisation: of the estimates made from it; `per_token` divides each response's term by
+            its own tokens.
+        marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it;
+            else None.
     """
 
     matched: np.ndarray
@@ -33,7 +45,11 @@ class Contrast:
 
     def __post_init__(self) -> None:
         check_normalisation(self.normalisation)
-        if self.matched.ndim != 1 or self.matched.size == 0 or self.tokens.shape != self.matched.shape:
+        if (
+            self.matched.ndim != 1
+            or self.matched.size == 0
+            or self.tokens.shape != self.matched.shape
+        ):
             raise DataError(
                 f"matched log-probabilities have shape {self.matched.shape} and tokens {self.tokens.shape}; accepted "
                 "is one of each for every example, and at least one example."
@@ -44,9 +60,13 @@ class Contrast:
                 "response) for each mismatched log-probability."
             )
         if self.pairs.size and (self.pairs.min() < 0 or self.pairs.max() >= self.matched.size):
-            raise DataError(f"pairs hold an index outside 0 to {self.matched.size - 1}, the examples given.")
+            raise DataError(
+                f"pairs hold an index outside 0 to {self.matched.size - 1}, the examples given."
+            )
         if np.any(self.pairs[:, 0] == self.pairs[:, 1]):
-            raise DataError("pairs hold a matched pair (i, i); accepted are mismatched ones, i != j.")
+            raise DataError(
+                "pairs hold a matched pair (i, i); accepted are mismatched ones, i != j."
+            )
 
     @classmethod
     def from_pairs(
@@ -61,28 +81,39 @@ class Contrast:
 
         Raises:
             RecipeError: an unknown normalisation.
-            DataError: log-probabilities that are not finite, shapes that do not fit, or a response whose number of
-                tokens differs from pair to pair.
+            DataError: log-probabilities that are not finite, shapes that do not fit, or a response
+                whose number of tokens differs from pair to pair.
         """
         own, tokens = checked(matched)
         other, other_tokens = checked(mismatched)
         pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         contrast = cls(own, other, pairs, tokens, normalisation, marginal)
         if not np.array_equal(other_tokens, tokens[contrast.pairs[:, 1]]):
-            raise DataError("a response has another number of tokens in a mismatched pair than in its matched one.")
+            raise DataError(
+                "a response has another number of tokens in a mismatched pair than in its matched one."
+            )
         return contrast
 
     @classmethod
     def from_matrix(
         cls, matrix: LogProbs, normalisation: Normalisation, marginal: np.ndarray | None = None
     ) -> "Contrast":
-        """From the scores of all pairs, (N, N): row the context, column the response. Raises as `from_pairs`."""
+        """From the scores of all pairs, (N, N): row the context, column the response. Raises as
+        `from_pairs`.
+        """
         values, tokens = checked(matrix)
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise DataError(f"matrix has shape {values.shape}; accepted is (N, N).")
         pairs = np.argwhere(~np.eye(len(values), dtype=bool))
         own_tokens = np.diagonal(tokens)
-        return cls(np.diagonal(values), values[pairs[:, 0], pairs[:, 1]], pairs, own_tokens, normalisation, marginal)
+        return cls(
+            np.diagonal(values),
+            values[pairs[:, 0], pairs[:, 1]],
+            pairs,
+            own_tokens,
+            normalisation,
+            marginal,
+        )
 
     def first_pairs(self, count: int) -> "Contrast":
         """With the first `count` of its mismatched pairs only."""

@@ -4,10 +4,11 @@ All forms here estimate one functional of a conditional model q,
 
     I_q = E_{p(x, y)} log [ q(y | x) / E_{p(x')} q(y | x') ],
 
-which is Barber and Agakov's bound (The IM Algorithm, NeurIPS 2003) with the posterior q(x | y) that is proportional to
-p(x) q(y | x). So I_q <= I(X; Y) for *any* q, whoever wrote the responses, with equality where q is their true
-conditional up to a factor of y; this is what CLUB lacks. The marginal E q(y | x') is fitted to each distribution and to
-each model's responses by itself, for it is nothing but the contexts of that distribution.
+which is Barber and Agakov's bound (The IM Algorithm, NeurIPS 2003) with the posterior q(x | y) that
+is proportional to p(x) q(y | x). So I_q <= I(X; Y) for *any* q, whoever wrote the responses, with
+equality where q is their true conditional up to a factor of y; this is what CLUB lacks. The
+marginal E q(y | x') is fitted to each distribution and to each model's responses by itself, for it
+is nothing but the contexts of that distribution.
 
 What differs is the estimate of log E q(y_j | x') from K other contexts k:
 
@@ -18,28 +19,32 @@ What differs is the estimate of log E q(y_j | x') from K other contexts k:
 | `barber_agakov` | without bias up to a truncation | I too small, at most log K + 0.58, by much less than `info_nce` |
 | `calibrated` | the same, after fitting two numbers that forgive q | as `barber_agakov`; + about 1 / N for the fit |
 
-Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, 2018. Poole, Ozair, van den Oord, Alemi,
-Tucker: On Variational Bounds of Mutual Information, ICML 2019. Cheng et al.: CLUB, ICML 2020. No lower bound can
-certify much more than log N nats from N examples (McAllester, Stratos: Formal Limitations on the Measurement of
-Mutual Information, AISTATS 2020), so an estimate near the ceiling says "at least". All forms here shrink or grow
-with K: compare only what has the same K.
+Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, 2018. Poole, Ozair,
+van den Oord, Alemi, Tucker: On Variational Bounds of Mutual Information, ICML 2019. Cheng et al.:
+CLUB, ICML 2020. No lower bound can certify much more than log N nats from N examples (McAllester,
+Stratos: Formal Limitations on the Measurement of Mutual Information, AISTATS 2020), so an estimate
+near the ceiling says "at least". All forms here shrink or grow with K: compare only what has the
+same K.
 
-*Without bias.* With w_k = q(y | x_k) / c in [0, 1] and m its mean, -log m = sum_{s >= 1} (1 - m)^s / s, and (1 - m)^s
-has an unbiased estimate for each s <= K: the mean over all choices of s contexts of the product of 1 - w. Their sum is
+*Without bias.* With w_k = q(y | x_k) / c in [0, 1] and m its mean, -log m = sum_{s >= 1} (1 - m)^s
+/ s, and (1 - m)^s has an unbiased estimate for each s <= K: the mean over all choices of s contexts
+of the product of 1 - w. Their sum is
 
     integral over t in (0, 1) of [ prod_k (1 - t w_k) - (1 - t)^K ] / t,
 
-and what is left out, sum_{s > K} (1 - m)^s / s, is positive and vanishes like exp(-K m). For w of 0 and 1 this is the
-entropy estimate of Zhang (Entropy Estimation in Turing's Perspective, Neural Computation 2012), digamma(K + 1) -
-digamma(number of ones + 1). c is the largest q(y | x_k), the own context's among them.
+and what is left out, sum_{s > K} (1 - m)^s / s, is positive and vanishes like exp(-K m). For w of 0
+and 1 this is the entropy estimate of Zhang (Entropy Estimation in Turing's Perspective, Neural
+Computation 2012), digamma(K + 1) - digamma(number of ones + 1). c is the largest q(y | x_k), the
+own context's among them.
 
 *Calibrated.* An estimator trained on golden responses is too sure about another model's. Its critic
-g = (1 - a) q^b(y | x) / E q^b(y | x') + a has mean 1 over contexts for every y, so E log g bounds I from below for any
-temperature b > 0 and any share 0 <= a <= 1 of responses that have nothing to do with their context. Both are fitted
-by maximising the (lower) `info_nce` estimate of E log g; a = 1 gives 0, so the fit is never below "no information".
-This is the information about the context that q can read in the responses (usable information, Xu et al., ICLR 2020).
-b is not fitted below FLOOR. Where log q of a response varies by more than 100 to 150 nats between contexts, a lower b
-would give more: there the critic is still too sure, and the bound lower than it need be.
+g = (1 - a) q^b(y | x) / E q^b(y | x') + a has mean 1 over contexts for every y, so E log g bounds I
+from below for any temperature b > 0 and any share 0 <= a <= 1 of responses that have nothing to do
+with their context. Both are fitted by maximising the (lower) `info_nce` estimate of E log g; a = 1
+gives 0, so the fit is never below "no information". This is the information about the context that
+q can read in the responses (usable information, Xu et al., ICLR 2020). b is not fitted below FLOOR.
+Where log q of a response varies by more than 100 to 150 nats between contexts, a lower b would give
+more: there the critic is still too sure, and the bound lower than it need be.
 
 Terms are in nats per response; a contrast `per_token` divides each by the response's own tokens.
 """
@@ -66,7 +71,8 @@ class Terms:
 
     Attributes:
         of_response: (N,) nats; their mean is the estimate.
-        of_context: (P,) first-order effect on the term of response j of having met context i, for each pair (i, j).
+        of_context: (P,) first-order effect on the term of response j of having met context i, for
+            each pair (i, j).
         of_own_context: (N,) the same of its own context, where that is among those averaged over.
         at_floor: as of `Calibration`.
     """
@@ -84,7 +90,9 @@ class Terms:
         own = terms - value
         if self.of_own_context is not None:
             own = own + self.of_own_context / divisors
-        return value, Influence(own, self.of_context / divisors[contrast.pairs[:, 1]], contrast.pairs)
+        return value, Influence(
+            own, self.of_context / divisors[contrast.pairs[:, 1]], contrast.pairs
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,8 @@ class Calibration:
     Attributes:
         temperature: power b of q.
         unrelated: share a of responses that have nothing to do with their context.
-        at_floor: whether the temperature is the lowest that is tried, and a lower one would give more.
+        at_floor: whether the temperature is the lowest that is tried, and a lower one would give
+            more.
     """
 
     temperature: float
@@ -103,7 +112,9 @@ class Calibration:
 
 
 def info_nce(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log mean over its own and the other contexts. DataError: a response without other contexts."""
+    """log q(y_j | x_j) - log mean over its own and the other contexts. DataError: a response
+    without other contexts.
+    """
     groups = contrast.by_response
     top, own, other = _scaled(contrast.matched, contrast.mismatched, contrast)
     total, count = own + groups.sum(other), groups.counts + 1
@@ -113,7 +124,9 @@ def info_nce(contrast: Contrast) -> Terms:
 
 
 def leave_one_out(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log mean over the other contexts. DataError: a response without other contexts."""
+    """log q(y_j | x_j) - log mean over the other contexts. DataError: a response without other
+    contexts.
+    """
     groups, response = contrast.by_response, contrast.pairs[:, 1]
     top = groups.max(contrast.mismatched)
     other = np.exp(contrast.mismatched - top[response])
@@ -123,7 +136,9 @@ def leave_one_out(contrast: Contrast) -> Terms:
 
 
 def barber_agakov(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log E q(y_j | x'), the latter without bias. DataError: a response without other contexts."""
+    """log q(y_j | x_j) - log E q(y_j | x'), the latter without bias. DataError: a response without
+    other contexts.
+    """
     return _unbiased(contrast, 1.0)
 
 
@@ -139,7 +154,8 @@ def calibrated(contrast: Contrast) -> Terms:
 
 
 def calibrate(contrast: Contrast) -> Calibration:
-    """The temperature and the share of unrelated responses under which the responses say most about their contexts.
+    """The temperature and the share of unrelated responses under which the responses say most about
+    their contexts.
 
     Raises:
         DataError: a response without other contexts.
@@ -151,7 +167,10 @@ def calibrate(contrast: Contrast) -> Calibration:
     coarse = np.log(COARSE_TEMPERATURES)
     best = int(np.argmax([fit(b)[0] for b in coarse]))
     log_temperature = _maximum(
-        lambda b: fit(b)[0], coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)], steps=16
+        lambda b: fit(b)[0],
+        coarse[max(best - 1, 0)],
+        coarse[min(best + 1, len(coarse) - 1)],
+        steps=16,
     )
     value, unrelated = fit(log_temperature)
     lowest = log_temperature < np.log(FLOOR) + 1e-3  # as near as the search comes to it
@@ -161,8 +180,14 @@ def calibrate(contrast: Contrast) -> Calibration:
 
 def _info_nce_at(contrast: Contrast, temperature: float) -> np.ndarray:
     groups = contrast.by_response
-    top, own, other = _scaled(temperature * contrast.matched, temperature * contrast.mismatched, contrast)
-    return temperature * contrast.matched - top - np.log((own + groups.sum(other)) / (groups.counts + 1))
+    top, own, other = _scaled(
+        temperature * contrast.matched, temperature * contrast.mismatched, contrast
+    )
+    return (
+        temperature * contrast.matched
+        - top
+        - np.log((own + groups.sum(other)) / (groups.counts + 1))
+    )
 
 
 def _fit_unrelated(terms: np.ndarray) -> tuple[float, float]:
@@ -201,7 +226,9 @@ def _maximum(function: Callable[[float], float], low: float, high: float, *, ste
 
 def _unbiased(contrast: Contrast, temperature: float) -> Terms:
     groups, response = contrast.by_response, contrast.pairs[:, 1]
-    top, _, other = _scaled(temperature * contrast.matched, temperature * contrast.mismatched, contrast)
+    top, _, other = _scaled(
+        temperature * contrast.matched, temperature * contrast.mismatched, contrast
+    )
     minus_log_mean, slope = np.zeros(contrast.examples), np.zeros(other.size)
     for t, weight in zip(*_nodes(), strict=True):
         log_each = np.log1p(-t * other)
@@ -219,8 +246,12 @@ def _nodes() -> tuple[np.ndarray, np.ndarray]:
     return v**SUBSTITUTION, weights / 2 * SUBSTITUTION / v
 
 
-def _scaled(matched: np.ndarray, mismatched: np.ndarray, contrast: Contrast) -> tuple[np.ndarray, ...]:
-    """(log of the largest probability of each response in any context, own and other probabilities over it)."""
+def _scaled(
+    matched: np.ndarray, mismatched: np.ndarray, contrast: Contrast
+) -> tuple[np.ndarray, ...]:
+    """(log of the largest probability of each response in any context, own and other probabilities
+    over it).
+    """
     top = np.maximum(matched, contrast.by_response.max(mismatched))
     return top, np.exp(matched - top), np.exp(mismatched - top[contrast.pairs[:, 1]])
 

@@ -1,7 +1,7 @@
 """Entropy, divergences and mutual information of discrete distributions, exactly, in nats.
 
-A distribution is an array of non-negative numbers that sums to one over all its axes; its shape is free.
-`0 log 0` is 0 throughout (Cover & Thomas, Elements of Information Theory, chapter 2).
+A distribution is an array of non-negative numbers that sums to one over all its axes; its shape is
+free. `0 log 0` is 0 throughout (Cover & Thomas, Elements of Information Theory, chapter 2).
 """
 
 import numpy as np
@@ -81,7 +81,9 @@ def _x_log_x(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def _pair(p: ArrayLike, q: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     p, q = _distribution(p, "p"), _distribution(q, "q")
     if p.shape != q.shape:
-        raise DataError(f"p has shape {p.shape} and q has shape {q.shape}; accepted are equal shapes.")
+        raise DataError(
+            f"p has shape {p.shape} and q has shape {q.shape}; accepted are equal shapes."
+        )
     return p, q
 
 

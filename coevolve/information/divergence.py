@@ -1,23 +1,28 @@
-"""How far apart two samples of vectors are: the representation Jensen-Shannon divergence and its noise floor, in nats.
+"""How far apart two samples of vectors are: the representation Jensen-Shannon divergence and its
+noise floor, in nats.
 
-Hoyos-Osorio & Sanchez-Giraldo: The Representation Jensen-Shannon Divergence, 2023 (arXiv 2305.16446). With phi(x) a
-unit vector in the feature space of a kernel, A = E_P phi(x) phi(x)^T and B = E_Q likewise have trace 1, and
+Hoyos-Osorio & Sanchez-Giraldo: The Representation Jensen-Shannon Divergence, 2023 (arXiv
+2305.16446). With phi(x) a unit vector in the feature space of a kernel, A = E_P phi(x) phi(x)^T and
+B = E_Q likewise have trace 1, and
 
     rJSD(P, Q) = S((A + B) / 2) - (S(A) + S(B)) / 2,    S(A) = -tr A log A    (von Neumann entropy).
 
-It lies between 0 and log 2. For one-hot vectors it is the exact Jensen-Shannon divergence of the frequencies.
+It lies between 0 and log 2. For one-hot vectors it is the exact Jensen-Shannon divergence of the
+frequencies.
 
 Two biases, of opposite sign:
-- Of the samples: S of n vectors is at most log n and falls short of the truth, more for n than for the 2n of the
-  mixture. rJSD of a finite sample is therefore too high, and above 0 where P = Q. How high it comes out then is its
-  noise floor, measured here between halves of one sample, at the same size.
-- Of the representation: rJSD is the Holevo quantity of the two ensembles, at most the exact JSD of the texts
-  (Holevo, 1973), and much less where the kernel finds everything alike. A bound that holds with the exact JSD need not
-  hold with the representation's.
+- Of the samples: S of n vectors is at most log n and falls short of the truth, more for n than for
+  the 2n of the mixture. rJSD of a finite sample is therefore too high, and above 0 where P = Q. How
+  high it comes out then is its noise floor, measured here between halves of one sample, at the same
+  size.
+- Of the representation: rJSD is the Holevo quantity of the two ensembles, at most the exact JSD of
+  the texts (Holevo, 1973), and much less where the kernel finds everything alike. A bound that
+  holds with the exact JSD need not hold with the representation's.
 
 Kernels, on vectors scaled to unit length, so that k(x, x) = 1:
 - `linear`, x . y: the cosine kernel, and what the public code of arXiv 2502.00577 uses;
-- `gaussian`, exp(-|x - y|^2 / (2 w^2)): w is the median distance between the vectors of a reference sample.
+- `gaussian`, exp(-|x - y|^2 / (2 w^2)): w is the median distance between the vectors of a reference
+  sample.
 
 Shapes: n and m samples, d dimensions.
 """
@@ -47,7 +52,8 @@ class MeasuredDivergence:
     Attributes:
         jsd: mean over the repetitions, each with other vectors.
         jsd_sd: standard deviation over the repetitions.
-        floor: the same measure between two disjoint samples of one distribution; mean over both distributions.
+        floor: the same measure between two disjoint samples of one distribution; mean over both
+            distributions.
         floor_sd: standard deviation of `floor` over the repetitions.
         size: vectors on each side.
         repetitions: how many.
@@ -78,8 +84,8 @@ def measure_divergence(
 ) -> MeasuredDivergence:
     """rJSD between random equal-sized samples of `x` and `y`, beside that between halves of either.
 
-    The size is half the smaller sample's, so that a half of it is as large as what it is compared with, at most
-    `largest`.
+    The size is half the smaller sample's, so that a half of it is as large as what it is compared
+    with, at most `largest`.
 
     Args:
         x: (n, d) vectors, n >= 4.
@@ -89,7 +95,8 @@ def measure_divergence(
         seed: of their choice.
 
     Raises:
-        DataError: fewer than 4 vectors, vectors of different dimensions, one that is zero or not finite.
+        DataError: fewer than 4 vectors, vectors of different dimensions, one that is zero or not
+            finite.
         RecipeError: an unknown kernel, or `repetitions` or `largest` too small.
     """
     if repetitions < 1 or largest < 2:
@@ -113,18 +120,28 @@ def measure_divergence(
         x_1, x_2 = x[of_x[:size]], x[of_x[size : 2 * size]]
         y_1, y_2 = y[of_y[:size]], y[of_y[size : 2 * size]]
         jsd[repetition] = representation_jsd(x_1, y_1, kernel=kernel, width=width)
-        halves = [representation_jsd(a, b, kernel=kernel, width=width) for a, b in ((x_1, x_2), (y_1, y_2))]
+        halves = [
+            representation_jsd(a, b, kernel=kernel, width=width)
+            for a, b in ((x_1, x_2), (y_1, y_2))
+        ]
         floor[repetition] = np.mean(halves)
     return MeasuredDivergence(
-        float(jsd.mean()), float(jsd.std()), float(floor.mean()), float(floor.std()), size, repetitions
+        float(jsd.mean()),
+        float(jsd.std()),
+        float(floor.mean()),
+        float(floor.std()),
+        size,
+        repetitions,
     )
 
 
-def representation_jsd(x: Vectors, y: Vectors, *, kernel: Kernel = "linear", width: float | None = None) -> float:
+def representation_jsd(
+    x: Vectors, y: Vectors, *, kernel: Kernel = "linear", width: float | None = None
+) -> float:
     """rJSD of two samples as they are, in nats.
 
-    The linear kernel's comes from the covariances or from the Gram matrix, whichever is smaller: both have the same
-    eigenvalues but for zeros.
+    The linear kernel's comes from the covariances or from the Gram matrix, whichever is smaller:
+    both have the same eigenvalues but for zeros.
 
     Args:
         x: (n, d) vectors; scaled to unit length here.
@@ -137,7 +154,9 @@ def representation_jsd(x: Vectors, y: Vectors, *, kernel: Kernel = "linear", wid
     """
     x, y = unit_rows(x), unit_rows(y)
     if x.shape[1] != y.shape[1]:
-        raise DataError(f"vectors have {x.shape[1]} and {y.shape[1]} dimensions; embed both by one model.")
+        raise DataError(
+            f"vectors have {x.shape[1]} and {y.shape[1]} dimensions; embed both by one model."
+        )
     if kernel == "linear" and x.shape[1] < len(x) + len(y):
         return jsd_of_covariances(x.T @ x / len(x), y.T @ y / len(y))
     both = np.concatenate([x, y])
@@ -145,29 +164,37 @@ def representation_jsd(x: Vectors, y: Vectors, *, kernel: Kernel = "linear", wid
 
 
 def jsd_of_covariances(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """S((A + B) / 2) - (S(A) + S(B)) / 2 of two positive semi-definite (d, d) matrices, scaled to trace 1; nats."""
+    """S((A + B) / 2) - (S(A) + S(B)) / 2 of two positive semi-definite (d, d) matrices, scaled to
+    trace 1; nats.
+    """
     a, b = _trace_normalised(a), _trace_normalised(b)
-    divergence = von_neumann_entropy((a + b) / 2) - (von_neumann_entropy(a) + von_neumann_entropy(b)) / 2
+    divergence = (
+        von_neumann_entropy((a + b) / 2) - (von_neumann_entropy(a) + von_neumann_entropy(b)) / 2
+    )
     return float(np.clip(divergence, 0.0, np.log(2)))  # rounding alone can leave the range
 
 
 def jsd_of_gram(gram: NDArray[np.float64], first: int) -> float:
-    """rJSD from the (n + m, n + m) Gram matrix of both samples, of which the `first` n are of the one; nats.
+    """rJSD from the (n + m, n + m) Gram matrix of both samples, of which the `first` n are of the
+    one; nats.
 
-    (A + B) / 2 weighs each vector of the first sample by 1 / 2n and of the second by 1 / 2m. Weighted by their roots
-    on both sides, the Gram matrix has its eigenvalues.
+    (A + B) / 2 weighs each vector of the first sample by 1 / 2n and of the second by 1 / 2m.
+    Weighted by their roots on both sides, the Gram matrix has its eigenvalues.
     """
     count = len(gram)
     if not 0 < first < count:
         raise DataError(f"first is {first} of {count} vectors; accepted is 1 to {count - 1}.")
     weights = np.where(np.arange(count) < first, 1 / first, 1 / (count - first))
     weighted = gram * np.sqrt(np.outer(weights, weights))
-    parts = von_neumann_entropy(weighted[:first, :first]) + von_neumann_entropy(weighted[first:, first:])
+    parts = von_neumann_entropy(weighted[:first, :first]) + von_neumann_entropy(
+        weighted[first:, first:]
+    )
     return float(np.clip(von_neumann_entropy(weighted) - parts / 2, 0.0, np.log(2)))
 
 
 def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
-    """-sum e log e over the eigenvalues e of a symmetric positive semi-definite matrix scaled to trace 1; nats.
+    """-sum e log e over the eigenvalues e of a symmetric positive semi-definite matrix scaled to
+    trace 1; nats.
 
     Raises:
         DataError: not square and symmetric, a trace that is not positive, or a negative eigenvalue.
@@ -182,7 +209,9 @@ def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
     return float(-np.sum(positive * np.log(positive)))
 
 
-def gram(vectors: Vectors, *, kernel: Kernel = "linear", width: float | None = None) -> NDArray[np.float64]:
+def gram(
+    vectors: Vectors, *, kernel: Kernel = "linear", width: float | None = None
+) -> NDArray[np.float64]:
     """(n, n) kernel values of (n, d) unit vectors.
 
     Raises:
@@ -193,12 +222,15 @@ def gram(vectors: Vectors, *, kernel: Kernel = "linear", width: float | None = N
     if kernel == "linear":
         return products
     if width is None or not 0 < width < np.inf:
-        raise RecipeError(f"width is {width}; the Gaussian kernel takes a number above 0, such as `median_width`.")
+        raise RecipeError(
+            f"width is {width}; the Gaussian kernel takes a number above 0, such as `median_width`."
+        )
     return np.exp(-(1 - np.clip(products, -1.0, 1.0)) / width**2)  # |x - y|^2 = 2 - 2 x . y
 
 
 def median_width(vectors: Vectors) -> float:
-    """The median distance between distinct vectors of a sample, scaled to unit length (Gretton et al., JMLR 2012).
+    """The median distance between distinct vectors of a sample, scaled to unit length (Gretton et
+    al., JMLR 2012).
 
     Raises:
         DataError: all vectors are alike, so that there is no scale.
@@ -207,7 +239,9 @@ def median_width(vectors: Vectors) -> float:
     distances = np.sqrt(np.maximum(0.0, 2 - 2 * (unit @ unit.T)))[np.triu_indices(len(unit), k=1)]
     apart = distances[distances > 1e-6]
     if apart.size == 0:
-        raise DataError(f"all {len(unit)} vectors are alike and set no width for a Gaussian kernel; use 'linear'.")
+        raise DataError(
+            f"all {len(unit)} vectors are alike and set no width for a Gaussian kernel; use 'linear'."
+        )
     return float(np.median(apart))
 
 
@@ -219,7 +253,9 @@ def unit_rows(vectors: Vectors) -> Vectors:
     """
     vectors = np.asarray(vectors, dtype=np.float64)
     if vectors.ndim != 2 or vectors.size == 0:
-        raise DataError(f"vectors have shape {vectors.shape}; accepted is (samples, dimensions), at least one of each.")
+        raise DataError(
+            f"vectors have shape {vectors.shape}; accepted is (samples, dimensions), at least one of each."
+        )
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if bad.size:
@@ -233,13 +269,21 @@ def unit_rows(vectors: Vectors) -> Vectors:
 def check_kernel(kernel: str) -> None:
     """Raise RecipeError unless `kernel` is one of the two."""
     if kernel not in get_args(Kernel):
-        raise RecipeError(f"kernel is {kernel!r}; accepted are {', '.join(map(repr, get_args(Kernel)))}.")
+        raise RecipeError(
+            f"kernel is {kernel!r}; accepted are {', '.join(map(repr, get_args(Kernel)))}."
+        )
 
 
 def _trace_normalised(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     matrix = np.asarray(matrix, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T, atol=1e-10):
-        raise DataError(f"matrix of shape {matrix.shape} is not symmetric; accepted are covariance and Gram matrices.")
+    if (
+        matrix.ndim != 2
+        or matrix.shape[0] != matrix.shape[1]
+        or not np.allclose(matrix, matrix.T, atol=1e-10)
+    ):
+        raise DataError(
+            f"matrix of shape {matrix.shape} is not symmetric; accepted are covariance and Gram matrices."
+        )
     trace = float(np.trace(matrix))
     if not 0 < trace < np.inf:
         raise DataError(f"matrix has the trace {trace}; accepted is one above 0.")

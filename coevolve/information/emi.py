@@ -1,14 +1,17 @@
-"""Effective mutual information (EMI) of a model and its difference between two distributions (EMID).
+"""Effective mutual information (EMI) of a model and its difference between two distributions
+(EMID).
 
-Oh et al.: Understanding Multimodal LLMs Under Distribution Shifts: An Information-Theoretic Approach, ICML 2025.
-With a reasoning r in the condition (Li et al., 2025, arXiv 2512.17270) the same definitions are R-EMI and R-EMID;
-which one a number is depends only on whether the log-probabilities were computed with r.
+Oh et al.: Understanding Multimodal LLMs Under Distribution Shifts: An Information-Theoretic
+Approach, ICML 2025. With a reasoning r in the condition (Li et al., 2025, arXiv 2512.17270) the
+same definitions are R-EMI and R-EMID; which one a number is depends only on whether the
+log-probabilities were computed with r.
 
-What is estimated. By definition EMI compares I(X; Y_theta), what the *model's* responses say about the context, with
-the golden I(X; Y). An estimator q trained on golden responses can only see what it can read: a model that says the
-same in another code (the words permuted, another table) loses no information and is scored as if it did. With such a
-q, EMI by any form measures fidelity to golden responses; score the model's responses by a q trained on *its* responses
-to measure its own information.
+What is estimated. By definition EMI compares I(X; Y_theta), what the *model's* responses say about
+the context, with the golden I(X; Y). An estimator q trained on golden responses can only see what
+it can read: a model that says the same in another code (the words permuted, another table) loses no
+information and is scored as if it did. With such a q, EMI by any form measures fidelity to golden
+responses; score the model's responses by a q trained on *its* responses to measure its own
+information.
 """
 
 from dataclasses import dataclass
@@ -24,12 +27,14 @@ from coevolve.information.uncertainty import standard_error
 def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
     """EMI: mutual information with the model's responses minus that with the golden ones.
 
-    Higher is better; typically below 0, and 0 for the golden responses themselves. What the two share (easy or hard
-    contexts among the pairs) cancels in its influence, and so in its standard error.
+    Higher is better; typically below 0, and 0 for the golden responses themselves. What the two
+    share (easy or hard contexts among the pairs) cancels in its influence, and so in its standard
+    error.
 
     Args:
         model: log-probabilities of the model's responses.
-        golden: log-probabilities of the golden responses, in the same contexts and over the same (i, j) pairs.
+        golden: log-probabilities of the golden responses, in the same contexts and over the same
+            (i, j) pairs.
         form: the estimator of mutual information.
 
     Raises:
@@ -41,7 +46,9 @@ def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
             f"the model has {model.examples} responses, golden {golden.examples}; give one of each for every example."
         )
     if not np.array_equal(model.pairs, golden.pairs):
-        raise DataError("the model's and the golden mismatched pairs differ; score both over the same (i, j) pairs.")
+        raise DataError(
+            "the model's and the golden mismatched pairs differ; score both over the same (i, j) pairs."
+        )
     return difference(mutual_information(model, form), mutual_information(golden, form))
 
 
@@ -56,7 +63,9 @@ def difference(model: Estimate, golden: Estimate) -> Estimate:
             f"the model's estimate is {model.form} in {model.unit}, the golden one {golden.form} in {golden.unit}; "
             "estimate and normalise both alike."
         )
-    return Estimate(model.value - golden.value, model.unit, model.form, model.influence - golden.influence)
+    return Estimate(
+        model.value - golden.value, model.unit, model.form, model.influence - golden.influence
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,8 @@ class Loss:
 
 
 def emid(p: Estimate, q: Estimate) -> Loss:
-    """EMID(P, Q) = EMI(P) - EMI(Q): what a model loses from in-distribution P to shifted Q. Lower is better.
+    """EMID(P, Q) = EMI(P) - EMI(Q): what a model loses from in-distribution P to shifted Q. Lower
+    is better.
 
     Args:
         p: EMI of the model in distribution.
@@ -92,5 +102,7 @@ def emid(p: Estimate, q: Estimate) -> Loss:
         DataError: the two are of different units or forms.
     """
     if (p.unit, p.form) != (q.unit, q.form):
-        raise DataError(f"EMI of P is {p.form} in {p.unit}, of Q {q.form} in {q.unit}; estimate both alike.")
+        raise DataError(
+            f"EMI of P is {p.form} in {p.unit}, of Q {q.form} in {q.unit}; estimate both alike."
+        )
     return Loss(p.value - q.value, p.unit, p.form, p, q)

@@ -22,7 +22,8 @@ class Estimate:
         unit: `nats per token` or `nats per response`.
         form: the name of the estimator, a key of `FORMS`.
         influence: what it owes to each example, for standard errors and bootstrap.
-        at_floor: whether the fit of `calibrated` ended at its lowest temperature, and the value could be higher.
+        at_floor: whether the fit of `calibrated` ended at its lowest temperature, and the value
+            could be higher.
     """
 
     value: float
@@ -60,14 +61,26 @@ def _of_terms(terms: Callable[[Contrast], density_ratio.Terms], bias: str) -> Fo
 
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
-        "calibrated": _of_terms(density_ratio.calibrated, "a lower bound for any q, at most log K + 0.58"),
-        "barber_agakov": _of_terms(density_ratio.barber_agakov, "a lower bound for any q, at most log K + 0.58"),
-        "info_nce": _of_terms(density_ratio.info_nce, "a lower bound for any q, at most log(K + 1)"),
-        "leave_one_out": _of_terms(density_ratio.leave_one_out, "too large for the true q, without a ceiling"),
+        "calibrated": _of_terms(
+            density_ratio.calibrated, "a lower bound for any q, at most log K + 0.58"
+        ),
+        "barber_agakov": _of_terms(
+            density_ratio.barber_agakov, "a lower bound for any q, at most log K + 0.58"
+        ),
+        "info_nce": _of_terms(
+            density_ratio.info_nce, "a lower bound for any q, at most log(K + 1)"
+        ),
+        "leave_one_out": _of_terms(
+            density_ratio.leave_one_out, "too large for the true q, without a ceiling"
+        ),
         "difference_of_entropies": Form(
             difference_of_entropies, "marginal", "on either side of the truth, without a ceiling"
         ),
-        "club": Form(club, "mismatched", "far too large for the true q, on either side otherwise, without a ceiling"),
+        "club": Form(
+            club,
+            "mismatched",
+            "far too large for the true q, on either side otherwise, without a ceiling",
+        ),
         "fidelity": Form(fidelity, "matched", "no information: the control without negatives"),
     }
 )

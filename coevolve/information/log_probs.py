@@ -1,4 +1,6 @@
-"""Log-probabilities as the information measures take them: sums with token counts, in one of two normalisations."""
+"""Log-probabilities as the information measures take them: sums with token counts, in one of two
+normalisations.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,11 +12,15 @@ from coevolve.errors import DataError, RecipeError
 
 Normalisation = Literal["per_token", "per_response"]
 
-UNITS: Mapping[str, str] = MappingProxyType({"per_token": "nats per token", "per_response": "nats per response"})
+UNITS: Mapping[str, str] = MappingProxyType(
+    {"per_token": "nats per token", "per_response": "nats per response"}
+)
 
 
 class LogProbs(Protocol):
-    """What `coevolve.scoring.scores.Scores` is, stated here so that the measures depend on NumPy alone."""
+    """What `coevolve.scoring.scores.Scores` is, stated here so that the measures depend on NumPy
+    alone.
+    """
 
     @property
     def sum(self) -> np.ndarray:
@@ -40,7 +46,8 @@ def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
     """(sum, tokens) as float64 arrays of one shape.
 
     Raises:
-        DataError: tokens do not broadcast to the sums, a sum is not finite, or a response has no token.
+        DataError: tokens do not broadcast to the sums, a sum is not finite, or a response has no
+            token.
     """
     total = np.asarray(log_probs.sum, dtype=np.float64)
     try:
@@ -51,15 +58,18 @@ def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
             "give one count per response."
         ) from None
     _require(np.isfinite(total), total, "log-probability", "a finite number")
-    _require(tokens >= 1, tokens, "token count", "at least 1, as the end of turn is a token of its own")
+    _require(
+        tokens >= 1, tokens, "token count", "at least 1, as the end of turn is a token of its own"
+    )
     return total, tokens
 
 
 def normalise(log_probs: LogProbs, normalisation: Normalisation) -> np.ndarray:
     """Log-probabilities in the chosen unit, float64, the shape of `log_probs.sum`.
 
-    `per_token` divides by the number of tokens (nats per token): the published form, no mutual information in
-    nats. `per_response` is the sum (nats per response): the form for which mutual information is in nats.
+    `per_token` divides by the number of tokens (nats per token): the published form, no mutual
+    information in nats. `per_response` is the sum (nats per response): the form for which mutual
+    information is in nats.
 
     Raises:
         RecipeError: another normalisation.

@@ -2,13 +2,14 @@
 
     I = E log q(y | x) - E log m(y)
 
-With m the true marginal p(y) this is Barber and Agakov's lower bound (The IM Algorithm, NeurIPS 2003), short of I by
-E KL(p(y | x) || q(y | x)). With a fitted m it is the difference of entropies of McAllester and Stratos (AISTATS 2020):
-a poor m errs upwards by KL(p(y) || m), a poor q downwards, and the sum may lie on either side. It has no ceiling.
+With m the true marginal p(y) this is Barber and Agakov's lower bound (The IM Algorithm, NeurIPS
+2003), short of I by E KL(p(y | x) || q(y | x)). With a fitted m it is the difference of entropies
+of McAllester and Stratos (AISTATS 2020): a poor m errs upwards by KL(p(y) || m), a poor q
+downwards, and the sum may lie on either side. It has no ceiling.
 
-m must be fitted to the responses that it scores: fitted on P and used on Q, its error differs between the two, which
-inverted the ranking of shifts in trials. `bigram_log_probs` fits to each set of responses, each response left out of
-what scores it, so that no held-out part is needed.
+m must be fitted to the responses that it scores: fitted on P and used on Q, its error differs
+between the two, which inverted the ranking of shifts in trials. `bigram_log_probs` fits to each set
+of responses, each response left out of what scores it, so that no held-out part is needed.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,13 +25,16 @@ BACK_OFF = 2.0  # pseudo-count of the unigram in a bigram's prediction (a Dirich
 
 
 def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:
-    """(mean of log q(y_i | x_i) - log m(y_i), its influence, the error of the fit of m apart), in the contrast's unit.
+    """(mean of log q(y_i | x_i) - log m(y_i), its influence, the error of the fit of m apart), in
+    the contrast's unit.
 
     Raises:
         DataError: the contrast has no marginal.
     """
     if contrast.marginal is None:
-        raise DataError("difference_of_entropies needs a log marginal of each response; the contrast has none.")
+        raise DataError(
+            "difference_of_entropies needs a log marginal of each response; the contrast has none."
+        )
     terms = (contrast.matched - contrast.marginal) / contrast.divisors
     influence = Influence(terms - terms.mean(), np.zeros(contrast.mismatched.size), contrast.pairs)
     return float(terms.mean()), influence
@@ -40,14 +44,20 @@ def bigram_log_probs(responses: Sequence[Sequence[Hashable]]) -> np.ndarray:
     """(N,) log m(y) of each response, nats, m being a bigram model of the other N - 1 responses.
 
     Args:
-        responses: their tokens, the end of turn included where the scores include it; the vocabulary is what occurs.
+        responses: their tokens, the end of turn included where the scores include it; the
+            vocabulary is what occurs.
 
     Raises:
         DataError: fewer than two responses, or an empty one.
     """
     if len(responses) < 2 or any(len(response) == 0 for response in responses):
-        raise DataError(f"found {len(responses)} responses, some may be empty; accepted are 2 or more with tokens.")
-    number = {token: index for index, token in enumerate(dict.fromkeys(t for response in responses for t in response))}
+        raise DataError(
+            f"found {len(responses)} responses, some may be empty; accepted are 2 or more with tokens."
+        )
+    number = {
+        token: index
+        for index, token in enumerate(dict.fromkeys(t for response in responses for t in response))
+    }
     coded = [np.array([number[token] for token in response]) for response in responses]
     size = len(number)
     before = [np.concatenate([[size], tokens[:-1]]) for tokens in coded]

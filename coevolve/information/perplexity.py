@@ -9,7 +9,8 @@ from coevolve.information.log_probs import LogProbs, checked
 
 
 def perplexity(log_probs: LogProbs) -> float:
-    """exp(- sum of log-probabilities / number of tokens), both over all responses: each token weighs the same.
+    """exp(- sum of log-probabilities / number of tokens), both over all responses: each token
+    weighs the same.
 
     Args:
         log_probs: scores of any shape; sums in nats per response.
@@ -45,21 +46,23 @@ class PerplexityRatio:
 def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio:
     """The ratio of two models' perplexities with its paired standard error.
 
-    Examples are the sampled units, since the tokens of one response are not independent. With d_i the baseline's
-    minus the model's log-probability of response i and t_i its number of tokens, the log ratio L = sum d / sum t is
-    a ratio estimator, and its variance by the delta method (linearisation: Cochran, Sampling Techniques, 1977,
-    chapter 6) is that of the mean of e_i = (d_i - L t_i) / mean(t):
+    Examples are the sampled units, since the tokens of one response are not independent. With d_i
+    the baseline's minus the model's log-probability of response i and t_i its number of tokens, the
+    log ratio L = sum d / sum t is a ratio estimator, and its variance by the delta method
+    (linearisation: Cochran, Sampling Techniques, 1977, chapter 6) is that of the mean of e_i = (d_i
+    - L t_i) / mean(t):
 
         error(L)^2 = sum_i e_i^2 / (n (n - 1)),    error(exp L) = exp(L) error(L).
 
-    What both models find hard or easy cancels in d_i; this is why the paired error is the smaller one.
+    What both models find hard or easy cancels in d_i; this is why the paired error is the smaller
+    one.
 
     Args:
         model, baseline: scores of the same n >= 2 responses in the same order; nats per response.
 
     Raises:
-        DataError: different numbers of responses, different token counts (perplexities of different tokenisations
-            do not compare), or fewer than two responses.
+        DataError: different numbers of responses, different token counts (perplexities of different
+            tokenisations do not compare), or fewer than two responses.
     """
     model_sum, model_tokens = (values.ravel() for values in checked(model))
     baseline_sum, tokens = (values.ravel() for values in checked(baseline))
@@ -80,4 +83,6 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
     residual = (difference - log_ratio * tokens) / tokens.mean()
     error = np.sqrt(np.sum(residual**2) / (residual.size * (residual.size - 1)))
     ratio = np.exp(log_ratio)
-    return PerplexityRatio(float(ratio), float(ratio * error), float(log_ratio), float(error), residual.size)
+    return PerplexityRatio(
+        float(ratio), float(ratio * error), float(log_ratio), float(error), residual.size
+    )

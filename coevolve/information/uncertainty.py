@@ -1,12 +1,15 @@
-"""How sure an estimate over pairs is: the entries of a matrix share contexts and responses and are not independent.
+"""How sure an estimate over pairs is: the entries of a matrix share contexts and responses and are
+not independent.
 
-Examples are what is drawn, so an estimate's error follows from its influence (`coevolve.information.influence`): the
-effect of each example as context and as response at once. `standard_error` is the variance of a two-sample U-statistic
-whose samples are paired; `bootstrap` redraws examples. Both are of first order: they leave out a term that vanishes
-like 1 / N^2 (all pairs), and the fit of what is fitted by maximising, whose effect is of second order as well.
+Examples are what is drawn, so an estimate's error follows from its influence
+(`coevolve.information.influence`): the effect of each example as context and as response at once.
+`standard_error` is the variance of a two-sample U-statistic whose samples are paired; `bootstrap`
+redraws examples. Both are of first order: they leave out a term that vanishes like 1 / N^2 (all
+pairs), and the fit of what is fitted by maximising, whose effect is of second order as well.
 
-Differences are paired by construction: a model and golden, or two models, share examples, so their influences are
-subtracted (or meet the same redrawn examples); two subsets share none, so their errors add.
+Differences are paired by construction: a model and golden, or two models, share examples, so their
+influences are subtracted (or meet the same redrawn examples); two subsets share none, so their
+errors add.
 """
 
 from collections.abc import Sequence
@@ -24,13 +27,15 @@ LEVEL = 0.95
 def standard_error(influence: Influence) -> float:
     """Standard error of an estimate over N examples and P of their pairs, in its unit.
 
-    The variance of a sum over pairs is the sum of the products of all entries that share an example (Aronow, Samii,
-    Assenova: Cluster-Robust Variance Estimation for Dyadic Data, 2015), here with the matched pairs among the entries:
+    The variance of a sum over pairs is the sum of the products of all entries that share an example
+    (Aronow, Samii, Assenova: Cluster-Robust Variance Estimation for Dyadic Data, 2015), here with
+    the matched pairs among the entries:
 
         N^2 Var(T) = sum_i h_i^2 - sum of what it counts twice,
 
-    h_i being the Hajek projection. Counted twice is what two entries share at both ends: each mismatched pair with
-    itself and with its reverse. This matters where pairs are few; for all pairs the first sum decides.
+    h_i being the Hajek projection. Counted twice is what two entries share at both ends: each
+    mismatched pair with itself and with its reverse. This matters where pairs are few; for all
+    pairs the first sum decides.
 
     Raises:
         DataError: a single example.
@@ -40,7 +45,8 @@ def standard_error(influence: Influence) -> float:
         raise DataError(f"found {count} example; a standard error needs 2 or more.")
     gathered = np.sum(influence.of_examples() ** 2)
     variance = (gathered - _shared_at_both_ends(influence)) / count**2
-    # Few noisy pairs can make the estimate negative; half of the doubly counted one is then a floor that is safe.
+    # Few noisy pairs can make the estimate negative; half of the doubly counted one is then a floor
+    # that is safe.
     variance = max(variance, gathered / (2 * count**2))
     return float(np.sqrt(variance * count / (count - 1)))
 
@@ -58,22 +64,27 @@ def _shared_at_both_ends(influence: Influence) -> float:
 
 
 def draw_examples(count: int, rng: np.random.Generator, replicates: int = REPLICATES) -> np.ndarray:
-    """(replicates, N) how often each example is drawn, with replacement. One draw serves all that is to be paired."""
+    """(replicates, N) how often each example is drawn, with replacement. One draw serves all that
+    is to be paired.
+    """
     return rng.multinomial(count, np.full(count, 1 / count), size=replicates)
 
 
 def bootstrap(influence: Influence, draws: np.ndarray) -> np.ndarray:
     """(replicates,) deviations of the estimate from its expectation, for the examples drawn.
 
-    The influences are scaled to `standard_error`, so that pairs, which two examples share, are not counted twice
-    (drawing contexts and responses alike counts them up to three times: Owen, The Pigeonhole Bootstrap, 2007).
+    The influences are scaled to `standard_error`, so that pairs, which two examples share, are not
+    counted twice (drawing contexts and responses alike counts them up to three times: Owen, The
+    Pigeonhole Bootstrap, 2007).
 
     Raises:
         DataError: draws of another number of examples.
     """
     gathered = influence.of_examples()
     if draws.shape[-1] != gathered.size:
-        raise DataError(f"draws are of {draws.shape[-1]} examples, the estimate of {gathered.size}.")
+        raise DataError(
+            f"draws are of {draws.shape[-1]} examples, the estimate of {gathered.size}."
+        )
     gathered = gathered - gathered.mean()
     spread = np.sqrt(np.mean(gathered**2) / gathered.size)
     scale = standard_error(influence) / spread if spread > 0 else 0.0
@@ -93,14 +104,17 @@ def chance_above(value: float, deviations: np.ndarray, threshold: float = 0.0) -
 
 
 def p_value(value: float, deviations: np.ndarray) -> float:
-    """One-sided, of "the true value is at most 0": (replicates at most 0, plus 1) / (replicates + 1)."""
+    """One-sided, of "the true value is at most 0": (replicates at most 0, plus 1) / (replicates +
+    1).
+    """
     return float((np.sum(value + deviations <= 0) + 1) / (deviations.size + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values of tests made together, each to be compared with the level (Holm, 1979).
 
-    Below the level after the adjustment means: with this probability at most, any of those declared is wrong.
+    Below the level after the adjustment means: with this probability at most, any of those declared
+    is wrong.
 
     Raises:
         DataError: a value outside [0, 1].
@@ -125,10 +139,11 @@ def power(
     level: float = 0.05,
     trials: int = 1000,
 ) -> float:
-    """How often a loss of `effect` is told from 0 with so many examples in each of the two subsets, by simulation.
+    """How often a loss of `effect` is told from 0 with so many examples in each of the two subsets,
+    by simulation.
 
-    For 80 % of the time, `examples` must be about 12.4 (deviation / effect)^2, the deviation being that of the
-    influences. To tell an R-EMID of 0.05 nats per token from 0, simulation gives:
+    For 80 % of the time, `examples` must be about 12.4 (deviation / effect)^2, the deviation being
+    that of the influences. To tell an R-EMID of 0.05 nats per token from 0, simulation gives:
 
     | influences of | deviation, nats per token | examples in each subset |
     |---|---|---|
@@ -138,7 +153,8 @@ def power(
     | CLUB, the same; it shows a true loss 3 to 4 times as large | 0.9 to 1.6 | 4,000 to 12,000 |
 
     Args:
-        in_distribution, shifted: influences of the examples of a scored run (`Influence.of_examples`), taken for the
+        in_distribution, shifted: influences of the examples of a scored run
+        (`Influence.of_examples`), taken for the
             populations; their unit is that of `effect`.
         effect: the true loss.
         examples: drawn from each of the two.

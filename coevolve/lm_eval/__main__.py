@@ -1,4 +1,6 @@
-"""`python -m coevolve.lm_eval`: the harness's command, with the model `coevolve` and the task `coevolve_roleplay`."""
+"""`python -m coevolve.lm_eval`: the harness's command, with the model `coevolve` and the task
+`coevolve_roleplay`.
+"""
 
 import sys
 
@@ -6,6 +8,8 @@ from lm_eval.__main__ import cli_evaluate
 
 from coevolve.lm_eval import TASKS
 
-if "--include_path" not in sys.argv and any(argument.startswith("--tasks") for argument in sys.argv):
+if "--include_path" not in sys.argv and any(
+    argument.startswith("--tasks") for argument in sys.argv
+):
     sys.argv += ["--include_path", str(TASKS)]
 cli_evaluate()

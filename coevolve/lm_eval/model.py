@@ -1,12 +1,15 @@
 """An exported estimator behind the harness's interface.
 
 What a context may be:
-- a dialogue: a row of the RPGBench layout as JSON text. The connector writes its reasoning greedily, and the response
-  is scored, or written, by the estimator that is shown its core features. This is what the estimator is for.
-- any other text: taken as a prompt that is already rendered, and answered by the estimator as it stands.
+- a dialogue: a row of the RPGBench layout as JSON text. The connector writes its reasoning
+  greedily, and the response is scored, or written, by the estimator that is shown its core
+  features. This is what the estimator is for.
+- any other text: taken as a prompt that is already rendered, and answered by the estimator as it
+  stands.
 
-What is scored is a whole response: the continuation's own tokens and the end of turn behind them, as everywhere in
-coevolve, so that the numbers are those of `ProbabilityEstimator.log_prob`. Prompt and response are tokenised apart.
+What is scored is a whole response: the continuation's own tokens and the end of turn behind them,
+as everywhere in coevolve, so that the numbers are those of `ProbabilityEstimator.log_prob`. Prompt
+and response are tokenised apart.
 """
 
 import json
@@ -24,7 +27,15 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from coevolve.data.example import Example
 from coevolve.errors import DataError
 from coevolve.files import decode_json
-from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
+from coevolve.scoring.batching import (
+    TOKEN_BUDGET,
+    Ids,
+    batches_by_tokens,
+    device_of,
+    max_positions,
+    pad,
+    positions,
+)
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.generate import generate
 from coevolve.scoring.logprob import score_rows
@@ -38,13 +49,16 @@ MAX_NEW_TOKENS = 256
 
 @register_model("coevolve")
 class EstimatorLM(LM):
-    """`--model coevolve --model_args pretrained=DIR[,dtype=...][,base=...][,token_budget=...] [--device ...]`.
+    """`--model coevolve --model_args pretrained=DIR[,dtype=...][,base=...][,token_budget=...]
+    [--device ...]`.
 
     Args:
         pretrained: an exported estimator.
         dtype, base, token_budget: of `ProbabilityEstimator.from_pretrained`.
-        device: likewise; a GPU where there is none means `auto`, as the harness asks for one unless told otherwise.
-        batch_size, max_batch_size: the harness passes them; batches are made by `token_budget` instead, which changes
+        device: likewise; a GPU where there is none means `auto`, as the harness asks for one unless
+            told otherwise.
+        batch_size, max_batch_size: the harness passes them; batches are made by `token_budget`
+        instead, which changes
             no score.
     """
 
@@ -68,7 +82,8 @@ class EstimatorLM(LM):
         self._reasoning: dict[str, str] = {}
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(log q2(response, end of turn | context) in nats, whether greedy decoding would write it) for each request.
+        """(log q2(response, end of turn | context) in nats, whether greedy decoding would write it)
+        for each request.
 
         Raises:
             DataError: a dialogue is malformed, or a response is empty; the request is named.
@@ -76,13 +91,22 @@ class EstimatorLM(LM):
         """
         for index, request in enumerate(requests):
             if not request.args[1].strip():
-                raise DataError(f"request {index}: the continuation is empty; a response needs a visible character.")
+                raise DataError(
+                    f"request {index}: the continuation is empty; a response needs a visible character."
+                )
         prompts = self._prompts([request.args[0] for request in requests])
         targets = [self.estimator.renderer.response_ids(request.args[1]) for request in requests]
         with self.estimator.roles.acting(ESTIMATOR) as model:
-            scores = score_rows(model, prompts, targets, pad_id=self._pad_id, token_budget=self._budget)
-            greedy = greedy_rows(model, prompts, targets, pad_id=self._pad_id, token_budget=self._budget)
-        results = [(float(values.sum()), is_greedy) for values, is_greedy in zip(scores, greedy, strict=True)]
+            scores = score_rows(
+                model, prompts, targets, pad_id=self._pad_id, token_budget=self._budget
+            )
+            greedy = greedy_rows(
+                model, prompts, targets, pad_id=self._pad_id, token_budget=self._budget
+            )
+        results = [
+            (float(values.sum()), is_greedy)
+            for values, is_greedy in zip(scores, greedy, strict=True)
+        ]
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, result)
         return results
@@ -90,23 +114,30 @@ class EstimatorLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-probability of whole texts under the estimator, in nats, without end of turn.
 
-        As the harness defines it: each token is predicted once, in windows of the model's length, the first one after
-        a beginning-of-text token (end of turn, where the tokenizer has none).
+        As the harness defines it: each token is predicted once, in windows of the model's length,
+        the first one after a beginning-of-text token (end of turn, where the tokenizer has none).
         """
         results = []
         with self.estimator.roles.acting(ESTIMATOR) as model:
             for request in requests:
-                ids = self.estimator.renderer.tokenizer(request.args[0], add_special_tokens=False)["input_ids"]
+                ids = self.estimator.renderer.tokenizer(request.args[0], add_special_tokens=False)[
+                    "input_ids"
+                ]
                 # A window holds its prefix beside the tokens it predicts.
-                windows = get_rolling_token_windows(ids, self._first_id, max_positions(model) - 1, 1)
+                windows = get_rolling_token_windows(
+                    ids, self._first_id, max_positions(model) - 1, 1
+                )
                 pairs = [make_disjoint_window(window) for window in windows]
-                rows = score_rows(model, *_columns(pairs), pad_id=self._pad_id, token_budget=self._budget)
+                rows = score_rows(
+                    model, *_columns(pairs), pad_id=self._pad_id, token_budget=self._budget
+                )
                 results.append(math.fsum(float(row.sum()) for row in rows))
                 self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
         return results
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The estimator's own responses, decoded greedily up to the end of turn or one of the `until` texts.
+        """The estimator's own responses, decoded greedily up to the end of turn or one of the
+        `until` texts.
 
         Raises:
             DataError: a request asks for sampling.
@@ -117,7 +148,9 @@ class EstimatorLM(LM):
         for index, request in enumerate(requests):
             options = request.args[1]
             if options.get("do_sample") and options.get("temperature", 1.0) > 0:
-                raise DataError(f"request {index}: asks for sampling; accepted is greedy decoding (do_sample=False).")
+                raise DataError(
+                    f"request {index}: asks for sampling; accepted is greedy decoding (do_sample=False)."
+                )
             by_length.setdefault(int(options.get("max_gen_toks", MAX_NEW_TOKENS)), []).append(index)
         with self.estimator.roles.acting(ESTIMATOR) as model:
             for length, indices in by_length.items():
@@ -132,17 +165,25 @@ class EstimatorLM(LM):
                 for index, generation in zip(indices, generations, strict=True):
                     text = self.estimator.renderer.decode(generation.ids)
                     results[index] = _cut(text, requests[index].args[1].get("until") or [])
-                    self.cache_hook.add_partial("generate_until", requests[index].args, results[index])
+                    self.cache_hook.add_partial(
+                        "generate_until", requests[index].args, results[index]
+                    )
         return results
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The rendered chat; a dialogue stays what it is, since it is rendered with its reasoning later."""
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The rendered chat; a dialogue stays what it is, since it is rendered with its reasoning
+        later.
+        """
         if _dialogue(chat_history[-1]["content"], "chat") is not None:
             return chat_history[-1]["content"]
         if add_generation_prompt:
             return self.estimator.renderer.chat(chat_history)
         tokenizer = self.estimator.renderer.tokenizer
-        return tokenizer.apply_chat_template(chat_history, tokenize=False, continue_final_message=True)
+        return tokenizer.apply_chat_template(
+            chat_history, tokenize=False, continue_final_message=True
+        )
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The estimator's own; there is no other to choose."""
@@ -163,7 +204,9 @@ class EstimatorLM(LM):
 
     def _prompts(self, contexts: Sequence[str]) -> list[list[int]]:
         """The ids of each context; reasonings are written once for each dialogue."""
-        dialogues = [_dialogue(context, f"request {index}") for index, context in enumerate(contexts)]
+        dialogues = [
+            _dialogue(context, f"request {index}") for index, context in enumerate(contexts)
+        ]
         new = {
             context: example
             for context, example in zip(contexts, dialogues, strict=True)
@@ -195,12 +238,19 @@ class EstimatorLM(LM):
 
 @torch.no_grad()
 def greedy_rows(
-    model: torch.nn.Module, prompts: Sequence[Ids], responses: Sequence[Ids], *, pad_id: int, token_budget: int
+    model: torch.nn.Module,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    *,
+    pad_id: int,
+    token_budget: int,
 ) -> list[bool]:
-    """Whether each response is what greedy decoding writes after its prompt: every token is the likeliest one.
+    """Whether each response is what greedy decoding writes after its prompt: every token is the
+    likeliest one.
 
     Args:
-        model, prompts, responses, pad_id, token_budget: as for `coevolve.scoring.logprob.score_rows`.
+        model, prompts, responses, pad_id, token_budget: as for
+        `coevolve.scoring.logprob.score_rows`.
     """
     device = device_of(model)
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
@@ -244,5 +294,7 @@ def _cut(text: str, until: str | Iterable[str]) -> str:
     return text
 
 
-def _columns(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[list[list[int]], list[list[int]]]:
+def _columns(
+    pairs: Sequence[tuple[list[int], list[int]]],
+) -> tuple[list[list[int]], list[list[int]]]:
     return [left for left, _ in pairs], [right for _, right in pairs]

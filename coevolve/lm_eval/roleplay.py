@@ -1,4 +1,6 @@
-"""The functions that `roleplay.yaml` names. Reading it registers the model, which is what imports this file."""
+"""The functions that `roleplay.yaml` names. Reading it registers the model, which is what imports
+this file.
+"""
 
 import json
 from typing import Any
@@ -10,8 +12,11 @@ from coevolve.data.corpus import read_corpus
 from coevolve.errors import DataError
 
 
-def dialogues(data: str | None = None, split: str = "IDTest", **metadata: Any) -> dict[str, datasets.Dataset]:
-    """One document per example: `row`, the context as JSON without its response, and `response`, the golden one.
+def dialogues(
+    data: str | None = None, split: str = "IDTest", **metadata: Any
+) -> dict[str, datasets.Dataset]:
+    """One document per example: `row`, the context as JSON without its response, and `response`,
+    the golden one.
 
     Args:
         data: the corpus.
@@ -32,6 +37,8 @@ def dialogues(data: str | None = None, split: str = "IDTest", **metadata: Any) -
 
 
 def measures(document: dict[str, str], results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """`log_prob` in nats per response, and what `bits_per_byte` is made from: (nats, bytes of the response)."""
+    """`log_prob` in nats per response, and what `bits_per_byte` is made from: (nats, bytes of the
+    response).
+    """
     log_prob, _ = results[0]
     return {"log_prob": log_prob, "bits_per_byte": (log_prob, len(document["response"].encode()))}

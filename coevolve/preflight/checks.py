@@ -16,7 +16,8 @@ class Check(Generic[Draft]):
     Attributes:
         name: for people.
         look: gives the problems it finds, or raises one; leaves in the draft what it built.
-        needs: attributes of the draft that checks before it leave; where one is missing there is nothing to look at.
+        needs: attributes of the draft that checks before it leave; where one is missing there is
+            nothing to look at.
     """
 
     name: str

@@ -96,7 +96,9 @@ def load_corpus(recipe: Recipe) -> Corpus:
     """The recipe's data, every row of it checked."""
     if recipe.data.world is not None:
         world = recipe.data.world
-        return world_corpus(world_seed(recipe), train=world.train, test=world.test, strength=world.strength)
+        return world_corpus(
+            world_seed(recipe), train=world.train, test=world.test, strength=world.strength
+        )
     if recipe.data.hub is not None:
         return load_hub(recipe.data.hub)
     return read_corpus(recipe.data.path)
@@ -112,7 +114,8 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
     """The examples that fit and are asked for.
 
     Raises:
-        TooLongError: one does not fit `model.max_length`, and `data.over_long` is `error`; the longest is named.
+        TooLongError: one does not fit `model.max_length`, and `data.over_long` is `error`; the
+            longest is named.
         DataError: a text of one is unknown to a tokenizer; or none of a split fits.
     """
     sifted, room, limit = Sifted(), recipe.model.max_reasoning_tokens, recipe.model.max_length
@@ -131,10 +134,16 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
         sifted.splits[split] = _limited(recipe, split, kept)
     if sifted.left_out and recipe.data.over_long == "error":
         split, worst, size = max(
-            ((split, name, size) for split, sizes in longer.items() for name, size in sizes.items()),
+            (
+                (split, name, size)
+                for split, sizes in longer.items()
+                for name, size in sizes.items()
+            ),
             key=lambda found: found[2],
         )
-        counts = ", ".join(f"{len(part.sample_ids)} of {part.of} in {part.split}" for part in sifted.left_out)
+        counts = ", ".join(
+            f"{len(part.sample_ids)} of {part.of} in {part.split}" for part in sifted.left_out
+        )
         raise TooLongError(
             f"{corpus.source}: {split}, sample_ID {worst!r}: needs {size} tokens with its reasoning and response; "
             f"model.max_length is {limit}, which is too short for {counts}. Raise it, or set data.over_long=drop."
@@ -176,6 +185,8 @@ def _limited(recipe: Recipe, split: str, examples: list[Example]) -> list[Exampl
     limit = recipe.data.limit.get(split)
     if limit is None or limit >= len(examples):
         return examples
-    order = np.random.default_rng(derive_seed(recipe.seed, "limit", split)).permutation(len(examples))
+    order = np.random.default_rng(derive_seed(recipe.seed, "limit", split)).permutation(
+        len(examples)
+    )
     chosen = set(order[:limit].tolist())
     return [example for index, example in enumerate(examples) if index in chosen]

@@ -25,7 +25,9 @@ from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
 
 Group = tuple[str, Sequence[Example]]
-"""Examples whose responses are scored in one another's contexts, behind what to call them in an error."""
+"""Examples whose responses are scored in one another's contexts, behind what to call them in an
+error.
+"""
 
 
 @dataclass
@@ -52,11 +54,14 @@ class Judging:
     positions: dict[Role, int] = field(default_factory=dict)
 
 
-def subsets_with_pairs(corpus: Corpus, negatives: Negatives, *, seed: int, show_small: bool = False) -> Iterator[Group]:
+def subsets_with_pairs(
+    corpus: Corpus, negatives: Negatives, *, seed: int, show_small: bool = False
+) -> Iterator[Group]:
     """The subsets of a corpus that will be scored.
 
     Args:
-        show_small: whether a shifted subset without a mismatched pair is left out instead of being an error.
+        show_small: whether a shifted subset without a mismatched pair is left out instead of being
+            an error.
 
     Raises:
         DataError: a subset has no pair.
@@ -82,10 +87,14 @@ def _estimator(draft: Judging) -> None:
     manifest = read_manifest(draft.estimator, verify=False)
     entries, prompts = manifest["roles"], read_prompts(manifest, draft.estimator)
     date = manifest.get("template_date")
-    draft.renderers = load_renderers(draft.estimator, entries, prompts, date=date, trust_remote_code=False)
+    draft.renderers = load_renderers(
+        draft.estimator, entries, prompts, date=date, trust_remote_code=False
+    )
     for role in ROLES:
         folder = locate_base(draft.estimator, role, entries[role])
-        with explained(f"{folder}: cannot be loaded", "Put the base model back, or export the estimator again"):
+        with explained(
+            f"{folder}: cannot be loaded", "Put the base model back, or export the estimator again"
+        ):
             draft.positions[role] = positions_of(AutoConfig.from_pretrained(folder))
     draft.manifest = manifest
 
@@ -99,7 +108,9 @@ def _lengths(draft: Judging) -> Iterator[CoevolveError]:
             estimator.require_known(x, where, of[x.sample_id])
         texts = {text for given in of.values() for text in given}
         response = max((len(estimator.response_ids(text)) for text in texts), default=0)
-        shown = {x.sample_id: len(estimator.prompt_ids(estimator.estimator(x, ""))) for x in examples}
+        shown = {
+            x.sample_id: len(estimator.prompt_ids(estimator.estimator(x, ""))) for x in examples
+        }
         asked = {x.sample_id: len(connector.prompt_ids(connector.connector(x))) for x in examples}
         if draft.writes_reasoning:
             yield from _beyond(draft, where, CONNECTOR, asked, reasoning, "a reasoning")

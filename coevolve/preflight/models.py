@@ -1,4 +1,6 @@
-"""Base models by their configuration and files alone, and adapters on a copy of the model that has no weights."""
+"""Base models by their configuration and files alone, and adapters on a copy of the model that has
+no weights.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +51,9 @@ def read_base(recipe: Recipe, source: str) -> BaseFacts:
     if source == "tiny":
         shape = recipe.model.tiny
         tokenizer = tiny_tokenizer(vocabulary())
-        config = tiny_config(tokenizer, hidden=shape.hidden_size, layers=shape.layers, heads=shape.heads)
+        config = tiny_config(
+            tokenizer, hidden=shape.hidden_size, layers=shape.layers, heads=shape.heads
+        )
         return BaseFacts(source, config, tokenizer)
     path, trust = resolve_base(source, recipe.model.cache_dir), recipe.model.trust_remote_code
     what = f"model.base: the model {source!r}"
@@ -99,7 +103,9 @@ def look_at_adapters(recipe: Recipe, bases: Mapping[str, BaseFacts]) -> Iterator
 
 
 def _look_at_adapter(model: torch.nn.Module, config: LoraConfig, field: str) -> None:
-    """Raise RecipeError unless every name in an adapter's configuration means something in the model."""
+    """Raise RecipeError unless every name in an adapter's configuration means something in the
+    model.
+    """
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     chosen = config.layers_to_transform
     for layer in [chosen] if isinstance(chosen, int) else chosen or []:
@@ -107,7 +113,11 @@ def _look_at_adapter(model: torch.nn.Module, config: LoraConfig, field: str) -> 
             raise RecipeError(
                 f"{field}.layers_to_transform: found {layer}; the model has layers 0 to {layers - 1}. Leave it out."
             )
-    linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    linear = {
+        name.rpartition(".")[2]
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    }
     shared = {model.get_output_embeddings(), model.get_input_embeddings()}
     places = {part: name for name, part in model.named_modules() if part in shared}
     it_has = f"it has {', '.join(sorted(linear - set(places.values())))}"
@@ -115,18 +125,28 @@ def _look_at_adapter(model: torch.nn.Module, config: LoraConfig, field: str) -> 
         found = get_peft_model(model, config, adapter_name="probe").base_model.targeted_module_names
     except NoMatchingPeftModuleError:
         named = config.target_modules
-        listed = repr(named) if isinstance(named, str) else ", ".join(map(repr, sorted(named or [])))
-        raise RecipeError(f"{field}.target_modules: found {listed}, none of which is in the model; {it_has}.") from None
+        listed = (
+            repr(named) if isinstance(named, str) else ", ".join(map(repr, sorted(named or [])))
+        )
+        raise RecipeError(
+            f"{field}.target_modules: found {listed}, none of which is in the model; {it_has}."
+        ) from None
     except Exception as error:  # PEFT, torch and re each raise their own kinds
         words = " ".join(str(error).split())
         advice = (
-            "Set lora_dropout to 0, or leave the experts out" if "dropout" in words else f"Of linear layers {it_has}"
+            "Set lora_dropout to 0, or leave the experts out"
+            if "dropout" in words
+            else f"Of linear layers {it_has}"
         )
-        raise RecipeError(f"{field}: PEFT cannot put such an adapter on the model ({words}). {advice}.") from None
+        raise RecipeError(
+            f"{field}: PEFT cannot put such an adapter on the model ({words}). {advice}."
+        ) from None
     if not isinstance(config.target_modules, str):
         for name in sorted(config.target_modules):
             if not any(f".{module}".endswith(f".{name}") for module in found):
-                raise RecipeError(f"{field}.target_modules: {name!r} is not in the model; {it_has}.")
+                raise RecipeError(
+                    f"{field}.target_modules: {name!r} is not in the model; {it_has}."
+                )
     for name in set(found) & set(places.values()):
         raise RecipeError(
             f"{field}.target_modules: {name} is the model's embedding or head, in which scoring and both roles rely on "

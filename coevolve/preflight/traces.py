@@ -1,4 +1,6 @@
-"""Traces that need no teacher to be asked, and whether traces leave an example within the models' room."""
+"""Traces that need no teacher to be asked, and whether traces leave an example within the models'
+room.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +17,8 @@ from coevolve.teachers.traces import read_traces
 def given_traces(
     recipe: Recipe, examples: Sequence[Example], prompts: PromptSet, corpus: Corpus
 ) -> dict[str, str] | None:
-    """The traces of the data's own rows or of a user's file, by sample_ID; None where a teacher is to be asked.
+    """The traces of the data's own rows or of a user's file, by sample_ID; None where a teacher is
+    to be asked.
 
     Raises:
         DataError: a trace is missing or malformed; the example is named.
@@ -34,7 +37,8 @@ def fit_traces(
     renderers: Renderers,
     needs: Mapping[str, Needs],
 ) -> tuple[list[Example], list[str], LeftOut | None]:
-    """The examples that fit `model.max_length` with their trace, these traces, and what was left out.
+    """The examples that fit `model.max_length` with their trace, these traces, and what was left
+    out.
 
     Raises:
         TooLongError: one does not fit, and `data.over_long` is `error`; or none does.
@@ -56,7 +60,11 @@ def fit_traces(
             f"{recipe.model.max_length}, which {len(longer)} of {len(examples)} examples exceed. Raise it, shorten the "
             "traces, or set data.over_long=drop."
         )
-    left_out = LeftOut("IDTrain", "do not fit with their trace", len(examples), list(longer)) if longer else None
+    left_out = (
+        LeftOut("IDTrain", "do not fit with their trace", len(examples), list(longer))
+        if longer
+        else None
+    )
     return [example for example, _ in kept], [trace for _, trace in kept], left_out
 
 

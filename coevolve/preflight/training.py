@@ -97,7 +97,9 @@ def _bases(draft: Training) -> Iterator[CoevolveError]:
 def _renderers(draft: Training) -> None:
     prompts = prompt_set(draft.recipe.prompts)
     by_base = {source: Renderer(prompts, base.tokenizer) for source, base in draft.bases.items()}
-    draft.renderers = {role: by_base[getattr(draft.recipe.model, role).base] for role in (CONNECTOR, ESTIMATOR)}
+    draft.renderers = {
+        role: by_base[getattr(draft.recipe.model, role).base] for role in (CONNECTOR, ESTIMATOR)
+    }
 
 
 def _adapters(draft: Training) -> Iterator[CoevolveError]:
@@ -138,13 +140,22 @@ def _rl_room(draft: Training) -> Iterator[CoevolveError]:
         ]
     if "estimator_rl" in phases:
         written = "a response with its prompt"
-        sequences.append(("estimator_rl", ESTIMATOR, written, lambda need: need.estimator + reasoning))
+        sequences.append(
+            ("estimator_rl", ESTIMATOR, written, lambda need: need.estimator + reasoning)
+        )
         if recipe.estimator_rl.rewards.asks_base:
-            asked = len(render.prompt_ids(render.judge("", ""))) + len(render.response_ids(render.prompts.judge_match))
-            sequences.append(("estimator_rl", ESTIMATOR, "a judge's question", lambda need: asked + reasoning))
+            asked = len(render.prompt_ids(render.judge("", ""))) + len(
+                render.response_ids(render.prompts.judge_match)
+            )
+            sequences.append(
+                ("estimator_rl", ESTIMATOR, "a judge's question", lambda need: asked + reasoning)
+            )
     for section, role, what, tokens in sequences:
         room = getattr(recipe, section).max_completion_length
-        sizes = {example.sample_id: tokens(draft.needs(example.sample_id)) + room for example in draft.data.train}
+        sizes = {
+            example.sample_id: tokens(draft.needs(example.sample_id)) + room
+            for example in draft.data.train
+        }
         worst = max(sizes, key=sizes.__getitem__)
         if sizes[worst] > draft.positions(role):
             yield RecipeError(
@@ -160,7 +171,9 @@ def _teacher(draft: Training) -> None:
         return
     require_teacher_prompt(prompts)
     if traces.teacher == "endpoint":
-        Endpoint(traces.base_url, traces.model, api_key_env=traces.api_key_env, environ=draft.environ)
+        Endpoint(
+            traces.base_url, traces.model, api_key_env=traces.api_key_env, environ=draft.environ
+        )
     else:
         load_renderer(traces.model, prompts)
 
@@ -190,8 +203,12 @@ def _responses(draft: Training) -> Iterator[CoevolveError]:
         except DataError as problem:
             yield problem
             continue
-        by_id = {x.sample_id: text for x, text in zip(data.corpus_test_examples, texts, strict=True)}
-        draft.responses[name] = {example.sample_id: by_id[example.sample_id] for example in data.test_examples}
+        by_id = {
+            x.sample_id: text for x, text in zip(data.corpus_test_examples, texts, strict=True)
+        }
+        draft.responses[name] = {
+            example.sample_id: by_id[example.sample_id] for example in data.test_examples
+        }
 
 
 def _pairs(draft: Training) -> Iterator[CoevolveError]:
@@ -211,7 +228,9 @@ def _pairs(draft: Training) -> Iterator[CoevolveError]:
             continue
         context = max(ids, key=lambda name: draft.needs(name).estimator)
         texts = [responses[name] for responses in draft.responses.values() for name in ids]
-        sizes = [len(render.response_ids(text)) for text in texts] + [draft.needs(name).response for name in ids]
+        sizes = [len(render.response_ids(text)) for text in texts] + [
+            draft.needs(name).response for name in ids
+        ]
         tokens = draft.needs(context).estimator + reasoning + max(sizes)
         if tokens > draft.positions(ESTIMATOR):
             yield TooLongError(

@@ -1,7 +1,16 @@
-"""Prompts of the two models, the judge and the teacher; how they are rendered, and how a reasoning is read."""
+"""Prompts of the two models, the judge and the teacher; how they are rendered, and how a reasoning
+is read.
+"""
 
 from coevolve.prompts.reasoning import NO_REASONING, core_features, missing_sections
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet, prompt_set
 
-__all__ = ["NO_REASONING", "PromptSet", "Renderer", "core_features", "missing_sections", "prompt_set"]
+__all__ = [
+    "NO_REASONING",
+    "PromptSet",
+    "Renderer",
+    "core_features",
+    "missing_sections",
+    "prompt_set",
+]

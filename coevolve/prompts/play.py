@@ -6,8 +6,9 @@
     ...
     user       the turn to be answered
 
-Chat templates want turns in exchange that begin with the user's. So neighbouring turns of one speaker become one
-message, and a dialogue that the character began gets an opening message before it.
+Chat templates want turns in exchange that begin with the user's. So neighbouring turns of one
+speaker become one message, and a dialogue that the character began gets an opening message before
+it.
 """
 
 from collections.abc import Callable
@@ -33,10 +34,12 @@ PARTS = (SYSTEM, UNKNOWN_USER, OPENING)
 
 
 def play_messages(example: Example, harmless: Callable[[str], str]) -> list[dict[str, str]]:
-    """The chat messages that ask for a response to `example`. Its golden response is not among them.
+    """The chat messages that ask for a response to `example`. Its golden response is not among
+    them.
 
     Args:
-        harmless: applied to all that comes from the example, so that none of it is read as a control token.
+        harmless: applied to all that comes from the example, so that none of it is read as a
+            control token.
     """
     system = SYSTEM.format(
         agent_character=harmless(character_text(example.agent_character)),

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 NO_REASONING = ""
-"""A reasoning without core features: the prompt says so in the words of the prompt set, and is else unchanged."""
+"""A reasoning without core features: the prompt says so in the words of the prompt set, and is else
+unchanged.
+"""
 
 
 def core_features(reasoning: str, sections: Sequence[str]) -> str | None:
@@ -22,12 +24,18 @@ def core_features(reasoning: str, sections: Sequence[str]) -> str | None:
     text = reasoning.rpartition(heading)[2]
     for other in sections[:-1]:
         text = text.partition(other)[0]
-    text = "\n".join(line for line in text.split("\n") if not line.strip().startswith("```")).strip().strip("`").strip()
+    text = (
+        "\n".join(line for line in text.split("\n") if not line.strip().startswith("```"))
+        .strip()
+        .strip("`")
+        .strip()
+    )
     return text or None
 
 
 def unfenced_features(reasoning: str, heading: str) -> str:
-    """The core features as the paper's public code reads them: all that follows the last heading, unstripped.
+    """The core features as the paper's public code reads them: all that follows the last heading,
+    unstripped.
 
     Backtick fences are taken out; where the heading is missing, the whole text counts as features.
     """

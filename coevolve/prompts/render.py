@@ -3,12 +3,12 @@
     [ chat template around system and user message ][ opening ][ response ][ end of turn ]
     `------------------- prompt ids ---------------------------'`---- response ids ------'
 
-Prompt and response are tokenised apart and their ids joined, so that the boundary between them is a fact; that it is
-the one that the chat template has as well, `template` sees to.
-What comes from data or from a model (persona, character, turns, features, a response to be judged) is made harmless
-before it enters a template: a word joiner (U+2060, invisible) goes behind the first character of whatever would be
-read as a control token or as one of the template's own headings. A response is tokenised with control tokens
-switched off, so nothing in it can end its turn.
+Prompt and response are tokenised apart and their ids joined, so that the boundary between them is a
+fact; that it is the one that the chat template has as well, `template` sees to. What comes from
+data or from a model (persona, character, turns, features, a response to be judged) is made harmless
+before it enters a template: a word joiner (U+2060, invisible) goes behind the first character of
+whatever would be read as a control token or as one of the template's own headings. A response is
+tokenised with control tokens switched off, so nothing in it can end its turn.
 """
 
 import re
@@ -37,14 +37,18 @@ class Renderer:
         date: ISO; what a chat template that shows the date shows. Today by default.
 
     Attributes:
-        date: None where the chat template shows none. A run keeps it, so that all of its prompts have the same.
+        date: None where the chat template shows none. A run keeps it, so that all of its prompts
+            have the same.
         end_of_turn_id: the template's own.
 
     Raises:
-        ArtifactError: the tokenizer has no chat template, or one under which a response has no exact place.
+        ArtifactError: the tokenizer has no chat template, or one under which a response has no
+            exact place.
     """
 
-    def __init__(self, prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase", *, date: str | None = None):
+    def __init__(
+        self, prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase", *, date: str | None = None
+    ):
         if not tokenizer.chat_template:
             raise ArtifactError(
                 f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. Use an instruction-tuned model, "
@@ -62,37 +66,56 @@ class Renderer:
         """`template_date` as a manifest or a header has it, where the chat template shows one."""
         return {} if self.date is None else {"template_date": self.date}
 
-    # Prompts, as text that starts with the template's first token and ends where the response begins.
+    # Prompts, as text that starts with the template's first token and ends where the response
+    # begins.
 
     def connector(self, example: Example) -> str:
         """The prompt of q1(r | x)."""
         return self.chat(
-            _messages(self.prompts.connector_system, self.prompts.connector_user.format(**self._parts(example)))
+            _messages(
+                self.prompts.connector_system,
+                self.prompts.connector_user.format(**self._parts(example)),
+            )
         )
 
     def estimator(self, example: Example, reasoning: str | None) -> str:
         """The prompt of q2(y | x, r); with `reasoning=None` that of the baseline q2(y | x)."""
-        return self._template.prompt(self.estimator_messages(example, reasoning), self.prompts.response_start)
+        return self._template.prompt(
+            self.estimator_messages(example, reasoning), self.prompts.response_start
+        )
 
     def estimator_messages(self, example: Example, reasoning: str | None) -> list[dict[str, str]]:
-        """The chat messages of `estimator`, without a system message where the chat template has no place for one."""
+        """The chat messages of `estimator`, without a system message where the chat template has no
+        place for one.
+        """
         template, parts = self.prompts.direct_user, self._parts(example)
         if reasoning is not None:
-            template, parts = self.prompts.estimator_user, {**parts, "features": self.features(reasoning)}
-        return self._template.folded(_messages(self.prompts.estimator_system, template.format(**parts)))
+            template, parts = (
+                self.prompts.estimator_user,
+                {**parts, "features": self.features(reasoning)},
+            )
+        return self._template.folded(
+            _messages(self.prompts.estimator_system, template.format(**parts))
+        )
 
     def judge(self, reasoning: str, response: str) -> str:
         """The prompt that asks how much of the core features a response matches."""
         parts = {"features": self.features(reasoning), "response": self.harmless(response)}
-        return self.chat(_messages(self.prompts.judge_system, self.prompts.judge_user.format(**parts)))
+        return self.chat(
+            _messages(self.prompts.judge_system, self.prompts.judge_user.format(**parts))
+        )
 
     def teacher(self, example: Example) -> list[dict[str, str]]:
         """The chat messages that ask a teacher, who is shown the golden response, for a reasoning."""
         if example.golden_response is None:
-            raise ValueError(f"sample_ID {example.sample_id!r} has no golden response to show to a teacher.")
+            raise ValueError(
+                f"sample_ID {example.sample_id!r} has no golden response to show to a teacher."
+            )
         return _messages(
             self.prompts.teacher_system,
-            self.prompts.teacher_user.format(**self._parts(example), response=self.harmless(example.golden_response)),
+            self.prompts.teacher_user.format(
+                **self._parts(example), response=self.harmless(example.golden_response)
+            ),
         )
 
     def chat(self, messages: Messages) -> str:
@@ -106,33 +129,45 @@ class Renderer:
     # Token ids.
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of a rendered prompt. Its control tokens are the template's own, so nothing is added to them."""
+        """Ids of a rendered prompt. Its control tokens are the template's own, so nothing is added
+        to them.
+        """
         return self._template.ids(prompt)
 
     def response_ids(self, response: str) -> list[int]:
-        """Ids of a response and the end of its turn; text that looks like a control token stays text."""
+        """Ids of a response and the end of its turn; text that looks like a control token stays
+        text.
+        """
         return [*self._template.answer_ids(response), *self._template.closing_ids]
 
     def stop_ids(self, model: Any) -> list[int]:
-        """What ends a generation: the template's end of turn, and the ends of sequence that tokenizer and model know.
+        """What ends a generation: the template's end of turn, and the ends of sequence that
+        tokenizer and model know.
 
         Args:
-            model: whose generation config counts as far as the tokenizer has its ends as control tokens.
+            model: whose generation config counts as far as the tokenizer has its ends as control
+                tokens.
         """
         known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-        known = {self.tokenizer.eos_token_id, *(known if isinstance(known, (list, tuple)) else [known])}
+        known = {
+            self.tokenizer.eos_token_id,
+            *(known if isinstance(known, (list, tuple)) else [known]),
+        }
         control = {*self.tokenizer.added_tokens_decoder, *self.tokenizer.all_special_ids}
         return [self.end_of_turn_id, *sorted((known & control) - {self.end_of_turn_id})]
 
     def unknown_share(self, text: str) -> float:
-        """The share of a text's tokens that the tokenizer has no better name for than `<unk>`; 0 for no text."""
+        """The share of a text's tokens that the tokenizer has no better name for than `<unk>`; 0
+        for no text.
+        """
         if self.tokenizer.unk_token_id is None:
             return 0.0
         ids = self._template.answer_ids(text)
         return ids.count(self.tokenizer.unk_token_id) / max(len(ids), 1)
 
     def require_known(self, example: Example, where: str, responses: Iterable[str] = ()) -> None:
-        """Raise DataError, which names the field, where more than a tenth of a text of the example is unknown.
+        """Raise DataError, which names the field, where more than a tenth of a text of the example
+        is unknown.
 
         Args:
             responses: to it, beside its golden one.
@@ -170,11 +205,15 @@ class Renderer:
         return self.prompts.no_features if features is None else self.harmless(features)
 
     def harmless(self, text: str) -> str:
-        """`text` with every control token and heading broken by a word joiner; other text is unchanged."""
+        """`text` with every control token and heading broken by a word joiner; other text is
+        unchanged.
+        """
         return self._harmful.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], text)
 
     def _parts(self, example: Example) -> dict[str, str]:
-        """What the templates may ask for of x: its three inputs, and all of them together as `context`."""
+        """What the templates may ask for of x: its three inputs, and all of them together as
+        `context`.
+        """
         to_text = str if self.prompts.convention == "reference" else character_text
         inputs = {
             "user_persona": self.harmless(example.user_persona),
@@ -196,7 +235,9 @@ class Renderer:
 
 
 def character_text(character: str | Mapping[str, Any]) -> str:
-    """A character as text: itself, or one line per field of the object, nested values joined by semicolons."""
+    """A character as text: itself, or one line per field of the object, nested values joined by
+    semicolons.
+    """
     if isinstance(character, str):
         return character
     return "\n".join(f"{name}: {_value_text(value)}" for name, value in character.items())
@@ -216,6 +257,8 @@ def _messages(system: str, user: str) -> list[dict[str, str]]:
 
 def _harmful_pattern(prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     """Control tokens and section headings anywhere; the template's labels at the start of a line."""
-    anywhere = any_of({token.content for token in tokenizer.added_tokens_decoder.values()} | set(prompts.sections))
+    anywhere = any_of(
+        {token.content for token in tokenizer.added_tokens_decoder.values()} | set(prompts.sections)
+    )
     patterns = [anywhere.pattern, *(rf"^[^\S\n]*(?:{label})" for label in prompts.labels)]
     return re.compile("|".join(patterns), re.MULTILINE)

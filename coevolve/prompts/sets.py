@@ -1,7 +1,7 @@
 """The prompt sets: every word that the models are shown besides the example itself.
 
-A set is data, so that an exported estimator can carry its own (`PromptSet.to_dict`) and a later version of this
-file cannot change what an old estimator means.
+A set is data, so that an exported estimator can carry its own (`PromptSet.to_dict`) and a later
+version of this file cannot change what an old estimator means.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,13 @@ from coevolve.prompts.templates import problem_of_label, problem_of_template, pr
 Convention = Literal["coevolve", "reference"]
 """How values become text.
 
-`coevolve`: a character that is an object is one line per field; the core features of a reasoning are a stripped block,
+`coevolve`: a character that is an object is one line per field; the core features of a reasoning
+    are a stripped block,
 `no_features` where there is none.
-`reference`: as the paper's public code does it. A character is Python's `str()` of the object; the core features are
-whatever follows the last heading, the whole text where it is missing, with the backtick fences taken out.
+`reference`: as the paper's public code does it. A character is Python's `str()` of the object; the
+    core features are
+whatever follows the last heading, the whole text where it is missing, with the backtick fences
+taken out.
 """
 
 _INPUTS = ("user_persona", "agent_character", "dialogue")
@@ -43,13 +46,15 @@ MOST_ITEMS = 50
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Templates, filled with `str.format`. What they may hold beside text stands in `coevolve.prompts.templates`.
+    """Templates, filled with `str.format`. What they may hold beside text stands in
+    `coevolve.prompts.templates`.
 
     A template with a field {context} may have the fields of `context` itself instead.
 
     Attributes:
         name: how a recipe asks for the set.
-        sections: headings that a reasoning must hold, in order; the last one opens the core features.
+        sections: headings that a reasoning must hold, in order; the last one opens the core
+            features.
         context: fields {user_persona}, {agent_character}, {dialogue}: the example x as text.
         user_turn, agent_turn: fields {k} (number of the exchange, from 1) and {text}.
         next_turn: field {k}: what follows the last user turn, where the response will stand.
@@ -58,11 +63,14 @@ class PromptSet:
         connector_user: field {context}. The connector answers with a reasoning r.
         estimator_user: fields {context}, {features}. The estimator answers with the response y.
         direct_user: field {context}. The baseline without reasoning answers with y.
-        judge_user: fields {features}, {response}. The judge answers with how much of the features is matched.
+        judge_user: fields {features}, {response}. The judge answers with how much of the features
+            is matched.
         judge_match: the judge's answer that stands for a full match.
-        teacher_user: fields {context}, {response}. A teacher, shown the golden response, answers with r*.
+        teacher_user: fields {context}, {response}. A teacher, shown the golden response, answers
+            with r*.
         no_features: stands for the features of a reasoning that has none.
-        response_start: what every answer of the estimator begins with; given to it behind the prompt, never scored.
+        response_start: what every answer of the estimator begins with; given to it behind the
+            prompt, never scored.
         convention: how values become text.
         connector_system, ...: system messages; empty for none.
 
@@ -119,7 +127,10 @@ class PromptSet:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a manifest."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PromptSet":
@@ -131,7 +142,11 @@ class PromptSet:
         if not isinstance(values, Mapping):
             raise RecipeError(f"prompts: found {values!r:.80}; accepted is an object.")
         known = {field.name for field in fields(cls)}
-        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
+        missing = [
+            field.name
+            for field in fields(cls)
+            if field.default is MISSING and field.name not in values
+        ]
         if missing:
             raise RecipeError(f"prompts: the field {missing[0]!r} is missing.")
         unknown = set(values) - known
@@ -139,7 +154,12 @@ class PromptSet:
             raise RecipeError(
                 f"prompts: unknown field {sorted(unknown)[0]!r}; accepted are {', '.join(sorted(known))}."
             )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.items()
+            }
+        )
 
 
 FEATURES_HEADING = "[Core Features of the Golden Response]"
@@ -160,7 +180,11 @@ _DIALOGUE = {
     "agent_turn": "Agent Response {k}: {text}",
     "next_turn": "Agent Response {k}:",
     "turn_separator": "\n",
-    "labels": (r"(User Query|Agent Response) \d+:", r"## (User Persona|Agent Character|Dialogue|Core Features)", "```"),
+    "labels": (
+        r"(User Query|Agent Response) \d+:",
+        r"## (User Persona|Agent Character|Dialogue|Core Features)",
+        "```",
+    ),
     "no_features": "(none)",
     "estimator_user": "{context}\n\n## Core Features of the Golden Response\n```\n{features}\n```",
     "direct_user": "{context}",
@@ -177,7 +201,13 @@ _DIALOGUE = {
 
 ROLEPLAY = PromptSet(
     name="roleplay",
-    sections=("[User Persona]", "[Agent Character]", "[Dialogue Context]", "[Connections]", FEATURES_HEADING),
+    sections=(
+        "[User Persona]",
+        "[Agent Character]",
+        "[Dialogue Context]",
+        "[Connections]",
+        FEATURES_HEADING,
+    ),
     connector_system=(
         "You prepare the response of a character in a role-playing dialogue. You do not write the response. You work "
         "out what it has to be like."

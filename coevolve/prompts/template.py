@@ -1,14 +1,15 @@
-"""A tokenizer's chat template: where an answer begins, how it is tokenised there, and where it ends.
+"""A tokenizer's chat template: where an answer begins, how it is tokenised there, and where it
+ends.
 
     [ rendered messages ][ opening ][ answer ][ closing ]
     `------- prompt ids ----------'`--- answer ids -----'
 
-A template's generation prompt is often not what stands before an answer in a conversation: it opens a
-`<think>` that no answer has before it, or leaves out a channel, a line break, a space. The contract
-is that a conversation rendered with its answer begins with the prompt's ids and then the answer's.
-So conversations are rendered with answers, once for a tokenizer. That gives the opening, the closing,
-and which of a few ways to tokenise an answer by itself gives the ids that it has there. A template
-for which none does is refused.
+A template's generation prompt is often not what stands before an answer in a conversation: it opens
+a `<think>` that no answer has before it, or leaves out a channel, a line break, a space. The
+contract is that a conversation rendered with its answer begins with the prompt's ids and then the
+answer's. So conversations are rendered with answers, once for a tokenizer. That gives the opening,
+the closing, and which of a few ways to tokenise an answer by itself gives the ids that it has
+there. A template for which none does is refused.
 """
 
 import datetime
@@ -38,19 +39,37 @@ SYSTEM, USER, ANSWER = "Answer as a sailor would.", "Which harbour is next?", "L
 CONVERSATIONS: tuple[Messages, ...] = (
     (message("system", SYSTEM), message("user", USER)),
     (message("user", USER),),
-    (message("system", SYSTEM), message("user", "Ahoy!"), message("assistant", "Aye."), message("user", USER)),
+    (
+        message("system", SYSTEM),
+        message("user", "Ahoy!"),
+        message("assistant", "Aye."),
+        message("user", USER),
+    ),
 )
 PROBES = (
-    *(ANSWER, "I", "7 days.", '"Aye," she said.', "(nods) No", "*waves* Hi", "... well", "- one", "\u00c9lan!"),
+    *(
+        ANSWER,
+        "I",
+        "7 days.",
+        '"Aye," she said.',
+        "(nods) No",
+        "*waves* Hi",
+        "... well",
+        "- one",
+        "\u00c9lan!",
+    ),
     *("\u201cQuite.\u201d", "\u4f60\u597d\u3002", "\U0001f600 yes", "two\nlines\n\nand more"),
 )
-"""Answers that begin in different ways; the contract has to hold for all of them in all conversations."""
+"""Answers that begin in different ways; the contract has to hold for all of them in all
+conversations.
+"""
 
 SHOWN = 60  # characters of a text that a refusal quotes
 END_OF_THOUGHT = "\n</think>\n\n"
 
 CODES = [dash + code for code in "aAbBcdeGHIjmMpSuUVwWxXyYZ" for dash in ("", "-")]
-# Takes the place of the clock that transformers gives to templates, which cannot be given another time.
+# Takes the place of the clock that transformers gives to templates, which cannot be given another
+# time.
 CLOCK = (
     "{% macro strftime_now(format) %}{% set at = namespace(text=format) %}"
     "{% for code, value in calendar.items() %}{% set at.text = at.text | replace(code, value) %}{% endfor %}"
@@ -83,14 +102,18 @@ class ChatTemplate:
 
     Attributes:
         date: None where the template shows none.
-        folds_system: whether the system text goes in front of the user's message, for want of a place of its own.
+        folds_system: whether the system text goes in front of the user's message, for want of a
+            place of its own.
         closing_ids: what ends an answer; the last of them ends the turn.
 
     Raises:
-        ArtifactError: the template refuses a conversation, or the contract does not hold; both texts are shown.
+        ArtifactError: the template refuses a conversation, or the contract does not hold; both
+            texts are shown.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, date: str | None = None, start: str = ""):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", *, date: str | None = None, start: str = ""
+    ):
         self.tokenizer = tokenizer
         if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
             raise ArtifactError(
@@ -135,7 +158,9 @@ class ChatTemplate:
                 f"The chat template of {self._name!r} cannot be used: {error}. Use another model, or set "
                 "tokenizer.chat_template and save the tokenizer again."
             ) from error
-        except Exception as error:  # a template is a program that came with a model, and may raise anything
+        except (
+            Exception
+        ) as error:  # a template is a program that came with a model, and may raise anything
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ArtifactError(
                 f"The chat template of {self._name!r} refuses the messages: {why}. Use a model whose template takes "
@@ -162,7 +187,9 @@ class ChatTemplate:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def answer_ids(self, text: str) -> list[int]:
-        """Ids of an answer as it stands behind a prompt, without the closing; control tokens in it stay text."""
+        """Ids of an answer as it stands behind a prompt, without the closing; control tokens in it
+        stay text.
+        """
         first, *others = self._pieces(text)
         ids = self._ids_behind(self._boundary.before, self._boundary.head, first)
         for piece in others:
@@ -179,10 +206,14 @@ class ChatTemplate:
         return ids[len(head) :] if tuple(ids[: len(head)]) == head else self._text_ids(text)
 
     def _text_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """The text, cut inside each added token that is not special, which `split_special_tokens` leaves whole."""
+        """The text, cut inside each added token that is not special, which `split_special_tokens`
+        leaves whole.
+        """
         while found := self._unsplit.search(text):
             yield text[: found.start() + 1]
             text = text[found.start() + 1 :]
@@ -204,7 +235,9 @@ class ChatTemplate:
         try:
             day = datetime.date.today() if date is None else datetime.date.fromisoformat(date)
         except (TypeError, ValueError):
-            raise ArtifactError(f"template_date: found {date!r}; accepted is a day such as '2026-01-31'.") from None
+            raise ArtifactError(
+                f"template_date: found {date!r}; accepted is a day such as '2026-01-31'."
+            ) from None
         shown = []
         for when in (datetime.date(2001, 2, 3), day):  # the last one stays
             calendar = {f"%{code}": when.strftime(f"%{code}") for code in CODES}
@@ -216,7 +249,9 @@ class ChatTemplate:
         """Whether a system message is shown, and everything stays as it is when an answer follows."""
         try:
             shown = all(
-                SYSTEM in self.render(messages, opening=True) for messages in CONVERSATIONS if len(messages) > 1
+                SYSTEM in self.render(messages, opening=True)
+                for messages in CONVERSATIONS
+                if len(messages) > 1
             )
             if shown:
                 self._find_opening()
@@ -232,8 +267,9 @@ class ChatTemplate:
         return shown
 
     def _find_opening(self) -> tuple[str, str, str]:
-        """What the generation prompt ends with and no answer has before it, what stands there instead, and what of
-        that ends a thought."""
+        """What the generation prompt ends with and no answer has before it, what stands there
+        instead, and what of that ends a thought.
+        """
         found = set()
         for messages in CONVERSATIONS:
             asked = self.render(messages, opening=True)
@@ -247,7 +283,9 @@ class ChatTemplate:
         return found.pop()
 
     def _find_boundary(self, start: str) -> None:
-        """Set the first way to tokenise apart that gives what stands in the conversations, and the closing with it."""
+        """Set the first way to tokenise apart that gives what stands in the conversations, and the
+        closing with it.
+        """
         self._boundary = Boundary()
         text = self.prompt(CONVERSATIONS[0])
         faults = []
@@ -263,14 +301,17 @@ class ChatTemplate:
         raise self._refusal(*faults[0])
 
     def _find_closing(self) -> tuple[tuple[int, ...], bool]:
-        """What stands behind an answer up to the end of its turn, and whether a conversation that it ends shows it.
+        """What stands behind an answer up to the end of its turn, and whether a conversation that
+        it ends shows it.
 
-        The control tokens in question are those that follow it both at the end and before another turn; the end of
-        turn is the end-of-sequence token, if it is one of them, or else the first.
+        The control tokens in question are those that follow it both at the end and before another
+        turn; the end of turn is the end-of-sequence token, if it is one of them, or else the first.
         """
         eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
         added = self.tokenizer.added_tokens_decoder
-        control = {place for place in added if added[place].content.strip()} | set(self.tokenizer.all_special_ids)
+        control = {place for place in added if added[place].content.strip()} | set(
+            self.tokenizer.all_special_ids
+        )
         control -= {bos} - {eos}
         messages = CONVERSATIONS[0]
         answered = self._answered(messages, ANSWER)
@@ -291,7 +332,9 @@ class ChatTemplate:
         return tuple(ids[: ids.index(eos if eos in candidates else candidates[0]) + 1]), bool(ends)
 
     def _fault(self, start: str, closed: bool) -> tuple[str, str] | None:
-        """What a conversation begins with and what it should, token by token, for the first where they differ."""
+        """What a conversation begins with and what it should, token by token, for the first where
+        they differ.
+        """
         for messages in CONVERSATIONS:
             prompt = self.ids(self.prompt(messages, start))
             for probe in PROBES:
@@ -335,9 +378,12 @@ def alike(one: Sequence[Any], other: Sequence[Any]) -> int:
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Matches the longest of the texts that can be cut in two; nothing where there is none."""
     found = sorted(
-        {text for text in texts if len(text) > 1 and not text.isspace()}, key=lambda text: (-len(text), text)
+        {text for text in texts if len(text) > 1 and not text.isspace()},
+        key=lambda text: (-len(text), text),
     )
     if not found:
         return re.compile("(?!)")
-    first = "".join(map(re.escape, sorted({text[0] for text in found})))  # some tokenizers have thousands
+    first = "".join(
+        map(re.escape, sorted({text[0] for text in found}))
+    )  # some tokenizers have thousands
     return re.compile(f"(?=[{first}])(?:{'|'.join(map(re.escape, found))})")

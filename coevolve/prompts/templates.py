@@ -1,8 +1,10 @@
-"""What a prompt set may hold that came from a manifest: text that is filled in and searched for, and nothing that runs.
+"""What a prompt set may hold that came from a manifest: text that is filled in and searched for,
+and nothing that runs.
 
-`str.format` would do more (`{context.__class__}` reaches into objects, `{k:9999999999}` fills the memory), and so would
-regular expressions (`(a|a)*b` takes for ever). So a template has plain fields, and a label is literal text with
-`\\d+` in one place and with alternatives such as `(User|Agent)`, which no text makes slow.
+`str.format` would do more (`{context.__class__}` reaches into objects, `{k:9999999999}` fills the
+memory), and so would regular expressions (`(a|a)*b` takes for ever). So a template has plain
+fields, and a label is literal text with `\\d+` in one place and with alternatives such as
+`(User|Agent)`, which no text makes slow.
 """
 
 import re
@@ -39,16 +41,27 @@ def problem_of_template(template: str, fields: Collection[str]) -> str | None:
     used = [field for _, field, _, _ in parts if field is not None]
     for _, field, specification, conversion in parts:
         if field is not None and (field not in fields or specification or conversion):
-            shown = field + (f"!{conversion}" if conversion else "") + (f":{specification}" if specification else "")
+            shown = (
+                field
+                + (f"!{conversion}" if conversion else "")
+                + (f":{specification}" if specification else "")
+            )
             return f"has the field {{{shown:.80}}}; accepted are {', '.join(fields)}, plain"
         if used.count(field) > MOST_USES:
-            return f"has the field {{{field}}} {used.count(field):,} times; accepted are {MOST_USES}"
+            return (
+                f"has the field {{{field}}} {used.count(field):,} times; accepted are {MOST_USES}"
+            )
     return None
 
 
 def problem_of_label(label: str) -> str | None:
     """What is wrong with a label, None where nothing is."""
-    if len(label) <= LONGEST_LABEL and _LABEL.fullmatch(label) and label.count(r"\d+") <= 1 and label.count("(") <= 3:
+    if (
+        len(label) <= LONGEST_LABEL
+        and _LABEL.fullmatch(label)
+        and label.count(r"\d+") <= 1
+        and label.count("(") <= 3
+    ):
         return None
     return (
         f"has {label!r:.80}; accepted is literal text of up to {LONGEST_LABEL} characters, with \\d+ once and up to "

@@ -1,12 +1,14 @@
 """How long a chat template may compute.
 
-A template is a program that came with a model. The sandbox that transformers runs it in limits how long a range is, but
-not how many of them stand inside one another, so one that is damaged, or meant ill, never ends.
+A template is a program that came with a model. The sandbox that transformers runs it in limits how
+long a range is, but not how many of them stand inside one another, so one that is damaged, or meant
+ill, never ends.
 
-The limit is counted in processor time of this process, not by the clock: neither a busy machine nor one that was put to
-sleep uses it up. It holds in the main thread, where signals arrive, and on Unix; in other threads there is none. A
-single long step in C (a text of 10^9 characters, say) is let through to its end. It costs about 10 microseconds; a
-short template takes 60, and tokenising what it renders a thousand.
+The limit is counted in processor time of this process, not by the clock: neither a busy machine nor
+one that was put to sleep uses it up. It holds in the main thread, where signals arrive, and on
+Unix; in other threads there is none. A single long step in C (a text of 10^9 characters, say) is
+let through to its end. It costs about 10 microseconds; a short template takes 60, and tokenising
+what it renders a thousand.
 """
 
 import signal
@@ -29,7 +31,9 @@ def time_limit(seconds: float | None = None) -> Iterator[None]:
     Raises:
         TimeoutError: it did not end in time; the words are a part of a sentence.
     """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    if threading.current_thread() is not threading.main_thread() or not hasattr(
+        signal, "setitimer"
+    ):
         yield
         return
     seconds = SECONDS if seconds is None else seconds

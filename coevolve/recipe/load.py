@@ -30,29 +30,38 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         path = Path(source) / CONFIG if is_folder(source) else Path(source)
         values = _read(path, ())
     except DataError as error:
-        raise RecipeError(f"{error} A recipe is a folder with {CONFIG} in it, or a YAML file.") from None
+        raise RecipeError(
+            f"{error} A recipe is a folder with {CONFIG} in it, or a YAML file."
+        ) from None
     for override in overrides:
         _apply(values, override)
     return check_recipe(values, str(path))
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The values of a YAML file, over those of the file that it `extends`, if it names one beside it.
+    """The values of a YAML file, over those of the file that it `extends`, if it names one beside
+    it.
 
     Args:
         above: the files that extend this one, one by the other.
     """
     values = parse_yaml(read_text(plain_file(path, at_most=4 * LARGEST)), str(path))
     if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections; found {type(values).__name__}.")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of sections; found {type(values).__name__}."
+        )
     chain = (*above, path)
     if any(os.path.samefile(path, other) for other in above) or len(chain) > DEEPEST:
-        raise RecipeError(f"{' extends '.join(map(str, chain))}: {EXTENDS} leads in a circle. Take one of them out.")
+        raise RecipeError(
+            f"{' extends '.join(map(str, chain))}: {EXTENDS} leads in a circle. Take one of them out."
+        )
     parent = values.pop(EXTENDS, None)
     if parent is None:
         return values
     if not isinstance(parent, str):
-        raise RecipeError(f"{path}: {EXTENDS}: found {_shown(parent)}; accepted is the path of another YAML file.")
+        raise RecipeError(
+            f"{path}: {EXTENDS}: found {_shown(parent)}; accepted is the path of another YAML file."
+        )
     return _merged(_read(path.parent / os.path.expanduser(parent), chain), values)
 
 
@@ -86,7 +95,9 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"override {override!r}: accepted is dotted.key=value, for example data.path=dialogues.json")
+        raise RecipeError(
+            f"override {override!r}: accepted is dotted.key=value, for example data.path=dialogues.json"
+        )
     try:
         value = parse_yaml(text, f"override {_shown(override)}")
     except RecipeError as error:

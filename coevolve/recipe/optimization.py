@@ -4,10 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from coevolve.recipe.section import Amount, Fraction, LearningRate, Positive, PositiveAmount, Section
+from coevolve.recipe.section import (
+    Amount,
+    Fraction,
+    LearningRate,
+    Positive,
+    PositiveAmount,
+    Section,
+)
 
 MOST_ROWS = 100_000_000
-"""Rows of a phase, counted as often as they are passed over: their order is drawn before the phase begins."""
+"""Rows of a phase, counted as often as they are passed over: their order is drawn before the phase
+begins.
+"""
 
 
 class Optimization(Section):
@@ -25,11 +34,14 @@ class Optimization(Section):
     weight_decay: Amount = 0.0
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     train_batch_size: Annotated[int, Field(gt=0, le=65_536)] = 4
-    """Rows (completions in RL) of one optimizer step, over all processes. However many processes there are, an update
-    is over the same rows; each process takes an equal share, so their number must divide this."""
+    """Rows (completions in RL) of one optimizer step, over all processes. However many processes
+    there are, an update is over the same rows; each process takes an equal share, so their number
+    must divide this.
+    """
     per_device_train_batch_size: Positive | None = None
-    """At most so many rows at once on one process, for the memory's sake; the rest of its share follows by gradient
-    accumulation. None is the whole share at once."""
+    """At most so many rows at once on one process, for the memory's sake; the rest of its share
+    follows by gradient accumulation. None is the whole share at once.
+    """
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -53,7 +65,9 @@ class Optimization(Section):
         return f"{steps:,} steps of {self.train_batch_size:,} rows are {rows:,}; accepted are {MOST_ROWS:,}"
 
     def micro_batch(self, processes: int) -> tuple[int, int]:
-        """(rows at once on one process, gradient accumulation steps), where `processes` divides the batch."""
+        """(rows at once on one process, gradient accumulation steps), where `processes` divides the
+        batch.
+        """
         share = self.train_batch_size // processes
         limit = min(self.per_device_train_batch_size or share, share)
         rows = next(rows for rows in range(limit, 0, -1) if share % rows == 0)

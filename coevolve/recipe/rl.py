@@ -18,27 +18,36 @@ from coevolve.recipe.section import (
 
 
 class Ppo(Section):
-    """What PPO has beside the policy's own options. Values, returns and the KL are per token unless said otherwise."""
+    """What PPO has beside the policy's own options. Values, returns and the KL are per token unless
+    said otherwise.
+    """
 
     value_backbone: Literal["policy", "head", "adapter"] = "policy"
-    """What the value head sits on. `policy`: the policy's last hidden states, which the value loss trains too; `head`:
-    the same, but the loss trains the head alone; `adapter`: a LoRA adapter of its own, which costs a second pass
-    through the model."""
+    """What the value head sits on. `policy`: the policy's last hidden states, which the value loss
+    trains too; `head`: the same, but the loss trains the head alone; `adapter`: a LoRA adapter of
+    its own, which costs a second pass through the model.
+    """
     gamma: Fraction = 1.0
     lam: Fraction = 0.95
     """Lambda of generalised advantage estimation."""
     vf_coef: Amount = 0.1
     """Weight of the value loss."""
     cliprange_value: PositiveAmount | None = 0.2
-    """A value may move so far from what it was when the completions were sampled; None clips nothing."""
+    """A value may move so far from what it was when the completions were sampled; None clips
+    nothing.
+    """
     value_learning_rate: LearningRate | None = None
     """The head's own, for it starts from zero; None is `learning_rate`."""
     kl_coef: Amount = 0.05
-    """Weight of the KL to the model as it was when the phase began, subtracted from the reward of each token."""
+    """Weight of the KL to the model as it was when the phase began, subtracted from the reward of
+    each token.
+    """
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Schulman's estimators of that KL."""
     kl_target: PositiveAmount | None = None
-    """Nats per response: `kl_coef` is adapted after each batch of completions to come near it. None keeps it fixed."""
+    """Nats per response: `kl_coef` is adapted after each batch of completions to come near it. None
+    keeps it fixed.
+    """
     kl_gain: Annotated[float, Field(gt=0, le=1)] = 0.1
     """How fast: the coefficient changes by at most 0.2 times this share."""
     whiten_rewards: bool = False
@@ -47,7 +56,9 @@ class Ppo(Section):
     @model_validator(mode="after")
     def _adapts_something(self) -> "Ppo":
         if self.kl_target is not None and not self.kl_coef:
-            raise ValueError("kl_target adapts kl_coef by factors, and kl_coef is 0; start from 0.05, say")
+            raise ValueError(
+                "kl_target adapts kl_coef by factors, and kl_coef is 0; start from 0.05, say"
+            )
         return self
 
 
@@ -64,30 +75,43 @@ NOT_KNOWN_TO = {
         "top_entropy_quantile",
     ),
 }
-"""Options of RL sections that an algorithm makes nothing of. Given another value than the default, they are errors."""
+"""Options of RL sections that an algorithm makes nothing of. Given another value than the default,
+they are errors.
+"""
 
 
 class Grpo(Optimization):
-    """Reinforcement learning with TRL's GRPOTrainer, under its names. Batch sizes count completions."""
+    """Reinforcement learning with TRL's GRPOTrainer, under its names. Batch sizes count
+    completions.
+    """
 
     algorithm: Literal["grpo", "ppo", "rloo"] = "grpo"
-    """How rewards become advantages. `grpo`: by comparison within a group; `rloo`: minus the mean of the others in the
-    group; `ppo`: by a value function, see `ppo`."""
+    """How rewards become advantages. `grpo`: by comparison within a group; `rloo`: minus the mean
+    of the others in the group; `ppo`: by a value function, see `ppo`.
+    """
     num_generations: Positive = 8
     """Completions to one prompt. PPO needs no groups: 1 will do."""
     updates_per_generation: Annotated[int, Field(gt=0, le=1000)] = 1
-    """Optimizer steps that share one batch of completions; it holds `train_batch_size` for each of them."""
+    """Optimizer steps that share one batch of completions; it holds `train_batch_size` for each of
+    them.
+    """
     num_iterations: Annotated[int, Field(gt=0, le=1000)] = 1
     """How often each batch of completions is gone through."""
     max_completion_length: Positive = 256
     temperature: Temperature = 1.0
     beta: Amount = 0.0
-    """Weight of the KL divergence to the model as it was when the phase began: in GRPO's loss, in RLOO's reward."""
+    """Weight of the KL divergence to the model as it was when the phase began: in GRPO's loss, in
+    RLOO's reward.
+    """
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo"] = "dapo"
-    """How the tokens' losses are put together. With `importance_sampling_level: sequence`, grpo is GSPO."""
+    """How the tokens' losses are put together. With `importance_sampling_level: sequence`, grpo is
+    GSPO.
+    """
     importance_sampling_level: Literal["token", "sequence"] = "token"
     epsilon: PositiveAmount = 0.2
-    """The ratio of new to old policy is clipped at 1 - epsilon below, and at 1 + epsilon_high above."""
+    """The ratio of new to old policy is clipped at 1 - epsilon below, and at 1 + epsilon_high
+    above.
+    """
     epsilon_high: PositiveAmount | None = None
     """None is `epsilon`. For cispo it is the greatest ratio itself, for example 5."""
     delta: Annotated[float, Field(gt=1, le=LARGEST)] | None = None
@@ -112,7 +136,9 @@ class Grpo(Optimization):
 
     @property
     def kl_weight(self) -> float:
-        """Of the KL to the model as the phase began, wherever the algorithm has it; with 0 no such model is needed."""
+        """Of the KL to the model as the phase began, wherever the algorithm has it; with 0 no such
+        model is needed.
+        """
         return self.ppo.kl_coef if self.algorithm == "ppo" else self.beta
 
     @model_validator(mode="after")
@@ -128,10 +154,18 @@ class Grpo(Optimization):
                     f"{' or '.join(others)}{instead}"
                 )
         if self.loss_type == "cispo" and self.epsilon_high is None:
-            raise ValueError("loss_type cispo needs epsilon_high, the greatest ratio of new to old policy, such as 5")
-        if self.algorithm == "ppo" and self.ppo.value_backbone == "adapter" and self.gradient_checkpointing:
+            raise ValueError(
+                "loss_type cispo needs epsilon_high, the greatest ratio of new to old policy, such as 5"
+            )
+        if (
+            self.algorithm == "ppo"
+            and self.ppo.value_backbone == "adapter"
+            and self.gradient_checkpointing
+        ):
             # The policy's adapter is active when the value's layers would be computed again.
-            raise ValueError("ppo.value_backbone: adapter cannot be had with gradient_checkpointing; choose one")
+            raise ValueError(
+                "ppo.value_backbone: adapter cannot be had with gradient_checkpointing; choose one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -151,7 +185,9 @@ class Grpo(Optimization):
                 f"num_generations ({self.num_generations}) must divide train_batch_size ({self.train_batch_size})"
             )
         if self.use_vllm and self.vllm_mode == "server" and not self.vllm_server_base_url:
-            raise ValueError("vllm_mode: server needs vllm_server_base_url, for example http://localhost:8000")
+            raise ValueError(
+                "vllm_mode: server needs vllm_server_base_url, for example http://localhost:8000"
+            )
         return self
 
 
@@ -160,16 +196,23 @@ CustomRewards = dict[ImportPath, Amount]
 
 
 class Rewards(Section):
-    """Weights of a role's rewards; 0 leaves one out. What a completion gets that cannot be judged, and how to add
-    rewards of one's own, stands in `coevolve.training.rewards.registry`."""
+    """Weights of a role's rewards; 0 leaves one out. What a completion gets that cannot be judged,
+    and how to add rewards of one's own, stands in `coevolve.training.rewards.registry`.
+    """
 
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> "Rewards":
         columns = [path.partition(":")[2] for path in self.custom]
-        taken = [name for name in columns if name in type(self).model_fields or columns.count(name) > 1]
+        taken = [
+            name for name in columns if name in type(self).model_fields or columns.count(name) > 1
+        ]
         if taken:
-            raise ValueError(f"custom: two rewards would be logged as {taken[0]!r}; give the function another name")
-        if not any(value for _, value in self if isinstance(value, float)) and not any(self.custom.values()):
+            raise ValueError(
+                f"custom: two rewards would be logged as {taken[0]!r}; give the function another name"
+            )
+        if not any(value for _, value in self if isinstance(value, float)) and not any(
+            self.custom.values()
+        ):
             raise ValueError("all weights are 0; reinforcement learning needs a reward")
         return self
 
@@ -178,21 +221,25 @@ class ConnectorRewards(Rewards):
     """The connector's rewards, and what the length counts towards."""
 
     likelihood: Amount = 1.0
-    """exp(mean token log q2(golden response | x, features of r)): the geometric mean of the token probabilities."""
+    """exp(mean token log q2(golden response | x, features of r)): the geometric mean of the token
+    probabilities.
+    """
     log_likelihood: Amount = 0.0
     """The mean token log-probability itself, in nats per token."""
     mean_probability: Amount = 0.0
     """The arithmetic mean of the token probabilities, as in RLPR."""
     gain: Amount = 0.0
-    """log q2(y | x, r) - log q2(y | x), nats per token. In GRPO, whose groups share x and y, the same as
-    `log_likelihood` but for its level."""
+    """log q2(y | x, r) - log q2(y | x), nats per token. In GRPO, whose groups share x and y, the
+    same as `log_likelihood` but for its level.
+    """
     format: Amount = 1.0
     """0.5 for a well-formed core-features block, 0.5 for all expected sections."""
     length: Amount = 1.0
     """min(words in the features / target_words, 1)."""
     target_words: Positive = 600
     custom: CustomRewards = Field(default_factory=dict)
-    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names."""
+    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names.
+    """
 
 
 class ConnectorRl(Grpo):
@@ -205,9 +252,11 @@ class EstimatorRewards(Rewards):
     """The estimator's rewards, and who judges."""
 
     judge: Literal["base", "overlap", "likelihood"] = "base"
-    """`base`: the frozen base model says how much of the core features a candidate matches (the published form).
-    `overlap`: the share of the golden response's words that the candidate has, which needs no model.
-    `likelihood`: the candidate's probability under the estimator as the phase began, against the golden's."""
+    """`base`: the frozen base model says how much of the core features a candidate matches (the
+    published form). `overlap`: the share of the golden response's words that the candidate has,
+    which needs no model. `likelihood`: the candidate's probability under the estimator as the phase
+    began, against the golden's.
+    """
     match: Amount = 1.0
     """min(1, judged candidate / judged golden response)."""
     format: Amount = 1.0
@@ -215,10 +264,13 @@ class EstimatorRewards(Rewards):
     reference_likelihood: Amount = 0.0
     """exp(mean token log-probability) of the candidate under the estimator as the phase began."""
     kernel_score: Amount = 0.0
-    """The candidate's part in its group's kernel score: its likeness to the golden response, less its likeness to the
-    other candidates. A proper score, so it does not sharpen the estimator as the others do."""
+    """The candidate's part in its group's kernel score: its likeness to the golden response, less
+    its likeness to the other candidates. A proper score, so it does not sharpen the estimator as
+    the others do.
+    """
     custom: CustomRewards = Field(default_factory=dict)
-    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names."""
+    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names.
+    """
 
     @property
     def asks_base(self) -> bool:
@@ -236,8 +288,10 @@ class EstimatorRl(Grpo):
 
     rewards: EstimatorRewards = EstimatorRewards()
     golden_nll_weight: Amount = 0.0
-    """Weight of the golden response's negative log-likelihood per token, added to each step's loss. Without it
-    this phase sharpens the estimator: a little may help, more makes held-out perplexity worse."""
+    """Weight of the golden response's negative log-likelihood per token, added to each step's loss.
+    Without it this phase sharpens the estimator: a little may help, more makes held-out perplexity
+    worse.
+    """
 
     @model_validator(mode="after")
     def _stays_proper(self) -> "EstimatorRl":
@@ -247,5 +301,7 @@ class EstimatorRl(Grpo):
                 "scale_rewards: none or batch"
             )
         if self.rewards.kernel_score and self.num_generations < 3:
-            raise ValueError("rewards.kernel_score compares a candidate with others; set num_generations to 3 or more")
+            raise ValueError(
+                "rewards.kernel_score compares a candidate with others; set num_generations to 3 or more"
+            )
         return self

@@ -22,26 +22,31 @@ class Until(Section):
     patience: Positive = 1
     """So many evaluations in a row without a new best perplexity end the phase."""
     at_most: Positive
-    """Optimizer steps after which it ends in any case; also what the learning rate's schedule is made for."""
+    """Optimizer steps after which it ends in any case; also what the learning rate's schedule is
+    made for.
+    """
 
 
 class Phase(Section):
     """One entry of `rounds.phases`: who does what, for how long. `connector_rl` alone stands for
     `{role: connector, kind: rl}`, and `refresh` and `evaluate` for themselves.
 
-    How a role is trained stands in the section of the phase's name, `connector_rl`, `estimator_sft`, ..., and so does
-    the budget, unless one is given here.
+    How a role is trained stands in the section of the phase's name, `connector_rl`,
+    `estimator_sft`, ..., and so does the budget, unless one is given here.
     """
 
     role: Literal["connector", "estimator"] | None = None
     """Who is trained; a refresh is the connector's, an evaluation is of both."""
     kind: Kind
-    """`rl` and `sft` train; `refresh` has the connector write the reasonings anew; `evaluate` keeps the pair or goes
-    back to the best one."""
+    """`rl` and `sft` train; `refresh` has the connector write the reasonings anew; `evaluate` keeps
+    the pair or goes back to the best one.
+    """
     steps: Positive | None = None
     """A budget in optimizer steps."""
     tokens: Annotated[int, Field(gt=0, le=2 * MOST_ROWS)] | None = None
-    """A budget in tokens that the role is trained on, prompts included; the step that reaches it is the last one."""
+    """A budget in tokens that the role is trained on, prompts included; the step that reaches it is
+    the last one.
+    """
     until: Until | None = None
     """No fixed budget: train until the held-out measure stops improving."""
     every: Positive = 1
@@ -53,7 +58,9 @@ class Phase(Section):
         if isinstance(values, str):
             role, _, kind = values.rpartition("_")
             if kind not in get_args(Kind) or role not in ("connector", "estimator", ""):
-                raise ValueError(f"found {values!r}; accepted are {', '.join(PHASES)}, or a mapping with role and kind")
+                raise ValueError(
+                    f"found {values!r}; accepted are {', '.join(PHASES)}, or a mapping with role and kind"
+                )
             return {"role": role or None, "kind": kind}
         return values
 
@@ -69,7 +76,9 @@ class Phase(Section):
         if len(budgets) > 1:
             raise ValueError(f"give one budget; found {' and '.join(budgets)}")
         if budgets and not self.trains:
-            raise ValueError(f"kind {self.kind!r} trains nothing, so it has no budget of {budgets[0]}")
+            raise ValueError(
+                f"kind {self.kind!r} trains nothing, so it has no budget of {budgets[0]}"
+            )
         return self
 
     @property
@@ -84,7 +93,9 @@ class Phase(Section):
 
     @property
     def name(self) -> str:
-        """`connector_rl`, `estimator_sft`, ..., `refresh` or `evaluate`; of the section that describes it, if any."""
+        """`connector_rl`, `estimator_sft`, ..., `refresh` or `evaluate`; of the section that
+        describes it, if any.
+        """
         return f"{self.role}_{self.kind}" if self.trains else self.kind
 
 
@@ -93,9 +104,10 @@ PHASES = ("connector_rl", "connector_sft", "refresh", "estimator_sft", "estimato
 
 
 class Rounds(Section):
-    """The alternation: phases run in the order given, `count` times. Few rounds of long phases and many rounds of
-    single updates are the same thing with other numbers: a role's optimizer, learning rate and place in the data go on
-    from phase to phase."""
+    """The alternation: phases run in the order given, `count` times. Few rounds of long phases and
+    many rounds of single updates are the same thing with other numbers: a role's optimizer,
+    learning rate and place in the data go on from phase to phase.
+    """
 
     count: Count = 1
     phases: list[Phase] = Field(
@@ -103,17 +115,25 @@ class Rounds(Section):
     )
     """Without an `evaluate` among them, an evaluation follows every phase that trains."""
     gate_tolerance: Amount = 0.0
-    """A phase is kept if the held-out perplexity rose by no more than this share; otherwise it is rolled back."""
+    """A phase is kept if the held-out perplexity rose by no more than this share; otherwise it is
+    rolled back.
+    """
     carry_optimizer: bool = True
-    """A phase goes on with the optimizer state that it had at its end in the round before, instead of a new one."""
+    """A phase goes on with the optimizer state that it had at its end in the round before, instead
+    of a new one.
+    """
     lr_schedule: Literal["phase", "run"] = "phase"
-    """What a learning rate's warm-up and decay go over: each phase for itself, or all phases of its name in the run."""
+    """What a learning rate's warm-up and decay go over: each phase for itself, or all phases of its
+    name in the run.
+    """
 
     @model_validator(mode="after")
     def _is_a_schedule(self) -> "Rounds":
         names = [phase.name for phase in self.phases]
         if "estimator_sft" in names and "refresh" not in names:
-            raise ValueError("phases: estimator_sft trains on refreshed reasonings; put refresh before it")
+            raise ValueError(
+                "phases: estimator_sft trains on refreshed reasonings; put refresh before it"
+            )
         turns = sum(self.count // phase.every * phase.parts for phase in self.phases)
         if turns > MOST_TURNS:
             raise ValueError(
@@ -121,7 +141,9 @@ class Rounds(Section):
                 "Lower count or until.at_most, or raise `every` or until.steps"
             )
         if self.count and any(phase.every > self.count for phase in self.phases):
-            raise ValueError(f"phases: `every` is above count ({self.count}), so that the phase would never come")
+            raise ValueError(
+                f"phases: `every` is above count ({self.count}), so that the phase would never come"
+            )
         if self.lr_schedule == "run" and any(phase.tokens for phase in self.phases):
             raise ValueError(
                 "lr_schedule: run needs to know the number of steps, which a budget of tokens does not say"

@@ -1,7 +1,7 @@
 """What a recipe may say. Every field is explained beside it, and checked when the recipe is read.
 
-Budgets are counted in optimizer steps, so that two runs can be compared update for update. Names that belong to a
-library keep that library's spelling (TRL, PEFT, transformers).
+Budgets are counted in optimizer steps, so that two runs can be compared update for update. Names
+that belong to a library keep that library's spelling (TRL, PEFT, transformers).
 """
 
 from typing import Annotated, Any, Literal
@@ -12,14 +12,25 @@ from coevolve.recipe.model import Model
 from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import ConnectorRl, EstimatorRl
 from coevolve.recipe.rounds import Rounds
-from coevolve.recipe.section import LARGEST, Count, Fraction, PathText, Positive, PositiveAmount, Section, Seed
+from coevolve.recipe.section import (
+    LARGEST,
+    Count,
+    Fraction,
+    PathText,
+    Positive,
+    PositiveAmount,
+    Section,
+    Seed,
+)
 
 
 class WorldData(Section):
     """The synthetic world whose truth is known (`coevolve.worlds`)."""
 
     seed: Seed | None = None
-    """Which world: its tables, its distribution P and the shifted ones. By default the run's own seed."""
+    """Which world: its tables, its distribution P and the shifted ones. By default the run's own
+    seed.
+    """
     train: Annotated[int, Field(gt=0, le=1_000_000)] = 4096
     """Examples in IDTrain, each with the teacher's trace."""
     test: Annotated[int, Field(ge=2, le=1_000_000)] = 512
@@ -34,15 +45,21 @@ class Data(Section):
     path: PathText | None = None
     """A file or folder in the RPGBench layout (JSON, JSONL, or saved `datasets`)."""
     hub: str | None = None
-    """A hub dataset: YongqiLi/RPGBench, google/Synthetic-Persona-Chat, or one whose splits are named as ours."""
+    """A hub dataset: YongqiLi/RPGBench, google/Synthetic-Persona-Chat, or one whose splits are
+    named as ours.
+    """
     world: WorldData | None = None
     validation: Annotated[int, Field(ge=2, le=LARGEST)] = 128
-    """Examples taken from IDTrain, by seed, to gate the phases. They are trained on by nothing. Two at least: their
-    reasonings are exchanged for a diagnosis, and a single one has no standard error."""
+    """Examples taken from IDTrain, by seed, to gate the phases. They are trained on by nothing. Two
+    at least: their reasonings are exchanged for a diagnosis, and a single one has no standard
+    error.
+    """
     limit: dict[str, Positive] = Field(default_factory=dict)
     """At most so many examples of a split, the first by seed. Counted in the log."""
     over_long: Literal["error", "drop"] = "error"
-    """What to do with an example that does not fit `model.max_length`: stop and name it, or drop and count it."""
+    """What to do with an example that does not fit `model.max_length`: stop and name it, or drop
+    and count it.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -56,7 +73,9 @@ class Data(Section):
     def _one_source(self) -> "Data":
         given = [name for name in ("path", "hub", "world") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of path, hub and world; found {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of path, hub and world; found {', '.join(given) or 'none'}"
+            )
         return self
 
 
@@ -64,8 +83,9 @@ class Traces(Section):
     """Where the reasonings r* of the cold start come from."""
 
     teacher: Literal["dataset", "rules", "file", "local", "endpoint"] = "rules"
-    """`dataset`: the `trace` of each row; `rules`: the built-in one, which needs no model; `file`: `path`;
-    `local`: a chat model on this machine; `endpoint`: any OpenAI-compatible one."""
+    """`dataset`: the `trace` of each row; `rules`: the built-in one, which needs no model; `file`:
+    `path`; `local`: a chat model on this machine; `endpoint`: any OpenAI-compatible one.
+    """
     path: PathText | None = None
     """For `file`: JSONL of {sample_ID, trace}."""
     model: PathText | None = None
@@ -73,19 +93,27 @@ class Traces(Section):
     base_url: str | None = None
     """For `endpoint`: for example http://localhost:8000/v1 for a vLLM server."""
     api_key_env: str | None = None
-    """For `endpoint`: the environment variable that holds the key. The key itself is never written down."""
+    """For `endpoint`: the environment variable that holds the key. The key itself is never written
+    down.
+    """
     keywords: Literal["context", "telling"] = "telling"
-    """For `rules`: keywords from those that also stand in the context, or the most telling ones of the response."""
+    """For `rules`: keywords from those that also stand in the context, or the most telling ones of
+    the response.
+    """
     max_keywords: Count = 3
     """For `rules`: how many keywords at most."""
     max_new_tokens: Positive = 1024
     """For `local` and `endpoint`."""
     on_failure: Literal["error", "drop"] = "error"
-    """What to do with an example for which the teacher gives no well-formed trace after several attempts."""
+    """What to do with an example for which the teacher gives no well-formed trace after several
+    attempts.
+    """
 
     @model_validator(mode="after")
     def _complete(self) -> "Traces":
-        needed = {"file": ["path"], "local": ["model"], "endpoint": ["model", "base_url"]}.get(self.teacher, [])
+        needed = {"file": ["path"], "local": ["model"], "endpoint": ["model", "base_url"]}.get(
+            self.teacher, []
+        )
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f"teacher {self.teacher!r} needs {', '.join(missing)}")
@@ -112,7 +140,9 @@ class Refresh(Section):
     @model_validator(mode="after")
     def _divides_logits(self) -> "Refresh":
         if 0 < self.temperature < 0.01:
-            raise ValueError(f"temperature is {self.temperature!r}; accepted are 0 (greedy) and 0.01 to 100")
+            raise ValueError(
+                f"temperature is {self.temperature!r}; accepted are 0 (greedy) and 0.01 to 100"
+            )
         return self
 
 
@@ -120,11 +150,15 @@ class Baselines(Section):
     """What the full run is compared with. Each is one flag."""
 
     without_corl: bool = True
-    """Cold start only, the estimator trained on for as many updates as in the rounds, on the teacher's traces."""
+    """Cold start only, the estimator trained on for as many updates as in the rounds, on the
+    teacher's traces.
+    """
     without_reasoning: bool = True
     """q2(y | x) trained alone, with as many updates and the same learning rates."""
     oracle: bool = False
-    """Perplexity of the cold-started estimator shown the teacher's own features of the test responses: a ceiling."""
+    """Perplexity of the cold-started estimator shown the teacher's own features of the test
+    responses: a ceiling.
+    """
 
 
 class Evaluation(Section):
@@ -133,14 +167,18 @@ class Evaluation(Section):
     token_budget: Positive = 16384
     """Tokens of one forward pass in scoring and generation."""
     marginal_samples: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Also report the marginal over so many sampled reasonings, and the equal ensemble of the baseline."""
+    """Also report the marginal over so many sampled reasonings, and the equal ensemble of the
+    baseline.
+    """
 
 
 class Remid(Section):
     """The R-EMID table at the end of the run."""
 
     responses: dict[str, PathText] = Field(default_factory=dict)
-    """Name -> JSONL of {sample_ID, response} of a role-playing model. In the synthetic world, None are needed."""
+    """Name -> JSONL of {sample_ID, response} of a role-playing model. In the synthetic world, None
+    are needed.
+    """
     negatives: Positive | Literal["all"] = 1000
     """Mismatched pairs per subset; the same ones for golden and every model."""
 
@@ -153,10 +191,14 @@ class Export(Section):
 
 
 class Checkpoints(Section):
-    """What a killed run goes on from. One is written after every phase, and now and then inside long ones."""
+    """What a killed run goes on from. One is written after every phase, and now and then inside
+    long ones.
+    """
 
     every_minutes: PositiveAmount = 5.0
-    """Inside a phase, at most so long after the last one. A run that is asked to stop writes one on its way out."""
+    """Inside a phase, at most so long after the last one. A run that is asked to stop writes one on
+    its way out.
+    """
     every_steps: Positive | None = None
     """Inside a phase, also every so many optimizer steps."""
     keep: Positive = 3
@@ -169,8 +211,10 @@ class Logging(Section):
     report_to: list[str] = Field(default_factory=list)
     """Trackers, by the names of TRL's `report_to`: wandb, tensorboard, trackio, mlflow, ..."""
     project: str | None = None
-    """Where the trackers put the run. None is `coevolve`, or for wandb what WANDB_PROJECT says. (The run is called by
-    the recipe's name, or for wandb by WANDB_NAME; WANDB_ENTITY is heeded too.)"""
+    """Where the trackers put the run. None is `coevolve`, or for wandb what WANDB_PROJECT says.
+    (The run is called by the recipe's name, or for wandb by WANDB_NAME; WANDB_ENTITY is heeded
+    too.)
+    """
     every: Positive = 10
     """Log the trainers' figures every so many steps."""
     samples: Count = 4
@@ -207,7 +251,9 @@ class Recipe(Section):
             for phase in self.rounds.phases:
                 settings = getattr(self, phase.name) if phase.trains else None
                 if phase.trains and settings is None:
-                    raise ValueError(f"rounds.phases has {phase.name}, but the section {phase.name} is missing")
+                    raise ValueError(
+                        f"rounds.phases has {phase.name}, but the section {phase.name} is missing"
+                    )
                 steps = phase.steps or (phase.until.at_most if phase.until else None)
                 if problem := settings and settings.too_many_rows(steps):
                     raise ValueError(f"rounds.phases: {phase.name}: {problem}")
@@ -218,17 +264,25 @@ class Recipe(Section):
                     )
         for role in ("connector", "estimator"):
             settings, tuning = getattr(self, f"{role}_rl"), getattr(self.model, role).tuning
-            own_adapter = settings and settings.algorithm == "ppo" and settings.ppo.value_backbone == "adapter"
+            own_adapter = (
+                settings
+                and settings.algorithm == "ppo"
+                and settings.ppo.value_backbone == "adapter"
+            )
             if own_adapter and tuning != "lora":
                 raise ValueError(
                     f"{role}_rl.ppo.value_backbone: adapter needs a model.tuning of lora for the {role} (found "
                     f"{tuning}); policy and head go with both"
                 )
         if (self.prompts == "world") != (self.data.world is not None):
-            raise ValueError("prompts: world and data.world go together; use another prompt set for other data")
+            raise ValueError(
+                "prompts: world and data.world go together; use another prompt set for other data"
+            )
         bases = {self.model.connector.base, self.model.estimator.base}
         if "tiny" in bases and self.data.world is None:
-            raise ValueError("model.base: tiny knows the words of the synthetic world only; it needs data.world")
+            raise ValueError(
+                "model.base: tiny knows the words of the synthetic world only; it needs data.world"
+            )
         judged = self.estimator_rl is not None and self.estimator_rl.rewards.asks_base
         if judged and self.model.estimator.base == "tiny":
             raise ValueError(

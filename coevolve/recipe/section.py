@@ -6,7 +6,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 LARGEST = 10**9
-"""Of all numbers without a bound of their own. Beside a larger one, float32 has no digits left for a 1."""
+"""Of all numbers without a bound of their own. Beside a larger one, float32 has no digits left for
+a 1.
+"""
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -27,11 +29,14 @@ def _path(text: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_path)]
-"""A path, or a name that stands for one. A leading `~` is written out when the recipe is read, and nowhere later."""
+"""A path, or a name that stands for one. A leading `~` is written out when the recipe is read, and
+nowhere later.
+"""
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values never change, and each is of its own kind (`true` is not 1,
-    '3' is not 3, though 3 is a float too) and finite."""
+    """A part of a recipe: unknown keys are errors, values never change, and each is of its own kind
+    (`true` is not 1, '3' is not 3, though 3 is a float too) and finite.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

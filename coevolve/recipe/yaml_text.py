@@ -1,8 +1,9 @@
 """YAML as recipes and overrides have it: the core schema of YAML 1.2, and nothing that can grow.
 
-PyYAML by itself reads YAML 1.1: `yes` and `off` are booleans, `1:30` is 90, `010` is 8, `2026-01-01` is a date, `1e-3`
-is text, and of a key that is there twice the last one counts, without a word. Here a value is a boolean (`true`,
-`false`), null, a number, text, a list or a mapping; keys are text. Anchors, aliases and `<<` work, within MOST_VALUES.
+PyYAML by itself reads YAML 1.1: `yes` and `off` are booleans, `1:30` is 90, `010` is 8,
+`2026-01-01` is a date, `1e-3` is text, and of a key that is there twice the last one counts,
+without a word. Here a value is a boolean (`true`, `false`), null, a number, text, a list or a
+mapping; keys are text. Anchors, aliases and `<<` work, within MOST_VALUES.
 """
 
 import re
@@ -37,11 +38,13 @@ def parse_yaml(text: str, where: str) -> Any:
         where: what to call the text in an error: a file, or an override.
 
     Raises:
-        RecipeError: it is not YAML, has a tag or a key twice, or is longer, deeper or larger (with every alias written
-            out) than is accepted. The message names the line.
+        RecipeError: it is not YAML, has a tag or a key twice, or is longer, deeper or larger (with
+            every alias written out) than is accepted. The message names the line.
     """
     if len(text) > LARGEST:
-        raise RecipeError(f"{where}: has {len(text):,} characters; accepted are at most {LARGEST:,}.")
+        raise RecipeError(
+            f"{where}: has {len(text):,} characters; accepted are at most {LARGEST:,}."
+        )
     try:
         composer = _Composer(text)
         try:
@@ -87,7 +90,9 @@ class _Composer(yaml.SafeLoader):
 
 
 class _Values:
-    """Makes values of nodes. An alias gives a value of its own, so that no two places of a recipe are one object."""
+    """Makes values of nodes. An alias gives a value of its own, so that no two places of a recipe
+    are one object.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -95,7 +100,9 @@ class _Values:
     def of(self, node: yaml.Node, depth: int) -> Any:
         self.count += 1
         if self.count > MOST_VALUES:
-            raise _fault(f"has too many values; accepted are {MOST_VALUES:,}, every alias written out", node)
+            raise _fault(
+                f"has too many values; accepted are {MOST_VALUES:,}, every alias written out", node
+            )
         if depth > DEEPEST:
             raise _fault(f"lists and mappings lie in one another too deep; {_LEVELS}", node)
         if isinstance(node, yaml.SequenceNode):
@@ -111,13 +118,19 @@ class _Values:
                 raise _fault("found a list or a mapping as a key; accepted is text", key_node)
             key, line = key_node.value, key_node.start_mark.line + 1
             if key in lines:
-                raise _fault(f"the key {key!r} is there twice (first in line {lines[key]}); remove one", key_node)
+                raise _fault(
+                    f"the key {key!r} is there twice (first in line {lines[key]}); remove one",
+                    key_node,
+                )
             lines[key] = line
             if key == "<<" and key_node.style is None:
-                for source in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                for source in (
+                    value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                ):
                     if not isinstance(source, yaml.MappingNode):
                         raise _fault(
-                            "the value of << is no mapping; accepted is an alias of one, or a list of them", source
+                            "the value of << is no mapping; accepted is an alias of one, or a list of them",
+                            source,
                         )
                     merged = {**self.of(source, depth + 1), **merged}
             else:
@@ -128,10 +141,14 @@ class _Values:
 def _scalar(node: yaml.ScalarNode) -> Any:
     text = node.value
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _fault(f"found half of a surrogate pair in {text!r}; write the character itself", node)
+        raise _fault(
+            f"found half of a surrogate pair in {text!r}; write the character itself", node
+        )
     kind = node.tag.removeprefix(_TAG)
     if kind in ("int", "float") and len(text) > LONGEST_NUMBER:
-        raise _fault(f"found a number of {len(text):,} characters; accepted are {LONGEST_NUMBER}", node)
+        raise _fault(
+            f"found a number of {len(text):,} characters; accepted are {LONGEST_NUMBER}", node
+        )
     if kind == "int":
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     if kind == "float":

@@ -1,1 +1,3 @@
-"""The paper's public code: its release's layout, read and written, and its protocol of scoring, reproduced."""
+"""The paper's public code: its release's layout, read and written, and its protocol of scoring,
+reproduced.
+"""

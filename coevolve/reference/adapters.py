@@ -1,12 +1,12 @@
 """LoRA adapters as files: read, checked against a base model, and added up exactly.
 
-An adapter adds s B A to a linear layer's weight, s = alpha / r (alpha / sqrt(r) for rank-stabilised LoRA). The sum of
-two is one of rank r1 + r2, with no approximation:
+An adapter adds s B A to a linear layer's weight, s = alpha / r (alpha / sqrt(r) for rank-stabilised
+LoRA). The sum of two is one of rank r1 + r2, with no approximation:
 
     s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2]
 
-so that an adapter which was trained on top of a merged one can stay an adapter of the one base model.
-Shapes: A (r, inputs), B (outputs, r).
+so that an adapter which was trained on top of a merged one can stay an adapter of the one base
+model. Shapes: A (r, inputs), B (outputs, r).
 """
 
 import re
@@ -24,7 +24,14 @@ from coevolve.errors import ArtifactError
 from coevolve.files import write_json
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.models import SAVED
-from coevolve.scoring.origins import CONFIG, ON_A_FROZEN_BASE, WEIGHTS, read_config, read_weights, require_values
+from coevolve.scoring.origins import (
+    CONFIG,
+    ON_A_FROZEN_BASE,
+    WEIGHTS,
+    read_config,
+    read_weights,
+    require_values,
+)
 
 # A value other than these changes what the two matrices mean, or what else belongs to the adapter.
 PLAIN: Mapping[str, tuple[Any, ...]] = {
@@ -62,7 +69,8 @@ def read_adapter(folder: Path) -> Adapter:
     """An adapter from a PEFT directory.
 
     Raises:
-        ArtifactError: it is missing, incomplete, damaged or pickled, or is more than a plain LoRA of linear layers.
+        ArtifactError: it is missing, incomplete, damaged or pickled, or is more than a plain LoRA
+            of linear layers.
     """
     config, tensors = read_config(folder), read_weights(folder)
     _check_config(config, folder / CONFIG)
@@ -83,10 +91,15 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
 def add_adapters(adapters: Sequence[Adapter]) -> Adapter:
     """One adapter that does what all of them do together, in float32, its rank the sum of theirs.
 
-    A module that one of them leaves alone gets zeros from it. They must be of one base model (`check_fit`).
+    A module that one of them leaves alone gets zeros from it. They must be of one base model
+    (`check_fit`).
     """
     ranks = [adapter.config["r"] for adapter in adapters]
-    shapes = {module: (a.shape[1], b.shape[0]) for adapter in adapters for module, (a, b) in adapter.matrices.items()}
+    shapes = {
+        module: (a.shape[1], b.shape[0])
+        for adapter in adapters
+        for module, (a, b) in adapter.matrices.items()
+    }
     matrices = {}
     for module, (inputs, outputs) in shapes.items():
         a_rows, b_columns = [], []
@@ -113,7 +126,9 @@ def add_adapters(adapters: Sequence[Adapter]) -> Adapter:
 
 
 def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool = False) -> None:
-    """Raise ArtifactError unless the base model has every module of the adapters, in its shape. Loads no weights."""
+    """Raise ArtifactError unless the base model has every module of the adapters, in its shape.
+    Loads no weights.
+    """
     with explained(f"The model {base!r} cannot be loaded", SAVED), torch.device("meta"):
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
@@ -122,9 +137,15 @@ def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool
         for name, (a, b) in adapter.matrices.items():
             weight = getattr(modules.get(name), "weight", None)
             if weight is None:
-                raise ArtifactError(f"{adapter.source}: module {name!r} is none of the base model {base}.")
+                raise ArtifactError(
+                    f"{adapter.source}: module {name!r} is none of the base model {base}."
+                )
             # GPT-2's layers hold the transpose of what a Linear holds.
-            shape = tuple(reversed(weight.shape)) if adapter.config.get("fan_in_fan_out") else tuple(weight.shape)
+            shape = (
+                tuple(reversed(weight.shape))
+                if adapter.config.get("fan_in_fan_out")
+                else tuple(weight.shape)
+            )
             if shape != (b.shape[0], a.shape[1]):
                 raise ArtifactError(
                     f"{adapter.source}: module {name!r} is {b.shape[0]} x {a.shape[1]}, in the base model {base} "
@@ -140,19 +161,27 @@ def _check_config(config: Any, path: Path) -> None:
             raise ArtifactError(f"{path}: {field} is {value!r}; accepted is a positive number.")
 
 
-def _paired(tensors: Mapping[str, Tensor], rank: int, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _paired(
+    tensors: Mapping[str, Tensor], rank: int, path: Path
+) -> dict[str, tuple[Tensor, Tensor]]:
     """(A, B) by module."""
     by_module: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise ArtifactError(f"{path}: tensor {key!r} is none of a linear layer's LoRA matrices; only they add up.")
+            raise ArtifactError(
+                f"{path}: tensor {key!r} is none of a linear layer's LoRA matrices; only they add up."
+            )
         if tensor.dim() != 2 or tensor.shape["AB".index(match["matrix"])] != rank:
-            raise ArtifactError(f"{path}: {key} has shape {tuple(tensor.shape)}, but the adapter's rank is {rank}.")
+            raise ArtifactError(
+                f"{path}: {key} has shape {tuple(tensor.shape)}, but the adapter's rank is {rank}."
+            )
         by_module.setdefault(match["module"], {})[match["matrix"]] = tensor
     if not by_module:
         raise ArtifactError(f"{path}: holds no tensor.")
     for module, found in by_module.items():
         if len(found) != 2:
-            raise ArtifactError(f"{path}: {module} has only one of its two matrices. Copy the file again.")
+            raise ArtifactError(
+                f"{path}: {module} has only one of its two matrices. Copy the file again."
+            )
     return {module: (found["A"], found["B"]) for module, found in by_module.items()}

@@ -24,10 +24,11 @@ class ReferenceExport:
 
     Attributes:
         environment: the variables by which the public evaluation is pointed at the adapters.
-        exact_prompts: whether the public scripts show the models what they were trained to see. They have a form of
-            their own for dialogue, character and core features, so other prompt sets than theirs come out near only.
-        quantization: of the base that the adapters were trained on, if any; the public evaluation loads it whole, so
-            scores there differ a little.
+        exact_prompts: whether the public scripts show the models what they were trained to see.
+            They have a form of their own for dialogue, character and core features, so other prompt
+            sets than theirs come out near only.
+        quantization: of the base that the adapters were trained on, if any; the public evaluation
+            loads it whole, so scores there differ a little.
     """
 
     environment: dict[str, str]
@@ -35,16 +36,20 @@ class ReferenceExport:
     quantization: str | None
 
 
-def export_reference(estimator: str | Path, checkout: str | Path, *, name: str | None = None) -> ReferenceExport:
+def export_reference(
+    estimator: str | Path, checkout: str | Path, *, name: str | None = None
+) -> ReferenceExport:
     """Write an estimator's adapters and prompts in the public release's layout.
 
-    Both adapters take the place of the SFT ones, which the public evaluation loads onto the raw base model when it is
-    pointed at them; there are no RL adapters. `import_reference` reads everything back exactly, whatever the prompts.
+    Both adapters take the place of the SFT ones, which the public evaluation loads onto the raw
+    base model when it is pointed at them; there are no RL adapters. `import_reference` reads
+    everything back exactly, whatever the prompts.
 
     Args:
         estimator: an estimator directory.
         checkout: a folder of its own; an older export is replaced.
-        name: of the base model, for the folders' names; by default the last part of where it came from.
+        name: of the base model, for the folders' names; by default the last part of where it came
+            from.
 
     Raises:
         ArtifactError: the estimator is damaged or has no adapters, or an unusable name.
@@ -71,9 +76,12 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
     with new_folder(checkout, REFERENCE) as temporary:
         for role, adapter in adapters.items():
             place = temporary / TRAINING / sft_mode(role, name)
-            # What the estimator calls it may be a copy in a folder that is gone when this one is used.
+            # What the estimator calls it may be a copy in a folder that is gone when this one is
+            # used.
             named = from_anywhere(base["source"], None)
-            write_adapter(place, replace(adapter, config={**adapter.config, BASE_OF_ADAPTER: named}))
+            write_adapter(
+                place, replace(adapter, config={**adapter.config, BASE_OF_ADAPTER: named})
+            )
             entry = manifest["roles"][role]
             write_parent(place, {key: entry[key] for key in ("base", "continued_from")})
         write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})
@@ -89,7 +97,9 @@ def export_reference(estimator: str | Path, checkout: str | Path, *, name: str |
 
 
 def require_adapters(manifest: Mapping[str, Any], source: Path) -> None:
-    """Raise ArtifactError, naming `source`, unless a manifest says that an estimator is two adapters of one base."""
+    """Raise ArtifactError, naming `source`, unless a manifest says that an estimator is two
+    adapters of one base.
+    """
     entries = manifest["roles"]
     whole = [role for role in ROLES if entries[role]["tuning"] != "lora"]
     if whole:

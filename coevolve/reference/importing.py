@@ -1,8 +1,9 @@
 """From the public release to an estimator directory.
 
-The public evaluation merges the SFT adapter into the base model and puts the RL adapter on top, whatever the round.
-Here both become one adapter of the one base model, without approximation. (From the second round on, that code trains
-the RL adapter on another sum, without the SFT adapter. What it evaluates, and what is published, is the one described.)
+The public evaluation merges the SFT adapter into the base model and puts the RL adapter on top,
+whatever the round. Here both become one adapter of the one base model, without approximation. (From
+the second round on, that code trains the RL adapter on another sum, without the SFT adapter. What
+it evaluates, and what is published, is the one described.)
 """
 
 import itertools
@@ -17,8 +18,20 @@ from coevolve.outputs import ESTIMATOR, claim, new_folder
 from coevolve.prompts import Renderer
 from coevolve.reference.adapters import add_adapters, check_fit, read_adapter, write_adapter
 from coevolve.reference.layout import Release, find_release
-from coevolve.reference.templates import FILE, EmbeddedExport, embedded_export, imported_prompts, read_templates
-from coevolve.scoring.artifact import NORMALISATION, copy_model, reasoning_entry, role_entry, write_manifest
+from coevolve.reference.templates import (
+    FILE,
+    EmbeddedExport,
+    embedded_export,
+    imported_prompts,
+    read_templates,
+)
+from coevolve.scoring.artifact import (
+    NORMALISATION,
+    copy_model,
+    reasoning_entry,
+    role_entry,
+    write_manifest,
+)
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
 from coevolve.scoring.origins import (
     Base,
@@ -51,12 +64,14 @@ def import_reference(
 
     Args:
         checkout: the folder with `templates.py` and `estimator_training/`.
-        base: the base model that the adapters were trained on: a folder, a hub id or a packaged model.
+        base: the base model that the adapters were trained on: a folder, a hub id or a packaged
+            model.
         folder: to write; an estimator that is there already is replaced.
         name: of the base model in the folders' names, needed where there are several.
         number: of the round of RL, the last one by default; 0 is SFT alone.
         max_new_tokens: room for a reasoning; by default 2,048, or what an export of coevolve says.
-        copy_base: copy a base model that is a folder into the estimator; otherwise it has to stay where it is.
+        copy_base: copy a base model that is a folder into the estimator; otherwise it has to stay
+            where it is.
 
     Raises:
         ArtifactError: a part of the checkout is missing, damaged, or does not fit the base model.
@@ -79,7 +94,9 @@ def import_reference(
     check_fit(itertools.chain(*parts.values()), path, trust_remote_code=trust_remote_code)
     parents = _parents(release, Base(base, path, base_fingerprint(path)), export)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    renderer = Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
+    renderer = Renderer(
+        prompts, tokenizer
+    )  # raises where the tokenizer has no usable chat template
     included = copy_base and Path(path).is_dir()
     entry = partial(
         role_entry,
@@ -105,7 +122,8 @@ def import_reference(
             {
                 "coevolve": __version__,
                 "roles": {
-                    role: entry(parents[role], fingerprint=adapter_fingerprint(temporary / role)) for role in ROLES
+                    role: entry(parents[role], fingerprint=adapter_fingerprint(temporary / role))
+                    for role in ROLES
                 },
                 "normalisation": NORMALISATION,
                 "reasoning": reasoning_entry(room),
@@ -116,8 +134,12 @@ def import_reference(
         )
 
 
-def _parents(release: Release, base: Base, export: EmbeddedExport | None) -> dict[Role, dict[str, Any]]:
-    """What each role's adapter was trained on, after a check of what the export and the adapters' records say of it."""
+def _parents(
+    release: Release, base: Base, export: EmbeddedExport | None
+) -> dict[Role, dict[str, Any]]:
+    """What each role's adapter was trained on, after a check of what the export and the adapters'
+    records say of it.
+    """
     if export is not None:
         said = {"base": {"source": export.base_source, "fingerprint": export.base_fingerprint}}
         require_base("the adapters", said, base.fingerprint, base.path)
@@ -140,6 +162,7 @@ def _origin(checkout: Path, release: Release) -> Mapping[str, Any]:
         "name": release.name,
         "round": release.round,
         "adapters": {
-            role: [str(path.relative_to(checkout)) for path in paths] for role, paths in release.adapters.items()
+            role: [str(path.relative_to(checkout)) for path in paths]
+            for role, paths in release.adapters.items()
         },
     }

@@ -7,8 +7,9 @@ CHECKOUT/
       METHOD[thought_completion]-BASED[NAME]#ProbLLM                the connector after SFT
       METHOD[RLMid_SFT_model_pxy]-BASED[NAME]#ProbLLM               the estimator after SFT
     ckpt_GRPO_CoEvolve/
-      PolicyType[thought_policy]-ITER[K]-BASED[NAME]#ProbLLM        the connector after round K of RL
-      PolicyType[pxy_policy]-ITER[K]-BASED[NAME]#ProbLLM            the estimator after round K of RL
+      PolicyType[thought_policy]-ITER[K]-BASED[NAME]#ProbLLM        the connector after round K of
+      RL PolicyType[pxy_policy]-ITER[K]-BASED[NAME]#ProbLLM            the estimator after round K
+      of RL
 
 Each of the four is a PEFT adapter; NAME is the base model's.
 """
@@ -26,7 +27,9 @@ METHOD: dict[Role, str] = {CONNECTOR: "thought_completion", ESTIMATOR: "RLMid_SF
 POLICY: dict[Role, str] = {CONNECTOR: "thought_policy", ESTIMATOR: "pxy_policy"}
 
 _SFT_FOLDER = re.compile(r"METHOD\[(?P<kind>.+)\]-BASED\[(?P<name>.+)\]#ProbLLM")
-_GRPO_FOLDER = re.compile(r"PolicyType\[(?P<kind>.+)\]-ITER\[(?P<round>\d+)\]-BASED\[(?P<name>.+)\]#ProbLLM")
+_GRPO_FOLDER = re.compile(
+    r"PolicyType\[(?P<kind>.+)\]-ITER\[(?P<round>\d+)\]-BASED\[(?P<name>.+)\]#ProbLLM"
+)
 
 
 @dataclass(frozen=True)
@@ -90,20 +93,28 @@ def find_release(checkout: Path, *, name: str | None = None, number: int | None 
 def _chosen_name(folder: Path, name: str | None) -> str:
     """`name`, or the only one that the SFT folders have."""
     matches = [_SFT_FOLDER.fullmatch(path.name) for path in _folders(folder)]
-    names = sorted({match["name"] for match in matches if match and match["kind"] in METHOD.values()})
+    names = sorted(
+        {match["name"] for match in matches if match and match["kind"] in METHOD.values()}
+    )
     if name is None and len(names) == 1:
         return names[0]
     if not names:
-        raise ArtifactError(f"{folder}: holds no METHOD[{METHOD[CONNECTOR]}]-BASED[NAME]#ProbLLM. Copy it again.")
+        raise ArtifactError(
+            f"{folder}: holds no METHOD[{METHOD[CONNECTOR]}]-BASED[NAME]#ProbLLM. Copy it again."
+        )
     if name not in names:
         found = "no --name was given" if name is None else f"--name is {name!r}"
-        raise ArtifactError(f"{folder}: {found}; adapters are there for the base models {', '.join(names)}.")
+        raise ArtifactError(
+            f"{folder}: {found}; adapters are there for the base models {', '.join(names)}."
+        )
     return name
 
 
 def _rounds(folder: Path, role: Role, name: str) -> list[int]:
     matches = [_GRPO_FOLDER.fullmatch(path.name) for path in _folders(folder)]
-    return sorted(int(m["round"]) for m in matches if m and (m["kind"], m["name"]) == (POLICY[role], name))
+    return sorted(
+        int(m["round"]) for m in matches if m and (m["kind"], m["name"]) == (POLICY[role], name)
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,17 +1,20 @@
-"""R-EMI and R-EMID as the paper's public code computes them, faults included, so that its numbers can be compared.
+"""R-EMI and R-EMID as the paper's public code computes them, faults included, so that its numbers
+can be compared.
 
 What differs from the exact protocol, which everything else in coevolve follows:
-- Window. x is the prompt with an empty assistant message and the generation prompt, xy the prompt with the response
-  as assistant message and the generation prompt; both are rendered and tokenised whole and cut at 4,096 tokens.
-  Scored are the tokens of xy from position len(x) on. With T the length of the generation prompt, that leaves out the
-  first T tokens of the response and scores T - 1 tokens of the template behind it.
+- Window. x is the prompt with an empty assistant message and the generation prompt, xy the prompt
+  with the response as assistant message and the generation prompt; both are rendered and tokenised
+  whole and cut at 4,096 tokens. Scored are the tokens of xy from position len(x) on. With T the
+  length of the generation prompt, that leaves out the first T tokens of the response and scores T -
+  1 tokens of the template behind it.
 - A window without a token counts as log-probability 0, that of a certain event.
 - Texts go into the template as they are; one that holds control tokens changes the prompt.
 - A response's log-probability is the mean over its window, in nats per token.
 - Mismatched pairs are drawn anew for each set of responses, all from one generator seeded with 42.
 
-What stays ours: scores are computed in the estimator's own number format, where the public code has 8-bit weights, and
-the reasoning is decoded greedily, where that code samples it; `reasoning` takes what it wrote.
+What stays ours: scores are computed in the estimator's own number format, where the public code has
+8-bit weights, and the reasoning is decoded greedily, where that code samples it; `reasoning` takes
+what it wrote.
 """
 
 import random
@@ -51,7 +54,8 @@ MAX_LENGTH = 4096
 NEGATIVES = 1000
 SEED = 42
 
-# The public evaluation goes through its subsets in this order, which decides the pairs that each one draws.
+# The public evaluation goes through its subsets in this order, which decides the pairs that each
+# one draws.
 PUBLISHED_ORDER = (
     "IDTest",
     "german",
@@ -68,7 +72,9 @@ PUBLISHED_ORDER = (
 )
 
 NO_AVERAGE_ERRORS = dict.fromkeys(("remid_error", "remid_low", "remid_high", "chance_of_loss"))
-NO_ERRORS = dict.fromkeys(("remi_error", "remi_low", "remi_high", "remid", "holm_p")) | NO_AVERAGE_ERRORS
+NO_ERRORS = (
+    dict.fromkeys(("remi_error", "remi_low", "remi_high", "remid", "holm_p")) | NO_AVERAGE_ERRORS
+)
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -96,18 +102,28 @@ class VerbatimRenderer(Renderer):
 
 
 def reference_window(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, target: str, max_length: int = MAX_LENGTH
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    target: str,
+    max_length: int = MAX_LENGTH,
 ) -> Window:
     """The ids and the scored positions of a target behind chat messages."""
     x, _ = _rendered_ids(tokenizer, [*messages, {"role": "assistant", "content": ""}], max_length)
-    xy, cut = _rendered_ids(tokenizer, [*messages, {"role": "assistant", "content": target}], max_length)
+    xy, cut = _rendered_ids(
+        tokenizer, [*messages, {"role": "assistant", "content": target}], max_length
+    )
     return Window(xy, len(x), cut)
 
 
 def reference_scores(
-    model: torch.nn.Module, windows: Sequence[Window], *, pad_id: int, token_budget: int = TOKEN_BUDGET
+    model: torch.nn.Module,
+    windows: Sequence[Window],
+    *,
+    pad_id: int,
+    token_budget: int = TOKEN_BUDGET,
 ) -> Scores:
-    """Log-probabilities of the scored positions: sums in nats per response, and their numbers, which may be 0; (R,).
+    """Log-probabilities of the scored positions: sums in nats per response, and their numbers,
+    which may be 0; (R,).
 
     Raises:
         TooLongError: a window does not fit the model's positions.
@@ -132,7 +148,8 @@ def reference_means(scores: Scores) -> np.ndarray:
 
 
 def reference_pairs(count: int, generator: random.Random) -> np.ndarray:
-    """(P, 2) mismatched (context, response): 1,000 drawn from the N (N - 1) listed row by row, or all, shuffled.
+    """(P, 2) mismatched (context, response): 1,000 drawn from the N (N - 1) listed row by row, or
+    all, shuffled.
 
     Args:
         count: N examples, 2 or more.
@@ -156,21 +173,24 @@ def evaluate_reference(
     Args:
         estimator: writes the reasonings and scores; an imported one has the public prompts too.
         corpus: IDTest is required; its shifted splits are compared with it.
-        responses: per model, sample_ID -> response for all test examples, or a list in `evaluated_examples` order.
-            Their order is part of the protocol, since all draw pairs from one generator.
-        reasoning: sample_ID -> the connector's text for all test examples; by default the estimator writes them.
-        progress: called with what is happening, the contexts done, and the contexts in all: each one counts once for
-            golden and once for every model.
+        responses: per model, sample_ID -> response for all test examples, or a list in
+            `evaluated_examples` order. Their order is part of the protocol, since all draw pairs
+            from one generator.
+        reasoning: sample_ID -> the connector's text for all test examples; by default the estimator
+            writes them.
+        progress: called with what is happening, the contexts done, and the contexts in all: each
+            one counts once for golden and once for every model.
 
     Returns:
-        Results of the schema that `coevolve.remid.results` describes, with null for what this protocol
-        does not give (errors, intervals, chances, contexts), no comparisons and nothing beside; `reasoning` is left
-        out where it was given. In addition `protocol`: {name, max_length, windows, cut (longer than max_length), empty
-        (no token left to score, counted as 0)}. Golden's perplexity is over the scored positions, null without any.
+        Results of the schema that `coevolve.remid.results` describes, with null for what this
+        protocol does not give (errors, intervals, chances, contexts), no comparisons and nothing
+        beside; `reasoning` is left out where it was given. In addition `protocol`: {name,
+        max_length, windows, cut (longer than max_length), empty (no token left to score, counted as
+        0)}. Golden's perplexity is over the scored positions, null without any.
 
     Raises:
-        DataError: IDTest is absent, no model is given, a response or reasoning is missing, or a subset has a single
-            example. Raised before anything is scored.
+        DataError: IDTest is absent, no model is given, a response or reasoning is missing, or a
+            subset has a single example. Raised before anything is scored.
         TooLongError: a window does not fit the model's positions.
     """
     subsets = distributions(corpus)
@@ -215,7 +235,9 @@ class _Club:
     @property
     def means(self) -> tuple[float, float]:
         """Of matched and of mismatched pairs, nats per token."""
-        return float(reference_means(self.positive).mean()), float(reference_means(self.negative).mean())
+        return float(reference_means(self.positive).mean()), float(
+            reference_means(self.negative).mean()
+        )
 
     @property
     def mutual_information(self) -> float:
@@ -226,28 +248,46 @@ class _Club:
 class _Scorer:
     """Scores subsets; a subset's contexts, with their reasonings, are made once for all models."""
 
-    def __init__(self, estimator: ProbabilityEstimator, reasoning: Mapping[str, str] | None, reporter: Reporter):
+    def __init__(
+        self,
+        estimator: ProbabilityEstimator,
+        reasoning: Mapping[str, str] | None,
+        reporter: Reporter,
+    ):
         plain = estimator.renderer
         renderer = VerbatimRenderer(plain.prompts, plain.tokenizer, date=plain.date)
         self._estimator = ProbabilityEstimator(
-            estimator.roles, renderer, max_new_tokens=estimator.max_new_tokens, token_budget=estimator.token_budget
+            estimator.roles,
+            renderer,
+            max_new_tokens=estimator.max_new_tokens,
+            token_budget=estimator.token_budget,
         )
         self._estimator.caches = estimator.caches
         self._reasoning = reasoning
         self._reporter = reporter
         self._contexts: dict[str, list[list[dict[str, str]]]] = {}
 
-    def club(self, subset: Subset, model: str | None, texts: Mapping[str, str], generator: random.Random) -> _Club:
+    def club(
+        self, subset: Subset, model: str | None, texts: Mapping[str, str], generator: random.Random
+    ) -> _Club:
         count = len(subset.examples)
         contexts = self._contexts_of(subset)
         self._reporter.step(f"{subset.row}: scoring {'golden' if model is None else model}")
-        pairs = np.concatenate([np.stack([np.arange(count)] * 2, axis=1), reference_pairs(count, generator)])
+        pairs = np.concatenate(
+            [np.stack([np.arange(count)] * 2, axis=1), reference_pairs(count, generator)]
+        )
         renderer = self._estimator.renderer
-        targets = [renderer.prompts.response_start + texts[example.sample_id] for example in subset.examples]
+        targets = [
+            renderer.prompts.response_start + texts[example.sample_id]
+            for example in subset.examples
+        ]
         windows = [reference_window(renderer.tokenizer, contexts[i], targets[j]) for i, j in pairs]
         with self._estimator.roles.acting(ESTIMATOR) as module:
             scores = reference_scores(
-                module, windows, pad_id=renderer.tokenizer.pad_token_id, token_budget=self._estimator.token_budget
+                module,
+                windows,
+                pad_id=renderer.tokenizer.pad_token_id,
+                token_budget=self._estimator.token_budget,
             )
         self._reporter.step(f"{subset.row}: scored", finished=count)
         return _Club(
@@ -267,7 +307,8 @@ class _Scorer:
                 reasoning = [self._reasoning[example.sample_id] for example in subset.examples]
             render = self._estimator.renderer.estimator_messages
             self._contexts[subset.row] = [
-                render(example, text) for example, text in zip(subset.examples, reasoning, strict=True)
+                render(example, text)
+                for example, text in zip(subset.examples, reasoning, strict=True)
             ]
         return self._contexts[subset.row]
 
@@ -277,19 +318,31 @@ def _texts_by_model(
 ) -> dict[str | None, Mapping[str, str]]:
     """Golden under None, then each model's, by sample_ID, all checked."""
     if not responses:
-        raise DataError("no model's responses were given; accepted is a mapping from model name to its responses.")
+        raise DataError(
+            "no model's responses were given; accepted is a mapping from model name to its responses."
+        )
     golden: dict[str | None, Mapping[str, str]] = {None: golden_by_id(examples, corpus.source)}
-    return golden | {name: responses_by_id(name, given, examples) for name, given in responses.items()}
+    return golden | {
+        name: responses_by_id(name, given, examples) for name, given in responses.items()
+    }
 
 
 def _published_place(subset: Subset) -> int:
     """Its place in the published order; what is not in it comes last, in the corpus's order."""
-    return PUBLISHED_ORDER.index(subset.name) if subset.name in PUBLISHED_ORDER else len(PUBLISHED_ORDER)
+    return (
+        PUBLISHED_ORDER.index(subset.name)
+        if subset.name in PUBLISHED_ORDER
+        else len(PUBLISHED_ORDER)
+    )
 
 
-def _rendered_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int) -> tuple[list[int], bool]:
+def _rendered_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, max_length: int
+) -> tuple[list[int], bool]:
     """Ids of the messages and the generation prompt, and whether they were cut."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
     ids = tokenizer(text)["input_ids"]
     if len(ids) <= max_length:
         return ids, False
@@ -318,20 +371,27 @@ def _results(
         "protocol": {
             "name": "reference",
             "max_length": MAX_LENGTH,
-            "windows": sum(len(club.positive.sum) + len(club.negative.sum) for club in scored.values()),
+            "windows": sum(
+                len(club.positive.sum) + len(club.negative.sum) for club in scored.values()
+            ),
             "cut": sum(club.cut for club in scored.values()),
             "empty": sum(club.empty for club in scored.values()),
         },
         "models": list(models),
         "subsets": rows,
-        "by_shift": {shift: _average([row for row in shifted if row["shift"] == shift], models) for shift in shifts},
+        "by_shift": {
+            shift: _average([row for row in shifted if row["shift"] == shift], models)
+            for shift in shifts
+        },
         "average": _average(shifted, models) if shifted else {},
         "comparisons": [],
         "beside": [],
     }
 
 
-def _row(subset: Subset, models: Sequence[str], scored: Mapping[tuple[str | None, str], _Club]) -> dict[str, Any]:
+def _row(
+    subset: Subset, models: Sequence[str], scored: Mapping[tuple[str | None, str], _Club]
+) -> dict[str, Any]:
     golden = scored[None, subset.row]
     tokens = int(golden.positive.tokens.sum())
     numbers = {name: _numbers(scored[name, subset.row]) for name in models}
@@ -365,12 +425,15 @@ def _numbers(club: _Club) -> dict[str, float]:
     }
 
 
-def _average(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> dict[str, dict[str, float]]:
+def _average(
+    rows: Sequence[Mapping[str, Any]], models: Sequence[str]
+) -> dict[str, dict[str, float]]:
     return {
         name: {
             **NO_AVERAGE_ERRORS,
             **{
-                measure: float(np.mean([row["models"][name][measure] for row in rows])) for measure in ("remi", "remid")
+                measure: float(np.mean([row["models"][name][measure] for row in rows]))
+                for measure in ("remi", "remid")
             },
         }
         for name in models

@@ -1,7 +1,8 @@
 """The prompts of the public code, which stand as string constants in its `templates.py`.
 
-The file is read as syntax and never executed. What the constants leave out, because it is written into the public
-scripts, is here: how a dialogue and the core features become text, and what begins the response.
+The file is read as syntax and never executed. What the constants leave out, because it is written
+into the public scripts, is here: how a dialogue and the core features become text, and what begins
+the response.
 """
 
 import ast
@@ -21,7 +22,9 @@ ESTIMATOR_SYSTEM, ESTIMATOR_USER = "system_prompt_for_model_pxy", "base_prompt_f
 CONSTANTS = (CONNECTOR_SYSTEM, CONNECTOR_USER, ESTIMATOR_SYSTEM, ESTIMATOR_USER)
 
 EXPORT = "coevolve_export"
-"""A further constant, which only a file written by coevolve has: JSON of what the other four cannot say."""
+"""A further constant, which only a file written by coevolve has: JSON of what the other four cannot
+say.
+"""
 
 # What the public scripts put where the teacher would see the golden response.
 NO_GOLDEN_RESPONSE = "Please give your analysis without any given reference response"
@@ -33,7 +36,8 @@ INPUTS = {
 }
 CONNECTOR_FIELDS = {**INPUTS, "agent_golden_response": NO_GOLDEN_RESPONSE}
 
-# Blocks of one exchange each are joined by a newline; the last one is followed by the turn that is to be answered.
+# Blocks of one exchange each are joined by a newline; the last one is followed by the turn that is
+# to be answered.
 _SCRIPTS = PromptSet(
     name="reference",
     convention="reference",
@@ -62,10 +66,12 @@ class EmbeddedExport:
 
 
 def read_templates(checkout: Path) -> dict[str, str]:
-    """The string constants of a checkout's `templates.py`: the four prompts, and `EXPORT` where it is there.
+    """The string constants of a checkout's `templates.py`: the four prompts, and `EXPORT` where it
+    is there.
 
     Raises:
-        ArtifactError: the file is missing or no Python, or a constant is missing, doubled or no plain string.
+        ArtifactError: the file is missing or no Python, or a constant is missing, doubled or no
+            plain string.
     """
     path = checkout / FILE
     if not is_file(path):
@@ -76,9 +82,16 @@ def read_templates(checkout: Path) -> dict[str, str]:
         tree = ast.parse(read_text(path))
     except DataError as error:
         raise ArtifactError(str(error)) from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # a null byte; brackets without end
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # a null byte; brackets without end
         line = getattr(error, "lineno", None) or 1
-        raise ArtifactError(f"{path}:{line}: not Python ({error}). Take the file from the release again.") from None
+        raise ArtifactError(
+            f"{path}:{line}: not Python ({error}). Take the file from the release again."
+        ) from None
     found: dict[str, str] = {}
     for statement in tree.body:
         for name in _assigned(statement):
@@ -91,16 +104,22 @@ def read_templates(checkout: Path) -> dict[str, str]:
                     'accepted is name = """text""".'
                 )
             if name in found:
-                raise ArtifactError(f"{path}:{statement.lineno}: {name} is assigned a second time; remove one of them.")
+                raise ArtifactError(
+                    f"{path}:{statement.lineno}: {name} is assigned a second time; remove one of them."
+                )
             found[name] = value.value
     missing = [name for name in CONSTANTS if name not in found]
     if missing:
-        raise ArtifactError(f"{path}: the constant {missing[0]} is missing; needed are {', '.join(CONSTANTS)}.")
+        raise ArtifactError(
+            f"{path}: the constant {missing[0]} is missing; needed are {', '.join(CONSTANTS)}."
+        )
     return found
 
 
 def write_templates(checkout: Path, constants: Mapping[str, str]) -> None:
-    """A `templates.py` with these constants and the function by which the public scripts ask for them."""
+    """A `templates.py` with these constants and the function by which the public scripts ask for
+    them.
+    """
     lines = ["# Prompts of an estimator that coevolve exported.", ""]
     lines += [f"{name} = {value!r}" for name, value in constants.items()]
     lines += [
@@ -123,13 +142,18 @@ def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
         where: the file, for errors.
 
     Raises:
-        ArtifactError: a prompt is empty, is no template of `str.format`, or lacks or invents a field.
+        ArtifactError: a prompt is empty, is no template of `str.format`, or lacks or invents a
+            field.
     """
     for name in CONSTANTS:
         if not constants[name].strip():
             raise ArtifactError(f"{where}: {name} is empty; accepted is text.")
-    connector = _substituted(constants[CONNECTOR_USER], CONNECTOR_FIELDS, f"{where}: {CONNECTOR_USER}", INPUTS)
-    estimator = _substituted(constants[ESTIMATOR_USER], INPUTS, f"{where}: {ESTIMATOR_USER}", INPUTS)
+    connector = _substituted(
+        constants[CONNECTOR_USER], CONNECTOR_FIELDS, f"{where}: {CONNECTOR_USER}", INPUTS
+    )
+    estimator = _substituted(
+        constants[ESTIMATOR_USER], INPUTS, f"{where}: {ESTIMATOR_USER}", INPUTS
+    )
     try:
         return replace(
             _SCRIPTS,
@@ -145,7 +169,9 @@ def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
 def exported_constants(prompts: PromptSet) -> dict[str, str]:
     """The four constants that come closest to a prompt set; exact where `shows_the_same`."""
     public = {"user_persona": "{user_persona}", "agent_character": "{agent_character}"}
-    context = _substituted(prompts.context, {**public, "dialogue": "{str_dialogue_context}"}, "context")
+    context = _substituted(
+        prompts.context, {**public, "dialogue": "{str_dialogue_context}"}, "context"
+    )
     inputs = {**public, "dialogue": "{str_dialogue_context}", "context": context}
     return {
         CONNECTOR_SYSTEM: prompts.connector_system,
@@ -156,7 +182,9 @@ def exported_constants(prompts: PromptSet) -> dict[str, str]:
 
 
 def shows_the_same(prompts: PromptSet, constants: Mapping[str, str]) -> bool:
-    """Whether the public scripts with these constants show models what coevolve shows them with this prompt set."""
+    """Whether the public scripts with these constants show models what coevolve shows them with
+    this prompt set.
+    """
     try:
         imported = imported_prompts(constants, FILE)
     except ArtifactError:
@@ -191,31 +219,42 @@ def _assigned(statement: ast.stmt) -> list[str]:
     """The names that a module's statement assigns a value to."""
     if isinstance(statement, ast.Assign):
         return [target.id for target in statement.targets if isinstance(target, ast.Name)]
-    if isinstance(statement, (ast.AnnAssign, ast.AugAssign)) and isinstance(statement.target, ast.Name):
+    if isinstance(statement, (ast.AnnAssign, ast.AugAssign)) and isinstance(
+        statement.target, ast.Name
+    ):
         return [statement.target.id]
     return []
 
 
-def _substituted(template: str, fields: Mapping[str, str], where: str, required: Collection[str] = ()) -> str:
+def _substituted(
+    template: str, fields: Mapping[str, str], where: str, required: Collection[str] = ()
+) -> str:
     """The template with each field replaced by a part of a template.
 
     Raises:
-        ArtifactError: it cannot be parsed, a field is unknown or has a conversion or format, or one is missing.
+        ArtifactError: it cannot be parsed, a field is unknown or has a conversion or format, or one
+            is missing.
     """
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
-        raise ArtifactError(f"{where}: no template of str.format ({error}); double a brace that is text.") from None
+        raise ArtifactError(
+            f"{where}: no template of str.format ({error}); double a brace that is text."
+        ) from None
     text, used = [], set()
     for literal, field, specification, conversion in parts:
         text.append(literal.replace("{", "{{").replace("}", "}}"))
         if field is None:
             continue
         if field not in fields or specification or conversion:
-            raise ArtifactError(f"{where}: found the field {{{field}}}; accepted are {', '.join(fields)}, plain.")
+            raise ArtifactError(
+                f"{where}: found the field {{{field}}}; accepted are {', '.join(fields)}, plain."
+            )
         text.append(fields[field])
         used.add(field)
     missing = [field for field in required if field not in used]
     if missing:
-        raise ArtifactError(f"{where}: the field {{{missing[0]}}} is missing; needed are {', '.join(required)}.")
+        raise ArtifactError(
+            f"{where}: the field {{{missing[0]}}} is missing; needed are {', '.join(required)}."
+        )
     return "".join(text)

@@ -1,20 +1,25 @@
 """The upper bound of R-EMID on a corpus, term by term, and the shift that is to blame.
 
-`coevolve.information.bound` has the forms and where they hold. On texts each ingredient is an estimate:
+`coevolve.information.bound` has the forms and where they hold. On texts each ingredient is an
+estimate:
 
-- *Shifts.* JSD(P_z || Q_z) of user personas, characters and dialogues is the representation JSD of their embeddings
-  (`coevolve.information.divergence`), between equally many texts, its noise floor beside it. A floor is no shift:
-  inputs are ranked by what exceeds it. The bound takes the JSD as measured, floor and all; `noise_floor` is what the
-  same bound comes to with every JSD at its floor, that is without any shift.
-- *Outputs.* The same of a model's responses against the golden ones, in distribution and in the subset.
-- *Entropy.* H = max_x [H(Y | x) + H(theta(. | x))] is put as the largest -log q2(golden | x, r) - log q2(response |
-  x, r) over the examples of both distributions, nats per response. A cross-entropy is at least the entropy, and a
-  single response stands for the mean over responses: the largest of N is too high, and higher for more examples. The
-  mean over the examples stands beside it.
+- *Shifts.* JSD(P_z || Q_z) of user personas, characters and dialogues is the representation JSD of
+  their embeddings (`coevolve.information.divergence`), between equally many texts, its noise floor
+  beside it. A floor is no shift: inputs are ranked by what exceeds it. The bound takes the JSD as
+  measured, floor and all; `noise_floor` is what the same bound comes to with every JSD at its
+  floor, that is without any shift.
+- *Outputs.* The same of a model's responses against the golden ones, in distribution and in the
+  subset.
+- *Entropy.* H = max_x [H(Y | x) + H(theta(. | x))] is put as the largest -log q2(golden | x, r) -
+  log q2(response | x, r) over the examples of both distributions, nats per response. A
+  cross-entropy is at least the entropy, and a single response stands for the mean over responses:
+  the largest of N is too high, and higher for more examples. The mean over the examples stands
+  beside it.
 
-The inputs' terms add up as if user, character and dialogue were independent. In real dialogues they are not: a shift
-of the user's language is a shift of the dialogue too and is then counted twice. The bound is of mutual information in
-nats per response, so it stands beside R-EMID per response; a form that is too large, as CLUB is, may exceed it.
+The inputs' terms add up as if user, character and dialogue were independent. In real dialogues they
+are not: a shift of the user's language is a shift of the dialogue too and is then counted twice.
+The bound is of mutual information in nats per response, so it stands beside R-EMID per response; a
+form that is too large, as CLUB is, may exceed it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +68,9 @@ INPUT_TEXTS: Mapping[str, Callable[[Example], str]] = MappingProxyType(
     {
         "user": lambda example: example.user_persona,
         "character": lambda example: character_text(example.agent_character),
-        "dialogue": lambda example: "\n".join(f"{turn.speaker}: {turn.text}" for turn in example.dialogue),
+        "dialogue": lambda example: "\n".join(
+            f"{turn.speaker}: {turn.text}" for turn in example.dialogue
+        ),
     }
 )
 """Input -> the text that represents it."""
@@ -74,8 +81,8 @@ class Measuring:
     """How divergences are measured.
 
     Attributes:
-        kernel: `linear` or `gaussian`; the latter's width is the median distance in distribution, for each kind of
-            text, so that all subsets are measured by one kernel.
+        kernel: `linear` or `gaussian`; the latter's width is the median distance in distribution,
+            for each kind of text, so that all subsets are measured by one kernel.
         repetitions, largest, seed: as in `coevolve.information.divergence.measure_divergence`.
     """
 
@@ -98,7 +105,8 @@ def score_corpus(
     contexts_at_once: int = 32,
     progress: Progress | None = None,
 ) -> list[ScoredSubset]:
-    """The scores of golden and model responses on a corpus's test splits: what bound and blame are made of.
+    """The scores of golden and model responses on a corpus's test splits: what bound and blame are
+    made of.
 
     Arguments and errors as for `coevolve.remid.evaluate.evaluate_remid`; in distribution first.
     """
@@ -110,7 +118,9 @@ def score_corpus(
     scored = []
     for subset in subsets:
         where = f"{corpus.source}: {subset.row}"
-        pairs = negative_pairs([x.sample_id for x in subset.examples], negatives, seed=seed, where=where)
+        pairs = negative_pairs(
+            [x.sample_id for x in subset.examples], negatives, seed=seed, where=where
+        )
         scored.append(score_subset(estimator, subset, by_id, pairs, contexts_at_once, reporter))
     return scored
 
@@ -128,7 +138,8 @@ def evaluate_bound(
 
     Args:
         scored: the in-distribution subset first, then the shifted ones; with every model's scores.
-        responses: per model, sample_ID -> response for the examples of all subsets, or a list in their order.
+        responses: per model, sample_ID -> response for the examples of all subsets, or a list in
+            their order.
         embedder: of all texts.
         form: of the R-EMID beside the bound, a key of `coevolve.information.estimate.FORMS`.
         progress: called with what is happening, the texts done, and the texts in all.
@@ -137,12 +148,15 @@ def evaluate_bound(
         JSON values: `coevolve.remid.results.BoundResults` has every field.
 
     Raises:
-        DataError: no shifted subset, one with fewer than 4 examples, or a response is missing or blank.
+        DataError: no shifted subset, one with fewer than 4 examples, or a response is missing or
+            blank.
         RecipeError: unusable `measuring`, or an unknown form.
     """
     measuring = measuring or Measuring()
     if len(scored) < 2:
-        raise DataError("there is no shifted subset; a bound of R-EMID needs IDTest and at least one shifted split.")
+        raise DataError(
+            "there is no shifted subset; a bound of R-EMID needs IDTest and at least one shifted split."
+        )
     for subset in scored:
         if len(subset.subset.examples) < 4:
             raise DataError(
@@ -153,7 +167,8 @@ def evaluate_bound(
     widths: dict[str, float | None] = dict.fromkeys((*INPUT_TEXTS, "response"))
     if measuring.kernel == "gaussian":
         widths = {
-            kind: median_width(found) for kind, found in {**vectors[0].inputs, "response": vectors[0].golden}.items()
+            kind: median_width(found)
+            for kind, found in {**vectors[0].inputs, "response": vectors[0].golden}.items()
         }
 
     def measure(kind: str, p: np.ndarray, q: np.ndarray) -> MeasuredDivergence:
@@ -167,10 +182,16 @@ def evaluate_bound(
             seed=measuring.seed,
         )
 
-    outputs = [{name: measure("response", found.models[name], found.golden) for name in responses} for found in vectors]
+    outputs = [
+        {name: measure("response", found.models[name], found.golden) for name in responses}
+        for found in vectors
+    ]
     rows = []
     for index, subset in enumerate(scored[1:], start=1):
-        inputs = {name: measure(name, vectors[0].inputs[name], vectors[index].inputs[name]) for name in INPUT_TEXTS}
+        inputs = {
+            name: measure(name, vectors[0].inputs[name], vectors[index].inputs[name])
+            for name in INPUT_TEXTS
+        }
         rows.append(
             {
                 "row": subset.subset.row,
@@ -181,7 +202,15 @@ def evaluate_bound(
                 "inputs": {name: _listed(found) for name, found in inputs.items()},
                 "blame": rank_inputs(inputs),
                 "models": {
-                    name: _of_model(scored[0], subset, name, form, inputs, outputs[0][name], outputs[index][name])
+                    name: _of_model(
+                        scored[0],
+                        subset,
+                        name,
+                        form,
+                        inputs,
+                        outputs[0][name],
+                        outputs[index][name],
+                    )
                     for name in responses
                 },
             }
@@ -201,23 +230,35 @@ def evaluate_bound(
 
 
 def rank_inputs(inputs: Mapping[str, MeasuredDivergence]) -> list[dict[str, Any]]:
-    """The inputs by how far their shift exceeds its noise floor, most first: [{input, excess, share}]."""
+    """The inputs by how far their shift exceeds its noise floor, most first: [{input, excess,
+    share}].
+    """
     total = sum(found.excess for found in inputs.values())
     ranked = sorted(inputs, key=lambda name: -inputs[name].excess)
     return [
-        {"input": name, "excess": inputs[name].excess, "share": inputs[name].excess / total if total else None}
+        {
+            "input": name,
+            "excess": inputs[name].excess,
+            "share": inputs[name].excess / total if total else None,
+        }
         for name in ranked
     ]
 
 
 def largest_and_mean_entropy(subsets: Sequence[ScoredSubset], model: str) -> tuple[float, float]:
-    """H of the bound, estimated: largest and mean -log q2(golden) - log q2(response), nats per response."""
-    total = np.concatenate([-subset.positive[None].sum - subset.positive[model].sum for subset in subsets])
+    """H of the bound, estimated: largest and mean -log q2(golden) - log q2(response), nats per
+    response.
+    """
+    total = np.concatenate(
+        [-subset.positive[None].sum - subset.positive[model].sum for subset in subsets]
+    )
     return float(total.max()), float(total.mean())
 
 
 def shift_table(results: Mapping[str, Any]) -> PlainTable:
-    """Which input shifted in which subset: the JSDs beside their noise floors, and what is to blame."""
+    """Which input shifted in which subset: the JSDs beside their noise floors, and what is to
+    blame.
+    """
     table = PlainTable(
         box=box.SIMPLE_HEAD,
         title="shift of the inputs, JSD in nats (noise floor)",
@@ -229,10 +270,19 @@ def shift_table(results: Mapping[str, Any]) -> PlainTable:
         table.add_column(name, justify="right")
     table.add_column("to blame")
     for row in results["subsets"]:
-        cells = [_with_floor(row["inputs"][name]["jsd"], row["inputs"][name]["floor"], 4) for name in INPUT_TEXTS]
+        cells = [
+            _with_floor(row["inputs"][name]["jsd"], row["inputs"][name]["floor"], 4)
+            for name in INPUT_TEXTS
+        ]
         first = row["blame"][0]
-        blamed = "nothing above the noise" if first["share"] is None else f"{first['input']} ({first['share']:.0%})"
-        table.add_row(row_label(results, row["row"]), *cells, str(row["inputs"]["user"]["size"]), blamed)
+        blamed = (
+            "nothing above the noise"
+            if first["share"] is None
+            else f"{first['input']} ({first['share']:.0%})"
+        )
+        table.add_row(
+            row_label(results, row["row"]), *cells, str(row["inputs"]["user"]["size"]), blamed
+        )
     return table
 
 
@@ -266,7 +316,9 @@ def bound_table(results: Mapping[str, Any], model: str) -> PlainTable:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """A subset's embeddings, (N, d) each: of every input, of the golden responses, of every model's."""
+    """A subset's embeddings, (N, d) each: of every input, of the golden responses, of every
+    model's.
+    """
 
     inputs: Mapping[str, np.ndarray]
     golden: np.ndarray
@@ -313,8 +365,12 @@ def _of_model(
     output_q: MeasuredDivergence,
 ) -> dict[str, Any]:
     largest, mean = largest_and_mean_entropy((p, q), model)
-    measured = Divergences({name: found.jsd for name, found in inputs.items()}, output_p.jsd, output_q.jsd)
-    floors = Divergences({name: found.floor for name, found in inputs.items()}, output_p.floor, output_q.floor)
+    measured = Divergences(
+        {name: found.jsd for name, found in inputs.items()}, output_p.jsd, output_q.jsd
+    )
+    floors = Divergences(
+        {name: found.floor for name, found in inputs.items()}, output_p.floor, output_q.floor
+    )
     remi_p, remi_q = (remi_of(side, model, form, "per_response").value for side in (p, q))
     return {
         "output_p": _listed(output_p),
@@ -328,7 +384,9 @@ def _of_model(
 
 def _shift_caption(results: Mapping[str, Any]) -> list[str]:
     """How the JSDs were measured, and what was left out, a line each."""
-    measured = f"Representation JSD against IDTest: {results['embedder']}, {results['kernel']} kernel."
+    measured = (
+        f"Representation JSD against IDTest: {results['embedder']}, {results['kernel']} kernel."
+    )
     unanswered = unanswered_line(results)
     return [measured, unanswered] if unanswered else [measured]
 

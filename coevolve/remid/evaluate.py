@@ -1,13 +1,17 @@
-"""R-EMI of role-playing models per subset, and R-EMID of every shifted subset against the in-distribution one.
+"""R-EMI of role-playing models per subset, and R-EMID of every shifted subset against the
+in-distribution one.
 
-Li et al.: Understanding Generalization in Role-Playing Models via Information Theory, 2025 (arXiv 2512.17270).
+Li et al.: Understanding Generalization in Role-Playing Models via Information Theory, 2025 (arXiv
+2512.17270).
 
 Choices made here that the paper leaves open:
-- IDTest is one distribution even where its rows have several subset tags: it is pooled, and its pairs run over all
-  of it. Elsewhere a pair never crosses two subsets.
-- Golden and every model are scored over the same mismatched pairs, in the same contexts with the same reasoning.
-- Forms that average over K other contexts shrink with K. R-EMID therefore takes both of its R-EMIs at the smaller K of
-  the two subsets, and so need not be the difference of the R-EMIs shown, each at the K of its own subset.
+- IDTest is one distribution even where its rows have several subset tags: it is pooled, and its
+  pairs run over all of it. Elsewhere a pair never crosses two subsets.
+- Golden and every model are scored over the same mismatched pairs, in the same contexts with the
+  same reasoning.
+- Forms that average over K other contexts shrink with K. R-EMID therefore takes both of its R-EMIs
+  at the smaller K of the two subsets, and so need not be the difference of the R-EMIs shown, each
+  at the K of its own subset.
 - An average over subsets weighs each subset the same, whatever its size.
 """
 
@@ -61,7 +65,9 @@ from coevolve.remid.score import (
 SCHEMA = "coevolve.remid/2"
 SmallSubsets = Literal["error", "show"]
 LEAST_CONTEXTS = 32
-"""In how many other contexts each response must have been scored for `calibrated` to be the default."""
+"""In how many other contexts each response must have been scored for `calibrated` to be the
+default.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ class Measure:
 
     @property
     def of_each_response(self) -> bool:
-        """Whether it averages over other contexts response by response, and so depends on their number."""
+        """Whether it averages over other contexts response by response, and so depends on their
+        number.
+        """
         return FORMS[self.form].needs == "mismatched of each response"
 
 
@@ -119,7 +127,14 @@ def evaluate_remid(
         contexts_at_once=contexts_at_once,
         progress=progress,
     )
-    return summarise(scored, left_out=left_out, measures=measures, negatives=negatives, seed=seed, reasoning=reasoning)
+    return summarise(
+        scored,
+        left_out=left_out,
+        measures=measures,
+        negatives=negatives,
+        seed=seed,
+        reasoning=reasoning,
+    )
 
 
 def score_corpus(
@@ -140,29 +155,38 @@ def score_corpus(
     Args:
         estimator: writes the reasonings, shared by golden and all models, and scores responses.
         corpus: IDTest is required; its shifted splits are compared with it.
-        responses: per model, sample_ID -> response for all test examples, or a list in `evaluated_examples` order.
-        measures: what will be asked of the scores, so that what they lack is an error before anything is scored.
-        negatives: mismatched pairs per subset: a number (published: 1,000, or all where there are fewer), "all", or
-            `PerContext(K)`. Forms that average over contexts want all, or K in the hundreds.
+        responses: per model, sample_ID -> response for all test examples, or a list in
+            `evaluated_examples` order.
+        measures: what will be asked of the scores, so that what they lack is an error before
+            anything is scored.
+        negatives: mismatched pairs per subset: a number (published: 1,000, or all where there are
+            fewer), "all", or `PerContext(K)`. Forms that average over contexts want all, or K in
+            the hundreds.
         seed: of the choice of pairs, and of the bootstrap.
         reasoning: the protocol by which r is chosen; greedy by default.
-        small_subsets: what becomes of a shifted subset of one example: an error, or it is shown without numbers.
-        contexts_at_once: contexts given to the estimator in one call, between two reports of progress.
+        small_subsets: what becomes of a shifted subset of one example: an error, or it is shown
+            without numbers.
+        contexts_at_once: contexts given to the estimator in one call, between two reports of
+            progress.
         progress: called with what is happening, the contexts done, and the contexts in all.
 
     Returns:
-        (scored subsets, the in-distribution one first; shifted subsets that were too small to be scored)
+        (scored subsets, the in-distribution one first; shifted subsets that were too small to be
+        scored)
 
     Raises:
-        DataError: IDTest is absent, no model is given, a response is missing, blank or of an unknown sample, a
-            subset has a single example, or a measure needs pairs that `negatives` does not give. Raised before
-            anything is scored.
+        DataError: IDTest is absent, no model is given, a response is missing, blank or of an
+            unknown sample, a subset has a single example, or a measure needs pairs that `negatives`
+            does not give. Raised before anything is scored.
         RecipeError: an unusable `negatives`, `small_subsets` or `contexts_at_once`.
-        ArtifactError: the estimator gave scores of another shape, or one that is not a finite number.
+        ArtifactError: the estimator gave scores of another shape, or one that is not a finite
+            number.
     """
     check_negatives(negatives)
     if contexts_at_once < 1:
-        raise RecipeError(f"contexts_at_once is {contexts_at_once}; accepted are integers from 1 up.")
+        raise RecipeError(
+            f"contexts_at_once is {contexts_at_once}; accepted are integers from 1 up."
+        )
     if small_subsets not in ("error", "show"):
         raise RecipeError(f"small_subsets is {small_subsets!r}; accepted are 'error' and 'show'.")
     subsets = distributions(corpus)
@@ -171,7 +195,10 @@ def score_corpus(
     subsets = [subset for subset in subsets if subset not in left_out]
     pairs = [
         negative_pairs(
-            [x.sample_id for x in subset.examples], negatives, seed=seed, where=f"{corpus.source}: {subset.row}"
+            [x.sample_id for x in subset.examples],
+            negatives,
+            seed=seed,
+            where=f"{corpus.source}: {subset.row}",
         )
         for subset in subsets
     ]
@@ -203,15 +230,18 @@ def summarise(
     seed: int,
     reasoning: Reasoning | None = None,
 ) -> dict[str, Any]:
-    """The results of schema `coevolve.remid/2`, as JSON values: `coevolve.remid.results.RemidResults` has every field.
+    """The results of schema `coevolve.remid/2`, as JSON values:
+    `coevolve.remid.results.RemidResults` has every field.
 
     Args:
         scored: the in-distribution subset first, then the shifted ones.
         left_out: subsets without scores, to be listed with the reason.
-        measures: the first is the main one, the others stand beside it. By default `calibrated` per response with
-            the published CLUB per token beside it, where each response was scored in 32 other contexts or in all
-            there are; else the published one alone, which is all that a sample of pairs allows.
-        negatives, seed, reasoning: the settings by which the scores came about, recorded as they are; `seed` also
+        measures: the first is the main one, the others stand beside it. By default `calibrated` per
+            response with the published CLUB per token beside it, where each response was scored in
+            32 other contexts or in all there are; else the published one alone, which is all that a
+            sample of pairs allows.
+        negatives, seed, reasoning: the settings by which the scores came about, recorded as they
+        are; `seed` also
             draws the bootstrap.
 
     `coevolve remid` adds estimator, data_fingerprint and unanswered.
@@ -220,7 +250,9 @@ def summarise(
     models = [name for name in scored[0].positive if name is not None]
     blocks = [_Measured(scored, models, measure, seed).block() for measure in measures]
     main, beside = blocks[0], blocks[1:]
-    rows = [_describe(subset) | numbers for subset, numbers in zip(scored, main["subsets"], strict=True)]
+    rows = [
+        _describe(subset) | numbers for subset, numbers in zip(scored, main["subsets"], strict=True)
+    ]
     for row, subset in zip(rows, scored, strict=True):
         row["golden"] |= {
             "perplexity": perplexity(subset.positive[None]),
@@ -245,14 +277,18 @@ def summarise(
 
 def default_measures(scored: Sequence[ScoredSubset]) -> tuple[Measure, ...]:
     """What is measured unless something else is asked for; see `summarise`."""
-    enough = all(subset.contexts >= min(LEAST_CONTEXTS, len(subset.subset.examples) - 1) for subset in scored)
+    enough = all(
+        subset.contexts >= min(LEAST_CONTEXTS, len(subset.subset.examples) - 1) for subset in scored
+    )
     return (RECOMMENDED, PUBLISHED) if enough else (PUBLISHED,)
 
 
 def contributions(scored: Sequence[ScoredSubset], measure: Measure) -> Iterator[dict[str, Any]]:
-    """What each example adds to R-EMI: {row, sample_ID, model, remi}; over a subset they average to its R-EMI.
+    """What each example adds to R-EMI: {row, sample_ID, model, remi}; over a subset they average to
+    its R-EMI.
 
-    An example counts as context and as response, in its own pair and in the mismatched ones (its Hajek projection).
+    An example counts as context and as response, in its own pair and in the mismatched ones (its
+    Hajek projection).
     """
     for subset in scored:
         golden = mutual_information(subset.contrast(None, measure.normalisation), measure.form)
@@ -289,32 +325,50 @@ class _Replicated:
 
     def numbers(self, name: str) -> dict[str, float]:
         low, high = interval(self.value, self.deviations)
-        return {name: self.value, f"{name}_error": self.error, f"{name}_low": low, f"{name}_high": high}
+        return {
+            name: self.value,
+            f"{name}_error": self.error,
+            f"{name}_low": low,
+            f"{name}_high": high,
+        }
 
     def loss_numbers(self) -> dict[str, float]:
         return self.numbers("remid") | {"chance_of_loss": chance_above(self.value, self.deviations)}
 
 
-NO_LOSS = dict.fromkeys(("remid", "remid_error", "remid_low", "remid_high", "chance_of_loss", "holm_p"))
+NO_LOSS = dict.fromkeys(
+    ("remid", "remid_error", "remid_low", "remid_high", "chance_of_loss", "holm_p")
+)
 
 
 class _Measured:
-    """One measure of all subsets. Examples are redrawn once per subset, so that models and subsets are paired."""
+    """One measure of all subsets. Examples are redrawn once per subset, so that models and subsets
+    are paired.
+    """
 
-    def __init__(self, scored: Sequence[ScoredSubset], models: Sequence[str], measure: Measure, seed: int) -> None:
+    def __init__(
+        self, scored: Sequence[ScoredSubset], models: Sequence[str], measure: Measure, seed: int
+    ) -> None:
         self.scored, self.models, self.measure = scored, models, measure
         self.draws = [
             draw_examples(len(subset.subset.examples), np.random.default_rng([seed, index]))
             for index, subset in enumerate(scored)
         ]
         self._information: dict[tuple[int, str | None, int], Estimate] = {}
-        self.remi = {name: [self._remi(index, name) for index in range(len(scored))] for name in models}
-        self.remid = {name: [self._remid(index, name) for index in range(1, len(scored))] for name in models}
+        self.remi = {
+            name: [self._remi(index, name) for index in range(len(scored))] for name in models
+        }
+        self.remid = {
+            name: [self._remid(index, name) for index in range(1, len(scored))] for name in models
+        }
 
     def block(self) -> dict[str, Any]:
         """The part of the results that belongs to this measure."""
         shifts = [subset.subset.shift for subset in self.scored[1:]]
-        members = {shift: [i for i, other in enumerate(shifts) if other == shift] for shift in dict.fromkeys(shifts)}
+        members = {
+            shift: [i for i, other in enumerate(shifts) if other == shift]
+            for shift in dict.fromkeys(shifts)
+        }
         return {
             "form": self.measure.form,
             "normalisation": self.measure.normalisation,
@@ -333,7 +387,9 @@ class _Measured:
                 name: self._numbers(index, name) | self.remi[name][index].numbers("remi") | NO_LOSS
                 for name in self.models
             }
-            rows.append({"row": subset.subset.row, "golden": self._numbers(index, None), "models": models})
+            rows.append(
+                {"row": subset.subset.row, "golden": self._numbers(index, None), "models": models}
+            )
         for name, losses in self.remid.items():
             adjusted = holm([p_value(loss.value, loss.deviations) for loss in losses])
             for row, loss, p in zip(rows[1:], losses, adjusted, strict=True):
@@ -347,7 +403,9 @@ class _Measured:
             "mutual_information": estimate.value,
             "mutual_information_error": standard_error(estimate.influence),
             "positive": float(np.mean(contrast.matched / contrast.divisors)),
-            "negative": float(np.mean(contrast.mismatched / contrast.divisors[contrast.pairs[:, 1]])),
+            "negative": float(
+                np.mean(contrast.mismatched / contrast.divisors[contrast.pairs[:, 1]])
+            ),
             **({"at_floor": True} if estimate.at_floor else {}),
         }
 
@@ -356,7 +414,9 @@ class _Measured:
         weights = np.full(len(indices), 1 / len(indices))
         return {
             name: {"remi": float(np.mean([self.remi[name][index + 1].value for index in indices]))}
-            | _Replicated.combined(weights, [self.remid[name][index] for index in indices]).loss_numbers()
+            | _Replicated.combined(
+                weights, [self.remid[name][index] for index in indices]
+            ).loss_numbers()
             for name in self.models
         }
 
@@ -364,7 +424,9 @@ class _Measured:
         whole = {"remi": {name: self.remi[name][0] for name in self.models}}
         if len(self.scored) > 1:
             weights = np.full(len(self.scored) - 1, 1 / (len(self.scored) - 1))
-            whole["remid"] = {name: _Replicated.combined(weights, self.remid[name]) for name in self.models}
+            whole["remid"] = {
+                name: _Replicated.combined(weights, self.remid[name]) for name in self.models
+            }
         for a, b in combinations(self.models, 2):
             for name, of_model in whole.items():
                 between = _Replicated.combined([1, -1], [of_model[a], of_model[b]])
@@ -381,20 +443,28 @@ class _Measured:
 
     def _remi(self, index: int, model: str) -> _Replicated:
         remi = self._emi(index, model, self.scored[index].contexts)
-        return _Replicated(remi.value, standard_error(remi.influence), bootstrap(remi.influence, self.draws[index]))
+        return _Replicated(
+            remi.value, standard_error(remi.influence), bootstrap(remi.influence, self.draws[index])
+        )
 
     def _remid(self, index: int, model: str) -> _Replicated:
         contexts = min(self.scored[0].contexts, self.scored[index].contexts)
         p, q = self._emi(0, model, contexts), self._emi(index, model, contexts)
         loss = emid(p, q)
-        deviations = bootstrap(p.influence, self.draws[0]) - bootstrap(q.influence, self.draws[index])
+        deviations = bootstrap(p.influence, self.draws[0]) - bootstrap(
+            q.influence, self.draws[index]
+        )
         return _Replicated(loss.value, loss.standard_error, deviations)
 
     def _emi(self, index: int, model: str, contexts: int) -> Estimate:
-        return difference(self._estimate(index, model, contexts), self._estimate(index, None, contexts))
+        return difference(
+            self._estimate(index, model, contexts), self._estimate(index, None, contexts)
+        )
 
     def _estimate(self, index: int, model: str | None, contexts: int) -> Estimate:
-        """Mutual information; with forms that average over contexts, over so many for each response."""
+        """Mutual information; with forms that average over contexts, over so many for each
+        response.
+        """
         key = (index, model, contexts if self.measure.of_each_response else 0)
         if key not in self._information:
             contrast = self._contrast(index, model)
@@ -408,7 +478,9 @@ class _Measured:
 
 
 def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure]) -> None:
-    """DataError if a measure wants each response in as many other contexts as any other and the pairs do not."""
+    """DataError if a measure wants each response in as many other contexts as any other and the
+    pairs do not.
+    """
     used = np.bincount(pairs[:, 1], minlength=len(subset.examples))
     for measure in measures:
         if measure.of_each_response and used.min() != used.max():
@@ -419,13 +491,19 @@ def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure])
             )
 
 
-def _all_responses(responses: Mapping[str, Responses], corpus: Corpus) -> dict[str | None, dict[str, str]]:
+def _all_responses(
+    responses: Mapping[str, Responses], corpus: Corpus
+) -> dict[str | None, dict[str, str]]:
     """Golden under None, then each model's, all checked."""
     if not responses:
-        raise DataError("no model's responses were given; accepted is a mapping from model name to its responses.")
+        raise DataError(
+            "no model's responses were given; accepted is a mapping from model name to its responses."
+        )
     examples = evaluated_examples(corpus)
     by_id: dict[str | None, dict[str, str]] = {None: golden_by_id(examples, corpus.source)}
-    return by_id | {name: responses_by_id(name, given, examples) for name, given in responses.items()}
+    return by_id | {
+        name: responses_by_id(name, given, examples) for name, given in responses.items()
+    }
 
 
 def _describe(scored: ScoredSubset) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""How R-EMI agrees with a judge: correlations over model x subset pairs, as the paper computes them over 121.
+"""How R-EMI agrees with a judge: correlations over model x subset pairs, as the paper computes them
+over 121.
 
-The judge is people or a language model; its scores come in a file, one row for each pair or for each response.
+The judge is people or a language model; its scores come in a file, one row for each pair or for
+each response.
 """
 
 import math
@@ -28,7 +30,8 @@ class Correlation:
     """A rank or linear correlation of a measure with the judge's scores over pairs.
 
     Attributes:
-        value: in [-1, 1]; None where it is undefined, because one side has the same value everywhere.
+        value: in [-1, 1]; None where it is undefined, because one side has the same value
+            everywhere.
         low, high: the bootstrap interval; None where no resample has a defined value.
         undefined: resamples without a defined value, which the interval leaves out.
     """
@@ -44,8 +47,8 @@ class JudgeComparison:
     """What a judge's scores say about measures.
 
     Attributes:
-        measures: measure, for example `R-EMI, club per_token` -> statistic (`pearson`, `spearman`, `kendall`) -> its
-            correlation.
+        measures: measure, for example `R-EMI, club per_token` -> statistic (`pearson`, `spearman`,
+            `kendall`) -> its correlation.
         pairs: pairs that were compared, the same for every measure.
         unscored: pairs of the results that the judge has no score for.
         unmeasured: pairs that the judge has a score for and the results have no numbers for.
@@ -87,9 +90,10 @@ def read_judge_scores(
 ) -> dict[Pair, float]:
     """A judge's scores by (model, row), higher being better.
 
-    Accepted is a `.jsonl` file, or a `.json` file with a list, whose rows are all `{model, subset, score}` or all
-    `{sample_ID, model, score}`; the latter are averaged over the samples of each row of the results. A field `judge`
-    tells judges apart; several judges' scores of one pair or response are averaged first.
+    Accepted is a `.jsonl` file, or a `.json` file with a list, whose rows are all `{model, subset,
+    score}` or all `{sample_ID, model, score}`; the latter are averaged over the samples of each row
+    of the results. A field `judge` tells judges apart; several judges' scores of one pair or
+    response are averaged first.
 
     Args:
         models: the names in the results.
@@ -98,7 +102,8 @@ def read_judge_scores(
         left_out: those of them that are not evaluated; their scores are read and not averaged.
 
     Raises:
-        DataError: a row is malformed, names an unknown model, subset or sample, or is there twice; or there is none.
+        DataError: a row is malformed, names an unknown model, subset or sample, or is there twice;
+            or there is none.
     """
     given = read_rows(path)
     if not given:
@@ -115,7 +120,9 @@ def read_judge_scores(
         judge = text_field(row, "judge", where) if "judge" in row else ""
         if judge in by_judge:
             by = f" by judge {judge!r}" if judge else ""
-            raise DataError(f"{where}: {field} {name!r} of model {model!r} has a score{by} already. Remove one.")
+            raise DataError(
+                f"{where}: {field} {name!r} of model {model!r} has a score{by} already. Remove one."
+            )
         by_judge[judge] = _score(row["score"], where)
     by_pair: dict[Pair, list[float]] = {}
     for (model, name), by_judge in scores.items():
@@ -133,23 +140,27 @@ def judge_correlations(
     resamples: int = 2000,
     seed: int = 0,
 ) -> JudgeComparison:
-    """Pearson, Spearman and Kendall (tau-b) correlations of R-EMI with a judge's scores over model x subset pairs.
+    """Pearson, Spearman and Kendall (tau-b) correlations of R-EMI with a judge's scores over model
+    x subset pairs.
 
-    Each measure of the results is compared, those that stand beside the main one too. Intervals are percentiles of a
-    bootstrap over the pairs (Efron, 1979), the same resamples for every measure. Pairs of one model, or of one subset,
-    are not independent; the intervals do not know that, and are rather too narrow.
+    Each measure of the results is compared, those that stand beside the main one too. Intervals are
+    percentiles of a bootstrap over the pairs (Efron, 1979), the same resamples for every measure.
+    Pairs of one model, or of one subset, are not independent; the intervals do not know that, and
+    are rather too narrow.
 
     Args:
         results: of `coevolve.remid.evaluate`.
-        scores: by (model, row of the results), higher being better. Pairs without a score are left out and listed.
-        plain: results of the same models and rows without reasoning, so that plain EMI is compared too.
+        scores: by (model, row of the results), higher being better. Pairs without a score are left
+            out and listed.
+        plain: results of the same models and rows without reasoning, so that plain EMI is compared
+            too.
         level: of the intervals, between 0 and 1.
         resamples: of the bootstrap.
         seed: of its generator.
 
     Raises:
-        DataError: a score is for a pair that the results do not have, fewer than 3 pairs can be compared, or `plain`
-            is of other models or rows.
+        DataError: a score is for a pair that the results do not have, fewer than 3 pairs can be
+            compared, or `plain` is of other models or rows.
         RecipeError: `level` or `resamples` is out of range.
     """
     if not 0 < level < 1:
@@ -160,7 +171,9 @@ def judge_correlations(
     measures = _values(results)
     if plain is not None:
         if _pairs(plain) != known:
-            raise DataError("the results without reasoning are of other models or rows. Evaluate both on the same.")
+            raise DataError(
+                "the results without reasoning are of other models or rows. Evaluate both on the same."
+            )
         measures |= _values(plain)
     _require_known_pairs(scores, known, results)
     measured = [pair for pair in known if all(pair in values for values in measures.values())]
@@ -174,7 +187,9 @@ def judge_correlations(
     draws = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
     compared = {
         name: {
-            kind: _with_interval(statistic, np.array([values[pair] for pair in pairs]), judged, draws, level)
+            kind: _with_interval(
+                statistic, np.array([values[pair] for pair in pairs]), judged, draws, level
+            )
             for kind, statistic in _statistics().items()
         }
         for name, values in measures.items()
@@ -216,9 +231,15 @@ _ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, with
 def _field_of(rows: Sequence[Row]) -> str:
     """Whether a file scores subsets or samples, by its first row."""
     where, first = rows[0]
-    fields = [name for name in ("subset", "sample_ID") if isinstance(first, Mapping) and name in first]
+    fields = [
+        name for name in ("subset", "sample_ID") if isinstance(first, Mapping) and name in first
+    ]
     if len(fields) != 1:
-        found = ", ".join(map(repr, first)) or "no fields" if isinstance(first, Mapping) else kind(first)
+        found = (
+            ", ".join(map(repr, first)) or "no fields"
+            if isinstance(first, Mapping)
+            else kind(first)
+        )
         raise DataError(f"{where}: found {found}; accepted is {_ACCEPTED}.")
     return fields[0]
 
@@ -229,20 +250,30 @@ def _check_fields(row: Any, field: str, where: str) -> None:
     required = ("model", field, "score")
     for name in required:
         if name not in row:
-            raise DataError(f"{where}: field {name!r} is missing; accepted is {_ACCEPTED}, all rows alike.")
+            raise DataError(
+                f"{where}: field {name!r} is missing; accepted is {_ACCEPTED}, all rows alike."
+            )
     unknown = [name for name in row if name not in (*required, "judge")]
     if unknown:
-        raise DataError(f"{where}: unknown field {unknown[0]!r}; accepted is {_ACCEPTED}, all rows alike.")
+        raise DataError(
+            f"{where}: unknown field {unknown[0]!r}; accepted is {_ACCEPTED}, all rows alike."
+        )
 
 
-def _require_known(name: str, field: str, known: Sequence[str] | Mapping[str, str], where: str) -> None:
+def _require_known(
+    name: str, field: str, known: Sequence[str] | Mapping[str, str], where: str
+) -> None:
     if name not in known:
         listed = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
         raise DataError(f"{where}: {field} {name!r} is not in the results; accepted are {listed}.")
 
 
 def _score(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_SCORE:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not abs(value) <= LARGEST_SCORE
+    ):
         raise DataError(
             f"{where}: score is {value!r}; accepted is a finite number, higher being better, of at most "
             f"{LARGEST_SCORE:g}."
@@ -259,7 +290,9 @@ def _pairs(results: Mapping[str, Any]) -> list[Pair]:
 
 
 def _values(results: Mapping[str, Any]) -> dict[str, dict[Pair, float]]:
-    """Each measure's values by pair, under its name; pairs of a subset without numbers are not there."""
+    """Each measure's values by pair, under its name; pairs of a subset without numbers are not
+    there.
+    """
     without = results.get("reasoning", {}).get("kind") == "none"
     values = {}
     for block in (results, *results.get("beside", ())):
@@ -273,7 +306,9 @@ def _values(results: Mapping[str, Any]) -> dict[str, dict[Pair, float]]:
     return values
 
 
-def _require_known_pairs(scores: Mapping[Pair, float], known: Sequence[Pair], results: Mapping[str, Any]) -> None:
+def _require_known_pairs(
+    scores: Mapping[Pair, float], known: Sequence[Pair], results: Mapping[str, Any]
+) -> None:
     for model, row in scores:
         if (model, row) not in known:
             raise DataError(
@@ -299,12 +334,18 @@ def _with_interval(
     draws: np.ndarray,
     level: float,
 ) -> Correlation:
-    """The correlation, and its interval by resampling the pairs: `draws`, (B, P), holds their indices."""
+    """The correlation, and its interval by resampling the pairs: `draws`, (B, P), holds their
+    indices.
+    """
     if not (_varies(values) and _varies(judged)):
         return Correlation(None, None, None, len(draws))
     usable = [draw for draw in draws if _varies(values[draw]) and _varies(judged[draw])]
     resampled = [statistic(values[draw], judged[draw]) for draw in usable]
-    low, high = map(float, np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])) if usable else (None, None)
+    low, high = (
+        map(float, np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]))
+        if usable
+        else (None, None)
+    )
     return Correlation(float(statistic(values, judged)), low, high, len(draws) - len(usable))
 
 
@@ -323,14 +364,21 @@ def _cell(correlation: Correlation) -> str:
 def _notes(comparison: JudgeComparison) -> list[str]:
     """Which pairs are left out, and why a number is missing or rests on fewer resamples."""
     notes = []
-    for pairs, lack in ((comparison.unscored, "judge's score"), (comparison.unmeasured, "numbers in the results")):
+    for pairs, lack in (
+        (comparison.unscored, "judge's score"),
+        (comparison.unmeasured, "numbers in the results"),
+    ):
         if pairs:
             model, row = pairs[0]
-            notes.append(f"Left out without {lack}: {len(pairs)} pairs, the first {model} on {row}.")
+            notes.append(
+                f"Left out without {lack}: {len(pairs)} pairs, the first {model} on {row}."
+            )
     for measure, statistics in comparison.measures.items():
         correlation = next(iter(statistics.values()))
         if correlation.value is None:
-            notes.append(f"{measure}: undefined, as it or the judge's score is the same for every pair.")
+            notes.append(
+                f"{measure}: undefined, as it or the judge's score is the same for every pair."
+            )
         elif correlation.undefined:
             notes.append(
                 f"{measure}: {correlation.undefined} resamples had the same value throughout and are left out."

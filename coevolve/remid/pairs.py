@@ -11,7 +11,8 @@ from coevolve.errors import DataError, RecipeError
 
 @dataclass(frozen=True)
 class PerContext:
-    """So many negatives for each context, chosen so that every response is used equally often, once per context.
+    """So many negatives for each context, chosen so that every response is used equally often, once
+    per context.
 
     Attributes:
         count: K, at least 1; N - 1 or more gives every pair.
@@ -21,7 +22,9 @@ class PerContext:
 
     def __post_init__(self) -> None:
         if type(self.count) is not int or self.count < 1:
-            raise RecipeError(f"negatives per context are {self.count!r}; accepted are integers from 1 up.")
+            raise RecipeError(
+                f"negatives per context are {self.count!r}; accepted are integers from 1 up."
+            )
 
 
 Negatives = int | Literal["all"] | PerContext
@@ -34,13 +37,15 @@ def negative_pairs(
 ) -> np.ndarray:
     """Pairs (i, j), i != j, of the examples of one subset.
 
-    "all" and `PerContext` are regular designs: the examples are put on a circle at random, and each context meets the
-    responses at the distances 1, ..., N - 1 from it, or K of these. A distance is a perfect matching of contexts and
-    responses, and the pairs come distance by distance, so that the first N k of them are a regular design, too.
+    "all" and `PerContext` are regular designs: the examples are put on a circle at random, and each
+    context meets the responses at the distances 1, ..., N - 1 from it, or K of these. A distance is
+    a perfect matching of contexts and responses, and the pairs come distance by distance, so that
+    the first N k of them are a regular design, too.
 
     A number is the published sample: drawn without replacement, uniformly over the N (N - 1) pairs.
 
-    Both are drawn over the examples ordered by sample_id, so that the order of the rows in a file changes nothing.
+    Both are drawn over the examples ordered by sample_id, so that the order of the rows in a file
+    changes nothing.
 
     Args:
         sample_ids: of the subset's N examples.
@@ -66,7 +71,9 @@ def negative_pairs(
     order = np.array(sorted(range(count), key=sample_ids.__getitem__))
     rng = np.random.default_rng(seed)
     if negatives == "all" or isinstance(negatives, PerContext) or negatives >= count * (count - 1):
-        distances = count - 1 if not isinstance(negatives, PerContext) else min(negatives.count, count - 1)
+        distances = (
+            count - 1 if not isinstance(negatives, PerContext) else min(negatives.count, count - 1)
+        )
         return order[_regular_design(count, distances, rng)]
     chosen = rng.choice(count * (count - 1), size=negatives, replace=False)
     context, response = np.divmod(chosen, count - 1)
@@ -82,7 +89,11 @@ def contexts_per_response(pairs: np.ndarray, count: int) -> int:
 
 def check_negatives(negatives: Negatives) -> None:
     """Raise RecipeError unless `negatives` is "all", a `PerContext`, or a positive integer."""
-    if negatives == "all" or isinstance(negatives, PerContext) or (type(negatives) is int and negatives > 0):
+    if (
+        negatives == "all"
+        or isinstance(negatives, PerContext)
+        or (type(negatives) is int and negatives > 0)
+    ):
         return
     raise RecipeError(
         f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: 1000), and PerContext(K)."

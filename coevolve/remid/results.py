@@ -1,8 +1,9 @@
-"""What `results.json` of `coevolve remid`, `bound.json` and `blame.json` hold: the schemas, by which they are read.
+"""What `results.json` of `coevolve remid`, `bound.json` and `blame.json` hold: the schemas, by
+which they are read.
 
-Numbers but perplexities, counts and probabilities are in the `unit` that stands beside them. `_error` is a standard
-error, `_low` and `_high` are the ends of a bootstrap interval: absent in files of `coevolve.remid/1`, and null in
-results of the public code's protocol, which has none.
+Numbers but perplexities, counts and probabilities are in the `unit` that stands beside them.
+`_error` is a standard error, `_low` and `_high` are the ends of a bootstrap interval: absent in
+files of `coevolve.remid/1`, and null in results of the public code's protocol, which has none.
 """
 
 from collections.abc import Iterable
@@ -26,18 +27,24 @@ OfInputs = Annotated[dict[Input, T], Field(min_length=3)]
 
 
 class Information(Part):
-    """Mutual information, and the mean log-probabilities of matched (positive) and mismatched pairs."""
+    """Mutual information, and the mean log-probabilities of matched (positive) and mismatched
+    pairs.
+    """
 
     mutual_information: Number
     mutual_information_error: Number | None = None
     positive: Number
     negative: Number
     at_floor: bool = False
-    """Whether the fit of `calibrated` ended at its lowest temperature, so that information is underestimated."""
+    """Whether the fit of `calibrated` ended at its lowest temperature, so that information is
+    underestimated.
+    """
 
 
 class Golden(Information):
-    """The golden responses of a subset; not beside the main results: their perplexity, and their tokens in all."""
+    """The golden responses of a subset; not beside the main results: their perplexity, and their
+    tokens in all.
+    """
 
     perplexity: Annotated[Number, Field(gt=0)] | None = None
     tokens: Count | None = None
@@ -99,7 +106,9 @@ class Subset(Scored):
 
 
 class Comparison(Part):
-    """Of two models a and b, paired over examples: a's `remi` in distribution, or mean `remid`, less b's."""
+    """Of two models a and b, paired over examples: a's `remi` in distribution, or mean `remid`,
+    less b's.
+    """
 
     models: list[str]
     measure: Literal["remi", "remid"]
@@ -151,10 +160,15 @@ class Reasoning(Part):
 
 
 class Unanswered(Part):
-    """What was left out because a model has no usable response to it: how many of a row, and each model's faults."""
+    """What was left out because a model has no usable response to it: how many of a row, and each
+    model's faults.
+    """
 
     rows: dict[str, Annotated[dict[Literal["left_out", "of"], Count], Field(min_length=2)]]
-    models: dict[str, Annotated[dict[Literal["missing", "empty", "duplicated"], list[str]], Field(min_length=3)]]
+    models: dict[
+        str,
+        Annotated[dict[Literal["missing", "empty", "duplicated"], list[str]], Field(min_length=3)],
+    ]
 
 
 class Evaluation(Document):
@@ -176,7 +190,9 @@ class RemidResults(Evaluation, Measured):
     """R-EMI of each subset and R-EMID of each shifted one, by the main measure and those beside it."""
 
     schema_id: Literal["coevolve.remid/2", "coevolve.remid/1"] = Field(alias="schema")
-    negatives: Count | Literal["all"] | Annotated[dict[Literal["per_context"], Count], Field(min_length=1)]
+    negatives: (
+        Count | Literal["all"] | Annotated[dict[Literal["per_context"], Count], Field(min_length=1)]
+    )
     reasoning: Reasoning = Field(default=None)
     """May be absent, and is then not null."""
     protocol: dict[str, JsonValue] | None = None
@@ -194,8 +210,14 @@ class RemidResults(Evaluation, Measured):
         _require_once("models", self.models)
         _require_once("subsets", (subset.row for subset in self.subsets))
         first, *others = self.subsets
-        if first.shift is not None or first.reason or any(subset.shift is None for subset in others):
-            raise ValueError("subsets: the first, and no other, must be in distribution (shift null), with numbers")
+        if (
+            first.shift is not None
+            or first.reason
+            or any(subset.shift is None for subset in others)
+        ):
+            raise ValueError(
+                "subsets: the first, and no other, must be in distribution (shift null), with numbers"
+            )
         shifts = {subset.row: subset.shift for subset in self.subsets if not subset.reason}
         for subset in self.subsets:
             _require_same(f"subsets: {subset.row!r}: models", subset.models, self.models)
@@ -204,8 +226,12 @@ class RemidResults(Evaluation, Measured):
             self._check(f"beside: {measured.form}: ", measured, measured.subsets, shifts)
         return self
 
-    def _check(self, where: str, measured: Measured, subsets: list[Scored], shifts: dict[str, Shift | None]) -> None:
-        """Raise ValueError unless a measure has the numbers of the same models and subsets in all of its parts."""
+    def _check(
+        self, where: str, measured: Measured, subsets: list[Scored], shifts: dict[str, Shift | None]
+    ) -> None:
+        """Raise ValueError unless a measure has the numbers of the same models and subsets in all
+        of its parts.
+        """
         _require_same(f"{where}subsets", (subset.row for subset in subsets), shifts)
         for subset in subsets:
             _require_same(f"{where}subsets: {subset.row!r}: models", subset.models, self.models)
@@ -224,11 +250,15 @@ class RemidResults(Evaluation, Measured):
                 raise ValueError("level is missing, and there are intervals")
         for pair in measured.comparisons:
             if self.level is None or len(pair.models) != 2 or set(pair.models) - set(self.models):
-                raise ValueError(f"{where}comparisons: are of two of the models each, and need a level")
+                raise ValueError(
+                    f"{where}comparisons: are of two of the models each, and need a level"
+                )
 
 
 class Divergence(Part):
-    """`coevolve.information.divergence.MeasuredDivergence`; excess is what the JSD is above its floor, or 0."""
+    """`coevolve.information.divergence.MeasuredDivergence`; excess is what the JSD is above its
+    floor, or 0.
+    """
 
     jsd: Number
     jsd_sd: Number
@@ -252,7 +282,9 @@ class Terms(Part):
 
     inputs: OfInputs[Number]
     output_p: Number
-    """What the model's own distance from the golden responses can cost in distribution; output_q: in the subset."""
+    """What the model's own distance from the golden responses can cost in distribution; output_q:
+    in the subset.
+    """
     output_q: Number
     total: Number
     noise_floor: Number
@@ -307,7 +339,9 @@ class BoundResults(Evaluation):
 
 
 class Token(Part):
-    """A response's token; nats in its own context, in the mean over others of the subset, and the difference."""
+    """A response's token; nats in its own context, in the mean over others of the subset, and the
+    difference.
+    """
 
     text: str
     log_prob: Number
@@ -316,7 +350,9 @@ class Token(Part):
 
     @model_validator(mode="after")
     def _is_the_difference(self) -> "Token":
-        if abs(self.log_prob - self.elsewhere - self.contribution) > 1e-6 * (1 + abs(self.log_prob)):
+        if abs(self.log_prob - self.elsewhere - self.contribution) > 1e-6 * (
+            1 + abs(self.log_prob)
+        ):
             raise ValueError("contribution is not log_prob less elsewhere")
         return self
 

@@ -35,13 +35,21 @@ class Estimator(Protocol):
     renderer: Renderer  # for `difference_of_entropies` only
 
     def reason(self, examples: Sequence[Example], *, seed: int | None = None) -> list[str]:
-        """One reasoning per example, written without a look at its response; sampled if a seed is given."""
+        """One reasoning per example, written without a look at its response; sampled if a seed is
+        given.
+        """
         ...
 
     def log_prob_pairs(
-        self, examples: Sequence[Example], responses: Sequence[str], reasoning: Sequence[str | None], pairs: np.ndarray
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        pairs: np.ndarray,
     ) -> Scores:
-        """Scores, (P,), of `pairs`, (P, 2): index into `examples`, index into `responses`, of which there are more."""
+        """Scores, (P,), of `pairs`, (P, 2): index into `examples`, index into `responses`, of which
+        there are more.
+        """
         ...
 
 
@@ -50,12 +58,13 @@ ReasoningKind = Literal["greedy", "sampled", "marginal", "none", "given"]
 
 @dataclass(frozen=True)
 class Reasoning:
-    """The protocol by which the condition r is chosen; it moves perplexities by 6 to 8 %, so results state it.
+    """The protocol by which the condition r is chosen; it moves perplexities by 6 to 8 %, so
+    results state it.
 
     Attributes:
-        kind: `greedy`, one decoded without chance; `sampled`, one drawn from q1(r | x); `marginal`, log mean over
-            `samples` drawn ones of q2(y | x, r), for every pair; `none`, q2(y | x): EMI instead of R-EMI; `given`,
-            one that was written elsewhere.
+        kind: `greedy`, one decoded without chance; `sampled`, one drawn from q1(r | x); `marginal`,
+            log mean over `samples` drawn ones of q2(y | x, r), for every pair; `none`, q2(y | x):
+            EMI instead of R-EMI; `given`, one that was written elsewhere.
         samples: K of `marginal`; a mixture of K is to be compared with mixtures of K only.
         seed: of what is drawn.
         texts: of `given`, sample_ID -> reasoning.
@@ -73,7 +82,11 @@ class Reasoning:
             raise RecipeError(
                 f"reasoning is {self.kind!r}; accepted are {', '.join(map(repr, get_args(ReasoningKind)))}."
             )
-        if type(self.samples) is not int or self.samples < 1 or (self.samples > 1 and self.kind != "marginal"):
+        if (
+            type(self.samples) is not int
+            or self.samples < 1
+            or (self.samples > 1 and self.kind != "marginal")
+        ):
             raise RecipeError(
                 f"reasoning {self.kind!r} with {self.samples!r} samples; accepted are integers from 1 up, and more "
                 "than one for 'marginal' only."
@@ -93,7 +106,9 @@ class Reasoning:
         """For results: what makes the protocol repeatable."""
         if self.kind == "given":
             return {"kind": self.kind, "sha256": self.sha256}
-        drawn = {} if self.kind in ("greedy", "none") else {"samples": self.samples, "seed": self.seed}
+        drawn = (
+            {} if self.kind in ("greedy", "none") else {"samples": self.samples, "seed": self.seed}
+        )
         return {"kind": self.kind, **drawn}
 
 
@@ -102,7 +117,8 @@ class Subset:
     """Examples of one distribution.
 
     Attributes:
-        row: its name in results and tables: `IDTest`, or split and subset tag as in `OOD1Test/german`.
+        row: its name in results and tables: `IDTest`, or split and subset tag as in
+            `OOD1Test/german`.
         split: for example `OOD1Test`.
         name: its subset tag; `IDTest` for the pooled in-distribution examples.
         shift: `user`, `character`, `dialogue`, `all`, or None in distribution.
@@ -118,14 +134,16 @@ class Subset:
 
 @dataclass(frozen=True)
 class ScoredSubset:
-    """A subset's log-probabilities, from which every measure and, by resampling, its interval follow.
+    """A subset's log-probabilities, from which every measure and, by resampling, its interval
+    follow.
 
     Attributes:
         subset: whose N examples these are.
         pairs: (P, 2) mismatched (context, response), the same for golden and every model.
         positive: scores of the matched pairs, (N,), under each model's name; golden's under None.
         negative: scores of the mismatched pairs, (P,), likewise.
-        marginal: log m(y), (N,), of the responses by a model of them alone, likewise; empty if none was asked for.
+        marginal: log m(y), (N,), of the responses by a model of them alone, likewise; empty if none
+            was asked for.
     """
 
     subset: Subset
@@ -142,12 +160,18 @@ class ScoredSubset:
     def contrast(self, model: str | None, normalisation: Normalisation) -> Contrast:
         """The contrast of a model's responses, or of the golden ones for None."""
         return Contrast.from_pairs(
-            self.positive[model], self.negative[model], self.pairs, normalisation, self.marginal.get(model)
+            self.positive[model],
+            self.negative[model],
+            self.pairs,
+            normalisation,
+            self.marginal.get(model),
         )
 
 
 class Reporter:
-    """Counts contexts over all subsets and passes each step on to a progress function, if there is one."""
+    """Counts contexts over all subsets and passes each step on to a progress function, if there is
+    one.
+    """
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -172,12 +196,16 @@ def distributions(corpus: Corpus) -> list[Subset]:
     for split in corpus.test_splits:
         if split != IN_DISTRIBUTION:
             for name, examples in corpus.subsets(split).items():
-                subsets.append(Subset(f"{split}/{name}", split, name, SHIFT_OF_SPLIT[split], examples))
+                subsets.append(
+                    Subset(f"{split}/{name}", split, name, SHIFT_OF_SPLIT[split], examples)
+                )
     return subsets
 
 
 def evaluated_examples(corpus: Corpus) -> list[Example]:
-    """The examples of all test splits in the corpus's order, which is the order of a list of responses."""
+    """The examples of all test splits in the corpus's order, which is the order of a list of
+    responses.
+    """
     return [example for split in corpus.test_splits for example in corpus.splits[split]]
 
 
@@ -189,7 +217,8 @@ def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -
         given: a mapping by sample_ID, or a list aligned with `examples`.
 
     Raises:
-        DataError: a sample without response, a response without sample, or one that is not a text or is blank.
+        DataError: a sample without response, a response without sample, or one that is not a text
+            or is blank.
     """
     ids = [example.sample_id for example in examples]
     where = f"responses of {model!r}"
@@ -202,7 +231,10 @@ def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -
         given = dict(zip(ids, given, strict=True))
     missing = [sample_id for sample_id in ids if sample_id not in given]
     unknown = sorted(set(given) - set(ids))
-    for samples, fault in ((missing, "test examples lack a response"), (unknown, "responses are of no test example")):
+    for samples, fault in (
+        (missing, "test examples lack a response"),
+        (unknown, "responses are of no test example"),
+    ):
         if samples:
             raise DataError(
                 f"{where}: {len(samples)} {fault} ({', '.join(map(repr, samples[:3]))}{', ...' * (len(samples) > 3)}); "
@@ -240,7 +272,8 @@ def score_subset(
     reasoning: Reasoning | None = None,
     marginal: bool = False,
 ) -> ScoredSubset:
-    """Score all responses of one subset; a context, with its reasoning, is given to the estimator once for all.
+    """Score all responses of one subset; a context, with its reasoning, is given to the estimator
+    once for all.
 
     A text that several models, or several examples, have as response is scored once per context.
 
@@ -252,15 +285,20 @@ def score_subset(
         marginal: whether `difference_of_entropies` will be asked for.
 
     Raises:
-        ArtifactError: the estimator gave scores of another shape, or one that is not a finite number.
+        ArtifactError: the estimator gave scores of another shape, or one that is not a finite
+            number.
     """
     reasoning = reasoning or Reasoning()
     count = len(subset.examples)
-    texts = [given[example.sample_id] for given in responses.values() for example in subset.examples]
+    texts = [
+        given[example.sample_id] for given in responses.values() for example in subset.examples
+    ]
     different = list(dict.fromkeys(texts))
     number = {text: index for index, text in enumerate(different)}
     places = np.array([number[text] for text in texts])
-    of_one = np.concatenate([np.stack([np.arange(count)] * 2, axis=1), pairs])  # matched pairs first
+    of_one = np.concatenate(
+        [np.stack([np.arange(count)] * 2, axis=1), pairs]
+    )  # matched pairs first
     wanted = np.concatenate([np.add(of_one, [0, count * index]) for index in range(len(responses))])
     wanted = np.stack([wanted[:, 0], places[wanted[:, 1]]], axis=1)
     total, tokens = np.empty(len(wanted)), np.empty(len(wanted), dtype=np.int64)
@@ -273,7 +311,9 @@ def score_subset(
         written = reasoning.write(estimator, block)
         reporter.step(f"{subset.row}: scoring responses")
         block_pairs = np.stack([asked[:, 0] - start, response], axis=1)
-        scores = _score_block(estimator, block, [different[index] for index in used], written, block_pairs, subset.row)
+        scores = _score_block(
+            estimator, block, [different[index] for index in used], written, block_pairs, subset.row
+        )
         total[rows], tokens[rows] = scores.sum[place], scores.tokens[place]
         reporter.step(f"{subset.row}: scored", finished=len(block))
     marginals = _marginals(estimator, subset, responses) if marginal else {}
@@ -302,7 +342,9 @@ def _marginals(
 ) -> dict[str | None, np.ndarray]:
     """log m(y) of each model's responses, m being fitted to that model's responses to this subset."""
     return {
-        model: bigram_log_probs([estimator.renderer.response_ids(given[x.sample_id]) for x in subset.examples])
+        model: bigram_log_probs(
+            [estimator.renderer.response_ids(given[x.sample_id]) for x in subset.examples]
+        )
         for model, given in responses.items()
     }
 
@@ -319,7 +361,9 @@ def _by_model(
     count = len(subset.examples)
     positive, negative = {}, {}
     shape = (len(models), count + len(pairs))
-    for model, sums, counts in zip(models, total.reshape(shape), tokens.reshape(shape), strict=True):
+    for model, sums, counts in zip(
+        models, total.reshape(shape), tokens.reshape(shape), strict=True
+    ):
         positive[model] = Scores(sums[:count], counts[:count])
         negative[model] = Scores(sums[count:], counts[count:])
     return ScoredSubset(subset, pairs, positive, negative, marginals)
@@ -327,7 +371,9 @@ def _by_model(
 
 def _check(scores: Scores, count: int, where: str) -> None:
     if np.shape(scores.sum) != (count,):
-        raise ArtifactError(f"{where}: the estimator gave scores of shape {np.shape(scores.sum)} for {count} pairs.")
+        raise ArtifactError(
+            f"{where}: the estimator gave scores of shape {np.shape(scores.sum)} for {count} pairs."
+        )
     bad = int(np.sum(~np.isfinite(scores.sum)))
     if bad:
         raise ArtifactError(

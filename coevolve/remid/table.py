@@ -16,7 +16,9 @@ from coevolve.progress import PlainTable
 from coevolve.remid.unanswered import left_out, left_out_note, unanswered_line
 
 Exact = Mapping[tuple[str, str], float]
-"""True values in the results' unit by (model, row of the results): R-EMI for `IDTest`, R-EMID for a shifted subset."""
+"""True values in the results' unit by (model, row of the results): R-EMI for `IDTest`, R-EMID for a
+shifted subset.
+"""
 
 SHIFTED = MappingProxyType(
     {
@@ -31,8 +33,9 @@ ABSENT = "-"
 SIGNIFICANT = 0.05
 MARK = "*"
 FEW = 16
-"""Examples below which a loss is claimed too often: at 5 %, without any loss, 9 to 14 % of the time with 6 examples and
-8 to 10 % with 10, simulated on the synthetic world."""
+"""Examples below which a loss is claimed too often: at 5 %, without any loss, 9 to 14 % of the time
+with 6 examples and 8 to 10 % with 10, simulated on the synthetic world.
+"""
 MOST_DIFFERENCES = 10
 CSV_COLUMNS = (
     "form",
@@ -81,7 +84,8 @@ class Row:
 
     Attributes:
         heading: of the block of rows that it belongs to.
-        label: the subset's name, and in brackets how many examples were left out, or why there are no numbers.
+        label: the subset's name, and in brackets how many examples were left out, or why there are
+            no numbers.
         values: one per column.
     """
 
@@ -90,13 +94,17 @@ class Row:
     values: tuple[Value, ...]
 
 
-def remid_rows(results: Mapping[str, Any], exact: Exact | None = None) -> tuple[list[str], list[Row]]:
-    """(names of the columns, rows): R-EMI in distribution, R-EMID of each shifted subset, and their average.
+def remid_rows(
+    results: Mapping[str, Any], exact: Exact | None = None
+) -> tuple[list[str], list[Row]]:
+    """(names of the columns, rows): R-EMI in distribution, R-EMID of each shifted subset, and their
+    average.
 
     Args:
         results: of `evaluate_remid`.
-        exact: true values in the unit of the results' main measure, where they are known. A model that has any gets a
-            second column, "exact", beside its own; its average is given where every shifted subset has a true value.
+        exact: true values in the unit of the results' main measure, where they are known. A model
+            that has any gets a second column, "exact", beside its own; its average is given where
+            every shifted subset has a true value.
 
     Raises:
         DataError: `exact` names a model or a row that the results do not have.
@@ -105,27 +113,41 @@ def remid_rows(results: Mapping[str, Any], exact: Exact | None = None) -> tuple[
     _check_exact(exact, results)
     with_exact = {model for model, _ in exact}
     columns = [
-        (model, is_exact) for model in results["models"] for is_exact in (False, True)[: 1 + (model in with_exact)]
+        (model, is_exact)
+        for model in results["models"]
+        for is_exact in (False, True)[: 1 + (model in with_exact)]
     ]
     rows = []
     for subset in results["subsets"]:
         measure = "remi" if subset["shift"] is None else "remid"
         values = [
-            Value(exact.get((model, subset["row"]))) if is_exact else _value(subset["models"][model], measure)
+            Value(exact.get((model, subset["row"])))
+            if is_exact
+            else _value(subset["models"][model], measure)
             for model, is_exact in columns
         ]
         rows.append(Row(_heading(results, subset["shift"]), _label(results, subset), tuple(values)))
     if results["average"]:
         averages = [
-            Value(_exact_average(model, exact, results)) if is_exact else _value(results["average"][model], "remid")
+            Value(_exact_average(model, exact, results))
+            if is_exact
+            else _value(results["average"][model], "remid")
             for model, is_exact in columns
         ]
-        rows.append(Row(f"over all shifted subsets, {_names(results)[1]} ↓", _average_label(results), tuple(averages)))
+        rows.append(
+            Row(
+                f"over all shifted subsets, {_names(results)[1]} ↓",
+                _average_label(results),
+                tuple(averages),
+            )
+        )
     return [f"{model} exact" if is_exact else model for model, is_exact in columns], rows
 
 
 def remid_caption(results: Mapping[str, Any]) -> str:
-    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors, reasoning, left out."""
+    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors,
+    reasoning, left out.
+    """
     emi, emid = _names(results)
     lines = [
         _unit_line(results),
@@ -142,7 +164,8 @@ def remid_caption(results: Mapping[str, Any]) -> str:
 
 
 def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Group:
-    """For a terminal: the main measure's table, those that stand beside it, the models' paired differences.
+    """For a terminal: the main measure's table, those that stand beside it, the models' paired
+    differences.
 
     Errors as for `remid_rows`.
     """
@@ -152,10 +175,11 @@ def remid_table(results: Mapping[str, Any], exact: Exact | None = None) -> Group
 
 
 def difference_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(`a - b`, difference in R-EMI in distribution, in mean R-EMID) of every two models, by the main measure.
+    """(`a - b`, difference in R-EMI in distribution, in mean R-EMID) of every two models, by the
+    main measure.
 
-    Empty where there is one model, and where the results hold no intervals. With many models only the pairs with the
-    best one are listed: the one that loses least.
+    Empty where there is one model, and where the results hold no intervals. With many models only
+    the pairs with the best one are listed: the one that loses least.
     """
     found: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in results.get("comparisons", ()):
@@ -178,12 +202,16 @@ def difference_caption(results: Mapping[str, Any]) -> str:
 
 
 def remid_text(results: Mapping[str, Any], exact: Exact | None = None) -> str:
-    """The measures' tables as plain text without control characters. Arguments and errors as for `remid_rows`."""
+    """The measures' tables as plain text without control characters. Arguments and errors as for
+    `remid_rows`.
+    """
     return "\n".join(_text(*part) for part in _captioned(results, exact))
 
 
 def remid_csv(results: Mapping[str, Any], exact: Exact | None = None) -> str:
-    """One line per measure, subset and model, with a line of `CSV_COLUMNS`; an empty cell where there is no number."""
+    """One line per measure, subset and model, with a line of `CSV_COLUMNS`; an empty cell where
+    there is no number.
+    """
     written = io.StringIO()
     table = csv.DictWriter(written, CSV_COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -206,8 +234,15 @@ def remid_csv(results: Mapping[str, Any], exact: Exact | None = None) -> str:
                     }
                 )
         for model, numbers in part["average"].items():
-            line = {"measure": _names(part)[1], "subset": AVERAGE, "model": model, **_cells(numbers, "remid")}
-            table.writerow(common | line | {"exact": _exact_average(model, known, part) if known else None})
+            line = {
+                "measure": _names(part)[1],
+                "subset": AVERAGE,
+                "model": model,
+                **_cells(numbers, "remid"),
+            }
+            table.writerow(
+                common | line | {"exact": _exact_average(model, known, part) if known else None}
+            )
     return written.getvalue()
 
 
@@ -239,11 +274,20 @@ def _parts(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return parts
 
 
-def _captioned(results: Mapping[str, Any], exact: Exact | None) -> list[tuple[Mapping[str, Any], Exact | None, str]]:
-    """(results, exact values, caption) of each measure; what is said below the first table holds for all."""
+def _captioned(
+    results: Mapping[str, Any], exact: Exact | None
+) -> list[tuple[Mapping[str, Any], Exact | None, str]]:
+    """(results, exact values, caption) of each measure; what is said below the first table holds
+    for all.
+    """
     main, *beside = _parts(results)
-    beneath = [(part, "\n".join(filter(None, (_unit_line(part), _floor_line(part))))) for part in beside]
-    return [(main, exact, remid_caption(main)), *((part, None, caption) for part, caption in beneath)]
+    beneath = [
+        (part, "\n".join(filter(None, (_unit_line(part), _floor_line(part))))) for part in beside
+    ]
+    return [
+        (main, exact, remid_caption(main)),
+        *((part, None, caption) for part, caption in beneath),
+    ]
 
 
 def _unit_line(results: Mapping[str, Any]) -> str:
@@ -271,8 +315,16 @@ def _few_line(results: Mapping[str, Any]) -> str | None:
     """Which intervals are too narrow for want of examples."""
     if "level" not in results:
         return None
-    few = [subset["subset"] for subset in results["subsets"] if subset["examples"] < FEW and not subset.get("reason")]
-    return f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}." if few else None
+    few = [
+        subset["subset"]
+        for subset in results["subsets"]
+        if subset["examples"] < FEW and not subset.get("reason")
+    ]
+    return (
+        f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}."
+        if few
+        else None
+    )
 
 
 def _floor_line(results: Mapping[str, Any]) -> str | None:
@@ -291,9 +343,13 @@ def _floor_line(results: Mapping[str, Any]) -> str | None:
     )
 
 
-def _difference_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]) -> PlainTable:
+def _difference_table(
+    results: Mapping[str, Any], rows: Sequence[tuple[str, str, str]]
+) -> PlainTable:
     emi, emid = _names(results)
-    table = PlainTable(box=box.SIMPLE_HEAD, caption=difference_caption(results), caption_justify="left")
+    table = PlainTable(
+        box=box.SIMPLE_HEAD, caption=difference_caption(results), caption_justify="left"
+    )
     for name in ("models", f"{emi} in distribution", f"mean {emid}"):
         table.add_column(name, justify="right" if table.columns else "left", overflow="fold")
     for row in rows:
@@ -302,7 +358,9 @@ def _difference_table(results: Mapping[str, Any], rows: Sequence[tuple[str, str,
 
 
 def _difference(row: Mapping[str, Any] | None) -> str:
-    return ABSENT if row is None else f"{row['value']:+z.3f} [{row['low']:+z.3f}, {row['high']:+z.3f}]"
+    return (
+        ABSENT if row is None else f"{row['value']:+z.3f} [{row['low']:+z.3f}, {row['high']:+z.3f}]"
+    )
 
 
 def _standing(results: Mapping[str, Any], name: str) -> float:
@@ -325,7 +383,10 @@ def _text(results: Mapping[str, Any], exact: Exact | None, caption: str) -> str:
     widths = [max(cell_len(cells[i]) for _, cells in lines if cells) for i in range(len(columns))]
     text = []
     for label, cells in lines:
-        padded = [" " * (width - cell_len(cell)) + cell for width, cell in zip(widths, cells, strict=False)]
+        padded = [
+            " " * (width - cell_len(cell)) + cell
+            for width, cell in zip(widths, cells, strict=False)
+        ]
         text.append("  ".join([label + " " * (first - cell_len(label)), *padded]).rstrip())
     text.insert(1, "-" * (first + sum(width + 2 for width in widths)))
     return "\n".join([*text, "", caption]) + "\n"
@@ -335,7 +396,9 @@ def _value(numbers: Mapping[str, Any] | None, measure: str) -> Value:
     if numbers is None:
         return Value(None)
     p = numbers.get("holm_p") if measure == "remid" else None
-    return Value(numbers[measure], numbers.get(f"{measure}_error"), p is not None and p < SIGNIFICANT)
+    return Value(
+        numbers[measure], numbers.get(f"{measure}_error"), p is not None and p < SIGNIFICANT
+    )
 
 
 def _cells(numbers: Mapping[str, Any] | None, measure: str) -> dict[str, Any]:
@@ -343,7 +406,11 @@ def _cells(numbers: Mapping[str, Any] | None, measure: str) -> dict[str, Any]:
     numbers = numbers or {}
     cells = {"value": numbers.get(measure), "standard_error": numbers.get(f"{measure}_error")}
     cells |= {end: numbers.get(f"{measure}_{end}") for end in ("low", "high")}
-    return cells | ({name: numbers.get(name) for name in ("chance_of_loss", "holm_p")} if measure == "remid" else {})
+    return cells | (
+        {name: numbers.get(name) for name in ("chance_of_loss", "holm_p")}
+        if measure == "remid"
+        else {}
+    )
 
 
 def _names(results: Mapping[str, Any]) -> tuple[str, str]:
@@ -360,7 +427,11 @@ def _label(results: Mapping[str, Any], subset: Mapping[str, Any]) -> str:
 def _average_label(results: Mapping[str, Any]) -> str:
     shifted = [subset for subset in results["subsets"] if subset["shift"] is not None]
     measured = [subset for subset in shifted if not subset.get("reason")]
-    return AVERAGE if len(measured) == len(shifted) else f"{AVERAGE} (of {len(measured)} of {len(shifted)})"
+    return (
+        AVERAGE
+        if len(measured) == len(shifted)
+        else f"{AVERAGE} (of {len(measured)} of {len(shifted)})"
+    )
 
 
 def _heading(results: Mapping[str, Any], shift: str | None) -> str:
@@ -393,7 +464,11 @@ def _reasoning(protocol: Mapping[str, Any]) -> str:
 
 
 def _exact_average(model: str, exact: Exact, results: Mapping[str, Any]) -> float | None:
-    shifted = [subset for subset in results["subsets"] if subset["shift"] is not None and not subset.get("reason")]
+    shifted = [
+        subset
+        for subset in results["subsets"]
+        if subset["shift"] is not None and not subset.get("reason")
+    ]
     values = [exact.get((model, subset["row"])) for subset in shifted]
     return None if None in values else sum(values) / len(values)
 

@@ -1,7 +1,8 @@
 """Test examples that not every model has answered, where the user allows that.
 
-R-EMI compares models over the same (context, response) pairs, so an example that one model has not answered is left out
-for all of them. It is counted by subset and by fault, and tables say so beside the subset's name.
+R-EMI compares models over the same (context, response) pairs, so an example that one model has not
+answered is left out for all of them. It is counted by subset and by fault, and tables say so beside
+the subset's name.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ FAULTS = ("missing", "empty", "duplicated")
 def count_unanswered(
     whole: Corpus, answered: Corpus, responses: Mapping[str, PartialResponses]
 ) -> dict[str, Any] | None:
-    """For results: {rows: {row: {left_out, of}}, models: {name: {missing, empty, duplicated: lists of sample_ID}}}.
+    """For results: {rows: {row: {left_out, of}}, models: {name: {missing, empty, duplicated: lists
+    of sample_ID}}}.
 
     Rows that are whole are not in it; None where every one is.
 
@@ -27,11 +29,17 @@ def count_unanswered(
     """
     left = {subset.row: len(subset.examples) for subset in distributions(answered)}
     rows = {
-        subset.row: {"left_out": len(subset.examples) - left[subset.row], "of": len(subset.examples)}
+        subset.row: {
+            "left_out": len(subset.examples) - left[subset.row],
+            "of": len(subset.examples),
+        }
         for subset in distributions(whole)
         if left[subset.row] < len(subset.examples)
     }
-    models = {name: {fault: list(getattr(given, fault)) for fault in FAULTS} for name, given in responses.items()}
+    models = {
+        name: {fault: list(getattr(given, fault)) for fault in FAULTS}
+        for name, given in responses.items()
+    }
     return {"rows": rows, "models": models} if rows else None
 
 

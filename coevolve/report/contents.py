@@ -44,8 +44,8 @@ def read_contents(folder: str | Path) -> Contents:
     """Everything in the folder that the report shows.
 
     Raises:
-        DataError: nothing to report, a file that is not JSON, of a schema that is not read here, or with a field that
-            is wrong.
+        DataError: nothing to report, a file that is not JSON, of a schema that is not read here, or
+            with a field that is wrong.
     """
     folder = Path(folder)
     found = {
@@ -62,5 +62,8 @@ def read_contents(folder: str | Path) -> Contents:
     results = found.get("results.json")
     run = results if results and "perplexity" in results else None
     remid = run["remid"] if run else results
-    exact = {(row["model"], row["row"]): row["value"] for row in (run["exact_remid"] if run else None) or ()}
+    exact = {
+        (row["model"], row["row"]): row["value"]
+        for row in (run["exact_remid"] if run else None) or ()
+    }
     return Contents(run, remid, exact, metrics, found.get("bound.json"), found.get("blame.json"))

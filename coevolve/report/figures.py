@@ -1,7 +1,9 @@
-"""The figures, narrow enough to be read on a phone; colours are told apart by the colour-blind, on white and black.
+"""The figures, narrow enough to be read on a phone; colours are told apart by the colour-blind, on
+white and black.
 
-Each is drawn once. In the files beside the page its greys suit a white and a black ground; in the page its colours
-become variables of the style sheet, so that they follow the reader's light or dark setting.
+Each is drawn once. In the files beside the page its greys suit a white and a black ground; in the
+page its colours become variables of the style sheet, so that they follow the reader's light or dark
+setting.
 """
 
 import io
@@ -18,7 +20,14 @@ from matplotlib.figure import Figure
 from coevolve.remid.table import Exact
 from coevolve.report.summary import OTHER, losses
 
-INK, FAINT, ACCENT, ORANGE, GREEN, PALE = "#737b83", "#9aa1a8", "#0072b2", "#d55e00", "#009e73", "#b8bec4"
+INK, FAINT, ACCENT, ORANGE, GREEN, PALE = (
+    "#737b83",
+    "#9aa1a8",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#b8bec4",
+)
 VARIABLES = MappingProxyType(
     {
         INK: "currentColor",
@@ -82,7 +91,9 @@ class Picture:
         text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{self.name}-", text)
         for colour, variable in VARIABLES.items():
             text = text.replace(colour, variable)
-        return text.replace("<svg ", '<svg role="img" aria-labelledby="' + self.name + '-title" ', 1)
+        return text.replace(
+            "<svg ", '<svg role="img" aria-labelledby="' + self.name + '-title" ', 1
+        )
 
 
 def remid_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
@@ -98,7 +109,13 @@ def remid_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
             axes.axvline(0, color=FAINT, linewidth=0.8)
             for place, loss in enumerate(listed):
                 if loss.low is not None:
-                    axes.plot([loss.low, loss.high], [place, place], color=ACCENT, linewidth=2, solid_capstyle="butt")
+                    axes.plot(
+                        [loss.low, loss.high],
+                        [place, place],
+                        color=ACCENT,
+                        linewidth=2,
+                        solid_capstyle="butt",
+                    )
                 axes.plot(loss.value, place, "o", color=ACCENT, markersize=6)
                 if loss.exact is not None:
                     axes.plot(loss.exact, place, "D", color=INK, markersize=6, fillstyle="none")
@@ -108,15 +125,21 @@ def remid_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
         panels[-1].set_xlabel(f"R-EMID, {remid['unit']}")
         caption = ["Dot: the estimate; further right is worse."]
         caption.append(
-            f"Bar: its {remid['level']:.0%} interval." if intervals else "No intervals: the results hold none."
+            f"Bar: its {remid['level']:.0%} interval."
+            if intervals
+            else "No intervals: the results hold none."
         )
         if known:
-            caption.append("Diamond: the exact value, known because the dialogues come from a synthetic world.")
+            caption.append(
+                "Diamond: the exact value, known because the dialogues come from a synthetic world."
+            )
         return _picture(figure, "remid", "What is lost under each shift", " ".join(caption))
 
 
 def truth_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
-    """R-EMID estimated against exact, a point per model and shifted subset; `exact` must hold some of them."""
+    """R-EMID estimated against exact, a point per model and shifted subset; `exact` must hold some
+    of them.
+    """
     with rc_context(STYLE):
         figure, (axes,) = _panels(1, 3.2)
         both: list[float] = []
@@ -124,12 +147,18 @@ def truth_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
             points = [
                 (exact[model, subset["row"]], subset["models"][model]["remid"])
                 for subset in remid["subsets"]
-                if (model, subset["row"]) in exact and subset["shift"] is not None and not subset.get("reason")
+                if (model, subset["row"]) in exact
+                and subset["shift"] is not None
+                and not subset.get("reason")
             ]
             if points:
                 both += [number for point in points for number in point]
                 axes.plot(
-                    *zip(*points, strict=True), marker, color=ACCENT, fillstyle="none", label=f" {model}"
+                    *zip(*points, strict=True),
+                    marker,
+                    color=ACCENT,
+                    fillstyle="none",
+                    label=f" {model}",
                 )  # a label that begins with _ is not shown
         ends = min(both), max(both)
         axes.plot(ends, ends, color=FAINT, linewidth=0.8, linestyle="--")
@@ -142,7 +171,13 @@ def truth_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
 
 def bound_picture(bound: Mapping[str, Any]) -> Picture:
     """The bound's terms stacked beside the measured R-EMID, a panel per model."""
-    terms = {"user": ACCENT, "character": ORANGE, "dialogue": GREEN, "output P": FAINT, "output Q": PALE}
+    terms = {
+        "user": ACCENT,
+        "character": ORANGE,
+        "dialogue": GREEN,
+        "output P": FAINT,
+        "output Q": PALE,
+    }
     with rc_context(STYLE):
         rows = bound["subsets"]
         figure, panels = _panels(len(bound["models"]), 0.55 + 0.3 * len(rows), above=0.45)
@@ -151,10 +186,16 @@ def bound_picture(bound: Mapping[str, Any]) -> Picture:
             for place, row in enumerate(rows):
                 found = row["models"][model]
                 published, left = found["published"], 0.0
-                widths = {**published["inputs"], "output P": published["output_p"], "output Q": published["output_q"]}
+                widths = {
+                    **published["inputs"],
+                    "output P": published["output_p"],
+                    "output Q": published["output_q"],
+                }
                 for name, colour in terms.items():
                     label = name if place == 0 and axes is panels[0] else None
-                    axes.barh(place, widths[name], left=left, color=colour, height=0.55, label=label)
+                    axes.barh(
+                        place, widths[name], left=left, color=colour, height=0.55, label=label
+                    )
                     left += widths[name]
                 floor = published["noise_floor"]
                 axes.plot([floor, floor], [place - 0.4, place + 0.4], color=INK, linewidth=1.5)
@@ -163,7 +204,13 @@ def bound_picture(bound: Mapping[str, Any]) -> Picture:
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.tick_params(axis="y", length=0)
         panels[-1].set_xlabel("nats per response")
-        figure.legend(loc="outside upper left", ncols=5, columnspacing=0.8, handlelength=0.9, handletextpad=0.4)
+        figure.legend(
+            loc="outside upper left",
+            ncols=5,
+            columnspacing=0.8,
+            handlelength=0.9,
+            handletextpad=0.4,
+        )
         caption = (
             "Stacked: the bound's terms, that is what shifted inputs (user, character, dialogue) and the model's own "
             "distance from the golden responses (output P: as usual, Q: shifted) can cost at worst. Line: the same "
@@ -180,7 +227,10 @@ def gates_picture(gates: Sequence[Mapping[str, Any]]) -> Picture:
         in_use = (gate["after"] if gate["kept"] else gate["before"] for gate in gates)
         current = [gates[0]["before"], *in_use]
         axes.step([0, *places], current, where="post", color=ACCENT, linewidth=1.5)
-        for kept, marker, colour, label in ((True, "o", ACCENT, "kept"), (False, "x", ORANGE, "rolled back")):
+        for kept, marker, colour, label in (
+            (True, "o", ACCENT, "kept"),
+            (False, "x", ORANGE, "rolled back"),
+        ):
             points = [
                 (place, gate["after"])
                 for place, gate in zip(places, gates, strict=True)
@@ -189,10 +239,16 @@ def gates_picture(gates: Sequence[Mapping[str, Any]]) -> Picture:
             if points:
                 axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
         axes.plot(0, gates[0]["before"], "s", color=INK, fillstyle="none", label="cold start")
-        starts = [place for place, gate in zip(places, gates, strict=True) if _begins_round(gates, place - 1)]
+        starts = [
+            place
+            for place, gate in zip(places, gates, strict=True)
+            if _begins_round(gates, place - 1)
+        ]
         for start in starts:
             axes.axvline(start - 0.5, color=PALE, linewidth=0.8)
-        axes.set_xticks(starts, [f"round {gates[start - 1]['round']}" for start in starts], ha="left")
+        axes.set_xticks(
+            starts, [f"round {gates[start - 1]['round']}" for start in starts], ha="left"
+        )
         axes.set_ylabel("held-out perplexity")
         axes.legend()
         caption = "A phase that makes perplexity worse is rolled back. Lower is better; the line is the pair in use."
@@ -202,7 +258,9 @@ def gates_picture(gates: Sequence[Mapping[str, Any]]) -> Picture:
 def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
     """Mean rewards by step, a panel per role; None where the log has none."""
     pattern = re.compile(r"(connector|estimator)/rewards/(\w+)/mean")
-    names = {key: found.groups() for row in metrics for key in row if (found := pattern.fullmatch(key))}
+    names = {
+        key: found.groups() for row in metrics for key in row if (found := pattern.fullmatch(key))
+    }
     roles = sorted({role for role, _ in names.values()})
     if not roles:
         return None
@@ -216,13 +274,21 @@ def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
                 colour, marker = looks[index % len(looks)]
                 for number, points in enumerate(_by_round(metrics, key)):
                     label = names[key][1] if number == 0 else None
-                    axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=label)
+                    axes.plot(
+                        *zip(*points, strict=True),
+                        color=colour,
+                        marker=marker,
+                        markersize=4,
+                        label=label,
+                    )
             axes.set_ylabel("mean reward")
             lowest, highest = axes.get_ylim()  # log-probabilities and scores may lie below 0
             axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))
             axes.legend(loc="lower right")
         panels[-1].set_xlabel("step of metrics.jsonl")
-        caption = "What reinforcement learning rewards, before weighting; lines break between rounds."
+        caption = (
+            "What reinforcement learning rewards, before weighting; lines break between rounds."
+        )
         return _picture(figure, "rewards", "Rewards by step", caption)
 
 

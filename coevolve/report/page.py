@@ -12,7 +12,14 @@ from markupsafe import Markup, escape
 from coevolve.files import write_file
 from coevolve.information.agreement import spearman
 from coevolve.remid.bound import INPUT_TEXTS
-from coevolve.remid.table import Exact, Value, difference_caption, difference_rows, remid_caption, remid_rows
+from coevolve.remid.table import (
+    Exact,
+    Value,
+    difference_caption,
+    difference_rows,
+    remid_caption,
+    remid_rows,
+)
 from coevolve.remid.unanswered import row_label, unanswered_line
 from coevolve.report.contents import Contents
 from coevolve.report.figures import (
@@ -26,9 +33,12 @@ from coevolve.report.figures import (
 from coevolve.report.summary import cards, judged, scale, size_warning
 
 WORST_SHOWN, BEST_SHOWN = 2, 1
-"""Examples at either end of each subset: enough to see what goes wrong, few enough to scroll past."""
+"""Examples at either end of each subset: enough to see what goes wrong, few enough to scroll past.
+"""
 FULL_COLOUR = 0.9
-"""Quantile of the tokens' contributions, by size, that has the full colour: a few extreme ones would pale the rest."""
+"""Quantile of the tokens' contributions, by size, that has the full colour: a few extreme ones
+would pale the rest.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the heat map: `share` from -1 (likelier elsewhere) to 1 (says most of its context)."""
+    """A token of the heat map: `share` from -1 (likelier elsewhere) to 1 (says most of its
+    context).
+    """
 
     text: str
     contribution: float
@@ -63,13 +75,18 @@ class Token:
 
 
 def write_report(contents: Contents, folder: str | Path) -> list[Path]:
-    """Write `report.html`, and its figures as SVG and PNG in `report/`; returns what was written, the page first."""
+    """Write `report.html`, and its figures as SVG and PNG in `report/`; returns what was written,
+    the page first.
+    """
     folder = Path(folder)
     pictures = make_pictures(contents)
     written = [folder / "report.html"]
     for picture in pictures.values():
         stem = folder / "report" / picture.name
-        for path, content in ((stem.with_suffix(".svg"), picture.svg), (stem.with_suffix(".png"), picture.png)):
+        for path, content in (
+            (stem.with_suffix(".svg"), picture.svg),
+            (stem.with_suffix(".png"), picture.png),
+        ):
             write_file(path, content)
             written.append(path)
     write_file(written[0], render(contents, pictures))
@@ -113,7 +130,9 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         level=f"{remid['level']:.0%} interval" if remid and "level" in remid else None,
         remid_grids=remid_grids(remid, contents.exact) if remid else [],
         agreement=_agreement(remid, contents) if remid else None,
-        bound_grids=[shift_grid(bound), *(bound_grid(bound, model) for model in bound["models"])] if bound else [],
+        bound_grids=[shift_grid(bound), *(bound_grid(bound, model) for model in bound["models"])]
+        if bound
+        else [],
         perplexity=perplexity_grid(run) if run and run["perplexity"] else None,
         gates=gates_grid(run["gates"]) if run and run["gates"] else None,
         blame=contents.blame,
@@ -124,7 +143,9 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
 
 
 def remid_grids(remid: Mapping[str, Any], exact: Exact) -> list[Grid]:
-    """The result table of the main measure, then of those beside it, then the models' paired differences."""
+    """The result table of the main measure, then of those beside it, then the models' paired
+    differences.
+    """
     main = _remid_grid(remid, exact, remid_caption(remid).splitlines())
     grids = [main]
     for measured in remid.get("beside", ()):
@@ -153,7 +174,11 @@ def _remid_grid(remid: Mapping[str, Any], exact: Exact, caption: Sequence[str]) 
             if model in known:
                 cells[-1] += f"\nexact {_value_cell(next(values))}"
         blocks.setdefault(row.heading, []).append([row.label, *cells])
-    return Grid(["subset", *remid["models"]], [Block(heading, listed) for heading, listed in blocks.items()], caption)
+    return Grid(
+        ["subset", *remid["models"]],
+        [Block(heading, listed) for heading, listed in blocks.items()],
+        caption,
+    )
 
 
 def _value_cell(value: Value) -> str:
@@ -165,11 +190,17 @@ def shift_grid(bound: Mapping[str, Any]) -> Grid:
     rows = []
     for row in bound["subsets"]:
         first = row["blame"][0]
-        blamed = "nothing above the noise" if first["share"] is None else f"{first['input']} ({first['share']:.0%})"
+        blamed = (
+            "nothing above the noise"
+            if first["share"] is None
+            else f"{first['input']} ({first['share']:.0%})"
+        )
         found = [row["inputs"][name] for name in INPUT_TEXTS]
         label = row_label(bound, row["row"])
         rows.append([label, *(f"{one['jsd']:.4f} ({one['floor']:.4f})" for one in found), blamed])
-    caption = ["How far texts are from the usual ones: JSD in nats, in brackets what noise alone gives."]
+    caption = [
+        "How far texts are from the usual ones: JSD in nats, in brackets what noise alone gives."
+    ]
     unanswered = unanswered_line(bound)
     if unanswered:
         caption.append(unanswered)
@@ -182,12 +213,20 @@ def bound_grid(bound: Mapping[str, Any], model: str) -> Grid:
     for row in bound["subsets"]:
         found = row["models"][model]
         terms = found["published"]
-        numbers = [*(terms["inputs"][name] for name in INPUT_TEXTS), terms["output_p"], terms["output_q"]]
+        numbers = [
+            *(terms["inputs"][name] for name in INPUT_TEXTS),
+            terms["output_p"],
+            terms["output_q"],
+        ]
         total = f"{terms['total']:.2f} ({terms['noise_floor']:.2f})"
         cells = [*(f"{number:.2f}" for number in numbers), total, f"{found['remid']:+z.3f}"]
         rows.append([row_label(bound, row["row"]), *cells])
     columns = ["subset", *INPUT_TEXTS, "output P", "output Q", "bound", "R-EMID"]
-    return Grid(columns, [Block(model, rows)], ["Nats per response; in brackets the bound if nothing had shifted."])
+    return Grid(
+        columns,
+        [Block(model, rows)],
+        ["Nats per response; in brackets the bound if nothing had shifted."],
+    )
 
 
 def perplexity_grid(run: Mapping[str, Any]) -> Grid:
@@ -202,12 +241,18 @@ def perplexity_grid(run: Mapping[str, Any]) -> Grid:
         ["", *splits],
         [
             Block("perplexity ↓", [line(*item) for item in values.items()]),
-            *([Block("ratio ↓, ± standard error", [line(*item) for item in ratios.items()])] if ratios else []),
+            *(
+                [Block("ratio ↓, ± standard error", [line(*item) for item in ratios.items()])]
+                if ratios
+                else []
+            ),
         ],
         [
             "Perplexity of golden responses: how many tokens (words or pieces of them) the model wavers between. "
             "Lower is better.",
-            " ".join(f"{name}: {meaning}." for name, meaning in _VARIANTS.items() if name in values),
+            " ".join(
+                f"{name}: {meaning}." for name, meaning in _VARIANTS.items() if name in values
+            ),
         ],
     )
 
@@ -224,7 +269,11 @@ _VARIANTS = {
 def _perplexity_cell(value: Any) -> str:
     if value is None:
         return "not measured"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value['ratio']:.3f} ± {value['standard_error']:.3f}"
+    return (
+        f"{value:.3f}"
+        if isinstance(value, float)
+        else f"{value['ratio']:.3f} ± {value['standard_error']:.3f}"
+    )
 
 
 def gates_grid(gates: Sequence[Mapping[str, Any]]) -> Grid:
@@ -242,7 +291,8 @@ def gates_grid(gates: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def heat_maps(blame: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per subset and model {row, model, measure, loss, examples}, the largest R-EMID first; tokens as `Token`s.
+    """Per subset and model {row, model, measure, loss, examples}, the largest R-EMID first; tokens
+    as `Token`s.
 
     In distribution the loss is -R-EMI, which does not compare with R-EMID, so these come last.
     """
@@ -261,7 +311,10 @@ def heat_maps(blame: Mapping[str, Any]) -> list[dict[str, Any]]:
             full = float(np.quantile(sizes, FULL_COLOUR)) or 1.0
             examples = [
                 {
-                    **{name: example[name] for name in ("sample_ID", "loss", "user_persona", "last_turn")},
+                    **{
+                        name: example[name]
+                        for name in ("sample_ID", "loss", "user_persona", "last_turn")
+                    },
                     "end": end,
                     "agent_character": _character(example["agent_character"]),
                     "tokens": _tokens(example["tokens"], full),
@@ -315,7 +368,11 @@ def _agreement(remid: Mapping[str, Any], contents: Contents) -> str | None:
         return None
     rank = spearman(*zip(*pairs, strict=True))
     error = float(np.mean([abs(estimated - true) for true, estimated in pairs]))
-    ranks = "no rank correlation, for one side does not vary" if rank is None else f"rank correlation {rank:.2f}"
+    ranks = (
+        "no rank correlation, for one side does not vary"
+        if rank is None
+        else f"rank correlation {rank:.2f}"
+    )
     return f"Over {len(pairs)} pairs: {ranks}; off by {error:.3f} {remid['unit']} on average."
 
 

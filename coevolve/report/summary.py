@@ -58,15 +58,22 @@ class Card:
 
 def losses(remid: Mapping[str, Any], model: str, exact: Exact) -> list[Loss]:
     """A model's R-EMID per shift, and over all shifted subsets last."""
-    measured = [_loss(remid, shift, found[model], exact, model) for shift, found in remid["by_shift"].items()]
-    return [*measured, _loss(remid, None, remid["average"][model], exact, model)] if measured else []
+    measured = [
+        _loss(remid, shift, found[model], exact, model)
+        for shift, found in remid["by_shift"].items()
+    ]
+    return (
+        [*measured, _loss(remid, None, remid["average"][model], exact, model)] if measured else []
+    )
 
 
 def cards(remid: Mapping[str, Any], exact: Exact) -> list[Card]:
     """One per model, the largest loss first; empty where there is no shifted subset."""
     found = {model: losses(remid, model, exact) for model in remid["models"]}
     listed = [
-        Card(model, of_model[-1], _usual(remid, model), _meaning(of_model[-1]), _blame(of_model[:-1]))
+        Card(
+            model, of_model[-1], _usual(remid, model), _meaning(of_model[-1]), _blame(of_model[:-1])
+        )
         for model, of_model in found.items()
         if of_model
     ]
@@ -83,8 +90,13 @@ def judged(remid: Mapping[str, Any]) -> str:
 
 
 def scale(remid: Mapping[str, Any]) -> str | None:
-    """What a loss can be compared with: what the golden responses say of their dialogues, by the same measure."""
-    usual = next((subset for subset in remid["subsets"] if subset["shift"] is None and subset["golden"]), None)
+    """What a loss can be compared with: what the golden responses say of their dialogues, by the
+    same measure.
+    """
+    usual = next(
+        (subset for subset in remid["subsets"] if subset["shift"] is None and subset["golden"]),
+        None,
+    )
     if usual is None:
         return None
     return (
@@ -96,7 +108,9 @@ def scale(remid: Mapping[str, Any]) -> str | None:
 def size_warning(remid: Mapping[str, Any], found: Sequence[Card]) -> str | None:
     """Why exact values lie outside the intervals, where they do."""
     averages = [card.average for card in found]
-    outside = [x for x in averages if None not in (x.exact, x.low) and not x.low <= x.exact <= x.high]
+    outside = [
+        x for x in averages if None not in (x.exact, x.low) and not x.low <= x.exact <= x.high
+    ]
     if not outside:
         return None
     return (
@@ -111,11 +125,19 @@ def measure_name(remid: Mapping[str, Any]) -> str:
     return f"{form} {remid['normalisation'].replace('_', ' ')}"
 
 
-def _loss(remid: Mapping[str, Any], shift: str | None, numbers: Mapping[str, Any], exact: Exact, model: str) -> Loss:
+def _loss(
+    remid: Mapping[str, Any],
+    shift: str | None,
+    numbers: Mapping[str, Any],
+    exact: Exact,
+    model: str,
+) -> Loss:
     rows = [
         subset["row"]
         for subset in remid["subsets"]
-        if subset["shift"] is not None and not subset.get("reason") and shift in (None, subset["shift"])
+        if subset["shift"] is not None
+        and not subset.get("reason")
+        and shift in (None, subset["shift"])
     ]
     known = [exact.get((model, row)) for row in rows]
     mean = None if None in known else sum(known) / len(known)
@@ -124,7 +146,9 @@ def _loss(remid: Mapping[str, Any], shift: str | None, numbers: Mapping[str, Any
 
 def _usual(remid: Mapping[str, Any], model: str) -> str:
     """Its fit in distribution, for a model that fits nothing has nothing to lose."""
-    remi = next(subset["models"][model]["remi"] for subset in remid["subsets"] if subset["shift"] is None)
+    remi = next(
+        subset["models"][model]["remi"] for subset in remid["subsets"] if subset["shift"] is None
+    )
     return f"On the usual dialogues it stands at {remi:+z.3f} against the reference responses."
 
 

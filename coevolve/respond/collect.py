@@ -1,9 +1,11 @@
-"""Collecting a role-playing model's responses, so that each is on disk when it arrives and none is asked for twice.
+"""Collecting a role-playing model's responses, so that each is on disk when it arrives and none is
+asked for twice.
 
-The file is a ledger (`coevolve.data.ledger`), and `coevolve.data.responses.read_responses` reads it:
+The file is a ledger (`coevolve.data.ledger`), and `coevolve.data.responses.read_responses` reads
+it:
 
-    {"model": {"kind": "local", "weights": "<sha256>", ...}, "prompt": "<sha256>", "address": "models/mine"}
-    {"sample_ID": "IDTest-00000", "response": "Ahoy!", "example": "<fingerprint>"}
+    {"model": {"kind": "local", "weights": "<sha256>", ...}, "prompt": "<sha256>", "address":
+    "models/mine"} {"sample_ID": "IDTest-00000", "response": "Ahoy!", "example": "<fingerprint>"}
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +15,14 @@ from typing import Any, Literal
 
 from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
 from coevolve.data.example import Example, text_field
-from coevolve.data.ledger import answers_by_id, append_answer, appending, digest, index_by_id, open_ledger
+from coevolve.data.ledger import (
+    answers_by_id,
+    append_answer,
+    appending,
+    digest,
+    index_by_id,
+    open_ledger,
+)
 from coevolve.data.responses import HEADER, read_response_row
 from coevolve.errors import ChatError, DataError
 from coevolve.prompts.play import PARTS, play_messages
@@ -63,16 +72,19 @@ def collect_responses(
 
     Args:
         examples: whose golden responses, if there are any, the model is not shown.
-        path: the JSONL file to begin or to go on with. Responses in it to other examples stay there.
-        on_failure: `error` stops at the first example without a usable response. `drop` goes on, and says so; a
-            second start asks for it again.
-        keep_cut_off: keep a response that has not ended when the model's tokens were used up, with `cut_off: true` in
-            its row; otherwise it is a failure.
+        path: the JSONL file to begin or to go on with. Responses in it to other examples stay
+            there.
+        on_failure: `error` stops at the first example without a usable response. `drop` goes on,
+            and says so; a second start asks for it again.
+        keep_cut_off: keep a response that has not ended when the model's tokens were used up, with
+            `cut_off: true` in its row; otherwise it is a failure.
         progress: told after every answer.
 
     Raises:
-        ChatError: an example without a usable response (`error`), none with one, or a model out of order.
-        DataError: the file was made by another model or with other settings, or for examples that have changed since.
+        ChatError: an example without a usable response (`error`), none with one, or a model out of
+            order.
+        DataError: the file was made by another model or with other settings, or for examples that
+            have changed since.
     """
     path = Path(path)
     by_id = index_by_id(examples)
@@ -81,7 +93,9 @@ def collect_responses(
     rows = open_ledger(path, header, compared=("model", "prompt"))
     found = answers_by_id(path, rows, by_id, read_response_row, _fingerprint, unknown="leave")
     todo = [example for example in examples if example.sample_id not in found]
-    questions = [Question(example.sample_id, play_messages(example, model.harmless)) for example in todo]
+    questions = [
+        Question(example.sample_id, play_messages(example, model.harmless)) for example in todo
+    ]
     dropped: list[str] = []
     answered = cut_off = 0
     with appending(path) as file:
@@ -100,7 +114,9 @@ def collect_responses(
                 note = f"{len(dropped)} dropped" if dropped else ""
                 progress(len(found) + answered + len(dropped), len(examples), note)
     if dropped and not (found or answered):
-        raise ChatError(f"The model gave no usable response to any of {len(dropped)} samples. First: {dropped[0]}.")
+        raise ChatError(
+            f"The model gave no usable response to any of {len(dropped)} samples. First: {dropped[0]}."
+        )
     return Collection(len(examples), len(found), len(todo), cut_off, tuple(dropped))
 
 
@@ -108,9 +124,16 @@ def _reader(max_tokens: int, keep_cut_off: bool) -> Read[_Response]:
     def read(_: Question, completion: Completion) -> tuple[_Response | None, str]:
         text = without_thinking(completion.text).strip()
         if text.startswith(BEGIN_OF_THINKING):
-            return None, f"the model had not ended its thinking after {max_tokens} tokens. Allow more of them"
+            return (
+                None,
+                f"the model had not ended its thinking after {max_tokens} tokens. Allow more of them",
+            )
         if not text:
-            ended = "" if completion.finished else f", and {max_tokens} tokens are used up. Allow more of them"
+            ended = (
+                ""
+                if completion.finished
+                else f", and {max_tokens} tokens are used up. Allow more of them"
+            )
             return None, f"the response is empty{ended}"
         try:
             text_field({"response": text}, "response", "the answer")

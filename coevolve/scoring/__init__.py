@@ -1,1 +1,3 @@
-"""Exact log-probabilities and seeded generation. Needs torch, transformers and peft, and nothing of training."""
+"""Exact log-probabilities and seeded generation. Needs torch, transformers and peft, and nothing of
+training.
+"""

@@ -2,21 +2,22 @@
 
 estimator/
   manifest.json      written last: what everything is, with the SHA-256 of every file
-  connector/         a PEFT adapter directory with the record of its parent, or a whole model where it
+  connector/         a PEFT adapter directory with the record of its parent, or a whole model where
+  it
                      was trained whole; absent where the role is the base model as it is
   estimator/         likewise
   tokenizer/         with the chat template
   base/              the base model of the roles, where it cannot be had from a hub
   connector-tokenizer/, connector-base/   only where the connector has another base model
 
-What is checked, and against whom. A file that loading could read is listed with its SHA-256 or is an
-error. `identity` is the SHA-256 of the manifest without that field, so that it stands for all of it:
-prompts, roles and files. Each role's weights and base model have a fingerprint of their own beside it,
-and the tensors must be those of the model, name by name. Whoever changes a part and computes the
-hashes in `files` anew is found out. Whoever computes everything anew has made a different estimator:
-no directory can vouch for itself, but that one has another identity. Results carry the identity, so
-that a number says of which estimator it is. A manifest of version 1 or 2 holds no identity; it is
-computed, and what such a manifest records is compared.
+What is checked, and against whom. A file that loading could read is listed with its SHA-256 or is
+an error. `identity` is the SHA-256 of the manifest without that field, so that it stands for all of
+it: prompts, roles and files. Each role's weights and base model have a fingerprint of their own
+beside it, and the tensors must be those of the model, name by name. Whoever changes a part and
+computes the hashes in `files` anew is found out. Whoever computes everything anew has made a
+different estimator: no directory can vouch for itself, but that one has another identity. Results
+carry the identity, so that a number says of which estimator it is. A manifest of version 1 or 2
+holds no identity; it is computed, and what such a manifest records is compared.
 """
 
 import hashlib
@@ -51,7 +52,15 @@ NORMALISATION = (
     "token; a perplexity is exp(-sum of log-probabilities / number of tokens) over all responses together"
 )
 
-HARMLESS = ("README.md", "LICENSE", "LICENSE.txt", ".git", ".gitattributes", ".gitignore", ".DS_Store")
+HARMLESS = (
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    ".git",
+    ".gitattributes",
+    ".gitignore",
+    ".DS_Store",
+)
 """Files that loading never reads; they may lie anywhere and are not listed."""
 _HARMLESS_FOLDERS = (".git", ".cache")  # beside the manifest only: a clone's, a download's
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -61,7 +70,10 @@ _Check = tuple[str, Callable[[Any], bool]]
 
 
 def _text(pattern: str, accepted: str) -> _Check:
-    return accepted, lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+    return (
+        accepted,
+        lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
+    )
 
 
 def _one_of(*values: Any) -> _Check:
@@ -93,7 +105,10 @@ _ENTRY: Mapping[str, _Check] = {
     "base": _OBJECT,
     "continued_from": _or_null(_OBJECT),
     "tokenizer": _FOLDER,
-    "chat_template": ("a string, or an object of them", lambda value: isinstance(value, (str, dict))),
+    "chat_template": (
+        "a string, or an object of them",
+        lambda value: isinstance(value, (str, dict)),
+    ),
     "fingerprint": _or_null(_SHA256),
 }
 _BASE: Mapping[str, _Check] = {
@@ -104,12 +119,16 @@ _BASE: Mapping[str, _Check] = {
     "settings": _or_null(_HASHES),
 }
 _REASONING: Mapping[str, _Check] = {
-    "max_new_tokens": ("an integer from 1 to 1000000", lambda value: type(value) is int and 0 < value <= 1_000_000)
+    "max_new_tokens": (
+        "an integer from 1 to 1000000",
+        lambda value: type(value) is int and 0 < value <= 1_000_000,
+    )
 }
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Add format, version, the hash of every file below `folder` and the identity; write the manifest last.
+    """Add format, version, the hash of every file below `folder` and the identity; write the
+    manifest last.
 
     A manifest that has an identity already keeps it.
     """
@@ -121,7 +140,9 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity(manifest: Mapping[str, Any]) -> str:
-    """The SHA-256 of a manifest without its field `identity`, whatever the order and layout of its JSON."""
+    """The SHA-256 of a manifest without its field `identity`, whatever the order and layout of its
+    JSON.
+    """
     rest = {name: value for name, value in manifest.items() if name != "identity"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -134,8 +155,8 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
         verify: compute the SHA-256 of every file. What costs no reading is checked in any case.
 
     Raises:
-        ArtifactError: no estimator, an unknown version, an unusable field; a file that is missing, unlisted, damaged
-            or pickled; or parts that contradict one another.
+        ArtifactError: no estimator, an unknown version, an unusable field; a file that is missing,
+            unlisted, damaged or pickled; or parts that contradict one another.
     """
     folder = Path(folder)
     manifest = _parsed(folder)
@@ -180,9 +201,11 @@ def role_entry(
 
     Args:
         parent: as `Origin.parent` gives it.
-        base_folder: where the base model lies in the estimator directory; None where it is not included.
+        base_folder: where the base model lies in the estimator directory; None where it is not
+            included.
         tokenizer: its folder there.
-        settings: of the base model that the role stands on (`base_settings`); None where it was trained whole.
+        settings: of the base model that the role stands on (`base_settings`); None where it was
+            trained whole.
         fingerprint: of the role's own weights; None where it has none.
     """
     return {
@@ -205,7 +228,9 @@ def reasoning_entry(max_new_tokens: int) -> dict[str, Any]:
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy a base model (a folder, or a hub id's snapshot) with all that `from_pretrained` reads of it."""
+    """Copy a base model (a folder, or a hub id's snapshot) with all that `from_pretrained` reads of
+    it.
+    """
     kinds = (".safetensors", ".json", ".jinja", ".py")
     source = snapshot(str(source), [f"*{kind}" for kind in kinds])
     target.mkdir()
@@ -215,7 +240,9 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def _parsed(folder: Path) -> dict[str, Any]:
-    """The manifest with every field checked by itself, as version 3 has it but for what older ones did not record."""
+    """The manifest with every field checked by itself, as version 3 has it but for what older ones
+    did not record.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(
@@ -248,7 +275,9 @@ def _parsed(folder: Path) -> dict[str, Any]:
 
 
 def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest whose fields are what they have to be, absent ones filled in; ArtifactError names one that is not."""
+    """A manifest whose fields are what they have to be, absent ones filled in; ArtifactError names
+    one that is not.
+    """
     _with_fields(manifest, _FIELDS, "")
     _with_fields(manifest["reasoning"], _REASONING, "reasoning.")
     PromptSet.from_dict(manifest["prompts"])
@@ -256,7 +285,10 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
     entries = {}
     for role, found in roles.items():
         entry = _with_fields(found, _ENTRY, f"roles.{role}.", closed=True)
-        entries[role] = {**entry, "base": _with_fields(entry["base"], _BASE, f"roles.{role}.base.", closed=True)}
+        entries[role] = {
+            **entry,
+            "base": _with_fields(entry["base"], _BASE, f"roles.{role}.base.", closed=True),
+        }
     return {**manifest, "roles": entries}
 
 
@@ -279,7 +311,10 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     base = _with_fields(manifest, {"base": _OBJECT}, "")["base"]
     entry = role_entry(
         {
-            "base": {**{name: base.get(name) for name in ("source", "fingerprint")}, "quantization": None},
+            "base": {
+                **{name: base.get(name) for name in ("source", "fingerprint")},
+                "quantization": None,
+            },
             "continued_from": None,
         },
         tuning=manifest.get("tuning"),
@@ -305,32 +340,49 @@ def _files(folder: Path) -> list[str]:
         for name in sorted(folders + files):
             path = Path(place, name)
             if path.is_symlink() and (name in folders or _leads_out(path, folder)):
-                raise ArtifactError(f"{path}: is a link; accepted are files and folders. Put there what it leads to.")
+                raise ArtifactError(
+                    f"{path}: is a link; accepted are files and folders. Put there what it leads to."
+                )
             if name in files and name not in HARMLESS and path != folder / MANIFEST:
                 names.append(path.relative_to(folder).as_posix())
     return sorted(names)
 
 
 def _leads_out(link: Path, folder: Path) -> bool:
-    """Whether a file lies elsewhere. The hub's cache keeps a snapshot's files beside it, and that is accepted."""
-    target, root = Path(os.path.realpath(link)), folder.resolve()  # which takes a link to itself as it is
+    """Whether a file lies elsewhere. The hub's cache keeps a snapshot's files beside it, and that
+    is accepted.
+    """
+    target, root = (
+        Path(os.path.realpath(link)),
+        folder.resolve(),
+    )  # which takes a link to itself as it is
     in_hub_cache = "snapshots" in root.parts and target.parent.name == "blobs"
     return not (target.is_relative_to(root) or in_hub_cache)
 
 
 def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
-    """Raise ArtifactError unless the manifest lists the files that are there, by names that stay inside."""
+    """Raise ArtifactError unless the manifest lists the files that are there, by names that stay
+    inside.
+    """
     for name in files:
         plain = PurePosixPath(name)
         if plain.is_absolute() or ".." in plain.parts or "\\" in name or str(plain) != name:
-            raise ArtifactError(f"{folder / MANIFEST}: lists {name!r}; accepted are plain paths inside the folder.")
+            raise ArtifactError(
+                f"{folder / MANIFEST}: lists {name!r}; accepted are plain paths inside the folder."
+            )
     found = set(_files(folder))
-    pickled = sorted(name for name in found | set(files) if PurePosixPath(name).suffix.lower() in _PICKLED)
+    pickled = sorted(
+        name for name in found | set(files) if PurePosixPath(name).suffix.lower() in _PICKLED
+    )
     if pickled:
-        raise ArtifactError(f"{folder / pickled[0]}: may be pickled, which is not read. Save it as safetensors.")
+        raise ArtifactError(
+            f"{folder / pickled[0]}: may be pickled, which is not read. Save it as safetensors."
+        )
     for name in files:
         if not (folder / name).is_file():
-            raise ArtifactError(f"{folder / name}: listed in the manifest but missing. Copy the whole directory again.")
+            raise ArtifactError(
+                f"{folder / name}: listed in the manifest but missing. Copy the whole directory again."
+            )
     unlisted = sorted(found - set(files))
     if unlisted:
         raise ArtifactError(
@@ -339,12 +391,18 @@ def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
         )
 
 
-def _check_parts(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str], version: int) -> None:
-    """Raise ArtifactError unless all that a role is made of is listed, and its adapter's record says the same."""
+def _check_parts(
+    folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str], version: int
+) -> None:
+    """Raise ArtifactError unless all that a role is made of is listed, and its adapter's record
+    says the same.
+    """
     tuning, base = entry["tuning"], entry["base"]
     needed = [f"{entry['tokenizer']}/tokenizer_config.json"]
     if tuning == "lora":
-        needed += [f"{role}/{name}" for name in (CONFIG, WEIGHTS, PARENT)[: 3 if version == VERSION else 2]]
+        needed += [
+            f"{role}/{name}" for name in (CONFIG, WEIGHTS, PARENT)[: 3 if version == VERSION else 2]
+        ]
     for place in _model_folders(role, entry):
         needed.append(f"{place}/config.json")
         _weights(folder, place, files)
@@ -355,7 +413,9 @@ def _check_parts(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapp
             )
     parent = read_parent(folder / role)
     if tuning == "lora" and parent is not None:
-        require_base(f"the adapter {folder / role}", parent, base["fingerprint"], str(folder / MANIFEST))
+        require_base(
+            f"the adapter {folder / role}", parent, base["fingerprint"], str(folder / MANIFEST)
+        )
         if (
             parent["base"]["quantization"] != base["quantization"]
             or parent["continued_from"] != entry["continued_from"]
@@ -366,12 +426,20 @@ def _check_parts(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapp
             )
 
 
-def _check_fingerprints(folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str]) -> None:
-    """Raise ArtifactError unless a role's weights, and a base model that lies here, have their fingerprints."""
+def _check_fingerprints(
+    folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str]
+) -> None:
+    """Raise ArtifactError unless a role's weights, and a base model that lies here, have their
+    fingerprints.
+    """
     recorded, found = {}, {}
     if entry["fingerprint"] is not None:
         recorded[role] = entry["fingerprint"]
-        found[role] = adapter_fingerprint(folder / role) if entry["tuning"] == "lora" else _weights(folder, role, files)
+        found[role] = (
+            adapter_fingerprint(folder / role)
+            if entry["tuning"] == "lora"
+            else _weights(folder, role, files)
+        )
     base = entry["base"]
     if base["folder"] is not None:
         recorded[base["folder"]] = base["fingerprint"]
@@ -393,7 +461,11 @@ def _model_folders(role: Role, entry: Mapping[str, Any]) -> list[str]:
 
 def _weights(folder: Path, place: str, files: Mapping[str, str]) -> str:
     """The fingerprint of a whole model, as `base_fingerprint` has it, from the hashes of its files."""
-    names = sorted(n for n in files if n.startswith(f"{place}/") and n.endswith(".safetensors") and n.count("/") == 1)
+    names = sorted(
+        n
+        for n in files
+        if n.startswith(f"{place}/") and n.endswith(".safetensors") and n.count("/") == 1
+    )
     if not names:
         raise ArtifactError(
             f"{folder / MANIFEST}: lists no safetensors in {place}. Copy or export the estimator again."

@@ -1,4 +1,6 @@
-"""A causal language model taken apart: its decoder, its head, and a cache of a prefix that many rows read."""
+"""A causal language model taken apart: its decoder, its head, and a cache of a prefix that many
+rows read.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -38,7 +40,9 @@ class Backbone:
         self._output_type: type | None = None
 
     def plain_from(self) -> int | None:
-        """The number of tokens from which a row's angles depend on its length, None if they never do."""
+        """The number of tokens from which a row's angles depend on its length, None if they never
+        do.
+        """
         rope = getattr(self.config, "rope_parameters", None) or {}
         kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
         if any(kind.get("rope_type") in LENGTH_DEPENDENT_POSITIONS for kind in kinds):
@@ -46,11 +50,17 @@ class Backbone:
             return min((n for n in original if n), default=self.config.max_position_embeddings) + 1
         return None
 
-    def run(self, ids_BW: Tensor, mask: Tensor | None, positions_BW: Tensor | None, cache: Cache | None) -> Tensor:
-        """Hidden states (B, W, H) for `logits`; the logits themselves where the decoder cannot be told apart."""
+    def run(
+        self, ids_BW: Tensor, mask: Tensor | None, positions_BW: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        """Hidden states (B, W, H) for `logits`; the logits themselves where the decoder cannot be
+        told apart.
+        """
         options: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
         options = {name: value for name, value in options.items() if accepts(self.runner, name)}
-        if self.ways.together:  # a row by itself counts for itself, and some begin elsewhere than at 0
+        if (
+            self.ways.together
+        ):  # a row by itself counts for itself, and some begin elsewhere than at 0
             options["position_ids"] = positions_BW
         if cache is not None:
             options[self._cache_name] = cache
@@ -61,14 +71,17 @@ class Backbone:
         return output.last_hidden_state
 
     def logits(self, hidden_KH: Tensor) -> Tensor:
-        """(K, V) by the model's own way from the decoder's output to logits, with whatever scale or cap it has."""
+        """(K, V) by the model's own way from the decoder's output to logits, with whatever scale or
+        cap it has.
+        """
         if self.decoder is None:
             return hidden_KH
         return self._headed(hidden_KH).logits[0]
 
     def _headed(self, hidden_KH: Tensor) -> Any:
-        # A shallow copy of the model, whose decoder gives back what was computed; the model itself stays as it is.
-        # Neither hooks nor a wrapper's `forward` or `__new__` take part: they are for whole passes.
+        # A shallow copy of the model, whose decoder gives back what was computed; the model itself
+        # stays as it is. Neither hooks nor a wrapper's `forward` or `__new__` take part: they are
+        # for whole passes.
         view = object.__new__(type(self.model))
         view.__dict__.update(self.model.__dict__)
         view.__dict__.pop("forward", None)
@@ -76,7 +89,10 @@ class Backbone:
         view._modules[self.model.base_model_prefix] = _Computed(
             self._output_type(last_hidden_state=hidden_KH[None]), self.decoder
         )
-        return view.forward(input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device), use_cache=False)
+        return view.forward(
+            input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device),
+            use_cache=False,
+        )
 
     def new_cache(self) -> DynamicCache:
         """An empty cache, to be filled by `run`."""
@@ -103,7 +119,9 @@ class Frame:
         """The cache of `rows`, B of them, for one pass that leaves nothing behind in it."""
         kinds = {DynamicLayer: _ReadLayer, DynamicSlidingWindowLayer: _ReadSlidingLayer}
         layers = self.cache.layers
-        return Cache(layers=[x if type(x) is NOT_CACHED else kinds[type(x)](x, rows) for x in layers])
+        return Cache(
+            layers=[x if type(x) is NOT_CACHED else kinds[type(x)](x, rows) for x in layers]
+        )
 
     def copied(self, rows: Tensor) -> Cache:
         """A cache of its own that begins with that of `rows`."""
@@ -114,7 +132,8 @@ class Frame:
 
 
 class _Reading:
-    """A cache layer that joins the rows it was asked for with new keys and values, and keeps neither.
+    """A cache layer that joins the rows it was asked for with new keys and values, and keeps
+    neither.
 
     So a pass holds one layer's joined keys at a time, and the prefix's cache stays as it is.
     """
@@ -123,7 +142,9 @@ class _Reading:
         self.__dict__.update(layer.__dict__)
         self._rows = rows
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
     def _joined(self, cached: Tensor, new: Tensor) -> Tensor:
@@ -143,12 +164,16 @@ class _ReadSlidingLayer(_Reading, DynamicSlidingWindowLayer):
 
 
 class _Computed(torch.nn.Module):
-    """Stands where a decoder was and gives back an output that it has. All else is asked of the decoder itself."""
+    """Stands where a decoder was and gives back an output that it has. All else is asked of the
+    decoder itself.
+    """
 
     def __init__(self, output: Any, decoder: torch.nn.Module):
         super().__init__()
         self.output = output
-        self.__dict__["_stands_for"] = decoder  # past `Module.__setattr__`, for it is no part of this one
+        self.__dict__["_stands_for"] = (
+            decoder  # past `Module.__setattr__`, for it is no part of this one
+        )
 
     @property
     def decoder(self) -> "_Computed":

@@ -1,4 +1,6 @@
-"""Putting rows of token ids into batches, and what a model says about where it runs and how much it holds."""
+"""Putting rows of token ids into batches, and what a model says about where it runs and how much it
+holds.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,19 +11,23 @@ from torch import Tensor
 Ids = Sequence[int]
 
 TOKEN_BUDGET = 16_384
-"""Tokens in one forward pass, padding and cached context included, unless the caller says otherwise."""
+"""Tokens in one forward pass, padding and cached context included, unless the caller says
+otherwise.
+"""
 
 
 def batches_by_tokens(
     lengths: Sequence[int], budget: int, *, cached: int = 0, enough: int | None = None
 ) -> list[list[int]]:
-    """Indices grouped so that rows times longest row stays within `budget`, longest first; a row alone may exceed it.
+    """Indices grouped so that rows times longest row stays within `budget`, longest first; a row
+    alone may exceed it.
 
     Longest first, so that a batch that does not fit the memory fails at once and not after an hour.
 
     Args:
         cached: tokens in front of every row that count towards the budget.
-        enough: tokens, cached ones apart, beyond which a batch is not filled up though the budget allows it.
+        enough: tokens, cached ones apart, beyond which a batch is not filled up though the budget
+            allows it.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -1,13 +1,16 @@
-"""Work that is never done twice: reasonings and scores on disk, found again by what they were computed from.
+"""Work that is never done twice: reasonings and scores on disk, found again by what they were
+computed from.
 
     CACHE/
-      FINGERPRINT/               of the role's weights, its base model, precision and device: see `fingerprint`
+      FINGERPRINT/               of the role's weights, its base model, precision and device: see
+      `fingerprint`
         HOST-PID-RANDOM.jsonl    one for each process that wrote, which appends to its own only
 
-A line is {"key", "value", "check"}: the SHA-256 of all that the value depends on besides the fingerprint, the value,
-and a CRC-32 of both. A writer that is killed leaves at most half a line, which nobody reads; a damaged line is said
-once, left out, and its work is done again. Nothing is ever changed or removed, so any number of processes may read and
-write at a time; the whole folder may be deleted at any time.
+A line is {"key", "value", "check"}: the SHA-256 of all that the value depends on besides the
+fingerprint, the value, and a CRC-32 of both. A writer that is killed leaves at most half a line,
+which nobody reads; a damaged line is said once, left out, and its work is done again. Nothing is
+ever changed or removed, so any number of processes may read and write at a time; the whole folder
+may be deleted at any time.
 """
 
 import base64
@@ -52,14 +55,24 @@ class WorkCache:
         self.found: Counter[str] = Counter()
         self._values: dict[str, Any] = {}
         self._read: dict[Path, int] = {}
-        self._own = self.folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        self._own = (
+            self.folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        )
         self._warned: set[str] = set()
 
-    def get(self, kind: str, keys: Sequence[str], usable: Sequence[Callable[[Any], bool]] = ()) -> list[Any]:
-        """The value of each key, None where there is none yet, or one that its entry of `usable` refuses."""
+    def get(
+        self, kind: str, keys: Sequence[str], usable: Sequence[Callable[[Any], bool]] = ()
+    ) -> list[Any]:
+        """The value of each key, None where there is none yet, or one that its entry of `usable`
+        refuses.
+        """
         self._refresh()
         values = [self._values.get(key) for key in keys]
-        odd = [place for place, fits in enumerate(usable) if values[place] is not None and not fits(values[place])]
+        odd = [
+            place
+            for place, fits in enumerate(usable)
+            if values[place] is not None and not fits(values[place])
+        ]
         if odd:
             self._warn("damage", DAMAGED, self.folder, len(odd), "values")
         for place in odd:
@@ -77,7 +90,9 @@ class WorkCache:
             with open(self._own, "ab") as file:
                 file.write(b"".join(_line(key, value) for key, value in new.items()))
         except OSError as error:
-            self._warn("write", "%s: what is computed is not kept (%s).", self.folder, error.strerror)
+            self._warn(
+                "write", "%s: what is computed is not kept (%s).", self.folder, error.strerror
+            )
 
     def _refresh(self) -> None:
         """Read what was written since the last time, by others too."""
@@ -92,9 +107,16 @@ class WorkCache:
                 file.seek(start)
                 content = file.read()
         except OSError as error:
-            self._warn("read", "%s: cannot be read (%s); what it holds is computed again.", path, error.strerror)
+            self._warn(
+                "read",
+                "%s: cannot be read (%s); what it holds is computed again.",
+                path,
+                error.strerror,
+            )
             return
-        whole = content.rfind(b"\n") + 1  # the rest is being written, or was when its writer was killed
+        whole = (
+            content.rfind(b"\n") + 1
+        )  # the rest is being written, or was when its writer was killed
         self._read[path] = start + whole
         damaged = 0
         for line in content[:whole].splitlines():
@@ -114,7 +136,9 @@ class WorkCache:
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
     """A name for a model by all that its answers depend on."""
-    return hashlib.sha256(json.dumps({"version": VERSION, **parts}, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps({"version": VERSION, **parts}, sort_keys=True).encode()
+    ).hexdigest()[:32]
 
 
 def cached_scores(
@@ -129,7 +153,8 @@ def cached_scores(
 
     Args:
         pairs: integer array (Q, 2) of (prompt index, response index).
-        compute: takes some of the pairs and, as `found`, what to call with the place and values of each when known.
+        compute: takes some of the pairs and, as `found`, what to call with the place and values of
+            each when known.
         progress: called with the number of pairs that were in the cache.
     """
     prompt_hash = {i: _ids_hash(prompts[i]) for i in np.unique(pairs[:, 0]).tolist()}
@@ -144,7 +169,9 @@ def cached_scores(
     if new:
         computed = compute(
             pairs[new],
-            found=lambda known: cache.put((keys[new[place]], _text(values)) for place, values in known),
+            found=lambda known: cache.put(
+                (keys[new[place]], _text(values)) for place, values in known
+            ),
         )
         for place, values in zip(new, computed, strict=True):
             results[place] = values
@@ -158,14 +185,17 @@ def cached_texts(
     compute: Callable[[list[int]], list[tuple[list[int], bool]]],
     progress: Callable[[int], None] | None,
 ) -> list[tuple[list[int], bool]]:
-    """Generated ids, and whether each text was finished; `compute` is asked for the places that are new.
+    """Generated ids, and whether each text was finished; `compute` is asked for the places that are
+    new.
 
     Args:
-        settings: for each prompt whatever else its text depends on: length, stop token, seed; JSON values.
+        settings: for each prompt whatever else its text depends on: length, stop token, seed; JSON
+            values.
         progress: called with the number of texts that were in the cache.
     """
     keys = [
-        _key("text", _ids_hash(prompt), json.dumps(options)) for prompt, options in zip(prompts, settings, strict=True)
+        _key("text", _ids_hash(prompt), json.dumps(options))
+        for prompt, options in zip(prompts, settings, strict=True)
     ]
     values = cache.get("reasonings", keys, [_is_text] * len(keys))
     new = [place for place, value in enumerate(values) if value is None]
@@ -174,7 +204,8 @@ def cached_texts(
     if new:
         computed = compute(new)
         cache.put(
-            (keys[place], [list(map(int, ids)), finished]) for place, (ids, finished) in zip(new, computed, strict=True)
+            (keys[place], [list(map(int, ids)), finished])
+            for place, (ids, finished) in zip(new, computed, strict=True)
         )
         for place, value in zip(new, computed, strict=True):
             values[place] = value
@@ -215,7 +246,12 @@ def _is_scores(value: Any, tokens: int) -> bool:
 
 def _is_text(value: Any) -> bool:
     """Whether a value is a list of ids, and whether the text was finished."""
-    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and type(value[1]) is bool):
+    if not (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], list)
+        and type(value[1]) is bool
+    ):
         return False
     return all(type(number) is int and 0 <= number < 2**31 for number in value[0])
 

@@ -1,12 +1,13 @@
 """What a forward pass costs, by counting, and the layout of rows that costs least.
 
-The unit is the floating-point operation of a large matrix product. A pass over B rows of W tokens, each behind P cached
-ones, costs
+The unit is the floating-point operation of a large matrix product. A pass over B rows of W tokens,
+each behind P cached ones, costs
 
     linear layers     2 x parameters x B x W              padding counts like any token
-    attention         4 x layers x heads x head size x B x W x (P + W)     what the mask hides is computed all the same
-    cache             bytes of the keys and values that are copied for B rows of P + W, times the machine's balance
-    the pass itself   reading all weights once, and starting the layers' kernels
+    attention         4 x layers x heads x head size x B x W x (P + W)     what the mask hides is
+    computed all the same cache             bytes of the keys and values that are copied for B rows
+    of P + W, times the machine's balance the pass itself   reading all weights once, and starting
+    the layers' kernels
 
 A machine's balance is how many operations it does in the time in which it moves one byte.
 """
@@ -22,7 +23,9 @@ import torch
 from coevolve.scoring.batching import batches_by_tokens
 
 WORTH = 50
-"""A pass is long enough when it costs so many times what the pass itself costs; a longer one only takes more memory."""
+"""A pass is long enough when it costs so many times what the pass itself costs; a longer one only
+takes more memory.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Machine:
 
     @classmethod
     def of(cls, device: torch.device) -> "Machine":
-        """Measured on a CPU core (50 GFLOP/s, 8 GB/s, 0.1 ms); an H100's data sheet for anything else."""
+        """Measured on a CPU core (50 GFLOP/s, 8 GB/s, 0.1 ms); an H100's data sheet for anything
+        else.
+        """
         return cls(6.0, 6e6) if device.type == "cpu" else cls(200.0, 2e10)
 
 
@@ -60,18 +65,27 @@ class Cost:
     run: float
 
     @classmethod
-    def of(cls, decoder: torch.nn.Module, config: Any, device: torch.device, dtype: torch.dtype) -> "Cost":
+    def of(
+        cls, decoder: torch.nn.Module, config: Any, device: torch.device, dtype: torch.dtype
+    ) -> "Cost":
         """Counted from a decoder's parameters, its embeddings left out, and its configuration."""
         machine = Machine.of(device)
-        embeddings = {id(module.weight) for module in decoder.modules() if isinstance(module, torch.nn.Embedding)}
-        weights = [parameter for parameter in decoder.parameters() if id(parameter) not in embeddings]
+        embeddings = {
+            id(module.weight)
+            for module in decoder.modules()
+            if isinstance(module, torch.nn.Embedding)
+        }
+        weights = [
+            parameter for parameter in decoder.parameters() if id(parameter) not in embeddings
+        ]
         attention = copies = 0
         for layer in _layer_configs(config):
             heads = _number(layer, "num_attention_heads")
             size = _number(layer, "head_dim") or _number(layer, "hidden_size") // max(heads, 1)
             groups = _number(layer, "num_key_value_heads") or heads
             attention += heads * size
-            # Taken from the cache and joined with the new ones; then repeated for the query heads that share them.
+            # Taken from the cache and joined with the new ones; then repeated for the query heads
+            # that share them.
             copies += (2 * groups + (0 if groups == heads else heads)) * size
         return cls(
             token=2.0 * sum(weight.numel() for weight in weights),
@@ -89,7 +103,9 @@ class Cost:
     def of_pass(self, rows: int, width: int, cached: int) -> float:
         """Of `rows` rows of `width` tokens behind `cached` ones."""
         seen = cached + width
-        return self.run + rows * (self.token * width + self.attention * width * seen + self.copied * seen)
+        return self.run + rows * (
+            self.token * width + self.attention * width * seen + self.copied * seen
+        )
 
     def of_rows(self, widths: Sequence[int], cached: int, budget: int) -> float:
         """Of rows of these widths, put into passes by `batches`."""
@@ -102,22 +118,33 @@ class Cost:
 
 
 def _layer_configs(config: Any) -> Sequence[Any]:
-    """The configuration of each layer; of some architectures they differ, and the model's own then refuses to tell."""
+    """The configuration of each layer; of some architectures they differ, and the model's own then
+    refuses to tell.
+    """
     if getattr(config, "is_heterogeneous", False):
         return config.per_layer_config
     return [config] * _number(config, "num_hidden_layers")
 
 
 def _number(config: Any, name: str) -> int:
-    """0 where a layer has nothing of the kind, or says it in another form: costs only tell cheap from dear."""
+    """0 where a layer has nothing of the kind, or says it in another form: costs only tell cheap
+    from dear.
+    """
     value = getattr(config, name, 0)
     return value if isinstance(value, int) else 0
 
 
 def arrange(
-    lengths: Sequence[int], groups: Sequence[int], cached: int, cost: Cost, budget: int, *, pack: bool
+    lengths: Sequence[int],
+    groups: Sequence[int],
+    cached: int,
+    cost: Cost,
+    budget: int,
+    *,
+    pack: bool,
 ) -> list[list[int]]:
-    """Segments put into rows: one each, or several of a group side by side, in whatever width costs least.
+    """Segments put into rows: one each, or several of a group side by side, in whatever width costs
+    least.
 
     Args:
         lengths: tokens of each segment.
@@ -135,14 +162,22 @@ def arrange(
         return apart
     longest = max(lengths)
     widest = min(budget - cached, cost.enough, 2 * sum(lengths))
-    # A dearer width does not end the search: rows of one or two segments are uneven and much of them is padding.
+    # A dearer width does not end the search: rows of one or two segments are uneven and much of
+    # them is padding.
     widths = [longest << doubled for doubled in range(max(widest // longest, 1).bit_length())]
     layouts = [apart, *(_side_by_side(lengths, groups, width) for width in widths)]
-    return min(layouts, key=lambda rows: cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget))
+    return min(
+        layouts,
+        key=lambda rows: cost.of_rows(
+            [sum(lengths[i] for i in row) for row in rows], cached, budget
+        ),
+    )
 
 
 def _side_by_side(lengths: Sequence[int], groups: Sequence[int], width: int) -> list[list[int]]:
-    """Each group in as few rows of `width` as its tokens need, the longest segment always into the emptiest row."""
+    """Each group in as few rows of `width` as its tokens need, the longest segment always into the
+    emptiest row.
+    """
     members: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         members.setdefault(groups[index], []).append(index)

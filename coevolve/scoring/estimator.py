@@ -29,7 +29,8 @@ Progress = Callable[[int], None]
 
 
 class ProbabilityEstimator:
-    """p(response | user persona, character, dialogue), estimated by q2(y | x, r) with r from q1(r | x).
+    """p(response | user persona, character, dialogue), estimated by q2(y | x, r) with r from q1(r |
+    x).
 
     Usually made by `from_pretrained`; training makes one around its resident models.
 
@@ -85,10 +86,10 @@ class ProbabilityEstimator:
             path: a directory that `coevolve train` or `coevolve export` wrote.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
             dtype: `float32`, `bfloat16` or `float16`.
-            base: where to take the base model from, if not from where the manifest says; for each role, if they
-                have different ones.
-            quantization: how the base under adapters is held; `8bit` halves its memory and `4bit` quarters it. Scores
-                are those of training only as it was trained.
+            base: where to take the base model from, if not from where the manifest says; for each
+                role, if they have different ones.
+            quantization: how the base under adapters is held; `8bit` halves its memory and `4bit`
+                quarters it. Scores are those of training only as it was trained.
             verify: check the SHA-256 of every file, the base model's too.
 
         Raises:
@@ -129,23 +130,31 @@ class ProbabilityEstimator:
     _verified = False
 
     def use_cache(self, folder: str | Path) -> None:
-        """From now on, take reasonings and scores that were computed before from `folder`, and keep new ones there.
+        """From now on, take reasonings and scores that were computed before from `folder`, and keep
+        new ones there.
 
-        They are found by content: the role's weights and base model by their SHA-256, precision, kind of device,
-        and the ids of prompt and response. Weights that are changed afterwards are not noticed.
+        They are found by content: the role's weights and base model by their SHA-256, precision,
+        kind of device, and the ids of prompt and response. Weights that are changed afterwards are
+        not noticed.
 
         Raises:
-            ArtifactError: the estimator was not loaded by `from_pretrained` with verified files, so that nobody
-                knows what its weights are.
+            ArtifactError: the estimator was not loaded by `from_pretrained` with verified files, so
+                that nobody knows what its weights are.
         """
         if not self._verified:
-            raise ArtifactError("A cache of work needs an estimator that from_pretrained loaded with verify=True.")
+            raise ArtifactError(
+                "A cache of work needs an estimator that from_pretrained loaded with verify=True."
+            )
         for role in ROLES:
             parameters = list(self.roles.module(role).parameters())
             base = self.manifest["roles"][role]["base"]
             name = fingerprint(
                 {
-                    "files": {name: sha for name, sha in self.manifest["files"].items() if name.startswith(f"{role}/")},
+                    "files": {
+                        name: sha
+                        for name, sha in self.manifest["files"].items()
+                        if name.startswith(f"{role}/")
+                    },
                     "base": base["fingerprint"],
                     **({} if base["settings"] is None else {"settings": base["settings"]}),
                     "dtype": sorted({str(parameter.dtype) for parameter in parameters}),
@@ -165,14 +174,22 @@ class ProbabilityEstimator:
         """One reasoning r for each example; the response is not looked at.
 
         Args:
-            seed: None for greedy decoding. With a seed, a sample that depends on the seed and on each example's
-                sample_ID only: not on the order, nor on the batch (up to rounding of the logits).
+            seed: None for greedy decoding. With a seed, a sample that depends on the seed and on
+                each example's sample_ID only: not on the order, nor on the batch (up to rounding of
+                the logits).
             temperature: of the sampling.
         """
-        generations = self.generate_reasoning(examples, seed=seed, temperature=temperature, progress=progress)
+        generations = self.generate_reasoning(
+            examples, seed=seed, temperature=temperature, progress=progress
+        )
         cut = sum(not generation.finished for generation in generations)
         if cut:
-            logger.warning("%d of %d reasonings reached max_new_tokens=%d.", cut, len(examples), self.max_new_tokens)
+            logger.warning(
+                "%d of %d reasonings reached max_new_tokens=%d.",
+                cut,
+                len(examples),
+                self.max_new_tokens,
+            )
         return [self.connector_renderer.decode(generation.ids) for generation in generations]
 
     def generate_reasoning(
@@ -188,7 +205,10 @@ class ProbabilityEstimator:
         prompts = [render.prompt_ids(render.connector(example)) for example in examples]
         self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
         keys = [_key(example.sample_id) for example in examples]
-        sampling, stops = None if seed is None else Sampling(seed, temperature), self.stop_ids(CONNECTOR)
+        sampling, stops = (
+            None if seed is None else Sampling(seed, temperature),
+            self.stop_ids(CONNECTOR),
+        )
 
         def write(places: Sequence[int]) -> list[Generation]:
             with self.roles.acting(CONNECTOR) as model:
@@ -208,7 +228,10 @@ class ProbabilityEstimator:
         if CONNECTOR not in self.caches:
             return write(range(len(examples)))
         fixed = {"length": self.max_new_tokens, "stop": stops}
-        drawn = [{} if seed is None else {"seed": seed, "temperature": temperature, "key": key} for key in keys]
+        drawn = [
+            {} if seed is None else {"seed": seed, "temperature": temperature, "key": key}
+            for key in keys
+        ]
         texts = cached_texts(
             self.caches[CONNECTOR],
             prompts,
@@ -226,7 +249,8 @@ class ProbabilityEstimator:
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log q2(y_i | x_i, r_i), shape (N,): sums in nats per response, and the number of tokens of each.
+        """log q2(y_i | x_i, r_i), shape (N,): sums in nats per response, and the number of tokens
+        of each.
 
         A reasoning of None scores q2(y | x), the baseline's question, with the baseline's prompt.
 
@@ -253,8 +277,12 @@ class ProbabilityEstimator:
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
         # The longest speaks for all of them.
         for at in sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(targets[i]))[-1:]:
-            self._require_room(ESTIMATOR, [examples[at]], [prompts[at]], len(targets[at]), "its response")
-        return self._scored(prompts, targets, np.stack([np.arange(len(prompts))] * 2, axis=1), progress)
+            self._require_room(
+                ESTIMATOR, [examples[at]], [prompts[at]], len(targets[at]), "its response"
+            )
+        return self._scored(
+            prompts, targets, np.stack([np.arange(len(prompts))] * 2, axis=1), progress
+        )
 
     def log_prob_pairs(
         self,
@@ -265,8 +293,12 @@ class ProbabilityEstimator:
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log q2(y_j | x_i, r_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is computed once."""
-        return to_scores(self.token_log_prob_pairs(examples, responses, reasoning, pairs, progress=progress))
+        """log q2(y_j | x_i, r_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is
+        computed once.
+        """
+        return to_scores(
+            self.token_log_prob_pairs(examples, responses, reasoning, pairs, progress=progress)
+        )
 
     def token_log_prob_pairs(
         self,
@@ -283,7 +315,9 @@ class ProbabilityEstimator:
         prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
         longest = max((len(target) for target in targets), default=0)
         self._require_room(ESTIMATOR, examples, prompts, longest, "the longest response")
-        return self._scored(prompts, targets, np.asarray(pairs, dtype=np.int64).reshape(-1, 2), progress)
+        return self._scored(
+            prompts, targets, np.asarray(pairs, dtype=np.int64).reshape(-1, 2), progress
+        )
 
     def log_prob_matrix(
         self,
@@ -293,11 +327,17 @@ class ProbabilityEstimator:
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log q2(y_j | x_i, r_i) for every context i and response j: sum (N, M) in nats, tokens (M,)."""
+        """log q2(y_j | x_i, r_i) for every context i and response j: sum (N, M) in nats, tokens
+        (M,).
+        """
         n, m = len(examples), len(responses)
-        pairs = np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), axis=-1).reshape(-1, 2)
+        pairs = np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), axis=-1).reshape(
+            -1, 2
+        )
         scores = self.log_prob_pairs(examples, responses, reasoning, pairs, progress=progress)
-        return Scores(scores.sum.reshape(n, m), np.array([len(target) for target in self._targets(responses)]))
+        return Scores(
+            scores.sum.reshape(n, m), np.array([len(target) for target in self._targets(responses)])
+        )
 
     def log_prob_marginal(
         self,
@@ -309,15 +349,18 @@ class ProbabilityEstimator:
         temperature: float = 1.0,
         progress: Progress | None = None,
     ) -> Scores:
-        """log mean_k q2(y_i | x_i, r_ik) over `samples` reasonings drawn from q1(r | x_i): shape (N,), nats.
+        """log mean_k q2(y_i | x_i, r_ik) over `samples` reasonings drawn from q1(r | x_i): shape
+        (N,), nats.
 
-        A lower bound, in expectation, of log q(y | x) with r summed out, tight as `samples` grows (Burda et al.,
-        Importance Weighted Autoencoders, ICLR 2016). Being a mixture of K predictions, it is fairly compared only
-        with a mixture of K of the other model's.
+        A lower bound, in expectation, of log q(y | x) with r summed out, tight as `samples` grows
+        (Burda et al., Importance Weighted Autoencoders, ICLR 2016). Being a mixture of K
+        predictions, it is fairly compared only with a mixture of K of the other model's.
         """
         sums = []
         for k in range(samples):
-            reasoning = self.reason(examples, seed=seed + k, temperature=temperature, progress=progress)
+            reasoning = self.reason(
+                examples, seed=seed + k, temperature=temperature, progress=progress
+            )
             scores = self.log_prob(examples, responses, reasoning, progress=progress)
             sums.append(scores.sum)
         return Scores(np.logaddexp.reduce(np.stack(sums), axis=0) - np.log(samples), scores.tokens)
@@ -333,7 +376,9 @@ class ProbabilityEstimator:
         return self.connector_renderer if role == CONNECTOR else self.renderer
 
     def stop_ids(self, role: Role) -> list[int]:
-        """The tokens that end a text of the role's: its template's end of turn, and those of its generation config."""
+        """The tokens that end a text of the role's: its template's end of turn, and those of its
+        generation config.
+        """
         with self.roles.acting(role) as model:
             return self.renderer_of(role).stop_ids(model)
 
@@ -351,9 +396,18 @@ class ProbabilityEstimator:
         return self.renderer.tokenizer.pad_token_id
 
     def _scored(
-        self, prompts: Sequence[list[int]], targets: Sequence[list[int]], pairs: np.ndarray, progress: Progress | None
+        self,
+        prompts: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        pairs: np.ndarray,
+        progress: Progress | None,
     ) -> list[np.ndarray]:
-        options = {"pad_id": self._pad_id, "token_budget": self.token_budget, "progress": progress, "poll": self.poll}
+        options = {
+            "pad_id": self._pad_id,
+            "token_budget": self.token_budget,
+            "progress": progress,
+            "poll": self.poll,
+        }
 
         def compute(some: np.ndarray, **more: Any) -> list[np.ndarray]:
             with self.roles.acting(ESTIMATOR) as model:
@@ -363,7 +417,9 @@ class ProbabilityEstimator:
             return compute(pairs)
         return cached_scores(self.caches[ESTIMATOR], prompts, targets, pairs, compute, progress)
 
-    def _prompts(self, examples: Sequence[Example], reasoning: Sequence[str | None]) -> list[list[int]]:
+    def _prompts(
+        self, examples: Sequence[Example], reasoning: Sequence[str | None]
+    ) -> list[list[int]]:
         return [
             self.renderer.prompt_ids(self.renderer.estimator(example, text))
             for example, text in zip(examples, reasoning, strict=True)
@@ -372,11 +428,18 @@ class ProbabilityEstimator:
     def _targets(self, responses: Sequence[str]) -> list[list[int]]:
         for index, response in enumerate(responses):
             if not response.strip():
-                raise ValueError(f"responses[{index}] is empty; a response needs at least one visible character.")
+                raise ValueError(
+                    f"responses[{index}] is empty; a response needs at least one visible character."
+                )
         return [self.renderer.response_ids(response) for response in responses]
 
     def _require_room(
-        self, role: Role, examples: Sequence[Example], prompts: Sequence[Sequence[int]], room: int, what: str
+        self,
+        role: Role,
+        examples: Sequence[Example],
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        what: str,
     ) -> None:
         with self.roles.acting(role) as model:
             limit = max_positions(model)

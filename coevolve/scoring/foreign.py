@@ -1,8 +1,10 @@
-"""What other libraries raise over files and machines that are not as they expect, in one sentence each.
+"""What other libraries raise over files and machines that are not as they expect, in one sentence
+each.
 
-transformers, PEFT, huggingface_hub, tokenizers and safetensors read what others made, and raise whatever they stumble
-over: an OSError for a name that is none, a KeyError for a word in a configuration, a bare Exception. Their calls that
-load something stand inside `explained`, which names what was to be loaded and says what to do.
+transformers, PEFT, huggingface_hub, tokenizers and safetensors read what others made, and raise
+whatever they stumble over: an OSError for a name that is none, a KeyError for a word in a
+configuration, a bare Exception. Their calls that load something stand inside `explained`, which
+names what was to be loaded and says what to do.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ _SHOWN = 200  # characters of a library's own words that an error quotes
 
 @dataclass(frozen=True)
 class _Kind:
-    """A fault that has a name, by the class of the error or of one that it was raised from, or by words in it."""
+    """A fault that has a name, by the class of the error or of one that it was raised from, or by
+    words in it.
+    """
 
     signs: tuple[str, ...]
     found: str
@@ -77,16 +81,22 @@ _KINDS = (
         "the attention implementation is unknown here, or its package is not installed",
         "Leave model.attention out, or set it to sdpa or eager",
     ),
-    _Kind(("SafetensorError",), "its weights are damaged", "Copy or download them again", quoted=True),
     _Kind(
-        ("JSONDecodeError", "UnicodeDecodeError"), "a file of it is damaged", "Copy or download it again", quoted=True
+        ("SafetensorError",), "its weights are damaged", "Copy or download them again", quoted=True
+    ),
+    _Kind(
+        ("JSONDecodeError", "UnicodeDecodeError"),
+        "a file of it is damaged",
+        "Copy or download it again",
+        quoted=True,
     ),
 )
 
 
 @contextmanager
 def explained(what: str, advice: str) -> Iterator[None]:
-    """For calls of a library that load something: all that it raises becomes one error that names it.
+    """For calls of a library that load something: all that it raises becomes one error that names
+    it.
 
     Args:
         what: how the sentence begins, such as "The model 'x' cannot be loaded".
@@ -106,7 +116,9 @@ def explained(what: str, advice: str) -> Iterator[None]:
                 f"{what}: it does not fit the memory ({_words(error)}). Use a smaller dtype or model, a quantization, "
                 "or a device with more."
             ) from error
-        kind = next((kind for kind in _KINDS if kind.fits(error)), _Kind((), "", advice, quoted=True))
+        kind = next(
+            (kind for kind in _KINDS if kind.fits(error)), _Kind((), "", advice, quoted=True)
+        )
         words = f"({_words(error)})" if kind.found else _words(error)
         found = " ".join(filter(None, (kind.found, words if kind.quoted else "")))
         raise ArtifactError(f"{what}: {found}. {kind.advice}.") from error
@@ -114,11 +126,15 @@ def explained(what: str, advice: str) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator, of a GPU or of the CPU, had no more to give."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(
+        error
+    )
 
 
 def _words(error: BaseException) -> str:
-    """The error's own words, as a part of a sentence; its class too, where they say little without it."""
+    """The error's own words, as a part of a sentence; its class too, where they say little without
+    it.
+    """
     words = " ".join(str(error).split()).rstrip(".: ")
     words = words if len(words) <= _SHOWN else f"{words[:_SHOWN].rstrip()} ..."
     return words if " " in words else f"{type(error).__name__}: {words}".rstrip(": ")

@@ -1,9 +1,11 @@
-"""Generating texts in batches, greedily or by seeded sampling whose result does not depend on the batch.
+"""Generating texts in batches, greedily or by seeded sampling whose result does not depend on the
+batch.
 
-What transformers' `generate` gives for one row at a time, up to rounding, and without what a group of rows does not
-need: a prompt that several rows share is run once, a row that has ended leaves the batch, a key or value is written
-once and not copied at every token, and only the last position's logits are computed. A model whose self-check found
-that batches change its numbers writes each row alone.
+What transformers' `generate` gives for one row at a time, up to rounding, and without what a group
+of rows does not need: a prompt that several rows share is run once, a row that has ended leaves the
+batch, a key or value is written once and not copied at every token, and only the last position's
+logits are computed. A model whose self-check found that batches change its numbers writes each row
+alone.
 
 Shapes: B rows of a batch, D distinct prompts among them, P padded prompt length, V vocabulary.
 """
@@ -17,7 +19,15 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from coevolve.errors import TooLongError
-from coevolve.scoring.batching import TOKEN_BUDGET, Ids, batches_by_tokens, device_of, max_positions, pad, positions
+from coevolve.scoring.batching import (
+    TOKEN_BUDGET,
+    Ids,
+    batches_by_tokens,
+    device_of,
+    max_positions,
+    pad,
+    positions,
+)
 from coevolve.scoring.ways import Ways, accepts, bare, cache_name, parameters_of, ways_of
 
 DRAWN_AT_ONCE = 4096
@@ -26,7 +36,9 @@ DRAWN_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Generation:
-    """Generated ids, the end of turn excluded, and whether it was reached, by which token of those that end one."""
+    """Generated ids, the end of turn excluded, and whether it was reached, by which token of those
+    that end one.
+    """
 
     ids: list[int]
     finished: bool
@@ -80,7 +92,11 @@ def generate(
     ways, lengths = ways_of(model), [len(prompt) + max_new_tokens for prompt in prompts]
     # A budget of nothing puts each row into a batch of its own.
     for rows in batches_by_tokens(lengths, token_budget if ways.generates == "in batches" else 0):
-        noise = None if sampling is None else _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
+        noise = (
+            None
+            if sampling is None
+            else _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
+        )
         batch = new_batch(model, [prompts[row] for row in rows], max_new_tokens, pad_id, ways)
         for row, generation in zip(rows, batch.run(stop_ids, noise, poll), strict=True):
             results[row] = generation
@@ -89,7 +105,9 @@ def generate(
     return results
 
 
-def new_batch(model: torch.nn.Module, prompts: Sequence[Ids], max_new_tokens: int, pad_id: int, ways: Ways) -> "_Batch":
+def new_batch(
+    model: torch.nn.Module, prompts: Sequence[Ids], max_new_tokens: int, pad_id: int, ways: Ways
+) -> "_Batch":
     """Prompts that were run, to be continued together; a single one where they cannot be."""
     if ways.generates == "in batches":
         return _Batch(model, prompts, max_new_tokens, pad_id)
@@ -98,25 +116,36 @@ def new_batch(model: torch.nn.Module, prompts: Sequence[Ids], max_new_tokens: in
 
 
 class _Batch:
-    """Rows that are generated together: after a forward pass, `logits_BV` are those of the next token of each.
+    """Rows that are generated together: after a forward pass, `logits_BV` are those of the next
+    token of each.
 
     Attributes:
         rows: for each row still in the batch its place among the prompts.
     """
 
     @torch.no_grad()
-    def __init__(self, model: torch.nn.Module, prompts: Sequence[Ids], max_new_tokens: int, pad_id: int):
+    def __init__(
+        self, model: torch.nn.Module, prompts: Sequence[Ids], max_new_tokens: int, pad_id: int
+    ):
         self.model, self.device = model, device_of(model)
         self.max_new_tokens, self.pad_id = max_new_tokens, pad_id
         self.rows = list(range(len(prompts)))
         base = bare(model)
         self.cache = DynamicCache(config=base.config)
         self.cache_name = cache_name(base)
-        # Rows of other layers (with a recurrent state, say) cannot be picked: they stay as they are to the end.
-        self.picks = {type(layer) for layer in self.cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
-        place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        # Rows of other layers (with a recurrent state, say) cannot be picked: they stay as they are
+        # to the end.
+        self.picks = {type(layer) for layer in self.cache.layers} <= {
+            DynamicLayer,
+            DynamicSlidingWindowLayer,
+        }
+        place_of = {
+            prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))
+        }
         distinct = list(place_of) if self.picks else prompts
-        which = torch.tensor([place_of[tuple(prompt)] for prompt in prompts] if self.picks else self.rows)
+        which = torch.tensor(
+            [place_of[tuple(prompt)] for prompt in prompts] if self.picks else self.rows
+        )
         ids_DP, mask_DP = pad(distinct, pad_id, left=True)
         padded = not bool(mask_DP.all())
         logits_DV = self._forward(ids_DP, mask_DP if padded else None, positions(mask_DP))
@@ -136,7 +165,10 @@ class _Batch:
 
     @torch.no_grad()
     def run(
-        self, stop_ids: Collection[int], noise: "_GumbelNoise | None", poll: Callable[[], None] | None
+        self,
+        stop_ids: Collection[int],
+        noise: "_GumbelNoise | None",
+        poll: Callable[[], None] | None,
     ) -> list[Generation]:
         """The continuation of each prompt."""
         generations = [Generation([], finished=False) for _ in self.rows]
@@ -149,10 +181,14 @@ class _Batch:
                 if generations[row].finished:
                     continue
                 if token in stop_ids:
-                    generations[row] = Generation(generations[row].ids, finished=True, stopped_by=token)
+                    generations[row] = Generation(
+                        generations[row].ids, finished=True, stopped_by=token
+                    )
                 else:
                     generations[row].ids.append(token)
-            going_on = [place for place, row in enumerate(self.rows) if not generations[row].finished]
+            going_on = [
+                place for place, row in enumerate(self.rows) if not generations[row].finished
+            ]
             if not going_on or count == self.max_new_tokens - 1:
                 break
             # Leaving costs a copy of what stays, so it waits until a quarter of the rows has ended.
@@ -193,12 +229,16 @@ class _Batch:
 
 
 class _Alone(_Batch):
-    """One row, through the model as it stands: behind what it gave back to remember, or as a whole for every token."""
+    """One row, through the model as it stands: behind what it gave back to remember, or as a whole
+    for every token.
+    """
 
     picks = False
 
     @torch.no_grad()
-    def __init__(self, model: torch.nn.Module, prompt: Ids, max_new_tokens: int, *, remembers: bool):
+    def __init__(
+        self, model: torch.nn.Module, prompt: Ids, max_new_tokens: int, *, remembers: bool
+    ):
         self.model, self.device, self.max_new_tokens = bare(model), device_of(model), max_new_tokens
         self.rows, self.ids, self.remembers = [0], list(prompt), remembers
         self.memory: dict[str, Any] = {}
@@ -211,7 +251,9 @@ class _Alone(_Batch):
     def _run(self, ids: Ids) -> Tensor:
         """(1, V) float32 logits behind the last token."""
         options = {"use_cache": self.remembers} if accepts(self.model, "use_cache") else {}
-        output = self.model(input_ids=torch.tensor([ids], device=self.device), **options, **self.memory)
+        output = self.model(
+            input_ids=torch.tensor([ids], device=self.device), **options, **self.memory
+        )
         if self.remembers:
             # Whatever else it gives back that it also takes: a cache, a recurrent state.
             takes = parameters_of(self.model)
@@ -220,7 +262,8 @@ class _Alone(_Batch):
 
 
 class _RoomyLayer(DynamicLayer):
-    """A cache layer with room for what is to come; plain ones copy all they hold for each new token.
+    """A cache layer with room for what is to come; plain ones copy all they hold for each new
+    token.
 
     Args:
         layer: of the distinct prompts.
@@ -261,7 +304,8 @@ class _RoomyLayer(DynamicLayer):
 
 
 class _GumbelNoise:
-    """Makes greedy decoding a sample: argmax(logits / T + Gumbel noise) is distributed as softmax(logits / T).
+    """Makes greedy decoding a sample: argmax(logits / T + Gumbel noise) is distributed as
+    softmax(logits / T).
 
     Each row draws from a generator of its own, so its sample is the same in any batch.
     """
@@ -284,11 +328,16 @@ class _GumbelNoise:
         self.drawn = [noise_BV[places] for noise_BV in self.drawn]
 
     def _draw(self, vocabulary: int) -> None:
-        """The noise of a few tokens at once, which is the same numbers as one by one; a call costs more than they."""
+        """The noise of a few tokens at once, which is the same numbers as one by one; a call costs
+        more than they.
+        """
         steps = max(1, min(self.steps_left, DRAWN_AT_ONCE // vocabulary))
         self.steps_left -= steps
         uniform_BN = torch.stack(
-            [torch.rand(steps * vocabulary, generator=g, dtype=torch.float32) for g in self.generators]
+            [
+                torch.rand(steps * vocabulary, generator=g, dtype=torch.float32)
+                for g in self.generators
+            ]
         )
         tiny = torch.finfo(torch.float32).tiny
         gumbel_BN = -torch.log((-torch.log(uniform_BN.clamp(min=tiny))).clamp(min=tiny))
@@ -296,7 +345,9 @@ class _GumbelNoise:
 
 
 def _mix(seed: int, key: int) -> int:
-    """One 63-bit seed from two numbers, so that neighbouring seeds and keys give unrelated streams (splitmix64)."""
+    """One 63-bit seed from two numbers, so that neighbouring seeds and keys give unrelated streams
+    (splitmix64).
+    """
     value = (seed * 0x9E3779B97F4A7C15 + key + 1) & (2**64 - 1)
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

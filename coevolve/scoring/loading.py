@@ -1,4 +1,6 @@
-"""The parts of an estimator directory in memory: its tokenizers, and both roles on their base model."""
+"""The parts of an estimator directory in memory: its tokenizers, and both roles on their base
+model.
+"""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -29,7 +31,8 @@ def load_renderers(
         date: likewise, `template_date`; None where it has none.
 
     Raises:
-        ArtifactError: a tokenizer cannot be loaded or used, or has another chat template than the manifest says.
+        ArtifactError: a tokenizer cannot be loaded or used, or has another chat template than the
+            manifest says.
     """
     by_folder: dict[str, Renderer] = {}
     for entry in entries.values():
@@ -65,11 +68,13 @@ def load_roles(
         entries: of the manifest that `read_manifest` gave, by role.
         bases: where to take a role's base model from, if not from where the manifest says.
         quantization: of base models: `as trained`, `none`, `4bit` or `8bit`.
-        verify: compare a base model that is not a part of the directory with the one that was trained on.
+        verify: compare a base model that is not a part of the directory with the one that was
+            trained on.
         options: for `load_model`.
 
     Raises:
-        ArtifactError: a base model is another one, both fingerprints are named; or the weights do not fit the model.
+        ArtifactError: a base model is another one, both fingerprints are named; or the weights do
+            not fit the model.
     """
     tuning = {role: entries[role]["tuning"] for role in ROLES}
     based = [role for role in ROLES if tuning[role] != "full"]
@@ -80,7 +85,11 @@ def load_roles(
         )
     where = {role: locate_base(folder, role, entries[role], bases.get(role)) for role in ROLES}
     # What lies in the directory was checked with its other files.
-    outside = {role: where[role] for role in based if role in bases or entries[role]["base"]["folder"] is None}
+    outside = {
+        role: where[role]
+        for role in based
+        if role in bases or entries[role]["base"]["folder"] is None
+    }
     fingerprints: dict[str, str] = {}
     for role, place in outside.items() if verify else ():
         with _named(place, "Put the base model back, or say where it is"):
@@ -88,7 +97,9 @@ def load_roles(
                 fingerprints[place] = base_fingerprint(place)
             require_base(f"the {role} of {folder}", entries[role], fingerprints[place], place)
             require_settings(place, entries[role]["base"]["settings"])
-    held = {role: entries[role]["base"]["quantization"] if role in based else None for role in ROLES}
+    held = {
+        role: entries[role]["base"]["quantization"] if role in based else None for role in ROLES
+    }
     if quantization != "as trained":
         held |= dict.fromkeys(based, None if quantization == "none" else quantization)
 
@@ -96,20 +107,29 @@ def load_roles(
         """The model of roles that share one, with the adapters of those that have any."""
         first = roles[0]
         with _named(where[first]):
-            model = load_model(where[first], quantization=held[first], exact=tuning[first] == "full", **options)
+            model = load_model(
+                where[first], quantization=held[first], exact=tuning[first] == "full", **options
+            )
         if tuning[first] != "lora":
             return model
         with _named(folder / first):
             return AdapterRoles.load(model, {role: folder / role for role in roles}).model
 
-    if len(based) == len(ROLES) and len({(tuning[role], where[role], held[role]) for role in ROLES}) == 1:
+    if (
+        len(based) == len(ROLES)
+        and len({(tuning[role], where[role], held[role]) for role in ROLES}) == 1
+    ):
         model = load(*ROLES)
-        return AdapterRoles(model) if tuning[ESTIMATOR] == "lora" else SeparateRoles.untouched(model)
+        return (
+            AdapterRoles(model) if tuning[ESTIMATOR] == "lora" else SeparateRoles.untouched(model)
+        )
     untouched = [role for role in ROLES if tuning[role] == "none"]
     return SeparateRoles({role: load(role) for role in ROLES}, untouched=untouched)
 
 
-def locate_base(folder: Path, role: Role, entry: Mapping[str, Any], given: str | None = None) -> str:
+def locate_base(
+    folder: Path, role: Role, entry: Mapping[str, Any], given: str | None = None
+) -> str:
     """Where the model is that a role stands on: the role's own folder where it was trained whole.
 
     Args:
@@ -123,5 +143,7 @@ def locate_base(folder: Path, role: Role, entry: Mapping[str, Any], given: str |
     return resolve_base(given or base["source"])
 
 
-def _named(place: object, advice: str = "Copy or export the estimator again") -> AbstractContextManager[None]:
+def _named(
+    place: object, advice: str = "Copy or export the estimator again"
+) -> AbstractContextManager[None]:
     return explained(f"{place}: cannot be loaded", advice)

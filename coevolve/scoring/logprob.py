@@ -4,25 +4,30 @@
     ids     [ x0  x1  ...              x_{p-1} ][ y0  y1  ...                y_{n-1} ]
     logits          ...            at p-1 -> y0      at p -> y1   ...   at p+n-2 -> y_{n-1}
 
-Scored are the n response tokens and nothing else; y_{n-1} itself predicts nothing and is not run. What several rows
-begin with is computed once, and its KV cache serves all of them; left a whole prompt, right a part of several:
+Scored are the n response tokens and nothing else; y_{n-1} itself predicts nothing and is not run.
+What several rows begin with is computed once, and its KV cache serves all of them; left a whole
+prompt, right a part of several:
 
-    [ x0  x1  ...  x_{p-1} ]-+-[ y0 ... y_{n-2} ]             [ x0 ... x_{s-1} ]-+-[ x_s ... x_{p-1} y0 ... y_{n-2} ]
-       y0's logits are here  +-[ y'0 ... y'_{n'-2} ]             one dialogue    +-[ x's ... x'_{p'-1} y0 ... y_{n-2} ]
-                             +- ...                                              +- ...  its reasonings, and a response
+    [ x0  x1  ...  x_{p-1} ]-+-[ y0 ... y_{n-2} ]             [ x0 ... x_{s-1} ]-+-[ x_s ... x_{p-1}
+    y0 ... y_{n-2} ]
+       y0's logits are here  +-[ y'0 ... y'_{n'-2} ]             one dialogue    +-[ x's ...
+       x'_{p'-1} y0 ... y_{n-2} ]
+                             +- ...                                              +- ...  its
+                             reasonings, and a response
 
-What stands behind a prefix is a segment. A row of a pass holds one segment, or several of the same prefix side by side
-under a mask that keeps them apart:
+What stands behind a prefix is a segment. A row of a pass holds one segment, or several of the same
+prefix side by side under a mask that keeps them apart:
 
                  prefix        a0 a1 a2 b0 b1
-            a1 [ 1 1 1 ... 1 |  1  1  0  0  0 ]         position_ids count on from the prefix for a and for b alike
-            b1 [ 1 1 1 ... 1 |  0  0  0  1  1 ]
+            a1 [ 1 1 1 ... 1 |  1  1  0  0  0 ]         position_ids count on from the prefix for a
+            and for b alike b1 [ 1 1 1 ... 1 |  0  0  0  1  1 ]
 
-Prefixes are found in the ids (`sharing`), rows are laid out by what they cost (`cost`). Shapes: R prefixes of P padded
-tokens, B rows of W padded tokens, K scored positions, H hidden size, V vocabulary. Prefixes are padded on the left and
-rows on the right. Logits are computed at scored positions only. Log-softmax is the chosen logit minus the largest one,
-minus the logarithm of the sum of exponentials: float32 up to that sum, float64 from there, which on CPU is more than 50
-times closer to float64 throughout than `log_softmax`. Sums are float64.
+Prefixes are found in the ids (`sharing`), rows are laid out by what they cost (`cost`). Shapes: R
+prefixes of P padded tokens, B rows of W padded tokens, K scored positions, H hidden size, V
+vocabulary. Prefixes are padded on the left and rows on the right. Logits are computed at scored
+positions only. Log-softmax is the chosen logit minus the largest one, minus the logarithm of the
+sum of exponentials: float32 up to that sum, float64 from there, which on CPU is more than 50 times
+closer to float64 throughout than `log_softmax`. Sums are float64.
 """
 
 import logging
@@ -63,16 +68,19 @@ def score_rows(
     What several prompts begin with is computed once.
 
     Args:
-        model: a causal language model in evaluation mode; moved nowhere, run where its parameters are.
+        model: a causal language model in evaluation mode; moved nowhere, run where its parameters
+            are.
         prompts: R prompts, each a non-empty list of ids.
         responses: R responses, each a non-empty list of ids.
         pad_id: any valid id; padded positions are masked.
-        token_budget: tokens of one forward pass, cached ones included; halved when the memory does not hold them.
+        token_budget: tokens of one forward pass, cached ones included; halved when the memory does
+            not hold them.
         progress: called with the number of rows done after each pass.
         poll: called before each pass; what it raises ends the scoring.
 
     Returns:
-        R float64 arrays in the order given; array r holds log p(y_t | prompt, y_<t) in nats, length of response r.
+        R float64 arrays in the order given; array r holds log p(y_t | prompt, y_<t) in nats, length
+        of response r.
 
     Raises:
         TooLongError: prompt and response do not fit the model's positions.
@@ -82,7 +90,14 @@ def score_rows(
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses.")
     pairs = np.stack([np.arange(len(prompts))] * 2, axis=1)
     return score_pairs(
-        model, prompts, responses, pairs, pad_id=pad_id, token_budget=token_budget, progress=progress, poll=poll
+        model,
+        prompts,
+        responses,
+        pairs,
+        pad_id=pad_id,
+        token_budget=token_budget,
+        progress=progress,
+        poll=poll,
     )
 
 
@@ -98,11 +113,14 @@ def score_pairs(
     poll: Callable[[], None] | None = None,
     found: Callable[[list[tuple[int, np.ndarray]]], None] | None = None,
 ) -> list[np.ndarray]:
-    """Token log-probabilities of responses[j] after prompts[i] for each pair (i, j); each prompt is computed once.
+    """Token log-probabilities of responses[j] after prompts[i] for each pair (i, j); each prompt is
+    computed once.
 
     Args:
-        pairs: integer array (Q, 2) of (prompt index, response index), in any order, repeats allowed.
-        found: called after each pass with (index of a pair, its scores) of those that are known now.
+        pairs: integer array (Q, 2) of (prompt index, response index), in any order, repeats
+            allowed.
+        found: called after each pass with (index of a pair, its scores) of those that are known
+            now.
         Others as in `score_rows`.
 
     Returns:
@@ -146,7 +164,9 @@ def to_scores(token_log_probs: Sequence[np.ndarray]) -> Scores:
 
 
 def check_lengths(model: torch.nn.Module, prompts: Sequence[Ids], responses: Sequence[Ids]) -> None:
-    """Raise TooLongError for the first pair that the model's positions cannot hold, ValueError for an empty one."""
+    """Raise TooLongError for the first pair that the model's positions cannot hold, ValueError for
+    an empty one.
+    """
     limit = max_positions(model)
     for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not len(prompt) or not len(response):
@@ -166,7 +186,8 @@ class _Segment(NamedTuple):
         row: the prefix's row in its frame.
         ids: its tokens.
         start: the first position that predicts a token of the response.
-        scored: how many do, from there on: all tokens of the response, or all but the first, which the prefix predicts.
+        scored: how many do, from there on: all tokens of the response, or all but the first, which
+            the prefix predicts.
     """
 
     pair: tuple[int, int]
@@ -213,7 +234,11 @@ class Scorer:
         backbone, cost = self.backbone, self.backbone.cost
         shortest = backbone.plain_from()
         if shortest is not None:
-            longest = max(len(self.prompts[i]) + len(self.responses[j]) for i, row in self.answers.items() for j in row)
+            longest = max(
+                len(self.prompts[i]) + len(self.responses[j])
+                for i, row in self.answers.items()
+                for j in row
+            )
             if longest >= shortest:
                 backbone.ways = Ways(split=backbone.ways.split)
                 self.whole = True
@@ -242,7 +267,10 @@ class Scorer:
         while below := [(row, longer) for row, longer in below if not self._done(longer)]:
             cached = 0 if frame is None else frame.mask_RP.shape[1]
             lengths = [longer.end - longer.start for _, longer in below]
-            chosen = [below[index] for index in self.backbone.cost.batches(lengths, cached, self.budget)[0]]
+            chosen = [
+                below[index]
+                for index in self.backbone.cost.batches(lengths, cached, self.budget)[0]
+            ]
             self.poll()
             try:
                 self._visit(self._computed(frame, chosen), [prefix for _, prefix in chosen])
@@ -253,20 +281,31 @@ class Scorer:
                     raise self._too_large(chosen[0][1].end, 0) from error
             else:
                 continue
-            self._halve(len(chosen) * (cached + max(prefix.end - prefix.start for _, prefix in chosen)))
+            self._halve(
+                len(chosen) * (cached + max(prefix.end - prefix.start for _, prefix in chosen))
+            )
 
     def _segment(self, row: int, end: int, prompt: int, response: int) -> _Segment:
         before, answer = self.prompts[prompt][end:], self.responses[response]
-        # The last token predicts nothing that is scored; only a model that looks at the row's length needs it.
+        # The last token predicts nothing that is scored; only a model that looks at the row's
+        # length needs it.
         ids = [*before, *(answer if self.whole else answer[:-1])]
-        return _Segment((prompt, response), row, ids, max(len(before) - 1, 0), len(answer) - (not before))
+        return _Segment(
+            (prompt, response), row, ids, max(len(before) - 1, 0), len(answer) - (not before)
+        )
 
     def _done(self, prefix: Prefix) -> bool:
-        own = all((prompt, response) in self.values for prompt in prefix.prompts for response in self.answers[prompt])
+        own = all(
+            (prompt, response) in self.values
+            for prompt in prefix.prompts
+            for response in self.answers[prompt]
+        )
         return own and all(self._done(longer) for longer in prefix.below)
 
     def _score_segments(self, frame: Frame | None, segments: Sequence[_Segment]) -> None:
-        """Score them in passes of rows laid out by cost; those without tokens are predicted by the frame itself."""
+        """Score them in passes of rows laid out by cost; those without tokens are predicted by the
+        frame itself.
+        """
         cached = 0 if frame is None else frame.mask_RP.shape[1]
         while segments := [segment for segment in segments if segment.pair not in self.values]:
             part = [segment for segment in segments if not segment.ids] or segments
@@ -280,7 +319,9 @@ class Scorer:
             )
             widths = [max(sum(len(part[index].ids) for index in row), 1) for row in rows]
             for batch in self._batches(widths, cached):
-                if not self._try_segments(frame, [[part[index] for index in rows[place]] for place in batch], cached):
+                if not self._try_segments(
+                    frame, [[part[index] for index in rows[place]] for place in batch], cached
+                ):
                     break
 
     def _batches(self, widths: Sequence[int], cached: int) -> list[list[int]]:
@@ -288,7 +329,9 @@ class Scorer:
             return self.backbone.cost.batches(widths, cached, self.budget)
         return [[index] for index in range(len(widths))]
 
-    def _try_segments(self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], cached: int) -> bool:
+    def _try_segments(
+        self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], cached: int
+    ) -> bool:
         """Score the rows in one pass; False if the memory did not hold it, and less is to be tried."""
         self.poll()
         try:
@@ -298,11 +341,15 @@ class Scorer:
                 raise
             if sum(map(len, rows)) == 1:
                 prompt, response = rows[0][0].pair
-                raise self._too_large(len(self.prompts[prompt]), len(self.responses[response])) from error
+                raise self._too_large(
+                    len(self.prompts[prompt]), len(self.responses[response])
+                ) from error
         else:
             self.report([segment.pair for row in rows for segment in row])
             return True
-        self._halve(len(rows) * (cached + max(sum(len(segment.ids) for segment in row) for row in rows)))
+        self._halve(
+            len(rows) * (cached + max(sum(len(segment.ids) for segment in row) for row in rows))
+        )
         return False
 
     def _too_large(self, prompt: int, response: int) -> OutOfMemoryError:
@@ -341,7 +388,9 @@ class Scorer:
             cache = frame.copied(rows.to(device))
             mask_RP = torch.cat([frame.mask_RP[rows], mask_RW], dim=1)
             positions_RW = positions_RW + frame.lengths_R[rows][:, None]
-        hidden_RWH = self.backbone.run(ids_RW.to(device), _padding(mask_RP, device), positions_RW.to(device), cache)
+        hidden_RWH = self.backbone.run(
+            ids_RW.to(device), _padding(mask_RP, device), positions_RW.to(device), cache
+        )
         lengths = torch.tensor([prefix.end for _, prefix in chosen])
         return Frame(cache, mask_RP, lengths, hidden_RWH[:, -1].clone())
 
@@ -363,15 +412,21 @@ class Scorer:
                 column += len(segment.ids)
         hidden = torch.cat(hidden_KH)
         del hidden_BWH, hidden_KH
-        ids_K = torch.tensor([token for segment in segments for token in self.responses[segment.pair[1]]])
+        ids_K = torch.tensor(
+            [token for segment in segments for token in self.responses[segment.pair[1]]]
+        )
         values = self._log_prob(hidden, ids_K.to(hidden.device))
         ends = np.cumsum(counts)[:-1]
         for segment, found in zip(segments, np.split(values, ends), strict=True):
             self.values[segment.pair] = found
 
-    def _run_rows(self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], width: int) -> Tensor:
+    def _run_rows(
+        self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], width: int
+    ) -> Tensor:
         device = self.backbone.device
-        ids_BW, mask_BW = pad([[t for s in row for t in s.ids] for row in rows], self.pad_id, left=False)
+        ids_BW, mask_BW = pad(
+            [[t for s in row for t in s.ids] for row in rows], self.pad_id, left=False
+        )
         positions_BW, cache, own = torch.zeros_like(ids_BW), None, [row[0].row for row in rows]
         for place, row in enumerate(rows):
             column = 0
@@ -399,20 +454,32 @@ class Scorer:
             logits_KV = self.backbone.logits(hidden).float()
             chosen_K = logits_KV.gather(-1, ids[:, None]).squeeze(-1)
             largest_K1 = logits_KV.amax(dim=-1, keepdim=True)
-            total_K = logits_KV.sub_(largest_K1).exp_().sum(dim=-1)  # in place: the vocabulary is large
-            values.append((chosen_K.double() - largest_K1[:, 0].double() - total_K.double().log()).cpu().numpy())
+            total_K = (
+                logits_KV.sub_(largest_K1).exp_().sum(dim=-1)
+            )  # in place: the vocabulary is large
+            values.append(
+                (chosen_K.double() - largest_K1[:, 0].double() - total_K.double().log())
+                .cpu()
+                .numpy()
+            )
         return np.concatenate(values)
 
 
 def _padding(mask_BT: Tensor, device: torch.device) -> Tensor | None:
-    """The mask of padded positions; None where there are none, for which attention has a faster way."""
+    """The mask of padded positions; None where there are none, for which attention has a faster
+    way.
+    """
     return None if bool(mask_BT.all()) else mask_BT.to(device)
 
 
-def _apart(rows: Sequence[Sequence[_Segment]], mask_BP: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """What each token may attend to, (B, 1, W, P + W): its prefix, and its own segment up to itself.
+def _apart(
+    rows: Sequence[Sequence[_Segment]], mask_BP: Tensor, width: int, dtype: torch.dtype
+) -> Tensor:
+    """What each token may attend to, (B, 1, W, P + W): its prefix, and its own segment up to
+    itself.
 
-    Added to attention's scores: 0 where allowed, the lowest number elsewhere. Padding attends to itself.
+    Added to attention's scores: 0 where allowed, the lowest number elsewhere. Padding attends to
+    itself.
     """
     owner_BW = torch.full((len(rows), width), -1)
     for place, row in enumerate(rows):
@@ -424,11 +491,15 @@ def _apart(rows: Sequence[Sequence[_Segment]], mask_BP: Tensor, width: int, dtyp
     own_BWW = (owner_BW[:, :, None] == owner_BW[:, None, :]) & causal_WW
     prefix_BWP = mask_BP.bool()[:, None, :].expand(-1, width, -1)
     allowed_BWT = torch.cat([prefix_BWP, own_BWW], dim=2)
-    return torch.zeros(allowed_BWT.shape, dtype=dtype).masked_fill_(~allowed_BWT, torch.finfo(dtype).min)[:, None]
+    return torch.zeros(allowed_BWT.shape, dtype=dtype).masked_fill_(
+        ~allowed_BWT, torch.finfo(dtype).min
+    )[:, None]
 
 
 def _different(rows: Sequence[Ids], indices: np.ndarray) -> tuple[list[Ids], list[int]]:
-    """The different ones among the rows that `indices` asks for, and for each index the place of its row in them."""
+    """The different ones among the rows that `indices` asks for, and for each index the place of
+    its row in them.
+    """
     number: dict[bytes, int] = {}
     found: list[Ids] = []
     place: dict[int, int] = {}

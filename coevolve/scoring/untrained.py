@@ -6,19 +6,32 @@ from typing import Any
 from coevolve import __version__
 from coevolve.outputs import ESTIMATOR, claim, new_folder
 from coevolve.prompts import PromptSet, Renderer
-from coevolve.scoring.artifact import NORMALISATION, copy_model, reasoning_entry, role_entry, write_manifest
+from coevolve.scoring.artifact import (
+    NORMALISATION,
+    copy_model,
+    reasoning_entry,
+    role_entry,
+    write_manifest,
+)
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
 from coevolve.scoring.origins import Base, Origin, base_settings
 from coevolve.scoring.roles import ROLES
 
 
 def export_base(
-    base: str, prompts: PromptSet, folder: str | Path, *, max_new_tokens: int, trust_remote_code: bool = False
+    base: str,
+    prompts: PromptSet,
+    folder: str | Path,
+    *,
+    max_new_tokens: int,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Write an estimator directory both of whose roles are the base model as it is, and return its manifest.
+    """Write an estimator directory both of whose roles are the base model as it is, and return its
+    manifest.
 
     Args:
-        base: a folder, which is copied, a packaged model, likewise, or a hub id, which is left where it is.
+        base: a folder, which is copied, a packaged model, likewise, or a hub id, which is left
+            where it is.
         prompts: what the model is shown in either role.
         folder: to write; an estimator that is there already is replaced.
         max_new_tokens: room for a reasoning.
@@ -30,7 +43,9 @@ def export_base(
     path = resolve_base(base)
     folder = claim(folder, ESTIMATOR, option="--out", inputs={"--base": Path(path)}, overwrite=True)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    renderer = Renderer(prompts, tokenizer)  # raises where the tokenizer has no usable chat template
+    renderer = Renderer(
+        prompts, tokenizer
+    )  # raises where the tokenizer has no usable chat template
     included = Path(path).is_dir()
     entry = role_entry(
         Origin(Base(base, path, base_fingerprint(path))).parent(),

@@ -1,10 +1,10 @@
 """In which ways a causal language model may be run so that its numbers are those of a plain pass.
 
 Plain is a row by itself through the model as it stands, `model(input_ids=row)`. All else only saves
-time and memory. What a model may be able to do is guessed here, cautiously, from its configuration and
-the kinds of layers in its cache. Whether the numbers are the same is found out once, when it is loaded
-(`selfcheck`), and the verdict stays on the model: it is of the architecture, and adapters come and go
-without changing it.
+time and memory. What a model may be able to do is guessed here, cautiously, from its configuration
+and the kinds of layers in its cache. Whether the numbers are the same is found out once, when it is
+loaded (`selfcheck`), and the verdict stays on the model: it is of the architecture, and adapters
+come and go without changing it.
 """
 
 import inspect
@@ -33,12 +33,14 @@ class Ways:
     """What may be done; as it stands, nothing but plain passes.
 
     Attributes:
-        split: decoder and head may be run apart, so that logits are computed at chosen positions only.
+        split: decoder and head may be run apart, so that logits are computed at chosen positions
+            only.
         together: rows of different lengths may be in one pass.
-        depth: how many prefixes may stand on one another, each with a cache that several rows read; 0 for none.
+        depth: how many prefixes may stand on one another, each with a cache that several rows read;
+            0 for none.
         packs: a row may hold several segments side by side, told apart by a mask.
-        generates: continuations are written in batches; each alone, with what the model remembers of
-            it; or each alone, with the whole row run anew for every token.
+        generates: continuations are written in batches; each alone, with what the model remembers
+            of it; or each alone, with the whole row run anew for every token.
     """
 
     split: bool = False
@@ -77,17 +79,22 @@ def guess(base: Any) -> Ways:
     config, decoder = base.config.get_text_config(), decoder_of(base)
     takes = parameters_of(base)
     kinds = _layer_kinds(config)
-    attends = kinds <= {DynamicLayer, DynamicSlidingWindowLayer, NOT_CACHED} and "position_ids" in takes
+    attends = (
+        kinds <= {DynamicLayer, DynamicSlidingWindowLayer, NOT_CACHED} and "position_ids" in takes
+    )
     attends = attends and not _hidden_window(config, kinds)
     shares = attends and decoder is not None and cache_name(base) in takes
-    # What a sliding layer keeps of a prefix ends with its window, so that nothing can be padded behind it.
+    # What a sliding layer keeps of a prefix ends with its window, so that nothing can be padded
+    # behind it.
     full = kinds <= {DynamicLayer, NOT_CACHED}
     return Ways(
         split=decoder is not None,
         together=attends,
         depth=(MAX_DEPTH if full else 1) if shares else 0,
         packs=shares and full and config._attn_implementation in MASKED_ATTENTION,
-        generates="in batches" if {"position_ids", "logits_to_keep", cache_name(base)} <= set(takes) else "alone",
+        generates="in batches"
+        if {"position_ids", "logits_to_keep", cache_name(base)} <= set(takes)
+        else "alone",
     )
 
 
@@ -109,7 +116,9 @@ def cache_name(model: torch.nn.Module) -> str:
 def accepts(module: torch.nn.Module, name: str) -> bool:
     """Whether `forward` takes an argument of that name."""
     parameters = parameters_of(module)
-    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )
 
 
 def _layer_kinds(config: Any) -> set[type]:
@@ -121,12 +130,17 @@ def _layer_kinds(config: Any) -> set[type]:
 
 
 def _hidden_window(config: Any, kinds: set[type]) -> bool:
-    """Whether a layer sees a window that the cache does not know of, so that a model builds its mask by itself.
+    """Whether a layer sees a window that the cache does not know of, so that a model builds its
+    mask by itself.
 
     Such a window may be counted in columns instead of positions, as GPT-Neo's is, and a real one is
     longer than what a self-check runs.
     """
     if DynamicSlidingWindowLayer in kinds or getattr(config, "layer_types", None):
         return False
-    sizes = {name: value for name, value in config.to_dict().items() if "window" in name and "layers" not in name}
+    sizes = {
+        name: value
+        for name, value in config.to_dict().items()
+        if "window" in name and "layers" not in name
+    }
     return any(type(value) is int and value > 0 for value in sizes.values())

@@ -1,4 +1,5 @@
-"""Shifted test sets made from in-distribution data: one factor of x is moved, the others stay as they are.
+"""Shifted test sets made from in-distribution data: one factor of x is moved, the others stay as
+they are.
 
 | kind | factor, split | what is done | golden response |
 |---|---|---|---|
@@ -8,16 +9,21 @@
 | language, paired | user, OOD1Test | persona and user's turns are those of another language's example | none |
 | unseen_character | character, OOD2Test | the character becomes one that IDTrain does not have | none |
 
-Where the golden response no longer answers the row, none is written: it has to be given. Every row says in its field
-`shift` what it was made from and how. A row depends on the seed, its source's sample_ID and what it draws from, and
-not on which other rows are made.
+Where the golden response no longer answers the row, none is written: it has to be given. Every row
+says in its field `shift` what it was made from and how. A row depends on the seed, its source's
+sample_ID and what it draws from, and not on which other rows are made.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from coevolve.shifts.build import add_subset, draw_sources, shifted, with_golden
-from coevolve.shifts.character import Character, characters_of_splits, read_characters, unseen_character
+from coevolve.shifts.character import (
+    Character,
+    characters_of_splits,
+    read_characters,
+    unseen_character,
+)
 from coevolve.shifts.dialogue import longer_turns, word_order
 from coevolve.shifts.language import pair_with_language, translate
 

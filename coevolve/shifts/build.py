@@ -1,4 +1,6 @@
-"""From rows to a shifted subset of a corpus: drawing the sources, naming what was made of them, adding it."""
+"""From rows to a shifted subset of a corpus: drawing the sources, naming what was made of them,
+adding it.
+"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,8 @@ from coevolve.errors import DataError, RecipeError
 
 
 def draw_sources(corpus: Corpus, split: str, count: int | None, seed: int) -> tuple[Example, ...]:
-    """`count` examples of `split`, drawn without replacement, in the corpus's order; None for all of them.
+    """`count` examples of `split`, drawn without replacement, in the corpus's order; None for all
+    of them.
 
     Raises:
         DataError: the corpus does not have the split, or not so many examples in it.
@@ -23,8 +26,12 @@ def draw_sources(corpus: Corpus, split: str, count: int | None, seed: int) -> tu
     if count < 1:
         raise RecipeError(f"count of samples: found {count}; accepted is a number from 1.")
     if count > len(examples):
-        raise DataError(f"{corpus.source}: split {split!r} has {len(examples)} examples; {count} were asked for.")
-    return tuple(examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), count)))
+        raise DataError(
+            f"{corpus.source}: split {split!r} has {len(examples)} examples; {count} were asked for."
+        )
+    return tuple(
+        examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), count))
+    )
 
 
 def generator(seed: int, kind: str, example: Example) -> random.Random:
@@ -33,7 +40,13 @@ def generator(seed: int, kind: str, example: Example) -> random.Random:
 
 
 def shifted(
-    example: Example, tag: str, kind: str, *, record: Mapping[str, Any], golden: str = "kept", **changes: Any
+    example: Example,
+    tag: str,
+    kind: str,
+    *,
+    record: Mapping[str, Any],
+    golden: str = "kept",
+    **changes: Any,
 ) -> Example:
     """The example with what the shift changed, under a name of its own.
 
@@ -43,7 +56,9 @@ def shifted(
         golden: what the golden response is, where there is one.
         changes: fields of the Example. The trace is left out: it was derived from the original row.
     """
-    made = replace(example, sample_id=f"{tag}:{example.sample_id}", subset=tag, trace=None, **changes)
+    made = replace(
+        example, sample_id=f"{tag}:{example.sample_id}", subset=tag, trace=None, **changes
+    )
     how = {"kind": kind, "source": example.sample_id, **record}
     how["golden"] = "none" if made.golden_response is None else golden
     if example.shift is not None:
@@ -52,9 +67,13 @@ def shifted(
 
 
 def with_golden(examples: Sequence[Example], golden: Sequence[str]) -> list[Example]:
-    """The examples with these golden responses, one for each, and a note in each row that they were given."""
+    """The examples with these golden responses, one for each, and a note in each row that they were
+    given.
+    """
     return [
-        replace(example, golden_response=response, shift={**(example.shift or {}), "golden": "given"})
+        replace(
+            example, golden_response=response, shift={**(example.shift or {}), "golden": "given"}
+        )
         for example, response in zip(examples, golden, strict=True)
     ]
 
@@ -70,8 +89,12 @@ def add_subset(corpus: Corpus, split: str, examples: Sequence[Example]) -> Corpu
     ids = {example.sample_id for example in corpus.examples}
     for example in examples:
         if example.subset in subsets:
-            raise DataError(f"{corpus.source}: {split} has a subset {example.subset!r}. Name the new one otherwise.")
+            raise DataError(
+                f"{corpus.source}: {split} has a subset {example.subset!r}. Name the new one otherwise."
+            )
         if example.sample_id in ids:
-            raise DataError(f"{corpus.source}: has a sample_ID {example.sample_id!r}. Name the new subset otherwise.")
+            raise DataError(
+                f"{corpus.source}: has a sample_ID {example.sample_id!r}. Name the new subset otherwise."
+            )
         ids.add(example.sample_id)
     return Corpus({**corpus.splits, split: (*present, *examples)}, corpus.source)

@@ -1,7 +1,8 @@
-"""Character shift: the agent is a character that IDTrain does not have. User and dialogue stay as they are.
+"""Character shift: the agent is a character that IDTrain does not have. User and dialogue stay as
+they are.
 
-The agent's earlier turns are still the old character's, so that nothing but the character has moved. The golden
-response is the old character's too and answers no longer; none is written.
+The agent's earlier turns are still the old character's, so that nothing but the character has
+moved. The golden response is the old character's too and answers no longer; none is written.
 """
 
 import json
@@ -39,7 +40,9 @@ def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
         if not character:
             raise DataError(f"{where}: the character is empty. Describe it, or remove the row.")
         if key in trained:
-            raise DataError(f"{where}: the character is one of {TRAIN_SPLIT}, so it is not unseen. Remove it.")
+            raise DataError(
+                f"{where}: the character is one of {TRAIN_SPLIT}, so it is not unseen. Remove it."
+            )
         if key in seen:
             raise DataError(f"{where}: the character is in {seen[key]} too. Remove one of the two.")
         seen[key] = where
@@ -71,9 +74,14 @@ def characters_of_splits(corpus: Corpus, splits: Sequence[str]) -> list[Characte
 
 
 def unseen_character(
-    examples: Sequence[Example], pool: Sequence[Character], *, seed: int, tag: str = "unseen_character"
+    examples: Sequence[Example],
+    pool: Sequence[Character],
+    *,
+    seed: int,
+    tag: str = "unseen_character",
 ) -> list[Example]:
-    """The examples with characters drawn uniformly from the pool, never an example's own, and no golden response.
+    """The examples with characters drawn uniformly from the pool, never an example's own, and no
+    golden response.
 
     Raises:
         DataError: the pool has no other character than an example's own.
@@ -83,7 +91,9 @@ def unseen_character(
         own = character_key(example.agent_character)
         others = [character for character in pool if character_key(character.character) != own]
         if not others:
-            raise DataError(f"sample_ID {example.sample_id!r}: no other character to draw from. Give more of them.")
+            raise DataError(
+                f"sample_ID {example.sample_id!r}: no other character to draw from. Give more of them."
+            )
         drawn = generator(seed, "unseen_character", example).choice(others)
         record = {"seed": seed, "character_from": drawn.origin}
         changes = {"agent_character": drawn.character, "golden_response": None}

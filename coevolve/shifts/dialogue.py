@@ -18,12 +18,18 @@ Exchange = tuple[str, str]
 
 
 def longer_turns(
-    examples: Sequence[Example], donors: Sequence[Example], *, turns: int, seed: int, tag: str = "longer_turns"
+    examples: Sequence[Example],
+    donors: Sequence[Example],
+    *,
+    turns: int,
+    seed: int,
+    tag: str = "longer_turns",
 ) -> list[Example]:
     """Dialogues with `turns` more exchanges (user's turn, agent's answer) before their first turn.
 
-    The exchanges are the leading ones of other dialogues, drawn at random: of dialogues with the same character as
-    long as there are any, then of others. A dialogue that shares an exchange with the example gives none.
+    The exchanges are the leading ones of other dialogues, drawn at random: of dialogues with the
+    same character as long as there are any, then of others. A dialogue that shares an exchange with
+    the example gives none.
 
     Raises:
         RecipeError: `turns` is not above 0.
@@ -37,10 +43,16 @@ def longer_turns(
     for example in examples:
         own, key = set(_exchanges(example)), character_key(example.agent_character)
         eligible = [donor.sample_id for donor in donors if exchanges[donor.sample_id]]
-        eligible = [donor for donor in eligible if donor != example.sample_id and own.isdisjoint(exchanges[donor])]
+        eligible = [
+            donor
+            for donor in eligible
+            if donor != example.sample_id and own.isdisjoint(exchanges[donor])
+        ]
         rng = generator(seed, "longer_turns", example)
         rng.shuffle(eligible)
-        eligible.sort(key=lambda donor: keys[donor] != key)  # stable: random within each of the two groups
+        eligible.sort(
+            key=lambda donor: keys[donor] != key
+        )  # stable: random within each of the two groups
         before: list[Turn] = []
         used: list[dict[str, Any]] = []
         for donor in eligible:
@@ -48,8 +60,12 @@ def longer_turns(
             if missing == 0:
                 break
             taken = exchanges[donor][:missing]
-            before += [turn for user, agent in taken for turn in (Turn("user", user), Turn("agent", agent))]
-            used.append({"sample_ID": donor, "exchanges": len(taken), "same_character": keys[donor] == key})
+            before += [
+                turn for user, agent in taken for turn in (Turn("user", user), Turn("agent", agent))
+            ]
+            used.append(
+                {"sample_ID": donor, "exchanges": len(taken), "same_character": keys[donor] == key}
+            )
         if len(before) < 2 * turns:
             raise DataError(
                 f"sample_ID {example.sample_id!r}: the other dialogues have {len(before) // 2} exchanges to put "
@@ -61,12 +77,16 @@ def longer_turns(
     return rows
 
 
-def word_order(examples: Sequence[Example], *, strength: float, seed: int, tag: str = "word_order") -> list[Example]:
-    """Dialogues in which a share `strength` of the words of each of the user's turns have left their places.
+def word_order(
+    examples: Sequence[Example], *, strength: float, seed: int, tag: str = "word_order"
+) -> list[Example]:
+    """Dialogues in which a share `strength` of the words of each of the user's turns have left
+    their places.
 
-    Of a turn's n words round(strength n) are drawn, but no fewer than 2, and put in each other's places so that each
-    of them moves. A turn of one word stays as it is; the row says how many words moved in each turn. Spaces and line
-    breaks stay. In scripts without spaces each character counts as a word.
+    Of a turn's n words round(strength n) are drawn, but no fewer than 2, and put in each other's
+    places so that each of them moves. A turn of one word stays as it is; the row says how many
+    words moved in each turn. Spaces and line breaks stay. In scripts without spaces each character
+    counts as a word.
 
     Raises:
         RecipeError: `strength` is not above 0 and at most 1.
@@ -93,7 +113,9 @@ def _exchanges(example: Example) -> list[Exchange]:
     """The user's turns that are answered at once, with the answers."""
     pairs = zip(example.dialogue, example.dialogue[1:], strict=False)
     return [
-        (first.text, second.text) for first, second in pairs if (first.speaker, second.speaker) == ("user", "agent")
+        (first.text, second.text)
+        for first, second in pairs
+        if (first.speaker, second.speaker) == ("user", "agent")
     ]
 
 
@@ -115,7 +137,9 @@ def _permuted(text: str, strength: float, rng: random.Random) -> tuple[str, int]
 
 
 def _cycle(items: Sequence[int], rng: random.Random) -> list[int]:
-    """The items permuted in one cycle, drawn uniformly, so that none stays in its place (Sattolo, 1986)."""
+    """The items permuted in one cycle, drawn uniformly, so that none stays in its place (Sattolo,
+    1986).
+    """
     order = list(items)
     for index in range(len(order) - 1, 0, -1):
         other = rng.randrange(index)

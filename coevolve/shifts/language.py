@@ -1,10 +1,12 @@
 """User shift: the user speaks another language. The character stays as it is.
 
-Without a model, an example is paired with one of that language that the data has, and takes over its user: the persona
-and what the user says, turn by turn. The agent's turns stay, so the golden response answers no longer; none is written.
+Without a model, an example is paired with one of that language that the data has, and takes over
+its user: the persona and what the user says, turn by turn. The agent's turns stay, so the golden
+response answers no longer; none is written.
 
-With a chat model, everything but the character is translated, the golden response too, which therefore stays as good
-as the translation. Translations are on disk as they arrive (`coevolve.data.ledger`).
+With a chat model, everything but the character is translated, the golden response too, which
+therefore stays as good as the translation. Translations are on disk as they arrive
+(`coevolve.data.ledger`).
 """
 
 import json
@@ -14,7 +16,14 @@ from typing import Any
 
 from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
 from coevolve.data.example import Example, Turn, text_field
-from coevolve.data.ledger import answers_by_id, append_answer, appending, digest, index_by_id, open_ledger
+from coevolve.data.ledger import (
+    answers_by_id,
+    append_answer,
+    appending,
+    digest,
+    index_by_id,
+    open_ledger,
+)
 from coevolve.errors import ChatError, DataError
 from coevolve.files import parse_json
 from coevolve.shifts.build import generator, shifted
@@ -35,13 +44,16 @@ def pair_with_language(
 ) -> list[Example]:
     """The examples with the users of examples in another language, and no golden response.
 
-    An example with n turns of the user takes the persona and the last n turns of the user from a donor, drawn
-    uniformly from those that have so many.
+    An example with n turns of the user takes the persona and the last n turns of the user from a
+    donor, drawn uniformly from those that have so many.
 
     Raises:
         DataError: no donor has enough turns.
     """
-    said = {donor.sample_id: [turn.text for turn in donor.dialogue if turn.speaker == "user"] for donor in donors}
+    said = {
+        donor.sample_id: [turn.text for turn in donor.dialogue if turn.speaker == "user"]
+        for donor in donors
+    }
     rows = []
     for example in examples:
         count = sum(turn.speaker == "user" for turn in example.dialogue)
@@ -71,20 +83,30 @@ def translate(
     """The examples with persona, turns and golden response in another language.
 
     Args:
-        path: the JSONL file where translations are kept as they arrive; a second start asks only for what it lacks.
+        path: the JSONL file where translations are kept as they arrive; a second start asks only
+            for what it lacks.
 
     Raises:
         ChatError: an example without a usable translation, or a translator out of order.
-        DataError: the file was made by another translator or for another language, or for examples that have changed.
+        DataError: the file was made by another translator or for another language, or for examples
+            that have changed.
     """
     path = Path(path)
     by_id = index_by_id(examples)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = dict(zip(_HEADER, (translator.settings, language, digest(_SYSTEM), translator.address), strict=True))
+    header = dict(
+        zip(
+            _HEADER,
+            (translator.settings, language, digest(_SYSTEM), translator.address),
+            strict=True,
+        )
+    )
     rows = open_ledger(path, header, compared=("translator", "language", "prompt"))
     done = answers_by_id(path, rows, by_id, _read_row, _fingerprint, unknown="leave")
     for sample_id, translation in done.items():
-        for problem in _differences(translation, _texts(by_id[sample_id]), f"the translation of {sample_id!r}"):
+        for problem in _differences(
+            translation, _texts(by_id[sample_id]), f"the translation of {sample_id!r}"
+        ):
             raise DataError(f"{path}: {problem}. Remove its line to have it asked again.")
     todo = [example for example in examples if example.sample_id not in done]
     questions = [_question(example, language, translator) for example in todo]
@@ -100,7 +122,9 @@ def translate(
             if progress is not None:
                 progress(len(done), len(examples))
     by = {"address": translator.address, **translator.settings}
-    return [_translated(example, done[example.sample_id], language, tag, by) for example in examples]
+    return [
+        _translated(example, done[example.sample_id], language, tag, by) for example in examples
+    ]
 
 
 def _texts(example: Example) -> dict[str, Any]:
@@ -109,12 +133,17 @@ def _texts(example: Example) -> dict[str, Any]:
         "user_persona": example.user_persona,
         "turns": [{turn.speaker: turn.text} for turn in example.dialogue],
     }
-    return texts if example.golden_response is None else {**texts, "response": example.golden_response}
+    return (
+        texts if example.golden_response is None else {**texts, "response": example.golden_response}
+    )
 
 
 def _question(example: Example, language: str, translator: ChatModel) -> Question:
     system = {"role": "system", "content": _SYSTEM.format(language=language)}
-    user = {"role": "user", "content": translator.harmless(json.dumps(_texts(example), ensure_ascii=False, indent=1))}
+    user = {
+        "role": "user",
+        "content": translator.harmless(json.dumps(_texts(example), ensure_ascii=False, indent=1)),
+    }
     return Question(example.sample_id, [system, user])
 
 
@@ -155,23 +184,38 @@ def _differences(value: Any, model: Any, where: str) -> Iterator[str]:
 
 
 def _read_row(row: Any, where: str) -> tuple[str, dict[str, Any]]:
-    if not isinstance(row, Mapping) or not isinstance(row.get("translation"), dict) or "sample_ID" not in row:
-        raise DataError(f"{where}: accepted is an object with sample_ID and translation. Remove the line.")
+    if (
+        not isinstance(row, Mapping)
+        or not isinstance(row.get("translation"), dict)
+        or "sample_ID" not in row
+    ):
+        raise DataError(
+            f"{where}: accepted is an object with sample_ID and translation. Remove the line."
+        )
     return text_field(row, "sample_ID", where), row["translation"]
 
 
-def _translated(example: Example, texts: Mapping[str, Any], language: str, tag: str, by: dict[str, Any]) -> Example:
+def _translated(
+    example: Example, texts: Mapping[str, Any], language: str, tag: str, by: dict[str, Any]
+) -> Example:
     pairs = zip(example.dialogue, texts["turns"], strict=True)
     turns = tuple(Turn(turn.speaker, said[turn.speaker]) for turn, said in pairs)
     record = {"language": language, "translator": by}
-    changes = {"user_persona": texts["user_persona"], "dialogue": turns, "golden_response": texts.get("response")}
+    changes = {
+        "user_persona": texts["user_persona"],
+        "dialogue": turns,
+        "golden_response": texts.get("response"),
+    }
     return shifted(example, tag, "language", record=record, golden="translated", **changes)
 
 
 def _replaced(dialogue: Sequence[Turn], speaker: str, texts: Sequence[str]) -> tuple[Turn, ...]:
     """The dialogue with this speaker's turns replaced one by one."""
     following = iter(texts)
-    return tuple(Turn(turn.speaker, next(following)) if turn.speaker == speaker else turn for turn in dialogue)
+    return tuple(
+        Turn(turn.speaker, next(following)) if turn.speaker == speaker else turn
+        for turn in dialogue
+    )
 
 
 def _fingerprint(example: Example) -> str:

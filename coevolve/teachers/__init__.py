@@ -5,4 +5,12 @@ from coevolve.teachers.chat import EndpointTeacher, LocalTeacher
 from coevolve.teachers.rules import RuleTeacher
 from coevolve.teachers.traces import collect_traces, read_traces
 
-__all__ = ["Answer", "EndpointTeacher", "LocalTeacher", "RuleTeacher", "Teacher", "collect_traces", "read_traces"]
+__all__ = [
+    "Answer",
+    "EndpointTeacher",
+    "LocalTeacher",
+    "RuleTeacher",
+    "Teacher",
+    "collect_traces",
+    "read_traces",
+]

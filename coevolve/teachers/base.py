@@ -1,4 +1,6 @@
-"""What every teacher is: something that answers examples with traces r*, and tells by what settings it did so."""
+"""What every teacher is: something that answers examples with traces r*, and tells by what settings
+it did so.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ class Teacher(Protocol):
 
     Attributes:
         prompts: the set whose sections its traces have.
-        settings: JSON values that say which teacher this is. Two teachers with equal settings may share a file.
+        settings: JSON values that say which teacher this is. Two teachers with equal settings may
+            share a file.
     """
 
     @property
@@ -40,7 +43,8 @@ class Teacher(Protocol):
         """One answer per example, as they become ready, in any order.
 
         Raises:
-            TeacherError: the teacher itself is out of order, so that no further example would be answered.
+            TeacherError: the teacher itself is out of order, so that no further example would be
+                answered.
         """
         ...
 
@@ -68,11 +72,18 @@ def read_reply(reply: str, sections: Sequence[str]) -> tuple[str | None, str]:
     missing = missing_sections(text, sections)
     if missing:
         shown = repr(text.strip()[:_SHOWN]) + ("..." if len(text.strip()) > _SHOWN else "")
-        return None, f"section {missing[0]!r} is missing, doubled, out of order or empty; the reply was {shown}"
+        return (
+            None,
+            f"section {missing[0]!r} is missing, doubled, out of order or empty; the reply was {shown}",
+        )
     return text[text.index(sections[0]) :].strip(), ""
 
 
 def unusable(example: Example, problem: str, attempts: int = 1) -> Answer:
     """The answer without a trace, its problem worded for a TeacherError."""
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    return Answer(example.sample_id, None, f"sample_ID {example.sample_id!r}: no usable trace after {tries}: {problem}")
+    return Answer(
+        example.sample_id,
+        None,
+        f"sample_ID {example.sample_id!r}: no usable trace after {tries}: {problem}",
+    )

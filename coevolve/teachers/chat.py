@@ -1,7 +1,7 @@
 """Teachers that are chat models: one on this machine, or one behind an OpenAI-compatible endpoint.
 
-Both are shown the golden response and asked for a reasoning under the prompt set's headings. A reply that lacks a
-section, or was cut off, is asked for again; only then is the example given up.
+Both are shown the golden response and asked for a reasoning under the prompt set's headings. A
+reply that lacks a section, or was cut off, is asked for again; only then is the example given up.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 class LocalTeacher:
     """A transformers chat model on this machine.
 
-    The first attempt is greedy. Later ones are sampled, each with a seed of its own, and do not depend on which
-    examples share a batch.
+    The first attempt is greedy. Later ones are sampled, each with a seed of its own, and do not
+    depend on which examples share a batch.
 
     Args:
         model: in evaluation mode.
-        renderer: made with the teacher's own tokenizer, because it makes that tokenizer's control tokens harmless.
+        renderer: made with the teacher's own tokenizer, because it makes that tokenizer's control
+            tokens harmless.
         max_new_tokens: a reply that has not ended by then counts as cut off.
         batch_size: prompts in one pass.
         attempts: how often an example is asked at most.
@@ -89,7 +90,9 @@ class LocalTeacher:
             ArtifactError: its tokenizer has no chat template.
         """
         with _as_teacher():
-            model, renderer = load_chat_model(source, prompts, dtype=dtype, device=device, date=date)
+            model, renderer = load_chat_model(
+                source, prompts, dtype=dtype, device=device, date=date
+            )
         return cls(model, renderer, **options)
 
     @property
@@ -117,26 +120,29 @@ class LocalTeacher:
 class EndpointTeacher:
     """A chat model behind an OpenAI-compatible endpoint (a vLLM server, for example).
 
-    Requests that fail for the server's reasons (overload, time-out, status 429 or 5xx, an unreadable body) are sent
-    again, waiting longer each time. What is left then stops the run: a server that is down must not look like bad
-    replies.
+    Requests that fail for the server's reasons (overload, time-out, status 429 or 5xx, an
+    unreadable body) are sent again, waiting longer each time. What is left then stops the run: a
+    server that is down must not look like bad replies.
 
     Args:
         base_url: for example `http://localhost:8000/v1`.
         model: the name by which the server knows the model.
         renderer: renders the messages.
-        api_key_env: the name of the environment variable that holds the key; None for a server that needs none.
+        api_key_env: the name of the environment variable that holds the key; None for a server that
+            needs none.
         environ: where that name is looked up; the command line passes the process's environment.
         concurrency: requests under way at a time.
         retries: times that a failed request is sent again.
         timeout: seconds for one request.
         temperature: None leaves it to the server.
         max_tokens: a longer reply counts as cut off.
-        attempts: how often an example is asked at most, for replies that came but are not well formed.
+        attempts: how often an example is asked at most, for replies that came but are not well
+            formed.
 
     Raises:
         TeacherError: the package `openai` is not installed.
-        RecipeError: an unusable address, key or number, or a prompt set without words for a teacher.
+        RecipeError: an unusable address, key or number, or a prompt set without words for a
+            teacher.
     """
 
     def __init__(
@@ -190,8 +196,8 @@ class EndpointTeacher:
         """One answer per example, in the order in which the server finishes them.
 
         Raises:
-            TeacherError: the server cannot be reached, or refuses every request. Answers that were under way are
-                handed out first.
+            TeacherError: the server cannot be reached, or refuses every request. Answers that were
+                under way are handed out first.
         """
         return _answers(self.chat, self.renderer, examples)
 

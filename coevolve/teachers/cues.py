@@ -1,7 +1,8 @@
 """Phrases by which speech acts and moods are known.
 
-Cues are regular expressions on normalised text: lower case, words apart by one space, no punctuation (`that's` is
-`that s`). The tables are small on purpose. A phrase that they lack costs a vaguer label, never a malformed trace.
+Cues are regular expressions on normalised text: lower case, words apart by one space, no
+punctuation (`that's` is `that s`). The tables are small on purpose. A phrase that they lack costs a
+vaguer label, never a malformed trace.
 """
 
 # ruff: noqa: RUF001  (letters of other scripts are what this file is about)

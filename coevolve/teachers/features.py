@@ -1,4 +1,6 @@
-"""What a rule can say about a response y to a context x: its acts, telling words, tone, length, language, and links."""
+"""What a rule can say about a response y to a context x: its acts, telling words, tone, length,
+language, and links.
+"""
 
 import hashlib
 import json
@@ -19,13 +21,22 @@ ACTS = (
     *("advise", "wish", "about self", "about user", "exclaim", "state"),
 )
 TONES = ("enthusiastic", "lively", "warm", "sad", "curious", "plain")
-LENGTHS = (("very short", 4), ("short", 8), ("medium", 14), ("long", 24), ("very long", math.inf))  # most words
+LENGTHS = (
+    ("very short", 4),
+    ("short", 8),
+    ("medium", 14),
+    ("long", 24),
+    ("very long", math.inf),
+)  # most words
 
 Source = Literal["user's persona", "character", "last turn", "earlier turns"]
 
 _MOST_ACTS = 3
-_LONGEST_KEYWORD = 24  # characters: what is longer is a run of text that no rule here can cut into words
-# With the full-width marks of Chinese and Japanese (ff01, ff1f, 3002), Arabic's question mark and Hindi's danda.
+_LONGEST_KEYWORD = (
+    24  # characters: what is longer is a run of text that no rule here can cut into words
+)
+# With the full-width marks of Chinese and Japanese (ff01, ff1f, 3002), Arabic's question mark and
+# Hindi's danda.
 _SENTENCE_END = re.compile(r"(?<=[.!?\u2026\u061f\u0964])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
 _QUESTION, _EXCLAMATION = re.compile(r"[?\uff1f\u061f]"), re.compile(r"[!\uff01]")
 _UNSPACED = ("Chinese", "Japanese", "Korean")  # a cue may end inside a word
@@ -52,7 +63,8 @@ class Features:
 
 
 class Rarity:
-    """Inverse document frequency of words, ln((1 + N) / (1 + n)) in nats; every turn and response is a document.
+    """Inverse document frequency of words, ln((1 + N) / (1 + n)) in nats; every turn and response
+    is a document.
 
     Without examples each word is as rare as any other.
     """
@@ -66,7 +78,9 @@ class Rarity:
             language = language_of(" ".join(texts))
             for text in texts:
                 self._documents += 1
-                self._with.update({key for word in content_words(text, language) for key in keys(word)})
+                self._with.update(
+                    {key for word in content_words(text, language) for key in keys(word)}
+                )
 
     def __call__(self, word: str) -> float:
         return max(math.log((1 + self._documents) / (1 + self._with[key])) for key in keys(word))
@@ -105,7 +119,9 @@ def speech_acts(text: str, language: str) -> tuple[str, ...]:
 
 def tone(text: str, acts: tuple[str, ...], language: str) -> str:
     """One of `TONES`."""
-    pleased, downcast = (_has_cue(cues.get(language), text, language) for cues in (PLEASED, DOWNCAST))
+    pleased, downcast = (
+        _has_cue(cues.get(language), text, language) for cues in (PLEASED, DOWNCAST)
+    )
     if downcast and not pleased:
         return "sad"
     if _EXCLAMATION.search(text):
@@ -116,7 +132,9 @@ def tone(text: str, acts: tuple[str, ...], language: str) -> str:
 
 
 def length(text: str, language: str) -> str:
-    """The name of a bucket of `LENGTHS`; in scripts without spaces two characters count as one word."""
+    """The name of a bucket of `LENGTHS`; in scripts without spaces two characters count as one
+    word.
+    """
     n_words = len(words(text, language))
     if language in ("Chinese", "Japanese", "Thai"):
         n_words = math.ceil(len(characters_and_words(text)) / 2)
@@ -135,34 +153,51 @@ def facts(character: str | Mapping[str, Any]) -> list[str]:
 
 
 def rarest(candidates: Sequence[str], rarity: Rarity, most: int) -> tuple[str, ...]:
-    """Up to `most` of the words, the rarest ones, in the order given. A run of text too long for a word is left out."""
+    """Up to `most` of the words, the rarest ones, in the order given. A run of text too long for a
+    word is left out.
+    """
     candidates = [word for word in candidates if len(word) <= _LONGEST_KEYWORD]
-    ranked = sorted(range(len(candidates)), key=lambda at: (-rarity(candidates[at]), -len(candidates[at]), at))
+    ranked = sorted(
+        range(len(candidates)), key=lambda at: (-rarity(candidates[at]), -len(candidates[at]), at)
+    )
     return tuple(candidates[at] for at in sorted(ranked[:most]))
 
 
-def _keywords(example: Example, language: str, rarity: Rarity, most: int, mode: str) -> tuple[str, ...]:
+def _keywords(
+    example: Example, language: str, rarity: Rarity, most: int, mode: str
+) -> tuple[str, ...]:
     """Fewer than the response has words, so that they are never the whole of it."""
     response = example.golden_response or ""
     most = max(0, min(most, len(words(response, language)) - 1))
     candidates = content_words(response, language)
     if mode == "context":
-        known = {key for _, text in _passages(example) for word in content_words(text, language) for key in keys(word)}
+        known = {
+            key
+            for _, text in _passages(example)
+            for word in content_words(text, language)
+            for key in keys(word)
+        }
         candidates = [word for word in candidates if keys(word) & known]
     return rarest(candidates, rarity, most)
 
 
 def _passages(example: Example) -> list[tuple[Source, str]]:
     """Every fact and turn of x, with where it stands."""
-    passages: list[tuple[Source, str]] = [("user's persona", fact) for fact in facts(example.user_persona)]
+    passages: list[tuple[Source, str]] = [
+        ("user's persona", fact) for fact in facts(example.user_persona)
+    ]
     passages += [("character", fact) for fact in facts(example.agent_character)]
     passages += [("earlier turns", turn.text) for turn in example.dialogue[:-1]]
     return [*passages, ("last turn", example.dialogue[-1].text)]
 
 
 def _links(example: Example, language: str, rarity: Rarity) -> list[Link]:
-    """Per source the passage that shares most with y; the strongest first, a tie going to the nearer source."""
-    response = {key for word in content_words(example.golden_response or "", language) for key in keys(word)}
+    """Per source the passage that shares most with y; the strongest first, a tie going to the
+    nearer source.
+    """
+    response = {
+        key for word in content_words(example.golden_response or "", language) for key in keys(word)
+    }
     nearness = ("last turn", "character", "user's persona", "earlier turns")
     best: dict[Source, tuple[float, tuple[str, ...]]] = {}
     for source, text in _passages(example):

@@ -1,6 +1,7 @@
 """Words that say little about what a text is about, and what tells a language by its letters.
 
-Words stand apart by spaces. The lists are short on purpose: a word that they lack is a word too much, no error.
+Words stand apart by spaces. The lists are short on purpose: a word that they lack is a word too
+much, no error.
 """
 
 # ruff: noqa: RUF001  (letters of other scripts are what this file is about)
@@ -170,7 +171,9 @@ OTHERS: Mapping[str, str] = MappingProxyType(
         "Nepali": "छ छन् म मलाई र यो त्यो को मा हो हुन् के छौ तिमी धेरै छैन",
     }
 )
-"""Languages that are not named, by the words to know them by: what is in one of them is in none of the named."""
+"""Languages that are not named, by the words to know them by: what is in one of them is in none of
+the named.
+"""
 
 ALPHABETS: Mapping[str, str] = MappingProxyType(
     {

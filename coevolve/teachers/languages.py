@@ -1,10 +1,11 @@
-"""Which language a text is in, its words, and which of two words are the same word: by table and rule, no model.
+"""Which language a text is in, its words, and which of two words are the same word: by table and
+rule, no model.
 
-Scripts that one language uses decide by themselves. Languages of one script are told apart by their function words,
-each counting 1 / (number of languages that have it), by letters that few of them use, and by letters that they lack. A
-language whose lead is weak, or that another one without a name here has more of, is unknown: no claim is made. Chinese
-is cut at its function words and then in pairs of characters; in Japanese a run of kanji or katakana is a word and
-hiragana is grammar.
+Scripts that one language uses decide by themselves. Languages of one script are told apart by their
+function words, each counting 1 / (number of languages that have it), by letters that few of them
+use, and by letters that they lack. A language whose lead is weak, or that another one without a
+name here has more of, is unknown: no claim is made. Chinese is cut at its function words and then
+in pairs of characters; in Japanese a run of kanji or katakana is a word and hiragana is grammar.
 """
 
 import re
@@ -25,15 +26,31 @@ from coevolve.teachers.function_words import (
 UNKNOWN = "unknown"
 
 _NAMED = {
-    "Latin": ("English", "German", "French", "Italian", "Spanish", "Portuguese", "Indonesian", "Dutch"),
+    "Latin": (
+        "English",
+        "German",
+        "French",
+        "Italian",
+        "Spanish",
+        "Portuguese",
+        "Indonesian",
+        "Dutch",
+    ),
     "Cyrillic": ("Russian", "Ukrainian"),
     "Arabic script": ("Arabic", "Persian"),
     "Devanagari": ("Hindi",),
 }
-_FUNCTION_WORDS = {language: frozenset(listed.split()) for language, listed in FUNCTION_WORDS.items()}
-_KNOWN_BY = {language: frozenset(listed.split()) for language, listed in {**FUNCTION_WORDS, **NAMING_WORDS}.items()}
+_FUNCTION_WORDS = {
+    language: frozenset(listed.split()) for language, listed in FUNCTION_WORDS.items()
+}
+_KNOWN_BY = {
+    language: frozenset(listed.split())
+    for language, listed in {**FUNCTION_WORDS, **NAMING_WORDS}.items()
+}
 _OTHERS = [frozenset(listed.split()) for listed in OTHERS.values()]
-_LISTED_IN = Counter(word for named in _NAMED.values() for language in named for word in _KNOWN_BY[language])
+_LISTED_IN = Counter(
+    word for named in _NAMED.values() for language in named for word in _KNOWN_BY[language]
+)
 _CLEAR_LEAD, _WEAK_LEAD = 1.0, 0.5  # votes; with less than a clear one, the context has a say
 _MANY_WORDS = 5
 _LEAST_SHARE = 0.25  # of the words that have to be a language's function words; half of a text's are, as a rule
@@ -50,7 +67,9 @@ _SCRIPTS = {
     "Devanagari": r"\u0900-\u0963\u0966-\u097f",
     "Latin": r"a-zA-Z\u00c0-\u024f\u1e00-\u1eff",
 }
-_SCRIPT_PATTERNS = {script: re.compile(f"[{characters}]") for script, characters in _SCRIPTS.items()}
+_SCRIPT_PATTERNS = {
+    script: re.compile(f"[{characters}]") for script, characters in _SCRIPTS.items()
+}
 
 _SCRIPT_OF = {
     language: next(pattern for pattern in _SCRIPT_PATTERNS.values() if pattern.match(alphabet[-1]))
@@ -63,8 +82,12 @@ _LETTER = rf"(?:[^\W_{_HAN}{_HIRAGANA}{_KATAKANA}{_INDIC_TO_LAO}]|[\u0300-\u036f
 _WORD = re.compile(
     rf"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|[{_INDIC_TO_LAO}]+|{_LETTER}+(?:-{_LETTER}+)*",
 )
-_HAN_RUN, _HIRAGANA_RUN, _HANGUL = (re.compile(f"[{script}]+") for script in (_HAN, _HIRAGANA, _SCRIPTS["Korean"]))
-_CHINESE_CUTS = sorted({*_FUNCTION_WORDS["Chinese"], *CHINESE_COMPOUNDS.split()}, key=lambda word: (-len(word), word))
+_HAN_RUN, _HIRAGANA_RUN, _HANGUL = (
+    re.compile(f"[{script}]+") for script in (_HAN, _HIRAGANA, _SCRIPTS["Korean"])
+)
+_CHINESE_CUTS = sorted(
+    {*_FUNCTION_WORDS["Chinese"], *CHINESE_COMPOUNDS.split()}, key=lambda word: (-len(word), word)
+)
 _CHINESE_CUT = re.compile("(" + "|".join(_CHINESE_CUTS) + ")")
 _KOREAN_PARTICLES = tuple(KOREAN_PARTICLES.split())
 _LONGEST_HAN_WORD = 4
@@ -72,11 +95,13 @@ _ENDING = re.compile(r"(?:ingly|ings|ing|edly|ed|ies|es|s|ly)$")
 
 
 def language_of(text: str, context: str = "") -> str:
-    """The language's English name; `unknown` without letters, or where no language is clearly ahead.
+    """The language's English name; `unknown` without letters, or where no language is clearly
+    ahead.
 
     Args:
         text: the text in question.
-        context: text that is likely in the same language. It is asked where `text` alone says too little.
+        context: text that is likely in the same language. It is asked where `text` alone says too
+            little.
     """
     script = _script(text)
     if script is None:
@@ -106,10 +131,17 @@ def words(text: str, language: str) -> list[str]:
 def is_content(word: str, language: str) -> bool:
     """Whether the word can say what a text is about: no function word, no lone letter, no hiragana."""
     plain = fold(word)
-    lone_letter = len(plain) == 1 and plain.isalpha() and not _HAN_RUN.match(plain) and not _HANGUL.match(plain)
+    lone_letter = (
+        len(plain) == 1
+        and plain.isalpha()
+        and not _HAN_RUN.match(plain)
+        and not _HANGUL.match(plain)
+    )
     stem = _without_particle(plain)
     functions = _FUNCTION_WORDS.get(language, frozenset())
-    return not (lone_letter or _HIRAGANA_RUN.fullmatch(plain) or plain in functions or stem in functions)
+    return not (
+        lone_letter or _HIRAGANA_RUN.fullmatch(plain) or plain in functions or stem in functions
+    )
 
 
 def content_words(text: str, language: str) -> list[str]:
@@ -149,7 +181,9 @@ def fold(text: str) -> str:
 
 
 def _script(text: str) -> str | None:
-    """The script of most letters. A fifth of kana is enough for Japanese, whose other letters are Han."""
+    """The script of most letters. A fifth of kana is enough for Japanese, whose other letters are
+    Han.
+    """
     counts = {script: len(pattern.findall(text)) for script, pattern in _SCRIPT_PATTERNS.items()}
     if counts["kana"] and 5 * counts["kana"] >= counts["kana"] + counts["Han"] + counts["Latin"]:
         return "kana"
@@ -161,19 +195,27 @@ def _script(text: str) -> str | None:
 def _named(text: str, context: str, languages: Sequence[str]) -> str:
     """The one of the languages that the text is in; its context, in the same script, may help."""
     alone = _Votes(text, languages)
-    if alone.lead >= (_CLEAR_LEAD if context else _WEAK_LEAD) and alone.is_likely(alone.first, ahead=_WEAK_LEAD):
+    if alone.lead >= (_CLEAR_LEAD if context else _WEAK_LEAD) and alone.is_likely(
+        alone.first, ahead=_WEAK_LEAD
+    ):
         return alone.first
     if context:
         both = _Votes(f"{text} {context}", languages)
         # What the text itself speaks against is not made likely by its context.
         against = max(alone.others - alone.of[both.first], -alone.by_letters[both.first])
-        if both.lead > 0 and both.is_likely(both.first) and against < _CLEAR_LEAD and not alone.lacks(both.first):
+        if (
+            both.lead > 0
+            and both.is_likely(both.first)
+            and against < _CLEAR_LEAD
+            and not alone.lacks(both.first)
+        ):
             return both.first
     return UNKNOWN
 
 
 class _Votes:
-    """What speaks for each of some languages: its words, and letters that few have; a letter that it lacks is against.
+    """What speaks for each of some languages: its words, and letters that few have; a letter that
+    it lacks is against.
 
     Attributes:
         of: votes of each language, `by_letters` among them.
@@ -185,20 +227,29 @@ class _Votes:
         plain = fold(text)
         self.words = _WORD.findall(plain)
         self.by_letters = {
-            language: 0.5 * _has_letters(plain, language) - _foreign(plain, language) for language in languages
+            language: 0.5 * _has_letters(plain, language) - _foreign(plain, language)
+            for language in languages
         }
 
         def weigh(listed: frozenset[str]) -> float:
             return sum(1 / max(_LISTED_IN[word], 1) for word in self.words if word in listed)
 
-        self.of = {language: weigh(_KNOWN_BY[language]) + self.by_letters[language] for language in languages}
+        self.of = {
+            language: weigh(_KNOWN_BY[language]) + self.by_letters[language]
+            for language in languages
+        }
         self.others = max(map(weigh, _OTHERS))
         ranked = sorted(languages, key=self.of.__getitem__, reverse=True)
-        self.first, self.lead = ranked[0], self.of[ranked[0]] - (self.of[ranked[1]] if ranked[1:] else 0.0)
+        self.first, self.lead = (
+            ranked[0],
+            self.of[ranked[0]] - (self.of[ranked[1]] if ranked[1:] else 0.0),
+        )
 
     def lacks(self, language: str) -> bool:
         """Whether the text is long enough to have words of the language, and has none."""
-        return len(self.words) >= _MANY_WORDS and not any(word in _KNOWN_BY[language] for word in self.words)
+        return len(self.words) >= _MANY_WORDS and not any(
+            word in _KNOWN_BY[language] for word in self.words
+        )
 
     def is_likely(self, language: str, ahead: float = 0.0) -> bool:
         """Whether the text has about as many of the language's words as a text in it has.
@@ -209,7 +260,9 @@ class _Votes:
         has = sum(word in _KNOWN_BY[language] for word in self.words)
         # A single word of one Latin language stands in some other as well.
         least = min(2, (len(self.words) + 1) // 2) if language in _NAMED["Latin"] else 1
-        enough = has >= max(least, 1) and has + self.by_letters[language] >= _LEAST_SHARE * len(self.words)
+        enough = has >= max(least, 1) and has + self.by_letters[language] >= _LEAST_SHARE * len(
+            self.words
+        )
         return enough and self.of[language] >= self.others + ahead
 
 

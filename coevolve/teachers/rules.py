@@ -1,8 +1,10 @@
-"""A teacher without a model: it derives the trace r* from (x, y) by rule, in any language and for any data.
+"""A teacher without a model: it derives the trace r* from (x, y) by rule, in any language and for
+any data.
 
-r* is a function of (x, y) that says which passages of x the response y takes up, its speech acts, up to a few telling
-words of it, its tone, length and language. Of y's own wording it holds the keywords and nothing else, save what x
-says as well. Keywords are what helps an estimator most: see `keywords` below.
+r* is a function of (x, y) that says which passages of x the response y takes up, its speech acts,
+up to a few telling words of it, its tone, length and language. Of y's own wording it holds the
+keywords and nothing else, save what x says as well. Keywords are what helps an estimator most: see
+`keywords` below.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +15,15 @@ from coevolve.errors import RecipeError, TeacherError
 from coevolve.prompts.reasoning import missing_sections
 from coevolve.prompts.sets import PromptSet
 from coevolve.teachers.base import Answer, require_response
-from coevolve.teachers.features import Features, Link, Rarity, facts, rarest, response_features, speech_acts
+from coevolve.teachers.features import (
+    Features,
+    Link,
+    Rarity,
+    facts,
+    rarest,
+    response_features,
+    speech_acts,
+)
 from coevolve.teachers.languages import UNKNOWN, content_words, language_of
 
 Keywords = Literal["telling", "context"]
@@ -22,18 +32,22 @@ _PERSONA, _CHARACTER, _DIALOGUE, _CONNECTIONS = (
     *("[User Persona]", "[Agent Character]", "[Dialogue Context]"),
     "[Connections]",
 )
-_VERSION = 2  # of the rules; raise it when traces change, so that files of older ones are not continued
+_VERSION = (
+    2  # of the rules; raise it when traces change, so that files of older ones are not continued
+)
 
 
 class RuleTeacher:
     """Writes traces by rule.
 
     Args:
-        prompts: a set whose headings, but for the last, are among those of `roleplay`. With `[Connections]` alone
-            before the features (as in `brief`), traces are as short as they can be.
-        examples: the training examples, from which the rarity of words is learnt. Without them long words are taken
-            for rare ones.
-        max_keywords: how many of y's content words the features name, at most. Fewer than y has words, always.
+        prompts: a set whose headings, but for the last, are among those of `roleplay`. With
+            `[Connections]` alone before the features (as in `brief`), traces are as short as they
+            can be.
+        examples: the training examples, from which the rarity of words is learnt. Without them long
+            words are taken for rare ones.
+        max_keywords: how many of y's content words the features name, at most. Fewer than y has
+            words, always.
         keywords: `telling` takes the rarest words of y; `context` only words that x has as well.
 
     Raises:
@@ -56,7 +70,9 @@ class RuleTeacher:
                 "features. Use another teacher, or traces from a file."
             )
         if keywords not in get_args(Keywords):
-            raise RecipeError(f"keywords: found {keywords!r}; accepted are {', '.join(get_args(Keywords))}.")
+            raise RecipeError(
+                f"keywords: found {keywords!r}; accepted are {', '.join(get_args(Keywords))}."
+            )
         if max_keywords < 0:
             raise RecipeError(f"max_keywords: found {max_keywords}; accepted is a number from 0.")
         self.prompts = prompts
@@ -116,7 +132,10 @@ class RuleTeacher:
     def _last_turn(self, example: Example) -> str:
         turn, language = example.dialogue[-1].text, _user_language(example)
         acts = _listed(speech_acts(turn, language))
-        topic = _listed(rarest(content_words(turn, language), self._rarity, 3)) or "nothing in particular"
+        topic = (
+            _listed(rarest(content_words(turn, language), self._rarity, 3))
+            or "nothing in particular"
+        )
         turns = _counted(len(example.dialogue), "turn")
         return f"There have been {turns}. The user's last one: {acts}. Its topic: {topic}."
 

@@ -1,11 +1,14 @@
-"""Traces on disk: collected from a teacher so that nothing is asked twice, or read from a user's own file.
+"""Traces on disk: collected from a teacher so that nothing is asked twice, or read from a user's
+own file.
 
-A file that `collect_traces` writes is a ledger (`coevolve.data.ledger`), one line per trace, as it arrives:
+A file that `collect_traces` writes is a ledger (`coevolve.data.ledger`), one line per trace, as it
+arrives:
 
     {"teacher": {"kind": "rules", ...}, "prompts": "<sha256>"}
     {"sample_ID": "IDTrain-00000", "trace": "[Connections] ...", "example": "<fingerprint>"}
 
-`read_traces` reads such a file too; in one that a user writes, the first line and `example` are left out.
+`read_traces` reads such a file too; in one that a user writes, the first line and `example` are
+left out.
 """
 
 import json
@@ -45,18 +48,23 @@ def collect_traces(
     on_failure: Literal["error", "drop"] = "error",
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """The teacher's traces, by sample_ID, in the order of `examples`; only those that the file lacks are asked for.
+    """The teacher's traces, by sample_ID, in the order of `examples`; only those that the file
+    lacks are asked for.
 
     Args:
         examples: with golden responses.
-        path: the file to continue or begin. Traces in it for other examples stay there and are not returned.
-        on_failure: `error` stops at the first example without a usable trace. `drop` leaves such examples out of the
-            result, which is then shorter than `examples`, and tells `progress` how many; a second start asks again.
+        path: the file to continue or begin. Traces in it for other examples stay there and are not
+            returned.
+        on_failure: `error` stops at the first example without a usable trace. `drop` leaves such
+            examples out of the result, which is then shorter than `examples`, and tells `progress`
+            how many; a second start asks again.
         progress: told after every answer.
 
     Raises:
-        TeacherError: an example without a usable trace (`error`), none with one (`drop`), or a teacher out of order.
-        DataError: the file belongs to another teacher or prompt set, or to examples that have changed since.
+        TeacherError: an example without a usable trace (`error`), none with one (`drop`), or a
+            teacher out of order.
+        DataError: the file belongs to another teacher or prompt set, or to examples that have
+            changed since.
     """
     path = Path(path)
     by_id = index_by_id(examples)
@@ -64,7 +72,9 @@ def collect_traces(
         require_response(example)
     header = {"teacher": teacher.settings, "prompts": digest(teacher.prompts.to_dict())}
     rows = open_ledger(path, header, compared=_HEADER)
-    found = answers_by_id(path, rows, by_id, _row_reader(teacher.prompts.sections), _fingerprint, unknown="leave")
+    found = answers_by_id(
+        path, rows, by_id, _row_reader(teacher.prompts.sections), _fingerprint, unknown="leave"
+    )
     todo = [example for example in examples if example.sample_id not in found]
     dropped: list[str] = []
     with appending(path) as file:
@@ -73,18 +83,34 @@ def collect_traces(
                 found[answer.sample_id] = answer.trace
                 append_answer(file, by_id[answer.sample_id], _fingerprint, trace=answer.trace)
             elif on_failure == "error":
-                raise TeacherError(f"{answer.problem}. Set on_failure to drop to go on without such examples.")
+                raise TeacherError(
+                    f"{answer.problem}. Set on_failure to drop to go on without such examples."
+                )
             else:
                 dropped.append(answer.problem)
             if progress is not None:
-                progress(len(found) + len(dropped), len(examples), f"{len(dropped)} dropped" if dropped else "")
+                progress(
+                    len(found) + len(dropped),
+                    len(examples),
+                    f"{len(dropped)} dropped" if dropped else "",
+                )
     if dropped and not found:
-        raise TeacherError(f"The teacher gave no usable trace for any of {len(dropped)} examples. First: {dropped[0]}.")
-    return {example.sample_id: found[example.sample_id] for example in examples if example.sample_id in found}
+        raise TeacherError(
+            f"The teacher gave no usable trace for any of {len(dropped)} examples. First: {dropped[0]}."
+        )
+    return {
+        example.sample_id: found[example.sample_id]
+        for example in examples
+        if example.sample_id in found
+    }
 
 
 def read_traces(
-    path: str | Path, examples: Sequence[Example], prompts: PromptSet, *, known: Sequence[Example] = ()
+    path: str | Path,
+    examples: Sequence[Example],
+    prompts: PromptSet,
+    *,
+    known: Sequence[Example] = (),
 ) -> dict[str, str]:
     """The traces of a JSONL file of `{sample_ID, trace}`, by sample_ID, in the order of `examples`.
 
@@ -92,15 +118,17 @@ def read_traces(
         known: further examples that the file may have traces of, such as those that were held out.
 
     Raises:
-        DataError: names the line, for a row that is malformed, unknown, double, or without a section that the prompt
-            set expects; or the examples for which the file has no trace.
+        DataError: names the line, for a row that is malformed, unknown, double, or without a
+            section that the prompt set expects; or the examples for which the file has no trace.
     """
     by_id = index_by_id(examples)
     rows = [(number, plain_row(row)) for number, row in read_jsonl(path)]
     everyone = {example.sample_id: example for example in known} | by_id
     if rows and is_header(rows[0][1], _HEADER):
         rows = rows[1:]
-    traces = answers_by_id(path, rows, everyone, _row_reader(prompts.sections), _fingerprint, unknown="error")
+    traces = answers_by_id(
+        path, rows, everyone, _row_reader(prompts.sections), _fingerprint, unknown="error"
+    )
     missing = [sample_id for sample_id in by_id if sample_id not in traces]
     if missing:
         listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")

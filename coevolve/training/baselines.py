@@ -9,12 +9,18 @@ from coevolve.training.schedule import Budget
 
 
 def continue_cold_start(
-    trainee: Trainee, examples: Sequence[Example], reasoning: Sequence[str | None], label: str, part: int, parts: int
+    trainee: Trainee,
+    examples: Sequence[Example],
+    reasoning: Sequence[str | None],
+    label: str,
+    part: int,
+    parts: int,
 ) -> None:
-    """SFT of the estimator for as many further updates as the rounds gave it, whether by SFT or by RL.
+    """SFT of the estimator for as many further updates as the rounds gave it, whether by SFT or by
+    RL.
 
-    Where each phase has a learning-rate schedule of its own, part by part for each round, so that the baseline's rate
-    decays as far, and goes on with the optimizer's state as the rounds do.
+    Where each phase has a learning-rate schedule of its own, part by part for each round, so that
+    the baseline's rate decays as far, and goes on with the optimizer's state as the rounds do.
     """
     steps = trainee.rounds[part - 1] if parts == len(trainee.rounds) else sum(trainee.rounds)
     if steps:

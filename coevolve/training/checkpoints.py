@@ -2,11 +2,10 @@
 
 run/
   run.json                  recipe, base models and adapters, data fingerprint, package versions
-  status.json               where the run is: running, interrupted, finished; and after which checkpoint
-  metrics.jsonl             every figure, a line at a time
-  samples.jsonl             samples of what the models wrote, with their rewards
-  traces.jsonl              the teacher's reasonings
-  checkpoints/00007-round-1-estimator_sft/
+  status.json               where the run is: running, interrupted, finished; and after which
+  checkpoint metrics.jsonl             every figure, a line at a time samples.jsonl
+  samples of what the models wrote, with their rewards traces.jsonl              the teacher's
+  reasonings checkpoints/00007-round-1-estimator_sft/
     state.json              everything that is no tensor
     connector.safetensors   the pair as it was, ...
     ...                     the best pair, optimizer states, rollouts under way
@@ -14,8 +13,8 @@ run/
   estimator/                the export
   results.json              the figures at the end
 
-A checkpoint is written under a temporary name, synced, and renamed; so a directory with a proper name is complete, and
-what the disk did to it afterwards shows in the manifest.
+A checkpoint is written under a temporary name, synced, and renamed; so a directory with a proper
+name is complete, and what the disk did to it afterwards shows in the manifest.
 """
 
 import json
@@ -61,7 +60,9 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
 
     def require_fit(self, train: int, held_out: int, pair: Mapping[str, Weights]) -> None:
-        """Raise ArtifactError unless it is of as many training and held-out examples, and of models like `pair`."""
+        """Raise ArtifactError unless it is of as many training and held-out examples, and of models
+        like `pair`.
+        """
         counts = {"training": (len(self.state["reasoning"]), train)}
         for name in ("probe", "gate"):
             evaluated = self.state[name] and self.state[name].get("held_out", self.state[name])
@@ -73,12 +74,15 @@ class Checkpoint:
                     f"{self.folder}: is of {found} {what} examples, and the run has {expected}. {REMEDY}"
                 )
         for role, weights in pair.items():
-            _require_alike(self.folder / f"{role}.safetensors", self.tensors[role], weights, "the model")
+            _require_alike(
+                self.folder / f"{role}.safetensors", self.tensors[role], weights, "the model"
+            )
 
 
 @dataclass
 class CheckpointWriter:
-    """Writes the checkpoints of one run, on its main process, and deletes those that are no longer wanted.
+    """Writes the checkpoints of one run, on its main process, and deletes those that are no longer
+    wanted.
 
     Args:
         folder: the run's directory.
@@ -87,21 +91,25 @@ class CheckpointWriter:
 
     folder: Path
     keep: int
-    # Of the last checkpoint: id of the weights -> the weights, so that the id stays theirs; their file; its hash.
+    # Of the last checkpoint: id of the weights -> the weights, so that the id stays theirs; their
+    # file; its hash.
     _written: dict[int, tuple[Weights, str, dict[str, Any]]] = field(default_factory=dict)
     _last: Path = Path()
 
-    def write(self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Weights], *, best: bool) -> Path:
+    def write(
+        self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Weights], *, best: bool
+    ) -> Path:
         """Write a checkpoint and return its directory.
 
         Args:
             name: what has just been done, for people.
-            tensors: file name -> weights. A group that is the same object as one written before is not changed
-                since, and is linked instead of written again.
+            tensors: file name -> weights. A group that is the same object as one written before is
+                not changed since, and is linked instead of written again.
             best: the pair in it is the best so far.
 
         Raises:
-            ArtifactError: it cannot be written; the disk may be full. Older checkpoints are as they were.
+            ArtifactError: it cannot be written; the disk may be full. Older checkpoints are as they
+                were.
         """
         root = self.folder / CHECKPOINTS
         number = max(map(number_of, finished_checkpoints(self.folder)), default=0) + 1
@@ -122,7 +130,13 @@ class CheckpointWriter:
             # A figure that is gathered for the log may be NaN; Python reads its own NaN back.
             write_text(temporary / STATE, json.dumps(state, ensure_ascii=False))
             files[STATE] = _described(temporary / STATE)
-            manifest = {"format": FORMAT, "version": VERSION, "name": name, "best": best, "files": files}
+            manifest = {
+                "format": FORMAT,
+                "version": VERSION,
+                "name": name,
+                "best": best,
+                "files": files,
+            }
             write_json(temporary / MANIFEST, manifest)
             sync_folder(temporary)
             temporary.rename(final)
@@ -138,9 +152,14 @@ class CheckpointWriter:
         return final
 
     def _link(
-        self, path: Path, weights: Weights, written: Mapping[int, tuple[Weights, str, dict[str, Any]]]
+        self,
+        path: Path,
+        weights: Weights,
+        written: Mapping[int, tuple[Weights, str, dict[str, Any]]],
     ) -> dict[str, Any] | None:
-        """Link a group that has been written already, here or in the last checkpoint; None if it has not."""
+        """Link a group that has been written already, here or in the last checkpoint; None if it
+        has not.
+        """
         for folder, groups in ((path.parent, written), (self._last, self._written)):
             _, name, description = groups.get(id(weights), (None, "", None))
             if description is not None and (folder / name).is_file():
@@ -155,8 +174,8 @@ class CheckpointWriter:
         complete = finished_checkpoints(self.folder)
         best = [path for path in complete if _holds_best(path)]
         for path in set(complete[: -self.keep]) - set(best[-1:]):
-            # Renamed first: what is deleted halfway must not look like a checkpoint. What cannot be deleted is no
-            # reason to stop; `write` tries again.
+            # Renamed first: what is deleted halfway must not look like a checkpoint. What cannot be
+            # deleted is no reason to stop; `write` tries again.
             doomed = path.with_name(f".{path.name}.tmp")
             with suppress(OSError):
                 path.rename(doomed)
@@ -195,7 +214,8 @@ def newest_checkpoint(
 
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """A checkpoint, after a check of every file against the manifest, of the state's fields, and of the tensors' names.
+    """A checkpoint, after a check of every file against the manifest, of the state's fields, and of
+    the tensors' names.
 
     Args:
         verify: compare the hashes; sizes are always compared.
@@ -204,8 +224,12 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         ArtifactError: it is incomplete or damaged; the file is named.
     """
     if not os.path.lexists(path / MANIFEST):
-        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no complete checkpoint. {REMEDY}")
-    manifest = read_document(path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError)
+        raise ArtifactError(
+            f"{path / MANIFEST}: missing, so this is no complete checkpoint. {REMEDY}"
+        )
+    manifest = read_document(
+        path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError
+    )
     if STATE not in manifest.files:
         raise ArtifactError(f"{path / MANIFEST}: files: {STATE} is missing. {REMEDY}")
     tensors = {}
@@ -216,7 +240,9 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
                 raise ArtifactError(f"{file}: listed in the manifest but missing. {REMEDY}")
             size = file.stat().st_size
             if size != expected.bytes:
-                raise ArtifactError(f"{file}: {size} bytes, {expected.bytes} by the manifest. {REMEDY}")
+                raise ArtifactError(
+                    f"{file}: {size} bytes, {expected.bytes} by the manifest. {REMEDY}"
+                )
             if verify and sha256_file(file) != expected.sha256:
                 raise ArtifactError(f"{file}: its SHA-256 differs from the manifest's. {REMEDY}")
             if name != STATE:
@@ -244,7 +270,9 @@ def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, W
 
 
 def _require_alike(file: Path, weights: Weights, others: Weights, whose: str) -> None:
-    shapes, expected = ({name: tuple(tensor.shape) for name, tensor in of.items()} for of in (weights, others))
+    shapes, expected = (
+        {name: tuple(tensor.shape) for name, tensor in of.items()} for of in (weights, others)
+    )
     odd = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
     if odd:
         raise ArtifactError(
@@ -266,6 +294,8 @@ def _described(path: Path) -> dict[str, Any]:
 
 def _holds_best(path: Path) -> bool:
     try:
-        return read_document(path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError).best
+        return read_document(
+            path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError
+        ).best
     except ArtifactError:
         return False  # damaged, so of no use as the best one

@@ -1,7 +1,9 @@
-"""What has to be seen of co-evolution, as figures, and what they mean when one goes wrong, in words.
+"""What has to be seen of co-evolution, as figures, and what they mean when one goes wrong, in
+words.
 
-The two models can agree on something that is worth nothing: features that spell the response out, features that fit
-any example, an estimator that ignores them, a policy that says one thing only. Rewards look fine in each case.
+The two models can agree on something that is worth nothing: features that spell the response out,
+features that fit any example, an estimator that ignores them, a policy that says one thing only.
+Rewards look fine in each case.
 """
 
 import math
@@ -18,22 +20,32 @@ from coevolve.scoring.scores import Scores
 from coevolve.training.rewards.functions import word_overlap
 
 ZERO_VARIANCE_SHARE = 0.5
-"""Groups whose rewards are all alike have advantage 0: above this share most of the sampling is for nothing."""
+"""Groups whose rewards are all alike have advantage 0: above this share most of the sampling is for
+nothing.
+"""
 
 TRUNCATED_SHARE = 0.3
-"""A completion that is cut off gets the lowest reward whatever it says, so length decides instead of content."""
+"""A completion that is cut off gets the lowest reward whatever it says, so length decides instead
+of content.
+"""
 
 UNPARSABLE_SHARE = 0.3
 """The likelihood reward is the lowest where there are no core features to show to the estimator."""
 
 LEAK_SHARE = 0.9
-"""Features that hold nearly every word of the response are no description of it: q2 only has to copy."""
+"""Features that hold nearly every word of the response are no description of it: q2 only has to
+copy.
+"""
 
 ENTROPY_NATS = 0.05
-"""Per token. Below it the samples of a group are nearly the same text, and there is nothing left to choose from."""
+"""Per token. Below it the samples of a group are nearly the same text, and there is nothing left to
+choose from.
+"""
 
 DRIFT_NATS = 1.0
-"""Per token: the probability of the same words changed by a factor of e on average, which one round should not do."""
+"""Per token: the probability of the same words changed by a factor of e on average, which one round
+should not do.
+"""
 
 
 def diagnose(
@@ -47,10 +59,11 @@ def diagnose(
 ) -> dict[str, float]:
     """How much the reasoning is worth to q2, and whether it just gives the response away.
 
-    q2(y | x) is asked with a reasoning that has no core features, so that the two prompts differ in the features and
-    in nothing else. q2 was hardly ever trained on such a prompt and answers it worse than a model that was (by 0.1 to
-    0.3 nats per token in the quickstart), which makes both gains look better than they are. They are to be read by
-    their signs, and from round to round; how much reasoning is worth is what the baseline `without_reasoning` tells.
+    q2(y | x) is asked with a reasoning that has no core features, so that the two prompts differ in
+    the features and in nothing else. q2 was hardly ever trained on such a prompt and answers it
+    worse than a model that was (by 0.1 to 0.3 nats per token in the quickstart), which makes both
+    gains look better than they are. They are to be read by their signs, and from round to round;
+    how much reasoning is worth is what the baseline `without_reasoning` tells.
 
     Args:
         examples, responses, reasoning: N of each, N at least 2. Each is scored three times.
@@ -60,16 +73,21 @@ def diagnose(
     Returns:
         Means over the examples; those with `_error` are their standard errors.
 
-        - coevolve/reasoning_gain: log q2(y | x, r) - log q2(y | x), nats per token; 0 for an r without core features;
-        - coevolve/reasoning_gain_control: the same with the reasoning of another example, which should hurt;
-        - coevolve/leak: the share of y's words, counted with repeats, that the core features of r have.
+        - coevolve/reasoning_gain: log q2(y | x, r) - log q2(y | x), nats per token; 0 for an r
+          without core features;
+        - coevolve/reasoning_gain_control: the same with the reasoning of another example, which
+          should hurt;
+        - coevolve/leak: the share of y's words, counted with repeats, that the core features of r
+          have.
 
     Raises:
         ValueError: fewer than two examples, or lists that differ in length.
         TooLongError: an example does not fit the model; it is named.
     """
     if len(examples) < 2:
-        raise ValueError(f"diagnose needs two examples or more, to exchange their reasonings; found {len(examples)}.")
+        raise ValueError(
+            f"diagnose needs two examples or more, to exchange their reasonings; found {len(examples)}."
+        )
 
     def mean_log_prob(texts: Sequence[str]) -> np.ndarray:
         return estimator.log_prob(examples, responses, texts, progress=progress).mean
@@ -91,7 +109,9 @@ def diagnose(
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """A permutation of `count` places, at least two, that leaves none in its place: one cycle, drawn by seed."""
+    """A permutation of `count` places, at least two, that leaves none in its place: one cycle,
+    drawn by seed.
+    """
     order = np.random.default_rng(seed).permutation(count)
     places = np.empty(count, dtype=int)
     places[order] = np.roll(order, 1)
@@ -99,7 +119,8 @@ def derangement(count: int, seed: int) -> list[int]:
 
 
 def drift(before: Scores, after: Scores) -> dict[str, float]:
-    """How far q2 moved on a fixed probe set: the same examples, responses and reasonings, scored twice.
+    """How far q2 moved on a fixed probe set: the same examples, responses and reasonings, scored
+    twice.
 
     Args:
         before, after: shape (N,).
@@ -119,15 +140,20 @@ def drift(before: Scores, after: Scores) -> dict[str, float]:
             f"with {np.sum(before.tokens)} and {np.sum(after.tokens)} tokens."
         )
     moved = after.mean - before.mean
-    return {"coevolve/drift": float(np.abs(moved).mean()), "coevolve/drift_signed": float(moved.mean())}
+    return {
+        "coevolve/drift": float(np.abs(moved).mean()),
+        "coevolve/drift_signed": float(moved.mean()),
+    }
 
 
 def warnings_in(values: Mapping[str, float | None]) -> list[str]:
-    """A sentence for each figure that has gone wrong: what it means, and which field of the recipe may help.
+    """A sentence for each figure that has gone wrong: what it means, and which field of the recipe
+    may help.
 
     Args:
-        values: figures under the names that they have in the record: a phase's last ones with the role as prefix
-            (`connector/entropy`), and those of `diagnose` and `drift`. What is not there is not judged.
+        values: figures under the names that they have in the record: a phase's last ones with the
+            role as prefix (`connector/entropy`), and those of `diagnose` and `drift`. What is not
+            there is not judged.
     """
     said = []
     for name, value in values.items():
@@ -135,7 +161,9 @@ def warnings_in(values: Mapping[str, float | None]) -> list[str]:
             continue
         if not math.isfinite(value):
             if name.endswith(("/loss", "/grad_norm")):
-                said.append(f"{name} is {value}: the training has diverged. Try a lower learning_rate.")
+                said.append(
+                    f"{name} is {value}: the training has diverged. Try a lower learning_rate."
+                )
         elif name in RULES and RULES[name].wrong(value):
             said.append(RULES[name].words.format(value=value, role=name.partition("/")[0]))
     return said
@@ -143,7 +171,9 @@ def warnings_in(values: Mapping[str, float | None]) -> list[str]:
 
 @dataclass(frozen=True)
 class Rule:
-    """When a figure is wrong, and what to say then: with {value}, and {role} for a section such as `connector_rl`."""
+    """When a figure is wrong, and what to say then: with {value}, and {role} for a section such as
+    `connector_rl`.
+    """
 
     wrong: Callable[[float], bool]
     words: str
@@ -201,4 +231,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def _mean(name: str, values: np.ndarray) -> dict[str, float]:
-    return {name: float(values.mean()), f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
+    return {
+        name: float(values.mean()),
+        f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values))),
+    }

@@ -1,4 +1,5 @@
-"""Stops training before an optimizer step on a loss or a gradient that is no number, and writes down what it was on.
+"""Stops training before an optimizer step on a loss or a gradient that is no number, and writes
+down what it was on.
 
 A NaN that reaches the weights makes every later figure a NaN, and nothing shows where it came from.
 """
@@ -28,7 +29,12 @@ class DivergenceGuard:
     """
 
     def __init__(self, folder: Path, name: str, processes: Processes, tokenizer: Any):
-        self.folder, self.name, self.processes, self.tokenizer = folder / FAILED, name, processes, tokenizer
+        self.folder, self.name, self.processes, self.tokenizer = (
+            folder / FAILED,
+            name,
+            processes,
+            tokenizer,
+        )
         self._parts: list[tuple[Mapping[str, Any], Tensor]] = []
 
     def begin(self) -> None:
@@ -92,7 +98,11 @@ class DivergenceGuard:
         write_json(path.with_name(f"{path.name}.json"), _as_json(found))
 
     def _texts(self, inputs: Mapping[str, Any]) -> list[dict[str, str]]:
-        pieces = [("prompt_ids", "prompt_mask"), ("completion_ids", "completion_mask"), ("input_ids", "attention_mask")]
+        pieces = [
+            ("prompt_ids", "prompt_mask"),
+            ("completion_ids", "completion_mask"),
+            ("input_ids", "attention_mask"),
+        ]
         columns = {
             ids.removesuffix("_ids"): [
                 self.tokenizer.decode(row[kept != 0].tolist())

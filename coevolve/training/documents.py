@@ -36,7 +36,9 @@ class OriginOfRole(Part):
 
 
 class RunFile(Document, extra="allow"):
-    """`run.json`: what a run is of, written before anything is trained. Other fields are kept when it is rewritten."""
+    """`run.json`: what a run is of, written before anything is trained. Other fields are kept when
+    it is rewritten.
+    """
 
     recipe: dict[str, JsonValue]
     """Every value; `coevolve.recipe.check_recipe` knows which."""
@@ -48,7 +50,8 @@ class RunFile(Document, extra="allow"):
     splits: dict[str, str] = Field(default_factory=dict)
     """Fingerprint of each; absent before version 0.4."""
     template_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = Field(default=None)
-    """The day that chat templates which show one show in all of the run; absent before version 0.4."""
+    """The day that chat templates which show one show in all of the run; absent before version 0.4.
+    """
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "RunFile":
@@ -72,7 +75,9 @@ class CheckpointManifest(Document):
     """What had just been done."""
     best: bool
     """Whether the pair in it was the best so far."""
-    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}$")], FileOfCheckpoint]
+    files: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,200}$")], FileOfCheckpoint
+    ]
     """All others, by their names in the directory."""
 
 
@@ -103,7 +108,9 @@ class EvaluatedExamples(Part):
 
 
 class Verdict(Part):
-    """What the gate made of a phase, by the held-out perplexity of the best pair before it and of the pair after."""
+    """What the gate made of a phase, by the held-out perplexity of the best pair before it and of
+    the pair after.
+    """
 
     round: Count
     phase: str
@@ -125,7 +132,9 @@ class GateState(Part):
     best_reasoning: list[str]
     best_chosen: Annotated[list[Count], Field(min_length=1)]
     reasoning: list[str | None]
-    """What the connector wrote for the held-out examples last, when it had been updated `written` times."""
+    """What the connector wrote for the held-out examples last, when it had been updated `written`
+    times.
+    """
     written: Count
 
 
@@ -154,7 +163,9 @@ class GatheredFigures(Part):
 
 
 class SegmentState(Part):
-    """`coevolve.training.engines.Segment`: a training phase under way, with the rollouts of so many processes."""
+    """`coevolve.training.engines.Segment`: a training phase under way, with the rollouts of so many
+    processes.
+    """
 
     step: Count
     figures: GatheredFigures | Nothing
@@ -162,7 +173,9 @@ class SegmentState(Part):
 
 
 class RecordState(Part):
-    """`coevolve.training.record.record.Record`: its last line, its seconds, and its trackers' ids of the run."""
+    """`coevolve.training.record.record.Record`: its last line, its seconds, and its trackers' ids
+    of the run.
+    """
 
     step: Count
     seconds: Annotated[float, Field(ge=0, le=1e12)]
@@ -207,7 +220,8 @@ class CheckpointState(Document):
     chosen: Annotated[list[Count], Field(min_length=1)]
     """The training examples that the last refresh drew."""
     updates: OfRoles[Count]
-    """Optimizer steps; in `progress` by the name of the phase, in `rounds` the estimator's in each."""
+    """Optimizer steps; in `progress` by the name of the phase, in `rounds` the estimator's in each.
+    """
     progress: dict[str, Count]
     trained_updates: OfRoles[Count] | Nothing
     """`updates` when training ended; empty before."""
@@ -229,20 +243,30 @@ class CheckpointState(Document):
         if self.gate is not None:
             chosen["gate.best_chosen"] = self.gate.best_chosen
             if len(self.gate.best_reasoning) != examples:
-                raise ValueError(f"gate.best_reasoning: has {len(self.gate.best_reasoning)} of {examples} reasonings")
+                raise ValueError(
+                    f"gate.best_reasoning: has {len(self.gate.best_reasoning)} of {examples} reasonings"
+                )
             if len(self.gate.reasoning) != len(self.gate.held_out.reasoning):
                 raise ValueError("gate: reasoning and held_out are of other examples")
         for name, indices in chosen.items():
             if max(indices) >= examples:
-                raise ValueError(f"{name}: there is no example {max(indices)}; there are {examples}")
-        unknown = {split for by_split in self.outcome.scores.values() for split in by_split} - set(self.outcome.subsets)
+                raise ValueError(
+                    f"{name}: there is no example {max(indices)}; there are {examples}"
+                )
+        unknown = {split for by_split in self.outcome.scores.values() for split in by_split} - set(
+            self.outcome.subsets
+        )
         if unknown:
-            raise ValueError(f"outcome.subsets: {min(unknown)!r} is missing, and there are scores of it")
+            raise ValueError(
+                f"outcome.subsets: {min(unknown)!r} is missing, and there are scores of it"
+            )
         return self
 
 
 class Line(Part, extra="allow"):
-    """A line of `metrics.jsonl`: figures and words by name, such as `connector/rewards/format/mean`."""
+    """A line of `metrics.jsonl`: figures and words by name, such as
+    `connector/rewards/format/mean`.
+    """
 
     step: Step
     """Only grows."""
@@ -255,14 +279,20 @@ class Line(Part, extra="allow"):
         for name, value in (self.__pydantic_extra__ or {}).items():
             if isinstance(value, int | float) and abs(value) <= LARGEST:
                 continue
-            words = all(isinstance(word, str) for word in (value if isinstance(value, list) else [value]))
+            words = all(
+                isinstance(word, str) for word in (value if isinstance(value, list) else [value])
+            )
             if value is not None and (not words or name.endswith("/mean")):
-                raise ValueError(f"{name}: found {value!r:.60}; accepted is a finite number or null")
+                raise ValueError(
+                    f"{name}: found {value!r:.60}; accepted is a finite number or null"
+                )
         return self
 
 
 class SampleLine(Part, extra="allow"):
-    """A line of `samples.jsonl`: a row of a table of samples, by column, with the round and phase that it is from."""
+    """A line of `samples.jsonl`: a row of a table of samples, by column, with the round and phase
+    that it is from.
+    """
 
     step: Step
     table: str
@@ -299,10 +329,12 @@ class RunResults(Document):
     seed: int | None = None
     seconds: Number | None = None
     perplexity: dict[str, dict[str, Perplexity]]
-    """Model -> split -> value. `full` is the co-evolved pair, `without_corl` the cold start with as many estimator
-    updates, `without_reasoning` q2(y | x) with as many, `oracle` is shown the teacher's features of the response, and
-    `floor` is exact, where the truth is known. Each is from one greedy reasoning per example, except `..._marginal_K`:
-    log-mean over K sampled ones, to be compared with each other only."""
+    """Model -> split -> value. `full` is the co-evolved pair, `without_corl` the cold start with as
+    many estimator updates, `without_reasoning` q2(y | x) with as many, `oracle` is shown the
+    teacher's features of the response, and `floor` is exact, where the truth is known. Each is from
+    one greedy reasoning per example, except `..._marginal_K`: log-mean over K sampled ones, to be
+    compared with each other only.
+    """
     by_subset: dict[str, dict[str, dict[str, Perplexity]]] = Field(default_factory=dict)
     """Model -> split -> subset tag -> value."""
     ratio: dict[str, dict[str, Ratio]]

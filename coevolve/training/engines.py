@@ -1,17 +1,21 @@
-"""TRL's trainers as engines that can begin and end at any optimizer step; SFT of one role by them (GRPO is in `grpo`).
+"""TRL's trainers as engines that can begin and end at any optimizer step; SFT of one role by them
+(GRPO is in `grpo`).
 
 Deviations from the plain trainers:
-- Prompts and responses reach them as the token ids that scoring uses; they tokenise nothing themselves.
-- Which rows an update is over follows from the seed alone: one order for the whole phase, cut into updates. A pass over
-  the data is finished before the next begins, and a row at its end is neither dropped nor doubled, whatever the number
-  of processes.
-- Before each update the global random states are set from seed, step and process. So there is no random state to be
-  saved, and nothing that happens between two updates can disturb it.
-- TRL computes logits at every position wherever Triton is absent, for the sake of accelerators that recompile when
-  shapes change. A CPU does not, so there only the positions that the loss is over are computed, as on a GPU.
-- TRL turns the adapters of a quantized base into bfloat16, in which a step of 1e-5 changes most weights not at all;
-  they stay float32.
-- TRL patches the model's `forward` at each construction; the patch is taken off again when a phase ends.
+- Prompts and responses reach them as the token ids that scoring uses; they tokenise nothing
+  themselves.
+- Which rows an update is over follows from the seed alone: one order for the whole phase, cut into
+  updates. A pass over the data is finished before the next begins, and a row at its end is neither
+  dropped nor doubled, whatever the number of processes.
+- Before each update the global random states are set from seed, step and process. So there is no
+  random state to be saved, and nothing that happens between two updates can disturb it.
+- TRL computes logits at every position wherever Triton is absent, for the sake of accelerators that
+  recompile when shapes change. A CPU does not, so there only the positions that the loss is over
+  are computed, as on a GPU.
+- TRL turns the adapters of a quantized base into bfloat16, in which a step of 1e-5 changes most
+  weights not at all; they stay float32.
+- TRL patches the model's `forward` at each construction; the patch is taken off again when a phase
+  ends.
 """
 
 import copy
@@ -62,7 +66,9 @@ class SftRow:
 
 
 class Lazy(Sequence[T]):
-    """A sequence whose items are made when they are asked for: a phase of a few updates meets a few of them."""
+    """A sequence whose items are made when they are asked for: a phase of a few updates meets a few
+    of them.
+    """
 
     def __init__(self, count: int, make: Callable[[int], T]):
         self.count, self.make = count, make
@@ -83,13 +89,13 @@ class Segment:
     Attributes:
         step: optimizer steps done.
         weights: of the role, on the CPU; empty where it begins with those that it has.
-        optimizer: `exp_avg|NAME`, ... on the CPU, by the trained parameters' names; empty for a new optimizer. What a
-            trainer has beside it (PPO's value function) is there as `own|NAME`.
-        rollouts: of each process, the completions that more than one update is over, `0|advantages`, ...; empty where
-            the next update begins with new ones.
+        optimizer: `exp_avg|NAME`, ... on the CPU, by the trained parameters' names; empty for a new
+            optimizer. What a trainer has beside it (PPO's value function) is there as `own|NAME`.
+        rollouts: of each process, the completions that more than one update is over,
+            `0|advantages`, ...; empty where the next update begins with new ones.
         figures: what was gathered for the next line of the log.
-        samples: of RL, what was written last: `index` of the prompt, `completion`, each reward, `advantage`. For
-            people; not saved.
+        samples: of RL, what was written last: `index` of the prompt, `completion`, each reward,
+            `advantage`. For people; not saved.
     """
 
     step: int = 0
@@ -102,7 +108,9 @@ class Segment:
     @property
     def own(self) -> dict[str, Tensor]:
         """What the trainer has beside the optimizer, by name."""
-        return {name.partition("|")[2]: value for name, value in self.optimizer.items() if is_own(name)}
+        return {
+            name.partition("|")[2]: value for name, value in self.optimizer.items() if is_own(name)
+        }
 
 
 def is_own(name: str) -> bool:
@@ -114,7 +122,9 @@ class Watcher(Protocol):
     """What looks after a phase while it runs."""
 
     def after_step(self, step: int, capture: Callable[[], Segment]) -> None:
-        """After each step but the last; may keep what `capture` gives; raises Interrupted to leave the phase here."""
+        """After each step but the last; may keep what `capture` gives; raises Interrupted to leave
+        the phase here.
+        """
 
     def between(self) -> None:
         """Between two parts of one step; raises Interrupted to leave the phase before this step."""
@@ -125,7 +135,9 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """What warm-up and decay of the learning rate go over: `steps` optimizer steps, the first of them `first`."""
+    """What warm-up and decay of the learning rate go over: `steps` optimizer steps, the first of
+    them `first`.
+    """
 
     first: int
     steps: int
@@ -135,12 +147,14 @@ class Schedule:
 class Plan:
     """What SFT and GRPO of one phase have in common.
 
-    Steps are counted from the first phase of the same name in the run, so that data and learning rate go on with them.
+    Steps are counted from the first phase of the same name in the run, so that data and learning
+    rate go on with them.
 
     Attributes:
         first: the optimizer step at which the phase begins.
         steps: the one at which it ends, at the latest.
-        tokens: ends it with the step by which the phase has been trained on so many, prompts included.
+        tokens: ends it with the step by which the phase has been trained on so many, prompts
+            included.
         segment: where it goes on; holds how it ended afterwards.
         token_budget: tokens of one forward pass in generation.
         folder: the run's directory, for a batch that a step could not be taken on.
@@ -171,7 +185,9 @@ def steps_of(settings: Optimization, examples_per_epoch: int) -> int:
 
 
 def order_of_rows(rows: int, count: int, seed: int) -> np.ndarray:
-    """Indices of the first `count` rows of a phase: pass after pass over all of them, each pass shuffled anew."""
+    """Indices of the first `count` rows of a phase: pass after pass over all of them, each pass
+    shuffled anew.
+    """
     passes = math.ceil(count / rows)
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:count]
@@ -205,26 +221,36 @@ def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> None:
 class Resumable:
     """What makes a trainer of transformers begin at the segment's step and show its state.
 
-    A mixin before the trainer class. It stands in for transformers' own `resume_from_checkpoint`, which reads pickles,
-    depends on the number of processes, and leaves GRPO's buffer out.
+    A mixin before the trainer class. It stands in for transformers' own `resume_from_checkpoint`,
+    which reads pickles, depends on the number of processes, and leaves GRPO's buffer out.
     """
 
     def __init__(self, *args: Any, plan: Plan, order: np.ndarray, **kwargs: Any):
         self.plan = plan
         self.order = order
-        trained = [(parameter, parameter.data) for parameter in kwargs["model"].parameters() if parameter.requires_grad]
+        trained = [
+            (parameter, parameter.data)
+            for parameter in kwargs["model"].parameters()
+            if parameter.requires_grad
+        ]
         super().__init__(*args, **kwargs)
         for parameter, data in trained:
             if parameter.dtype != data.dtype:
                 parameter.data = data
         self.add_callback(_Steps(self))
-        self.guard = DivergenceGuard(plan.folder, plan.role, plan.processes, plan.renderer.tokenizer)
+        self.guard = DivergenceGuard(
+            plan.folder, plan.role, plan.processes, plan.renderer.tokenizer
+        )
 
     def capture(self) -> Segment:
         """Everything that the next step depends on. A collective call."""
         with sharding.whole_parameters(self):
             own = self.own_state()
-            weights = {n: value for n, value in self.plan.roles.weights(self.plan.role).items() if n not in own}
+            weights = {
+                n: value
+                for n, value in self.plan.roles.weights(self.plan.role).items()
+                if n not in own
+            }
         return Segment(
             step=self.state.global_step,
             weights=weights,
@@ -246,7 +272,9 @@ class Resumable:
         return spent or self.state.global_step >= self.plan.steps
 
     def own_state(self) -> dict[str, Tensor]:
-        """What the trainer goes on from beside the optimizer and the role's weights; a copy on the CPU."""
+        """What the trainer goes on from beside the optimizer and the role's weights; a copy on the
+        CPU.
+        """
         return {}
 
     def rollouts(self) -> list[dict[str, Tensor]]:
@@ -258,7 +286,9 @@ class Resumable:
         return []
 
     def _note_figures(self) -> None:
-        """Remember what was gathered by the end of this step, since the next one may be left halfway."""
+        """Remember what was gathered by the end of this step, since the next one may be left
+        halfway.
+        """
         self._figures_of_step = {
             "metrics": copy.deepcopy(dict(self._metrics["train"])),
             "tokens": self.state.num_input_tokens_seen,
@@ -304,7 +334,11 @@ class Resumable:
         return super().create_scheduler(self.plan.schedule.steps, *args, **kwargs)
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        **kwargs: Any,
     ) -> Any:
         found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         self.guard.see(inputs, found[0] if return_outputs else found)
@@ -321,7 +355,8 @@ class Resumable:
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        # Only here is a step over, its line of the log included. The loop comes by once more at its end.
+        # Only here is a step over, its line of the log included. The loop comes by once more at its
+        # end.
         if self.state.global_step > self._seen_step:
             self._seen_step = self.state.global_step
             self._note_figures()
@@ -369,7 +404,9 @@ class _Steps(TrainerCallback):
 
 
 def train(plan: Plan, build: Callable[[], Resumable]) -> None:
-    """Build the trainer and let it run to its end, or to where it is interrupted; the segment then says how far."""
+    """Build the trainer and let it run to its end, or to where it is interrupted; the segment then
+    says how far.
+    """
     trainer = build()
     trainer.remove_callback(PrinterCallback)  # the record shows the figures
     left = None
@@ -385,7 +422,9 @@ def train(plan: Plan, build: Callable[[], Resumable]) -> None:
 
 @contextmanager
 def trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
-    """The role's module ready to train, and afterwards without what trainers leave on it; and a folder for TRL."""
+    """The role's module ready to train, and afterwards without what trainers leave on it; and a
+    folder for TRL.
+    """
     model = plan.roles.module(plan.role)
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     use_triton = trl_utils._use_triton
@@ -401,7 +440,9 @@ def trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
         model.eval()
 
 
-def common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module, scratch: str) -> dict[str, Any]:
+def common_arguments(
+    plan: Plan, settings: Optimization, model: torch.nn.Module, scratch: str
+) -> dict[str, Any]:
     """What SFT and GRPO share. Everything that TRL sets differently by default is said here."""
     device = next(model.parameters()).device
     rows, accumulation = settings.micro_batch(plan.processes.count)
@@ -417,7 +458,8 @@ def common_arguments(plan: Plan, settings: Optimization, model: torch.nn.Module,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": accumulation,
         "gradient_checkpointing": settings.gradient_checkpointing,
-        # The weights' dtype is the recipe's; autocast on top of it would make scores depend on who computes them.
+        # The weights' dtype is the recipe's; autocast on top of it would make scores depend on who
+        # computes them.
         "bf16": False,
         "fp16": False,
         "use_cpu": device.type == "cpu",

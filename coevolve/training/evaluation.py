@@ -28,7 +28,9 @@ class Evaluated:
         return perplexity(self.scores)
 
     def measurable(self, what: str) -> "Evaluated":
-        """Itself; raises DivergenceError, naming `what` was evaluated, where its perplexity is beyond all numbers."""
+        """Itself; raises DivergenceError, naming `what` was evaluated, where its perplexity is
+        beyond all numbers.
+        """
         if not math.isfinite(self.perplexity):
             raise DivergenceError(
                 f"{what}: the perplexity of the golden responses is beyond all numbers, so the training diverged. "
@@ -53,7 +55,9 @@ def scores_to_json(scores: Scores) -> dict[str, list]:
 
 def scores_from_json(values: Mapping[str, list]) -> Scores:
     """What `scores_to_json` gave."""
-    return Scores(np.array(values["sum"], dtype=np.float64), np.array(values["tokens"], dtype=np.int64))
+    return Scores(
+        np.array(values["sum"], dtype=np.float64), np.array(values["tokens"], dtype=np.int64)
+    )
 
 
 def golden_responses(examples: Sequence[Example]) -> list[str]:
@@ -74,12 +78,14 @@ def evaluate(
     """Score golden responses.
 
     Args:
-        reasoning: what to show the estimator; by default what the connector writes greedily. A list of None asks
-            the question without reasoning.
+        reasoning: what to show the estimator; by default what the connector writes greedily. A list
+            of None asks the question without reasoning.
     """
     total = len(examples) * (2 if reasoning is None else 1)
     with record.task(title, total) as advance:
         if reasoning is None:
             reasoning = estimator.reason(examples, progress=advance)
-        scores = estimator.log_prob(examples, golden_responses(examples), reasoning, progress=advance)
+        scores = estimator.log_prob(
+            examples, golden_responses(examples), reasoning, progress=advance
+        )
     return Evaluated(scores, reasoning)

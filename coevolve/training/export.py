@@ -11,7 +11,13 @@ from coevolve.files import write_json
 from coevolve.outputs import ESTIMATOR as AN_ESTIMATOR
 from coevolve.outputs import claim, new_folder
 from coevolve.recipe import Recipe
-from coevolve.scoring.artifact import NORMALISATION, copy_model, reasoning_entry, role_entry, write_manifest
+from coevolve.scoring.artifact import (
+    NORMALISATION,
+    copy_model,
+    reasoning_entry,
+    role_entry,
+    write_manifest,
+)
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import base_fingerprint
 from coevolve.scoring.origins import (
@@ -33,7 +39,11 @@ BASE_OF_ADAPTER = "base_model_name_or_path"
 
 
 def export_estimator(
-    folder: Path, estimator: ProbabilityEstimator, recipe: Recipe, origins: Origins, facts: Mapping[str, Any]
+    folder: Path,
+    estimator: ProbabilityEstimator,
+    recipe: Recipe,
+    origins: Origins,
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write a self-contained estimator directory and return its manifest.
 
@@ -43,7 +53,10 @@ def export_estimator(
         facts: how it was trained and what it measured, for the manifest.
     """
     with new_folder(folder, AN_ESTIMATOR) as temporary:
-        entries = {role: _export_role(temporary, folder, role, estimator, recipe, origins) for role in ROLES}
+        entries = {
+            role: _export_role(temporary, folder, role, estimator, recipe, origins)
+            for role in ROLES
+        }
         return write_manifest(
             temporary,
             {
@@ -61,9 +74,15 @@ def export_estimator(
 
 
 def _export_role(
-    folder: Path, place: Path, role: Role, estimator: ProbabilityEstimator, recipe: Recipe, origins: Origins
+    folder: Path,
+    place: Path,
+    role: Role,
+    estimator: ProbabilityEstimator,
+    recipe: Recipe,
+    origins: Origins,
 ) -> dict[str, Any]:
-    """Write a role's weights, tokenizer and base model, unless the other role's are the same; its manifest entry.
+    """Write a role's weights, tokenizer and base model, unless the other role's are the same; its
+    manifest entry.
 
     Args:
         place: where `folder` will be.
@@ -72,10 +91,17 @@ def _export_role(
     estimator.roles.save(role, folder / role)
     if tuning == "lora":
         write_parent(folder / role, parent)
-        fingerprint, settings = adapter_fingerprint(folder / role), base_settings(origins[role].base.path)
+        fingerprint, settings = (
+            adapter_fingerprint(folder / role),
+            base_settings(origins[role].base.path),
+        )
     else:
         fingerprint, settings = base_fingerprint(str(folder / role)), None
-    own = "connector-" if role == CONNECTOR and origins[CONNECTOR].base != origins[ESTIMATOR].base else ""
+    own = (
+        "connector-"
+        if role == CONNECTOR and origins[CONNECTOR].base != origins[ESTIMATOR].base
+        else ""
+    )
     tokenizer = estimator.renderer_of(role).tokenizer
     if not (folder / f"{own}tokenizer").exists():
         tokenizer.save_pretrained(folder / f"{own}tokenizer")
@@ -84,7 +110,9 @@ def _export_role(
         copy_model(Path(origins[role].base.path), folder / base)
     if tuning == "lora":
         config = read_config(folder / role)
-        config[BASE_OF_ADAPTER] = from_anywhere(origins[role].base.path, None if base is None else place / base)
+        config[BASE_OF_ADAPTER] = from_anywhere(
+            origins[role].base.path, None if base is None else place / base
+        )
         write_json(folder / role / CONFIG, config)
     return role_entry(
         parent,
@@ -107,7 +135,11 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
         OutputError: `folder` holds something else than an estimator, or cannot be written.
     """
     folder = claim(
-        folder, AN_ESTIMATOR, option="--out", inputs={f"the checkpoint {checkpoint}": checkpoint}, overwrite=True
+        folder,
+        AN_ESTIMATOR,
+        option="--out",
+        inputs={f"the checkpoint {checkpoint}": checkpoint},
+        overwrite=True,
     )
     found = read_checkpoint(checkpoint)
     recipe, origins, run = read_run(checkpoint.parent.parent)
@@ -119,7 +151,9 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
                 f"{base.fingerprint}. Put the original base model back."
             )
     require_parents(found, origins)
-    estimator = build_estimator(recipe, origins, build_renderers(recipe, origins, run.get("template_date")))
+    estimator = build_estimator(
+        recipe, origins, build_renderers(recipe, origins, run.get("template_date"))
+    )
     for role in ROLES:
         estimator.roles.load_weights(role, found.tensors[role])
     facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, found.state["facts"])
@@ -127,7 +161,9 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
 
 
 def require_parents(checkpoint: Checkpoint, origins: Origins) -> None:
-    """Raise ArtifactError, with both fingerprints, unless a checkpoint's weights started from `origins`."""
+    """Raise ArtifactError, with both fingerprints, unless a checkpoint's weights started from
+    `origins`.
+    """
     # Before version 0.3 only run.json said what a checkpoint's weights belong to.
     for role, parent in checkpoint.state.get("parents", {}).items():
         require_parent(f"{checkpoint.folder}: {role}", parent, origins[role])
@@ -158,8 +194,9 @@ def _includes_base(recipe: Recipe, base: Base) -> bool:
 def from_anywhere(base: str, copied: Path | None) -> str:
     """What an adapter is to call its base model: what leads there from any working directory.
 
-    PEFT takes a path for one from the working directory, so a folder is called by its absolute path, and found by
-    PEFT until it is moved. `ProbabilityEstimator.from_pretrained` goes by the manifest, wherever the folders are.
+    PEFT takes a path for one from the working directory, so a folder is called by its absolute
+    path, and found by PEFT until it is moved. `ProbabilityEstimator.from_pretrained` goes by the
+    manifest, wherever the folders are.
 
     Args:
         base: a folder or hub id.

@@ -1,8 +1,9 @@
 """The gate: what a phase produced is kept only if held-out perplexity did not get worse.
 
-A connector that has just learned writes reasonings that the estimator has not met yet, so its phase may look worse
-than it is until the estimator has been trained on them. Such a phase is on probation until the round's estimator SFT
-is judged: then both are kept, or both are rolled back to the best pair.
+A connector that has just learned writes reasonings that the estimator has not met yet, so its phase
+may look worse than it is until the estimator has been trained on them. Such a phase is on probation
+until the round's estimator SFT is judged: then both are kept, or both are rolled back to the best
+pair.
 """
 
 import math
@@ -33,8 +34,8 @@ class Gate:
 
     Attributes:
         best: the pair to return to; None before `start`.
-        verdicts: round, phase, perplexity before and after (None where it is beyond all numbers), and whether it was
-            kept; None while on probation.
+        verdicts: round, phase, perplexity before and after (None where it is beyond all numbers),
+            and whether it was kept; None while on probation.
     """
 
     def __init__(self, trainee: Trainee, examples: Sequence[Example], tolerance: float):
@@ -47,18 +48,33 @@ class Gate:
     def start(self) -> None:
         """The pair as it is now is the first one to beat."""
         self._written = self.trainee.updates[CONNECTOR]
-        self.best = self._snapshot(self._evaluate("after the cold start", None).measurable("cold start"))
+        self.best = self._snapshot(
+            self._evaluate("after the cold start", None).measurable("cold start")
+        )
 
     def judge(self, turn: Turn) -> None:
-        """Evaluate the pair after a phase, or at an evaluation; keep it, put it on probation, or roll back."""
+        """Evaluate the pair after a phase, or at an evaluation; keep it, put it on probation, or
+        roll back.
+        """
         # Only a changed connector has to write its held-out reasonings anew.
         written = self.trainee.updates[CONNECTOR]
-        held_out = self._evaluate(f"after {turn.label}", self._reasoning if written == self._written else None)
+        held_out = self._evaluate(
+            f"after {turn.label}", self._reasoning if written == self._written else None
+        )
         self._written = written
         before, after = self.best.held_out.perplexity, held_out.perplexity
-        place = {"round": turn.round, "phase": turn.label, **({"part": turn.part} if turn.phase.until else {})}
+        place = {
+            "round": turn.round,
+            "phase": turn.label,
+            **({"part": turn.part} if turn.phase.until else {}),
+        }
         # What is beyond a float has no JSON, and is no better for it.
-        verdict = {**place, "before": before, "after": after if math.isfinite(after) else None, "kept": None}
+        verdict = {
+            **place,
+            "before": before,
+            "after": after if math.isfinite(after) else None,
+            "kept": None,
+        }
         self.verdicts.append(verdict)
         change = f"gate: {turn.label}: held-out perplexity {before:.4f} -> {after:.4f}"
         if after <= before * (1 + self.tolerance):
@@ -66,7 +82,9 @@ class Gate:
             self.best = self._snapshot(held_out)
             self.trainee.record.say(f"{change}, kept")
         elif turn.gated and turn.phase.role == CONNECTOR and turn.estimator_sft_follows:
-            self.trainee.record.say(f"{change}, on probation until the estimator has met the new reasonings")
+            self.trainee.record.say(
+                f"{change}, on probation until the estimator has met the new reasonings"
+            )
         elif turn.phase.until and not turn.last_part and not self.has_stopped(turn):
             self.trainee.record.say(f"{change}, on probation while patience lasts")
         else:
@@ -74,26 +92,38 @@ class Gate:
             self._settle(kept=False)
             self._roll_back()
             self.trainee.record.say(f"{change}, got worse: rolled back {undone}")
-        self.trainee.record.log({**self.trainee.where, "gate/perplexity": after, "gate/kept": verdict["kept"]})
+        self.trainee.record.log(
+            {**self.trainee.where, "gate/perplexity": after, "gate/kept": verdict["kept"]}
+        )
 
     def has_stopped(self, turn: Turn) -> bool:
-        """Whether a phase that is to go on until nothing improves has had its evaluations without a new best."""
+        """Whether a phase that is to go on until nothing improves has had its evaluations without a
+        new best.
+        """
         if turn.phase.until is None:
             return False
-        mine = [row for row in self.verdicts if (row["round"], row["phase"]) == (turn.round, turn.label)]
+        mine = [
+            row for row in self.verdicts if (row["round"], row["phase"]) == (turn.round, turn.label)
+        ]
         seen = [row["before"] for row in mine[:1]]
         seen += [math.inf if row["after"] is None else row["after"] for row in mine]
         return len(seen) - 1 - seen.index(min(seen)) >= turn.phase.until.patience if seen else False
 
     def note_refresh(self) -> None:
-        """The best pair's connector has written new reasonings: they stay, even if what is trained on them goes."""
+        """The best pair's connector has written new reasonings: they stay, even if what is trained
+        on them goes.
+        """
         if not self._on_probation:
-            self.best = replace(self.best, reasoning=list(self.trainee.reasoning), chosen=list(self.trainee.chosen))
+            self.best = replace(
+                self.best, reasoning=list(self.trainee.reasoning), chosen=list(self.trainee.chosen)
+            )
 
     @property
     def holds_best(self) -> bool:
         """Whether the pair as it is now is the best one."""
-        return self.best is not None and all(self.trainee.pair[role] is self.best.weights[role] for role in ROLES)
+        return self.best is not None and all(
+            self.trainee.pair[role] is self.best.weights[role] for role in ROLES
+        )
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint needs beside the tensors of `best`, as JSON."""
@@ -109,12 +139,17 @@ class Gate:
         }
 
     def restore(
-        self, state: Mapping[str, Any], weights: Mapping[Role, Weights], optimizers: Mapping[str, Weights]
+        self,
+        state: Mapping[str, Any],
+        weights: Mapping[Role, Weights],
+        optimizers: Mapping[str, Weights],
     ) -> None:
         """Go on from what `state` gave."""
         self.verdicts[:] = state["verdicts"]
         held_out = Evaluated.from_json(state["held_out"])
-        self.best = Snapshot(weights, optimizers, state["best_reasoning"], state["best_chosen"], held_out)
+        self.best = Snapshot(
+            weights, optimizers, state["best_reasoning"], state["best_chosen"], held_out
+        )
         self._reasoning = state["reasoning"]
         self._written = state["written"]
 
@@ -138,7 +173,11 @@ class Gate:
     def _snapshot(self, held_out: Evaluated) -> Snapshot:
         trainee = self.trainee
         return Snapshot(
-            dict(trainee.pair), dict(trainee.optimizers), list(trainee.reasoning), list(trainee.chosen), held_out
+            dict(trainee.pair),
+            dict(trainee.optimizers),
+            list(trainee.reasoning),
+            list(trainee.chosen),
+            held_out,
         )
 
     def _evaluate(self, title: str, reasoning: Sequence[str | None] | None) -> Evaluated:
@@ -150,5 +189,7 @@ class Gate:
             reasoning=reasoning,
         )
         self._reasoning = held_out.reasoning
-        self.trainee.record.log({**self.trainee.where, "eval/perplexity/validation": held_out.perplexity})
+        self.trainee.record.log(
+            {**self.trainee.where, "eval/perplexity/validation": held_out.perplexity}
+        )
         return held_out

@@ -1,4 +1,6 @@
-"""The synthetic world's side of a run: policies to be judged, and the exact answers beside the estimates."""
+"""The synthetic world's side of a run: policies to be judged, and the exact answers beside the
+estimates.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from coevolve.worlds.truth import RESPONSE_TOKENS, emi, information
 from coevolve.worlds.world import World
 
 JUDGED = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue")
-"""Which of `coevolve.worlds.role_players`: one without fault, one bad everywhere, two that a shift makes worse."""
+"""Which of `coevolve.worlds.role_players`: one without fault, one bad everywhere, two that a shift
+makes worse.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ def world_of_run(folder: str | Path) -> WorldOfRun:
     """What `coevolve truth` needs of a finished run.
 
     Raises:
-        ArtifactError: the folder holds no run, one that was not on a synthetic world, or no exported estimator.
+        ArtifactError: the folder holds no run, one that was not on a synthetic world, or no
+            exported estimator.
     """
     folder = Path(folder)
     recipe, _, _ = read_run(folder)
@@ -53,7 +58,9 @@ def world_of_run(folder: str | Path) -> WorldOfRun:
             "those of recipes/quickstart."
         )
     if not (folder / "estimator").is_dir():
-        raise ArtifactError(f"{folder}: holds no estimator; has the run finished? Let it end, then ask again.")
+        raise ArtifactError(
+            f"{folder}: holds no estimator; has the run finished? Let it end, then ask again."
+        )
     return WorldOfRun(world_seed(recipe), recipe.data.world.strength, folder / "estimator")
 
 
@@ -65,11 +72,15 @@ class KnownTruth:
         self.seed = seed
         self.world = world_of(seed)
         self.worlds: Mapping[str, World] = {
-            split: world for split, world in worlds_by_split(seed, strength=strength).items() if split != TRAIN_SPLIT
+            split: world
+            for split, world in worlds_by_split(seed, strength=strength).items()
+            if split != TRAIN_SPLIT
         }
 
     def floors(self) -> dict[str, float]:
-        """Split -> exp(H(Y | X) / tokens), the perplexity that no estimator can beat in expectation."""
+        """Split -> exp(H(Y | X) / tokens), the perplexity that no estimator can beat in
+        expectation.
+        """
         return {split: information(world).perplexity_floor for split, world in self.worlds.items()}
 
     def policies(self) -> Sequence[Policy]:
@@ -83,24 +94,36 @@ class KnownTruth:
         answers = {}
         for policy in self.policies():
             rng = np.random.default_rng(derive_seed(self.seed, "responses", policy.name))
-            examples = [example for split in self.corpus.test_splits for example in self.corpus.require(split)]
+            examples = [
+                example
+                for split in self.corpus.test_splits
+                for example in self.corpus.require(split)
+            ]
             texts = policy.respond(examples, rng)
-            answers[policy.name] = {example.sample_id: text for example, text in zip(examples, texts, strict=True)}
+            answers[policy.name] = {
+                example.sample_id: text for example, text in zip(examples, texts, strict=True)
+            }
         return answers
 
     def write(self, folder: Path) -> None:
-        """The world as files, as any other data would come: `dialogues.json`, and `NAME.jsonl` of each policy."""
+        """The world as files, as any other data would come: `dialogues.json`, and `NAME.jsonl` of
+        each policy.
+        """
         if not (folder / "dialogues.json").exists():
             self.corpus.to_json(folder / "dialogues.json")
         for name, by_id in self.responses.items():
             if not (folder / f"{name}.jsonl").exists():
-                rows = [{"sample_ID": sample_id, "response": text} for sample_id, text in by_id.items()]
+                rows = [
+                    {"sample_ID": sample_id, "response": text} for sample_id, text in by_id.items()
+                ]
                 write_jsonl(folder / f"{name}.jsonl", rows)
 
     def exact_remid(self, unit: str = UNITS["per_token"]) -> dict[tuple[str, str], float]:
-        """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, in the table's unit.
+        """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, in
+        the table's unit.
 
-        r is a function of x, so the exact R-EMI is the exact EMI; a response has `RESPONSE_TOKENS` tokens always.
+        r is a function of x, so the exact R-EMI is the exact EMI; a response has `RESPONSE_TOKENS`
+        tokens always.
         """
         tokens = RESPONSE_TOKENS if unit == UNITS["per_token"] else 1
         exact = {}

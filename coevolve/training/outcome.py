@@ -36,10 +36,13 @@ class Outcome:
         self._scores: dict[str, dict[str, Scores]] = {}
         self._subsets: dict[str, list[str]] = {}
 
-    def perplexity(self, name: str, split: str, examples: Sequence[Example], scores: Scores) -> None:
+    def perplexity(
+        self, name: str, split: str, examples: Sequence[Example], scores: Scores
+    ) -> None:
         """Note the scores of a split's golden responses under the model called `name`."""
         self._scores.setdefault(name, {})[split] = scores
-        # A later model may have been asked about fewer: the oracle, where its teacher gave no trace.
+        # A later model may have been asked about fewer: the oracle, where its teacher gave no
+        # trace.
         self._subsets.setdefault(split, [example.subset for example in examples])
 
     def perplexities(self) -> dict[str, dict[str, float]]:
@@ -55,7 +58,9 @@ class Outcome:
             name: {split: scores_to_json(values) for split, values in by_split.items()}
             for name, by_split in self._scores.items()
         }
-        exact = None if self.exact is None else [[*place, value] for place, value in self.exact.items()]
+        exact = (
+            None if self.exact is None else [[*place, value] for place, value in self.exact.items()]
+        )
         return {
             "scores": scores,
             "subsets": self._subsets,
@@ -67,7 +72,11 @@ class Outcome:
     def restore(self, state: Mapping[str, Any], splits: Container[str]) -> None:
         """Go on from what `state` gave of the splits that there are."""
         self._scores = {
-            name: {split: scores_from_json(values) for split, values in by_split.items() if split in splits}
+            name: {
+                split: scores_from_json(values)
+                for split, values in by_split.items()
+                if split in splits
+            }
             for name, by_split in state["scores"].items()
         }
         self._subsets = dict(state["subsets"])
@@ -99,7 +108,10 @@ class Outcome:
             "remid": self.remid,
             "exact_remid": None
             if self.exact is None
-            else [{"model": model, "row": row, "value": value} for (model, row), value in self.exact.items()],
+            else [
+                {"model": model, "row": row, "value": value}
+                for (model, row), value in self.exact.items()
+            ],
         }
 
     def show(self, console: Console) -> None:
@@ -116,10 +128,14 @@ class Outcome:
         for split in splits:
             table.add_column(split, justify="right", no_wrap=True)
         for name, by_split in values.items():
-            table.add_row(name, *(f"{by_split[split]:.3f}" if split in by_split else "" for split in splits))
+            table.add_row(
+                name, *(f"{by_split[split]:.3f}" if split in by_split else "" for split in splits)
+            )
         for name, by_split in self._ratios().items():
             cells = [by_split.get(split) for split in splits]
-            table.add_row(name, *(f"{c['ratio']:.3f} ± {c['standard_error']:.3f}" if c else "" for c in cells))
+            table.add_row(
+                name, *(f"{c['ratio']:.3f} ± {c['standard_error']:.3f}" if c else "" for c in cells)
+            )
         return table
 
     def _ratios(self) -> dict[str, Any]:

@@ -22,7 +22,17 @@ from coevolve.seeds import derive_seed
 from coevolve.training.diagnostics import warnings_in
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.distributed.spread import SpreadEstimator
-from coevolve.training.engines import Lazy, Plan, Schedule, Segment, SftRow, Watcher, is_own, run_sft, steps_of
+from coevolve.training.engines import (
+    Lazy,
+    Plan,
+    Schedule,
+    Segment,
+    SftRow,
+    Watcher,
+    is_own,
+    run_sft,
+    steps_of,
+)
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.record.record import Record, Work
 from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
@@ -42,7 +52,9 @@ OF_ONE_SITTING = (
     "train_steps_per_second",
     "total_flos",
 )
-"""Figures of a trainer's summary that are about the steps since it was built, or about its rows as one epoch."""
+"""Figures of a trainer's summary that are about the steps since it was built, or about its rows as
+one epoch.
+"""
 
 
 class TrainerReport(TrainerCallback):
@@ -52,25 +64,46 @@ class TrainerReport(TrainerCallback):
         latest: the figures that it logged last, under the names that they have in the record.
     """
 
-    def __init__(self, record: Record, work: Work, context: dict[str, Any], prefix: str, first: int):
-        self.record, self.work, self.context, self.prefix, self.first = record, work, context, prefix, first
+    def __init__(
+        self, record: Record, work: Work, context: dict[str, Any], prefix: str, first: int
+    ):
+        self.record, self.work, self.context, self.prefix, self.first = (
+            record,
+            work,
+            context,
+            prefix,
+            first,
+        )
         self.latest: dict[str, Any] = {}
         self._tokens: float | None = None
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs=None,
+        **kwargs: Any,
     ) -> None:
         logs = {name: value for name, value in (logs or {}).items() if name not in OF_ONE_SITTING}
         values = {f"{self.prefix}/{name}": value for name, value in logs.items()}
         if values:
-            self.record.log({**self.context, f"{self.prefix}/phase_step": state.global_step - self.first, **values})
+            self.record.log(
+                {
+                    **self.context,
+                    f"{self.prefix}/phase_step": state.global_step - self.first,
+                    **values,
+                }
+            )
         self.latest.update(values)
         tokens = logs.get("num_tokens")
         if tokens is not None:
             self.work(0, tokens=int(tokens - (self._tokens or 0)))
             self._tokens = tokens
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.work(1)
 
 
@@ -78,7 +111,9 @@ class RunWatcher(Watcher, Protocol):
     """What looks after a run's phases while they run."""
 
     def after_part(self) -> None:
-        """Between two parts of a phase that trains nothing; may save, raises Interrupted to leave it here."""
+        """Between two parts of a phase that trains nothing; may save, raises Interrupted to leave
+        it here.
+        """
 
 
 @dataclass
@@ -90,9 +125,11 @@ class Trainee:
         spread: the same models, for work that all processes share.
         traces: for each training example the teacher's reasoning.
         reasoning: the one that the estimator is trained with.
-        chosen: indices of the training examples that the last refresh drew; all of them before the first.
+        chosen: indices of the training examples that the last refresh drew; all of them before the
+            first.
         updates: optimizer steps taken so far, by role; rolled-back ones count.
-        progress: where the next phase of each name goes on in its data, in optimizer steps; rolled-back ones count.
+        progress: where the next phase of each name goes on in its data, in optimizer steps;
+            rolled-back ones count.
         rounds: the estimator's updates in each round, for baselines that are to have as many.
         where: round and phase, for the record.
         pair: weights of both roles as they are between two phases.
@@ -146,17 +183,24 @@ def run_phase(
     carry: bool = True,
     updates: int = 1,
 ) -> list[dict[str, Any]]:
-    """A training phase of a role, from where it was left to its end; returns samples of what it wrote last.
+    """A training phase of a role, from where it was left to its end; returns samples of what it
+    wrote last.
 
     Args:
-        name: phases of one name are one training, done in parts: seed, place in the data and optimizer go on.
-        carry: go on with the optimizer's state as well, and leave it for the next phase of the name.
+        name: phases of one name are one training, done in parts: seed, place in the data and
+            optimizer go on.
+        carry: go on with the optimizer's state as well, and leave it for the next phase of the
+            name.
         updates: a phase begins at a multiple of so many steps, with completions of its own.
     """
     first = math.ceil(trainee.progress.get(name, 0) / updates) * updates
     if trainee.segment is None:
-        carried, whole = trainee.optimizers.get(name, {}) if carry else {}, trainee.recipe.rounds.carry_optimizer
-        # A new optimizer, where one is asked for, still goes on with the value function that there is.
+        carried, whole = (
+            trainee.optimizers.get(name, {}) if carry else {},
+            trainee.recipe.rounds.carry_optimizer,
+        )
+        # A new optimizer, where one is asked for, still goes on with the value function that there
+        # is.
         optimizer = {key: value for key, value in carried.items() if whole or is_own(key)}
         trainee.segment = Segment(step=first, optimizer=optimizer)
     segment = trainee.segment
@@ -164,7 +208,9 @@ def run_phase(
         trainee.estimator.roles.load_weights(role, segment.weights)
     key = trainee.where.get("coevolve/phase", role)
     length = f"{budget.steps} steps" if budget.tokens is None else f"{budget.tokens} tokens"
-    with trainee.record.task(f"{title}, {length}", budget.steps, key=key, where=trainee.where) as work:
+    with trainee.record.task(
+        f"{title}, {length}", budget.steps, key=key, where=trainee.where
+    ) as work:
         work(segment.step - first)
         report = TrainerReport(trainee.record, work, trainee.where, role, first)
         train(
@@ -176,7 +222,9 @@ def run_phase(
                 first=first,
                 steps=first + budget.steps,
                 tokens=budget.tokens,
-                schedule=Schedule(0 if budget.done is None else first - budget.done, budget.schedule),
+                schedule=Schedule(
+                    0 if budget.done is None else first - budget.done, budget.schedule
+                ),
                 seed=derive_seed(trainee.recipe.seed, name),
                 log_every=trainee.recipe.logging.every,
                 callback=report,
@@ -211,7 +259,9 @@ def sft(
     """SFT of a role; the budget is by default that of the settings, the rest as in `run_phase`."""
     steps = steps_of(settings, len(rows))
     budget = budget or Budget(steps, schedule=steps)
-    run_phase(trainee, role, name, title, budget, lambda plan: run_sft(plan, rows, settings), carry=carry)
+    run_phase(
+        trainee, role, name, title, budget, lambda plan: run_sft(plan, rows, settings), carry=carry
+    )
 
 
 def connector_rows(
@@ -241,14 +291,21 @@ def estimator_rows(
 
 
 def connector_rl(trainee: Trainee, turn: Turn) -> None:
-    """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is the reward."""
+    """Phase a: GRPO of the connector; the resident estimator's likelihood of the golden response is
+    the reward.
+    """
     settings = trainee.recipe.connector_rl
     render = trainee.estimator.connector_renderer
     judging = Judging(
         "connector_rl.rewards",
         settings.rewards,
         CONNECTOR_REWARDS,
-        partial(ConnectorBatch, trainee.estimator, trainee.train, target_words=settings.rewards.target_words),
+        partial(
+            ConnectorBatch,
+            trainee.estimator,
+            trainee.train,
+            target_words=settings.rewards.target_words,
+        ),
         trainee.processes,
     )
     prompts = Lazy(len(trainee.train), lambda index: render.connector(trainee.train[index]))
@@ -266,29 +323,44 @@ def connector_rl(trainee: Trainee, turn: Turn) -> None:
 
 
 def refresh(trainee: Trainee, turn: Turn) -> None:
-    """Phase b: the connector, which never sees y, writes the reasonings that the estimator will be trained with."""
+    """Phase b: the connector, which never sees y, writes the reasonings that the estimator will be
+    trained with.
+    """
     settings = trainee.recipe.refresh
     rng = np.random.default_rng(derive_seed(trainee.recipe.seed, "refresh", turn.round))
     count = min(settings.examples or len(trainee.train), len(trainee.train))
     chosen = np.sort(rng.permutation(len(trainee.train))[:count])
     rewritten = chosen[rng.random(count) >= settings.trace_share].tolist()
-    seed = derive_seed(trainee.recipe.seed, "refresh", turn.round, "sampling") if settings.temperature else None
+    seed = (
+        derive_seed(trainee.recipe.seed, "refresh", turn.round, "sampling")
+        if settings.temperature
+        else None
+    )
     texts = trainee.texts
     title = f"refresh, {len(rewritten)} reasonings"
     with trainee.record.task(title, len(rewritten), key="refresh", where=trainee.where) as advance:
         advance(len(texts))
         while len(texts) < len(rewritten):
-            part = [trainee.train[index] for index in rewritten[len(texts) : len(texts) + REFRESHED_AT_ONCE]]
-            texts += trainee.spread.reason(part, seed=seed, temperature=settings.temperature or 1.0, progress=advance)
+            part = [
+                trainee.train[index]
+                for index in rewritten[len(texts) : len(texts) + REFRESHED_AT_ONCE]
+            ]
+            texts += trainee.spread.reason(
+                part, seed=seed, temperature=settings.temperature or 1.0, progress=advance
+            )
             trainee.watcher.after_part()
     trainee.chosen = chosen.tolist()
     for index, text in zip(rewritten, texts, strict=True):
         trainee.reasoning[index] = text
     sections = trainee.estimator.renderer.prompts.sections
     unparsable = sum(core_features(text, sections) is None for text in texts)
-    trainee.record.log({**trainee.where, "refresh/reasonings": len(texts), "refresh/without_features": unparsable})
+    trainee.record.log(
+        {**trainee.where, "refresh/reasonings": len(texts), "refresh/without_features": unparsable}
+    )
     if unparsable:
-        trainee.record.say(f"refresh: {unparsable} of {len(texts)} reasonings have no core features")
+        trainee.record.say(
+            f"refresh: {unparsable} of {len(texts)} reasonings have no core features"
+        )
     trainee.texts = []
 
 
@@ -299,18 +371,24 @@ def estimator_sft(trainee: Trainee, turn: Turn) -> None:
 
 
 def connector_sft(trainee: Trainee, turn: Turn) -> None:
-    """SFT of the connector on the teacher's reasonings once more, where RL leads it too far away from them."""
+    """SFT of the connector on the teacher's reasonings once more, where RL leads it too far away
+    from them.
+    """
     rows = connector_rows(trainee.estimator, trainee.train, trainee.traces)
     _sft_in_turn(trainee, CONNECTOR, turn, rows, trainee.recipe.connector_sft)
 
 
-def _sft_in_turn(trainee: Trainee, role: Role, turn: Turn, rows: Sequence[SftRow], settings: Sft) -> None:
+def _sft_in_turn(
+    trainee: Trainee, role: Role, turn: Turn, rows: Sequence[SftRow], settings: Sft
+) -> None:
     budget = budget_of(trainee.recipe, turn, settings, len(rows))
     sft(trainee, role, turn.phase.name, f"{role} SFT", rows, settings, budget)
 
 
 def estimator_rl(trainee: Trainee, turn: Turn) -> None:
-    """Phase d: GRPO of the estimator on its own responses, judged; golden likelihood may be added to the loss."""
+    """Phase d: GRPO of the estimator on its own responses, judged; golden likelihood may be added
+    to the loss.
+    """
     settings = trainee.recipe.estimator_rl
     render = trainee.estimator.renderer
     examples, reasoning = trainee.estimator_data()
@@ -362,7 +440,12 @@ def show_samples(
 ) -> None:
     """Put the first few of what an RL phase wrote last into the table of samples."""
     rows = [
-        {**texts(sample), **{name: value for name, value in sample.items() if name not in ("index", "completion")}}
+        {
+            **texts(sample),
+            **{
+                name: value for name, value in sample.items() if name not in ("index", "completion")
+            },
+        }
         for sample in written[: trainee.recipe.logging.samples]
     ]
     if rows:
@@ -386,10 +469,16 @@ def rl(
     needs_reference: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """RL of a role, beside a frozen copy of it as the phase began where the KL term or a reward asks for one."""
+    """RL of a role, beside a frozen copy of it as the phase began where the KL term or a reward
+    asks for one.
+    """
 
     def train(plan: Plan) -> None:
-        with trainee.estimator.roles.frozen(role, trainee.pair[role]) if frozen else nullcontext() as reference:
+        with (
+            trainee.estimator.roles.frozen(role, trainee.pair[role])
+            if frozen
+            else nullcontext() as reference
+        ):
             reference = reference if settings.kl_weight else None
             run_rl(plan, prompts, named_rewards, settings, reference=reference, **options)
 
@@ -397,7 +486,13 @@ def rl(
     budget = budget_of(trainee.recipe, turn, settings, len(prompts) * settings.num_generations)
     updates = updates_per_batch(settings)
     return run_phase(
-        trainee, role, turn.phase.name, f"{role} {settings.algorithm.upper()}", budget, train, updates=updates
+        trainee,
+        role,
+        turn.phase.name,
+        f"{role} {settings.algorithm.upper()}",
+        budget,
+        train,
+        updates=updates,
     )
 
 

@@ -1,11 +1,12 @@
 """A whole run: traces, cold start, gated rounds, baselines, export, R-EMID.
 
-A run is a list of stages, each done once. After every stage, and now and then inside a long one, all that the rest
-depends on is written down; a run that is started again finds its place, and does from there on what it would have
-done without the interruption, to the bit.
+A run is a list of stages, each done once. After every stage, and now and then inside a long one,
+all that the rest depends on is written down; a run that is started again finds its place, and does
+from there on what it would have done without the interruption, to the bit.
 
-Deviations from the published procedure: every phase is gated on held-out perplexity and rolled back if it made it
-worse; the gate looks at a part of IDTrain that nothing trains on, never at a test split.
+Deviations from the published procedure: every phase is gated on held-out perplexity and rolled back
+if it made it worse; the gate looks at a part of IDTrain that nothing trains on, never at a test
+split.
 """
 
 import gc
@@ -59,7 +60,9 @@ from coevolve.training.setup import Origins, build_estimator, build_renderers, p
 from coevolve.training.tracing import Log, Tracer
 
 SAVING_SHARE = 20
-"""Between two stages of a round a checkpoint is written if the last one took less than this part of the time since."""
+"""Between two stages of a round a checkpoint is written if the last one took less than this part of
+the time since.
+"""
 
 
 def train(
@@ -71,23 +74,26 @@ def train(
     force: bool = False,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe, from its beginning or from where it was left, and return what `results.json` holds.
+    """Run the recipe, from its beginning or from where it was left, and return what `results.json`
+    holds.
 
     Args:
         recipe: checked already.
         output_dir: a directory of this run's own; all processes of it must see the same one.
-        environ: where a teacher's key is looked up, under the name that the recipe gives, and wandb's project, name
-            and entity.
-        resume: `auto` goes on with the run that the directory holds, if there is one; `never` refuses such a
-            directory; a path is the checkpoint to go on from.
+        environ: where a teacher's key is looked up, under the name that the recipe gives, and
+            wandb's project, name and entity.
+        resume: `auto` goes on with the run that the directory holds, if there is one; `never`
+            refuses such a directory; a path is the checkpoint to go on from.
         force: go on although the recipe has changed in what is trained.
         stop: asked now and then whether to leave.
 
     Raises:
         Interrupted: the run was asked to stop; it is saved.
-        ArtifactError: the directory is in use, holds a run that cannot be resumed, or cannot be written.
+        ArtifactError: the directory is in use, holds a run that cannot be resumed, or cannot be
+            written.
         DataError, RecipeError, RewardError, TooLongError: before anything is trained.
-        RewardError: a reward gave something else than one finite number for each completion; it is named.
+        RewardError: a reward gave something else than one finite number for each completion; it is
+            named.
         ProcessError: another process failed or died; it is named.
     """
     quieten_libraries()
@@ -95,7 +101,8 @@ def train(
     rewards = Check("rewards", lambda draft: check_rewards(draft.recipe))
     asks_teacher = not has_checkpoints(Path(output_dir))
     inputs = preflight(Training(recipe, environ, asks_teacher), (output, rewards, *TRAINING))
-    # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a million objects.
+    # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a
+    # million objects.
     gc.freeze()
     state = PartialState(cpu=choose_device(recipe.model.device).type == "cpu")
     processes = Processes(state.device, stop or Stop())
@@ -113,7 +120,9 @@ def train(
                 folder.say_failed(failure)
                 raise failure from (None if failure is error else error)
             finally:
-                record.close(exit_code=0 if failure is None or isinstance(failure, Interrupted) else 1)
+                record.close(
+                    exit_code=0 if failure is None or isinstance(failure, Interrupted) else 1
+                )
     except Exception as error:
         failure = error
         raise
@@ -149,11 +158,17 @@ class Run:
         record.resume(record.state() if checkpoint is None else checkpoint.state["record"])
         log = record.log if checkpoint is None else _logged_already
         self._say_data(inputs, log)
-        self.origins: Origins = processes.on_main_first(lambda: prepare_origins(recipe, folder.path, say=record.say))
+        self.origins: Origins = processes.on_main_first(
+            lambda: prepare_origins(recipe, folder.path, say=record.say)
+        )
         date = folder.template_date(checkpoint)
         self.renderers: Renderers = build_renderers(recipe, self.origins, date)
         corpus = self.data.corpus
-        self.truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus) if recipe.data.world else None
+        self.truth = (
+            KnownTruth(world_seed(recipe), recipe.data.world.strength, corpus)
+            if recipe.data.world
+            else None
+        )
         self.responses = inputs.responses | self._world_responses()
         self.outcome = Outcome(recipe)
         found = folder.begin(recipe, self.origins, corpus, date, found)
@@ -161,18 +176,28 @@ class Run:
             processes.on_main(lambda: self.truth.write(folder.path / "world"))
         self._start_trackers(inputs.environ)
 
-        # A base model that cannot be scored is refused here, before a teacher is asked. A teacher on this machine may
-        # then need the memory for itself.
+        # A base model that cannot be scored is refused here, before a teacher is asked. A teacher
+        # on this machine may then need the memory for itself.
         estimator = self._build_estimator()
         if recipe.traces.teacher == "local":
             estimator = None
             gc.collect()
         self.tracer = Tracer(
-            recipe, corpus, self.data.train, self.renderers[ESTIMATOR], record, inputs.environ, date=date
+            recipe,
+            corpus,
+            self.data.train,
+            self.renderers[ESTIMATOR],
+            record,
+            inputs.environ,
+            date=date,
         )
         path = folder.path / "traces.jsonl"
-        traced = processes.on_main_first(lambda: self.tracer.collect(self.data.train, path, log=log))
-        self.examples, self.traces, longer = fit_traces(recipe, *traced, self.renderers, inputs.sifted.needs)
+        traced = processes.on_main_first(
+            lambda: self.tracer.collect(self.data.train, path, log=log)
+        )
+        self.examples, self.traces, longer = fit_traces(
+            recipe, *traced, self.renderers, inputs.sifted.needs
+        )
         self._say_left_out([longer] if longer else [], log)
         estimator = estimator or self._build_estimator()
         self.trainee = Trainee(
@@ -212,7 +237,11 @@ class Run:
                 saved = self._save(self.trainee.segment)
                 reason = self.processes.stop.reason
                 self.folder.say_status(
-                    "interrupted", stage=stage.name, where=self.trainee.where, checkpoint=saved, reason=reason
+                    "interrupted",
+                    stage=stage.name,
+                    where=self.trainee.where,
+                    checkpoint=saved,
+                    reason=reason,
                 )
                 raise
             if worth_saving:
@@ -267,11 +296,15 @@ class Run:
 
     @property
     def _baseline_parts(self) -> int:
-        """In how many trainings the baselines do as many updates as the rounds: one for each learning-rate schedule."""
+        """In how many trainings the baselines do as many updates as the rounds: one for each
+        learning-rate schedule.
+        """
         rounds = self.recipe.rounds
         return rounds.count if rounds.lr_schedule == "phase" else min(rounds.count, 1)
 
-    def _add_evaluation(self, add: Callable[..., None], name: str, *, without_reasoning: bool = False) -> None:
+    def _add_evaluation(
+        self, add: Callable[..., None], name: str, *, without_reasoning: bool = False
+    ) -> None:
         for split in self.data.tests:
             add(f"{name}-{split}", self._evaluate, name, split, without_reasoning=without_reasoning)
         if self.recipe.evaluation.marginal_samples and not without_reasoning:
@@ -298,12 +331,19 @@ class Run:
         self.processes.stop.poll()
 
     def _is_worth_saving(self) -> bool:
-        """Whether a checkpoint costs little beside what it would save: rounds may be single updates."""
-        (worth,) = self.processes.agree(time.monotonic() - self.saved >= SAVING_SHARE * self.saving_took)
+        """Whether a checkpoint costs little beside what it would save: rounds may be single
+        updates.
+        """
+        (worth,) = self.processes.agree(
+            time.monotonic() - self.saved >= SAVING_SHARE * self.saving_took
+        )
         return worth
 
     def _is_due(self) -> bool:
-        return self.processes.main and time.monotonic() - self.saved >= 60 * self.recipe.checkpoints.every_minutes
+        return (
+            self.processes.main
+            and time.monotonic() - self.saved >= 60 * self.recipe.checkpoints.every_minutes
+        )
 
     # Saving and finding one's place.
 
@@ -316,14 +356,22 @@ class Run:
         for name, pair in self.kept.items():
             if name != "untrained":  # which follows from the seed
                 tensors.update({f"{name}-{role}": weights for role, weights in pair.items()})
-        tensors.update({f"optimizer-{name}": state for name, state in trainee.optimizers.items() if state})
+        tensors.update(
+            {f"optimizer-{name}": state for name, state in trainee.optimizers.items() if state}
+        )
         if self.gate.best is not None:
-            tensors.update({f"best-{role}": weights for role, weights in self.gate.best.weights.items()})
+            tensors.update(
+                {f"best-{role}": weights for role, weights in self.gate.best.weights.items()}
+            )
             optimizers = self.gate.best.optimizers.items()
             tensors.update({f"best-optimizer-{name}": state for name, state in optimizers if state})
         under_way = None
         if segment is not None:
-            under_way = {"step": segment.step, "figures": segment.figures, "rollouts": len(segment.rollouts)}
+            under_way = {
+                "step": segment.step,
+                "figures": segment.figures,
+                "rollouts": len(segment.rollouts),
+            }
             tensors["segment-weights"] = segment.weights
             tensors["segment-optimizer"] = segment.optimizer
             for rank, rollouts in enumerate(segment.rollouts):
@@ -352,17 +400,23 @@ class Run:
         name = self.stage if segment is None else f"{self.stage}-step-{segment.step}"
         tensors = {group: weights for group, weights in tensors.items() if weights}
         path = self.processes.on_main(
-            lambda: self.writer.write(name, state, tensors, best=segment is None and self.gate.holds_best)
+            lambda: self.writer.write(
+                name, state, tensors, best=segment is None and self.gate.holds_best
+            )
         )
         self.saved = time.monotonic()
         self.saving_took = self.saved - began
         return path.name if path else ""
 
     def _fitting(self, checkpoint: Checkpoint, *, named: bool) -> Checkpoint:
-        """The checkpoint, or else the newest before it that fits; one that a person `named` must fit."""
+        """The checkpoint, or else the newest before it that fits; one that a person `named` must
+        fit.
+        """
         while True:
             try:
-                checkpoint.require_fit(len(self.examples), len(self.data.validation), self.trainee.pair)
+                checkpoint.require_fit(
+                    len(self.examples), len(self.data.validation), self.trainee.pair
+                )
                 return checkpoint
             except ArtifactError as error:
                 if named:
@@ -374,12 +428,17 @@ class Run:
     def _restore(self, checkpoint: Checkpoint, redo: Sequence[str]) -> None:
         state, tensors, trainee = checkpoint.state, checkpoint.tensors, self.trainee
         require_parents(checkpoint, self.origins)
-        self.done = [name for name in state["done"] if not any(fnmatch(name, pattern) for pattern in redo)]
+        self.done = [
+            name for name in state["done"] if not any(fnmatch(name, pattern) for pattern in redo)
+        ]
         self.probe = None if state["probe"] is None else Evaluated.from_json(state["probe"])
         trainee.reasoning[:] = state["reasoning"]
         trainee.chosen = state["chosen"]
-        # What is under way is of the first stage to come; in another recipe that may be another one, which begins anew.
-        comes = next((stage.name for stage in self.stages() if stage.name not in state["done"]), None)
+        # What is under way is of the first stage to come; in another recipe that may be another
+        # one, which begins anew.
+        comes = next(
+            (stage.name for stage in self.stages() if stage.name not in state["done"]), None
+        )
         under_way = state["segment"] if comes == state["stage"] else None
         trainee.texts = state["texts"] if comes == state["stage"] else []
         trainee.updates = state["updates"]
@@ -389,7 +448,9 @@ class Run:
         trainee.where = state["where"]
         trainee.optimizers = _named(tensors, "optimizer-")
         for name in ("cold", "trained"):
-            pair = {role: tensors[f"{name}-{role}"] for role in ROLES if f"{name}-{role}" in tensors}
+            pair = {
+                role: tensors[f"{name}-{role}"] for role in ROLES if f"{name}-{role}" in tensors
+            }
             if pair:
                 self.kept[name] = pair
         for role in ROLES:
@@ -401,7 +462,9 @@ class Run:
             self.gate.restore(state["gate"], best, _named(tensors, "best-optimizer-"))
         self.outcome.restore(state["outcome"], self.data.tests)
         if under_way is not None:
-            rollouts = [tensors.get(f"segment-rollouts-{rank}", {}) for rank in range(under_way["rollouts"])]
+            rollouts = [
+                tensors.get(f"segment-rollouts-{rank}", {}) for rank in range(under_way["rollouts"])
+            ]
             trainee.segment = Segment(
                 step=under_way["step"],
                 weights=tensors.get("segment-weights", {}),
@@ -420,15 +483,24 @@ class Run:
             )
 
     def _add_rounds(self) -> None:
-        """Rounds that were added to the recipe come before what was done with the pair that had been final."""
-        added = any(stage.name.startswith("round-") and stage.name not in self.done for stage in self.stages())
+        """Rounds that were added to the recipe come before what was done with the pair that had
+        been final.
+        """
+        added = any(
+            stage.name.startswith("round-") and stage.name not in self.done
+            for stage in self.stages()
+        )
         if added and "trained" in self.done:
             self.done = self.done[: self.done.index("trained")]
             trainee = self.trainee
             self._take("trained", ROLES)
             trainee.updates = dict(self.trained_updates)
-            trainee.optimizers = {name: state for name, state in trainee.optimizers.items() if name in PHASES}
-            trainee.progress = {name: step for name, step in trainee.progress.items() if name in PHASES}
+            trainee.optimizers = {
+                name: state for name, state in trainee.optimizers.items() if name in PHASES
+            }
+            trainee.progress = {
+                name: step for name, step in trainee.progress.items() if name in PHASES
+            }
             trainee.segment, trainee.texts = None, []
             self.outcome.forget()
 
@@ -440,7 +512,9 @@ class Run:
         build = phases.connector_rows if role == CONNECTOR else phases.estimator_rows
         rows = build(trainee.estimator, trainee.train, self.traces)
         settings = getattr(self.recipe.cold_start, role)
-        phases.sft(trainee, role, f"cold_{role}", f"cold start: {role} SFT", rows, settings, carry=False)
+        phases.sft(
+            trainee, role, f"cold_{role}", f"cold start: {role} SFT", rows, settings, carry=False
+        )
 
     def _first_gate(self) -> None:
         self._keep("cold")
@@ -473,7 +547,9 @@ class Run:
             reasoning = self.gate.best.held_out.reasoning
             seed = derive_seed(self.recipe.seed, "diagnosis", index)
             values = diagnose(spread, examples, golden, reasoning, seed=seed)
-            values |= drift(self.probe.scores, spread.log_prob(examples, golden, self.probe.reasoning))
+            values |= drift(
+                self.probe.scores, spread.log_prob(examples, golden, self.probe.reasoning)
+            )
             advance(1)
         self.record.log({"coevolve/round": index, **values})
         for warning in warnings_in(values):
@@ -494,7 +570,9 @@ class Run:
         examples = self.data.tests[split]
         reasoning = [None] * len(examples) if without_reasoning else None
         title = f"{name}: {split}, {len(examples)} examples"
-        evaluated = evaluate(self.trainee.spread, examples, self.record, title, reasoning=reasoning).measurable(title)
+        evaluated = evaluate(
+            self.trainee.spread, examples, self.record, title, reasoning=reasoning
+        ).measurable(title)
         self.outcome.perplexity(name, split, examples, evaluated.scores)
         self.record.log({"coevolve/phase": name, f"eval/perplexity/{split}": evaluated.perplexity})
 
@@ -503,7 +581,11 @@ class Run:
         title = f"{name}: {split}, log-mean over {samples} sampled reasonings"
         with self.record.task(title, 2 * samples * len(examples)) as advance:
             scores = self.trainee.spread.log_prob_marginal(
-                examples, golden_responses(examples), samples=samples, seed=self.recipe.seed, progress=advance
+                examples,
+                golden_responses(examples),
+                samples=samples,
+                seed=self.recipe.seed,
+                progress=advance,
             )
         self.outcome.perplexity(f"{name}_marginal_{samples}", split, examples, scores)
 
@@ -530,34 +612,46 @@ class Run:
         continue_cold_start(self.trainee, self.examples, nothing, "without_reasoning", part, parts)
 
     def _oracle(self, split: str) -> None:
-        """The ceiling: the teacher's own features of the test responses, which no connector can know."""
+        """The ceiling: the teacher's own features of the test responses, which no connector can
+        know.
+        """
         path = self.folder.path / "oracle" / f"{split}.jsonl"
         kept, traces = self.processes.on_main_first(
             lambda: self.tracer.collect(self.data.tests[split], path, log=self.record.log)
         )
-        evaluated = evaluate(self.trainee.spread, kept, self.record, f"oracle: {split}", reasoning=traces)
+        evaluated = evaluate(
+            self.trainee.spread, kept, self.record, f"oracle: {split}", reasoning=traces
+        )
         self.outcome.perplexity("oracle", split, kept, evaluated.scores)
 
     def _export(self) -> None:
         facts = training_facts(self.recipe, self.data.fingerprint, "end of the run", self._facts())
         folder = self.folder.path / "estimator"
-        # Elsewhere than in the directory where it began, a run may come here when the baselines are in memory.
+        # Elsewhere than in the directory where it began, a run may come here when the baselines are
+        # in memory.
         pair = dict(self.trainee.pair)
         self._take("trained", ROLES)
         self.processes.on_main(
-            lambda: export_estimator(folder, self.trainee.estimator, self.recipe, self.origins, facts)
+            lambda: export_estimator(
+                folder, self.trainee.estimator, self.recipe, self.origins, facts
+            )
         )
         for role in ROLES:
             self.trainee.load(role, pair[role])
         self.record.say(f"exported the probability estimator to {folder}")
-        self.record.artifact(folder, name=f"{self.recipe.name}-estimator", type="model", metadata=facts["training"])
+        self.record.artifact(
+            folder, name=f"{self.recipe.name}-estimator", type="model", metadata=facts["training"]
+        )
 
     def _remid(self) -> None:
         corpus = Corpus(
-            splits={split: tuple(rows) for split, rows in self.data.tests.items()}, source=self.data.corpus.source
+            splits={split: tuple(rows) for split, rows in self.data.tests.items()},
+            source=self.data.corpus.source,
         )
         total = len(self.data.test_examples)
-        with self.record.task(f"R-EMID of {len(self.responses)} models, {total} contexts", total) as advance:
+        with self.record.task(
+            f"R-EMID of {len(self.responses)} models, {total} contexts", total
+        ) as advance:
             report = from_totals(advance)
             self.outcome.remid = evaluate_remid(
                 self.trainee.spread,
@@ -569,7 +663,10 @@ class Run:
                 progress=lambda what, done, total: report(done),
             )
         for row in self.outcome.remid["subsets"]:
-            values = {f"eval/remi/{row['row']}/{name}": model["remi"] for name, model in row["models"].items()}
+            values = {
+                f"eval/remi/{row['row']}/{name}": model["remi"]
+                for name, model in row["models"].items()
+            }
             self.record.log({"coevolve/phase": "remid", **values})
 
     def _exact(self) -> None:
@@ -595,7 +692,9 @@ class Run:
         self._say_left_out(inputs.sifted.left_out, log)
         for split, limit in self.recipe.data.limit.items():
             if limit < len(splits[split]):
-                self.record.say(f"{split}: {limit} of {len(splits[split])} examples, as data.limit says")
+                self.record.say(
+                    f"{split}: {limit} of {len(splits[split])} examples, as data.limit says"
+                )
 
     def _say_left_out(self, left_out: Sequence[LeftOut], log: Log) -> None:
         for part in left_out:
@@ -609,10 +708,15 @@ class Run:
         """Those of the policies to be judged, where there is a world."""
         wanted = {example.sample_id for example in self.data.test_examples}
         by_name = {} if self.truth is None else self.truth.responses
-        return {name: {key: text for key, text in by_id.items() if key in wanted} for name, by_id in by_name.items()}
+        return {
+            name: {key: text for key, text in by_id.items() if key in wanted}
+            for name, by_id in by_name.items()
+        }
 
     def _build_estimator(self) -> ProbabilityEstimator:
-        estimator = build_estimator(self.recipe, self.origins, self.renderers, self.processes.device)
+        estimator = build_estimator(
+            self.recipe, self.origins, self.renderers, self.processes.device
+        )
         estimator.poll = self.processes.stop.poll
         return estimator
 
@@ -652,8 +756,14 @@ def _logged_already(values: Mapping[str, Any]) -> None:
 
 
 def _same(weights: Weights, others: Weights) -> bool:
-    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+    return weights.keys() == others.keys() and all(
+        torch.equal(weights[name], others[name]) for name in weights
+    )
 
 
 def _named(tensors: Mapping[str, Weights], prefix: str) -> dict[str, Weights]:
-    return {group.removeprefix(prefix): weights for group, weights in tensors.items() if group.startswith(prefix)}
+    return {
+        group.removeprefix(prefix): weights
+        for group, weights in tensors.items()
+        if group.startswith(prefix)
+    }

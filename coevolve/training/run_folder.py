@@ -1,4 +1,6 @@
-"""The directory of a run: who holds it, which recipe it is of, where it goes on, and how far it has come."""
+"""The directory of a run: who holds it, which recipe it is of, where it goes on, and how far it has
+come.
+"""
 
 import contextlib
 import datetime
@@ -30,10 +32,21 @@ from coevolve.training.documents import RunFile
 from coevolve.training.setup import Origins
 from coevolve.training.status import LOCK, RUN, STATUS, finished_checkpoints
 
-PACKAGES = ("coevolve", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets")
+PACKAGES = (
+    "coevolve",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+)
 
 HARMLESS = ("logging.", "checkpoints.", "name", "data.path", "data.hub")
-"""What may change between two sittings: it does not touch what is trained. The data's own fingerprint is compared."""
+"""What may change between two sittings: it does not touch what is trained. The data's own
+fingerprint is compared.
+"""
 
 AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
     {
@@ -43,7 +56,9 @@ AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
         "export.": ("export",),
     }
 )
-"""What may change as well, and the stages that are then done again: the trained pair does not depend on it."""
+"""What may change as well, and the stages that are then done again: the trained pair does not
+depend on it.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,8 @@ class Found:
 
     Attributes:
         checkpoint: None to begin anew.
-        redo: patterns of the names of stages that are done again, as what they depend on has changed.
+        redo: patterns of the names of stages that are done again, as what they depend on has
+            changed.
     """
 
     checkpoint: Checkpoint | None = None
@@ -72,7 +88,8 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other run can use the directory. The system ends the hold with the process, however that ends.
+        """Inside, no other run can use the directory. The system ends the hold with the process,
+        however that ends.
 
         Raises:
             ArtifactError: another run holds it; it is named. Or the directory cannot be written.
@@ -88,8 +105,8 @@ class RunFolder:
         """What to go on from.
 
         Raises:
-            ArtifactError: the directory holds a run and `resume` is `never`, or its recipe is another one, or its
-                checkpoints are damaged.
+            ArtifactError: the directory holds a run and `resume` is `never`, or its recipe is
+                another one, or its checkpoints are damaged.
         """
         found = self.processes.on_main(lambda: self._find(recipe, resume, force))
         path = None if found is None or found.checkpoint is None else str(found.checkpoint.folder)
@@ -100,7 +117,8 @@ class RunFolder:
         return Found(read_checkpoint(Path(path), verify=False), tuple(redo))
 
     def template_date(self, checkpoint: Checkpoint | None) -> str:
-        """The day that chat templates which show one show all the run long: the one on which it began (ISO).
+        """The day that chat templates which show one show all the run long: the one on which it
+        began (ISO).
 
         Args:
             checkpoint: to go on from.
@@ -112,13 +130,19 @@ class RunFolder:
 
         return self.processes.gather(began() or datetime.date.today().isoformat())[0]
 
-    def begin(self, recipe: Recipe, origins: Origins, corpus: Corpus, template_date: str, found: Found) -> Found:
-        """Write `run.json`, or check that what it names is still what it was; returns `found` with what that adds.
+    def begin(
+        self, recipe: Recipe, origins: Origins, corpus: Corpus, template_date: str, found: Found
+    ) -> Found:
+        """Write `run.json`, or check that what it names is still what it was; returns `found` with
+        what that adds.
 
         Raises:
-            ArtifactError: the training data, a base model or an adapter has changed since the run began.
+            ArtifactError: the training data, a base model or an adapter has changed since the run
+                began.
         """
-        redo = self.processes.on_main(lambda: self._begin(recipe, origins, corpus, template_date, found))
+        redo = self.processes.on_main(
+            lambda: self._begin(recipe, origins, corpus, template_date, found)
+        )
         return replace(found, redo=tuple(self.processes.gather(redo or ())[0]))
 
     def say_status(self, state: str, *, stage: str, where: Mapping[str, Any], **more: Any) -> None:
@@ -135,10 +159,14 @@ class RunFolder:
             write_json(self.path / STATUS, status)
 
     def say_failed(self, error: Exception) -> None:
-        """Write to `status.json` that starting again will not help, as it does where a process was stopped or died."""
+        """Write to `status.json` that starting again will not help, as it does where a process was
+        stopped or died.
+        """
         if not isinstance(error, (Interrupted, ProcessError)):
             with contextlib.suppress(OSError):
-                self.say_status("failed", stage="", where={}, error=f"{type(error).__name__}: {error}")
+                self.say_status(
+                    "failed", stage="", where={}, error=f"{type(error).__name__}: {error}"
+                )
 
     def _take(self) -> int:
         try:
@@ -158,13 +186,19 @@ class RunFolder:
             ) from None
         with contextlib.suppress(OSError):  # words for others; the lock itself holds without them
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+            os.pwrite(
+                descriptor,
+                json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(),
+                0,
+            )
         return descriptor
 
     def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> Found:
         if resume not in ("auto", "never"):
             checkpoint = read_checkpoint(Path(resume))
-            return Found(checkpoint, self._compare(Path(resume).parent.parent, checkpoint, recipe, force))
+            return Found(
+                checkpoint, self._compare(Path(resume).parent.parent, checkpoint, recipe, force)
+            )
         if not (self.path / RUN).exists():
             return Found()
         if resume == "never":
@@ -174,13 +208,16 @@ class RunFolder:
             )
         checkpoint = newest_checkpoint(self.path, print_to_stderr)
         if checkpoint is None:
-            # Nothing was trained, so nothing is lost if it begins with another recipe, or other data.
+            # Nothing was trained, so nothing is lost if it begins with another recipe, or other
+            # data.
             for name in (RUN, "base", "world"):
                 remove(self.path / name)
             return Found()
         return Found(checkpoint, self._compare(self.path, checkpoint, recipe, force))
 
-    def _compare(self, folder: Path, checkpoint: Checkpoint, recipe: Recipe, force: bool) -> tuple[str, ...]:
+    def _compare(
+        self, folder: Path, checkpoint: Checkpoint, recipe: Recipe, force: bool
+    ) -> tuple[str, ...]:
         """Which stages are to be done again; raises ArtifactError where that would not be enough."""
         before, after = _flat(read_run(folder)[2]["recipe"]), _flat(recipe_values(recipe))
         redo: list[str] = []
@@ -192,11 +229,19 @@ class RunFolder:
             if split != name and split != TRAIN_SPLIT:
                 redo += _stages_of(split)
             elif name.startswith(tuple(AFTER_TRAINING)):
-                redo += next(stages for prefix, stages in AFTER_TRAINING.items() if name.startswith(prefix))
-            elif not (name == "rounds.count" and after[name] > before[name] and after["rounds.lr_schedule"] == "phase"):
+                redo += next(
+                    stages for prefix, stages in AFTER_TRAINING.items() if name.startswith(prefix)
+                )
+            elif not (
+                name == "rounds.count"
+                and after[name] > before[name]
+                and after["rounds.lr_schedule"] == "phase"
+            ):
                 changed.append(name)
         if changed and not force:
-            lines = "\n".join(f"  {name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
+            lines = "\n".join(
+                f"  {name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed
+            )
             raise ArtifactError(
                 f"{folder} holds a run of another recipe; what differs is:\n{lines}\n"
                 "Give another --output-dir, take the change back, or give --force to go on with it from here. "
@@ -222,11 +267,17 @@ class RunFolder:
         changes = []
         for role, now in origins.items():
             before = began[role]
-            changes.append((f"the {role}'s base model", before.base.fingerprint, now.base.fingerprint))
-            changes.append((f"the adapter of the {role}", before.adapter_fingerprint, now.adapter_fingerprint))
+            changes.append(
+                (f"the {role}'s base model", before.base.fingerprint, now.base.fingerprint)
+            )
+            changes.append(
+                (f"the adapter of the {role}", before.adapter_fingerprint, now.adapter_fingerprint)
+            )
         splits = _changed_splits(run, facts)
         if TRAIN_SPLIT in splits:
-            changes.append(("the training data", run["data_fingerprint"], facts["data_fingerprint"]))
+            changes.append(
+                ("the training data", run["data_fingerprint"], facts["data_fingerprint"])
+            )
         for what, before, after in changes:
             if before != after:
                 raise ArtifactError(
@@ -248,14 +299,19 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
         RecipeError: the recipe in it is none of this version of coevolve.
     """
     if not (folder / RUN).is_file():
-        raise ArtifactError(f"{folder}: no {RUN}, so no run of coevolve. Give the --output-dir of a `coevolve train`.")
+        raise ArtifactError(
+            f"{folder}: no {RUN}, so no run of coevolve. Give the --output-dir of a `coevolve train`."
+        )
     remedy = f"Restore {RUN} from a backup, or give another --output-dir."
     run = read_document(folder / RUN, RunFile, remedy=remedy, error=ArtifactError).values()
     # Before a role could have its own, a run had one base model.
     origins = run.get("origins") or {role: {"base": run["base"]} for role in ROLES}
     return (
         check_recipe(run["recipe"], str(folder / RUN)),
-        {role: Origin(**{**origin, "base": _base(folder, origin["base"])}) for role, origin in origins.items()},
+        {
+            role: Origin(**{**origin, "base": _base(folder, origin["base"])})
+            for role, origin in origins.items()
+        },
         run,
     )
 
@@ -280,7 +336,9 @@ def _stages_of(split: str) -> tuple[str, ...]:
 
 
 def _changed_splits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Splits whose rows are others than when the run began; all of them where that was not written down."""
+    """Splits whose rows are others than when the run began; all of them where that was not written
+    down.
+    """
     if before["data_fingerprint"] == after["data_fingerprint"]:
         return []
     old, new = before.get("splits", {}), after["splits"]

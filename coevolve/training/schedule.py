@@ -1,7 +1,8 @@
 """The recipe's rounds as a list of turns, and how long each of them is.
 
-One turn is one phase in one round, or a part of it where a phase goes on until the held-out measure stops improving.
-Rounds of one update each and rounds of an epoch each are lists of different length, and nothing else.
+One turn is one phase in one round, or a part of it where a phase goes on until the held-out measure
+stops improving. Rounds of one update each and rounds of an epoch each are lists of different
+length, and nothing else.
 """
 
 import math
@@ -24,7 +25,8 @@ class Turn:
         label: the phase's name, with its place in the round where the name comes more than once.
         part: counted from 1; only phases with `until` have several.
         last_part: of the phase.
-        estimator_sft_follows: in the same round, so that a connector which looks worse need not be judged yet.
+        estimator_sft_follows: in the same round, so that a connector which looks worse need not be
+            judged yet.
         gated: whether the pair is evaluated after it.
     """
 
@@ -50,7 +52,8 @@ class Budget:
     Attributes:
         steps: optimizer steps; with `tokens` the most that they can be.
         schedule: optimizer steps that warm-up and decay go over.
-        done: of these, how many come before this phase; None for all that the run has done under the phase's name.
+        done: of these, how many come before this phase; None for all that the run has done under
+            the phase's name.
         tokens: ends the phase with the step that reaches it.
     """
 
@@ -76,12 +79,16 @@ def turns_of(recipe: Recipe) -> Iterator[Turn]:
                     label=label,
                     part=part,
                     last_part=part == phase.parts,
-                    estimator_sft_follows=any(names[later] == "estimator_sft" for later in places if later > place),
+                    estimator_sft_follows=any(
+                        names[later] == "estimator_sft" for later in places if later > place
+                    ),
                     gated=_is_gated(phase, explicit=rounds.explicit_gates),
                 )
 
 
-def budget_of(recipe: Recipe, turn: Turn, settings: Optimization, examples_per_epoch: int) -> Budget:
+def budget_of(
+    recipe: Recipe, turn: Turn, settings: Optimization, examples_per_epoch: int
+) -> Budget:
     """The budget of a turn that trains.
 
     Args:
@@ -96,7 +103,9 @@ def budget_of(recipe: Recipe, turn: Turn, settings: Optimization, examples_per_e
     if recipe.rounds.lr_schedule == "run":
         turns = (other for other in turns_of(recipe) if other.phase.name == phase.name)
         unit = updates_per_batch(settings)
-        planned = [math.ceil(_steps(other, settings, examples_per_epoch) / unit) * unit for other in turns]
+        planned = [
+            math.ceil(_steps(other, settings, examples_per_epoch) / unit) * unit for other in turns
+        ]
         return Budget(_steps(turn, settings, examples_per_epoch), schedule=sum(planned), done=None)
     steps = _steps(turn, settings, examples_per_epoch)
     if phase.until is None:
@@ -106,7 +115,11 @@ def budget_of(recipe: Recipe, turn: Turn, settings: Optimization, examples_per_e
 
 def updates_per_batch(settings: Optimization) -> int:
     """Optimizer steps that share one batch of completions; a phase begins with a new one."""
-    return settings.updates_per_generation * settings.num_iterations if isinstance(settings, Grpo) else 1
+    return (
+        settings.updates_per_generation * settings.num_iterations
+        if isinstance(settings, Grpo)
+        else 1
+    )
 
 
 def _is_gated(phase: Phase, *, explicit: bool) -> bool:

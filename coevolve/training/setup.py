@@ -15,7 +15,13 @@ from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
 from coevolve.recipe.model import RoleModel
 from coevolve.scoring.estimator import ProbabilityEstimator
-from coevolve.scoring.models import base_fingerprint, choose_device, load_model, load_tokenizer, resolve_base
+from coevolve.scoring.models import (
+    base_fingerprint,
+    choose_device,
+    load_model,
+    load_tokenizer,
+    resolve_base,
+)
 from coevolve.scoring.origins import Base, Origin, adapter_fingerprint, check_adapter, read_weights
 from coevolve.scoring.roles import (
     CONNECTOR,
@@ -36,8 +42,11 @@ logger = logging.getLogger(__name__)
 Origins = Mapping[Role, Origin]
 
 
-def prepare_origins(recipe: Recipe, folder: Path, *, say: Callable[[str], None] = logger.warning) -> Origins:
-    """Make available what both roles start from: base models and adapters, each checked against the other.
+def prepare_origins(
+    recipe: Recipe, folder: Path, *, say: Callable[[str], None] = logger.warning
+) -> Origins:
+    """Make available what both roles start from: base models and adapters, each checked against the
+    other.
 
     Args:
         folder: the run's, where a tiny base model is written.
@@ -47,15 +56,22 @@ def prepare_origins(recipe: Recipe, folder: Path, *, say: Callable[[str], None] 
         ArtifactError: a base model is not to be had, or an adapter is of another one.
     """
     settings = role_settings(recipe)
-    bases = {source: _prepare_base(recipe, source, folder) for source in {own.base for own in settings.values()}}
+    bases = {
+        source: _prepare_base(recipe, source, folder)
+        for source in {own.base for own in settings.values()}
+    }
     origins = {}
     for role, own in settings.items():
-        origin = Origin(bases[own.base], recipe.model.quantization if own.tuning == "lora" else None)
+        origin = Origin(
+            bases[own.base], recipe.model.quantization if own.tuning == "lora" else None
+        )
         if own.adapter is not None:
             path = Path(own.adapter)
             for note in check_adapter(path, origin.base, origin.quantization):
                 say(note)
-            origin = replace(origin, adapter=own.adapter, adapter_fingerprint=adapter_fingerprint(path))
+            origin = replace(
+                origin, adapter=own.adapter, adapter_fingerprint=adapter_fingerprint(path)
+            )
         origins[role] = origin
     return origins
 
@@ -76,19 +92,28 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
             temporary = folder / ".base.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             try:
-                write_tiny_base(temporary, recipe.seed, hidden=tiny.hidden_size, layers=tiny.layers, heads=tiny.heads)
+                write_tiny_base(
+                    temporary,
+                    recipe.seed,
+                    hidden=tiny.hidden_size,
+                    layers=tiny.layers,
+                    heads=tiny.heads,
+                )
                 temporary.rename(path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return Base("tiny", str(path), base_fingerprint(str(path)))
     path = resolve_base(source, recipe.model.cache_dir)
     if Path(path).is_dir():
-        path = os.path.abspath(path)  # the run may be gone on with, or exported, from another folder
+        path = os.path.abspath(
+            path
+        )  # the run may be gone on with, or exported, from another folder
     return Base(source, path, base_fingerprint(path))
 
 
 def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -> Renderers:
-    """The recipe's prompts with the tokenizer of each role's base model; one for both where that is the same.
+    """The recipe's prompts with the tokenizer of each role's base model; one for both where that is
+    the same.
 
     Args:
         date: ISO; what a chat template that shows the date shows. Today by default.
@@ -120,7 +145,9 @@ def build_estimator(
 
 
 def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles:
-    """Two adapters on one base where both roles have one and the base is the same; otherwise a model for each."""
+    """Two adapters on one base where both roles have one and the base is the same; otherwise a
+    model for each.
+    """
 
     def load(role: Role) -> PreTrainedModel:
         return load_model(
@@ -133,7 +160,9 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
         )
 
     configs = {
-        role: lora_config(own.lora.model_dump()) if own.adapter is None else existing_config(Path(own.adapter))
+        role: lora_config(own.lora.model_dump())
+        if own.adapter is None
+        else existing_config(Path(own.adapter))
         for role, own in role_settings(recipe).items()
         if own.tuning == "lora"
     }
@@ -146,7 +175,10 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
     elif same_base and not configs:
         roles = SeparateRoles.create(load(ESTIMATOR), keep_base=judged_by_base)
     else:
-        parts = {role: AdapterRoles.create(load(role), {role: configs[role]}, seed=seed) for role in configs}
+        parts = {
+            role: AdapterRoles.create(load(role), {role: configs[role]}, seed=seed)
+            for role in configs
+        }
         models = {role: parts[role].model if role in parts else load(role) for role in ROLES}
         base = parts.get(CONNECTOR) if same_base else None
         if judged_by_base and base is None and ESTIMATOR not in parts:

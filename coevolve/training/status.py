@@ -40,7 +40,8 @@ class Status(Document):
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says, with `state` put right where the process was killed before it could say so.
+    """What `status.json` says, with `state` put right where the process was killed before it could
+    say so.
 
     A damaged file is `note`d, and the state is then what the lock tells.
 
@@ -48,12 +49,16 @@ def read_status(folder: Path) -> dict[str, Any]:
         ArtifactError: there is no run in the folder.
     """
     if not (folder / RUN).is_file() and not (folder / STATUS).is_file():
-        raise ArtifactError(f"{folder}: no run of coevolve. Give the --output-dir of a `coevolve train`.")
+        raise ArtifactError(
+            f"{folder}: no run of coevolve. Give the --output-dir of a `coevolve train`."
+        )
     status: dict[str, Any] = {"state": "running"}
     if (folder / STATUS).exists():
         try:
             remedy = "The run itself goes on from its checkpoints."
-            status = read_document(folder / STATUS, Status, remedy=remedy, error=ArtifactError).values()
+            status = read_document(
+                folder / STATUS, Status, remedy=remedy, error=ArtifactError
+            ).values()
         except ArtifactError as error:
             status["note"] = str(error)
     if status["state"] == "running" and not is_held(folder):
@@ -64,12 +69,16 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def status_code(status: Mapping[str, Any]) -> int:
-    """Exit status for a script: 0 finished, 1 failed, 3 running, 75 to be started again (interrupted or killed)."""
+    """Exit status for a script: 0 finished, 1 failed, 3 running, 75 to be started again
+    (interrupted or killed).
+    """
     return {"finished": 0, "failed": 1, "running": 3}.get(status["state"], INTERRUPTED)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the run's lock. Who may not look at the lock is told yes: the run is to be let alone."""
+    """Whether a process holds the run's lock. Who may not look at the lock is told yes: the run is
+    to be let alone.
+    """
     try:
         # Looking takes no right to write. Nor does it wait, whatever may lie under that name.
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)

@@ -43,7 +43,9 @@ class Tracer:
         self.record, self.environ = record, environ
         self.date = date
 
-    def collect(self, examples: Sequence[Example], path: Path, *, log: Log) -> tuple[list[Example], list[str]]:
+    def collect(
+        self, examples: Sequence[Example], path: Path, *, log: Log
+    ) -> tuple[list[Example], list[str]]:
         """The examples that have a trace, and their traces, in order.
 
         Args:
@@ -51,14 +53,18 @@ class Tracer:
             log: where the figures go; a run that is resumed has them in its record already.
 
         Raises:
-            DataError: a trace of the dataset or the file is missing or malformed; the example is named.
-            TeacherError: the teacher gave no usable trace, and the recipe does not say to drop such examples.
+            DataError: a trace of the dataset or the file is missing or malformed; the example is
+                named.
+            TeacherError: the teacher gave no usable trace, and the recipe does not say to drop such
+                examples.
         """
         settings = self.recipe.traces
         traces = given_traces(self.recipe, examples, self.renderer.prompts, self.corpus)
         if traces is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self.record.task(f"traces from teacher {settings.teacher!r}", len(examples)) as advance:
+            with self.record.task(
+                f"traces from teacher {settings.teacher!r}", len(examples)
+            ) as advance:
                 report = from_totals(advance)
                 traces = collect_traces(
                     examples,
@@ -70,14 +76,18 @@ class Tracer:
         kept = [example for example in examples if example.sample_id in traces]
         if len(kept) < len(examples):
             dropped = len(examples) - len(kept)
-            self.record.say(f"traces: {dropped} of {len(examples)} examples dropped, without a usable trace")
+            self.record.say(
+                f"traces: {dropped} of {len(examples)} examples dropped, without a usable trace"
+            )
             log({"data/dropped_without_trace": dropped})
         return kept, [traces[example.sample_id] for example in kept]
 
     def _teacher(self) -> Teacher:
         settings, prompts = self.recipe.traces, self.renderer.prompts
         if settings.teacher == "rules":
-            return RuleTeacher(prompts, self.train, keywords=settings.keywords, max_keywords=settings.max_keywords)
+            return RuleTeacher(
+                prompts, self.train, keywords=settings.keywords, max_keywords=settings.max_keywords
+            )
         if settings.teacher == "local":
             return LocalTeacher.load(
                 settings.model,

@@ -1,4 +1,5 @@
-"""Every measure beside its exact value: mutual information, EMI and EMID, by every form, on fresh samples of a world.
+"""Every measure beside its exact value: mutual information, EMI and EMID, by every form, on fresh
+samples of a world.
 
 The same responses are scored by three conditionals, so that a fault can be told from its cause:
 
@@ -6,8 +7,8 @@ The same responses are scored by three conditionals, so that a fault can be told
 * `ideal`: the world's own p(y | x), the best that training on golden responses can give;
 * `own`: each policy's own p_theta(y | x), the best that training on *its* responses could give.
 
-What `own` gets wrong is the form's doing, what `ideal` gets wrong besides is due to reading a policy by golden
-responses, and what `estimator` gets wrong besides is the estimator's.
+What `own` gets wrong is the form's doing, what `ideal` gets wrong besides is due to reading a
+policy by golden responses, and what `estimator` gets wrong besides is the estimator's.
 
 A response has as many tokens as any other, so that per token every number is that per response over
 `truth.RESPONSE_TOKENS`, the published form (CLUB per token) included.
@@ -42,12 +43,16 @@ GOLDEN = "golden"
 SOURCES = ("estimator", "ideal", "own")
 EXACT_MARGINAL = "exact_marginal"
 MEASURES = (*FORMS, EXACT_MARGINAL)
-"""The forms, and the difference of entropies with the exact p(y): Barber and Agakov's bound as it stands in theory."""
+"""The forms, and the difference of entropies with the exact p(y): Barber and Agakov's bound as it
+stands in theory.
+"""
 
 LEAST_LOSS = 0.1
 """Nats per response from which the sign of an EMID is asked for."""
 
-AUDIT_STREAM = 5  # keeps the fresh samples apart from the splits, which are drawn from [seed, split]
+AUDIT_STREAM = (
+    5  # keeps the fresh samples apart from the splits, which are drawn from [seed, split]
+)
 CONTEXTS_AT_ONCE = 16
 
 Row = dict[str, Any]
@@ -60,7 +65,11 @@ class Estimator(Protocol):
     def reason(self, examples: Sequence[Example]) -> list[str]: ...
 
     def log_prob_pairs(
-        self, examples: Sequence[Example], responses: Sequence[str], reasoning: Sequence[str], pairs: np.ndarray
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str],
+        pairs: np.ndarray,
     ) -> Scores: ...
 
 
@@ -93,23 +102,30 @@ def audit_world(
     """Estimates and exact values for the world of a seed.
 
     Args:
-        estimator: trained on that world; None to compare the exact conditionals alone, which takes little time.
+        estimator: trained on that world; None to compare the exact conditionals alone, which takes
+            little time.
         strength: of its shifts.
         test: examples per split, all pairs of which are scored.
         names: of the policies judged; None for all of `coevolve.worlds.role_players`.
-        advance: called with the number of contexts scored since the last call; there are 5 x `test` in all.
+        advance: called with the number of contexts scored since the last call; there are 5 x `test`
+            in all.
 
     Returns:
         One row per split, policy (`golden` among them), source and measure, nats per response:
-        {seed, split, shift, policy, same_code, source, measure, information, exact_information, readable_information,
-        emi, emi_error, exact_emi, emid, emid_error, exact_emid}; emi is null for `golden`, emid in distribution too.
+        {seed, split, shift, policy, same_code, source, measure, information, exact_information,
+        readable_information, emi, emi_error, exact_emi, emid, emid_error, exact_emid}; emi is null
+        for `golden`, emid in distribution too.
 
     Raises:
         DataError: an unknown policy, or fewer than 8 examples.
     """
     if test < 8:
         raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
-    worlds = {split: world for split, world in worlds_by_split(seed, strength=strength).items() if split != TRAIN_SPLIT}
+    worlds = {
+        split: world
+        for split, world in worlds_by_split(seed, strength=strength).items()
+        if split != TRAIN_SPLIT
+    }
     policies = chosen_policies(worlds[IN_DISTRIBUTION], names)
     rows: list[Row] = []
     of_home: dict[tuple[str, str, str], Row] = {}
@@ -147,12 +163,14 @@ def information_agreement(rows: Sequence[Row]) -> list[Row]:
     """Golden mutual information by measure and source, means over splits and seeds.
 
     Returns:
-        Rows {measure, source, estimate, exact, ratio, ratio_spread}: the ratio's standard deviation over seeds.
+        Rows {measure, source, estimate, exact, ratio, ratio_spread}: the ratio's standard deviation
+        over seeds.
     """
     found = []
     for measure, source, chosen in _groups([row for row in rows if row["policy"] == GOLDEN]):
         by_seed = [
-            np.mean([row["information"] / row["exact_information"] for row in of_seed]) for of_seed in _by_seed(chosen)
+            np.mean([row["information"] / row["exact_information"] for row in of_seed])
+            for of_seed in _by_seed(chosen)
         ]
         found.append(
             {
@@ -171,16 +189,20 @@ def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
     """How well EMI in distribution ranks the policies, by measure and source.
 
     Args:
-        same_code: only policies that say what golden responses say, more or less surely; otherwise all.
+        same_code: only policies that say what golden responses say, more or less surely; otherwise
+            all.
 
     Returns:
-        Rows {measure, source, policies, spearman, spearman_spread, pearson, off}: means over seeds, `spread` the
-        standard deviation over them, `off` the mean absolute error in nats. A correlation is null if there is none.
+        Rows {measure, source, policies, spearman, spearman_spread, pearson, off}: means over seeds,
+        `spread` the standard deviation over them, `off` the mean absolute error in nats. A
+        correlation is null if there is none.
     """
     wanted = [
         row
         for row in rows
-        if row["split"] == IN_DISTRIBUTION and row["emi"] is not None and (row["same_code"] or not same_code)
+        if row["split"] == IN_DISTRIBUTION
+        and row["emi"] is not None
+        and (row["same_code"] or not same_code)
     ]
     found = []
     for measure, source, chosen in _groups(wanted):
@@ -205,12 +227,15 @@ def emid_agreement(rows: Sequence[Row], *, same_code: bool, least: float = LEAST
     """How well EMID is measured over all policies, shifts and seeds, by measure and source.
 
     Returns:
-        Rows {measure, source, losses, large, right, sure, right_when_sure, spearman, pearson, slope, off}: number of
-        EMIDs; how many are over `least` in size; of these the share with the right sign; how many of these are
-        estimated 2 standard errors from 0, and the share of them with the right sign; correlations; the regression
-        slope of estimates on exact values; the mean absolute error in nats. Null where there is nothing to count.
+        Rows {measure, source, losses, large, right, sure, right_when_sure, spearman, pearson,
+        slope, off}: number of EMIDs; how many are over `least` in size; of these the share with the
+        right sign; how many of these are estimated 2 standard errors from 0, and the share of them
+        with the right sign; correlations; the regression slope of estimates on exact values; the
+        mean absolute error in nats. Null where there is nothing to count.
     """
-    wanted = [row for row in rows if row["emid"] is not None and (row["same_code"] or not same_code)]
+    wanted = [
+        row for row in rows if row["emid"] is not None and (row["same_code"] or not same_code)
+    ]
     found = []
     for measure, source, chosen in _groups(wanted):
         exact, estimate, error = _columns(chosen, "exact_emid", "emid", "emid_error")
@@ -243,17 +268,26 @@ def exact_matrix(policy: Policy, sample: Sample, words: NDArray[np.int64]) -> ND
     return sum(emissions[slot, manner, features[slot]][:, words[:, slot]] for slot in range(SLOTS))
 
 
-def _draw(split: str, world: World, policies: Mapping[str, Policy], test: int, rng: np.random.Generator) -> Sample:
-    examples = world.sample(test, rng, subset=SHIFT_OF_SPLIT[split] or split, prefix=f"audit-{split}")
+def _draw(
+    split: str, world: World, policies: Mapping[str, Policy], test: int, rng: np.random.Generator
+) -> Sample:
+    examples = world.sample(
+        test, rng, subset=SHIFT_OF_SPLIT[split] or split, prefix=f"audit-{split}"
+    )
     responses = {GOLDEN: [example.golden_response for example in examples]}
     responses |= {name: policy.respond(examples, rng) for name, policy in policies.items()}
     return Sample(split, world, examples, responses)
 
 
 def _judge(
-    sample: Sample, policies: Mapping[str, Policy], estimator: Estimator | None, advance: Report | None
+    sample: Sample,
+    policies: Mapping[str, Policy],
+    estimator: Estimator | None,
+    advance: Report | None,
 ) -> Iterator[tuple[Row, Estimate | None]]:
-    """Rows of one sample, each with its estimate of EMI (None for golden responses), still without EMID."""
+    """Rows of one sample, each with its estimate of EMI (None for golden responses), still without
+    EMID.
+    """
     scored = None if estimator is None else _score(estimator, sample, advance)
     golden_policy = sample.world.golden
     golden: dict[tuple[str, str], Estimate] = {}
@@ -287,12 +321,18 @@ def _judge(
                 ours = golden.setdefault((source, measure), information)
                 estimated = None if name == GOLDEN else difference(information, ours)
                 row["emi"] = None if estimated is None else estimated.value
-                row["emi_error"] = None if estimated is None else standard_error(estimated.influence)
+                row["emi_error"] = (
+                    None if estimated is None else standard_error(estimated.influence)
+                )
                 yield row, estimated
 
 
-def _score(estimator: Estimator, sample: Sample, advance: Report | None) -> dict[str, NDArray[np.float64]]:
-    """Policy name -> (N, N) log-probabilities by the estimator; a response that several gave is scored once."""
+def _score(
+    estimator: Estimator, sample: Sample, advance: Report | None
+) -> dict[str, NDArray[np.float64]]:
+    """Policy name -> (N, N) log-probabilities by the estimator; a response that several gave is
+    scored once.
+    """
     texts = [text for responses in sample.responses.values() for text in responses]
     different, place = np.unique(texts, return_inverse=True)
     scores = np.empty((len(sample.examples), different.size))
@@ -308,13 +348,17 @@ def _score(estimator: Estimator, sample: Sample, advance: Report | None) -> dict
 
 
 def _contrast(matrix: NDArray[np.float64], marginal: NDArray[np.float64] | None) -> Contrast:
-    return Contrast.from_matrix(Scores(matrix, np.array(truth.RESPONSE_TOKENS)), "per_response", marginal)
+    return Contrast.from_matrix(
+        Scores(matrix, np.array(truth.RESPONSE_TOKENS)), "per_response", marginal
+    )
 
 
 def _marginals(
     world: World, policy: Policy, responses: Sequence[str], words: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Measure -> log m(y) of each response, for the measures that need one; the end of turn is certain."""
+    """Measure -> log m(y) of each response, for the measures that need one; the end of turn is
+    certain.
+    """
     return {
         "difference_of_entropies": bigram_log_probs([response.split() for response in responses]),
         EXACT_MARGINAL: np.log(truth.response_distribution(world, policy)[tuple(words.T)]),
@@ -330,7 +374,10 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
 
 
 def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
-    return [[row for row in rows if row["seed"] == seed] for seed in dict.fromkeys(row["seed"] for row in rows)]
+    return [
+        [row for row in rows if row["seed"] == seed]
+        for seed in dict.fromkeys(row["seed"] for row in rows)
+    ]
 
 
 def _columns(rows: Sequence[Row], *names: str) -> tuple[NDArray[np.float64], ...]:

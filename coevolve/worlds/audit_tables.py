@@ -28,7 +28,8 @@ SHOWN_LOSSES = ("calibrated", "club")
 
 
 def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
-    """Mutual information; EMI by policy, and how it ranks them; EMID by shift, and how it is measured.
+    """Mutual information; EMI by policy, and how it ranks them; EMID by shift, and how it is
+    measured.
 
     Where no estimator was audited, the ideal one takes its place.
     """
@@ -43,7 +44,9 @@ def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
 
 def _information_table(rows: Sequence[Row]) -> PlainTable:
     table = _table("Mutual information of golden responses, means over splits and seeds")
-    sources = [source for source in _sources(rows) if source != "own"]  # of golden responses that is the ideal one
+    sources = [
+        source for source in _sources(rows) if source != "own"
+    ]  # of golden responses that is the ideal one
     for heading in ("measure", "exact", *sources, *(f"{source} / exact" for source in sources)):
         _column(table, heading)
     found = {(row["measure"], row["source"]): row for row in information_agreement(rows)}
@@ -62,17 +65,24 @@ def _emi_table(rows: Sequence[Row]) -> PlainTable:
     for heading in ("policy", "exact", "readable", *MEASURES):
         _column(table, heading)
     ours = [row for row in rows if row["split"] == IN_DISTRIBUTION and row["source"] == audited]
-    readable_golden = _mean([row for row in ours if row["policy"] == GOLDEN], "readable_information")
+    readable_golden = _mean(
+        [row for row in ours if row["policy"] == GOLDEN], "readable_information"
+    )
     for policy in _policies(ours):
         chosen = [row for row in ours if row["policy"] == policy]
         readable = _mean(chosen, "readable_information") - readable_golden
-        estimates = [_mean([row for row in chosen if row["measure"] == measure], "emi") for measure in MEASURES]
+        estimates = [
+            _mean([row for row in chosen if row["measure"] == measure], "emi")
+            for measure in MEASURES
+        ]
         table.add_row(policy, *map(_signed, (_mean(chosen, "exact_emi"), readable, *estimates)))
     return table
 
 
 def _ranking_table(rows: Sequence[Row]) -> PlainTable:
-    table = _table("How EMI ranks the policies: Spearman's correlation with the exact EMI, mean ± over seeds")
+    table = _table(
+        "How EMI ranks the policies: Spearman's correlation with the exact EMI, mean ± over seeds"
+    )
     _column(table, "measure")
     kinds = {"same words": True, "all": False}
     found = {
@@ -80,7 +90,10 @@ def _ranking_table(rows: Sequence[Row]) -> PlainTable:
         for kind, same_code in kinds.items()
         for row in emi_agreement(rows, same_code=same_code)
     }
-    counts = {kind: next(row["policies"] for key, row in found.items() if key[0] == kind) for kind in kinds}
+    counts = {
+        kind: next(row["policies"] for key, row in found.items() if key[0] == kind)
+        for kind in kinds
+    }
     sources = _sources(rows)
     for kind in kinds:
         for source in sources:
@@ -88,14 +101,19 @@ def _ranking_table(rows: Sequence[Row]) -> PlainTable:
     _column(table, "off (same words)")
     for measure in MEASURES:
         cells = [found[kind, measure, source] for kind in kinds for source in sources]
-        ranked = [_optional(row["spearman"], "{:.2f}", row["spearman_spread"], " ± {:.2f}") for row in cells]
+        ranked = [
+            _optional(row["spearman"], "{:.2f}", row["spearman_spread"], " ± {:.2f}")
+            for row in cells
+        ]
         table.add_row(measure, *ranked, f"{found['same words', measure, sources[0]]['off']:.2f}")
     return table
 
 
 def _emid_table(rows: Sequence[Row]) -> PlainTable:
     audited = _audited(rows)
-    table = _table(f"EMID by shift, exact | {' | '.join(SHOWN_LOSSES)}, by the {audited}, means over seeds")
+    table = _table(
+        f"EMID by shift, exact | {' | '.join(SHOWN_LOSSES)}, by the {audited}, means over seeds"
+    )
     ours = [row for row in rows if row["emid"] is not None and row["source"] == audited]
     shifts = list(dict.fromkeys(row["shift"] for row in ours))
     for heading in ("policy", *shifts):
@@ -104,8 +122,13 @@ def _emid_table(rows: Sequence[Row]) -> PlainTable:
         cells = []
         for shift in shifts:
             chosen = [row for row in ours if (row["policy"], row["shift"]) == (policy, shift)]
-            of_measure = [[row for row in chosen if row["measure"] == measure] for measure in SHOWN_LOSSES]
-            numbers = [_mean(chosen, "exact_emid"), *(_mean(of_one, "emid") for of_one in of_measure)]
+            of_measure = [
+                [row for row in chosen if row["measure"] == measure] for measure in SHOWN_LOSSES
+            ]
+            numbers = [
+                _mean(chosen, "exact_emid"),
+                *(_mean(of_one, "emid") for of_one in of_measure),
+            ]
             cells.append(" | ".join(map(_signed, numbers)))
         table.add_row(policy, *cells)
     return table
@@ -134,7 +157,10 @@ def _loss_table(rows: Sequence[Row]) -> PlainTable:
                     f"{_optional(row[share], '{:.2f}')} of {row[count]}"
                     for share, count in (("right", "large"), ("right_when_sure", "sure"))
                 ]
-                fits = [_optional(row[name], "{:.2f}") for name in ("spearman", "pearson", "slope", "off")]
+                fits = [
+                    _optional(row[name], "{:.2f}")
+                    for name in ("spearman", "pearson", "slope", "off")
+                ]
                 table.add_row(row["measure"], kind, *signs, *fits)
     table.caption = LEGEND
     table.caption_justify = "left"

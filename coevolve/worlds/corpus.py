@@ -1,4 +1,6 @@
-"""A synthetic world as a corpus in the RPGBench layout: IDTrain with the teacher's traces, a test split per shift."""
+"""A synthetic world as a corpus in the RPGBench layout: IDTrain with the teacher's traces, a test
+split per shift.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +30,9 @@ def world_corpus(seed: int, *, train: int, test: int, strength: float = 1.0) -> 
     for index, (split, world) in enumerate(worlds_by_split(seed, strength=strength).items()):
         rng = np.random.default_rng([seed, index])
         subset = SHIFT_OF_SPLIT[split] or split
-        examples = world.sample(train if split == TRAIN_SPLIT else test, rng, subset=subset, prefix=split)
+        examples = world.sample(
+            train if split == TRAIN_SPLIT else test, rng, subset=subset, prefix=split
+        )
         if split == TRAIN_SPLIT:
             examples = [replace(x, trace=world.trace(x, teacher=True, rng=rng)) for x in examples]
         splits[split] = tuple(examples)

@@ -43,7 +43,8 @@ FACTORS: Mapping[str, tuple[str, ...]] = {
     "dialogue": ("topic_1", "topic_2", "intent"),
 }
 
-# Each latent is a table lookup of two earlier values: name -> (left, right). Order is the order of the hops.
+# Each latent is a table lookup of two earlier values: name -> (left, right). Order is the order of
+# the hops.
 CONNECTIONS: Mapping[str, tuple[str, str]] = {
     "subject": ("interest", "occupation"),
     "thread": ("topic_1", "topic_2"),
@@ -78,7 +79,13 @@ RESPONSE_VOCABULARY = tuple(word for language in LANGUAGES for word in RESPONSE_
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that a text of the world can hold, each once, in a fixed order."""
-    groups = [MARKS, *INPUT_WORDS.values(), *CONNECTION_WORDS.values(), FEATURE_WORDS, RESPONSE_VOCABULARY]
+    groups = [
+        MARKS,
+        *INPUT_WORDS.values(),
+        *CONNECTION_WORDS.values(),
+        FEATURE_WORDS,
+        RESPONSE_VOCABULARY,
+    ]
     return tuple(dict.fromkeys(word for group in groups for word in group))
 
 
@@ -90,7 +97,11 @@ def write_example(values: Mapping[str, int], sample_id: str, subset: str, respon
         subset=subset,
         user_persona=" ".join(word[name] for name in FACTORS["user"]),
         agent_character=" ".join(word[name] for name in FACTORS["character"]),
-        dialogue=(Turn("user", word["topic_1"]), Turn("agent", word["topic_2"]), Turn("user", word["intent"])),
+        dialogue=(
+            Turn("user", word["topic_1"]),
+            Turn("agent", word["topic_2"]),
+            Turn("user", word["intent"]),
+        ),
         golden_response=response,
     )
 
@@ -142,10 +153,13 @@ def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> ND
     """Word indices of shape (N, SLOTS); `examples` name the sample in an error.
 
     Raises:
-        DataError: the counts differ, a response has another number of words than slots, or holds a foreign word.
+        DataError: the counts differ, a response has another number of words than slots, or holds a
+            foreign word.
     """
     if len(examples) != len(responses):
-        raise DataError(f"{len(responses)} responses for {len(examples)} examples; accepted is one response each.")
+        raise DataError(
+            f"{len(responses)} responses for {len(examples)} examples; accepted is one response each."
+        )
     rows = []
     for example, response in zip(examples, responses, strict=True):
         words = response.split()
@@ -154,12 +168,16 @@ def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> ND
                 f"sample_ID {example.sample_id!r}: the response {response!r} has {len(words)} words; "
                 f"accepted are {SLOTS}."
             )
-        rows.append([_index(word, RESPONSE_VOCABULARY, example.sample_id, "response") for word in words])
+        rows.append(
+            [_index(word, RESPONSE_VOCABULARY, example.sample_id, "response") for word in words]
+        )
     return np.array(rows, dtype=np.int64).reshape(-1, SLOTS)
 
 
 def write_trace(latents: Mapping[str, int]) -> str:
-    """One line: the connections in the order of their hops, then the features in the order of their slots."""
+    """One line: the connections in the order of their hops, then the features in the order of their
+    slots.
+    """
     connections = (CONNECTION_WORDS[name][latents[name]] for name in CONNECTIONS)
     features = (FEATURE_WORDS[latents[name]] for name in FEATURES)
     return " ".join((CONNECTIONS_HEADING, *connections, FEATURES_HEADING, *features))
@@ -167,5 +185,7 @@ def write_trace(latents: Mapping[str, int]) -> str:
 
 def _index(word: str, accepted: Sequence[str], sample_id: str, field: str) -> int:
     if word not in accepted:
-        raise DataError(f"sample_ID {sample_id!r}: {field} is {word!r}; accepted are {', '.join(accepted)}.")
+        raise DataError(
+            f"sample_ID {sample_id!r}: {field} is {word!r}; accepted are {', '.join(accepted)}."
+        )
     return accepted.index(word)

@@ -1,6 +1,7 @@
 """Role-playing models of the world whose probabilities are known in closed form.
 
-A policy reads x, looks up a plan (its manner and one feature per slot) and says each slot's word independently:
+A policy reads x, looks up a plan (its manner and one feature per slot) and says each slot's word
+independently:
 
     p_theta(y | x) = prod_i emission[i, manner, feature_i, y_i]
 
@@ -49,11 +50,12 @@ class Policy:
     Attributes:
         name: what tables of results call it.
         tables: how it reasons.
-        emission: (slot, manner, feature, word) probability of each word; the manners are the languages, and the
-            languages once more where the policy is unsure of something.
+        emission: (slot, manner, feature, word) probability of each word; the manners are the
+            languages, and the languages once more where the policy is unsure of something.
         assumed: inputs that it does not read -> the value index that it takes for granted instead.
         unsure: inputs -> for each value, whether it makes the policy unsure.
-        expresses: the value (a feature, another latent or an input of five values) behind each slot.
+        expresses: the value (a feature, another latent or an input of five values) behind each
+            slot.
         order: slot i of its response says what slot order[i] would.
     """
 
@@ -73,7 +75,9 @@ class Policy:
             )
         for name in (*self.assumed, *self.unsure):
             if name not in INPUT_WORDS:
-                raise DataError(f"policy {self.name!r}: unknown input {name!r}; accepted are {', '.join(INPUT_WORDS)}.")
+                raise DataError(
+                    f"policy {self.name!r}: unknown input {name!r}; accepted are {', '.join(INPUT_WORDS)}."
+                )
         if sorted(self.order) != list(range(SLOTS)):
             raise DataError(
                 f"policy {self.name!r}: order is {self.order}; accepted is a permutation of 0..{SLOTS - 1}."
@@ -85,7 +89,9 @@ class Policy:
             )
 
     def plan(self, inputs: Values) -> Iterator[NDArray[np.int64]]:
-        """The manner, then the feature of each slot of the response: arrays that broadcast as the inputs do."""
+        """The manner, then the feature of each slot of the response: arrays that broadcast as the
+        inputs do.
+        """
         seen = {
             name: np.full_like(values, self.assumed[name]) if name in self.assumed else values
             for name, values in inputs.items()
@@ -102,15 +108,20 @@ class Policy:
         """(slot of the response, manner, feature, word): `emission` in the policy's order."""
         return self.emission[list(self.order)]
 
-    def log_prob(self, examples: Sequence[Example], responses: Sequence[str]) -> NDArray[np.float64]:
-        """log p_theta(y | x) of each response: shape (N,), nats per response (its end of turn is certain).
+    def log_prob(
+        self, examples: Sequence[Example], responses: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """log p_theta(y | x) of each response: shape (N,), nats per response (its end of turn is
+        certain).
 
         Raises:
             DataError: an example or response that is not of this world.
         """
         manner, *features = self.plan(parse_all(examples))
         words, emissions = parse_responses(examples, responses), self.slot_emissions()
-        return sum(np.log(emissions[slot, manner, features[slot], words[:, slot]]) for slot in range(SLOTS))
+        return sum(
+            np.log(emissions[slot, manner, features[slot], words[:, slot]]) for slot in range(SLOTS)
+        )
 
     def respond(self, examples: Sequence[Example], rng: np.random.Generator) -> list[str]:
         """One sampled response to each example."""
@@ -132,10 +143,12 @@ class Policy:
         return replace(self, name=f"noise_{noise:g}", emission=_with_noise(self.emission, noise))
 
     def unsure_of(self, doubtful: Mapping[str, NDArray[np.bool_]], noise: float) -> "Policy":
-        """This policy, noisy where an input has a doubtful value: a model that did not learn some contexts.
+        """This policy, noisy where an input has a doubtful value: a model that did not learn some
+        contexts.
 
         Args:
-            doubtful: input -> for each of its values, whether it is doubtful; any doubtful input suffices.
+            doubtful: input -> for each of its values, whether it is doubtful; any doubtful input
+                suffices.
             noise: as in `noisy`.
 
         Raises:
@@ -146,10 +159,13 @@ class Policy:
                 f"policy {self.name!r} is unsure of {', '.join(self.unsure)} already; start from a sure one."
             )
         emission = np.concatenate([self.emission, _with_noise(self.emission, noise)], axis=1)
-        return replace(self, name=f"unsure_of_{'_'.join(doubtful)}", emission=emission, unsure=dict(doubtful))
+        return replace(
+            self, name=f"unsure_of_{'_'.join(doubtful)}", emission=emission, unsure=dict(doubtful)
+        )
 
     def tempered(self, temperature: float) -> "Policy":
-        """This policy with each word's probability raised to 1 / `temperature`: below 1 it is surer of itself.
+        """This policy with each word's probability raised to 1 / `temperature`: below 1 it is surer
+        of itself.
 
         Raises:
             DataError: `temperature` is not above 0.
@@ -157,7 +173,11 @@ class Policy:
         if not temperature > 0:
             raise DataError(f"temperature is {temperature}; accepted is a number above 0.")
         powers = self.emission ** (1 / temperature)
-        return replace(self, name=f"temperature_{temperature:g}", emission=powers / powers.sum(axis=-1, keepdims=True))
+        return replace(
+            self,
+            name=f"temperature_{temperature:g}",
+            emission=powers / powers.sum(axis=-1, keepdims=True),
+        )
 
 
 def _with_noise(emission: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
@@ -174,5 +194,7 @@ def sample_rows(rows: NDArray[np.float64], rng: np.random.Generator) -> NDArray[
 
 
 def assumed_values(commonest: Mapping[str, int], *factors: str) -> dict[str, int]:
-    """What a policy that ignores these factors takes for granted: the commonest value of each of their inputs."""
+    """What a policy that ignores these factors takes for granted: the commonest value of each of
+    their inputs.
+    """
     return {name: commonest[name] for factor in factors for name in FACTORS[factor]}

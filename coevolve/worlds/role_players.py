@@ -12,27 +12,31 @@ from coevolve.worlds.world import World
 
 DOUBT = 0.7  # noise of a policy in the contexts that it did not learn
 OTHER_CODE = ("ignores_", "misinformed", "shuffled", "copies_context")
-"""How the names of the policies begin that do not merely say what golden responses say less surely."""
+"""How the names of the policies begin that do not merely say what golden responses say less surely.
+"""
 
 
 def role_players(world: World) -> dict[str, Policy]:
     """Name -> policy, each with exact probabilities.
 
-    What they assume and what they are unsure of is taken from `world`, the distribution they "were trained on": judge
-    the same policies on `world` and on its shifted worlds.
+    What they assume and what they are unsure of is taken from `world`, the distribution they "were
+    trained on": judge the same policies on `world` and on its shifted worlds.
 
     What they say is golden's, more or less surely:
 
-    * `perfect` responds as p(y | x) does; `noise_*` and `temperature_*` are less, or more, sure than that;
-    * `unsure_of_*` falters at values that are rarer in `world` than average: its true EMID is large.
+    * `perfect` responds as p(y | x) does; `noise_*` and `temperature_*` are less, or more, sure
+      than that;
+    * `unsure_of_*` falters at values that are rarer in `world` than average: its true EMID is
+      large.
 
-    They say something else (`OTHER_CODE`), which loses little or no information about the context; an estimator
-    trained on golden responses measures likeness to these, and cannot see that:
+    They say something else (`OTHER_CODE`), which loses little or no information about the context;
+    an estimator trained on golden responses measures likeness to these, and cannot see that:
 
     * `ignores_*` takes the commonest user, character or dialogue, or all three, for granted;
     * `misinformed` reasons with the teacher's tables, wrong in a fifth of the cells;
     * `shuffled` says the right words in another order: its true EMI is exactly 0;
-    * `copies_context` says back what stands in the context instead of an answer: its true EMI is above 0.
+    * `copies_context` says back what stands in the context instead of an answer: its true EMI is
+      above 0.
     """
     golden = world.golden
     policies = [
@@ -45,13 +49,21 @@ def role_players(world: World) -> dict[str, Policy]:
         ),
         replace(golden.unsure_of(rare_values(world, *FACTORS), DOUBT), name="unsure_of_everything"),
         *(
-            replace(golden, name=f"ignores_{factor}", assumed=assumed_values(world.commonest, factor))
+            replace(
+                golden, name=f"ignores_{factor}", assumed=assumed_values(world.commonest, factor)
+            )
             for factor in FACTORS
         ),
-        replace(golden, name="ignores_everything", assumed=assumed_values(world.commonest, *FACTORS)),
+        replace(
+            golden, name="ignores_everything", assumed=assumed_values(world.commonest, *FACTORS)
+        ),
         replace(golden, name="misinformed", tables=world.teacher_tables),
         replace(golden, name="shuffled", order=tuple(np.roll(range(SLOTS), 1).tolist())),
-        replace(golden, name="copies_context", expresses=("culture", "interest", "occupation", "topic_1", "intent")),
+        replace(
+            golden,
+            name="copies_context",
+            expresses=("culture", "interest", "occupation", "topic_1", "intent"),
+        ),
     ]
     return {policy.name: policy for policy in policies}
 

@@ -1,4 +1,6 @@
-"""A tiny Qwen3-architecture model and its word-level tokenizer, from random initialisation: no download."""
+"""A tiny Qwen3-architecture model and its word-level tokenizer, from random initialisation: no
+download.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +16,8 @@ START, END, PAD, UNKNOWN = "<|im_start|>", "<|im_end|>", "<|pad|>", "<|unk|>"
 SPECIAL_TOKENS = (PAD, UNKNOWN, START, END)
 ROLES = ("system", "user", "assistant")
 
-# ChatML in words: a turn costs two tokens before its content and one after. Whitespace separates, and is no token.
+# ChatML in words: a turn costs two tokens before its content and one after. Whitespace separates,
+# and is no token.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|> ' + message['role'] + ' ' + message['content'] + ' <|im_end|> ' }}"
@@ -24,10 +27,11 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word; texts are split at whitespace, and decoding joins with single spaces.
+    """A tokenizer with one token per word; texts are split at whitespace, and decoding joins with
+    single spaces.
 
-    Any other word becomes `<|unk|>`. As in every chat tokenizer, the special tokens are recognised inside a text
-    unless it is called with `split_special_tokens=True`.
+    Any other word becomes `<|unk|>`. As in every chat tokenizer, the special tokens are recognised
+    inside a text unless it is called with `split_special_tokens=True`.
 
     Raises:
         DataError: a word holds whitespace, or is a special token.
@@ -39,7 +43,8 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
                 f"vocabulary: {word!r} cannot be a word; accepted is text without whitespace that is none of "
                 f"{', '.join(SPECIAL_TOKENS)}."
             )
-    # The markers must not be words of the model: as text (`split_special_tokens=True`) they are unknown words.
+    # The markers must not be words of the model: as text (`split_special_tokens=True`) they are
+    # unknown words.
     word_ids = {word: index for index, word in enumerate((UNKNOWN, *words))}
     tokenizer = Tokenizer(models.WordLevel(word_ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -67,9 +72,16 @@ def tiny_model(
     positions: int = 256,
     rope_theta: float = 10_000.0,
 ) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 in float32 for this tokenizer; the global random state is left as it was."""
+    """A randomly initialised Qwen3 in float32 for this tokenizer; the global random state is left
+    as it was.
+    """
     config = tiny_config(
-        tokenizer, hidden=hidden, layers=layers, heads=heads, positions=positions, rope_theta=rope_theta
+        tokenizer,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        positions=positions,
+        rope_theta=rope_theta,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,7 +122,8 @@ def tiny_config(
 
 
 def write_tiny_base(folder: str | Path, seed: int, **shape: int) -> Path:
-    """Save the world's tokenizer and a random model as an ordinary `from_pretrained` folder (safetensors).
+    """Save the world's tokenizer and a random model as an ordinary `from_pretrained` folder
+    (safetensors).
 
     Args:
         shape: `hidden`, `layers`, `heads` of `tiny_model`.

@@ -1,8 +1,9 @@
-"""Exact information-theoretic truth of a world, by enumeration: nothing here is an estimate. Nats, per response.
+"""Exact information-theoretic truth of a world, by enumeration: nothing here is an estimate. Nats,
+per response.
 
-A response depends on x through its plan (manner, feature per slot), and given the plan its words are independent.
-So p(plan) is one pass over all contexts, and p(y) = sum over plans of p(plan) prod_i emission_i(y_i) contracts one
-slot at a time.
+A response depends on x through its plan (manner, feature per slot), and given the plan its words
+are independent. So p(plan) is one pass over all contexts, and p(y) = sum over plans of p(plan)
+prod_i emission_i(y_i) contracts one slot at a time.
 """
 
 from dataclasses import dataclass
@@ -37,12 +38,16 @@ class Information:
 
     @property
     def perplexity_floor(self) -> float:
-        """exp(H(Y | X) / tokens): the per-token perplexity that no estimator can beat in expectation."""
+        """exp(H(Y | X) / tokens): the per-token perplexity that no estimator can beat in
+        expectation.
+        """
         return float(np.exp(self.conditional_entropy / RESPONSE_TOKENS))
 
 
 def information(world: World, policy: Policy | None = None) -> Information:
-    """H(Y) and H(Y | X) for contexts of `world` and responses of `policy` (default: the golden ones)."""
+    """H(Y) and H(Y | X) for contexts of `world` and responses of `policy` (default: the golden
+    ones).
+    """
     policy = policy or world.golden
     plans = plan_distribution(world, policy)
     marginals = _plan_marginals(plans)  # (slot, manner, feature)
@@ -56,21 +61,25 @@ def emi(world: World, policy: Policy) -> float:
 
 
 def emid(world: World, shifted: World, policy: Policy) -> float:
-    """EMI on `world` minus EMI on the shifted one: the exact value of EMID, and of R-EMID as r is a function of x."""
+    """EMI on `world` minus EMI on the shifted one: the exact value of EMID, and of R-EMID as r is a
+    function of x.
+    """
     return emi(world, policy) - emi(shifted, policy)
 
 
 def readable_information(world: World, policy: Policy) -> float:
     """E_{p(x) p_theta(y | x)} log p(y | x) / p(y), nats per response, with the golden p.
 
-    What the ideal estimator of golden responses can read in a policy's: at most I(X; Y_theta), equal to it for golden
-    responses, and far below 0 where the policy says surely what golden responses do not. `barber_agakov`
-    (`coevolve.information.density_ratio`) estimates this.
+    What the ideal estimator of golden responses can read in a policy's: at most I(X; Y_theta),
+    equal to it for golden responses, and far below 0 where the policy says surely what golden
+    responses do not. `barber_agakov` (`coevolve.information.density_ratio`) estimates this.
     """
     manner, *features = policy.plan(_all_inputs())
     golden_manner, *golden_features = world.golden.plan(_all_inputs())
     weights, matched = _context_distribution(world), 0.0
-    for slot, (says, reads) in enumerate(zip(policy.slot_emissions(), world.golden.slot_emissions(), strict=True)):
+    for slot, (says, reads) in enumerate(
+        zip(policy.slot_emissions(), world.golden.slot_emissions(), strict=True)
+    ):
         agreement = np.einsum("mfw,ngw->mfng", says, np.log(reads))
         cells = agreement[manner, features[slot], golden_manner, golden_features[slot]]
         matched += float(np.sum(weights * cells))
@@ -85,7 +94,9 @@ def factor_divergences(world: World, shifted: World) -> dict[str, float]:
 
 def response_divergence(world: World, policy: Policy) -> float:
     """JSD between the policy's marginal response distribution and the golden one, in nats."""
-    return jensen_shannon(response_distribution(world, policy), response_distribution(world, world.golden))
+    return jensen_shannon(
+        response_distribution(world, policy), response_distribution(world, world.golden)
+    )
 
 
 def largest_entropy(shifted: World, policy: Policy) -> float:
@@ -107,7 +118,9 @@ def response_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
     plans, emissions = plan_distribution(world, policy), policy.slot_emissions()
     total = 0.0
     for manner, mass in enumerate(plans):
-        for slot in range(SLOTS):  # each contraction takes the first feature axis away and puts a word axis last
+        for slot in range(
+            SLOTS
+        ):  # each contraction takes the first feature axis away and puts a word axis last
             mass = np.tensordot(mass, emissions[slot, manner], axes=([0], [0]))
         total = total + mass
     return total
@@ -127,7 +140,9 @@ def plan_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
 
 def _plan_marginals(plans: NDArray[np.float64]) -> NDArray[np.float64]:
     axes = range(1, SLOTS + 1)
-    return np.stack([plans.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes])
+    return np.stack(
+        [plans.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+    )
 
 
 def _context_distribution(world: World) -> NDArray[np.float64]:

@@ -1,7 +1,9 @@
-"""The synthetic role-play world: how contexts are drawn, how responses follow, what a teacher knows of it.
+"""The synthetic role-play world: how contexts are drawn, how responses follow, what a teacher knows
+of it.
 
-P(x) is a product of a user, a character and a dialogue factor; a shifted world redraws some of them and keeps the
-tables and the words. Responses follow p(y | x) by tables of several hops (`language.CONNECTIONS`, `language.FEATURES`).
+P(x) is a product of a user, a character and a dialogue factor; a shifted world redraws some of them
+and keeps the tables and the words. Responses follow p(y | x) by tables of several hops
+(`language.CONNECTIONS`, `language.FEATURES`).
 """
 
 from collections.abc import Mapping
@@ -30,7 +32,10 @@ from coevolve.worlds.language import (
 )
 from coevolve.worlds.policies import Policy, Tables, look_up
 
-SHIFTS: Mapping[str, tuple[str, ...]] = {**{factor: (factor,) for factor in FACTORS}, "all": tuple(FACTORS)}
+SHIFTS: Mapping[str, tuple[str, ...]] = {
+    **{factor: (factor,) for factor in FACTORS},
+    "all": tuple(FACTORS),
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,15 @@ class WorldSpec:
 
     Attributes:
         seed: draws the tables, the factors and the teacher's errors.
-        sharpness: mean probability that a slot's word expresses its feature; the rest goes to other words.
+        sharpness: mean probability that a slot's word expresses its feature; the rest goes to other
+            words.
         sharpness_spread: half the range of that probability over the features, in log-odds.
         skew: standard deviation of the log-weights that the factors are drawn with; 0 is uniform.
-        code_switching: probability that a slot's word comes from any language rather than the user's.
+        code_switching: probability that a slot's word comes from any language rather than the
+            user's.
         wrong_cells: share of the cells of each feature table that the teacher has wrong.
-        teacher_error_rate: how often the teacher writes its wrong value there; otherwise the right one.
+        teacher_error_rate: how often the teacher writes its wrong value there; otherwise the right
+            one.
     """
 
     seed: int = 0
@@ -64,10 +72,17 @@ class WorldSpec:
                 raise RecipeError(f"world.{name} is {value!r}; accepted is a finite number from 0.")
         for name in ("wrong_cells", "teacher_error_rate"):
             if getattr(self, name) > 1:
-                raise RecipeError(f"world.{name} is {getattr(self, name)}; accepted is a probability, 0 to 1.")
-        for name in ("sharpness", "code_switching"):  # at 0 or 1 some log-probability would be infinite
+                raise RecipeError(
+                    f"world.{name} is {getattr(self, name)}; accepted is a probability, 0 to 1."
+                )
+        for name in (
+            "sharpness",
+            "code_switching",
+        ):  # at 0 or 1 some log-probability would be infinite
             if not 0 < getattr(self, name) < 1:
-                raise RecipeError(f"world.{name} is {getattr(self, name)}; accepted is above 0 and below 1.")
+                raise RecipeError(
+                    f"world.{name} is {getattr(self, name)}; accepted is above 0 and below 1."
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +91,8 @@ class World:
 
     Attributes:
         spec: what it was drawn from.
-        factors: factor name -> joint distribution of its inputs, one axis each (`language.FACTORS`).
+        factors: factor name -> joint distribution of its inputs, one axis each
+            (`language.FACTORS`).
         tables: latent name -> Latin square.
         teacher_tables: the same with the teacher's errors.
         emission: (slot, language, feature, word) probability of a slot's word, all positive.
@@ -102,12 +118,14 @@ class World:
         )
 
     def shifted(self, what: str, seed: int, strength: float = 1.0) -> "World":
-        """The world Q that redraws one factor, or `all`, and keeps the tables, the words and the teacher.
+        """The world Q that redraws one factor, or `all`, and keeps the tables, the words and the
+        teacher.
 
         Args:
             what: `user`, `character`, `dialogue` or `all`.
             seed: of the redraw.
-            strength: 1 redraws outright; below 1 the new factor is the geometric mean P^(1-strength) R^strength.
+            strength: 1 redraws outright; below 1 the new factor is the geometric mean
+                P^(1-strength) R^strength.
 
         Raises:
             DataError: an unknown `what`, or a strength outside (0, 1].
@@ -147,17 +165,27 @@ class World:
             inputs.update(zip(names, np.unravel_index(cells, joint.shape), strict=True))
         return inputs
 
-    def sample(self, count: int, rng: np.random.Generator, *, subset: str, prefix: str) -> list[Example]:
-        """`count` examples from p(x) p(y | x), with sample_IDs `prefix-000000`, `prefix-000001`, ..."""
+    def sample(
+        self, count: int, rng: np.random.Generator, *, subset: str, prefix: str
+    ) -> list[Example]:
+        """`count` examples from p(x) p(y | x), with sample_IDs `prefix-000000`, `prefix-000001`,
+        ...
+        """
         inputs = self.sample_inputs(count, rng)
         responses = write_responses(self.golden.sample_words(inputs, rng))
         return [
-            write_example({name: int(inputs[name][row]) for name in INPUT_WORDS}, f"{prefix}-{row:06d}", subset, text)
+            write_example(
+                {name: int(inputs[name][row]) for name in INPUT_WORDS},
+                f"{prefix}-{row:06d}",
+                subset,
+                text,
+            )
             for row, text in enumerate(responses)
         ]
 
     def trace(self, example: Example, *, teacher: bool, rng: np.random.Generator) -> str:
-        """The reasoning for an example: the right one, or the teacher's, which errs in the cells it has wrong.
+        """The reasoning for an example: the right one, or the teacher's, which errs in the cells it
+        has wrong.
 
         Raises:
             DataError: the example is not of this world.
@@ -167,7 +195,9 @@ class World:
         if teacher:
             believed = look_up(self.teacher_tables, parse(example))
             errs = rng.random(SLOTS) < self.spec.teacher_error_rate
-            written.update({name: believed[name] for name, err in zip(FEATURES, errs, strict=True) if err})
+            written.update(
+                {name: believed[name] for name, err in zip(FEATURES, errs, strict=True) if err}
+            )
         return write_trace({name: int(value) for name, value in written.items()})
 
 
@@ -178,7 +208,9 @@ def _latin_square(rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _with_errors(tables: Tables, share: float, rng: np.random.Generator) -> Tables:
-    """The tables with `share` of each feature table's cells moved to another value; connections stay right."""
+    """The tables with `share` of each feature table's cells moved to another value; connections
+    stay right.
+    """
     changed = dict(tables)
     for name in FEATURES:
         cells = rng.choice(VALUES**2, size=round(share * VALUES**2), replace=False)
@@ -189,13 +221,17 @@ def _with_errors(tables: Tables, share: float, rng: np.random.Generator) -> Tabl
 
 
 def _draw_factors(skew: float, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
-    """Joint distributions of the user, character and dialogue inputs, log-normal weights throughout."""
+    """Joint distributions of the user, character and dialogue inputs, log-normal weights
+    throughout.
+    """
 
     def weights(*shape: int) -> NDArray[np.float64]:
         weight = np.exp(skew * rng.standard_normal(shape))
         return weight / weight.sum(axis=-1, keepdims=True)
 
-    user = np.einsum("l,lc,i->lci", weights(len(LANGUAGES)), weights(len(LANGUAGES), VALUES), weights(VALUES))
+    user = np.einsum(
+        "l,lc,i->lci", weights(len(LANGUAGES)), weights(len(LANGUAGES), VALUES), weights(VALUES)
+    )
     character = np.einsum("s,so->so", weights(VALUES), weights(VALUES, VALUES))
     dialogue = np.einsum("a,ab,i->abi", weights(VALUES), weights(VALUES, VALUES), weights(VALUES))
     joints = {"user": user, "character": character, "dialogue": dialogue}
@@ -205,15 +241,24 @@ def _draw_factors(skew: float, rng: np.random.Generator) -> dict[str, NDArray[np
 def _emission(spec: WorldSpec, rng: np.random.Generator) -> NDArray[np.float64]:
     """(slot, language, feature, word) probabilities.
 
-    How surely a slot says its feature depends on the feature. Half of the rest goes to the two neighbouring features'
-    words, half to all of them; code-switching spreads the same over the languages evenly.
+    How surely a slot says its feature depends on the feature. Half of the rest goes to the two
+    neighbouring features' words, half to all of them; code-switching spreads the same over the
+    languages evenly.
     """
     levels = np.linspace(-spec.sharpness_spread, spec.sharpness_spread, VALUES)
-    log_odds = np.log(spec.sharpness / (1 - spec.sharpness)) + np.stack([rng.permutation(levels) for _ in range(SLOTS)])
+    log_odds = np.log(spec.sharpness / (1 - spec.sharpness)) + np.stack(
+        [rng.permutation(levels) for _ in range(SLOTS)]
+    )
     sure = 1 / (1 + np.exp(-log_odds))  # (slot, feature)
     identity = np.eye(VALUES)
     near = (np.roll(identity, 1, axis=1) + np.roll(identity, -1, axis=1)) / 2
-    says = sure[..., None] * identity + (1 - sure[..., None]) * (near / 2 + 1 / (2 * VALUES))  # (slot, feature, says)
+    says = sure[..., None] * identity + (1 - sure[..., None]) * (
+        near / 2 + 1 / (2 * VALUES)
+    )  # (slot, feature, says)
     languages = len(LANGUAGES)
-    spoken = (1 - spec.code_switching) * np.eye(languages) + spec.code_switching / languages  # (language, spoken)
-    return np.einsum("ls,ifv->ilfsv", spoken, says).reshape(SLOTS, languages, VALUES, len(RESPONSE_VOCABULARY))
+    spoken = (1 - spec.code_switching) * np.eye(
+        languages
+    ) + spec.code_switching / languages  # (language, spoken)
+    return np.einsum("ls,ifv->ilfsv", spoken, says).reshape(
+        SLOTS, languages, VALUES, len(RESPONSE_VOCABULARY)
+    )

@@ -1,11 +1,12 @@
-"""The standard error of CLUB from all pairs, against 1,000 random ones, and as many as the same time buys.
+"""The standard error of CLUB from all pairs, against 1,000 random ones, and as many as the same
+time buys.
 
     python -m tests.benchmarks.club_error
 
-A response repeats a piece of its own context, so that a pretrained model finds it likelier there than elsewhere. Both
-estimates are over the same N examples; the errors are those that `coevolve remid` reports (dyadic, over examples). The
-peer's time is that of a sample of pairs, each run in full in batches of 4 as the paper's public code does, scaled to
-its pairs and the N matched ones.
+A response repeats a piece of its own context, so that a pretrained model finds it likelier there
+than elsewhere. Both estimates are over the same N examples; the errors are those that `coevolve
+remid` reports (dyadic, over examples). The peer's time is that of a sample of pairs, each run in
+full in batches of 4 as the paper's public code does, scaled to its pairs and the N matched ones.
 """
 
 import sys
@@ -31,11 +32,15 @@ def inputs(settings: Settings, tokenizer: Any) -> tuple[list[list[int]], list[li
     """(contexts of words, responses that repeat a piece of their own context)."""
     rng = np.random.default_rng(settings["seed"])
     texts = [
-        workload.text_of(length, tokenizer, rng) for length in workload.lengths(settings["n"], settings["context"], rng)
+        workload.text_of(length, tokenizer, rng)
+        for length in workload.lengths(settings["n"], settings["context"], rng)
     ]
     contexts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     starts = [int(rng.integers(0, max(1, len(ids) - settings["response"]))) for ids in contexts]
-    return contexts, [ids[start : start + settings["response"]] for ids, start in zip(contexts, starts, strict=True)]
+    return contexts, [
+        ids[start : start + settings["response"]]
+        for ids, start in zip(contexts, starts, strict=True)
+    ]
 
 
 def own(settings: Settings) -> Work:
@@ -45,7 +50,10 @@ def own(settings: Settings) -> Work:
 
     def work() -> dict[str, Any]:
         values = score_pairs(model, contexts, responses, pairs, pad_id=tokenizer.pad_token_id)
-        return {"sums": [float(value.sum()) for value in values], "tokens": [len(response) for response in responses]}
+        return {
+            "sums": [float(value.sum()) for value in values],
+            "tokens": [len(response) for response in responses],
+        }
 
     return work
 
@@ -60,14 +68,19 @@ def peer(settings: Settings) -> Work:
         for start in range(0, len(pairs), PUBLIC_BATCH):
             batch = pairs[start : start + PUBLIC_BATCH]
             workload.plain_log_probs(
-                model, [contexts[i] for i, _ in batch], [responses[j] for _, j in batch], tokenizer.pad_token_id
+                model,
+                [contexts[i] for i, _ in batch],
+                [responses[j] for _, j in batch],
+                tokenizer.pad_token_id,
             )
 
     return work
 
 
 def mean_error(contrast: Contrast, pairs: int, rng: np.random.Generator) -> float:
-    """The standard error with so many random mismatched pairs, averaged (as variance) over draws of them."""
+    """The standard error with so many random mismatched pairs, averaged (as variance) over draws of
+    them.
+    """
     variances = []
     for _ in range(DRAWS):
         chosen = rng.permutation(len(contrast.pairs))[:pairs]
@@ -87,7 +100,9 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
-        measured = compare({"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate)
+        measured = compare(
+            {"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate
+        )
     scores, n = measured["own"].pop("results")[-1], settings["n"]
     matrix = Scores(np.array(scores["sums"]).reshape(n, n), np.array(scores["tokens"]))
     contrast = Contrast.from_matrix(matrix, "per_token")
@@ -106,7 +121,9 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
         settings,
         club_nats_per_token=estimate,
         standard_error=errors,
-        error_ratio={name: errors["all_pairs"] / errors[name] for name in errors if name != "all_pairs"},
+        error_ratio={
+            name: errors["all_pairs"] / errors[name] for name in errors if name != "all_pairs"
+        },
         pairs={"all": len(contrast.pairs), "random": public, "random_at_equal_time": bought},
         cpu_s={"all_pairs": measured["own"]["cpu_s"], "random_pairs": per_pair * (public + n)},
         **measured,

@@ -1,9 +1,11 @@
-"""Peak memory of a co-evolving run, against TRL's GRPOTrainer alone with one adapter on the same base and batch.
+"""Peak memory of a co-evolving run, against TRL's GRPOTrainer alone with one adapter on the same
+base and batch.
 
     python -m tests.benchmarks.coevolution_memory
 
-The run trains the connector with the estimator's likelihood as reward, and then the estimator on what was written:
-both are adapters on one base, in one process. The peer's reward costs nothing. One group a step in both.
+The run trains the connector with the estimator's likelihood as reward, and then the estimator on
+what was written: both are adapters on one base, in one process. The peer's reward costs nothing.
+One group a step in both.
 """
 
 import sys
@@ -29,7 +31,11 @@ def own(settings: Settings) -> Work:
         written = resident.reason(rows[: settings["group"]], seed=settings["seed"])
         texts = [steps.reasoning(text, resident.renderer) for text in written]
         rows_of_sft = estimator_rows(resident, rows[: settings["group"]], texts)
-        run_sft(steps.plan(settings, resident, ESTIMATOR, steps.Clock()), rows_of_sft, steps.sft(settings))
+        run_sft(
+            steps.plan(settings, resident, ESTIMATOR, steps.Clock()),
+            rows_of_sft,
+            steps.sft(settings),
+        )
         return figures
 
     return work
@@ -46,11 +52,15 @@ def peer(settings: Settings) -> Work:
 
 
 def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
-    parser = arguments(__doc__, repeats=1, steps=1, group=8, context=300, completion=48, response=50)
+    parser = arguments(
+        __doc__, repeats=1, steps=1, group=8, context=300, completion=48, response=50
+    )
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
-        measured = compare({"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate)
+        measured = compare(
+            {"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate
+        )
     ratio = ratios(measured)
     print_report(
         "coevolution_memory",

@@ -1,12 +1,14 @@
-"""A GRPO step of the connector, its likelihood reward included: coevolve against TRL with a second resident model.
+"""A GRPO step of the connector, its likelihood reward included: coevolve against TRL with a second
+resident model.
 
     python -m tests.benchmarks.connector_step
     python -m tests.benchmarks.connector_step --peer reload
 
-The peer `trl` is GRPOTrainer as it comes, with LoRA, and a reward that runs one padded batch through another model in
-memory and takes the log-softmax of all logits. The peer `reload` is coevolve's own step whose reward loads the scorer
-from disk at each call, as the paper's public code does (which also starts a process for it; this peer does not).
-Time is the median step's, without what comes before the first; memory is the process's peak, models included.
+The peer `trl` is GRPOTrainer as it comes, with LoRA, and a reward that runs one padded batch
+through another model in memory and takes the log-softmax of all logits. The peer `reload` is
+coevolve's own step whose reward loads the scorer from disk at each call, as the paper's public code
+does (which also starts a process for it; this peer does not). Time is the median step's, without
+what comes before the first; memory is the process's peak, models included.
 """
 
 import statistics
@@ -31,7 +33,9 @@ def trl(settings: Settings) -> Work:
     judge, _ = workload.load(settings["folder"])
     render = steps.renderer(tokenizer)
     rows = steps.examples(settings, tokenizer)
-    return lambda: steps.trl_steps(settings, model, render, rows, steps.plain_reward(judge, render, rows))
+    return lambda: steps.trl_steps(
+        settings, model, render, rows, steps.plain_reward(judge, render, rows)
+    )
 
 
 def reload(settings: Settings) -> Work:
@@ -45,16 +49,22 @@ def reload(settings: Settings) -> Work:
 
 
 def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
-    parser = arguments(__doc__, repeats=1, steps=2, group=8, context=300, completion=48, response=50)
+    parser = arguments(
+        __doc__, repeats=1, steps=2, group=8, context=300, completion=48, response=50
+    )
     parser.add_argument("--peer", choices=("trl", "reload"), default="trl", help=" ")
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
         peer = {"trl": trl, "reload": reload}[settings["peer"]]
-        measured = compare({"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate)
+        measured = compare(
+            {"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate
+        )
     step = {
         name: {
-            side: statistics.median(value for run in measured[side]["results"] for value in run[name])
+            side: statistics.median(
+                value for run in measured[side]["results"] for value in run[name]
+            )
             for side in ("own", "peer")
         }
         for name in ("wall_s", "cpu_s")

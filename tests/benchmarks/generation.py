@@ -1,10 +1,12 @@
-"""Sampling GRPO groups: our generation against transformers' continuous batching and its plain `generate`.
+"""Sampling GRPO groups: our generation against transformers' continuous batching and its plain
+`generate`.
 
     python -m tests.benchmarks.generation
 
-Every side samples a group of continuations for each context, at temperature 1, until a full stop or the limit. Rows end
-at different times and not at the same on each side, so that tokens per second are compared. Continuous batching packs
-the rows of a moment into one and shares the blocks of common prompts; its noise depends on what else is in the batch.
+Every side samples a group of continuations for each context, at temperature 1, until a full stop or
+the limit. Rows end at different times and not at the same on each side, so that tokens per second
+are compared. Continuous batching packs the rows of a moment into one and shares the blocks of
+common prompts; its noise depends on what else is in the batch.
 """
 
 import sys
@@ -75,7 +77,9 @@ def continuous(settings: Settings) -> Work:
 def plain(settings: Settings) -> Work:
     model, tokenizer = workload.load(settings["folder"])
     contexts, sampling = inputs(settings, tokenizer)
-    ids_BP, mask_BP = (tensor.to(model.device) for tensor in pad(contexts, tokenizer.pad_token_id, left=True))
+    ids_BP, mask_BP = (
+        tensor.to(model.device) for tensor in pad(contexts, tokenizer.pad_token_id, left=True)
+    )
 
     def work() -> int:
         torch.manual_seed(settings["seed"])
@@ -106,7 +110,9 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
         settings,
         tokens_per_s={side: median(rate) for side, rate in rates.items()},
         speedup={
-            side: median(mine / theirs for mine, theirs in zip(rates["own"], rates[side], strict=True))
+            side: median(
+                mine / theirs for mine, theirs in zip(rates["own"], rates[side], strict=True)
+            )
             for side in ("continuous", "plain")
         },
         **measured,

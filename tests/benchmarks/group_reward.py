@@ -23,7 +23,9 @@ def inputs(settings: Settings, vocabulary: int) -> tuple[list[list[int]], list[i
     rng = np.random.default_rng(settings["seed"])
     context = rng.integers(0, vocabulary, size=settings["context"]).tolist()
     reasonings = workload.random_ids(settings["group"], settings["reasoning"], vocabulary, rng)
-    return [context + own for own in reasonings], rng.integers(0, vocabulary, size=settings["response"]).tolist()
+    return [context + own for own in reasonings], rng.integers(
+        0, vocabulary, size=settings["response"]
+    ).tolist()
 
 
 def own(settings: Settings) -> Work:
@@ -31,7 +33,9 @@ def own(settings: Settings) -> Work:
     prompts, response = inputs(settings, model.config.vocab_size)
 
     def work() -> list[float]:
-        values = score_rows(model, prompts, [response] * len(prompts), pad_id=tokenizer.pad_token_id)
+        values = score_rows(
+            model, prompts, [response] * len(prompts), pad_id=tokenizer.pad_token_id
+        )
         return [float(value.sum()) for value in values]
 
     return work
@@ -41,7 +45,9 @@ def peer(settings: Settings) -> Work:
     model, tokenizer = workload.load(settings["folder"])
     prompts, response = inputs(settings, model.config.vocab_size)
     pad_id = tokenizer.pad_token_id
-    return lambda: [workload.plain_log_probs(model, [prompt], [response], pad_id)[0] for prompt in prompts]
+    return lambda: [
+        workload.plain_log_probs(model, [prompt], [response], pad_id)[0] for prompt in prompts
+    ]
 
 
 def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
@@ -49,7 +55,9 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
-        measured = compare({"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate)
+        measured = compare(
+            {"own": own, "peer": peer}, settings, repeats=settings["repeats"], isolate=isolate
+        )
     scores, theirs = (np.array(measured[side].pop("results")[-1]) for side in ("own", "peer"))
     ratio = ratios(measured)
     print_report(

@@ -1,9 +1,11 @@
-"""How the cost of scoring grows with N, context length, response length and the number of judged models.
+"""How the cost of scoring grows with N, context length, response length and the number of judged
+models.
 
     python -m tests.benchmarks.growth
 
-One size is varied at a time about the base case; all N x N pairs of each model are scored. For each there is the
-exponent of a power law, fitted to the logarithms, between any two neighbours, and where it departs from the first.
+One size is varied at a time about the base case; all N x N pairs of each model are scored. For each
+there is the exponent of a power law, fitted to the logarithms, between any two neighbours, and
+where it departs from the first.
 """
 
 import sys
@@ -45,7 +47,10 @@ def sweep(settings: Settings) -> Work:
         middle = {name: settings[f"{name}_sizes"][0] for name in EXPECTED}
         seconds(**{**middle, "n": 1})
         return {
-            name: [{"size": size, **seconds(**{**middle, name: size})} for size in settings[f"{name}_sizes"]]
+            name: [
+                {"size": size, **seconds(**{**middle, name: size})}
+                for size in settings[f"{name}_sizes"]
+            ]
             for name in EXPECTED
         }
 
@@ -54,7 +59,10 @@ def sweep(settings: Settings) -> Work:
 
 def fitted(points: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Exponents of cost ~ size^exponent."""
-    size, cost = np.log([point["size"] for point in points]), np.log([point["cpu_s"] for point in points])
+    size, cost = (
+        np.log([point["size"] for point in points]),
+        np.log([point["cpu_s"] for point in points]),
+    )
     local = (np.diff(cost) / np.diff(size)).tolist()
     return {"exponent": float(np.polyfit(size, cost, 1)[0]), "between_neighbours": local}
 
@@ -71,11 +79,16 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
-        runs = [measure(sweep, settings, isolate=isolate).result for _ in range(settings["repeats"])]
+        runs = [
+            measure(sweep, settings, isolate=isolate).result for _ in range(settings["repeats"])
+        ]
     growth = {}
     for name, expected in EXPECTED.items():
         points = [
-            {key: float(np.median([run[name][place][key] for run in runs])) for key in ("size", "wall_s", "cpu_s")}
+            {
+                key: float(np.median([run[name][place][key] for run in runs]))
+                for key in ("size", "wall_s", "cpu_s")
+            }
             for place in range(len(runs[0][name]))
         ]
         growth[name] = {"expected": expected, **fitted(points), "points": points}

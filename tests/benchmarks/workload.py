@@ -31,7 +31,9 @@ def base_folder(base: str, scratch: Path) -> str:
 
 def load(folder: str) -> tuple[torch.nn.Module, Any]:
     """(model in float32, tokenizer) on the GPU, if there is one."""
-    return load_model(folder, device="cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(folder)
+    return load_model(
+        folder, device="cuda" if torch.cuda.is_available() else "cpu"
+    ), load_tokenizer(folder)
 
 
 def lengths(count: int, mean: int, rng: np.random.Generator) -> list[int]:
@@ -42,7 +44,9 @@ def lengths(count: int, mean: int, rng: np.random.Generator) -> list[int]:
 
 def random_ids(count: int, mean: int, vocabulary: int, rng: np.random.Generator) -> list[list[int]]:
     """`count` lists of token ids. What they say does not matter to what they cost."""
-    return [rng.integers(0, vocabulary, size=length).tolist() for length in lengths(count, mean, rng)]
+    return [
+        rng.integers(0, vocabulary, size=length).tolist() for length in lengths(count, mean, rng)
+    ]
 
 
 def text_of(tokens: int, tokenizer: Any, rng: np.random.Generator) -> str:
@@ -73,10 +77,14 @@ FLOPS_FORMULA = (
     "+ 4 * layers * heads * head_dim * (pairs of a token with one that it attends to) "
     "+ 2 * hidden * vocabulary * (scored tokens, the first of each context's responses once)"
 )
-"""A context is run once and a response's last token predicts nothing, so neither is counted where it is not needed."""
+"""A context is run once and a response's last token predicts nothing, so neither is counted where
+it is not needed.
+"""
 
 
-def flops_needed(config: PretrainedConfig, contexts: Sequence[int], responses: Sequence[Sequence[int]]) -> float:
+def flops_needed(
+    config: PretrainedConfig, contexts: Sequence[int], responses: Sequence[Sequence[int]]
+) -> float:
     """Floating point operations that exact scores cannot do without, by `FLOPS_FORMULA`.
 
     Args:
@@ -87,15 +95,24 @@ def flops_needed(config: PretrainedConfig, contexts: Sequence[int], responses: S
     tokens = attended = scored = 0
     for context, own in zip(contexts, responses, strict=True):
         tokens += context + sum(n - 1 for n in own)
-        attended += context * (context + 1) // 2 + sum((n - 1) * context + n * (n - 1) // 2 for n in own)
+        attended += context * (context + 1) // 2 + sum(
+            (n - 1) * context + n * (n - 1) // 2 for n in own
+        )
         scored += 1 + sum(n - 1 for n in own)
     weights = config.num_hidden_layers * sum(a * b for a, b in linear_shapes(config))
     per_pair = 4 * config.num_hidden_layers * config.num_attention_heads * head
-    return 2.0 * weights * tokens + per_pair * attended + 2.0 * config.hidden_size * config.vocab_size * scored
+    return (
+        2.0 * weights * tokens
+        + per_pair * attended
+        + 2.0 * config.hidden_size * config.vocab_size * scored
+    )
 
 
-def matmul_work(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, device: str) -> Callable[[float], float]:
-    """A function that does about so many operations, in one layer's matrix products of `rows` tokens at once.
+def matmul_work(
+    config: PretrainedConfig, rows: int, *, dtype: torch.dtype, device: str
+) -> Callable[[float], float]:
+    """A function that does about so many operations, in one layer's matrix products of `rows`
+    tokens at once.
 
     What it returns is how many it did: whole rounds of all products.
     """
@@ -115,7 +132,9 @@ def matmul_work(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, devi
     return work
 
 
-def matmul_rate(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, device: str, repeats: int = 5) -> float:
+def matmul_rate(
+    config: PretrainedConfig, rows: int, *, dtype: torch.dtype, device: str, repeats: int = 5
+) -> float:
     """FLOP/s of this machine on the products of `matmul_work`: the median of `repeats`."""
     work = matmul_work(config, rows, dtype=dtype, device=device)
 
@@ -131,15 +150,29 @@ def matmul_rate(config: PretrainedConfig, rows: int, *, dtype: torch.dtype, devi
 
 @torch.no_grad()
 def plain_log_probs(
-    model: torch.nn.Module, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad_id: int,
 ) -> list[float]:
-    """log p(response | prompt) in nats as one writes it down: a padded batch, the log-softmax of all its logits."""
+    """log p(response | prompt) in nats as one writes it down: a padded batch, the log-softmax of
+    all its logits.
+    """
     device = next(model.parameters()).device
-    whole = [torch.tensor([*prompt, *response]) for prompt, response in zip(prompts, responses, strict=True)]
-    ids_BT = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=pad_id).to(device)
-    mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in whole], batch_first=True).to(device)
+    whole = [
+        torch.tensor([*prompt, *response])
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    ids_BT = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=pad_id).to(
+        device
+    )
+    mask_BT = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones_like(ids) for ids in whole], batch_first=True
+    ).to(device)
     logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1]
-    log_probs_BT = torch.log_softmax(logits_BTV.float(), dim=-1).gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+    log_probs_BT = (
+        torch.log_softmax(logits_BTV.float(), dim=-1).gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+    )
     return [
         float(row[len(prompt) - 1 : len(ids) - 1].double().sum())
         for row, prompt, ids in zip(log_probs_BT, prompts, whole, strict=True)

@@ -1,4 +1,6 @@
-"""Examples, a tiny chat model, and a real HTTP server on the loopback that speaks, and misspeaks, the protocol."""
+"""Examples, a tiny chat model, and a real HTTP server on the loopback that speaks, and misspeaks,
+the protocol.
+"""
 
 import json
 import threading
@@ -15,7 +17,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_example(sample_id: str, *turns: str, persona: str = "", character: str | dict = "A sailor.") -> Example:
+def make_example(
+    sample_id: str, *turns: str, persona: str = "", character: str | dict = "A sailor."
+) -> Example:
     """An example whose turns alternate and end with the user's."""
     speakers = ("user", "agent") if len(turns) % 2 else ("agent", "user")
     dialogue = tuple(Turn(speakers[index % 2], text) for index, text in enumerate(turns))
@@ -25,7 +29,12 @@ def make_example(sample_id: str, *turns: str, persona: str = "", character: str 
 @pytest.fixture(scope="session")
 def examples() -> list[Example]:
     return [
-        make_example("bread", "Do you bake?", persona="I play the tuba.", character={"name": "Ada", "job": "baker"}),
+        make_example(
+            "bread",
+            "Do you bake?",
+            persona="I play the tuba.",
+            character={"name": "Ada", "job": "baker"},
+        ),
         make_example("tuba", "Hi.", "Hi, who are you?", "A musician.", persona="I bake."),
         make_example("lisbon", "Ahoy!", "Have you been to Lisbon?"),
         make_example("rain", "Will it rain?"),
@@ -35,8 +44,9 @@ def examples() -> list[Example]:
 class Server(ThreadingHTTPServer):
     """Answers the n-th request with `script(n, request)`; records what it was asked, and when.
 
-    A script returns a dictionary, whose keys are all optional: status, body (text or bytes), headers, delay
-    (seconds before the answer begins), cut (bytes of the body that are sent before the connection is closed).
+    A script returns a dictionary, whose keys are all optional: status, body (text or bytes),
+    headers, delay (seconds before the answer begins), cut (bytes of the body that are sent before
+    the connection is closed).
     """
 
     daemon_threads = True
@@ -68,7 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = body if isinstance(body, bytes) else body.encode()
         try:
             self.send_response(answer.get("status", 200))
-            for name, value in {"Content-Type": "application/json", **answer.get("headers", {})}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                **answer.get("headers", {}),
+            }.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -92,7 +105,9 @@ def serve(monkeypatch):
     def start(script) -> Server:
         server = Server(script)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return server
 
     yield start
@@ -116,9 +131,14 @@ def tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(["You play a character in a conversation with a user. Give the response."], trainer)
+    bpe.train_from_iterator(
+        ["You play a character in a conversation with a user. Give the response."], trainer
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
 
 

@@ -32,7 +32,9 @@ def served(model_folder, monkeypatch):
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + START_SECONDS
     while not _is_up(f"http://127.0.0.1:{port}/health"):
-        assert server.poll() is None and time.monotonic() < deadline, "transformers serve has not started"
+        assert server.poll() is None and time.monotonic() < deadline, (
+            "transformers serve has not started"
+        )
         time.sleep(0.2)
     yield f"http://127.0.0.1:{port}/v1"
     server.terminate()
@@ -48,10 +50,14 @@ def _is_up(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_the_server_gives_the_responses_that_the_model_gives_here(served, model_folder, examples, tmp_path):
+def test_the_server_gives_the_responses_that_the_model_gives_here(
+    served, model_folder, examples, tmp_path
+):
     endpoint = Endpoint(served, model_folder, temperature=0.0, max_tokens=6, concurrency=2)
     collect_responses(examples, endpoint, tmp_path / "served.jsonl", keep_cut_off=True)
-    local = LocalChat.load(model_folder, prompt_set("roleplay"), max_new_tokens=6, dtype="float32", device="cpu")
+    local = LocalChat.load(
+        model_folder, prompt_set("roleplay"), max_new_tokens=6, dtype="float32", device="cpu"
+    )
     collect_responses(examples, local, tmp_path / "local.jsonl", keep_cut_off=True)
     served_here = read_responses(tmp_path / "served.jsonl", examples)
     assert served_here == read_responses(tmp_path / "local.jsonl", examples)

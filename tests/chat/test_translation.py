@@ -12,7 +12,11 @@ pytest.importorskip("openai")
 
 
 def says(text, finish_reason="stop") -> dict:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": finish_reason,
+    }
     return {"body": json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]})}
 
 
@@ -46,10 +50,19 @@ def test_everything_but_the_character_is_translated(serve, examples, path):
     rows = run(server, examples, path)
     for before, after in zip(examples, rows, strict=True):
         assert after.user_persona == before.user_persona.upper()
-        assert [(t.speaker, t.text) for t in after.dialogue] == [(t.speaker, t.text.upper()) for t in before.dialogue]
+        assert [(t.speaker, t.text) for t in after.dialogue] == [
+            (t.speaker, t.text.upper()) for t in before.dialogue
+        ]
         assert after.golden_response == before.golden_response.upper()
-        assert (after.agent_character, after.sample_id) == (before.agent_character, f"loud:{before.sample_id}")
-        assert (after.shift["golden"], after.shift["language"], after.shift["translator"]["address"]) == (
+        assert (after.agent_character, after.sample_id) == (
+            before.agent_character,
+            f"loud:{before.sample_id}",
+        )
+        assert (
+            after.shift["golden"],
+            after.shift["language"],
+            after.shift["translator"]["address"],
+        ) == (
             "translated",
             "Capitals",
             server.url,
@@ -58,7 +71,9 @@ def test_everything_but_the_character_is_translated(serve, examples, path):
 
 
 def test_a_second_start_asks_only_for_what_is_missing(serve, examples, path):
-    server = serve(lambda number, request: good(number, request) if number <= 2 else {"status": 404})
+    server = serve(
+        lambda number, request: good(number, request) if number <= 2 else {"status": 404}
+    )
     with pytest.raises(ChatError, match=f"The endpoint {server.url} failed"):
         run(server, examples, path)
     again = serve(good)
@@ -72,22 +87,40 @@ def test_a_second_start_asks_only_for_what_is_missing(serve, examples, path):
     ("change", "message"),
     [
         (lambda texts: "I would rather not.", "no JSON object"),
-        (lambda texts: json.dumps({**texts, "note": "x"}), "the reply is not an object with user_persona, turns, resp"),
-        (lambda texts: json.dumps({**texts, "turns": texts["turns"] * 2}), r"the reply.turns is not a list of 1"),
-        (lambda texts: json.dumps({**texts, "turns": [{"agent": "x"}]}), r"turns\[0\] is not an object with user"),
+        (
+            lambda texts: json.dumps({**texts, "note": "x"}),
+            "the reply is not an object with user_persona, turns, resp",
+        ),
+        (
+            lambda texts: json.dumps({**texts, "turns": texts["turns"] * 2}),
+            r"the reply.turns is not a list of 1",
+        ),
+        (
+            lambda texts: json.dumps({**texts, "turns": [{"agent": "x"}]}),
+            r"turns\[0\] is not an object with user",
+        ),
         (lambda texts: json.dumps({**texts, "response": " "}), "the reply.response: text is empty"),
-        (lambda texts: json.dumps({**texts, "response": 3}), "the reply.response: text is a number"),
+        (
+            lambda texts: json.dumps({**texts, "response": 3}),
+            "the reply.response: text is a number",
+        ),
     ],
 )
 def test_another_shape_is_asked_again_and_then_an_error(serve, examples, path, change, message):
     server = serve(lambda number, request: says(change(asked(request))))
-    with pytest.raises(ChatError, match=f"'bread': no usable translation after 2 attempts: .*{message}"):
+    with pytest.raises(
+        ChatError, match=f"'bread': no usable translation after 2 attempts: .*{message}"
+    ):
         run(server, examples[:1], path, attempts=2)
     assert len(server.requests) == 2
 
 
 def test_a_translation_that_was_cut_off_is_asked_again(serve, examples, path):
-    server = serve(lambda number, request: says('{"user_persona"', "length") if number == 1 else good(number, request))
+    server = serve(
+        lambda number, request: (
+            says('{"user_persona"', "length") if number == 1 else good(number, request)
+        )
+    )
     assert len(run(server, examples[:1], path)) == 1
 
 

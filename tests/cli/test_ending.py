@@ -1,4 +1,6 @@
-"""How commands end that do not get to their end: Ctrl-C, a reader that is gone, a machine that refuses."""
+"""How commands end that do not get to their end: Ctrl-C, a reader that is gone, a machine that
+refuses.
+"""
 
 import argparse
 import errno
@@ -37,7 +39,9 @@ def run(monkeypatch, capsys):
             raise error
 
         monkeypatch.setattr(cli, "claim_outputs", lambda *_: None)
-        monkeypatch.setattr(cli, "_parsed", lambda *_: argparse.Namespace(command=command, run=work, **options))
+        monkeypatch.setattr(
+            cli, "_parsed", lambda *_: argparse.Namespace(command=command, run=work, **options)
+        )
         return cli.main([]), capsys.readouterr().err
 
     return go
@@ -60,22 +64,46 @@ COMMANDS = [module.__name__.rpartition(".")[2].replace("_", "-") for module in c
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_is_one_line_in_every_command(run, command):
     assert run(KeyboardInterrupt(), command) == (130, f"coevolve {command}: interrupted.\n")
-    assert run(wrapped(KeyboardInterrupt()), command) == (130, f"coevolve {command}: interrupted.\n")
+    assert run(wrapped(KeyboardInterrupt()), command) == (
+        130,
+        f"coevolve {command}: interrupted.\n",
+    )
 
 
 REFUSALS = {
-    "a full disk": (OSError(errno.ENOSPC, "No space left on device"), "No space left on device. Check"),
-    "a full disk, by name": (OSError(errno.ENOSPC, "No space left", "x.json"), "x.json: No space left. Check"),
-    "no permission": (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied. Check"),
-    "a file that is gone": (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "/x: No such file. Check"),
-    "a full disk, in Rust": (SafetensorError("I/O error: No space left (os error 28)"), "No space left on device. C"),
+    "a full disk": (
+        OSError(errno.ENOSPC, "No space left on device"),
+        "No space left on device. Check",
+    ),
+    "a full disk, by name": (
+        OSError(errno.ENOSPC, "No space left", "x.json"),
+        "x.json: No space left. Check",
+    ),
+    "no permission": (
+        PermissionError(errno.EACCES, "Permission denied", "/x"),
+        "/x: Permission denied. Check",
+    ),
+    "a file that is gone": (
+        FileNotFoundError(errno.ENOENT, "No such file", "/x"),
+        "/x: No such file. Check",
+    ),
+    "a full disk, in Rust": (
+        SafetensorError("I/O error: No space left (os error 28)"),
+        "No space left on device. C",
+    ),
     "no memory": (MemoryError(), "out of memory: MemoryError. Lower --token-budget, or use"),
     "no memory for torch": (
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
         "out of memory: [enforce fail] DefaultCPUAllocator: can't allocate memory. Lower --token-budget, or use",
     ),
-    "no memory on a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory: CUDA out of memory"),
-    "nesting": (RecursionError("maximum recursion depth exceeded"), "an input is nested too deeply"),
+    "no memory on a GPU": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        "out of memory: CUDA out of memory",
+    ),
+    "nesting": (
+        RecursionError("maximum recursion depth exceeded"),
+        "an input is nested too deeply",
+    ),
 }
 
 
@@ -87,12 +115,17 @@ def test_what_the_machine_refuses_is_one_line(run, kind):
 
 
 def test_the_setting_to_lower_is_the_commands_own(run):
-    assert "Lower per_device_train_batch_size of the phase or evaluation.token_budget" in run(MemoryError(), "train")[1]
+    assert (
+        "Lower per_device_train_batch_size of the phase or evaluation.token_budget"
+        in run(MemoryError(), "train")[1]
+    )
     assert "Lower --batch-size, or use" in run(MemoryError(), "respond", batch_size=8)[1]
     assert "Use a device with more" in run(MemoryError(), "status")[1]
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), OSError("x"), FileNotFoundError(2, "no file")])
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), OSError("x"), FileNotFoundError(2, "no file")]
+)
 def test_a_bug_keeps_its_traceback(run, error):
     with pytest.raises(type(error)):
         run(error)
@@ -125,12 +158,16 @@ sys.exit(cli.main([]))
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [["-m", "coevolve", "--help"], ["-c", PRINTS]], ids=["help", "a command"])
+@pytest.mark.parametrize(
+    "arguments", [["-m", "coevolve", "--help"], ["-c", PRINTS]], ids=["help", "a command"]
+)
 def test_nobody_has_to_read_to_the_end(arguments, buffered):
     reader, writer = os.pipe()
     os.close(reader)
     environ = {**os.environ, "PYTHONUNBUFFERED": buffered}
-    process = subprocess.Popen([sys.executable, *arguments], stdout=writer, stderr=subprocess.PIPE, env=environ)
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=writer, stderr=subprocess.PIPE, env=environ
+    )
     os.close(writer)
     assert process.communicate(timeout=60)[1] == b""
     assert process.returncode == (cli.READER_GONE if "-c" in arguments else 0)
@@ -139,7 +176,9 @@ def test_nobody_has_to_read_to_the_end(arguments, buffered):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
 def test_a_standard_output_on_a_full_disk_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(cli, "claim_outputs", lambda *_: None)
-    monkeypatch.setattr(cli, "_parsed", lambda *_: argparse.Namespace(command="status", run=lambda _: print("x")))
+    monkeypatch.setattr(
+        cli, "_parsed", lambda *_: argparse.Namespace(command="status", run=lambda _: print("x"))
+    )
     with open("/dev/full", "w") as full:
         monkeypatch.setattr("sys.stdout", full)
         assert cli.main([]) == 2
@@ -161,7 +200,9 @@ def silent_server():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    ).start()
     yield server, asked
     server.shutdown()
     server.server_close()
@@ -187,11 +228,15 @@ def test_ctrl_c_does_not_wait_for_a_server(tmp_path, silent_server, data):
     assert [len(out.read_text().splitlines()), out.read_text()[-1]] == [1, "\n"]
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks at what a process has loaded")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/maps"), reason="looks at what a process has loaded"
+)
 def test_ctrl_c_while_the_libraries_are_loaded(tmp_path, data):
     out = tmp_path / "scores.jsonl"
     process = start("score", "--estimator", data.parent / "estimator", "--data", data, "--out", out)
-    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+    while (
+        process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "coevolve score: interrupted.\n")

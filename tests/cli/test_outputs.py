@@ -41,9 +41,15 @@ def needed(words, output, text, folder):
     listed = list(words)
     for action in COMMANDS[words]._actions:
         if action.dest == output:
-            listed += [f"{action.option_strings[0]}={text}"] if action.option_strings else ["--", text]
+            listed += (
+                [f"{action.option_strings[0]}={text}"] if action.option_strings else ["--", text]
+            )
         elif action.required or (not action.option_strings and action.nargs != "*"):
-            value = f"m={folder / 'input.jsonl'}" if action.metavar == "NAME=FILE" else str(folder / "input.jsonl")
+            value = (
+                f"m={folder / 'input.jsonl'}"
+                if action.metavar == "NAME=FILE"
+                else str(folder / "input.jsonl")
+            )
             if hasattr(action, "writes"):
                 value = str(folder / "free" / action.dest)
             listed += [action.option_strings[0], value] if action.option_strings else [value]
@@ -66,7 +72,14 @@ def state(folder):
 def places(tmp_path):
     """A folder with one of everything that may be typed by mistake."""
     (tmp_path / "foreign").mkdir()
-    for name in ("thesis.txt", "results.json", "bound.json", "report.html", "manifest.json", "run.json"):
+    for name in (
+        "thesis.txt",
+        "results.json",
+        "bound.json",
+        "report.html",
+        "manifest.json",
+        "run.json",
+    ):
         (tmp_path / "foreign" / name).write_text("my own")
     (tmp_path / "foreign.json").write_text('{"mine": [1, 2, 3]}')
     (tmp_path / "input.jsonl").write_text('{"sample_ID": "a", "response": "b"}')
@@ -97,7 +110,8 @@ TYPED = {
     "nothing": "",
     "a blank": " ",
 }
-# What is right for some commands: a run is what train and report are about, and a cache may lie in any folder.
+# What is right for some commands: a run is what train and report are about, and a cache may lie in
+# any folder.
 FITTING = {
     ("a run", "output_dir"),
     ("a run", "folder"),
@@ -113,7 +127,11 @@ def test_no_output_changes_what_is_not_its_own(words, output, typed, places, cap
     arguments = needed(words, output, TYPED[typed].format(places), places)
     options = cli.make_parser().parse_args(arguments)
     options.overwrite = True
-    with contextlib.nullcontext() if (typed, output) in FITTING else pytest.raises(OutputError) as error:
+    with (
+        contextlib.nullcontext()
+        if (typed, output) in FITTING
+        else pytest.raises(OutputError) as error
+    ):
         claim_outputs(cli.make_parser(), options)
     if error is not None:
         assert len(str(error.value).splitlines()) == 1
@@ -143,7 +161,9 @@ def test_an_error_is_readable_whatever_was_found():
 
 def test_a_run_may_lie_beside_its_recipe(tmp_path):
     (tmp_path / "config.yaml").write_text("name: x")
-    options = cli.make_parser().parse_args(["train", str(tmp_path), "--output-dir", str(tmp_path / "runs" / "a")])
+    options = cli.make_parser().parse_args(
+        ["train", str(tmp_path), "--output-dir", str(tmp_path / "runs" / "a")]
+    )
     claim_outputs(cli.make_parser(), options)
     assert options.output_dir == tmp_path / "runs" / "a"
 
@@ -155,7 +175,15 @@ def test_every_command_with_an_output_is_walked():
         for action in parser._actions:
             if called & set(action.option_strings):
                 assert hasattr(action, "writes"), f"{' '.join(words)} {action.option_strings}"
-    assert {words[0] for words, _ in OUTPUTS} >= {"train", "score", "remid", "bound", "export", "respond", "shift"}
+    assert {words[0] for words, _ in OUTPUTS} >= {
+        "train",
+        "score",
+        "remid",
+        "bound",
+        "export",
+        "respond",
+        "shift",
+    }
 
 
 WRITERS = {
@@ -209,7 +237,10 @@ def test_parts_of_older_results_do_not_stay_beside_newer_ones(tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     del new["judge.json"]
     outputs.write_parts(tmp_path / "out", outputs.REMID, new)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["notes.txt", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "notes.txt",
+        "results.json",
+    ]
 
 
 def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path):
@@ -227,7 +258,10 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path):
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"thesis\.txt"), outputs.new_folder(folder, outputs.ESTIMATOR):
+    with (
+        pytest.raises(OutputError, match=r"thesis\.txt"),
+        outputs.new_folder(folder, outputs.ESTIMATOR),
+    ):
         pass
     assert (folder / "thesis.txt").read_text() == "mine"
 
@@ -235,7 +269,15 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path):
 def test_the_command_itself_refuses_before_it_reads_anything(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    command = [sys.executable, "-m", "coevolve", "export", "no/such/checkpoint", "--out", str(tmp_path / "mine")]
+    command = [
+        sys.executable,
+        "-m",
+        "coevolve",
+        "export",
+        "no/such/checkpoint",
+        "--out",
+        str(tmp_path / "mine"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "thesis.txt is there already" in done.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"

@@ -16,7 +16,11 @@ def make_row() -> Callable[..., dict[str, Any]]:
             "subset_tag": "english",
             "user_persona": "I like tea.",
             "agent_character": {"name": "Ada", "facts": ["I am a sailor."]},
-            "dialogue_context": [{"user_query": "Hi"}, {"agent_response": "Ahoy"}, {"user_query": "Where to?"}],
+            "dialogue_context": [
+                {"user_query": "Hi"},
+                {"agent_response": "Ahoy"},
+                {"user_query": "Where to?"},
+            ],
             "agent_golden_response": "To sea.",
         }
         return row | fields

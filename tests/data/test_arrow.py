@@ -1,5 +1,6 @@
-"""Arrow and Parquet: what `datasets` made of rows is undone, and a damaged file is an error, whatever it does to who
-reads it."""
+"""Arrow and Parquet: what `datasets` made of rows is undone, and a damaged file is an error,
+whatever it does to who reads it.
+"""
 
 import os
 import random
@@ -44,42 +45,68 @@ def mixed_as_json(rows, folder):
 @pytest.mark.parametrize("write", [save_to_disk, to_parquet, to_json, mixed_as_json])
 def test_rows_come_back_as_they_were(tmp_path, make_row, write):
     """Keys that a row lacks, turns, and integers beside fractions and beside nothing at all."""
-    ages = [{"age": 3, "name": "Ada"}, {"age": 3.5}, {"name": "Eve", "likes": {"tea": 1}}, {"likes": {"tea": 0.5}}]
+    ages = [
+        {"age": 3, "name": "Ada"},
+        {"age": 3.5},
+        {"name": "Eve", "likes": {"tea": 1}},
+        {"likes": {"tea": 0.5}},
+    ]
     rows = [make_row(f"s{k}", agent_character=age) for k, age in enumerate(ages)]
     expected = tuple(Example.from_row(row, "row") for row in rows)
     with_split = [{"trace": None, **row, "split": "IDTrain"} for row in rows]
     found = read_corpus(write(with_split, tmp_path)).splits["IDTrain"]
     assert found == expected
     # 3 == 3.0, but a prompt does not show the same.
-    assert [type(example.agent_character.get("age")) for example in found] == [int, float, type(None), type(None)]
+    assert [type(example.agent_character.get("age")) for example in found] == [
+        int,
+        float,
+        type(None),
+        type(None),
+    ]
     assert found[2].agent_character["likes"]["tea"].__class__ is int
 
 
 def test_a_character_that_differs_in_kind_is_read(tmp_path, make_row):
-    rows = [make_row("a", agent_character={"name": "Ada"}), make_row("b", agent_character="I am Eve.")]
+    rows = [
+        make_row("a", agent_character={"name": "Ada"}),
+        make_row("b", agent_character="I am Eve."),
+    ]
     read = read_data(mixed_as_json(rows, tmp_path))
     assert [example.agent_character for example in read] == [{"name": "Ada"}, "I am Eve."]
 
 
 def test_only_the_columns_of_a_datasets_format_are_read(tmp_path, make_row):
     rows = [make_row("a", split="IDTrain", note="x")]
-    datasets.Dataset.from_list(rows).with_format(columns=[*make_row(), "split"]).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_list(rows).with_format(columns=[*make_row(), "split"]).save_to_disk(
+        tmp_path / "saved"
+    )
     assert read_corpus(tmp_path / "saved").splits["IDTrain"][0].sample_id == "a"
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (pa.table({"sample_ID": pa.array([b"x"])}), "Object of type bytes is not JSON serializable"),
+        (
+            pa.table({"sample_ID": pa.array([b"x"])}),
+            "Object of type bytes is not JSON serializable",
+        ),
         (pa.Table.from_arrays([pa.array(["a"])] * 2, ["x", "x"]), "a column is there twice"),
         (pa.table({"x": pa.nulls(10**6)}), "claims to have 1,000,000 rows"),
-        (pa.table({"x": pa.array(["{,"], pa.string()).cast(pa.json_())}), "Expecting property name"),
+        (
+            pa.table({"x": pa.array(["{,"], pa.string()).cast(pa.json_())}),
+            "Expecting property name",
+        ),
     ],
 )
 def test_a_table_that_holds_no_rows_of_ours(tmp_path, table, message):
-    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+    with (
+        pa.OSFile(str(tmp_path / "x.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as stream,
+    ):
         stream.write_table(table)
-    with pytest.raises(DataError, match=rf"x\.arrow: cannot be read as Arrow \(.*{message}.*\)\. Again\."):
+    with pytest.raises(
+        DataError, match=rf"x\.arrow: cannot be read as Arrow \(.*{message}.*\)\. Again\."
+    ):
         arrow._read([tmp_path / "x.arrow"], "Arrow", "Again.")
 
 
@@ -87,7 +114,11 @@ def test_a_table_that_holds_no_rows_of_ours(tmp_path, table, message):
     ("file", "content", "message"),
     [
         ("state.json", "[]", "accepted is what datasets.save_to_disk writes"),
-        ("state.json", '{"_data_files": [{"filename": "../rows.arrow"}]}', "accepted is what datasets.save_to_disk"),
+        (
+            "state.json",
+            '{"_data_files": [{"filename": "../rows.arrow"}]}',
+            "accepted is what datasets.save_to_disk",
+        ),
         ("state.json", '{"_data_files": [3]}', "accepted is what datasets.save_to_disk writes"),
         ("state.json", '{"_data_files": [{"filename": "none.arrow"}]}', "none.arrow: no such file"),
         (ARROW, "", "cannot be read as Arrow"),
@@ -105,7 +136,9 @@ def test_a_reader_that_crashes_is_an_error(tmp_path, make_row, monkeypatch):
     program = tmp_path / "crash.py"
     program.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(arrow_rows, "__file__", str(program))
-    with pytest.raises(DataError, match=r"rows\.parquet: cannot be read as Parquet \(.*SIGSEGV: it is damaged\)"):
+    with pytest.raises(
+        DataError, match=r"rows\.parquet: cannot be read as Parquet \(.*SIGSEGV: it is damaged\)"
+    ):
         read_data(to_parquet([make_row()], tmp_path))
 
 
@@ -138,7 +171,15 @@ def test_flipped_bits_crash_nothing(tmp_path, make_row, write, count):
     rows = [make_row(f"s{k}", user_persona=f"I like {k} teas.", split="IDTrain") for k in range(20)]
     path = write(rows, tmp_path)
     path = path / ARROW if path.is_dir() else path
-    command = [sys.executable, "-P", "-c", FLIPS, path, Path(arrow_rows.__file__).parent, str(count)]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        FLIPS,
+        path,
+        Path(arrow_rows.__file__).parent,
+        str(count),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "['end', 'error']\n"), done.stderr[-2000:]
 

@@ -1,4 +1,6 @@
-"""Reading a corpus: every layout gives the same examples, and every fault is an error that says where."""
+"""Reading a corpus: every layout gives the same examples, and every fault is an error that says
+where.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +18,9 @@ SHARED = Path(__file__).parents[2] / ".." / "shared" / "data" / "roleplay-shared
 
 @pytest.fixture
 def splits(make_row):
-    """Rows of two splits, in an order that is not the canonical one, with characters of different keys."""
+    """Rows of two splits, in an order that is not the canonical one, with characters of different
+    keys.
+    """
     return {
         "OOD1Test": [
             make_row("g1", subset_tag="german", agent_character={"persona": ["Ich segle."]}),
@@ -33,7 +37,9 @@ def write_object(folder, splits):
 
 
 def write_object_reformatted(folder, splits):
-    reordered = {name: [dict(reversed(row.items())) for row in splits[name]] for name in reversed(splits)}
+    reordered = {
+        name: [dict(reversed(row.items())) for row in splits[name]] for name in reversed(splits)
+    }
     (folder / "data.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(reordered, indent=7).encode())
     return folder / "data.json"
 
@@ -46,7 +52,10 @@ def write_split_files(folder, splits):
 
 
 def write_one_jsonl(folder, splits):
-    write_jsonl(folder / "rows.jsonl", [row | {"split": name} for name, rows in splits.items() for row in rows])
+    write_jsonl(
+        folder / "rows.jsonl",
+        [row | {"split": name} for name, rows in splits.items() for row in rows],
+    )
     return folder / "rows.jsonl"
 
 
@@ -58,7 +67,9 @@ def write_saved_dict(folder, splits):
 
 def write_saved_dataset(folder, splits):
     # from_list takes the columns of the first row, so that row needs all of them
-    rows = [{"trace": None} | row | {"split": name} for name, rows in splits.items() for row in rows]
+    rows = [
+        {"trace": None} | row | {"split": name} for name, rows in splits.items() for row in rows
+    ]
     datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
     return folder / "saved"
 
@@ -83,7 +94,9 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("write", LAYOUTS)
 def test_every_layout_gives_the_same_corpus(tmp_path, splits, write):
-    expected = {name: tuple(Example.from_row(row, "") for row in rows) for name, rows in splits.items()}
+    expected = {
+        name: tuple(Example.from_row(row, "") for row in rows) for name, rows in splits.items()
+    }
     corpus = read_corpus(write(tmp_path, splits))
     assert list(corpus.splits) == ["IDTrain", "OOD1Test"]
     assert corpus.splits == expected
@@ -100,7 +113,9 @@ def test_a_corpus_answers_by_split_and_subset(tmp_path, splits):
     }
     assert list(subsets) == ["german", "korean"]
     assert corpus.test_splits == ("OOD1Test",)
-    with pytest.raises(DataError, match=r"split 'IDTest' is needed; the data has IDTrain, OOD1Test"):
+    with pytest.raises(
+        DataError, match=r"split 'IDTest' is needed; the data has IDTrain, OOD1Test"
+    ):
         corpus.require("IDTest")
 
 
@@ -117,7 +132,9 @@ def test_to_json_is_read_back(tmp_path, splits):
     [
         lambda rows: rows["IDTrain"].reverse(),
         lambda rows: rows["IDTrain"][0].update(agent_golden_response="To land."),
-        lambda rows: rows["IDTrain"][0].update(agent_character={"facts": ["I am a sailor."], "name": "Ada"}),
+        lambda rows: rows["IDTrain"][0].update(
+            agent_character={"facts": ["I am a sailor."], "name": "Ada"}
+        ),
         lambda rows: rows.update(IDTest=rows.pop("IDTrain")),
     ],
     ids=["row order", "text", "key order of a character", "split"],
@@ -136,7 +153,10 @@ def test_the_fingerprint_changes_with_what_a_model_would_see(tmp_path, splits, c
             r"data\.json: unknown split 'train', 'dev'; accepted are IDTrain, ",
         ),
         (lambda rows: rows.update(IDTest=[]), r"data\.json: split 'IDTest' has no rows"),
-        (lambda rows: rows.update(IDTest={}), r"data\.json: split 'IDTest' is an object; accepted is a list"),
+        (
+            lambda rows: rows.update(IDTest={}),
+            r"data\.json: split 'IDTest' is an object; accepted is a list",
+        ),
         (lambda rows: rows.clear(), r"data\.json: has no splits; accepted are IDTrain, "),
         (
             lambda rows: rows["IDTrain"][1].pop("agent_golden_response"),
@@ -146,7 +166,10 @@ def test_the_fingerprint_changes_with_what_a_model_would_see(tmp_path, splits, c
             lambda rows: rows["OOD1Test"][2].update(sample_ID="t1"),
             r"data\.json: OOD1Test\[2\]: sample_ID 't1' is also that of .*data\.json: IDTrain\[0\]",
         ),
-        (lambda rows: rows["OOD1Test"].append(5), r"data\.json: OOD1Test\[3\]: found a number; accepted is an object"),
+        (
+            lambda rows: rows["OOD1Test"].append(5),
+            r"data\.json: OOD1Test\[3\]: found a number; accepted is an object",
+        ),
     ],
 )
 def test_a_fault_is_named_with_its_place(tmp_path, splits, change, message):
@@ -160,13 +183,19 @@ def test_a_fault_is_named_with_its_place(tmp_path, splits, change, message):
 def test_a_jsonl_fault_is_named_with_its_line(tmp_path, make_row):
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [make_row("a", split="IDTrain"), make_row("b")])
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: field 'split' is absent; accepted are IDTrain"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: field 'split' is absent; accepted are IDTrain"
+    ):
         read_corpus(path)
     write_jsonl(path, [make_row("a", split="IDTrain"), make_row("b", split=["IDTest"])])
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: field 'split' is \['IDTest'\]; accepted are IDTrain"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: field 'split' is \['IDTest'\]; accepted are IDTrain"
+    ):
         read_corpus(path)
     write_jsonl(path, [make_row("a", split="IDTrain"), make_row("a", split="IDTest")])
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: sample_ID 'a' is also that of .*rows\.jsonl:1"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: sample_ID 'a' is also that of .*rows\.jsonl:1"
+    ):
         read_corpus(path)
     path.write_text(json.dumps(make_row("a", split="IDTrain")) + "\n\n{,\n")
     with pytest.raises(DataError, match=r"rows\.jsonl:3: not JSON"):
@@ -221,7 +250,9 @@ def test_a_folder_must_name_each_split_once(tmp_path, make_row):
 
 def test_prose_that_begins_with_a_brace_stays_a_string(tmp_path, make_row):
     write_saved_dict(tmp_path, {"IDTrain": [make_row(agent_character="{smiles} I am Ada.")]})
-    assert read_corpus(tmp_path / "saved").splits["IDTrain"][0].agent_character == "{smiles} I am Ada."
+    assert (
+        read_corpus(tmp_path / "saved").splits["IDTrain"][0].agent_character == "{smiles} I am Ada."
+    )
 
 
 def test_flat_rows_need_no_split_and_no_golden_response(tmp_path, make_row):
@@ -233,7 +264,10 @@ def test_flat_rows_need_no_split_and_no_golden_response(tmp_path, make_row):
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     for name in ("rows.jsonl", "rows.json", "rows.parquet"):
         examples = read_examples(tmp_path / name)
-        assert [(example.sample_id, example.golden_response) for example in examples] == [("a", "To sea."), ("b", None)]
+        assert [(example.sample_id, example.golden_response) for example in examples] == [
+            ("a", "To sea."),
+            ("b", None),
+        ]
 
 
 def test_golden_responses_can_be_left_open(tmp_path, make_row):
@@ -252,7 +286,9 @@ def test_golden_responses_can_be_left_open(tmp_path, make_row):
 def test_flat_rows_are_checked(tmp_path, make_row):
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [make_row("a"), make_row("a")])
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: sample_ID 'a' is also that of .*rows\.jsonl:1"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: sample_ID 'a' is also that of .*rows\.jsonl:1"
+    ):
         read_examples(path)
     write_jsonl(path, [make_row("a"), make_row("b", split="IDTest")])
     with pytest.raises(DataError, match=r"rows\.jsonl:2 \(sample_ID 'b'\): unknown field 'split'"):
@@ -267,7 +303,9 @@ def test_a_corpus_made_in_memory_has_known_splits_only():
         Corpus({"dev": ()}, "world")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared role-play data is not beside the checkout")
+@pytest.mark.skipif(
+    not SHARED.exists(), reason="the shared role-play data is not beside the checkout"
+)
 def test_the_shared_dialogues_are_read():
     corpus = read_corpus(SHARED)
     assert {name: len(rows) for name, rows in corpus.splits.items()} == {
@@ -277,8 +315,10 @@ def test_the_shared_dialogues_are_read():
         "OOD2Test": 150,
         "OOD3Test": 300,
     }
-    assert corpus.test_splits == tuple(name for name in SHIFT_OF_SPLIT if name not in ("IDTrain", "OOD4Test"))
-    assert list(corpus.subsets("OOD3Test")) == ["turn_composition", "word_composition"]
-    assert {name: [example.to_row() for example in rows] for name, rows in corpus.splits.items()} == json.loads(
-        SHARED.read_text(encoding="utf-8")
+    assert corpus.test_splits == tuple(
+        name for name in SHIFT_OF_SPLIT if name not in ("IDTrain", "OOD4Test")
     )
+    assert list(corpus.subsets("OOD3Test")) == ["turn_composition", "word_composition"]
+    assert {
+        name: [example.to_row() for example in rows] for name, rows in corpus.splits.items()
+    } == json.loads(SHARED.read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""Reading one row: what is accepted comes back as it was, and everything else is named in the error."""
+"""Reading one row: what is accepted comes back as it was, and everything else is named in the
+error.
+"""
 
 import json
 
@@ -43,21 +45,42 @@ def test_the_public_name_of_a_trace_is_read(make_row):
         ({"user_persona": 3}, r"user_persona is a number"),
         ({"user_persona": "\ud83d"}, r"user_persona has half of a surrogate pair"),
         ({"subset_tag": ""}, r"subset_tag is empty"),
-        ({"agent_character": ["a"]}, r"agent_character is a list; accepted is a string or an object"),
-        ({"agent_character": {"age": float("nan")}}, r"agent_character holds what JSON in UTF-8 cannot"),
-        ({"agent_character": {"name": "\udc00"}}, r"agent_character holds what JSON in UTF-8 cannot"),
+        (
+            {"agent_character": ["a"]},
+            r"agent_character is a list; accepted is a string or an object",
+        ),
+        (
+            {"agent_character": {"age": float("nan")}},
+            r"agent_character holds what JSON in UTF-8 cannot",
+        ),
+        (
+            {"agent_character": {"name": "\udc00"}},
+            r"agent_character holds what JSON in UTF-8 cannot",
+        ),
         ({"agent_golden_response": " \n"}, r"agent_golden_response is empty"),
         ({"agent_golden_response": ["a"]}, r"agent_golden_response is a list"),
-        ({"shift": "word_order"}, r"shift is a string; accepted is the object that `coevolve shift` wrote"),
+        (
+            {"shift": "word_order"},
+            r"shift is a string; accepted is the object that `coevolve shift` wrote",
+        ),
         ({"shift": {"seed": float("inf")}}, r"shift holds what JSON in UTF-8 cannot"),
         ({"trace": "a", "SThought": "b"}, r"both 'trace' and 'SThought'"),
         ({"response": "a"}, r"unknown field 'response'; accepted are sample_ID"),
         ({"dialogue_context": []}, r"dialogue_context is an empty list"),
         ({"dialogue_context": "Hi"}, r"dialogue_context is a string"),
-        ({"dialogue_context": [{"user_query": 1}]}, r"dialogue_context\[0\]\.user_query is a number"),
-        ({"dialogue_context": [{"user_query": "a", "agent_response": "b"}]}, r"dialogue_context\[0\] is an object"),
+        (
+            {"dialogue_context": [{"user_query": 1}]},
+            r"dialogue_context\[0\]\.user_query is a number",
+        ),
+        (
+            {"dialogue_context": [{"user_query": "a", "agent_response": "b"}]},
+            r"dialogue_context\[0\] is an object",
+        ),
         ({"dialogue_context": [{"user_query": "a"}, "b"]}, r"dialogue_context\[1\] is a string"),
-        ({"dialogue_context": [{"user_query": "a"}, {"agent_response": "b"}]}, r"ends with an agent_response"),
+        (
+            {"dialogue_context": [{"user_query": "a"}, {"agent_response": "b"}]},
+            r"ends with an agent_response",
+        ),
     ],
 )
 def test_a_malformed_field_is_named_with_its_row(make_row, fields, message):
@@ -66,10 +89,18 @@ def test_a_malformed_field_is_named_with_its_row(make_row, fields, message):
 
 
 def test_a_row_is_read_as_it_was_meant_whatever_a_table_made_of_it(make_row):
-    """All rows of a table have the same keys, and integers beside a missing value or a fraction are floats there."""
+    """All rows of a table have the same keys, and integers beside a missing value or a fraction are
+    floats there.
+    """
     meant = make_row(agent_character={"name": "Ada", "age": 3, "weight": 0.5, "likes": {"tea": 2}})
     table = make_row(
-        agent_character={"name": "Ada", "age": 3.0, "weight": 0.5, "likes": {"tea": 2.0, "rum": None}, "ship": None},
+        agent_character={
+            "name": "Ada",
+            "age": 3.0,
+            "weight": 0.5,
+            "likes": {"tea": 2.0, "rum": None},
+            "ship": None,
+        },
         dialogue_context=[
             {"user_query": "Hi", "agent_response": None},
             {"user_query": None, "agent_response": "Ahoy"},
@@ -87,7 +118,9 @@ def test_a_row_is_read_as_it_was_meant_whatever_a_table_made_of_it(make_row):
     assert repr(plain_row([1e17, -0.0, True])) == "[1e+17, 0, True]"
 
 
-@pytest.mark.parametrize("field", ["sample_ID", "subset_tag", "user_persona", "agent_character", "dialogue_context"])
+@pytest.mark.parametrize(
+    "field", ["sample_ID", "subset_tag", "user_persona", "agent_character", "dialogue_context"]
+)
 def test_a_missing_field_is_named(make_row, field):
     row = make_row()
     del row[field]

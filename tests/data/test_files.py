@@ -1,4 +1,6 @@
-"""Foreign files and foreign JSON: what cannot be taken as it stands is one sentence that says where."""
+"""Foreign files and foreign JSON: what cannot be taken as it stands is one sentence that says
+where.
+"""
 
 import json
 import os
@@ -37,7 +39,9 @@ def test_json_that_is_not_accepted(text, message):
 
 
 def test_json_that_is_accepted():
-    assert parse_json("[" * DEEPEST + "]" * DEEPEST, "here") == json.loads("[" * DEEPEST + "]" * DEEPEST)
+    assert parse_json("[" * DEEPEST + "]" * DEEPEST, "here") == json.loads(
+        "[" * DEEPEST + "]" * DEEPEST
+    )
     # Brackets in text are no levels.
     assert parse_json(json.dumps({"a": "[{" * 500}), "here") == {"a": "[{" * 500}
     assert parse_json("7" * 300, "here") == int("7" * 300)
@@ -50,7 +54,9 @@ def test_a_line_or_a_path_of_keys_names_the_place(tmp_path):
     with pytest.raises(DataError, match=r"rows\.jsonl:3: the key 'a' is there twice\."):
         list(read_jsonl(tmp_path / "rows.jsonl"))
     (tmp_path / "data.json").write_text('{\n"IDTrain": [{}, {"a": 1, "a": 2}]}')
-    with pytest.raises(DataError, match=r"data\.json: the key 'a' is there twice in IDTrain\[1\]\."):
+    with pytest.raises(
+        DataError, match=r"data\.json: the key 'a' is there twice in IDTrain\[1\]\."
+    ):
         read_json(tmp_path / "data.json")
     (tmp_path / "data.json").write_text('{\n"IDTrain": [{}, }')
     with pytest.raises(DataError, match=r"data\.json:2: not JSON"):
@@ -91,7 +97,11 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path):
         for read in (read_text, read_json, lambda path: list(read_jsonl(path))):
             with pytest.raises(DataError, match=message):
                 read(path)
-    assert is_folder(tmp_path / "folder") and not is_folder(tmp_path / "file") and not is_folder(tmp_path / "none")
+    assert (
+        is_folder(tmp_path / "folder")
+        and not is_folder(tmp_path / "file")
+        and not is_folder(tmp_path / "none")
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to the superuser")
@@ -103,7 +113,9 @@ def test_a_file_that_is_closed_to_us(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [{"a": "word " * 10_000_000}, {"a": [{"b": "word " * 50}] * 200_000}], ids=["text", "objects"]
+    "value",
+    [{"a": "word " * 10_000_000}, {"a": [{"b": "word " * 50}] * 200_000}],
+    ids=["text", "objects"],
 )
 def test_a_row_of_50_mb_costs_little_more_than_reading_it(tmp_path, value):
     path = tmp_path / "rows.jsonl"

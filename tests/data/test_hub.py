@@ -1,4 +1,6 @@
-"""Corpora from the hub, read out of a hub cache that the tests fill; nothing here touches the network."""
+"""Corpora from the hub, read out of a hub cache that the tests fill; nothing here touches the
+network.
+"""
 
 import csv
 import json
@@ -25,7 +27,9 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def cached(tmp_path):
-    """Makes an empty snapshot of a repository in a hub cache at `tmp_path`, as a download leaves it."""
+    """Makes an empty snapshot of a repository in a hub cache at `tmp_path`, as a download leaves
+    it.
+    """
 
     def make(name):
         repository = tmp_path / f"datasets--{name.replace('/', '--')}"
@@ -40,12 +44,18 @@ def cached(tmp_path):
 
 @pytest.fixture
 def splits(make_row):
-    return {"IDTrain": [make_row("a"), make_row("b")], "OOD2Test": [make_row("c", subset_tag="gaming")]}
+    return {
+        "IDTrain": [make_row("a"), make_row("b")],
+        "OOD2Test": [make_row("c", subset_tag="gaming")],
+    }
 
 
 @pytest.fixture
 def expected(splits):
-    return Corpus({name: tuple(Example.from_row(row, "") for row in rows) for name, rows in splits.items()}, "memory")
+    return Corpus(
+        {name: tuple(Example.from_row(row, "") for row in rows) for name, rows in splits.items()},
+        "memory",
+    )
 
 
 def test_rpgbench_comes_from_the_cache_when_offline(tmp_path, cached, offline, splits, expected):
@@ -59,26 +69,38 @@ def test_persona_chat_comes_from_the_cache_when_offline(tmp_path, cached, offlin
     data = cached(PERSONA_CHAT) / "data"
     data.mkdir()
     for name in ("train", "valid", "test"):
-        with open(data / f"Synthetic-Persona-Chat_{name}.csv", "w", encoding="utf-8", newline="") as file:
+        with open(
+            data / f"Synthetic-Persona-Chat_{name}.csv", "w", encoding="utf-8", newline=""
+        ) as file:
             columns = ["user 1 personas", "user 2 personas", "Best Generated Conversation"]
             csv.writer(file).writerows([columns, ["I sail.", "I code.", chat]])
     corpus = load_hub(PERSONA_CHAT, cache_dir=tmp_path)
     assert corpus.source == f"{PERSONA_CHAT}@{COMMIT}"
-    assert {name: len(rows) for name, rows in corpus.splits.items()} == {"IDTrain": 1, "IDTest": 1, "OOD3Test": 2}
+    assert {name: len(rows) for name, rows in corpus.splits.items()} == {
+        "IDTrain": 1,
+        "IDTest": 1,
+        "OOD3Test": 2,
+    }
     assert corpus.require("IDTrain")[0].golden_response == "line 7 of the chat"
 
 
 @pytest.mark.parametrize("name", [RPGBENCH, PERSONA_CHAT, "somebody/else"])
 def test_without_network_or_cache_the_error_says_what_to_do(tmp_path, offline, name):
-    with pytest.raises(DataError, match=rf"data\.hub={name} \(revision v2\): .* failed: .*data\.path=FILE"):
+    with pytest.raises(
+        DataError, match=rf"data\.hub={name} \(revision v2\): .* failed: .*data\.path=FILE"
+    ):
         load_hub(name, revision="v2", cache_dir=tmp_path)
 
 
 def write_repository(folder, splits):
-    """A dataset repository of another name: a card that says which file is which split, and the files."""
+    """A dataset repository of another name: a card that says which file is which split, and the
+    files.
+    """
     folder.mkdir()
     listed = "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in splits)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{listed}---\n")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{listed}---\n"
+    )
     for name, rows in splits.items():
         write_jsonl(folder / f"{name}.jsonl", rows)
     return str(folder)

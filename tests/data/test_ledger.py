@@ -60,7 +60,10 @@ def test_a_line_without_its_end_is_kept_if_it_is_whole(tmp_path, examples):
 def test_what_is_refused_is_left_as_it_is(tmp_path, examples):
     """A file of somebody else's, or of another teacher, whose last line has no end."""
     path = tmp_path / "ledger.jsonl"
-    for text in ('{"sample_ID": "a"}\n{"sample_ID": "b", "resp', json.dumps({**HEADER, "prompts": "q"}) + '\n{"torn'):
+    for text in (
+        '{"sample_ID": "a"}\n{"sample_ID": "b", "resp',
+        json.dumps({**HEADER, "prompts": "q"}) + '\n{"torn',
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=r"ledger\.jsonl:1"):
             answers(path, examples)
@@ -72,7 +75,9 @@ def test_what_is_not_compared_may_differ(tmp_path, examples):
     answers(path, examples)
     append(path, examples[0])
     assert answers(path, examples, {**HEADER, "address": "there"}) == {"a": "of a"}
-    with pytest.raises(DataError, match=r"ledger.jsonl:1: .*other teacher: seed was 1 and is now 2"):
+    with pytest.raises(
+        DataError, match=r"ledger.jsonl:1: .*other teacher: seed was 1 and is now 2"
+    ):
         answers(path, examples, {**HEADER, "teacher": {"kind": "a", "seed": 2}})
     with pytest.raises(DataError, match=r"other prompts: found 'p', now 'q'"):
         answers(path, examples, {**HEADER, "prompts": "q"})

@@ -16,7 +16,10 @@ COLUMNS = ["user 1 personas", "user 2 personas", "Best Generated Conversation"]
 def conversation(turns, tag):
     lines = []
     for turn in range(1, turns + 1):
-        lines += [f"User 1: {tag} asks, question number {turn}?", f"User 2: {tag} answers number {turn}: yes."]
+        lines += [
+            f"User 1: {tag} asks, question number {turn}?",
+            f"User 2: {tag} answers number {turn}: yes.",
+        ]
     return "\n".join(lines)
 
 
@@ -40,7 +43,9 @@ def folder(tmp_path):
         csv_row("User 1: Hello\nand more of it\n" + conversation(5, "loose")),
     ]
     write_csv(tmp_path / "data" / "Synthetic-Persona-Chat_train.csv", [good[0], *bad, *good[1:]])
-    write_csv(tmp_path / "data" / "Synthetic-Persona-Chat_valid.csv", [csv_row(conversation(4, "valid"))])
+    write_csv(
+        tmp_path / "data" / "Synthetic-Persona-Chat_valid.csv", [csv_row(conversation(4, "valid"))]
+    )
     tests = [csv_row(conversation(turns, f"test{turns}")) for turns in (8, 4, 9)]
     write_csv(tmp_path / "data" / "Synthetic-Persona-Chat_test.csv", tests)
     return tmp_path
@@ -68,10 +73,15 @@ def test_the_second_speaker_is_the_agent(folder):
 
 def test_the_splits_and_subsets(folder):
     corpus = persona_chat_corpus(folder)
-    assert [example.sample_id for example in corpus.require("IDTrain")] == [f"IDTrain-{i:05d}" for i in range(4)]
+    assert [example.sample_id for example in corpus.require("IDTrain")] == [
+        f"IDTrain-{i:05d}" for i in range(4)
+    ]
     assert len(corpus.require("IDTest")) == 3
     subsets = corpus.subsets("OOD3Test")
-    assert {name: len(rows) for name, rows in subsets.items()} == {"turn_composition": 2, "word_composition": 3}
+    assert {name: len(rows) for name, rows in subsets.items()} == {
+        "turn_composition": 2,
+        "word_composition": 3,
+    }
     assert {len(example.dialogue) for example in subsets["turn_composition"]} == {15}
     assert subsets["turn_composition"][1].golden_response == "test9 answers number 8: yes."
 
@@ -86,7 +96,9 @@ def test_shuffling_keeps_the_words_and_is_fixed_by_the_seed(folder):
             assert after.speaker == before.speaker
             assert Counter(after.text.split()) == Counter(before.text.split())
             moved += after.text != before.text
-    assert moved > 15  # of 21 turns of five distinct words, each of which stays as it is once in 120
+    assert (
+        moved > 15
+    )  # of 21 turns of five distinct words, each of which stays as it is once in 120
     assert persona_chat_corpus(folder, seed=1).fingerprint == corpus.fingerprint
     assert persona_chat_corpus(folder, seed=2).fingerprint != corpus.fingerprint
     fewer = persona_chat_corpus(folder, seed=1, test_size=2)
@@ -107,7 +119,10 @@ def test_what_is_left_out_is_counted_by_reason(folder, caplog):
 
 
 def test_a_conversation_that_breaks_off_later_is_used(folder):
-    rows = [csv_row(conversation(4, "whole") + "\nUser 2: two turns\n(the end)"), csv_row("User 1:\n", agent=" ")]
+    rows = [
+        csv_row(conversation(4, "whole") + "\nUser 2: two turns\n(the end)"),
+        csv_row("User 1:\n", agent=" "),
+    ]
     write_csv(folder / "data" / "Synthetic-Persona-Chat_train.csv", rows)
     (example,) = persona_chat_corpus(folder).require("IDTrain")
     assert example.golden_response == "whole answers number 4: yes."
@@ -118,7 +133,9 @@ def test_sizes_and_the_training_file_are_chosen(folder):
     (example,) = persona_chat_corpus(folder, train_file="valid").require("IDTrain")
     assert example.golden_response == "valid answers number 4: yes."
     assert len(persona_chat_corpus(folder, turns=2).require("IDTrain")[0].dialogue) == 3
-    with pytest.raises(DataError, match=r"has 4 usable conversations for IDTrain .*, asked for were 5"):
+    with pytest.raises(
+        DataError, match=r"has 4 usable conversations for IDTrain .*, asked for were 5"
+    ):
         persona_chat_corpus(folder, train_size=5)
     with pytest.raises(DataError, match="has 0 usable conversations for turn_composition"):
         persona_chat_corpus(folder, long_turns=10)
@@ -135,7 +152,9 @@ def test_it_is_a_corpus_like_any_other(folder, tmp_path):
 def test_a_damaged_file_is_an_error(folder):
     path = folder / "data" / "Synthetic-Persona-Chat_test.csv"
     write_csv(path, [], columns=["user 1 personas", "chat"])
-    with pytest.raises(DataError, match=r"test\.csv:1: column 'user 2 personas' is missing; the columns are"):
+    with pytest.raises(
+        DataError, match=r"test\.csv:1: column 'user 2 personas' is missing; the columns are"
+    ):
         persona_chat_corpus(folder)
     write_csv(path, [csv_row(conversation(1, "x")), ["only one"]])
     with pytest.raises(DataError, match=r"test\.csv:7: the row that ends here has too few fields"):

@@ -21,10 +21,15 @@ def in_order(examples):
 
 
 def rows(texts):
-    return [{"sample_ID": sample_id, "reasoning": text, "log_prob": -1.0} for sample_id, text in texts.items()]
+    return [
+        {"sample_ID": sample_id, "reasoning": text, "log_prob": -1.0}
+        for sample_id, text in texts.items()
+    ]
 
 
-@pytest.mark.parametrize("layout", ["x.jsonl", "x.json", "[ckpt]-[FullSize]-SThought_dict.json", "a.json.tmp"])
+@pytest.mark.parametrize(
+    "layout", ["x.jsonl", "x.json", "[ckpt]-[FullSize]-SThought_dict.json", "a.json.tmp"]
+)
 def test_every_layout_gives_the_same(examples, tmp_path, layout):
     texts = in_order(examples[::-1])
     path = tmp_path / layout
@@ -41,10 +46,19 @@ def test_every_layout_gives_the_same(examples, tmp_path, layout):
     ("content", "message"),
     [
         (lambda texts: {**texts, "x": "y"}, "sample_ID 'x' is not in the data"),
-        (lambda texts: dict(list(texts.items())[:1]), "lacks a reasoning for 2 of 3 samples: 'IDTest-"),
-        (lambda texts: {key: {"reasoning": "x"} for key in texts}, "IDTest-000000 is an object; accepted is a string"),
+        (
+            lambda texts: dict(list(texts.items())[:1]),
+            "lacks a reasoning for 2 of 3 samples: 'IDTest-",
+        ),
+        (
+            lambda texts: {key: {"reasoning": "x"} for key in texts},
+            "IDTest-000000 is an object; accepted is a string",
+        ),
         (lambda texts: 3, "found a number; accepted is an object of sample_ID and text, or a list"),
-        (lambda texts: rows(texts) + rows(texts), r"\[3\]: sample_ID 'IDTest-000000' was there before"),
+        (
+            lambda texts: rows(texts) + rows(texts),
+            r"\[3\]: sample_ID 'IDTest-000000' was there before",
+        ),
         (lambda texts: [{"sample_ID": "x"}], r"\[0\]: no reasoning there"),
         (lambda texts: ["x"], r"\[0\]: no sample_ID there"),
     ],

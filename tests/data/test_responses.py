@@ -25,17 +25,25 @@ def examples(make_row):
 
 
 @given(order=st.permutations(range(3)), texts=st.lists(st.text(min_size=1), min_size=3, max_size=3))
-def test_what_is_written_is_read_back_in_the_order_asked_for(tmp_path_factory, examples, order, texts):
+def test_what_is_written_is_read_back_in_the_order_asked_for(
+    tmp_path_factory, examples, order, texts
+):
     path = tmp_path_factory.mktemp("responses") / "r.jsonl"
     texts = [f"{text.encode('utf-8', 'ignore').decode()}." for text in texts]
     write_responses(path, examples, texts)
-    assert read_responses(path, [examples[index] for index in order]) == [texts[index] for index in order]
+    assert read_responses(path, [examples[index] for index in order]) == [
+        texts[index] for index in order
+    ]
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_json])
 def test_the_public_layouts_are_read(tmp_path, make_row, examples, write):
     path = tmp_path / ("r.jsonl" if write is write_jsonl else "r.json")
-    nested = {"model_response": "Two.", "policy_name": "m", "aux_info": {"generated_text": "<x>Two."}}
+    nested = {
+        "model_response": "Two.",
+        "policy_name": "m",
+        "aux_info": {"generated_text": "<x>Two."},
+    }
     rows = [
         {"sample_ID": "c", "response": "Three."},
         make_row("b", model_response=nested),
@@ -46,23 +54,43 @@ def test_the_public_layouts_are_read(tmp_path, make_row, examples, write):
 
 
 def rows_for(**responses):
-    return [{"sample_ID": sample_id, "response": response} for sample_id, response in responses.items()]
+    return [
+        {"sample_ID": sample_id, "response": response} for sample_id, response in responses.items()
+    ]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (rows_for(b="x"), r"r\.jsonl: lacks a response for 2 of 3 samples: 'a', 'c'\. Add .*--missing drop"),
+        (
+            rows_for(b="x"),
+            r"r\.jsonl: lacks a response for 2 of 3 samples: 'a', 'c'\. Add .*--missing drop",
+        ),
         (rows_for(a="x", z="x"), r"r\.jsonl:2: sample_ID 'z' is not in the data \(3 samples\)"),
-        (rows_for(a="x") + rows_for(a="x"), r"r\.jsonl:2: sample_ID 'a' was answered before, in .*r\.jsonl:1"),
+        (
+            rows_for(a="x") + rows_for(a="x"),
+            r"r\.jsonl:2: sample_ID 'a' was answered before, in .*r\.jsonl:1",
+        ),
         (rows_for(a=" "), r"r\.jsonl:1 \(sample_ID 'a'\): response is empty"),
-        (rows_for(a=None), r"r\.jsonl:1 \(sample_ID 'a'\): has no response; accepted is a 'response'"),
+        (
+            rows_for(a=None),
+            r"r\.jsonl:1 \(sample_ID 'a'\): has no response; accepted is a 'response'",
+        ),
         (rows_for(a="\ud83d"), r"\(sample_ID 'a'\): response has half of a surrogate pair"),
         ([{"sample_ID": "a"}], r"\(sample_ID 'a'\): has no response; accepted is a 'response'"),
-        ([{"sample_ID": "a", "response": "x", "model_response": "x"}], r"has both 'response' and 'model_response'"),
+        (
+            [{"sample_ID": "a", "response": "x", "model_response": "x"}],
+            r"has both 'response' and 'model_response'",
+        ),
         ([{"sample_ID": "a", "model_response": {}}], r"model_response is an object with no fields"),
-        ([{"sample_ID": "a", "model_response": {"gpt": "x"}}], r"model_response is an object with 'gpt'"),
-        ([{"sample_ID": "a", "model_response": {"model_response": ""}}], r"model_response\.model_response is empty"),
+        (
+            [{"sample_ID": "a", "model_response": {"gpt": "x"}}],
+            r"model_response is an object with 'gpt'",
+        ),
+        (
+            [{"sample_ID": "a", "model_response": {"model_response": ""}}],
+            r"model_response\.model_response is empty",
+        ),
         ([{"sample_ID": "a", "model_response": 3}], r"model_response is a number"),
         ([{"sample_ID": 1, "response": "x"}], r"r\.jsonl:1: sample_ID is a number"),
         ([{"response": "x"}], r"r\.jsonl:1: field 'sample_ID' is missing; the row has 'response'"),
@@ -91,7 +119,9 @@ def test_samples_without_a_usable_response_are_counted_by_their_fault(tmp_path, 
     assert partial == PartialResponses({"a": "x"}, missing=("c",), empty=("b",), duplicated=())
     write_jsonl(tmp_path / "r.jsonl", rows_for(c="x", b="y", a="z") + rows_for(b="y"))
     partial = read_partial_responses(tmp_path / "r.jsonl", examples)
-    assert partial == PartialResponses({"a": "z", "c": "x"}, missing=(), empty=(), duplicated=("b",))
+    assert partial == PartialResponses(
+        {"a": "z", "c": "x"}, missing=(), empty=(), duplicated=("b",)
+    )
     assert list(partial.by_id) == ["a", "c"]
 
 
@@ -100,7 +130,10 @@ def test_samples_without_a_usable_response_are_counted_by_their_fault(tmp_path, 
     [
         (rows_for(a="x", z="x"), r"r\.jsonl:2: sample_ID 'z' is not in the data"),
         (rows_for(a="x", b=None), r"r\.jsonl:2 .*has no response"),
-        (rows_for(a=" ", b="") + rows_for(c="x") + rows_for(c="x"), "none of 3 samples has a usable response"),
+        (
+            rows_for(a=" ", b="") + rows_for(c="x") + rows_for(c="x"),
+            "none of 3 samples has a usable response",
+        ),
     ],
 )
 def test_what_no_count_can_put_right_is_an_error(tmp_path, examples, rows, message):
@@ -123,9 +156,14 @@ def test_the_examples_that_every_model_has_answered(make_row):
         return PartialResponses(dict.fromkeys(ids, "text"), (), (), ())
 
     corpus = Corpus(splits, "by hand")
-    common = answered_by_all(corpus, {"m": partial("a", "b", "c", "e"), "n": partial("b", "c", "d", "e")})
+    common = answered_by_all(
+        corpus, {"m": partial("a", "b", "c", "e"), "n": partial("b", "c", "d", "e")}
+    )
     assert [example.sample_id for example in common.examples] == ["t", "b", "c", "e"]
-    with pytest.raises(DataError, match=r"by hand: no example of OOD1Test/french was answered by every model \(m, n\)"):
+    with pytest.raises(
+        DataError,
+        match=r"by hand: no example of OOD1Test/french was answered by every model \(m, n\)",
+    ):
         answered_by_all(corpus, {"m": partial("a", "b", "c", "e"), "n": partial("b", "c", "d")})
 
 

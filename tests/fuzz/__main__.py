@@ -8,7 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", DS_ACCELERATOR="cpu", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    HF_HUB_OFFLINE="1", DS_ACCELERATOR="cpu", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false"
+)
 os.environ.update(OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1", HF_DATASETS_OFFLINE="1")
 
 from tests.fuzz import runner, valid
@@ -20,7 +22,11 @@ def main() -> int:
     options = _options()
     if options.index is not None:
         places = runner.schedule(AREAS)
-        area = next(area for area in AREAS if area.name == (options.only or places[options.index % len(places)].name))
+        area = next(
+            area
+            for area in AREAS
+            if area.name == (options.only or places[options.index % len(places)].name)
+        )
         todo = [(options.index, area)]
     else:
         todo = list(runner.indices(AREAS, options.n, options.only))
@@ -28,7 +34,10 @@ def main() -> int:
 
 
 def run(
-    areas: Sequence[Area], todo: Sequence[tuple[int, Area]], options: argparse.Namespace, limits: runner.Limits
+    areas: Sequence[Area],
+    todo: Sequence[tuple[int, Area]],
+    options: argparse.Namespace,
+    limits: runner.Limits,
 ) -> int:
     """Run the inputs and print what came of them; exit status 1 where anything failed."""
     began = time.monotonic()
@@ -41,7 +50,9 @@ def run(
         if options.index is not None or options.verbose:
             _tell(result)
         elif len(results) % 100 == 0:
-            print(f"{len(results)} of {len(todo)}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+            print(
+                f"{len(results)} of {len(todo)}, {time.monotonic() - began:.0f} s", file=sys.stderr
+            )
 
     runner.run_all(
         areas,
@@ -56,7 +67,9 @@ def run(
     failed = [result for result in results if result.kind]
     _print_failures(failed, options.shown)
     _print_table([area.name for area in areas], results)
-    print(f"{len(results)} inputs, seed {options.seed}, {time.monotonic() - began:.0f} s, {len(failed)} failures")
+    print(
+        f"{len(results)} inputs, seed {options.seed}, {time.monotonic() - began:.0f} s, {len(failed)} failures"
+    )
     return 1 if failed else 0
 
 
@@ -68,7 +81,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--index", type=int, help="this input alone, told in full")
     parser.add_argument("--processes", type=int, default=1, help="at a time (default 1)")
     parser.add_argument("--keep", metavar="DIR", help="keep the folders of failed inputs here")
-    parser.add_argument("--shown", type=int, default=1500, help="characters of each failure's detail (default 1500)")
+    parser.add_argument(
+        "--shown", type=int, default=1500, help="characters of each failure's detail (default 1500)"
+    )
     parser.add_argument("--verbose", action="store_true", help="tell of every input")
     return parser.parse_args()
 
@@ -86,7 +101,9 @@ def _valid_inputs() -> valid.Valid:
 
 def _tell(result: Result) -> None:
     verdict = result.kind or ("accepted" if result.accepted else "refused")
-    print(f"{result.area} {result.index}: {verdict} {result.signature} ({result.did}; {result.seconds:.2f} s)")
+    print(
+        f"{result.area} {result.index}: {verdict} {result.signature} ({result.did}; {result.seconds:.2f} s)"
+    )
     if result.detail:
         print("    " + result.detail.strip().replace("\n", "\n    "))
 
@@ -96,7 +113,9 @@ def _print_failures(failed: list[Result], shown: int) -> None:
     groups: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
     for result in failed:
         groups[result.area, result.kind or "", result.signature].append(result)
-    for (area, kind, mark), group in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
+    for (area, kind, mark), group in sorted(
+        groups.items(), key=lambda item: (item[0][0], -len(item[1]))
+    ):
         first = min(group, key=lambda result: (len(result.did), result.index))
         print(
             f"\n[{area}] {len(group)} x {kind}: {mark}\n    --only {area!r} --index {first.index}: {first.did[:1500]}"
@@ -106,7 +125,9 @@ def _print_failures(failed: list[Result], shown: int) -> None:
 
 
 def _end(result: Result, shown: int) -> str:
-    """The part of a detail that says most: a traceback's end, but the beginning of what faulthandler writes."""
+    """The part of a detail that says most: a traceback's end, but the beginning of what
+    faulthandler writes.
+    """
     detail = result.detail.strip()
     return detail[:shown] if result.kind in (HANG, CRASH) else detail[-shown:]
 
@@ -119,7 +140,11 @@ def _print_table(areas: list[str], results: list[Result]) -> None:
         seconds[result.area] += result.seconds
     others = {result.kind for result in results if result.kind} - set(KINDS)
     names = ("accepted", "refused", *KINDS, *sorted(others))
-    print(f"\n{'area':14}{'inputs':>8}" + "".join(f"{name:>{max(len(name) + 2, 9)}}" for name in names) + "    s/input")
+    print(
+        f"\n{'area':14}{'inputs':>8}"
+        + "".join(f"{name:>{max(len(name) + 2, 9)}}" for name in names)
+        + "    s/input"
+    )
     for area, counts in [*counted.items(), ("all", sum(counted.values(), Counter()))]:
         inputs = counts.total()
         if inputs:

@@ -35,8 +35,9 @@ LONGEST_REFUSAL = 20_000  # characters; a message that repeats a damaged file te
 class Area(Protocol):
     """A kind of input.
 
-    `share` is the number of its inputs in a hundred. `run` makes the case's input, damages it, and gives it to the
-    project by `Case.call` and `Case.command`; what it returns from normally was accepted.
+    `share` is the number of its inputs in a hundred. `run` makes the case's input, damages it, and
+    gives it to the project by `Case.call` and `Case.command`; what it returns from normally was
+    accepted.
     """
 
     name: str
@@ -145,11 +146,13 @@ class Case:
             return function(*arguments, **options)
 
     def command(self, *arguments: str | Path, accepted: Sequence[int] = (0,)) -> Said:
-        """Run a command of the command line, as a person would, on a terminal that may not be UTF-8.
+        """Run a command of the command line, as a person would, on a terminal that may not be
+        UTF-8.
 
         Raises:
             RefusedError: exit status 2.
-            FailedError: an exception left it, or the exit status is none that the command documents.
+            FailedError: an exception left it, or the exit status is none that the command
+                documents.
         """
         from coevolve.cli import main
 
@@ -166,7 +169,9 @@ class Case:
         if status == 2:
             if "Traceback (most recent" in said.err:
                 raise FailedError(UNREADABLE, "a traceback beside the message", said.err[-2000:])
-            self._refuse(said.err.strip().rpartition("\n")[2] if "usage: " in said.err else said.err)
+            self._refuse(
+                said.err.strip().rpartition("\n")[2] if "usage: " in said.err else said.err
+            )
         if status not in accepted:
             raise FailedError(FOREIGN, f"exit status {status}", said.err[-2000:])
         return said
@@ -194,8 +199,18 @@ class Case:
         )
         if changed:
             name = changed[0]
-            how = "made" if name not in self._before else "deleted" if name not in after else "changed"
-            raise FailedError(CHANGED, f"{how}: {Path(name).suffix or 'a file or folder'}", f"{how}: {changed[:9]}")
+            how = (
+                "made"
+                if name not in self._before
+                else "deleted"
+                if name not in after
+                else "changed"
+            )
+            raise FailedError(
+                CHANGED,
+                f"{how}: {Path(name).suffix or 'a file or folder'}",
+                f"{how}: {changed[:9]}",
+            )
 
     def _refuse(self, message: str) -> None:
         if not message.strip():
@@ -224,14 +239,20 @@ class Case:
 def signature(error: BaseException) -> str:
     """The kind of an exception and the innermost place in the project that it went through."""
     frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(PROJECT)
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(PROJECT)
     ]
-    place = f" in {Path(frames[-1].filename).relative_to(PROJECT)}:{frames[-1].name}" if frames else ""
+    place = (
+        f" in {Path(frames[-1].filename).relative_to(PROJECT)}:{frames[-1].name}" if frames else ""
+    )
     return f"{type(error).__name__}{place}"
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """What lies below a folder: relative path -> kind, mode and hash. Links and pipes are not followed."""
+    """What lies below a folder: relative path -> kind, mode and hash. Links and pipes are not
+    followed.
+    """
     found: dict[str, str] = {}
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -256,7 +277,9 @@ class _Terminal(io.TextIOWrapper):
     """What Python makes of a terminal: encoded at once, and strictly on standard output."""
 
     def __init__(self, encoding: str, errors: str):
-        super().__init__(io.BytesIO(), encoding=encoding, errors=errors, newline="\n", write_through=True)
+        super().__init__(
+            io.BytesIO(), encoding=encoding, errors=errors, newline="\n", write_through=True
+        )
 
     @property
     def text(self) -> str:
@@ -272,7 +295,9 @@ def _terminal(out: io.TextIOBase, err: io.TextIOBase) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _restored(folder: Path) -> Iterator[None]:
-    """Commands run in an empty folder of their own, with a home of their own; afterwards all is as before."""
+    """Commands run in an empty folder of their own, with a home of their own; afterwards all is as
+    before.
+    """
     environ, where, recursion = dict(os.environ), os.getcwd(), sys.getrecursionlimit()
     os.environ.update(HOME=str(_made(folder / "home")), XDG_CACHE_HOME=str(_made(folder / "cache")))
     os.chdir(_made(folder / "cwd"))

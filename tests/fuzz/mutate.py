@@ -25,7 +25,22 @@ class Twice:
 
 
 DEEP = Raw("[" * 60_000 + "]" * 60_000)
-NUMBERS = (0, 1, -1, 3, 0.5, -0.0, 1e-9, 1e308, 2**31, 2**63, -(2**64), Raw("1e400"), Raw("NaN"), Raw("-Infinity"))
+NUMBERS = (
+    0,
+    1,
+    -1,
+    3,
+    0.5,
+    -0.0,
+    1e-9,
+    1e308,
+    2**31,
+    2**63,
+    -(2**64),
+    Raw("1e400"),
+    Raw("NaN"),
+    Raw("-Infinity"),
+)
 TEXTS = (
     "",
     " ",
@@ -54,7 +69,13 @@ TEXTS = (
 VALUES: tuple[Any, ...] = (
     None, True, False, [], {}, [[]], [None], {"": ""}, [{}], {"a": {"b": {}}}, *NUMBERS, *TEXTS[:16]
 )  # fmt: skip
-RARE = (DEEP, Raw("1" * 5000), Raw("-" + "9" * 400), Raw('"' + "\\ud83d" * 3 + '"'), "y" * 3_000_000)
+RARE = (
+    DEEP,
+    Raw("1" * 5000),
+    Raw("-" + "9" * 400),
+    Raw('"' + "\\ud83d" * 3 + '"'),
+    "y" * 3_000_000,
+)
 
 
 def to_json(value: Any, rng: random.Random | None = None) -> str:
@@ -68,7 +89,11 @@ def to_json(value: Any, rng: random.Random | None = None) -> str:
         if isinstance(item, Raw):
             return str(item)
         if isinstance(item, dict):
-            return "{" + comma.join(f"{string(str(key))}{colon}{text(part)}" for key, part in pairs(item)) + "}"
+            return (
+                "{"
+                + comma.join(f"{string(str(key))}{colon}{text(part)}" for key, part in pairs(item))
+                + "}"
+            )
         if isinstance(item, list | tuple):
             return "[" + comma.join(map(text, item)) + "]"
         return string(item) if isinstance(item, str) else json.dumps(item)
@@ -82,7 +107,9 @@ def to_json(value: Any, rng: random.Random | None = None) -> str:
 
     def string(item: str) -> str:
         # A lone surrogate has no bytes of its own: JSON can only escape it.
-        return json.dumps(item, ensure_ascii=ascii_only or any("\ud800" <= letter <= "\udfff" for letter in item))
+        return json.dumps(
+            item, ensure_ascii=ascii_only or any("\ud800" <= letter <= "\udfff" for letter in item)
+        )
 
     return text(value)
 
@@ -167,7 +194,16 @@ def _tweaked_text(rng: random.Random, text: str) -> str:
 
 
 def _tweaked_number(rng: random.Random, number: float) -> Any:
-    ways = (-number, number + 1, number * 10, number / 3, float(number), str(number), bool(number), rng.choice(NUMBERS))
+    ways = (
+        -number,
+        number + 1,
+        number * 10,
+        number / 3,
+        float(number),
+        str(number),
+        bool(number),
+        rng.choice(NUMBERS),
+    )
     return rng.choice(ways)
 
 
@@ -176,16 +212,21 @@ def _drop(_: random.Random, parent: Any, key: Any) -> None:
 
 
 def _rename(rng: random.Random, parent: dict, key: str) -> None:
-    name = rng.choice((f"{key}x", key.upper(), "", f" {key}", key.replace("_", "-"), rng.choice(list(parent))))
+    name = rng.choice(
+        (f"{key}x", key.upper(), "", f" {key}", key.replace("_", "-"), rng.choice(list(parent)))
+    )
     items = [(name if name_ == key else name_, value) for name_, value in parent.items()]
     parent.clear()
     parent.update(items)
 
 
 def _double_key(rng: random.Random, parent: dict, key: str) -> None:
-    # A careless reader takes the last of the two; where that is the old value, nothing else gives the double away.
+    # A careless reader takes the last of the two; where that is the old value, nothing else gives
+    # the double away.
     old, odd = parent[key], _odd(rng)
-    parent[key] = Twice(*rng.choice(((old, copy.deepcopy(old)), (odd, old), (odd, old), (old, odd))))
+    parent[key] = Twice(
+        *rng.choice(((old, copy.deepcopy(old)), (odd, old), (odd, old), (old, odd)))
+    )
 
 
 def _double_item(_: random.Random, parent: list, index: int) -> None:
@@ -260,7 +301,11 @@ def _digits(rng: random.Random, content: bytes) -> bytes:
     if not places:
         return content
     at = rng.choice(places)
-    return content[:at] + rng.choice((b"", b"0", b"00", b"999999999999999999999", b"1e9", b"-1")) + content[at + 1 :]
+    return (
+        content[:at]
+        + rng.choice((b"", b"0", b"00", b"999999999999999999999", b"1e9", b"-1"))
+        + content[at + 1 :]
+    )
 
 
 PIECES = (
@@ -287,7 +332,9 @@ _BYTES: tuple[tuple[str, Callable[[random.Random, bytes], bytes]], ...] = (
 
 
 def mutate_binary(rng: random.Random, content: bytes) -> tuple[bytes, str]:
-    """As `mutate_bytes`, but most often of the same length, so that what is found by its offset stays where it is."""
+    """As `mutate_bytes`, but most often of the same length, so that what is found by its offset
+    stays where it is.
+    """
     if rng.random() < 0.25:
         return mutate_bytes(rng, content)
     changed, did = bytearray(content), []
@@ -303,7 +350,8 @@ def mutate_binary(rng: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 WORDS = tuple(
-    number.to_bytes(4, "little") for number in (0, 1, 255, 2**16, 2**24, 2**30, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1)
+    number.to_bytes(4, "little")
+    for number in (0, 1, 255, 2**16, 2**24, 2**30, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1)
 )
 
 
@@ -313,7 +361,9 @@ def mutate_folder(rng: random.Random, folder: Path, *, devices: bool = True) -> 
     Args:
         devices: whether a file may become a link to /dev/zero.
     """
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_symlink())
+    names = sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_symlink()
+    )
     if not names:
         (folder / "stray").write_text("x")
         return "a stray file"
@@ -375,14 +425,18 @@ def _locked(_: random.Random, path: Path, __: Path) -> str:
 
 
 def _rename_file(rng: random.Random, path: Path, _: Path) -> str:
-    new = rng.choice((f"{path.name}.bak", path.name.upper(), f" {path.name}", path.stem or "x", "[b]", "a\nb"))
+    new = rng.choice(
+        (f"{path.name}.bak", path.name.upper(), f" {path.name}", path.stem or "x", "[b]", "a\nb")
+    )
     path.rename(path.with_name(new))
     return f"renamed to {new!r}"
 
 
 def _stray(rng: random.Random, path: Path, folder: Path) -> str:
     new = path.with_name(
-        rng.choice((f"{path.name}~", ".DS_Store", "README.md", "x.json", "x.jsonl", "[b].json", "new"))
+        rng.choice(
+            (f"{path.name}~", ".DS_Store", "README.md", "x.json", "x.jsonl", "[b].json", "new")
+        )
     )
     if new.exists():
         return "as it was"
@@ -410,7 +464,8 @@ _FOLDER: Sequence[Callable[[random.Random, Path, Path], str]] = (
 
 
 def mutate_file(rng: random.Random, path: Path, *, as_json: float = 0.6) -> str:
-    """Damage one file: as JSON or JSON Lines where it is such and chance will have it, as bytes otherwise.
+    """Damage one file: as JSON or JSON Lines where it is such and chance will have it, as bytes
+    otherwise.
 
     Args:
         as_json: the share of the former.

@@ -1,8 +1,9 @@
-"""Random valid recipes, each trained for a few steps: `python -m tests.fuzz.recipes --n 300 --seed 0`.
+"""Random valid recipes, each trained for a few steps: `python -m tests.fuzz.recipes --n 300 --seed
+0`.
 
-The schema is walked, so that a new field is in it: every field gets values that the schema accepts, most often its
-own. A recipe trains to its end, or is refused by an error of the project's own before the first optimizer step;
-anything else is a failure, and the recipe is shown as YAML.
+The schema is walked, so that a new field is in it: every field gets values that the schema accepts,
+most often its own. A recipe trains to its end, or is refused by an error of the project's own
+before the first optimizer step; anything else is a failure, and the recipe is shown as YAML.
 """
 
 import argparse
@@ -60,7 +61,13 @@ HINTS: dict[str, tuple[Any, ...]] = {
         {"lora": {"target_modules": ["v_proj"]}},
         {"base": "tiny"},
     ),
-    "model.estimator": ({}, {"lora": {"r": 1}}, {"tuning": "full"}, {"lora": {"lora_dropout": 0.2}}, {"base": "tiny"}),
+    "model.estimator": (
+        {},
+        {"lora": {"r": 1}},
+        {"tuning": "full"},
+        {"lora": {"lora_dropout": 0.2}},
+        {"base": "tiny"},
+    ),
     "model.dtype": ("float32", "float32", "float32", "bfloat16", "float16"),
     "model.device": ("cpu", "cpu", "cpu", "auto", "cuda", "nope"),
     "model.quantization": (None, None, None, "4bit"),
@@ -103,7 +110,9 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "traces.api_key_env": (None, "NO_SUCH_KEY"),
     "vllm_server_base_url": (None, "http://127.0.0.1:9"),
 }
-"""Values of a field, by its full name or its last parts: what keeps a run small, and what is worth trying."""
+"""Values of a field, by its full name or its last parts: what keeps a run small, and what is worth
+trying.
+"""
 
 FIXED = ("prompts", "data.path", "data.hub", "model.base", "model.cache_dir")
 """What makes it the quickstart's world, on this machine alone."""
@@ -117,7 +126,14 @@ OFTEN = {
     "kernel_score": 0.3,
 }
 """Shares of fields on which others depend, or that are refused more often than not."""
-PHASE_FORMS = ("connector_rl", "connector_sft", "refresh", "estimator_sft", "estimator_rl", "evaluate")
+PHASE_FORMS = (
+    "connector_rl",
+    "connector_sft",
+    "refresh",
+    "estimator_sft",
+    "estimator_rl",
+    "evaluate",
+)
 
 
 def longer(completions: list[str], **_: Any) -> list[float]:
@@ -126,7 +142,8 @@ def longer(completions: list[str], **_: Any) -> list[float]:
 
 
 def random_recipe(rng: random.Random) -> tuple[Any, dict[str, Any]]:
-    """A valid recipe and its values: the tiny one with a share of its fields changed, as far as the schema goes along.
+    """A valid recipe and its values: the tiny one with a share of its fields changed, as far as the
+    schema goes along.
 
     Changes are tried in random order, twice, for one may need another before it.
     """
@@ -155,7 +172,9 @@ def random_recipe(rng: random.Random) -> tuple[Any, dict[str, Any]]:
 
 
 def fields(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every field of the schema by its full name, but for what is fixed. A section with hints is a field itself."""
+    """Every field of the schema by its full name, but for what is fixed. A section with hints is a
+    field itself.
+    """
     for name, field in section.model_fields.items():
         where, below = f"{place}{name}", _section_of(field)
         if below is not None and where not in HINTS and where not in LISTS:
@@ -165,7 +184,9 @@ def fields(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, Fie
 
 
 def _with(values: dict[str, Any], where: list[str], value: Any) -> dict[str, Any]:
-    """A copy of the values with one of them changed; of `steps` and `epochs` the last one given stays."""
+    """A copy of the values with one of them changed; of `steps` and `epochs` the last one given
+    stays.
+    """
     name, *below = where
     if below:
         return {**values, name: _with(values.get(name) or {}, below, value)}
@@ -204,7 +225,9 @@ def _of_type(rng: random.Random, annotation: Any, metadata: list[Any], default: 
 
 
 def _constraints(more: list[Any]) -> list[Any]:
-    return [rule for one in more for rule in (one.metadata if isinstance(one, FieldInfo) else [one])]
+    return [
+        rule for one in more for rule in (one.metadata if isinstance(one, FieldInfo) else [one])
+    ]
 
 
 def _number(rng: random.Random, kind: type, rules: list[Any]) -> Any:
@@ -221,7 +244,9 @@ def _number(rng: random.Random, kind: type, rules: list[Any]) -> Any:
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     kinds = (field.annotation, *get_args(field.annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return next(
+        (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None
+    )
 
 
 def _phase(rng: random.Random) -> Any:
@@ -272,7 +297,11 @@ def _changes(values: Any, base: Any) -> Any:
     """What differs from the tiny recipe."""
     if not (isinstance(values, dict) and isinstance(base, dict)):
         return values
-    return {key: _changes(value, base.get(key)) for key, value in values.items() if value != base.get(key)}
+    return {
+        key: _changes(value, base.get(key))
+        for key, value in values.items()
+        if value != base.get(key)
+    }
 
 
 def _check(case: Case, run: Path) -> None:
@@ -283,7 +312,11 @@ def _check(case: Case, run: Path) -> None:
     case.call(read_manifest, run / "estimator")
     results = json.loads((run / "results.json").read_text("utf-8"))
     perplexities = [value for splits in results["perplexity"].values() for value in splits.values()]
-    bad = [value for value in perplexities if not (isinstance(value, float) and math.isfinite(value) and value >= 1)]
+    bad = [
+        value
+        for value in perplexities
+        if not (isinstance(value, float) and math.isfinite(value) and value >= 1)
+    ]
     case.wrong_if(not perplexities or bool(bad), "a perplexity that is none", results["perplexity"])
 
 
@@ -317,7 +350,9 @@ def main() -> int:
     parser.add_argument("--index", type=int, help="this recipe alone, told in full")
     parser.add_argument("--processes", type=int, default=1, help="at a time (default 1)")
     parser.add_argument("--keep", metavar="DIR", help="keep the folders of failed recipes here")
-    parser.add_argument("--shown", type=int, default=1500, help="characters of each failure's detail (default 1500)")
+    parser.add_argument(
+        "--shown", type=int, default=1500, help="characters of each failure's detail (default 1500)"
+    )
     options = parser.parse_args()
     options.verbose, options.only = options.index is not None, None
     limits = runner.Limits(seconds=90.0, inputs=20)

@@ -1,4 +1,6 @@
-"""Runs inputs in processes of their own, so that a hang or a crash costs one input and the rest goes on."""
+"""Runs inputs in processes of their own, so that a hang or a crash costs one input and the rest
+goes on.
+"""
 
 import faulthandler
 import gc
@@ -21,14 +23,29 @@ from typing import Any
 
 import psutil
 
-from tests.fuzz.core import CRASH, HANG, HARNESS, NOTES, PROJECT, WRONG, Area, Case, FailedError, RefusedError, Result
+from tests.fuzz.core import (
+    CRASH,
+    HANG,
+    HARNESS,
+    NOTES,
+    PROJECT,
+    WRONG,
+    Area,
+    Case,
+    FailedError,
+    RefusedError,
+    Result,
+)
 from tests.fuzz.core import REFUSED_VALID as REFUSED
 
 BUSY, IDLE = 0.8, 0.05
-"""An input that worked for this part of its seconds has had them, and so has one that did next to nothing for as
-long; one in between waits for a busy machine, and is given more."""
+"""An input that worked for this part of its seconds has had them, and so has one that did next to
+nothing for as long; one in between waits for a busy machine, and is given more.
+"""
 UNTOUCHED = 0.03
-"""The share of inputs that are given as they are: a harness that refused everything would find nothing."""
+"""The share of inputs that are given as they are: a harness that refused everything would find
+nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,9 @@ def indices(areas: Sequence[Area], count: int, only: str | None) -> Iterator[tup
 
 
 def run_case(area: Area, seed: int, index: int, valid: Any, folder: Path) -> Result:
-    """One input, from its seed to its verdict. An exception that leaves this is a fault of the harness."""
+    """One input, from its seed to its verdict. An exception that leaves this is a fault of the
+    harness.
+    """
     rng = random.Random(f"{seed}:{area.name}:{index}")
     case = Case(area.name, index, rng, folder, valid, untouched=rng.random() < UNTOUCHED)
     began, kind, accepted, mark, detail = _processor_time(), None, True, "", ""
@@ -145,7 +164,9 @@ def run_all(
                     _give(worker, queue.pop())
             ready = wait([worker.connection for worker in workers], timeout=0.5)
             for worker in workers:
-                result = _received(worker) if worker.connection in ready else _overdue(worker, limits)
+                result = (
+                    _received(worker) if worker.connection in ready else _overdue(worker, limits)
+                )
                 if result is not None:
                     if result.kind in (HANG, CRASH):
                         result = work.told(worker.process.pid, result)
@@ -208,7 +229,11 @@ def _overdue(worker: _Worker, limits: Limits) -> Result | None:
     if worker.under_way is None or passed < limits.seconds:
         return None
     used = _cpu(worker) - worker.cpu
-    if used > BUSY * limits.seconds or used < IDLE * passed or passed > limits.most * limits.seconds:
+    if (
+        used > BUSY * limits.seconds
+        or used < IDLE * passed
+        or passed > limits.most * limits.seconds
+    ):
         return _hung(worker, limits)
     return None
 
@@ -220,7 +245,9 @@ def _hung(worker: _Worker, limits: Limits) -> Result:
     _stop(worker)
     said = worker.log.read_text(errors="replace")
     index, area = worker.under_way
-    return Result(area.name, index, HANG, False, f"over {limits.seconds:.0f} s{_where(said)}", said[:2500])
+    return Result(
+        area.name, index, HANG, False, f"over {limits.seconds:.0f} s{_where(said)}", said[:2500]
+    )
 
 
 def _cpu(worker: _Worker) -> float:
@@ -237,7 +264,9 @@ def _cpu(worker: _Worker) -> float:
 
 
 def _where(said: str) -> str:
-    """The innermost place in the project of a traceback that faulthandler wrote: it begins with the innermost."""
+    """The innermost place in the project of a traceback that faulthandler wrote: it begins with the
+    innermost.
+    """
     for line in said.splitlines():
         if f'"{PROJECT}/' in line:
             file, _, rest = line.partition(f"{PROJECT}/")[2].partition('"')
@@ -313,7 +342,9 @@ def _unlock(function: Callable[..., Any], path: str, _: Any) -> None:
 
 
 def in_a_process(function: Callable[[], Any]) -> None:
-    """Call it in a process of its own: threads that it starts, and memory that it takes, are not inherited."""
+    """Call it in a process of its own: threads that it starts, and memory that it takes, are not
+    inherited.
+    """
     process = _fork.Process(target=function)
     process.start()
     process.join()

@@ -1,4 +1,6 @@
-"""Independent readings: what a file says by the letter of JSON, for oracles to compare with. No code of the project."""
+"""Independent readings: what a file says by the letter of JSON, for oracles to compare with. No
+code of the project.
+"""
 
 import json
 import math
@@ -17,7 +19,9 @@ def strict_json(content: bytes | str) -> Any:
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_float)
+        return json.loads(
+            text, object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_float
+        )
     except (ValueError, RecursionError, MemoryError) as error:
         raise Unreadable(str(error)) from None
 
@@ -55,7 +59,9 @@ def _float(text: str) -> float:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without keys whose value is null, however deep: a table of rows cannot leave a key out."""
+    """The value without keys whose value is null, however deep: a table of rows cannot leave a key
+    out.
+    """
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -64,7 +70,9 @@ def without_nulls(value: Any) -> Any:
 
 
 def as_meant(value: Any) -> Any:
-    """The value without nulls, and with integers where a table made whole floats of them (beyond 2**53 all are)."""
+    """The value without nulls, and with integers where a table made whole floats of them (beyond
+    2**53 all are).
+    """
     if isinstance(value, dict):
         return {key: as_meant(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -74,7 +82,9 @@ def as_meant(value: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are the same, 1 and 1.0 and true told apart, the order of keys left aside."""
+    """Whether two JSON values are the same, 1 and 1.0 and true told apart, the order of keys left
+    aside.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

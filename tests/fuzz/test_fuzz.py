@@ -1,4 +1,6 @@
-"""The harness finds what it is for, an input comes again from its seed and index, and a hundred inputs are answered."""
+"""The harness finds what it is for, an input comes again from its seed and index, and a hundred
+inputs are answered.
+"""
 
 import os
 import random
@@ -14,8 +16,26 @@ import pytest
 from coevolve.errors import DataError
 from tests.fuzz import runner, strict
 from tests.fuzz.areas import AREAS, arguments, data, judges
-from tests.fuzz.core import CHANGED, CRASH, FOREIGN, HANG, REFUSED_VALID, UNREADABLE, WRONG, Case, FailedError
-from tests.fuzz.mutate import Raw, Twice, mutate_bytes, mutate_file, mutate_folder, mutate_json, to_json
+from tests.fuzz.core import (
+    CHANGED,
+    CRASH,
+    FOREIGN,
+    HANG,
+    REFUSED_VALID,
+    UNREADABLE,
+    WRONG,
+    Case,
+    FailedError,
+)
+from tests.fuzz.mutate import (
+    Raw,
+    Twice,
+    mutate_bytes,
+    mutate_file,
+    mutate_folder,
+    mutate_json,
+    to_json,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,15 +106,23 @@ def test_a_valid_input_must_not_be_refused(tmp_path, monkeypatch):
 
 
 def test_what_a_command_may_write_to_is_no_input(tmp_path):
-    area = Planted("grows", lambda case: case.may_change.append("*.log") or (case.inputs / "run.log").write_text(""))
+    area = Planted(
+        "grows",
+        lambda case: case.may_change.append("*.log") or (case.inputs / "run.log").write_text(""),
+    )
     assert runner.run_case(area, 0, 0, None, tmp_path).kind is None
 
 
 def test_an_input_comes_again_from_its_seed():
-    value = {"rows": [{"id": f"a-{number}", "turns": [{"user": "Hi!"}]} for number in range(9)], "n": 3}
+    value = {
+        "rows": [{"id": f"a-{number}", "turns": [{"user": "Hi!"}]} for number in range(9)],
+        "n": 3,
+    }
     once = [mutate_json(random.Random(seed), value) for seed in range(200)]
     texts = [to_json(changed, random.Random(1)) for changed, _ in once]
-    again = [to_json(mutate_json(random.Random(seed), value)[0], random.Random(1)) for seed in range(200)]
+    again = [
+        to_json(mutate_json(random.Random(seed), value)[0], random.Random(1)) for seed in range(200)
+    ]
     assert texts == again
     assert len(set(texts)) > 150 and value["n"] == 3
     content = to_json(value).encode()
@@ -123,7 +151,18 @@ def test_json_that_python_does_not_write():
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": 1, "a": 1}', '{"a": NaN}', "[1e400]", "[1,]", '"\x00"', "[" * 100_000, "1" * 5000, b"\xff", ""]
+    "text",
+    [
+        '{"a": 1, "a": 1}',
+        '{"a": NaN}',
+        "[1e400]",
+        "[1,]",
+        '"\x00"',
+        "[" * 100_000,
+        "1" * 5000,
+        b"\xff",
+        "",
+    ],
 )
 def test_an_independent_reading_is_by_the_letter(text):
     with pytest.raises(strict.Unreadable):
@@ -184,11 +223,13 @@ def test_every_command_is_walked():
 def test_shares_and_names():
     assert all(area.share >= 5 for area in AREAS) and sum(area.share for area in AREAS) <= 120
     todo = list(runner.indices(AREAS, 300, None))
-    assert [index for index, _ in todo] == list(range(300)) and {area for _, area in todo} == set(AREAS)
+    assert [index for index, _ in todo] == list(range(300)) and {area for _, area in todo} == set(
+        AREAS
+    )
     only = list(runner.indices(AREAS, 10, judges.AREA.name))
-    assert {area for _, area in only} == {judges.AREA} and dict(runner.indices(AREAS, 500, None)).items() >= dict(
-        only
-    ).items()
+    assert {area for _, area in only} == {judges.AREA} and dict(
+        runner.indices(AREAS, 500, None)
+    ).items() >= dict(only).items()
 
 
 def test_a_hundred_inputs():

@@ -1,4 +1,6 @@
-"""The valid inputs that are damaged: real dialogues, and what a tiny real run wrote. Made once for each version."""
+"""The valid inputs that are damaged: real dialogues, and what a tiny real run wrote. Made once for
+each version.
+"""
 
 import copy
 import fcntl
@@ -14,7 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DATA = "COEVOLVE_SHARED_DATA"
-"""The environment variable with the folder of `roleplay-shared.json`; by default `../shared/data`."""
+"""The environment variable with the folder of `roleplay-shared.json`; by default `../shared/data`.
+"""
 
 SFT = {"steps": 2, "learning_rate": 2e-3, "train_batch_size": 4}
 GRPO = {"steps": 1, "learning_rate": 1e-3, "train_batch_size": 4, "num_generations": 2}
@@ -38,7 +41,12 @@ RECIPE: dict[str, Any] = {
     "connector_rl": {**GRPO, "max_completion_length": 8, "rewards": {"target_words": 5}},
     "refresh": {"temperature": 1.0},
     "estimator_sft": SFT,
-    "estimator_rl": {**GRPO, "num_generations": 4, "max_completion_length": 6, "rewards": {"judge": "likelihood"}},
+    "estimator_rl": {
+        **GRPO,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "rewards": {"judge": "likelihood"},
+    },
     "baselines": {"without_corl": False, "without_reasoning": False},
 }
 """A run of seconds, with every kind of phase in it."""
@@ -49,7 +57,8 @@ class Valid:
     """Where the valid inputs lie.
 
     Attributes:
-        folder: with `lora/`, `full/`, `stopped/` (runs), `remid/`, `bound/` (results), `recipes/`, `saved/`.
+        folder: with `lora/`, `full/`, `stopped/` (runs), `remid/`, `bound/` (results), `recipes/`,
+            `saved/`.
         corpus: a few real dialogues of every subset, in the RPGBench layout.
     """
 
@@ -120,14 +129,18 @@ def _real_rows() -> dict[str, list[dict[str, Any]]] | None:
     chosen: dict[str, list[dict[str, Any]]] = {}
     for split, rows in json.loads(path.read_text("utf-8")).items():
         for row in rows:
-            same = [other for other in chosen.get(split, ()) if other["subset_tag"] == row["subset_tag"]]
+            same = [
+                other for other in chosen.get(split, ()) if other["subset_tag"] == row["subset_tag"]
+            ]
             if len(same) < (3 if split == "IDTrain" else 2):
                 chosen.setdefault(split, []).append(row)
     return chosen
 
 
 def _written_rows() -> dict[str, list[dict[str, Any]]]:
-    """In place of real ones: objects and prose as characters, several languages, one to four exchanges."""
+    """In place of real ones: objects and prose as characters, several languages, one to four
+    exchanges.
+    """
     subsets = {
         "IDTrain": ("IDTrain",) * 3,
         "IDTest": ("IDTest",) * 2,
@@ -145,24 +158,34 @@ def _written_rows() -> dict[str, list[dict[str, Any]]]:
             "sample_ID": f"{split}-{tag}-{number:05d}",
             "subset_tag": tag,
             "user_persona": "I have a dog.\nI live by the sea.",
-            "agent_character": {"name": "Ann", "age": 52, "traits": ["calm"]} if number % 2 else prose,
+            "agent_character": {"name": "Ann", "age": 52, "traits": ["calm"]}
+            if number % 2
+            else prose,
             "dialogue_context": [*turns, {"user_query": said}],
             "agent_golden_response": f"As a sailor I always wanted a dog, number {number}.",
         }
 
-    return {split: [row(split, number, tag) for number, tag in enumerate(tags)] for split, tags in subsets.items()}
+    return {
+        split: [row(split, number, tag) for number, tag in enumerate(tags)]
+        for split, tags in subsets.items()
+    }
 
 
 def _make_runs(folder: Path) -> None:
-    """The run with adapters and its `remid` and `bound`; one whose roles are tuned in full, cold start only; one that
-    was stopped in the middle of reinforcement learning, with the results that it comes to when it goes on."""
+    """The run with adapters and its `remid` and `bound`; one whose roles are tuned in full, cold
+    start only; one that was stopped in the middle of reinforcement learning, with the results that
+    it comes to when it goes on.
+    """
     from coevolve.cli import main
     from coevolve.recipe import check_recipe
     from coevolve.training.run import train
 
     recipes = _made(folder / "recipes")
     full = {**RECIPE, "model": {**RECIPE["model"], "tuning": "full"}, "rounds": {"count": 0}}
-    stopped = {**RECIPE, "connector_rl": {**RECIPE["connector_rl"], "steps": 3, "updates_per_generation": 2}}
+    stopped = {
+        **RECIPE,
+        "connector_rl": {**RECIPE["connector_rl"], "steps": 3, "updates_per_generation": 2},
+    }
     stopped["checkpoints"] = {"every_steps": 1, "keep": 99}
     for name, values in (("lora", RECIPE), ("full", full), ("stopped", stopped)):
         (recipes / f"{name}.yaml").write_text(json.dumps(values, indent=1))
@@ -170,7 +193,14 @@ def _make_runs(folder: Path) -> None:
     _forget_the_end(folder / "stopped")
     run = folder / "lora"
     judged = [f"{name}={run / 'world' / name}.jsonl" for name in ("perfect", "noise_0.4")]
-    common = ["--estimator", run / "estimator", "--data", run / "world" / "dialogues.json", "--device", "cpu"]
+    common = [
+        "--estimator",
+        run / "estimator",
+        "--data",
+        run / "world" / "dialogues.json",
+        "--device",
+        "cpu",
+    ]
     common += ["--no-cache", "--responses", *judged, "--negatives", "6"]
     for command in (["remid", *common], ["bound", *common, "--base", run / "estimator" / "base"]):
         if main([str(part) for part in (*command, "--out", folder / str(command[0]))]):
@@ -178,7 +208,9 @@ def _make_runs(folder: Path) -> None:
 
 
 def _forget_the_end(run: Path) -> None:
-    """Leave a run as it was at its first checkpoint inside a phase of reinforcement learning, but for the results."""
+    """Leave a run as it was at its first checkpoint inside a phase of reinforcement learning, but
+    for the results.
+    """
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
     inside = next(name for name in names if "_rl-step-" in name)
     for name in names:
@@ -194,7 +226,10 @@ def _make_saved(folder: Path) -> None:
 
     datasets.disable_progress_bars()
     corpus = json.loads((folder / "corpus.json").read_text("utf-8"))
-    splits = {name: datasets.Dataset.from_list([_flat(row) for row in rows]) for name, rows in corpus.items()}
+    splits = {
+        name: datasets.Dataset.from_list([_flat(row) for row in rows])
+        for name, rows in corpus.items()
+    }
     rows = [{**_flat(row), "split": name} for name, rows in corpus.items() for row in rows]
     saved = _made(folder / "saved")
     datasets.DatasetDict(splits).save_to_disk(str(saved / "splits"))
@@ -209,4 +244,8 @@ def _make_saved(folder: Path) -> None:
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A column cannot hold strings and objects, so characters are JSON text where rows differ."""
     character = row["agent_character"]
-    return row if isinstance(character, str) else {**row, "agent_character": json.dumps(character, ensure_ascii=False)}
+    return (
+        row
+        if isinstance(character, str)
+        else {**row, "agent_character": json.dumps(character, ensure_ascii=False)}
+    )

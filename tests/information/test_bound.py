@@ -1,4 +1,6 @@
-"""The bounds against exact EMID: never violated on random worlds, violated where the docstring says so, certified."""
+"""The bounds against exact EMID: never violated on random worlds, violated where the docstring says
+so, certified.
+"""
 
 from dataclasses import dataclass
 
@@ -40,7 +42,9 @@ class Case:
         return (x[..., None] * responses).reshape(x.size, -1)
 
     def emi(self, inputs):
-        return mutual_information(self.joint(inputs, self.model)) - mutual_information(self.joint(inputs, self.golden))
+        return mutual_information(self.joint(inputs, self.model)) - mutual_information(
+            self.joint(inputs, self.golden)
+        )
 
     @property
     def emid(self):
@@ -52,7 +56,9 @@ class Case:
             jensen_shannon(*(self.joint(inputs, y).sum(axis=0) for y in (self.model, self.golden)))
             for inputs in (self.p, self.q)
         ]
-        return Divergences({name: jensen_shannon(self.p[name], self.q[name]) for name in INPUTS}, *outputs)
+        return Divergences(
+            {name: jensen_shannon(self.p[name], self.q[name]) for name in INPUTS}, *outputs
+        )
 
     @property
     def published(self) -> Bound:
@@ -69,10 +75,15 @@ def random_case(rng, *, alpha=None):
     sizes, count = rng.integers(2, 4, size=3), int(rng.integers(2, 13))
 
     def dirichlet(*shape):
-        return rng.dirichlet(np.full(shape[-1], alpha or 10 ** rng.uniform(-1.5, 1)), size=shape[:-1])
+        return rng.dirichlet(
+            np.full(shape[-1], alpha or 10 ** rng.uniform(-1.5, 1)), size=shape[:-1]
+        )
 
     p = {name: dirichlet(size) for name, size in zip(INPUTS, sizes, strict=True)}
-    q = {name: dirichlet(size) if rng.random() < 0.6 else p[name] for name, size in zip(INPUTS, sizes, strict=True)}
+    q = {
+        name: dirichlet(size) if rng.random() < 0.6 else p[name]
+        for name, size in zip(INPUTS, sizes, strict=True)
+    }
     golden = dirichlet(*sizes, count)
     noise = rng.random((*sizes, 1))
     model = (1 - noise) * golden + noise * dirichlet(*sizes, count)
@@ -80,7 +91,9 @@ def random_case(rng, *, alpha=None):
 
 
 def counterexample(count, answer):
-    """z = 0 in P, 1 in Q; the golden response is a function of c; for z = 1 the model gives `answer`, (K,)."""
+    """z = 0 in P, 1 in Q; the golden response is a function of c; for z = 1 the model gives
+    `answer`, (K,).
+    """
     uniform, here, there = np.full(count, 1 / count), np.array([1.0, 0]), np.array([0, 1.0])
     inputs = {"character": uniform, "dialogue": np.ones(1)}
     golden = np.broadcast_to(np.eye(count), (2, count, count))[:, :, None]
@@ -106,11 +119,15 @@ def test_certified_bound_holds_around_the_counterexamples_of_the_published_one()
         count, mixed = int(rng.integers(2, 60)), 10 ** rng.uniform(-6, -1)
         case = counterexample(count, np.full(count, 1 / count))
         blurred = {
-            name: (1 - mixed) * values + mixed * rng.dirichlet(np.ones(values.shape[-1]), size=values.shape[:-1])
+            name: (1 - mixed) * values
+            + mixed * rng.dirichlet(np.ones(values.shape[-1]), size=values.shape[:-1])
             for name, values in {"golden": case.golden, "model": case.model}.items()
         }
         sides = {
-            side: {name: (1 - mixed) * p + mixed * rng.dirichlet(np.ones(len(p))) for name, p in inputs.items()}
+            side: {
+                name: (1 - mixed) * p + mixed * rng.dirichlet(np.ones(len(p)))
+                for name, p in inputs.items()
+            }
             for side, inputs in {"p": case.p, "q": case.q}.items()
         }
         case = Case(**sides, **blurred)
@@ -124,7 +141,9 @@ def test_published_bound_fails_where_a_shift_makes_the_model_ignorant(count):
     case = counterexample(count, np.full(count, 1 / count))
     assert case.emid == pytest.approx(np.log(count))
     expected = np.sqrt(2 / 3 * np.log(2)) * np.log(count)
-    assert case.published.total == pytest.approx(expected, abs=2e-3), "the fourth root of a rounding error is 1e-4"
+    assert case.published.total == pytest.approx(expected, abs=2e-3), (
+        "the fourth root of a rounding error is 1e-4"
+    )
     assert case.published.total < case.emid
     in_bits = np.sqrt(2 / 3 * case.divergences.inputs["user"] / np.log(2)) * np.log2(count)
     assert in_bits < case.emid / np.log(2)
@@ -148,7 +167,9 @@ def test_terms_are_the_formulas_written_out():
     assert bound.inputs["user"] == pytest.approx((2 / 3) ** 0.5 * 3 * 0.2**0.5)
     assert bound.inputs["character"] == 0
     assert (bound.output_p, bound.output_q) == pytest.approx((4 * 0.01**0.25, 4 * 0.3**0.25))
-    assert bound.total == pytest.approx(sum(bound.inputs.values()) + bound.output_p + bound.output_q)
+    assert bound.total == pytest.approx(
+        sum(bound.inputs.values()) + bound.output_p + bound.output_q
+    )
     adjusted = scale_adjusted_bound(divergences)
     assert adjusted.total == pytest.approx(0.2**0.5 + 0.05**0.5 + 0.01**0.25 + 0.3**0.25)
     assert bound.total <= (2 / 3) ** 0.5 * 3 * (0.2**0.5 + 0.05**0.5) + 8 * 0.31**0.25
@@ -156,7 +177,11 @@ def test_terms_are_the_formulas_written_out():
 
 def test_without_shift_and_mismatch_every_bound_is_zero():
     none = Divergences(dict.fromkeys(INPUTS, 0.0), 0.0, 0.0)
-    for bound in (published_bound(none, 5.0), scale_adjusted_bound(none), certified_bound(none, 5.0, 100)):
+    for bound in (
+        published_bound(none, 5.0),
+        scale_adjusted_bound(none),
+        certified_bound(none, 5.0, 100),
+    ):
         assert bound.total == 0
 
 
@@ -165,7 +190,9 @@ def test_jsd_of_independent_inputs_is_at_most_the_sum():
     rng = np.random.default_rng(2)
     for _ in range(50):
         case = random_case(rng)
-        joints = [np.einsum("u,c,d->ucd", *(side[name] for name in INPUTS)) for side in (case.p, case.q)]
+        joints = [
+            np.einsum("u,c,d->ucd", *(side[name] for name in INPUTS)) for side in (case.p, case.q)
+        ]
         assert jensen_shannon(*joints) <= sum(case.divergences.inputs.values()) + 1e-12
     same, opposite = np.eye(2) / 2, np.eye(2)[::-1] / 2  # equal marginals, disjoint joints
     assert jensen_shannon(same, opposite) == pytest.approx(np.log(2))
@@ -200,7 +227,9 @@ def test_what_is_no_divergence_or_entropy_is_refused():
 
 
 def role_play_bounds(seed):
-    """(EMID, published, certified) of a random policy of a random world under a random shift, all exact."""
+    """(EMID, published, certified) of a random policy of a random world under a random shift, all
+    exact.
+    """
     from coevolve.worlds.language import RESPONSE_VOCABULARY, SLOTS
     from coevolve.worlds.role_players import role_players
     from coevolve.worlds.truth import emid, factor_divergences, largest_entropy, response_divergence
@@ -213,10 +242,14 @@ def role_play_bounds(seed):
     policies = list(role_players(world).values())
     policy = policies[rng.integers(len(policies))]
     divergences = Divergences(
-        factor_divergences(world, shifted), response_divergence(world, policy), response_divergence(shifted, policy)
+        factor_divergences(world, shifted),
+        response_divergence(world, policy),
+        response_divergence(shifted, policy),
     )
     published = published_bound(divergences, largest_entropy(shifted, policy))
-    certified = certified_bound(divergences, entropy_spread(shifted, policy), len(RESPONSE_VOCABULARY) ** SLOTS)
+    certified = certified_bound(
+        divergences, entropy_spread(shifted, policy), len(RESPONSE_VOCABULARY) ** SLOTS
+    )
     return emid(world, shifted, policy), published, certified
 
 
@@ -224,7 +257,9 @@ def entropy_spread(world, policy):
     """max - min over all contexts of H(Y | x) - H(theta(. | x))."""
     from coevolve.worlds.language import INPUT_WORDS
 
-    grid = np.meshgrid(*(np.arange(len(words)) for words in INPUT_WORDS.values()), indexing="ij", sparse=True)
+    grid = np.meshgrid(
+        *(np.arange(len(words)) for words in INPUT_WORDS.values()), indexing="ij", sparse=True
+    )
     difference = np.zeros(())
     for sign, speaker in ((1, world.golden), (-1, policy)):
         entropies = row_entropies(speaker.slot_emissions())
@@ -253,8 +288,13 @@ def test_how_loose_it_is_on_200_role_play_worlds(capsys):
     emids = np.array([emid for emid, _, _ in found])
     positive = emids > 0.1
     with capsys.disabled():
-        print(f"\n200 worlds: EMID {emids.min():.2f} to {emids.max():.2f} nats, {positive.sum()} above 0.1")
-        for name, bounds in (("published", [b for _, b, _ in found]), ("certified", [b for _, _, b in found])):
+        print(
+            f"\n200 worlds: EMID {emids.min():.2f} to {emids.max():.2f} nats, {positive.sum()} above 0.1"
+        )
+        for name, bounds in (
+            ("published", [b for _, b, _ in found]),
+            ("certified", [b for _, _, b in found]),
+        ):
             total = np.array([bound.total for bound in bounds])
             inputs = np.array([sum(bound.inputs.values()) for bound in bounds])
             print(

@@ -1,4 +1,6 @@
-"""CLUB and its control against arrays worked out by hand, against closed forms, and its invariances."""
+"""CLUB and its control against arrays worked out by hand, against closed forms, and its
+invariances.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from coevolve.scoring.scores import Scores
 SUMS = np.array([[-1.0, -6.0, -8.0], [-3.0, -2.0, -12.0], [-5.0, -4.0, -4.0]])
 TOKENS = np.array([1, 2, 4])
 
-square_matrices = st.integers(2, 7).flatmap(lambda n: arrays(np.float64, (n, n), elements=st.floats(-50, 0, width=32)))
+square_matrices = st.integers(2, 7).flatmap(
+    lambda n: arrays(np.float64, (n, n), elements=st.floats(-50, 0, width=32))
+)
 
 
 def contrast_of(matrix):
@@ -47,7 +51,10 @@ def test_per_token_by_hand():
 
 def test_sampled_pairs_by_hand():
     pairs = np.array([[0, 1], [2, 0]])
-    positive, negative = Scores(SUMS.diagonal(), TOKENS), Scores(np.array([-6.0, -5.0]), np.array([2, 1]))
+    positive, negative = (
+        Scores(SUMS.diagonal(), TOKENS),
+        Scores(np.array([-6.0, -5.0]), np.array([2, 1])),
+    )
     contrast = Contrast.from_pairs(positive, negative, pairs, "per_token")
     assert mutual_information(contrast, "club").value == pytest.approx(-1 + (3 + 5) / 2)
 
@@ -77,20 +84,25 @@ def test_the_papers_form_over_all_pairs_is_smaller_by_the_matched_share(matrix):
 
 
 def test_gaussian_matches_its_closed_form_and_bounds_the_truth():
-    # X, Y standard normal with correlation rho: I = -ln(1 - rho^2) / 2. With the true conditional N(rho x, 1 - rho^2)
-    # the mean squared residual is 1 - rho^2 when matched and 1 + rho^2 when not, so CLUB = rho^2 / (1 - rho^2).
+    # X, Y standard normal with correlation rho: I = -ln(1 - rho^2) / 2. With the true conditional
+    # N(rho x, 1 - rho^2) the mean squared residual is 1 - rho^2 when matched and 1 + rho^2 when
+    # not, so CLUB = rho^2 / (1 - rho^2).
     rho, count = 0.8, 1500
     variance = 1 - rho**2
     rng = np.random.default_rng(7)
     x = rng.standard_normal(count)
     y = rho * x + np.sqrt(variance) * rng.standard_normal(count)
-    value = club(-0.5 * (y[None, :] - rho * x[:, None]) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance))
+    value = club(
+        -0.5 * (y[None, :] - rho * x[:, None]) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance)
+    )
     assert value == pytest.approx(rho**2 / variance, rel=0.1)
     assert value > -0.5 * np.log(variance)
 
 
 def test_independent_responses_have_no_information():
-    assert club(np.tile([-1.0, -2.5, -4.0], (3, 1))) == pytest.approx(0.0)  # log q(y | x) is the same for each x
+    assert club(np.tile([-1.0, -2.5, -4.0], (3, 1))) == pytest.approx(
+        0.0
+    )  # log q(y | x) is the same for each x
 
 
 def test_unusable_shapes_are_refused():
@@ -104,7 +116,11 @@ def test_unusable_shapes_are_refused():
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
-    [([[0, 0]], "matched pair"), ([[0, 3]], "outside 0 to 1"), ([[0, 1], [1, 0]], r"accepted is \(1, 2\)")],
+    [
+        ([[0, 0]], "matched pair"),
+        ([[0, 3]], "outside 0 to 1"),
+        ([[0, 1], [1, 0]], r"accepted is \(1, 2\)"),
+    ],
 )
 def test_pairs_that_do_not_fit_are_refused(pairs, message):
     with pytest.raises(DataError, match=message):

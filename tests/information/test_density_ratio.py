@@ -1,4 +1,6 @@
-"""The forms that average over other contexts: against literal definitions, and against a truth that is known."""
+"""The forms that average over other contexts: against literal definitions, and against a truth that
+is known.
+"""
 
 from itertools import combinations
 
@@ -11,7 +13,13 @@ from hypothesis.extra.numpy import arrays
 from coevolve.errors import DataError
 from coevolve.information import density_ratio
 from coevolve.information.contrast import Contrast
-from coevolve.information.density_ratio import barber_agakov, calibrate, calibrated, info_nce, leave_one_out
+from coevolve.information.density_ratio import (
+    barber_agakov,
+    calibrate,
+    calibrated,
+    info_nce,
+    leave_one_out,
+)
 from coevolve.information.estimate import mutual_information
 from coevolve.scoring.scores import Scores
 
@@ -21,7 +29,9 @@ FORMS = {
     "barber_agakov": barber_agakov,
     "calibrated": calibrated,
 }
-matrices = st.integers(2, 6).flatmap(lambda n: arrays(np.float64, (n, n), elements=st.floats(-30, 0, width=32)))
+matrices = st.integers(2, 6).flatmap(
+    lambda n: arrays(np.float64, (n, n), elements=st.floats(-30, 0, width=32))
+)
 
 
 def contrast_of(matrix, tokens=1, normalisation="per_response"):
@@ -33,7 +43,9 @@ def value(matrix, form):
 
 
 def minus_log_mean(w):
-    """The estimate of -log of the mean of w in [0, 1] by its definition: all products of some 1 - w."""
+    """The estimate of -log of the mean of w in [0, 1] by its definition: all products of some 1 -
+    w.
+    """
     return sum(
         np.mean([np.prod([1 - each for each in chosen]) for chosen in combinations(w, size)]) / size
         for size in range(1, len(w) + 1)
@@ -41,7 +53,9 @@ def minus_log_mean(w):
 
 
 def channel(count, rng, *, surprise=0.3, symbols=12):
-    """Contexts and responses of a symmetric channel; (log p(y_j | x_i) of shape (N, N), the exact I(X; Y))."""
+    """Contexts and responses of a symmetric channel; (log p(y_j | x_i) of shape (N, N), the exact
+    I(X; Y)).
+    """
     x = rng.integers(symbols, size=count)
     y = np.where(rng.random(count) < surprise, rng.integers(symbols, size=count), x)
     same = 1 - surprise + surprise / symbols
@@ -60,18 +74,25 @@ def test_definitions_by_loops(matrix):
         terms["info_nce"].append(matrix[j, j] - np.log(np.mean(p[:, j])))
         terms["leave_one_out"].append(matrix[j, j] - np.log(np.mean(others)))
         top = p[:, j].max()
-        terms["barber_agakov"].append(matrix[j, j] - np.log(top) + minus_log_mean([w / top for w in others]))
+        terms["barber_agakov"].append(
+            matrix[j, j] - np.log(top) + minus_log_mean([w / top for w in others])
+        )
     for form, expected in terms.items():
-        np.testing.assert_allclose(FORMS[form](contrast_of(matrix)).of_response, expected, atol=1e-7)
+        np.testing.assert_allclose(
+            FORMS[form](contrast_of(matrix)).of_response, expected, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize(("count", "ones"), [(1, 0), (3, 1), (50, 7), (4000, 0), (4000, 3)])
 def test_of_counts_it_is_a_difference_of_digammas(count, ones):
-    # One response, likely in its own and `ones` other contexts of `count`: log K + ... = H(K) - H(ones).
+    # One response, likely in its own and `ones` other contexts of `count`: log K + ... = H(K) -
+    # H(ones).
     matrix = np.full(count + 1, -800.0)
     matrix[: ones + 1] = -1.0
     pairs = np.stack([np.arange(1, count + 1), np.zeros(count, dtype=int)], axis=1)
-    idle = np.stack([np.zeros(count, dtype=int), np.arange(1, count + 1)], axis=1)  # each response needs a pair
+    idle = np.stack(
+        [np.zeros(count, dtype=int), np.arange(1, count + 1)], axis=1
+    )  # each response needs a pair
     contrast = Contrast(
         np.full(count + 1, -1.0),
         np.concatenate([matrix[1:], np.full(count, -1.0)]),
@@ -80,7 +101,9 @@ def test_of_counts_it_is_a_difference_of_digammas(count, ones):
         "per_response",
     )
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, count + 1))])
-    assert barber_agakov(contrast).of_response[0] == pytest.approx(harmonic[count] - harmonic[ones], abs=1e-7)
+    assert barber_agakov(contrast).of_response[0] == pytest.approx(
+        harmonic[count] - harmonic[ones], abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -114,7 +137,9 @@ def test_with_the_true_conditional_the_forms_lie_where_they_should():
     assert mean["info_nce"] < exact - 3 * error["info_nce"]
     assert mean["leave_one_out"] > exact + 2 * error["leave_one_out"]
     assert abs(mean["barber_agakov"] - exact) < 4 * error["barber_agakov"]
-    assert abs(mean["calibrated"] - exact) < 4 * error["calibrated"] + 1 / 30  # the fit of two numbers
+    assert (
+        abs(mean["calibrated"] - exact) < 4 * error["calibrated"] + 1 / 30
+    )  # the fit of two numbers
 
 
 @pytest.mark.parametrize("sureness", [0.3, 2.5])
@@ -165,7 +190,9 @@ def test_some_unrelated_responses_do_not_hide_the_others():
     log_p, _ = channel(300, rng, surprise=0.001)
     strayed = log_p.copy()
     strayed[:, :90] = log_p[:, rng.permutation(90)]
-    _, exact = channel(2, rng, surprise=0.3)  # 30 % of the responses are drawn without regard to their context
+    _, exact = channel(
+        2, rng, surprise=0.3
+    )  # 30 % of the responses are drawn without regard to their context
     assert value(strayed, "calibrated") == pytest.approx(exact, abs=0.15)
     assert value(strayed, "barber_agakov") < exact - 0.5
     assert calibrate(contrast_of(strayed)).unrelated == pytest.approx(0.3, abs=0.1)
@@ -182,18 +209,24 @@ def test_fewer_pairs_are_part_of_more():
     rng = np.random.default_rng(5)
     log_p, _ = channel(40, rng)
     circle = np.array([(i, (i + d) % 40) for d in range(1, 40) for i in range(40)])
-    every = Contrast(log_p.diagonal(), log_p[circle[:, 0], circle[:, 1]], circle, np.ones(40), "per_response")
+    every = Contrast(
+        log_p.diagonal(), log_p[circle[:, 0], circle[:, 1]], circle, np.ones(40), "per_response"
+    )
     few = every.first_pairs(5 * 40)
     for form in ("info_nce", "leave_one_out", "barber_agakov"):
         assert FORMS[form](every).of_response.mean() == pytest.approx(value(log_p, form), abs=1e-9)
         by_hand = [
-            FORMS[form](contrast_of(log_p[np.ix_([j, *((j - d) % 40 for d in range(1, 6))], [j] * 6)])).of_response[0]
+            FORMS[form](
+                contrast_of(log_p[np.ix_([j, *((j - d) % 40 for d in range(1, 6))], [j] * 6)])
+            ).of_response[0]
             for j in range(40)
         ]
         assert FORMS[form](few).of_response.mean() == pytest.approx(np.mean(by_hand))
 
 
 def test_a_response_without_other_contexts_is_refused():
-    contrast = Contrast(np.zeros(3), np.zeros(2), np.array([[0, 1], [1, 0]]), np.ones(3), "per_response")
+    contrast = Contrast(
+        np.zeros(3), np.zeros(2), np.array([[0, 1], [1, 0]]), np.ones(3), "per_response"
+    )
     with pytest.raises(DataError, match="1 of 3 responses are in no mismatched pair"):
         info_nce(contrast)

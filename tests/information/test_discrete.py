@@ -1,4 +1,6 @@
-"""Exact measures of discrete distributions against arrays worked out by hand, and their defining inequalities."""
+"""Exact measures of discrete distributions against arrays worked out by hand, and their defining
+inequalities.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coevolve.errors import DataError
-from coevolve.information.discrete import entropy, jensen_shannon, kl_divergence, mutual_information, row_entropies
+from coevolve.information.discrete import (
+    entropy,
+    jensen_shannon,
+    kl_divergence,
+    mutual_information,
+    row_entropies,
+)
 
 LOG2 = np.log(2)
 
@@ -26,13 +34,17 @@ def pairs(draw):
 def test_values_worked_out_by_hand():
     assert entropy([0.5, 0.25, 0.25]) == pytest.approx(1.5 * LOG2)
     assert entropy([0.0, 1.0]) == 0.0
-    assert kl_divergence([0.5, 0.5], [0.25, 0.75]) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    assert kl_divergence([0.5, 0.5], [0.25, 0.75]) == pytest.approx(
+        0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    )
     assert kl_divergence([0.5, 0.5], [1.0, 0.0]) == float("inf")
     assert kl_divergence([1.0, 0.0], [0.5, 0.5]) == pytest.approx(LOG2)
     assert jensen_shannon([1.0, 0.0], [0.0, 1.0]) == pytest.approx(LOG2)
     assert mutual_information([[0.5, 0.0], [0.0, 0.5]]) == pytest.approx(LOG2)
     # a binary symmetric channel with crossover 1/4: log 2 - H(1/4)
-    assert mutual_information([[3 / 8, 1 / 8], [1 / 8, 3 / 8]]) == pytest.approx(LOG2 - entropy([0.25, 0.75]))
+    assert mutual_information([[3 / 8, 1 / 8], [1 / 8, 3 / 8]]) == pytest.approx(
+        LOG2 - entropy([0.25, 0.75])
+    )
 
 
 @given(pairs())

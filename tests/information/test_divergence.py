@@ -1,4 +1,6 @@
-"""The representation JSD against exact and literal answers, and its noise floor against what it should be."""
+"""The representation JSD against exact and literal answers, and its noise floor against what it
+should be.
+"""
 
 import numpy as np
 import pytest
@@ -30,7 +32,9 @@ def test_entropy_of_a_diagonal_matrix_is_that_of_its_distribution():
     assert von_neumann_entropy(rotation @ np.diag(p) @ rotation.T) == pytest.approx(entropy(p))
 
 
-@pytest.mark.parametrize(("n", "m", "dimensions"), [(5, 5, 30), (40, 40, 6), (7, 19, 12), (30, 4, 8)])
+@pytest.mark.parametrize(
+    ("n", "m", "dimensions"), [(5, 5, 30), (40, 40, 6), (7, 19, 12), (30, 4, 8)]
+)
 def test_covariance_and_gram_matrix_give_the_same_number(n, m, dimensions):
     x, y = unit_rows(rows(1, n, dimensions)), unit_rows(rows(2, m, dimensions, shift=2))
     by_covariance = jsd_of_covariances(x.T @ x / n, y.T @ y / m)
@@ -43,7 +47,9 @@ def test_of_one_hot_vectors_it_is_the_exact_jsd_of_the_frequencies():
     rng = np.random.default_rng(3)
     x, y = rng.choice(5, 40, p=[0.4, 0.3, 0.2, 0.1, 0]), rng.choice(5, 25)
     frequencies = [np.bincount(sample, minlength=5) / len(sample) for sample in (x, y)]
-    assert representation_jsd(np.eye(5)[x], np.eye(5)[y]) == pytest.approx(jensen_shannon(*frequencies))
+    assert representation_jsd(np.eye(5)[x], np.eye(5)[y]) == pytest.approx(
+        jensen_shannon(*frequencies)
+    )
     # A narrow Gaussian kernel tells all different vectors apart, as one-hot vectors are.
     words = rows(4, 5, 3)
     narrow = representation_jsd(words[x], words[y], kernel="gaussian", width=0.02)
@@ -56,7 +62,10 @@ def test_it_never_exceeds_the_exact_jsd_of_what_is_embedded(kernel):
     rng = np.random.default_rng(5)
     for _ in range(30):
         words = rng.standard_normal((6, rng.integers(2, 5)))
-        x, y = rng.choice(6, 60, p=rng.dirichlet(np.ones(6))), rng.choice(6, 60, p=rng.dirichlet(np.ones(6)))
+        x, y = (
+            rng.choice(6, 60, p=rng.dirichlet(np.ones(6))),
+            rng.choice(6, 60, p=rng.dirichlet(np.ones(6))),
+        )
         frequencies = [np.bincount(sample, minlength=6) / 60 for sample in (x, y)]
         found = representation_jsd(words[x], words[y], kernel=kernel, width=0.7)
         assert found <= jensen_shannon(*frequencies) + 1e-9
@@ -86,7 +95,9 @@ def test_width_is_the_median_distance_between_distinct_unit_vectors():
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     distances = [np.linalg.norm(unit[i] - unit[j]) for i in range(11) for j in range(i)]
     assert median_width(5 * x) == pytest.approx(np.median(distances))
-    assert median_width(np.concatenate([x[:2]] * 9)) == pytest.approx(np.linalg.norm(unit[0] - unit[1]))
+    assert median_width(np.concatenate([x[:2]] * 9)) == pytest.approx(
+        np.linalg.norm(unit[0] - unit[1])
+    )
     with pytest.raises(DataError, match="all 3 vectors are alike"):
         median_width(np.ones((3, 2)))
 

@@ -29,8 +29,12 @@ def test_emi_by_hand():
 
 
 def test_emi_per_token_by_hand():
-    golden = contrast([[-1, -5], [-7, -3]], tokens=[1, 2], normalisation="per_token")  # -1.25 - (-4.75)
-    model = contrast([[-2, -3], [-4, -4]], tokens=[2, 4], normalisation="per_token")  # -1 - (-1.375)
+    golden = contrast(
+        [[-1, -5], [-7, -3]], tokens=[1, 2], normalisation="per_token"
+    )  # -1.25 - (-4.75)
+    model = contrast(
+        [[-2, -3], [-4, -4]], tokens=[2, 4], normalisation="per_token"
+    )  # -1 - (-1.375)
     assert emi(model, golden).value == pytest.approx(0.375 - 3.5)
 
 
@@ -70,7 +74,9 @@ def test_unlike_contrasts_are_refused():
         emi(contrast([[-1, -5], [-7, -3]], normalisation="per_token"), golden)
     with pytest.raises(DataError, match="3 responses, golden 2"):
         emi(contrast(np.zeros((3, 3))), golden)
-    other = Contrast(golden.matched, golden.mismatched, golden.pairs[::-1], golden.tokens, "per_response")
+    other = Contrast(
+        golden.matched, golden.mismatched, golden.pairs[::-1], golden.tokens, "per_response"
+    )
     with pytest.raises(DataError, match="same"):
         emi(other, golden)
 
@@ -79,6 +85,12 @@ def test_unlike_estimates_are_refused():
     matrix = [[-1, -5], [-7, -3]]
     p = emi(contrast(matrix), contrast(matrix))
     with pytest.raises(DataError, match="estimate both alike"):
-        emid(p, emi(contrast(matrix, normalisation="per_token"), contrast(matrix, normalisation="per_token")))
+        emid(
+            p,
+            emi(
+                contrast(matrix, normalisation="per_token"),
+                contrast(matrix, normalisation="per_token"),
+            ),
+        )
     with pytest.raises(DataError, match="estimate both alike"):
         emid(p, emi(contrast(matrix), contrast(matrix), "info_nce"))

@@ -12,8 +12,11 @@ from coevolve.scoring.scores import Scores
 
 
 def test_perplexity_weighs_tokens_alike():
-    # 8 nats over 4 tokens; the mean of the responses' own means, (1 + 7/3) / 2, would be another number
-    assert perplexity(Scores(np.array([-1.0, -7.0]), np.array([1, 3]))) == pytest.approx(np.exp(2.0))
+    # 8 nats over 4 tokens; the mean of the responses' own means, (1 + 7/3) / 2, would be another
+    # number
+    assert perplexity(Scores(np.array([-1.0, -7.0]), np.array([1, 3]))) == pytest.approx(
+        np.exp(2.0)
+    )
 
 
 @given(st.integers(1, 1000), arrays(np.int64, 5, elements=st.integers(1, 40)))
@@ -22,9 +25,12 @@ def test_uniform_words_have_the_vocabulary_as_perplexity(vocabulary, tokens):
 
 
 def test_comparison_by_hand():
-    # d = (1, 4), t = (1, 3): L = 5/4, e = (1 - 1.25, 4 - 3.75) / 2 = (-1/8, 1/8), error^2 = (2/64) / 2
+    # d = (1, 4), t = (1, 3): L = 5/4, e = (1 - 1.25, 4 - 3.75) / 2 = (-1/8, 1/8), error^2 = (2/64)
+    # / 2
     tokens = np.array([1, 3])
-    result = compare_perplexities(Scores(np.array([-2.0, -9.0]), tokens), Scores(np.array([-1.0, -5.0]), tokens))
+    result = compare_perplexities(
+        Scores(np.array([-2.0, -9.0]), tokens), Scores(np.array([-1.0, -5.0]), tokens)
+    )
     assert result.log_ratio == pytest.approx(1.5 - 0.25)
     assert result.log_ratio_error == pytest.approx(1 / 8)
     assert result.ratio == pytest.approx(np.exp(1.25))
@@ -47,7 +53,9 @@ def test_standard_error_is_the_spread_over_repeated_samples():
     log_ratios, errors = [], []
     for _ in range(600):
         tokens = rng.integers(2, 40, 80)
-        hardness = rng.gamma(4.0, 0.5, 80)  # of the example, shared by both models and by its tokens
+        hardness = rng.gamma(
+            4.0, 0.5, 80
+        )  # of the example, shared by both models and by its tokens
         baseline = -hardness * tokens
         model = baseline * rng.normal(0.9, 0.1, 80)
         result = compare_perplexities(Scores(model, tokens), Scores(baseline, tokens))

@@ -1,4 +1,6 @@
-"""Standard errors, intervals and tests: against loops, against the jackknife, and against what repetition shows."""
+"""Standard errors, intervals and tests: against loops, against the jackknife, and against what
+repetition shows.
+"""
 
 import numpy as np
 import pytest
@@ -26,11 +28,19 @@ from coevolve.scoring.scores import Scores
 def contrast_of(matrix, pairs=None):
     if pairs is None:
         return Contrast.from_matrix(Scores(matrix, np.array(1)), "per_response")
-    return Contrast(matrix.diagonal(), matrix[pairs[:, 0], pairs[:, 1]], pairs, np.ones(len(matrix)), "per_response")
+    return Contrast(
+        matrix.diagonal(),
+        matrix[pairs[:, 0], pairs[:, 1]],
+        pairs,
+        np.ones(len(matrix)),
+        "per_response",
+    )
 
 
 def gaussian(count, rng, noise):
-    """log q(y_j | x_i), (N, N), of golden responses and of a noisier model's; q is the true golden conditional."""
+    """log q(y_j | x_i), (N, N), of golden responses and of a noisier model's; q is the true golden
+    conditional.
+    """
     x = rng.standard_normal((count, 2))
     contrasts = []
     for spread in (0.3, noise):
@@ -49,12 +59,17 @@ def test_the_variance_is_the_sum_over_entries_that_share_an_example():
     pairs = random_pairs(7, 20, rng)
     influence = Influence(rng.standard_normal(7), rng.standard_normal(20), pairs)
     entries = [((i, i), value) for i, value in enumerate(influence.matched)]
-    entries += [(tuple(pair), value) for pair, value in zip(pairs.tolist(), influence.mismatched, strict=True)]
+    entries += [
+        (tuple(pair), value)
+        for pair, value in zip(pairs.tolist(), influence.mismatched, strict=True)
+    ]
     total = sum(a * b for ends, a in entries for others, b in entries if set(ends) & set(others))
     assert standard_error(influence) == pytest.approx(np.sqrt(total / 7**2 * 7 / 6))
 
 
-@pytest.mark.parametrize("form", ["club", "fidelity", "calibrated", "barber_agakov", "leave_one_out", "info_nce"])
+@pytest.mark.parametrize(
+    "form", ["club", "fidelity", "calibrated", "barber_agakov", "leave_one_out", "info_nce"]
+)
 def test_close_to_the_jackknife(form):
     rng = np.random.default_rng(1)
     golden, model = gaussian(60, rng, noise=0.6)
@@ -62,7 +77,9 @@ def test_close_to_the_jackknife(form):
 
     def without(index):
         kept = np.delete(np.arange(60), index)
-        golden_kept, model_kept = (contrast_of(matrix[np.ix_(kept, kept)]) for matrix in (golden, model))
+        golden_kept, model_kept = (
+            contrast_of(matrix[np.ix_(kept, kept)]) for matrix in (golden, model)
+        )
         return emi(model_kept, golden_kept, form).value
 
     values = np.array([without(index) for index in range(60)])
@@ -89,7 +106,9 @@ def test_a_pairing_cancels_what_both_share():
     easy = 5 * rng.standard_normal((80, 1))  # contexts differ widely, for both alike
     paired = emi(contrast_of(model + easy), contrast_of(golden + easy), "club")
     alone = [mutual_information(contrast_of(matrix + easy), "club") for matrix in (golden, model)]
-    assert standard_error(paired.influence) < 0.7 * np.hypot(*(standard_error(each.influence) for each in alone))
+    assert standard_error(paired.influence) < 0.7 * np.hypot(
+        *(standard_error(each.influence) for each in alone)
+    )
 
 
 def test_the_bootstrap_has_the_spread_of_the_standard_error():
@@ -164,4 +183,6 @@ def test_what_has_no_error_is_refused():
     with pytest.raises(DataError, match="draws are of 4 examples, the estimate of 5"):
         bootstrap(Influence(np.ones(5), np.zeros(0), np.zeros((0, 2), dtype=int)), np.ones((3, 4)))
     with pytest.raises(DataError, match="no paired difference"):
-        Influence(np.zeros(3), np.zeros(0), np.zeros((0, 2))) - Influence(np.zeros(2), np.zeros(0), np.zeros((0, 2)))
+        Influence(np.zeros(3), np.zeros(0), np.zeros((0, 2))) - Influence(
+            np.zeros(2), np.zeros(0), np.zeros((0, 2))
+        )

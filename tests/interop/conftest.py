@@ -21,7 +21,8 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# As reasoning models' templates do: thoughts are taken out of answers, and an empty one opens the answer to come.
+# As reasoning models' templates do: thoughts are taken out of answers, and an empty one opens the
+# answer to come.
 THINKING = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{{ message['content'].split('</think>')[-1] }}"
@@ -76,7 +77,9 @@ def byte_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
 def write_base(folder: Path, seed: int) -> str:
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(folder)
-    tiny_model(tokenizer, seed=seed, hidden=32, layers=2, heads=2, positions=8192).save_pretrained(folder)
+    tiny_model(tokenizer, seed=seed, hidden=32, layers=2, heads=2, positions=8192).save_pretrained(
+        folder
+    )
     return str(folder)
 
 
@@ -118,7 +121,9 @@ def release(tmp_path_factory):
             for folder, options in zip(folders, (SFT, GRPO), strict=True):
                 if not folder.exists():
                     write_random_adapter(base, folder, options, seed := seed + 1)
-    (checkout / "estimator_training" / "ckpt_SFT" / f"METHOD[model_pxy]-BASED[{NAME}]#ProbLLM").mkdir()
+    (
+        checkout / "estimator_training" / "ckpt_SFT" / f"METHOD[model_pxy]-BASED[{NAME}]#ProbLLM"
+    ).mkdir()
     return SimpleNamespace(
         checkout=checkout,
         base=base,
@@ -154,7 +159,11 @@ def estimator(imported) -> ProbabilityEstimator:
 
 
 def make_example(index: int, subset: str) -> Example:
-    turns = [("user", f"Hi {index}!"), ("agent", "Ahoy."), ("user", f"{'What now? ' * (index % 3 + 1)}")]
+    turns = [
+        ("user", f"Hi {index}!"),
+        ("agent", "Ahoy."),
+        ("user", f"{'What now? ' * (index % 3 + 1)}"),
+    ]
     return Example(
         sample_id=f"{subset}-{index}",
         subset=subset,

@@ -1,4 +1,6 @@
-"""An imported estimator is the release's models; export and import change no score; what is malformed is named."""
+"""An imported estimator is the release's models; export and import change no score; what is
+malformed is named.
+"""
 
 import argparse
 import json
@@ -63,12 +65,16 @@ def trained(release, tmp_path_factory):
         torch.manual_seed(1)
         for role in ROLES:
             weights = roles.weights(role)
-            roles.load_weights(role, {name: x + 0.1 * torch.randn_like(x) for name, x in weights.items()})
+            roles.load_weights(
+                role, {name: x + 0.1 * torch.randn_like(x) for name, x in weights.items()}
+            )
         render = Renderer(prompt_set("brief"), load_tokenizer(release.base))
         estimator = ProbabilityEstimator(roles, render, max_new_tokens=16)
         folder = tmp_path_factory.mktemp(tuning) / "estimator"
         origin = Origin(Base(release.base, release.base, base_fingerprint(release.base)))
-        export_estimator(folder, estimator, check_recipe(RECIPE, "test"), dict.fromkeys(ROLES, origin), {})
+        export_estimator(
+            folder, estimator, check_recipe(RECIPE, "test"), dict.fromkeys(ROLES, origin), {}
+        )
         return folder
 
     return write
@@ -87,7 +93,9 @@ def test_the_imported_models_are_the_releases(release, tmp_path, number):
         expected = logits(model.eval())
         with found.roles.acting(role) as ours:
             assert (logits(ours) - expected).abs().max() < 1e-5
-        assert (logits(load_model(release.base)) - expected).abs().max() > 0.1  # the adapters do something
+        assert (
+            logits(load_model(release.base)) - expected
+        ).abs().max() > 0.1  # the adapters do something
 
 
 def test_the_last_round_is_imported_unless_another_is_named(release, imported):
@@ -99,7 +107,9 @@ def test_the_last_round_is_imported_unless_another_is_named(release, imported):
 
 def test_the_sum_has_no_approximation_in_it(release):
     """Of every module, also those that one of the two leaves alone, by the definition of LoRA."""
-    adapters = [read_adapter(folder) for folder in release.folders(release.checkout, 1)["connector"]]
+    adapters = [
+        read_adapter(folder) for folder in release.folders(release.checkout, 1)["connector"]
+    ]
     total = add_adapters(adapters)
     scales = (8 / 4, 3 / 2**0.5)
     for module, (a, b) in total.matrices.items():
@@ -118,11 +128,18 @@ def test_export_and_import_change_no_score(release, trained, imported, corpus, t
     written = export_reference(folder, tmp_path / "checkout", name=release.name)
     assert written.exact_prompts == (source == "imported")
     import_reference(tmp_path / "checkout", release.base, tmp_path / "back")
-    before, after = (ProbabilityEstimator.from_pretrained(path, device="cpu") for path in (folder, tmp_path / "back"))
+    before, after = (
+        ProbabilityEstimator.from_pretrained(path, device="cpu")
+        for path in (folder, tmp_path / "back")
+    )
     assert after.renderer.prompts == before.renderer.prompts
     for role in ROLES:
         records = [read_parent(path / role) for path in (folder, tmp_path / "back")]
-        assert records[0]["base"]["fingerprint"] == records[1]["base"]["fingerprint"] == base_fingerprint(release.base)
+        assert (
+            records[0]["base"]["fingerprint"]
+            == records[1]["base"]["fingerprint"]
+            == base_fingerprint(release.base)
+        )
     examples = corpus.examples[:5]
     responses = [example.golden_response for example in examples]
     reasoning = before.reason(examples)
@@ -132,21 +149,29 @@ def test_export_and_import_change_no_score(release, trained, imported, corpus, t
     assert np.array_equal(scores[0].tokens, scores[1].tokens)
 
 
-def test_the_public_evaluation_finds_an_export_as_sft_adapters_of_the_raw_base_model(release, trained, tmp_path):
-    """It loads `estimator_training/$PXY_LLM_MODE` onto the base model, as long as no "GRPO" is in that name."""
+def test_the_public_evaluation_finds_an_export_as_sft_adapters_of_the_raw_base_model(
+    release, trained, tmp_path
+):
+    """It loads `estimator_training/$PXY_LLM_MODE` onto the base model, as long as no "GRPO" is in
+    that name.
+    """
     folder = trained("lora")
     written = export_reference(folder, tmp_path / "checkout", name=release.name)
     assert "GRPO" not in written.environment["PXY_LLM_MODE"]
     adapter = tmp_path / "checkout" / "estimator_training" / written.environment["PXY_LLM_MODE"]
     expected = logits(PeftModel.from_pretrained(load_model(release.base), adapter).eval())
-    with ProbabilityEstimator.from_pretrained(folder, device="cpu").roles.acting(ESTIMATOR) as model:
+    with ProbabilityEstimator.from_pretrained(folder, device="cpu").roles.acting(
+        ESTIMATOR
+    ) as model:
         assert (logits(model) - expected).abs().max() < 1e-6
 
 
 def test_another_base_model_than_the_exports_is_refused(release, trained, tmp_path):
     export_reference(trained("lora"), tmp_path / "checkout", name=release.name)
     other = release.write_base(tmp_path / "other", seed=5)
-    with pytest.raises(ArtifactError, match=r"other: this base model's fingerprint is \w+, but the adapters"):
+    with pytest.raises(
+        ArtifactError, match=r"other: this base model's fingerprint is \w+, but the adapters"
+    ):
         import_reference(tmp_path / "checkout", other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -176,7 +201,9 @@ def test_what_cannot_be_exported_is_refused(release, trained, imported, tmp_path
         export_reference(trained("full"), tmp_path / "a")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"notes.txt is there already and is not an estimator in the reference"):
+    with pytest.raises(
+        OutputError, match=r"notes.txt is there already and is not an estimator in the reference"
+    ):
         export_reference(imported, tmp_path / "own")
     with pytest.raises(ArtifactError, match=r"--name 'a\[b': accepted is text without brackets"):
         export_reference(imported, tmp_path / "b", name="a[b")
@@ -186,22 +213,33 @@ def test_what_cannot_be_exported_is_refused(release, trained, imported, tmp_path
 
 
 def test_the_commands(release, imported, tmp_path, capsys):
-    command(export, imported, "--out", tmp_path / "checkout", "--layout", "reference", "--name", "Toy")
+    command(
+        export, imported, "--out", tmp_path / "checkout", "--layout", "reference", "--name", "Toy"
+    )
     shown = capsys.readouterr().out
     assert 'export PXY_LLM_MODE="ckpt_SFT/METHOD[RLMid_SFT_model_pxy]-BASED[Toy]#ProbLLM"' in shown
     assert "note:" not in shown
-    command(import_command, tmp_path / "checkout", "--base", release.base, "--out", tmp_path / "back")
+    command(
+        import_command, tmp_path / "checkout", "--base", release.base, "--out", tmp_path / "back"
+    )
     assert "METHOD[thought_completion]-BASED[Toy]" in capsys.readouterr().out
-    assert json.loads((tmp_path / "back" / "manifest.json").read_text())["reasoning"]["max_new_tokens"] == 24
+    assert (
+        json.loads((tmp_path / "back" / "manifest.json").read_text())["reasoning"]["max_new_tokens"]
+        == 24
+    )
     with pytest.raises(RecipeError, match="--max-new-tokens 0"):
-        command(import_command, release.checkout, "--base", "x", "--out", "y", "--max-new-tokens", 0)
+        command(
+            import_command, release.checkout, "--base", "x", "--out", "y", "--max-new-tokens", 0
+        )
     with pytest.raises(RecipeError, match="--name belongs to"):
         command(export, imported, "--out", "y", "--name", "x")
 
 
 def test_what_is_no_estimator_is_not_replaced(release, tmp_path):
     (tmp_path / "precious.txt").write_text("x")
-    with pytest.raises(OutputError, match=r"precious\.txt is there already and is not an exported estimator"):
+    with pytest.raises(
+        OutputError, match=r"precious\.txt is there already and is not an exported estimator"
+    ):
         import_reference(release.checkout, release.base, tmp_path)
     assert (tmp_path / "precious.txt").exists()
 
@@ -209,7 +247,9 @@ def test_what_is_no_estimator_is_not_replaced(release, tmp_path):
 def test_the_base_models_name_is_asked_for_where_there_are_two(release, copied):
     for folder in list((copied / "estimator_training" / "ckpt_SFT").iterdir()):
         shutil.copytree(folder, folder.with_name(folder.name.replace("Toy-1B", "Toy-8B")))
-    with pytest.raises(ArtifactError, match=r"no --name was given; adapters are there for .* Toy-1B, Toy-8B"):
+    with pytest.raises(
+        ArtifactError, match=r"no --name was given; adapters are there for .* Toy-1B, Toy-8B"
+    ):
         find_release(copied)
     with pytest.raises(ArtifactError, match=r"--name is 'Toy'"):
         find_release(copied, name="Toy")
@@ -240,7 +280,9 @@ def damage(kind, checkout, folders):
         (grpo / "adapter_model.safetensors").unlink()
         return "no adapter_model.safetensors"
     if kind == "cut off":
-        (grpo / "adapter_model.safetensors").write_bytes((grpo / "adapter_model.safetensors").read_bytes()[:100])
+        (grpo / "adapter_model.safetensors").write_bytes(
+            (grpo / "adapter_model.safetensors").read_bytes()[:100]
+        )
         return "adapter_model.safetensors: no safetensors file"
     if kind == "no JSON":
         (grpo / "adapter_config.json").write_text("{")
@@ -261,7 +303,9 @@ def damage(kind, checkout, folders):
     elif kind == "another tensor":
         tensors["base_model.model.lm_head.weight"] = torch.zeros(3, 3)
     else:  # another model's
-        tensors = {name.replace("layers.1.", "layers.7."): tensor for name, tensor in tensors.items()}
+        tensors = {
+            name.replace("layers.1.", "layers.7."): tensor for name, tensor in tensors.items()
+        }
     save_file(tensors, sft / "adapter_model.safetensors")
     return {
         "half a pair": "has only one of its two matrices",
@@ -289,7 +333,9 @@ def test_an_adapter_of_another_shape_is_refused(release, tmp_path):
     tokenizer = load_tokenizer(release.base)
     tokenizer.save_pretrained(wide)
     tiny_model(tokenizer, seed=0, hidden=64, layers=2, heads=2).save_pretrained(wide)
-    with pytest.raises(ArtifactError, match=r"module '\S+' is 32 x 64, in the base model \S+wide 64 x 128"):
+    with pytest.raises(
+        ArtifactError, match=r"module '\S+' is 32 x 64, in the base model \S+wide 64 x 128"
+    ):
         import_reference(release.checkout, str(wide), tmp_path / "out")
 
 
@@ -297,5 +343,7 @@ def test_a_damaged_export_is_refused(release, imported, tmp_path):
     export_reference(imported, tmp_path / "checkout", name="Toy")
     path = tmp_path / "checkout" / "templates.py"
     path.write_text(path.read_text().replace('"fingerprint"', '"finger"'))
-    with pytest.raises(ArtifactError, match=r"coevolve_export is damaged \(KeyError\('fingerprint'\)\)"):
+    with pytest.raises(
+        ArtifactError, match=r"coevolve_export is damaged \(KeyError\('fingerprint'\)\)"
+    ):
         import_reference(tmp_path / "checkout", release.base, tmp_path / "out")

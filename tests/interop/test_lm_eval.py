@@ -26,7 +26,8 @@ def lm(imported):
     """As the harness makes it."""
     assert get_model("coevolve") is EstimatorLM
     return get_model("coevolve").create_from_arg_string(
-        f"pretrained={imported},token_budget=2000", {"batch_size": 1, "max_batch_size": None, "device": "cpu"}
+        f"pretrained={imported},token_budget=2000",
+        {"batch_size": 1, "max_batch_size": None, "device": "cpu"},
     )
 
 
@@ -35,7 +36,10 @@ def requests(kind, arguments):
 
 
 def row(example):
-    return json.dumps({k: v for k, v in example.to_row().items() if k != "agent_golden_response"}, ensure_ascii=False)
+    return json.dumps(
+        {k: v for k, v in example.to_row().items() if k != "agent_golden_response"},
+        ensure_ascii=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +52,17 @@ def expected(estimator, corpus):
 
 def test_dialogues_score_as_ours(lm, expected):
     examples, _, scores = expected
-    found = lm.loglikelihood(requests("loglikelihood", [(row(x), x.golden_response) for x in examples]))
+    found = lm.loglikelihood(
+        requests("loglikelihood", [(row(x), x.golden_response) for x in examples])
+    )
     assert [value for value, _ in found] == pytest.approx(scores.sum.tolist(), abs=1e-4)
 
 
 def test_rendered_prompts_score_as_ours(lm, estimator, expected):
     examples, reasoning, scores = expected
-    prompts = [estimator.renderer.estimator(x, text) for x, text in zip(examples, reasoning, strict=True)]
+    prompts = [
+        estimator.renderer.estimator(x, text) for x, text in zip(examples, reasoning, strict=True)
+    ]
     pairs = [(prompt, x.golden_response) for prompt, x in zip(prompts, examples, strict=True)]
     found = lm.loglikelihood(requests("loglikelihood", pairs))
     assert [value for value, _ in found] == pytest.approx(scores.sum.tolist(), abs=1e-4)
@@ -63,11 +71,15 @@ def test_rendered_prompts_score_as_ours(lm, estimator, expected):
 def test_the_estimators_own_response_is_greedy_and_no_other(lm, corpus):
     contexts = [row(x) for x in corpus.examples[:3]] + ["", "once upon"]
     options = {"until": [], "max_gen_toks": 12, "do_sample": False}
-    written = lm.generate_until(requests("generate_until", [(context, options) for context in contexts]))
+    written = lm.generate_until(
+        requests("generate_until", [(context, options) for context in contexts])
+    )
     ids = [lm._prompts([context])[0] for context in contexts]
     with lm.estimator.roles.acting(ESTIMATOR) as model, torch.no_grad():
         for prompt, text in zip(ids, written, strict=True):
-            greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0][len(prompt) :]
+            greedy = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0][
+                len(prompt) :
+            ]
             assert lm.estimator.renderer.decode(greedy.tolist()) == text
     stopped = lm.generate_until(
         requests(
@@ -112,11 +124,15 @@ def test_rolling_scores_predict_every_token_once(lm, estimator):
     assert found[0] == 0
     for text, value in zip(texts[1:], found[1:], strict=True):
         ids = [renderer.end_of_turn_id, *renderer.prompt_ids(text)]
-        windows = [(ids[:limit], 1)] + ([(ids[-limit:], limit - (len(ids) - limit))] if len(ids) > limit else [])
+        windows = [(ids[:limit], 1)] + (
+            [(ids[-limit:], limit - (len(ids) - limit))] if len(ids) > limit else []
+        )
         total = 0.0
         with estimator.roles.acting(ESTIMATOR) as model, torch.no_grad():
             for window, start in windows:
-                log_probs = torch.log_softmax(model(input_ids=torch.tensor([window])).logits[0].double(), dim=-1)
+                log_probs = torch.log_softmax(
+                    model(input_ids=torch.tensor([window])).logits[0].double(), dim=-1
+                )
                 total += sum(log_probs[t - 1, window[t]].item() for t in range(start, len(window)))
         assert value == pytest.approx(total, rel=1e-6)
 
@@ -124,7 +140,9 @@ def test_rolling_scores_predict_every_token_once(lm, estimator):
 def test_chat_templates(lm, estimator, expected):
     chat = [{"role": "user", "content": "hi"}]
     assert lm.apply_chat_template(chat) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    begun = lm.apply_chat_template([*chat, {"role": "assistant", "content": "so"}], add_generation_prompt=False)
+    begun = lm.apply_chat_template(
+        [*chat, {"role": "assistant", "content": "so"}], add_generation_prompt=False
+    )
     assert begun.endswith("<|im_start|>assistant\nso")
     dialogue = row(expected[0][0])
     assert lm.apply_chat_template([{"role": "user", "content": dialogue}]) == dialogue
@@ -137,7 +155,9 @@ def test_what_cannot_be_scored_is_refused(lm):
     with pytest.raises(DataError, match=r"request 1.*: field 'sample_ID' is missing"):
         lm.loglikelihood(requests("loglikelihood", [("a", "b"), ('{"dialogue_context": []}', "b")]))
     with pytest.raises(DataError, match="request 0: asks for sampling"):
-        lm.generate_until(requests("generate_until", [("a", {"do_sample": True, "temperature": 0.7})]))
+        lm.generate_until(
+            requests("generate_until", [("a", {"do_sample": True, "temperature": 0.7})])
+        )
     assert lm.loglikelihood(requests("loglikelihood", [("{no dialogue", "b")]))[0][0] < 0
 
 
@@ -154,7 +174,11 @@ def test_the_task(lm, estimator, corpus, tmp_path):
     metadata = {"data": str(tmp_path / "data.json")}
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
     results = lm_eval.simple_evaluate(
-        lm, tasks=["coevolve_roleplay"], task_manager=manager, bootstrap_iters=0, apply_chat_template=True
+        lm,
+        tasks=["coevolve_roleplay"],
+        task_manager=manager,
+        bootstrap_iters=0,
+        apply_chat_template=True,
     )
     check_results(results["results"]["coevolve_roleplay"], estimator, corpus.splits["IDTest"])
     with pytest.raises(DataError, match="coevolve_roleplay: no data"):

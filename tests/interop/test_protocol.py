@@ -25,11 +25,19 @@ from coevolve.scoring.roles import ESTIMATOR
 
 LIMIT = 4096
 NEGATIVES = 4  # fewer than the pairs of most subsets, so that the draw matters
-SUBSETS = ("IDTest", "german", "spanish", "TurnLevelComposition", "klingon")  # in the order of the protocol
+SUBSETS = (
+    "IDTest",
+    "german",
+    "spanish",
+    "TurnLevelComposition",
+    "klingon",
+)  # in the order of the protocol
 
 
 class Literal:
-    """The description, word by word: no batching by length, no cache, no shared code but the chat template."""
+    """The description, word by word: no batching by length, no cache, no shared code but the chat
+    template.
+    """
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -45,13 +53,23 @@ class Literal:
         results = []
         for start in range(0, len(contexts), 4):
             batch = list(zip(contexts[start : start + 4], targets[start : start + 4], strict=True))
-            whole = [self.rendered([*messages, {"role": "assistant", "content": y}]) for messages, y in batch]
-            lengths = [len(self.rendered([*messages, {"role": "assistant", "content": ""}])) for messages, _ in batch]
+            whole = [
+                self.rendered([*messages, {"role": "assistant", "content": y}])
+                for messages, y in batch
+            ]
+            lengths = [
+                len(self.rendered([*messages, {"role": "assistant", "content": ""}]))
+                for messages, _ in batch
+            ]
             width = max(map(len, whole))
-            ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in whole])
+            ids = torch.tensor(
+                [row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in whole]
+            )
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole])
             with torch.no_grad():
-                log_probs = torch.log_softmax(self.model(input_ids=ids, attention_mask=mask).logits.float(), dim=-1)
+                log_probs = torch.log_softmax(
+                    self.model(input_ids=ids, attention_mask=mask).logits.float(), dim=-1
+                )
             for row, (full, length) in enumerate(zip(whole, lengths, strict=True)):
                 scored = [log_probs[row, t - 1, full[t]].item() for t in range(length, len(full))]
                 results.append(sum(scored) / len(scored) if scored else 0.0)
@@ -67,16 +85,23 @@ class Literal:
 
 
 def public_messages(example, reasoning):
-    """The estimator's prompt as the public scripts put it together, for the toy release's templates."""
+    """The estimator's prompt as the public scripts put it together, for the toy release's
+    templates.
+    """
     blocks, turns = [], list(example.dialogue)
     for k in range(1, (len(turns) + 1) // 2 + 1):
         pair = turns[2 * (k - 1) : 2 * k]
         blocks.append(
-            "".join(f"{'User Query' if t.speaker == 'user' else 'Agent Response'} {k}: {t.text}\n" for t in pair)
+            "".join(
+                f"{'User Query' if t.speaker == 'user' else 'Agent Response'} {k}: {t.text}\n"
+                for t in pair
+            )
         )
     dialogue = "\n".join([*blocks, f"Agent Response {k}: "])
     features = reasoning.split("[Core Features of the Golden Response]")[-1].replace("```", "")
-    base = f"User: {example.user_persona}\nAgent: {example.agent_character!s}\nTalk:\n{dialogue}\n\n"
+    base = (
+        f"User: {example.user_persona}\nAgent: {example.agent_character!s}\nTalk:\n{dialogue}\n\n"
+    )
     user = f"{base}\n\n## Core Features of the Golden Response\n```{features}```\n\n"
     return [{"role": "system", "content": "Answer."}, {"role": "user", "content": user}]
 
@@ -98,7 +123,10 @@ def reasoning(corpus):
 def responses(corpus):
     texts = ("Aye.", "", "I </think> think <|im_end|> so.", "[1]\n" * 20, "é" * 50)
     return {
-        "echo": {x.sample_id: f"{x.dialogue[-1].text} {texts[i % 5]}" for i, x in enumerate(corpus.examples)},
+        "echo": {
+            x.sample_id: f"{x.dialogue[-1].text} {texts[i % 5]}"
+            for i, x in enumerate(corpus.examples)
+        },
         "terse": {x.sample_id: "No"[: 1 + i % 2] for i, x in enumerate(corpus.examples)},
     }
 
@@ -112,7 +140,9 @@ def judge(request, estimator, thinking_tokenizer):
     return type(estimator)(estimator.roles, renderer, max_new_tokens=24)
 
 
-def test_the_numbers_are_those_of_a_literal_reading(judge, corpus, responses, reasoning, monkeypatch):
+def test_the_numbers_are_those_of_a_literal_reading(
+    judge, corpus, responses, reasoning, monkeypatch
+):
     monkeypatch.setattr(protocol, "NEGATIVES", NEGATIVES)
     found = evaluate_reference(judge, corpus, responses, reasoning=reasoning)
     by_name = {row["subset"]: row for row in found["subsets"]}
@@ -130,12 +160,20 @@ def test_the_numbers_are_those_of_a_literal_reading(judge, corpus, responses, re
                     own = [f"## Agent Response\n{x.golden_response}" for x in examples]
                     golden[subset] = literal.mutual_information(contexts, own)
                 row = by_name[subset]
-                assert row["models"][name]["mutual_information"] == pytest.approx(of_model, abs=1e-5)
-                assert row["golden"]["mutual_information"] == pytest.approx(golden[subset], abs=1e-5)
-                assert row["models"][name]["remi"] == pytest.approx(of_model - golden[subset], abs=1e-5)
+                assert row["models"][name]["mutual_information"] == pytest.approx(
+                    of_model, abs=1e-5
+                )
+                assert row["golden"]["mutual_information"] == pytest.approx(
+                    golden[subset], abs=1e-5
+                )
+                assert row["models"][name]["remi"] == pytest.approx(
+                    of_model - golden[subset], abs=1e-5
+                )
     for name in responses:
         assert by_name["IDTest"]["models"][name]["remid"] is None
-        difference = by_name["IDTest"]["models"][name]["remi"] - by_name["german"]["models"][name]["remi"]
+        difference = (
+            by_name["IDTest"]["models"][name]["remi"] - by_name["german"]["models"][name]["remi"]
+        )
         assert by_name["german"]["models"][name]["remid"] == pytest.approx(difference)
     assert found["protocol"]["cut"] == found["protocol"]["empty"] == 0
     assert "german" in remid_text(found)
@@ -156,7 +194,9 @@ def test_the_rows_are_the_corpus_s_and_the_averages_theirs(estimator, corpus, re
     assert found["by_shift"]["dialogue"]["echo"]["remid"] == pytest.approx(remid[3])
 
 
-def test_the_results_have_the_fields_of_every_other_evaluation(estimator, corpus, responses, reasoning):
+def test_the_results_have_the_fields_of_every_other_evaluation(
+    estimator, corpus, responses, reasoning
+):
     found = evaluate_reference(estimator, corpus, responses)
     usual = evaluate_remid(estimator, corpus, responses, measures=[PUBLISHED], negatives="all")
 
@@ -166,7 +206,9 @@ def test_the_results_have_the_fields_of_every_other_evaluation(estimator, corpus
         return [fields(inner) for inner in value] if isinstance(value, list) else None
 
     of_the_bootstrap, of_the_protocol = {"level", "replicates"}, {"protocol"}
-    assert set(usual) - set(found) == of_the_bootstrap and set(found) - set(usual) == of_the_protocol
+    assert (
+        set(usual) - set(found) == of_the_bootstrap and set(found) - set(usual) == of_the_protocol
+    )
     for name in set(found) & set(usual) - {"comparisons"}:
         assert fields(found[name]) == fields(usual[name]), name
     assert json.loads(json.dumps(found)) == found
@@ -175,8 +217,13 @@ def test_the_results_have_the_fields_of_every_other_evaluation(estimator, corpus
 
 def test_without_given_reasoning_the_connector_writes_it(estimator, corpus, responses):
     small = Corpus({"IDTest": corpus.splits["IDTest"]}, "small")
-    given = {name: {x.sample_id: texts[x.sample_id] for x in small.examples} for name, texts in responses.items()}
-    written = dict(zip([x.sample_id for x in small.examples], estimator.reason(small.examples), strict=True))
+    given = {
+        name: {x.sample_id: texts[x.sample_id] for x in small.examples}
+        for name, texts in responses.items()
+    }
+    written = dict(
+        zip([x.sample_id for x in small.examples], estimator.reason(small.examples), strict=True)
+    )
     steps = []
     found = evaluate_reference(estimator, small, given, progress=lambda *step: steps.append(step))
     assert found.pop("reasoning") == {"kind": "greedy"}
@@ -197,7 +244,10 @@ def test_the_window_is_shifted_by_the_generation_prompt(estimator):
         n = len(tokenizer(target + ends)["input_ids"])
         window = reference_window(tokenizer, messages, target)
         scored = window.ids[window.start :]
-        assert (window.start, len(scored)) == (p + t, max(n - (t - len(tokenizer(opening)["input_ids"])), 0))
+        assert (window.start, len(scored)) == (
+            p + t,
+            max(n - (t - len(tokenizer(opening)["input_ids"])), 0),
+        )
         assert window.ids == [*prompt, *tokenizer(target + ends + opening)["input_ids"]]
 
 
@@ -211,7 +261,10 @@ def test_a_prompt_beyond_the_limit_scores_as_certain_and_is_counted(estimator, c
     splits = {"IDTest": (long(first, LIMIT), long(second, LIMIT - 300))}
     answers = ["y" * 200, "y" * 200]
     found = evaluate_reference(
-        estimator, Corpus(splits, "long"), {"model": answers}, reasoning={x.sample_id: "r" for x in splits["IDTest"]}
+        estimator,
+        Corpus(splits, "long"),
+        {"model": answers},
+        reasoning={x.sample_id: "r" for x in splits["IDTest"]},
     )
     assert found["protocol"]["windows"] == 8
     assert found["protocol"]["empty"] == 4 and found["protocol"]["cut"] >= 6
@@ -223,7 +276,9 @@ def test_a_prompt_beyond_the_limit_scores_as_certain_and_is_counted(estimator, c
 def test_scores_of_windows_of_any_length_do_not_depend_on_one_another(estimator):
     rng = np.random.default_rng(0)
     lengths = [(40, 3), (5, 5), (90, 1), (7, 0), (33, 32)]
-    windows = [Window(rng.integers(0, 256, n).tolist(), n - k if k < n else 1, False) for n, k in lengths]
+    windows = [
+        Window(rng.integers(0, 256, n).tolist(), n - k if k < n else 1, False) for n, k in lengths
+    ]
     with estimator.roles.acting(ESTIMATOR) as model:
         together = reference_scores(model, windows, pad_id=0)
         alone = [reference_scores(model, [window], pad_id=0) for window in windows]
@@ -243,7 +298,9 @@ def test_pairs_are_pythons_sample_of_the_list(count):
     assert generator.random() == random.random()  # and both go on alike
 
 
-def test_what_cannot_be_evaluated_is_refused_before_anything_is_scored(estimator, corpus, responses, reasoning):
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_scored(
+    estimator, corpus, responses, reasoning
+):
     def evaluate(given=responses, data=corpus, **options):
         evaluate_reference(None, data, given, **options)  # no estimator: it must not be reached
 
@@ -254,7 +311,11 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_scored(estimator
         evaluate(missing)
     with pytest.raises(DataError, match=r"reasoning.*lack a response"):
         evaluate(reasoning=dict(list(reasoning.items())[1:]))
-    single = Corpus({"IDTest": corpus.splits["IDTest"], "OOD1Test": corpus.splits["OOD1Test"][:1]}, "s")
+    single = Corpus(
+        {"IDTest": corpus.splits["IDTest"], "OOD1Test": corpus.splits["OOD1Test"][:1]}, "s"
+    )
     texts = {"m": [x.golden_response for x in single.examples]}
-    with pytest.raises(DataError, match=r"OOD1Test/klingon: found a single example \('klingon-0'\)"):
+    with pytest.raises(
+        DataError, match=r"OOD1Test/klingon: found a single example \('klingon-0'\)"
+    ):
         evaluate(texts, single)

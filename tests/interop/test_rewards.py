@@ -1,4 +1,6 @@
-"""The reward is the estimator's likelihood, in whatever form TRL gives dialogues and completions, in a real trainer."""
+"""The reward is the estimator's likelihood, in whatever form TRL gives dialogues and completions,
+in a real trainer.
+"""
 
 import json
 import math
@@ -38,7 +40,9 @@ def golden(examples):
 
 
 def test_a_reward_is_the_likelihood_under_the_estimator(reward, examples, expected):
-    found = reward(completions=golden(examples), example=[json.dumps(example.to_row()) for example in examples])
+    found = reward(
+        completions=golden(examples), example=[json.dumps(example.to_row()) for example in examples]
+    )
     assert found == pytest.approx(expected.tolist(), rel=1e-5)
     assert all(0 < value < 1 for value in found)
 
@@ -60,7 +64,10 @@ def test_every_form_of_the_columns_and_completions_gives_the_same(reward, exampl
         {"completions": texts, **columns, "trainer_state": None, "prompts": texts},
         {"completions": messages, **arrow},
         {"completions": messages, "example": rows},
-        {"completions": texts, "example": [json.dumps({name: row[name] for name in INPUTS}) for row in rows]},
+        {
+            "completions": texts,
+            "example": [json.dumps({name: row[name] for name in INPUTS}) for row in rows],
+        },
     ]
     for form in forms:
         assert reward(**form) == pytest.approx(expected.tolist(), rel=1e-5)
@@ -73,12 +80,17 @@ def test_log_likelihood_is_its_logarithm_and_says_nothing_costs_most(imported, e
     found = reward(completions=texts, example=rows)
     vocabulary = len(reward.estimator.renderer.tokenizer)
     assert found == pytest.approx([*np.log(expected[:2]), *[-math.log(vocabulary)] * 2], abs=1e-5)
-    assert EstimatorReward(imported, device="cpu")(completions=["", " "], example=rows[:2]) == [0.0, 0.0]
+    assert EstimatorReward(imported, device="cpu")(completions=["", " "], example=rows[:2]) == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_a_dialogue_is_reasoned_about_once(reward, examples):
     reason, asked = reward.estimator.reason, []
-    reward.estimator.reason = lambda batch, **options: asked.extend(batch) or reason(batch, **options)
+    reward.estimator.reason = lambda batch, **options: (
+        asked.extend(batch) or reason(batch, **options)
+    )
     rows = [example.to_row() for example in examples[:2]] * 3
     first = reward(completions=["a", "b", "c", "d", "e", "f"], example=rows)
     assert len(asked) == 2
@@ -87,7 +99,9 @@ def test_a_dialogue_is_reasoned_about_once(reward, examples):
 
 
 def test_a_training_step_with_it(imported, release, examples, tmp_path):
-    """GRPO of a policy on the reward alone: the estimator stays as it is, and the rewards are the estimator's."""
+    """GRPO of a policy on the reward alone: the estimator stays as it is, and the rewards are the
+    estimator's.
+    """
     calls = []
 
     class Recorded(EstimatorReward):
@@ -101,7 +115,12 @@ def test_a_training_step_with_it(imported, release, examples, tmp_path):
     tokenizer = load_tokenizer(release.base)
     rows = [json.dumps(example.to_row()) for example in examples]
     dataset = Dataset.from_dict(
-        {"prompt": [[{"role": "user", "content": example.dialogue[-1].text}] for example in examples], "example": rows}
+        {
+            "prompt": [
+                [{"role": "user", "content": example.dialogue[-1].text}] for example in examples
+            ],
+            "example": rows,
+        }
     )
     config = GRPOConfig(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=8, num_generations=4,
@@ -109,13 +128,21 @@ def test_a_training_step_with_it(imported, release, examples, tmp_path):
         gradient_checkpointing=False, logging_steps=1, save_strategy="no",
     )  # fmt: skip
     policy = load_model(release.base)
-    trainer = GRPOTrainer(policy, reward_funcs=reward, args=config, train_dataset=dataset, processing_class=tokenizer)
+    trainer = GRPOTrainer(
+        policy, reward_funcs=reward, args=config, train_dataset=dataset, processing_class=tokenizer
+    )
     trainer.train()
-    logged = [entry["rewards/Recorded/mean"] for entry in trainer.state.log_history if "rewards/Recorded/mean" in entry]
+    logged = [
+        entry["rewards/Recorded/mean"]
+        for entry in trainer.state.log_history
+        if "rewards/Recorded/mean" in entry
+    ]
     assert logged == pytest.approx([np.mean(rewards) for _, _, rewards in calls], abs=1e-6)
     assert len(calls) == 2 and all(len(rewards) == 8 for _, _, rewards in calls)
     completions, given, rewards = calls[-1]
-    assert EstimatorReward(imported, device="cpu")(completions, example=given) == pytest.approx(rewards, rel=1e-4)
+    assert EstimatorReward(imported, device="cpu")(completions, example=given) == pytest.approx(
+        rewards, rel=1e-4
+    )
     for role, weights in before.items():
         after = reward.estimator.roles.weights(role)
         assert all((after[name] == weight).all() for name, weight in weights.items())
@@ -128,7 +155,10 @@ def test_a_training_step_with_it(imported, release, examples, tmp_path):
         ({"user_persona": ["a"], "agent_character": ["b"]}, r"nor 'dialogue_context'"),
         ({"example": ["{"]}, r"example of completion 0: not JSON"),
         ({"example": ["[]"]}, r"example of completion 0: found \[\]"),
-        ({"example": ['{"user_persona": "a"}']}, r"completion 0 .*: field 'agent_character' is missing"),
+        (
+            {"example": ['{"user_persona": "a"}']},
+            r"completion 0 .*: field 'agent_character' is missing",
+        ),
         ({"example": []}, r"0 dialogues for 1 completions"),
     ],
 )
@@ -143,7 +173,9 @@ def test_what_does_not_fit_is_an_error(reward, examples):
 
 
 def test_an_unusable_estimator_is_refused_at_once(imported, tmp_path):
-    with pytest.raises(RecipeError, match="scale is 'nats'; accepted are likelihood, log_likelihood"):
+    with pytest.raises(
+        RecipeError, match="scale is 'nats'; accepted are likelihood, log_likelihood"
+    ):
         EstimatorReward(imported, scale="nats")
     with pytest.raises(ArtifactError, match=r"no manifest.json"):
         EstimatorReward(tmp_path)
@@ -155,6 +187,8 @@ def test_an_unusable_estimator_is_refused_at_once(imported, tmp_path):
 
 def test_a_score_that_is_no_number_is_an_error(reward, examples):
     weights = reward.estimator.roles.weights("estimator")
-    reward.estimator.roles.load_weights("estimator", {name: weight * math.nan for name, weight in weights.items()})
+    reward.estimator.roles.load_weights(
+        "estimator", {name: weight * math.nan for name, weight in weights.items()}
+    )
     with pytest.raises(RewardError, match="completion 0 the log-probability nan"):
         reward(completions=["a"], example=[examples[0].to_row()])

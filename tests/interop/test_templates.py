@@ -30,7 +30,9 @@ def prompts(constants):
 
 
 def test_models_are_shown_what_the_public_scripts_show_them(prompts, estimator):
-    """Section by section, as the release is described: dialogue, character, features, golden response."""
+    """Section by section, as the release is described: dialogue, character, features, golden
+    response.
+    """
     example = Example(
         "s", "t", "I {like} tea.", {"name": "Ann", "age": 3},
         (Turn("user", "q1"), Turn("agent", "a1"), Turn("user", "q2")), "Hm."
@@ -61,9 +63,15 @@ def test_the_prompts_survive_a_manifest_and_an_export(prompts, tmp_path):
 
 def test_a_manifest_from_before_there_were_conventions_means_ours():
     ours = prompt_set("roleplay")
-    values = {name: value for name, value in ours.to_dict().items() if name not in ("convention", "response_start")}
+    values = {
+        name: value
+        for name, value in ours.to_dict().items()
+        if name not in ("convention", "response_start")
+    }
     assert PromptSet.from_dict(values) == ours
-    with pytest.raises(RecipeError, match="convention is 'theirs'; accepted are coevolve, reference"):
+    with pytest.raises(
+        RecipeError, match="convention is 'theirs'; accepted are coevolve, reference"
+    ):
         PromptSet.from_dict({**values, "convention": "theirs"})
 
 
@@ -78,28 +86,59 @@ def test_what_is_exported_can_be_used_by_the_public_scripts(prompts, tmp_path):
         "User: u\nAgent: c\nTalk:\nd\n\n"
     )
     system, base = module["import_template"]("thought_completion")
-    text = base.format(user_persona="u", agent_character="c", str_dialogue_context="d", agent_golden_response="y")
-    assert text == f"\n# Task {{no field}}\nUser: u\nAgent: c\nTalk:\nd\nAnswer given: {NO_ANSWER}\n"
+    text = base.format(
+        user_persona="u", agent_character="c", str_dialogue_context="d", agent_golden_response="y"
+    )
+    assert (
+        text == f"\n# Task {{no field}}\nUser: u\nAgent: c\nTalk:\nd\nAnswer given: {NO_ANSWER}\n"
+    )
 
 
 def test_only_prompts_of_the_public_form_count_as_the_same(prompts):
     assert shows_the_same(prompts, exported_constants(prompts))
-    for other in (*map(prompt_set, ("roleplay", "brief", "world")), replace(prompts, response_start="")):
+    for other in (
+        *map(prompt_set, ("roleplay", "brief", "world")),
+        replace(prompts, response_start=""),
+    ):
         assert not shows_the_same(other, exported_constants(other))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"""Say what', 'f"""Say what', r"templates.py:4: system_prompt_for_SThought is no plain string"),
+        (
+            '"""Say what',
+            'f"""Say what',
+            r"templates.py:4: system_prompt_for_SThought is no plain string",
+        ),
         ('"Answer."', '"Answer" + "."', r"system_prompt_for_model_pxy is no plain string"),
         ('"Answer."', '"  "', r"system_prompt_for_model_pxy is empty"),
-        ("base_prompt_for_model_pxy", "other", r"the constant base_prompt_for_model_pxy is missing"),
-        ("raise SystemExit", "system_prompt_for_SThought = 'x'\nraise SystemExit", r"assigned a second time"),
-        ("raise SystemExit", "system_prompt_for_SThought += 'x'\nraise SystemExit", r"assigned a second time"),
+        (
+            "base_prompt_for_model_pxy",
+            "other",
+            r"the constant base_prompt_for_model_pxy is missing",
+        ),
+        (
+            "raise SystemExit",
+            "system_prompt_for_SThought = 'x'\nraise SystemExit",
+            r"assigned a second time",
+        ),
+        (
+            "raise SystemExit",
+            "system_prompt_for_SThought += 'x'\nraise SystemExit",
+            r"assigned a second time",
+        ),
         ("raise SystemExit", "raise SystemExit(((", r"templates.py:\d+: not Python"),
-        ("{agent_golden_response}", "{mood}", r"base_prompt_for_SThought: found the field \{mood\}"),
-        ("{user_persona}", "{user_persona!r}", r"found the field \{user_persona\}; accepted are .* plain"),
+        (
+            "{agent_golden_response}",
+            "{mood}",
+            r"base_prompt_for_SThought: found the field \{mood\}",
+        ),
+        (
+            "{user_persona}",
+            "{user_persona!r}",
+            r"found the field \{user_persona\}; accepted are .* plain",
+        ),
         ("{user_persona}", "{user_persona", r"no template of str.format"),
         ("{str_dialogue_context}", "", r"the field \{str_dialogue_context\} is missing"),
     ],
@@ -113,7 +152,9 @@ def test_a_malformed_file_is_refused_by_name(release, tmp_path, old, new, messag
 
 
 def test_the_file_must_be_there(tmp_path):
-    with pytest.raises(ArtifactError, match=r"templates.py: no such file. Give the folder of the public code"):
+    with pytest.raises(
+        ArtifactError, match=r"templates.py: no such file. Give the folder of the public code"
+    ):
         read_templates(tmp_path)
     (tmp_path / "templates.py").write_bytes(b"x = '\xff'")
     with pytest.raises(ArtifactError, match=r"templates.py:1: byte 5 is not UTF-8"):

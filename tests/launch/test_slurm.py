@@ -1,4 +1,6 @@
-"""launch/slurm.sh warns the run once, and requeues it as long as it is worth it. Slurm's commands are stand-ins."""
+"""launch/slurm.sh warns the run once, and requeues it as long as it is worth it. Slurm's commands
+are stand-ins.
+"""
 
 import os
 import signal
@@ -12,7 +14,8 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sh"
 
 COMMANDS = {
     "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> calls; fi',
-    # The step's process is the launcher itself, as on a node; its signal goes to that process alone.
+    # The step's process is the launcher itself, as on a node; its signal goes to that process
+    # alone.
     "srun": 'echo $$ > step; while [ "$1" != bash ]; do shift; done; SLURM_NODEID=0 exec "$@"',
     "scancel": 'echo "scancel $*" >> calls; kill -TERM "$(cat step)"',
     "accelerate": """

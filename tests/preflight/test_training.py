@@ -1,4 +1,6 @@
-"""What stands in the way of a run is said before anything is loaded, asked or trained, and all of it at once."""
+"""What stands in the way of a run is said before anything is loaded, asked or trained, and all of
+it at once.
+"""
 
 import copy
 import json
@@ -35,15 +37,29 @@ VALUES = {
     "estimator_sft": SFT,
     "estimator_rl": {**RL, "max_completion_length": 8, "rewards": {"judge": "overlap"}},
 }
-SHAPE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def write_base(folder, config_class=LlamaConfig, model_class=LlamaForCausalLM, **more):
     tokenizer = tiny_tokenizer([*vocabulary(), "I", "Ann", "Hi!", "do."])
     tokenizer.save_pretrained(folder)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    ids = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
     config = config_class(
-        vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=POSITIONS, **SHAPE, **ids, **more
+        vocab_size=len(tokenizer),
+        num_key_value_heads=2,
+        max_position_embeddings=POSITIONS,
+        **SHAPE,
+        **ids,
+        **more,
     )
     model_class(config).save_pretrained(folder)
     return str(folder)
@@ -52,7 +68,12 @@ def write_base(folder, config_class=LlamaConfig, model_class=LlamaForCausalLM, *
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     made = tmp_path_factory.mktemp("bases")
-    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    experts = {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "decoder_sparse_step": 1,
+    }
     return {
         "BASE": write_base(made / "base"),
         "EXPERTS": write_base(made / "experts", Qwen3MoeConfig, Qwen3MoeForCausalLM, **experts),
@@ -107,7 +128,9 @@ def test_a_recipe_that_fits_is_built_and_nothing_is_written(draft, bases, tmp_pa
     found = draft()
     assert [len(found.data.train), len(found.data.validation)] == [6, 2]
     assert set(found.data.tests) == {"IDTest", "OOD1Test", "OOD2Test", "OOD3Test"}
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "data.json"}
+    after = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "data.json"
+    }
     assert after == before
 
 
@@ -133,12 +156,36 @@ def with_traces(trace, *splits):
 
 
 STANDS_IN_THE_WAY = {
-    "an example that is too long": ({}, lengthen("IDTest", [3]), r"IDTest-3.*: needs 2\d\d tokens.*1 of 8 in IDTest"),
-    "a split that drop empties": (drop(), lengthen("OOD2Test", range(8)), r"OOD2Test: none of its 8 examples fits"),
-    "a validation part that leaves nothing": ({"data.validation": 8}, None, "IDTrain has 8 usable examples, and data"),
-    "a limit of a split that is not there": ({"data.limit": {"OOD4Test": 2}}, None, "split 'OOD4Test' is needed"),
-    "more room than the base has": ({"model.max_length": 4096}, None, "max_length: found 4096; the base .* holds 128"),
-    "reasonings beyond the base": ({"model.max_reasoning_tokens": 100}, None, "needs 1[0-9]{2} tokens with its reas"),
+    "an example that is too long": (
+        {},
+        lengthen("IDTest", [3]),
+        r"IDTest-3.*: needs 2\d\d tokens.*1 of 8 in IDTest",
+    ),
+    "a split that drop empties": (
+        drop(),
+        lengthen("OOD2Test", range(8)),
+        r"OOD2Test: none of its 8 examples fits",
+    ),
+    "a validation part that leaves nothing": (
+        {"data.validation": 8},
+        None,
+        "IDTrain has 8 usable examples, and data",
+    ),
+    "a limit of a split that is not there": (
+        {"data.limit": {"OOD4Test": 2}},
+        None,
+        "split 'OOD4Test' is needed",
+    ),
+    "more room than the base has": (
+        {"model.max_length": 4096},
+        None,
+        "max_length: found 4096; the base .* holds 128",
+    ),
+    "reasonings beyond the base": (
+        {"model.max_reasoning_tokens": 100},
+        None,
+        "needs 1[0-9]{2} tokens with its reas",
+    ),
     "completions beyond the base": (
         {"connector_rl.max_completion_length": 100},
         None,
@@ -150,7 +197,11 @@ STANDS_IN_THE_WAY = {
         r"estimator_rl\.max_completion_length: found 99; .*response with its prompt of 1\d\d tokens",
     ),
     "a judge's question beyond the base": (
-        {"estimator_rl.max_completion_length": 60, "estimator_rl.rewards": {"judge": "base"}, "model.max_length": 100},
+        {
+            "estimator_rl.max_completion_length": 60,
+            "estimator_rl.rewards": {"judge": "base"},
+            "model.max_length": 100,
+        },
         lambda data: None,
         "a judge's question|a response with its prompt",
     ),
@@ -170,31 +221,81 @@ STANDS_IN_THE_WAY = {
         "baselines.oracle .* 'IDTest-0': no trace",
     ),
     "a key that is not there": (
-        {"traces": {"teacher": "endpoint", "model": "m", "base_url": "http://h/v1", "api_key_env": "NOT_SET"}},
+        {
+            "traces": {
+                "teacher": "endpoint",
+                "model": "m",
+                "base_url": "http://h/v1",
+                "api_key_env": "NOT_SET",
+            }
+        },
         None,
         "'NOT_SET' is not set",
     ),
-    "a teacher that is not there": ({"traces": {"teacher": "local", "model": "./nobody"}}, None, "'./nobody'"),
-    "a target that is not in the model": ({"model.lora.target_modules": ["q_proj", "nope"]}, None, "'nope' is not in"),
-    "targets none of which is": ({"model.lora.target_modules": ["c_attn"]}, None, "found 'c_attn', none of which"),
+    "a teacher that is not there": (
+        {"traces": {"teacher": "local", "model": "./nobody"}},
+        None,
+        "'./nobody'",
+    ),
+    "a target that is not in the model": (
+        {"model.lora.target_modules": ["q_proj", "nope"]},
+        None,
+        "'nope' is not in",
+    ),
+    "targets none of which is": (
+        {"model.lora.target_modules": ["c_attn"]},
+        None,
+        "found 'c_attn', none of which",
+    ),
     "no target": ({"model.lora.target_modules": []}, None, "target_modules"),
-    "the head": ({"model.lora.target_modules": ["q_proj", "lm_head"]}, None, "lm_head is the model's embedding or"),
-    "the embedding": ({"model.lora.target_modules": ["embed_tokens"]}, None, "embed_tokens is the model's embed"),
-    "a norm": ({"model.lora.target_modules": ["input_layernorm"]}, None, "PEFT cannot put such an adapter"),
-    "a pattern that is none": ({"model.lora.target_modules": "((("}, None, "PEFT cannot put such an adapter"),
-    "a layer that is not there": ({"model.lora.layers_to_transform": [0, 7]}, None, "found 7; the model has layers 0"),
-    "a layer before the first": ({"model.lora.layers_to_transform": [-1]}, None, "layers_to_transform"),
+    "the head": (
+        {"model.lora.target_modules": ["q_proj", "lm_head"]},
+        None,
+        "lm_head is the model's embedding or",
+    ),
+    "the embedding": (
+        {"model.lora.target_modules": ["embed_tokens"]},
+        None,
+        "embed_tokens is the model's embed",
+    ),
+    "a norm": (
+        {"model.lora.target_modules": ["input_layernorm"]},
+        None,
+        "PEFT cannot put such an adapter",
+    ),
+    "a pattern that is none": (
+        {"model.lora.target_modules": "((("},
+        None,
+        "PEFT cannot put such an adapter",
+    ),
+    "a layer that is not there": (
+        {"model.lora.layers_to_transform": [0, 7]},
+        None,
+        "found 7; the model has layers 0",
+    ),
+    "a layer before the first": (
+        {"model.lora.layers_to_transform": [-1]},
+        None,
+        "layers_to_transform",
+    ),
     "an adapter of one role": (
         {"model.connector": {"lora": {"target_modules": ["nope"]}}},
         None,
         r"model\.connector\.lora\.target_modules: found 'nope'",
     ),
     "dropout on fused experts": (
-        {"model.base": "EXPERTS", "model.lora": {"target_modules": "all-linear", "lora_dropout": 0.1}},
+        {
+            "model.base": "EXPERTS",
+            "model.lora": {"target_modules": "all-linear", "lora_dropout": 0.1},
+        },
         None,
         "Set lora_dropout to 0",
     ),
-    "attention that is not installed": ({"model.attention": "flash_attention_2"}, None, "attention"),
+    "attention that is not installed": (
+        {"model.attention": "flash_attention_2"},
+        None,
+        "attention",
+    ),
     "a base that is not there": ({"model.base": "./nobody"}, None, "'./nobody'"),
     "a device that is none": ({"model.device": "abacus"}, None, "abacus"),
     "a subset of one": (
@@ -212,7 +313,11 @@ STANDS_IN_THE_WAY = {
         None,
         "'nobody' is not in the data",
     ),
-    "a file that is not there": ({"remid.responses": {"m": "no.jsonl"}}, None, r"no\.jsonl: no such file"),
+    "a file that is not there": (
+        {"remid.responses": {"m": "no.jsonl"}},
+        None,
+        r"no\.jsonl: no such file",
+    ),
 }
 
 
@@ -223,7 +328,9 @@ def write_responses(tmp_path, data):
         "LONG.jsonl": dict.fromkeys(ids, "I do.") | {"OOD3Test-0": "I " * 60},
         "ODD.jsonl": dict.fromkeys(ids, "I do.") | {"nobody": "I do."},
     }.items():
-        lines = [json.dumps({"sample_ID": key, "response": text}) + "\n" for key, text in texts.items()]
+        lines = [
+            json.dumps({"sample_ID": key, "response": text}) + "\n" for key, text in texts.items()
+        ]
         (tmp_path / name).write_text("".join(lines))
 
 
@@ -244,7 +351,12 @@ def test_what_stands_in_the_way_is_named(draft, tmp_path, what):
 FITS = {
     "traces of rows that are held out": {"traces": {"teacher": "file", "path": "TRACES"}},
     "no key where the teacher was asked": {
-        "traces": {"teacher": "endpoint", "model": "m", "base_url": "http://h/v1", "api_key_env": "NOT_SET"}
+        "traces": {
+            "teacher": "endpoint",
+            "model": "m",
+            "base_url": "http://h/v1",
+            "api_key_env": "NOT_SET",
+        }
     },
     "rows that are dropped": drop(),
     "no adapter": {"model.tuning": "full", "model.lora": {}},
@@ -258,13 +370,20 @@ def test_what_does_not_stand_in_the_way(draft, tmp_path, what):
         changes["traces"]["path"] = str(tmp_path / "traces.jsonl")
         rows = [{"sample_ID": f"IDTrain-{number}", "trace": well_formed()} for number in range(8)]
         (tmp_path / "traces.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    found = draft(changes, lengthen("IDTrain", [0]) if "dropped" in what else None, asks_teacher="asked" not in what)
+    found = draft(
+        changes,
+        lengthen("IDTrain", [0]) if "dropped" in what else None,
+        asks_teacher="asked" not in what,
+    )
     if "dropped" in what:
         assert [part.sample_ids for part in found.sifted.left_out] == [["IDTrain-0"]]
 
 
 def test_layers_need_modules_by_name(draft):
-    with pytest.raises(CoevolveError, match=r"layers_to_transform needs target_modules as a list; found 'all-linear'"):
+    with pytest.raises(
+        CoevolveError,
+        match=r"layers_to_transform needs target_modules as a list; found 'all-linear'",
+    ):
         draft({"model.lora": {"target_modules": "all-linear", "layers_to_transform": [0]}})
 
 

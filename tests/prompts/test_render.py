@@ -1,4 +1,6 @@
-"""Nothing in the data can change a prompt's structure, and the boundary between prompt and response is a fact."""
+"""Nothing in the data can change a prompt's structure, and the boundary between prompt and response
+is a fact.
+"""
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +23,9 @@ def byte_tokenizer(template: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(CONTROL[2:])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
     )
     if template:
         fast.chat_template = (
@@ -42,13 +46,17 @@ def example(persona="A sailor.", character=None, turns=("Hello.",), response="Hi
 
 
 def structure(render, prompt):
-    """What a model could take for structure: control tokens, headings, fences and numbered turns, in order."""
+    """What a model could take for structure: control tokens, headings, fences and numbered turns,
+    in order.
+    """
     ids = render.prompt_ids(prompt)
     control = [token for token in render.tokenizer.convert_ids_to_tokens(ids) if token in CONTROL]
     lines = [
         line.partition(":")[0]
         for line in prompt.split("\n")
-        if line.lstrip().startswith(("## ", "```", *render.prompts.sections, "User Query ", "Agent Response "))
+        if line.lstrip().startswith(
+            ("## ", "```", *render.prompts.sections, "User Query ", "Agent Response ")
+        )
     ]
     return control, lines
 
@@ -70,14 +78,21 @@ def test_markers_in_the_data_stay_text(render, text):
     plain = example(persona="one\ntwo", character="three", turns=("a", "b", "c"))
     hostile = example(persona=text, character=text, turns=(text, text, text), response=text)
     features = f"{render.prompts.sections[-1]} {text}"
-    assert structure(render, render.connector(hostile)) == structure(render, render.connector(plain))
+    assert structure(render, render.connector(hostile)) == structure(
+        render, render.connector(plain)
+    )
     harmless = f"{render.prompts.sections[-1]} warm"
-    assert structure(render, render.estimator(hostile, None)) == structure(render, render.estimator(plain, None))
-    # A heading inside the features ends or restarts them; whatever is left of them adds no structure.
+    assert structure(render, render.estimator(hostile, None)) == structure(
+        render, render.estimator(plain, None)
+    )
+    # A heading inside the features ends or restarts them; whatever is left of them adds no
+    # structure.
     assert structure(render, render.estimator(hostile, features)) == structure(
         render, render.estimator(plain, harmless)
     )
-    assert structure(render, render.judge(harmless, text)) == structure(render, render.judge(harmless, "fine"))
+    assert structure(render, render.judge(harmless, text)) == structure(
+        render, render.judge(harmless, "fine")
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,7 +115,9 @@ def test_a_response_ends_its_turn_once_and_reads_back(render, text):
 def test_turns_are_numbered_by_exchange():
     render = Renderer(prompt_set("brief"), byte_tokenizer())
     context = render.context(example(turns=("q1", "a1", "q2")))
-    assert context.endswith("User Query 1: q1\nAgent Response 1: a1\nUser Query 2: q2\nAgent Response 2:")
+    assert context.endswith(
+        "User Query 1: q1\nAgent Response 1: a1\nUser Query 2: q2\nAgent Response 2:"
+    )
 
 
 def test_the_end_of_turn_is_the_chat_templates_own():

@@ -1,4 +1,6 @@
-"""A prompt set that comes from a manifest is plain text and plain fields: none of it runs, and none of it grows."""
+"""A prompt set that comes from a manifest is plain text and plain fields: none of it runs, and none
+of it grows.
+"""
 
 import re
 import time
@@ -17,18 +19,39 @@ VALUES = prompt_set("roleplay").to_dict()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"user_turn": "{k:9999999999} {text}"}, "user_turn has the field {k:9999999999}; accepted are k, text, plain"),
-        ({"user_turn": "{text!r}"}, "user_turn has the field {text!r}; accepted are k, text, plain"),
+        (
+            {"user_turn": "{k:9999999999} {text}"},
+            "user_turn has the field {k:9999999999}; accepted are k, text, plain",
+        ),
+        (
+            {"user_turn": "{text!r}"},
+            "user_turn has the field {text!r}; accepted are k, text, plain",
+        ),
         ({"agent_turn": "{text:{k}}"}, "agent_turn has the field {text:{k}}"),
-        ({"context": "{dialogue.__class__.__mro__}"}, "context has the field {dialogue.__class__.__mro__}"),
+        (
+            {"context": "{dialogue.__class__.__mro__}"},
+            "context has the field {dialogue.__class__.__mro__}",
+        ),
         ({"context": "{dialogue[0]}"}, "context has the field {dialogue[0]}"),
-        ({"context": "{context}"}, "context has the field {context}; accepted are user_persona, agent_character, dial"),
-        ({"direct_user": "{features}"}, "direct_user has the field {features}; accepted are context, user_persona"),
+        (
+            {"context": "{context}"},
+            "context has the field {context}; accepted are user_persona, agent_character, dial",
+        ),
+        (
+            {"direct_user": "{features}"},
+            "direct_user has the field {features}; accepted are context, user_persona",
+        ),
         ({"next_turn": "{}"}, "next_turn has the field {}; accepted are k, plain"),
         ({"judge_user": "{response"}, "judge_user is no template of str.format"),
         ({"teacher_user": "}"}, "teacher_user is no template of str.format (Single '}'"),
-        ({"connector_user": "{context}" * 11}, "connector_user has the field {context} 11 times; accepted are 10"),
-        ({"estimator_user": "x" * 100_001}, "estimator_user has 100,001 characters; accepted are 100,000"),
+        (
+            {"connector_user": "{context}" * 11},
+            "connector_user has the field {context} 11 times; accepted are 10",
+        ),
+        (
+            {"estimator_user": "x" * 100_001},
+            "estimator_user has 100,001 characters; accepted are 100,000",
+        ),
         ({"estimator_system": None}, "estimator_system is None; accepted is text"),
         ({"no_features": 3}, "no_features is 3; accepted is text"),
         ({"turn_separator": ["a"]}, "turn_separator is ('a',); accepted is text"),
@@ -69,7 +92,9 @@ def test_prompts_that_are_missing(manifest, message):
         read_prompts(manifest, "folder")
 
 
-@pytest.mark.parametrize("label", [r"(aa|a)(aa|a)(aa|a)\d+:", r"\[User\] \d+\.", "(User Query|Agent Response) #"])
+@pytest.mark.parametrize(
+    "label", [r"(aa|a)(aa|a)(aa|a)\d+:", r"\[User\] \d+\.", "(User Query|Agent Response) #"]
+)
 def test_no_text_makes_an_accepted_label_slow(label):
     prompts = PromptSet.from_dict({**VALUES, "labels": [label]})
     pattern = _harmful_pattern(prompts, SimpleNamespace(added_tokens_decoder={}))

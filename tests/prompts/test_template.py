@@ -1,6 +1,8 @@
-"""Where an answer begins and ends under the kinds of chat templates that models come with; scoring agrees with it.
+"""Where an answer begins and ends under the kinds of chat templates that models come with; scoring
+agrees with it.
 
-The kinds are in our own words, on small tokenizers. The table stands in `coevolve/scoring/README.md`.
+The kinds are in our own words, on small tokenizers. The table stands in
+`coevolve/scoring/README.md`.
 """
 
 import copy
@@ -14,7 +16,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import coevolve.scoring
@@ -48,9 +58,9 @@ BARS = (
 
 def thinking(closes: str, opens: str = "<think>\n") -> str:
     """ChatML whose generation prompt opens a thought; a conversation has `closes` before an answer."""
-    return CHATML.replace("{{ m.content }}", "{{ '" + closes + "' if m.role == 'assistant' }}{{ m.content }}").replace(
-        "assistant\n{% endif", f"assistant\n{opens}" + "{% endif"
-    )
+    return CHATML.replace(
+        "{{ m.content }}", "{{ '" + closes + "' if m.role == 'assistant' }}{{ m.content }}"
+    ).replace("assistant\n{% endif", f"assistant\n{opens}" + "{% endif")
 
 
 @dataclass(frozen=True)
@@ -59,10 +69,12 @@ class Kind:
 
     Attributes:
         like: models that have such a one.
-        before: what stands between the last user message and the answer, the end of the user's turn included.
+        before: what stands between the last user message and the answer, the end of the user's turn
+            included.
         closing: the tokens that end the answer.
-        tokenizer: `bytes` (byte-level BPE, as most have it), `pieces` (as sentencepiece: a text begins with a space) or
-            `swallowing` (the same, and the roles are tokens that swallow the white space behind them).
+        tokenizer: `bytes` (byte-level BPE, as most have it), `pieces` (as sentencepiece: a text
+            begins with a space) or `swallowing` (the same, and the roles are tokens that swallow
+            the white space behind them).
         own_system: whether a system message has a place.
         amid: the end of turn only shows where another turn follows.
         unthought: what an answer has to begin with in a conversation, so that no thought is open.
@@ -83,7 +95,9 @@ class Kind:
 
 
 KINDS = {
-    "ChatML": Kind("SmolLM2, Qwen2.5", CHATML, "<|im_end|>\n<|im_start|>assistant\n", ("<|im_end|>",)),
+    "ChatML": Kind(
+        "SmolLM2, Qwen2.5", CHATML, "<|im_end|>\n<|im_start|>assistant\n", ("<|im_end|>",)
+    ),
     "always a generation prompt": Kind(
         "Llama-3 (the first one)",
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant\n",
@@ -95,15 +109,24 @@ KINDS = {
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         + ALTERNATE
         + "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}" + OPENS + "<start_of_turn>model\n{% endif %}",
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        + OPENS
+        + "<start_of_turn>model\n{% endif %}",
         "<end_of_turn>\n<start_of_turn>model\n",
         ("<end_of_turn>",),
         own_system=False,
     ),
     "no system role, roles alternate": Kind(
-        "Mistral, Mixtral", ALTERNATE + INSTRUCT, " [/INST] ", ("</s>",), tokenizer="pieces", own_system=False
+        "Mistral, Mixtral",
+        ALTERNATE + INSTRUCT,
+        " [/INST] ",
+        ("</s>",),
+        tokenizer="pieces",
+        own_system=False,
     ),
-    "the same, byte-level": Kind("", ALTERNATE + INSTRUCT, " [/INST] ", ("</s>",), own_system=False),
+    "the same, byte-level": Kind(
+        "", ALTERNATE + INSTRUCT, " [/INST] ", ("</s>",), own_system=False
+    ),
     "a system message is left out": Kind(
         "",
         CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
@@ -121,10 +144,13 @@ KINDS = {
         ("\u2581", "</s>"),
         tokenizer="pieces",
     ),
-    "a line break, then sentencepiece": Kind("Zephyr", BARS, "</s>\n<|assistant|>\n", ("</s>",), tokenizer="pieces"),
+    "a line break, then sentencepiece": Kind(
+        "Zephyr", BARS, "</s>\n<|assistant|>\n", ("</s>",), tokenizer="pieces"
+    ),
     "a control token swallows it": Kind(
         "Phi-3",
-        BARS.replace("{{ eos_token }}", "<|end|>") + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
+        BARS.replace("{{ eos_token }}", "<|end|>")
+        + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
         "<|end|>\n<|assistant|>\n",
         ("<|end|>",),
         tokenizer="swallowing",
@@ -147,7 +173,9 @@ KINDS = {
         "\n\n### Response:\n",
         ("</s>",),
     ),
-    "a thought is opened": Kind("R1, distilled", thinking(""), "<|im_end|>\n<|im_start|>assistant\n", ("<|im_end|>",)),
+    "a thought is opened": Kind(
+        "R1, distilled", thinking(""), "<|im_end|>\n<|im_start|>assistant\n", ("<|im_end|>",)
+    ),
     "a thought is opened, and closed": Kind(
         "Qwen3-Thinking",
         thinking("<think>\\n\\n</think>\\n\\n"),
@@ -189,13 +217,20 @@ KINDS = {
     ),
 }
 
-HIDDEN = "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-GLUED = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}" + OPENS + "<assistant>{% endif %}"
+HIDDEN = (
+    "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+)
+GLUED = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    + OPENS
+    + "<assistant>{% endif %}"
+)
 REFUSED = {
     "answers are not shown": (HIDDEN, {}, "does not say where an answer begins"),
     "opening and answer merge": (GLUED, {}, "does not say where an answer begins"),
     "it refuses an answer": (
-        CHATML + "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no answers') }}{% endif %}",
+        CHATML
+        + "{% if messages[-1].role == 'assistant' %}{{ raise_exception('no answers') }}{% endif %}",
         {},
         "refuses the messages: no answers. Use a model whose template takes turns in exchange",
     ),
@@ -214,7 +249,15 @@ REFUSED = {
 CONTROL = (
     *("<s>", "</s>"),
     *("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "[gMASK]", "<sop>"),
-    *("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    *(
+        "<|start|>",
+        "<|channel|>",
+        "<|message|>",
+        "<|end|>",
+        "<|return|>",
+        "<|START_RESPONSE|>",
+        "<|END_RESPONSE|>",
+    ),
 )
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 ADDED = ("<think>", "</think>", "<tool_call>")
@@ -227,29 +270,46 @@ TEXT = (
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer, or one that does what sentencepiece does in Llama-2."""
     if kind == "bytes":
-        bpe = _trained(pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet())
+        bpe = _trained(
+            pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()
+        )
         bpe.decoder = decoders.ByteLevel()
     else:
         made = json.loads(_trained(pre_tokenizers.Metaspace(), ()).to_str())["model"]
         tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *made["vocab"]]
         vocabulary = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
         merges = [tuple(merge) for merge in made["merges"]]
-        bpe = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        bpe.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-        pieces = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        bpe = Tokenizer(
+            models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+        )
+        bpe.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
+        pieces = [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
         bpe.decoder = decoders.Sequence(pieces)
     bpe.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL])
     if kind != "pieces":
         swallows = kind == "swallowing"
-        bpe.add_special_tokens([AddedToken(token, normalized=False, rstrip=swallows) for token in ROLES])
+        bpe.add_special_tokens(
+            [AddedToken(token, normalized=False, rstrip=swallows) for token in ROLES]
+        )
     bpe.add_tokens([AddedToken(token, normalized=False) for token in ADDED])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
 
 
 def _trained(pre_tokenizer: pre_tokenizers.PreTokenizer, alphabet: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=list(alphabet), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=list(alphabet), show_progress=False
+    )
     tokenizer.train_from_iterator([TEXT] * 4, trainer)
     return tokenizer
 
@@ -279,7 +339,12 @@ def build_model():
 
     def build(vocabulary):
         torch.manual_seed(0)
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        shape = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
         return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape)).eval()
 
     return build
@@ -298,7 +363,9 @@ def test_prompt_and_response_are_what_the_conversation_begins_with(
             text, begin, end = conversation(tokenizer, chat, answer, **kind.special)
             assert text[:begin].endswith(chat[-1]["content"] + kind.before)
             pairs.append(cut(tokenizer, text, begin, end, kind.closing))
-            assert (render.prompt_ids(render.chat(chat)), render.response_ids(answer)) == pairs[-1], (chat, answer)
+            assert (render.prompt_ids(render.chat(chat)), render.response_ids(answer)) == pairs[
+                -1
+            ], (chat, answer)
     assert (render.date is None) == ("strftime_now" not in kind.template)
     model = build_model(len(tokenizer))
     prompts, responses = zip(*pairs[::5], strict=True)
@@ -335,7 +402,10 @@ def test_the_table_of_templates_stands_beside_scoring(make):
 
 def test_a_system_message_that_is_left_out_is_said_once(make, caplog):
     for prompts in ("brief", "roleplay"):
-        Renderer(prompt_set(prompts), make(KINDS["a system message is left out"].template, name_or_path="silent"))
+        Renderer(
+            prompt_set(prompts),
+            make(KINDS["a system message is left out"].template, name_or_path="silent"),
+        )
     assert [record.message for record in caplog.records] == [
         "The chat template of 'silent' leaves out system messages; here they go in front of the user's message."
     ]
@@ -345,7 +415,9 @@ def test_a_system_message_that_is_left_out_is_said_once(make, caplog):
 
 
 def test_a_thought_that_is_not_opened_any_more_is_said(make, caplog):
-    Renderer(prompt_set("brief"), make(KINDS["a thought is opened"].template, name_or_path="thinks"))
+    Renderer(
+        prompt_set("brief"), make(KINDS["a thought is opened"].template, name_or_path="thinks")
+    )
     assert ["opens a <think>" in record.message for record in caplog.records] == [True]
 
 
@@ -353,26 +425,35 @@ def test_a_prompt_whose_generation_prompt_is_another_one_is_refused(make):
     """What was found when the tokenizer was loaded must hold for every prompt."""
     opens = "assistant\n{{ '<think>\n' if 'Lisbon' not in messages[-1].content }}{% endif"
     render = Renderer(prompt_set("brief"), make(CHATML.replace("assistant\n{% endif", opens)))
-    assert render.chat([{"role": "user", "content": "Where to?"}]).endswith("<|im_start|>assistant\n")
+    assert render.chat([{"role": "user", "content": "Where to?"}]).endswith(
+        "<|im_start|>assistant\n"
+    )
     with pytest.raises(ArtifactError, match="so where its answer begins is not known"):
         render.chat([{"role": "user", "content": "To Lisbon?"}])
 
 
 def test_the_date_is_the_one_that_was_given(make, chats):
     tokenizer = make(KINDS["channels"].template)
-    prompts = {day: Renderer(prompt_set("brief"), tokenizer, date=day) for day in ("2024-02-29", "2031-12-01")}
+    prompts = {
+        day: Renderer(prompt_set("brief"), tokenizer, date=day)
+        for day in ("2024-02-29", "2031-12-01")
+    }
     for day, render in prompts.items():
         assert render.date == day and render.shown_date == {"template_date": day}
         assert f"It is {day}." in render.chat(chats[0])
     assert Renderer(prompt_set("brief"), make(CHATML), date="2024-02-29").shown_date == {}
-    with pytest.raises(ArtifactError, match="template_date: found 'today'; accepted is a day such as"):
+    with pytest.raises(
+        ArtifactError, match="template_date: found 'today'; accepted is a day such as"
+    ):
         Renderer(prompt_set("brief"), tokenizer, date="today")
 
 
 @pytest.mark.parametrize("begin", ["{% if true %}\nx{% endif %}", " {% set a = 1 %}", "\n", ""])
 @pytest.mark.parametrize("code", ["%d %b %Y", "%-d. %B %y", "%A, %j", "%Y-%m-%d"])
 def test_the_fixed_clock_changes_nothing_but_the_time(make, chats, begin, code):
-    """White space at a template's beginning, and a macro's use of the clock, are as with the library's own."""
+    """White space at a template's beginning, and a macro's use of the clock, are as with the
+    library's own.
+    """
     tokenizer, day = make(CHATML), datetime.date.today()
     show = f"{{{{ strftime_now('{code}') }}}}"
     if_known = "{% if strftime_now is defined %}" + show + "{% endif %}"
@@ -380,15 +461,25 @@ def test_the_fixed_clock_changes_nothing_but_the_time(make, chats, begin, code):
     for template in (begin + show, begin + if_known, begin + in_macro):
         plain = tokenizer.apply_chat_template(chats[0], chat_template=template, tokenize=False)
         assert day.strftime(code) in plain
-        clock = {"chat_template": CLOCK + template, "calendar": {f"%{c}": day.strftime(f"%{c}") for c in CODES}}
+        clock = {
+            "chat_template": CLOCK + template,
+            "calendar": {f"%{c}": day.strftime(f"%{c}") for c in CODES},
+        }
         assert tokenizer.apply_chat_template(chats[0], tokenize=False, **clock) == plain
 
 
-@pytest.mark.parametrize("kind", ["ChatML", "a line break, then sentencepiece", "a space before the end"])
+@pytest.mark.parametrize(
+    "kind", ["ChatML", "a line break, then sentencepiece", "a space before the end"]
+)
 def test_added_tokens_in_a_response_stay_text(kind, make):
     tokenizer = make(KINDS[kind].template, KINDS[kind].tokenizer)
     render = Renderer(prompt_set("brief"), tokenizer)
-    for text in ("Aye </think> so <tool_call>", "<think>", "</s> stop <|im_end|></think>", "a <<think> b"):
+    for text in (
+        "Aye </think> so <tool_call>",
+        "<think>",
+        "</s> stop <|im_end|></think>",
+        "a <<think> b",
+    ):
         ids = render.response_ids(text)
         written = ids[: len(ids) - len(KINDS[kind].closing)]
         assert not set(written) & set(tokenizer.added_tokens_decoder)
@@ -396,7 +487,9 @@ def test_added_tokens_in_a_response_stay_text(kind, make):
 
 
 def test_what_every_answer_begins_with_has_its_place_too(make, conversation, cut):
-    """The reference's prompts have the estimator's answers begin in a heading; its ids are the prompt's."""
+    """The reference's prompts have the estimator's answers begin in a heading; its ids are the
+    prompt's.
+    """
     prompts = dataclasses.replace(prompt_set("brief"), response_start="## Response\n")
     kind = KINDS["a line break, then sentencepiece"]
     tokenizer = make(kind.template, kind.tokenizer)
@@ -405,7 +498,10 @@ def test_what_every_answer_begins_with_has_its_place_too(make, conversation, cut
     chat = render.estimator_messages(example, None)
     text, begin, end = conversation(tokenizer, chat, "## Response\nLisbon.")
     expected = cut(tokenizer, text, begin + len("## Response\n"), end, kind.closing)
-    assert (render.prompt_ids(render.estimator(example, None)), render.response_ids("Lisbon.")) == expected
+    assert (
+        render.prompt_ids(render.estimator(example, None)),
+        render.response_ids("Lisbon."),
+    ) == expected
     other = KINDS["a space before the end"]
     with pytest.raises(ArtifactError, match="does not say where an answer begins"):
         Renderer(prompts, make(other.template, other.tokenizer))
@@ -426,29 +522,45 @@ def test_a_generation_stops_at_every_end_that_template_tokenizer_and_model_know(
     tokenizer = make(CHATML)
     render = Renderer(prompt_set("brief"), tokenizer)
     end, eos, other = tokenizer.convert_tokens_to_ids(["<|im_end|>", "</s>", "<|return|>"])
-    for known, stops in ((None, {end, eos}), (other, {end, eos, other}), ([other, end, 7], {end, eos, other})):
+    for known, stops in (
+        (None, {end, eos}),
+        (other, {end, eos, other}),
+        ([other, end, 7], {end, eos, other}),
+    ):
         model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=known))
         assert render.stop_ids(model)[0] == end and set(render.stop_ids(model)) == stops
-    assert 7 not in tokenizer.added_tokens_decoder  # a word, which a config from another vocabulary names
+    assert (
+        7 not in tokenizer.added_tokens_decoder
+    )  # a word, which a config from another vocabulary names
 
 
 def test_the_share_of_unknown_tokens():
     words = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0, "Aye": 1, "</s>": 2}, unk_token="<unk>")),
+        tokenizer_object=Tokenizer(
+            models.WordLevel({"<unk>": 0, "Aye": 1, "</s>": 2}, unk_token="<unk>")
+        ),
         **{"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"},
     )
     words.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.chat_template = "{% for m in messages %}{{ m.content }} </s> {% endfor %}"
     render = Renderer(prompt_set("world"), words)
-    assert [render.unknown_share(text) for text in ("Aye Aye", "Aye so Aye no", "so", "")] == [0, 0.5, 1, 0]
+    assert [render.unknown_share(text) for text in ("Aye Aye", "Aye so Aye no", "so", "")] == [
+        0,
+        0.5,
+        1,
+        0,
+    ]
     good, bad = "Aye " * 9 + "so", "Aye " * 8 + "so so"
     example = Example("a", "t", good, {"name": good}, (Turn("user", good),), good)
-    with pytest.raises(DataError, match="agent_character: 18% of its tokens"):  # with its name of a field
+    with pytest.raises(
+        DataError, match="agent_character: 18% of its tokens"
+    ):  # with its name of a field
         render.require_known(example, "x.json: IDTest")
     example = dataclasses.replace(example, agent_character=good)
     render.require_known(example, "x.json: IDTest", [good])
     sentence = (
-        r"^x.json: IDTest, sample_ID 'a': {}: 20% of its tokens are unknown to the tokenizer of .*; accepted is 10%"
+        r"^x.json: IDTest, sample_ID 'a': {}: 20% of its tokens are unknown to the tokenizer of .*; "
+        "accepted is 10%"
     )
     for field in ("user_persona", "golden_response"):
         with pytest.raises(DataError, match=sentence.format(f"(agent_)?{field}")):
@@ -458,18 +570,29 @@ def test_the_share_of_unknown_tokens():
 
 
 def test_prompts_and_responses_of_chatml_are_what_they_always_were(make, tmp_path):
-    """Figures stay: a template's generation prompt where it is right, and a response tokenised by itself."""
+    """Figures stay: a template's generation prompt where it is right, and a response tokenised by
+    itself.
+    """
     world = load_tokenizer(str(write_tiny_base(tmp_path, seed=0)))
     for prompts, tokenizer, texts in (
         ("brief", make(CHATML), ["Aye.", " so", "\n\nhm ", "\u4f60 \U0001f600", "<|im_end|> x"]),
-        ("world", world, [example.golden_response for example in world_corpus(0, train=2, test=2).examples]),
+        (
+            "world",
+            world,
+            [example.golden_response for example in world_corpus(0, train=2, test=2).examples],
+        ),
     ):
         render = Renderer(prompt_set(prompts), tokenizer)
         for example in world_corpus(0, train=2, test=2).examples:
             messages = render.estimator_messages(example, None)
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
             assert render.estimator(example, None) == text
             assert render.prompt_ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in texts:
             ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            assert render.response_ids(text) == [*ids, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+            assert render.response_ids(text) == [
+                *ids,
+                tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            ]

@@ -1,4 +1,6 @@
-"""A chat template that does not end is one sentence; everything else about signals and timers stays as it was."""
+"""A chat template that does not end is one sentence; everything else about signals and timers stays
+as it was.
+"""
 
 import signal
 import threading
@@ -39,18 +41,24 @@ def render(monkeypatch):
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<|end|>": 1}, "<unk>"))
 
     def run(template):
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|end|>", chat_template=template)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words, eos_token="<|end|>", chat_template=template
+        )
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|assistant|>"]})
         return Renderer(prompt_set("brief"), tokenizer).judge("Thought.", "Ahoy!")
 
     return run
 
 
-@pytest.mark.parametrize("when", ["true", "messages[-1].role == 'assistant'", "messages[-1].role == 'user'"])
+@pytest.mark.parametrize(
+    "when", ["true", "messages[-1].role == 'assistant'", "messages[-1].role == 'user'"]
+)
 @pytest.mark.parametrize("body", ENDLESS.values(), ids=ENDLESS)
 def test_a_template_without_end_is_one_sentence(render, body, when):
     began = time.monotonic()
-    with pytest.raises(ArtifactError, match=r"chat template of .* does not end within 0.2 seconds of computing"):
+    with pytest.raises(
+        ArtifactError, match=r"chat template of .* does not end within 0.2 seconds of computing"
+    ):
         render(f"{{% if {when} %}}{body}{{% endif %}}{CHATML}")
     assert time.monotonic() - began < 10
     assert "Ahoy!" in render(CHATML)

@@ -25,7 +25,9 @@ def test_a_shipped_recipe_loads_and_survives_the_run_file(path):
 def test_there_are_as_many_as_the_readme_says():
     folders = {path.parent.name for path in SHIPPED}
     assert folders == {"quickstart", "smollm2-135m", "qwen3-8b", "qwen3-4b", "llama3-8b"}
-    assert load_recipe(ROOT / "recipes" / "quickstart") == load_recipe(ROOT / "recipes" / "quickstart" / "config.yaml")
+    assert load_recipe(ROOT / "recipes" / "quickstart") == load_recipe(
+        ROOT / "recipes" / "quickstart" / "config.yaml"
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen3-8b", "qwen3-4b", "llama3-8b"])
@@ -36,11 +38,20 @@ def test_the_published_settings(name):
         assert (sft.warmup_ratio, sft.max_grad_norm) == (0.03, 0.3)
         assert (sft.train_batch_size, sft.micro_batch(1)) == (16, (4, 4))
     for rl, completion in ((recipe.connector_rl, 2048), (recipe.estimator_rl, 256)):
-        assert (rl.learning_rate, rl.num_generations, rl.max_completion_length) == (1e-5, 8, completion)
+        assert (rl.learning_rate, rl.num_generations, rl.max_completion_length) == (
+            1e-5,
+            8,
+            completion,
+        )
         assert rl.micro_batch(1) == (4, 8)
         assert rl.steps * rl.train_batch_size / rl.num_generations == 1000
     lora = recipe.model.lora
-    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (16, 32, 0.05, "all-linear")
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (
+        16,
+        32,
+        0.05,
+        "all-linear",
+    )
     assert recipe.connector_rl.rewards.target_words == 600 and recipe.model.dtype == "bfloat16"
 
 
@@ -56,8 +67,14 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
             ["connector_rl.rewards.likelyhood=1"],
             "connector_rl.rewards.likelyhood: unknown key; accepted are likelihood",
         ),
-        (["connector_rl.rewards.length=-0.1"], "connector_rl.rewards.length: found -0.1; input should be greater than"),
-        (["estimator_rl.rewards.format=.nan"], "estimator_rl.rewards.format: found nan; input should be"),
+        (
+            ["connector_rl.rewards.length=-0.1"],
+            "connector_rl.rewards.length: found -0.1; input should be greater than",
+        ),
+        (
+            ["estimator_rl.rewards.format=.nan"],
+            "estimator_rl.rewards.format: found nan; input should be",
+        ),
         (
             ["connector_rl.rewards={likelihood: 0, format: 0, length: 0}"],
             "connector_rl.rewards: all weights are 0; reinforcement learning needs a reward",
@@ -83,7 +100,10 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
             ],
             "estimator_rl: rewards.kernel_score compares a candidate with others; set num_generations to 3",
         ),
-        (["model.dtype=float8"], "model.dtype: found 'float8'; input should be 'float32', 'bfloat16' or 'float16'"),
+        (
+            ["model.dtype=float8"],
+            "model.dtype: found 'float8'; input should be 'float32', 'bfloat16' or 'float16'",
+        ),
         (["rounds.count=-1"], "rounds.count: found -1; input should be greater than or equal to 0"),
         (["rounds.phases=[estimator_sft]"], "put refresh before it"),
         (["connector_rl=null"], "the section connector_rl is missing"),
@@ -106,8 +126,14 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
             ["connector_rl.algorithm=rloo", "connector_rl.scale_rewards=none"],
             "scale_rewards: not an option of algorithm",
         ),
-        (["connector_rl.ppo.lam=0.5"], "connector_rl: ppo: not an option of algorithm grpo; leave it out, or set"),
-        (["connector_rl.ppo.lambda=0.5"], "connector_rl.ppo.lambda: unknown key; accepted are value_backbone, gamma"),
+        (
+            ["connector_rl.ppo.lam=0.5"],
+            "connector_rl: ppo: not an option of algorithm grpo; leave it out, or set",
+        ),
+        (
+            ["connector_rl.ppo.lambda=0.5"],
+            "connector_rl.ppo.lambda: unknown key; accepted are value_backbone, gamma",
+        ),
         (["connector_rl.loss_type=cispo"], "loss_type cispo needs epsilon_high"),
         (
             ["connector_rl.algorithm=ppo", "connector_rl.ppo.value_backbone=adapter"],
@@ -145,7 +171,10 @@ def test_a_wrong_value_is_named(overrides, message):
 def test_a_users_reward_is_named_with_its_weight():
     recipe = load_recipe(QUICKSTART, ["connector_rl.rewards.custom={my.rewards:brevity: 0.5}"])
     assert recipe.connector_rl.rewards.custom == {"my.rewards:brevity": 0.5}
-    assert recipe.connector_rl.rewards.likelihood == load_recipe(QUICKSTART).connector_rl.rewards.likelihood
+    assert (
+        recipe.connector_rl.rewards.likelihood
+        == load_recipe(QUICKSTART).connector_rl.rewards.likelihood
+    )
 
 
 def test_files_that_are_no_recipes(tmp_path):
@@ -162,7 +191,10 @@ def test_files_that_are_no_recipes(tmp_path):
 def test_an_override_of_one_section_leaves_its_yaml_twin_alone():
     recipe = load_recipe(QUICKSTART, ["cold_start.connector.learning_rate=0.5"])
     assert recipe.cold_start.connector.learning_rate == 0.5
-    assert recipe.cold_start.estimator.learning_rate == load_recipe(QUICKSTART).cold_start.estimator.learning_rate
+    assert (
+        recipe.cold_start.estimator.learning_rate
+        == load_recipe(QUICKSTART).cold_start.estimator.learning_rate
+    )
 
 
 def test_a_path_given_as_an_override_replaces_the_recipes_source():
@@ -173,7 +205,9 @@ def test_a_path_given_as_an_override_replaces_the_recipes_source():
 def test_extends_merges_section_by_section(tmp_path):
     parent = yaml.safe_load((QUICKSTART / "config.yaml").read_text())
     (tmp_path / "parent.yaml").write_text(yaml.safe_dump(parent))
-    (tmp_path / "child.yaml").write_text("extends: parent.yaml\nname: child\nrefresh: {examples: 7}\n")
+    (tmp_path / "child.yaml").write_text(
+        "extends: parent.yaml\nname: child\nrefresh: {examples: 7}\n"
+    )
     child = load_recipe(tmp_path / "child.yaml")
     assert child.name == "child" and child.refresh.examples == 7
     assert child.refresh.temperature == parent["refresh"]["temperature"]
@@ -185,13 +219,17 @@ def test_reading_a_recipe_imports_nothing_heavy():
         "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb', 'accelerate', 'numpy'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_every_field_of_every_section_is_used():
     """A field that nobody reads is a promise that nobody keeps."""
-    source = "".join(path.read_text() for path in (ROOT / "coevolve").rglob("*.py") if path.name != "schema.py")
+    source = "".join(
+        path.read_text() for path in (ROOT / "coevolve").rglob("*.py") if path.name != "schema.py"
+    )
     passed_on_whole = {"Lora"}
     unread = [
         f"{section.__name__}.{name}"

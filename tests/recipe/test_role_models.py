@@ -29,7 +29,9 @@ def test_lora_goes_field_by_field_over_the_shared_one():
 
 
 def test_whole_models_and_adapters_to_go_on_from_have_no_lora_settings():
-    found = model("model.estimator.tuning=full", "model.connector.adapter=runs/a/estimator/connector")
+    found = model(
+        "model.estimator.tuning=full", "model.connector.adapter=runs/a/estimator/connector"
+    )
     assert found.estimator.lora is None and found.estimator.tuning == "full"
     assert found.connector.lora is None and found.connector.adapter == "runs/a/estimator/connector"
 
@@ -52,9 +54,18 @@ def test_a_recipe_survives_the_run_file(overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.connector.rank=4"], "model.connector.rank: unknown key; accepted are base, tuning, lora, adapter"),
-        (["model.connector.lora.rank=4"], "model.connector.lora.rank: unknown key; accepted are r, lora_alpha"),
-        (["model.connector.lora.r=0"], "model.connector.lora.r: found 0; input should be greater than 0"),
+        (
+            ["model.connector.rank=4"],
+            "model.connector.rank: unknown key; accepted are base, tuning, lora, adapter",
+        ),
+        (
+            ["model.connector.lora.rank=4"],
+            "model.connector.lora.rank: unknown key; accepted are r, lora_alpha",
+        ),
+        (
+            ["model.connector.lora.r=0"],
+            "model.connector.lora.r: found 0; input should be greater than 0",
+        ),
         (["model.connector=x"], "model.connector: found 'x'; input should be a valid dictionary"),
         (
             ["model.estimator.tuning=full", "model.estimator.lora.r=4"],
@@ -64,8 +75,14 @@ def test_a_recipe_survives_the_run_file(overrides):
             ["model.estimator.tuning=full", "model.estimator.adapter=x"],
             "model.estimator: adapter goes with tuning: lora; found tuning: full",
         ),
-        (["model.connector.adapter=x", "model.connector.lora.r=4"], "adapter brings its own LoRA settings"),
-        (["model.quantization=2bit"], "model.quantization: found '2bit'; input should be '4bit' or '8bit'"),
+        (
+            ["model.connector.adapter=x", "model.connector.lora.r=4"],
+            "adapter brings its own LoRA settings",
+        ),
+        (
+            ["model.quantization=2bit"],
+            "model.quantization: found '2bit'; input should be '4bit' or '8bit'",
+        ),
         (["model.tuning=full", "model.quantization=4bit"], "no role has an adapter"),
         (["model.base=null"], "model.base: found None"),
     ],

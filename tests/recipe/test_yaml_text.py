@@ -21,10 +21,16 @@ QUICKSTART = (Path(__file__).parents[2] / "recipes" / "quickstart" / "config.yam
         ("[~, null, Null]", [None, None, None]),
         ("[1, +2, -3, 010, 0o10, 0x1F]", [1, 2, -3, 10, 8, 31]),
         ("[1.5, .5, 2., 1e-3, 2E+2, -1e3]", [1.5, 0.5, 2.0, 0.001, 200.0, -1000.0]),
-        ("[1:30, 2026-01-01, 1_000, 0b1, 1.2.3, +, '=']", ["1:30", "2026-01-01", "1_000", "0b1", "1.2.3", "+", "="]),
+        (
+            "[1:30, 2026-01-01, 1_000, 0b1, 1.2.3, +, '=']",
+            ["1:30", "2026-01-01", "1_000", "0b1", "1.2.3", "+", "="],
+        ),
         ("['1', \"true\", ! 1, '']", ["1", "true", 1, ""]),
         ("[.inf, -.Inf]", [float("inf"), -float("inf")]),
-        ("{1: a, true: b, ~: c, on: d, 'x': e}", {"1": "a", "true": "b", "~": "c", "on": "d", "x": "e"}),
+        (
+            "{1: a, true: b, ~: c, on: d, 'x': e}",
+            {"1": "a", "true": "b", "~": "c", "on": "d", "x": "e"},
+        ),
         ("{mine:length: 1.0}", {"mine:length": 1.0}),
         ("a: |\n  x\n  y\nb: >\n  z", {"a": "x\ny\n", "b": "z"}),
         (
@@ -56,7 +62,8 @@ def test_an_alias_is_a_value_of_its_own():
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefghijklmnopqrst"
+    f"{name}: &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n"
+    for name in "bcdefghijklmnopqrst"
 )
 
 
@@ -67,7 +74,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{a: {b: 1, b: 2}}", "here: the key 'b' is there twice"),
         ("1: a\n'1': b", "here:2: the key '1' is there twice"),
         ("a: &x {}\nb: {<<: *x, <<: *x}", "here:2: the key '<<' is there twice"),
-        ("a: !!python/object/apply:os.getcwd []", "found the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd'"),
+        (
+            "a: !!python/object/apply:os.getcwd []",
+            "found the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd'",
+        ),
         ("a: !!str 1", "accepted are values without tags"),
         ("!mine a", "found the tag '!mine'"),
         ("? [a]\n: b", "found a list or a mapping as a key; accepted is text"),
@@ -85,7 +95,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("[" * 5000, "too deep"),
         ("- " * 5000, "too deep"),
         ("{a: " * 101 + "}" * 101, "too deep"),
-        ("a" * (LARGEST + 1), f"here: has {LARGEST + 1:,} characters; accepted are at most {LARGEST:,}."),
+        (
+            "a" * (LARGEST + 1),
+            f"here: has {LARGEST + 1:,} characters; accepted are at most {LARGEST:,}.",
+        ),
     ],
     ids=lambda text: text[:30],
 )
@@ -102,7 +115,9 @@ def test_damaged_text_is_an_error_or_a_value():
     for _ in range(150):
         text = list(QUICKSTART[:600])
         for _ in range(generator.randint(1, 4)):
-            text[generator.randrange(len(text))] = generator.choice(list("&*!|>%@`'\"[]{},:?-#\n\t \\\0\x85é~<=."))
+            text[generator.randrange(len(text))] = generator.choice(
+                list("&*!|>%@`'\"[]{},:?-#\n\t \\\0\x85é~<=.")
+            )
         try:
             parse_yaml("".join(text), "here")
         except RecipeError as error:

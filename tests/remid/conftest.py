@@ -1,4 +1,6 @@
-"""A corpus small enough to check by plain loops, and a probability model of responses in closed form."""
+"""A corpus small enough to check by plain loops, and a probability model of responses in closed
+form.
+"""
 
 import random
 
@@ -16,7 +18,8 @@ UNIFORM = 0.3  # share of the uniform distribution in a word's probability
 class UnigramEstimator:
     """q(y | x, r): each word is drawn from the words of x and r, or uniformly from the vocabulary.
 
-    A distribution over all word sequences (it sums to 1), so that perplexity and information mean what they say.
+    A distribution over all word sequences (it sums to 1), so that perplexity and information mean
+    what they say.
     """
 
     def __init__(self, vocabulary: set[str]) -> None:
@@ -32,7 +35,9 @@ class UnigramEstimator:
     def reason(self, examples, seed=None):
         self.reasoned += [example.sample_id for example in examples]
         rng = random.Random(seed)
-        return [" ".join(self._chosen(sorted(set(x.user_persona.split())), seed, rng)) for x in examples]
+        return [
+            " ".join(self._chosen(sorted(set(x.user_persona.split())), seed, rng)) for x in examples
+        ]
 
     def _chosen(self, words, seed, rng):
         return words if seed is None else [rng.choice(words)]
@@ -43,12 +48,18 @@ class UnigramEstimator:
         context = f"{example.user_persona} {example.agent_character} {example.dialogue[-1].text} {given}".split()
         value = np.log(STOP)
         for word in response.split():
-            drawn = (1 - UNIFORM) * context.count(word) / len(context) + UNIFORM / len(self.vocabulary)
+            drawn = (1 - UNIFORM) * context.count(word) / len(context) + UNIFORM / len(
+                self.vocabulary
+            )
             value += np.log((1 - STOP) * drawn)
         return float(value)
 
     def log_prob_pairs(self, examples, responses, reasoning, pairs):
-        assert pairs.shape[1] == 2 and pairs[:, 0].max() < len(examples) and pairs[:, 1].max() < len(responses)
+        assert (
+            pairs.shape[1] == 2
+            and pairs[:, 0].max() < len(examples)
+            and pairs[:, 1].max() < len(responses)
+        )
         self.contexts += [example.sample_id for example in examples]
         self.pairs += len(pairs)
         values = [self.log_prob(examples[i], responses[j], reasoning[i]) for i, j in pairs]
@@ -63,7 +74,12 @@ def vocabulary_of(corpus: Corpus) -> set[str]:
     return {
         word
         for example in corpus.examples
-        for text in (example.user_persona, "a friend", example.dialogue[-1].text, example.golden_response)
+        for text in (
+            example.user_persona,
+            "a friend",
+            example.dialogue[-1].text,
+            example.golden_response,
+        )
         for word in text.split()
     }
 
@@ -88,7 +104,10 @@ def corpus() -> Corpus:
             ("w2", "word_composition", "likes chess", "wins who", "chess wins"),
         ],
     }
-    return Corpus({split: tuple(make_example(*row) for row in given) for split, given in rows.items()}, "by hand")
+    return Corpus(
+        {split: tuple(make_example(*row) for row in given) for split, given in rows.items()},
+        "by hand",
+    )
 
 
 @pytest.fixture

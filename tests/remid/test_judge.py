@@ -1,4 +1,6 @@
-"""Correlations with a judge: against literal definitions, and every way in which a file of scores can be wrong."""
+"""Correlations with a judge: against literal definitions, and every way in which a file of scores
+can be wrong.
+"""
 
 import io
 import itertools
@@ -15,7 +17,13 @@ from coevolve.remid.judge import judge_correlations, judge_table, read_judge_sco
 
 MODELS = [f"m{index}" for index in range(5)]
 ROWS = ["IDTest", "OOD1Test/german", "OOD1Test/french", "OOD3Test/word_order"]
-SAMPLES = {"i1": "IDTest", "i2": "IDTest", "g1": "OOD1Test/german", "g2": "OOD1Test/german", "f1": "OOD1Test/french"}
+SAMPLES = {
+    "i1": "IDTest",
+    "i2": "IDTest",
+    "g1": "OOD1Test/german",
+    "g2": "OOD1Test/german",
+    "f1": "OOD1Test/french",
+}
 
 
 MAIN = "R-EMI, calibrated per_response"
@@ -24,7 +32,9 @@ PLAIN = "EMI, calibrated per_response"
 
 
 def rows_of(values):
-    """Rows of results whose R-EMI is an array (model, row); NaN stands for a subset without numbers."""
+    """Rows of results whose R-EMI is an array (model, row); NaN stands for a subset without
+    numbers.
+    """
     return [
         {
             "row": row,
@@ -38,13 +48,21 @@ def rows_of(values):
 
 
 def results_of(values, beside=None, kind="greedy"):
-    blocks = [] if beside is None else [{"form": "club", "normalisation": "per_token", "subsets": rows_of(beside)}]
+    blocks = (
+        []
+        if beside is None
+        else [{"form": "club", "normalisation": "per_token", "subsets": rows_of(beside)}]
+    )
     main = {"form": "calibrated", "normalisation": "per_response", "subsets": rows_of(values)}
     return {"models": MODELS, "reasoning": {"kind": kind}, **main, "beside": blocks}
 
 
 def scores_of(values):
-    return {(model, row): float(values[i, j]) for i, model in enumerate(MODELS) for j, row in enumerate(ROWS)}
+    return {
+        (model, row): float(values[i, j])
+        for i, model in enumerate(MODELS)
+        for j, row in enumerate(ROWS)
+    }
 
 
 @pytest.fixture
@@ -69,7 +87,10 @@ def pearson(x, y):
 
 
 def kendall(x, y):
-    signs = [np.sign(x[i] - x[j]) * np.sign(y[i] - y[j]) for i, j in itertools.combinations(range(len(x)), 2)]
+    signs = [
+        np.sign(x[i] - x[j]) * np.sign(y[i] - y[j])
+        for i, j in itertools.combinations(range(len(x)), 2)
+    ]
     return np.mean(signs)
 
 
@@ -93,8 +114,12 @@ def test_a_judge_who_agrees_or_disagrees_altogether(measured):
 
 def test_a_monotone_judge_is_seen_by_ranks_alone(measured):
     remi = measured[0]
-    found = judge_correlations(results_of(remi), scores_of(np.exp(4 * remi)), resamples=20).measures[MAIN]
-    assert found["spearman"].value == pytest.approx(1) and found["kendall"].value == pytest.approx(1)
+    found = judge_correlations(
+        results_of(remi), scores_of(np.exp(4 * remi)), resamples=20
+    ).measures[MAIN]
+    assert found["spearman"].value == pytest.approx(1) and found["kendall"].value == pytest.approx(
+        1
+    )
     assert found["pearson"].value < 0.95
 
 
@@ -105,9 +130,13 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for _ in range(repetitions):
         x, noise = rng.normal(size=(2, len(MODELS), len(ROWS)))
         y = truth * x + np.sqrt(1 - truth**2) * noise
-        interval = judge_correlations(results_of(x), scores_of(y), level=0.9, resamples=59).measures[MAIN]
+        interval = judge_correlations(
+            results_of(x), scores_of(y), level=0.9, resamples=59
+        ).measures[MAIN]
         covered += interval["pearson"].low <= truth <= interval["pearson"].high
-    assert 0.75 <= covered / repetitions <= 0.98  # percentile intervals of 20 pairs are a little narrow
+    assert (
+        0.75 <= covered / repetitions <= 0.98
+    )  # percentile intervals of 20 pairs are a little narrow
 
 
 def test_plain_emi_and_what_stands_beside_are_compared_too(measured):
@@ -120,7 +149,9 @@ def test_plain_emi_and_what_stands_beside_are_compared_too(measured):
     only = judge_correlations(results_of(remi), scores_of(judged), resamples=30, seed=4)
     assert only.measures == {MAIN: comparison.measures[MAIN]}  # the resamples are the same
     assert only != judge_correlations(results_of(remi), scores_of(judged), resamples=30, seed=5)
-    assert json.loads(json.dumps(comparison.to_dict()))["measures"][PLAIN]["kendall"]["undefined"] == 0
+    assert (
+        json.loads(json.dumps(comparison.to_dict()))["measures"][PLAIN]["kendall"]["undefined"] == 0
+    )
     assert "R-EMI" in text_of(comparison) and "20 model x subset pairs" in text_of(comparison)
     plain["models"] = MODELS[1:]
     with pytest.raises(DataError, match="without reasoning are of other models or rows"):
@@ -130,7 +161,9 @@ def test_plain_emi_and_what_stands_beside_are_compared_too(measured):
 def test_the_results_of_an_evaluation_are_compared(corpus, estimator, responses):
     results = evaluate_remid(estimator, corpus, responses, negatives="all")
     scores = {
-        (model, row["row"]): row["models"][model]["remi"] for row in results["subsets"] for model in results["models"]
+        (model, row["row"]): row["models"][model]["remi"]
+        for row in results["subsets"]
+        for model in results["models"]
     }
     comparison = judge_correlations(results, scores, resamples=20)
     first = next(iter(comparison.measures.values()))
@@ -146,11 +179,15 @@ def test_pairs_without_a_score_or_without_numbers_are_counted(measured):
     assert (comparison.pairs, comparison.unscored) == (14, (("m3", "OOD1Test/german"),))
     assert comparison.unmeasured == tuple((model, "OOD1Test/french") for model in MODELS)
     assert "without judge's score: 1 pairs, the first m3 on OOD1Test/german" in text_of(comparison)
-    assert "without numbers in the results: 5 pairs, the first m0 on OOD1Test/french" in text_of(comparison)
+    assert "without numbers in the results: 5 pairs, the first m0 on OOD1Test/french" in text_of(
+        comparison
+    )
 
 
 def test_a_judge_who_always_says_the_same_gives_no_number_and_the_reason(measured):
-    comparison = judge_correlations(results_of(measured[0]), scores_of(np.ones((5, 4))), resamples=20)
+    comparison = judge_correlations(
+        results_of(measured[0]), scores_of(np.ones((5, 4))), resamples=20
+    )
     assert comparison.measures[MAIN]["pearson"].value is None
     assert "undefined" in text_of(comparison) and "the same for every pair" in text_of(comparison)
     assert "nan" not in text_of(comparison)
@@ -167,9 +204,13 @@ def test_resamples_without_a_value_are_counted(measured):
 def test_what_cannot_be_compared_is_refused(measured):
     remi, judged = measured
     results, scores = results_of(remi), scores_of(judged)
-    with pytest.raises(DataError, match="scores model 'm9' on 'IDTest'; accepted are the models m0, m1"):
+    with pytest.raises(
+        DataError, match="scores model 'm9' on 'IDTest'; accepted are the models m0, m1"
+    ):
         judge_correlations(results, {**scores, ("m9", "IDTest"): 1.0})
-    with pytest.raises(DataError, match="2 of 20 model x subset pairs have a judge's score and numbers"):
+    with pytest.raises(
+        DataError, match="2 of 20 model x subset pairs have a judge's score and numbers"
+    ):
         judge_correlations(results, dict(list(scores.items())[:2]))
     with pytest.raises(RecipeError, match=r"level is 1\.0"):
         judge_correlations(results, scores, level=1.0)
@@ -182,7 +223,10 @@ def read(path):
 
 
 def test_scores_of_subsets_are_read_as_they_are(tmp_path):
-    rows = [{"model": "m0", "subset": "IDTest", "score": 4}, {"model": "m1", "subset": "OOD1Test/german", "score": 2.5}]
+    rows = [
+        {"model": "m0", "subset": "IDTest", "score": 4},
+        {"model": "m1", "subset": "OOD1Test/german", "score": 2.5},
+    ]
     write_json(tmp_path / "scores.json", rows)
     assert read(tmp_path / "scores.json") == {("m0", "IDTest"): 4.0, ("m1", "OOD1Test/german"): 2.5}
 
@@ -195,7 +239,10 @@ def test_scores_of_samples_are_averaged_over_judges_then_samples(tmp_path):
         {"sample_ID": "f1", "model": "m0", "score": 0, "judge": "ann"},
     ]
     write_jsonl(tmp_path / "scores.jsonl", rows)
-    assert read(tmp_path / "scores.jsonl") == {("m0", "IDTest"): 3.5, ("m0", "OOD1Test/french"): 0.0}
+    assert read(tmp_path / "scores.jsonl") == {
+        ("m0", "IDTest"): 3.5,
+        ("m0", "OOD1Test/french"): 0.0,
+    }
 
 
 GOOD = {"model": "m0", "subset": "IDTest", "score": 4}
@@ -205,8 +252,14 @@ GOOD = {"model": "m0", "subset": "IDTest", "score": 4}
     ("row", "message"),
     [
         ({**GOOD, "model": "m9"}, "model 'm9' is not in the results; accepted are m0, m1"),
-        ({**GOOD, "subset": "german"}, "subset 'german' is not in the results; accepted are IDTest, OOD1Test/german"),
-        ({"model": "m0", "sample_ID": "i1", "score": 1}, "field 'subset' is missing; .*all rows alike"),
+        (
+            {**GOOD, "subset": "german"},
+            "subset 'german' is not in the results; accepted are IDTest, OOD1Test/german",
+        ),
+        (
+            {"model": "m0", "sample_ID": "i1", "score": 1},
+            "field 'subset' is missing; .*all rows alike",
+        ),
         ({**GOOD, "sample_ID": "i1"}, "unknown field 'sample_ID'"),
         ({**GOOD, "score": True}, "score is True; accepted is a finite number"),
         ({**GOOD, "score": "4"}, "score is '4'"),

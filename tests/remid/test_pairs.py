@@ -38,11 +38,17 @@ def test_the_first_pairs_of_a_design_are_a_design(count, seed):
     every = negative_pairs(ids(count), "all", seed=seed, where="x")
     for used in range(1, count):
         part = every[: used * count]
-        assert np.array_equal(part, negative_pairs(ids(count), PerContext(used), seed=seed, where="x"))
+        assert np.array_equal(
+            part, negative_pairs(ids(count), PerContext(used), seed=seed, where="x")
+        )
 
 
 def test_what_results_say_of_them():
-    assert [negatives_value(n) for n in ("all", 1000, PerContext(64))] == ["all", 1000, {"per_context": 64}]
+    assert [negatives_value(n) for n in ("all", 1000, PerContext(64))] == [
+        "all",
+        1000,
+        {"per_context": 64},
+    ]
 
 
 @given(st.integers(2, 30), st.integers(1, 1000), st.integers(0, 2**32))

@@ -34,24 +34,38 @@ def results(corpus, estimator, responses):
 
 @pytest.fixture
 def two_measures(corpus, estimator, responses):
-    return evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED, PUBLISHED], negatives="all")
+    return evaluate_remid(
+        estimator, corpus, responses, measures=[RECOMMENDED, PUBLISHED], negatives="all"
+    )
 
 
 @pytest.fixture
 def with_a_small_subset(corpus, estimator, responses):
     lone = Corpus(dict(corpus.splits) | {"OOD3Test": corpus.splits["OOD3Test"][:1]}, "lone")
-    given = {name: {key: text for key, text in texts.items() if key != "w2"} for name, texts in responses.items()}
+    given = {
+        name: {key: text for key, text in texts.items() if key != "w2"}
+        for name, texts in responses.items()
+    }
     return evaluate_remid(
-        estimator, lone, given, measures=[RECOMMENDED, PUBLISHED], negatives="all", small_subsets="show"
+        estimator,
+        lone,
+        given,
+        measures=[RECOMMENDED, PUBLISHED],
+        negatives="all",
+        small_subsets="show",
     )
 
 
-def test_a_fit_that_ended_at_its_lowest_temperature_is_spoken_of(corpus, estimator, responses, monkeypatch):
+def test_a_fit_that_ended_at_its_lowest_temperature_is_spoken_of(
+    corpus, estimator, responses, monkeypatch
+):
     given = {"measures": [PUBLISHED, RECOMMENDED], "negatives": "all"}
     unmarked = evaluate_remid(estimator, corpus, responses, **given)
     assert "lowest temperature" not in remid_text(unmarked)
     fit = density_ratio.calibrate
-    monkeypatch.setattr(density_ratio, "calibrate", lambda c: replace(fit(c), at_floor=c.examples == 3))
+    monkeypatch.setattr(
+        density_ratio, "calibrate", lambda c: replace(fit(c), at_floor=c.examples == 3)
+    )
     results = evaluate_remid(estimator, corpus, responses, **given)
     marked = [
         f"{name} in {row['row']}"
@@ -79,7 +93,10 @@ def test_rows_are_the_leaderboards(results):
         ("over all shifted subsets, R-EMID ↓", AVERAGE),
     ]
     by_row = {row["row"]: row["models"] for row in results["subsets"]}
-    assert numbers_of(rows[0]) == [by_row["IDTest"]["echo"]["remi"], by_row["IDTest"]["persona"]["remi"]]
+    assert numbers_of(rows[0]) == [
+        by_row["IDTest"]["echo"]["remi"],
+        by_row["IDTest"]["persona"]["remi"],
+    ]
     assert rows[1].values[0] == Value(
         by_row["OOD1Test/german"]["echo"]["remid"],
         by_row["OOD1Test/german"]["echo"]["remid_error"],
@@ -104,23 +121,34 @@ def test_exact_values_stand_beside_the_estimates(results):
     }
     columns, rows = remid_rows(results, exact)
     assert columns == ["echo", "persona", "persona exact"]
-    assert [row.values[2] for row in rows] == [Value(number) for number in (-0.5, 1.0, 2.0, 6.0, 3.0)]
+    assert [row.values[2] for row in rows] == [
+        Value(number) for number in (-0.5, 1.0, 2.0, 6.0, 3.0)
+    ]
 
 
 def test_a_truth_known_in_part_leaves_the_rest_open(results):
     _, rows = remid_rows(results, {("echo", "IDTest"): -0.5})
     assert [row.values[1].number for row in rows] == [-0.5, None, None, None, None]
-    line = next(line for line in remid_text(results, {("echo", "IDTest"): -0.5}).splitlines() if "german" in line)
+    line = next(
+        line
+        for line in remid_text(results, {("echo", "IDTest"): -0.5}).splitlines()
+        if "german" in line
+    )
     assert line.split()[4] == "-"
 
 
 @pytest.mark.parametrize("key", [("nobody", "IDTest"), ("echo", "german")])
 def test_exact_values_of_unknown_rows_are_refused(results, key):
-    with pytest.raises(DataError, match=r"accepted are the models echo, persona and the rows IDTest, OOD1Test/german"):
+    with pytest.raises(
+        DataError,
+        match=r"accepted are the models echo, persona and the rows IDTest, OOD1Test/german",
+    ):
         remid_rows(results, {key: 0.0})
 
 
-def test_differences_between_models_are_shown_with_their_intervals(corpus, estimator, responses, results):
+def test_differences_between_models_are_shown_with_their_intervals(
+    corpus, estimator, responses, results
+):
     ((pair, remi, remid),) = difference_rows(results)
     by_measure = {row["measure"]: row for row in results["comparisons"]}
     assert pair == "echo - persona"
@@ -129,7 +157,9 @@ def test_differences_between_models_are_shown_with_their_intervals(corpus, estim
         assert cell == f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
     one = evaluate_remid(estimator, corpus, {"echo": responses["echo"]}, measures=[PUBLISHED])
     assert difference_rows(one) == []
-    many = {f"model {index}": responses["echo"] for index in range(5)} | {"persona": responses["persona"]}
+    many = {f"model {index}": responses["echo"] for index in range(5)} | {
+        "persona": responses["persona"]
+    }
     found = evaluate_remid(estimator, corpus, many, measures=[PUBLISHED])
     best = min(found["models"], key=lambda name: found["average"][name]["remid"])
     listed = difference_rows(found)
@@ -155,8 +185,14 @@ def test_text_is_aligned_and_says_what_it_shows(results):
 def test_caption_names_pairs_and_protocol(corpus, estimator, responses):
     sampled = evaluate_remid(estimator, corpus, responses, seed=17)
     assert "up to 1,000 mismatched pairs per subset (seed 17)" in remid_text(sampled)
-    settings = {"negatives": PerContext(1), "seed": 3, "reasoning": Reasoning("marginal", samples=4, seed=9)}
-    text = remid_text(evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED], **settings))
+    settings = {
+        "negatives": PerContext(1),
+        "seed": 3,
+        "reasoning": Reasoning("marginal", samples=4, seed=9),
+    }
+    text = remid_text(
+        evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED], **settings)
+    )
     assert "up to 1 mismatched pairs per context (seed 3)" in text
     assert "log mean over 4 sampled per context (seed 9)" in text
     assert "nats per response" in text and "lower bound" in text
@@ -208,7 +244,9 @@ def test_csv_holds_every_number(two_measures):
 
 def test_latex_is_one_tabular_per_measure_and_takes_names_literally(corpus, estimator, responses):
     given = {"a_b & 50%": responses["echo"], "c": responses["persona"]}
-    latex = remid_latex(evaluate_remid(estimator, corpus, given, measures=[RECOMMENDED, PUBLISHED], negatives="all"))
+    latex = remid_latex(
+        evaluate_remid(estimator, corpus, given, measures=[RECOMMENDED, PUBLISHED], negatives="all")
+    )
     assert latex.count(r"\begin{tabular}{lrr}") == latex.count(r"\end{tabular}") == 2
     assert r"a\_b \& 50\%" in latex
     assert r"word\_composition & " in latex
@@ -219,10 +257,15 @@ def test_latex_is_one_tabular_per_measure_and_takes_names_literally(corpus, esti
 
 def test_names_in_wide_characters_and_brackets_are_shown_as_they_are(corpus, estimator, responses):
     def renamed(split, old, new):
-        return tuple(type(x)(**(vars(x) | {"subset": new})) if x.subset == old else x for x in corpus.splits[split])
+        return tuple(
+            type(x)(**(vars(x) | {"subset": new})) if x.subset == old else x
+            for x in corpus.splits[split]
+        )
 
     splits = dict(corpus.splits) | {"OOD1Test": renamed("OOD1Test", "german", "德语[bold]")}
-    results = evaluate_remid(estimator, Corpus(splits, "renamed"), {"a[red]b": responses["echo"]}, negatives=2)
+    results = evaluate_remid(
+        estimator, Corpus(splits, "renamed"), {"a[red]b": responses["echo"]}, negatives=2
+    )
     lines = [line for line in remid_text(results).splitlines() if line.startswith("  ")]
     assert any("德语[bold]" in line for line in lines)
     assert len({cell_len(line) - line.endswith("*") for line in lines}) <= 2
@@ -245,4 +288,6 @@ def test_terminal_table_shows_the_same_numbers_as_the_text(two_measures):
 def test_without_shifted_subsets_there_is_no_average_row(corpus, estimator, responses):
     only = Corpus({"IDTest": corpus.splits["IDTest"]}, "in distribution only")
     given = {"echo": {x.sample_id: responses["echo"][x.sample_id] for x in only.examples}}
-    assert [row.label for row in remid_rows(evaluate_remid(estimator, only, given))[1]] == ["IDTest"]
+    assert [row.label for row in remid_rows(evaluate_remid(estimator, only, given))[1]] == [
+        "IDTest"
+    ]

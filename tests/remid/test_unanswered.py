@@ -1,4 +1,6 @@
-"""An example that one model has not answered is left out for all, counted, and named in every table."""
+"""An example that one model has not answered is left out for all, counted, and named in every
+table.
+"""
 
 import csv
 import io
@@ -15,14 +17,24 @@ from coevolve.remid.table import AVERAGE, remid_csv, remid_latex, remid_rows, re
 from coevolve.remid.unanswered import count_unanswered, row_label
 
 LEFT_OUT = {"i1", "i3", "g1"}
-LABELS = ["IDTest (2 of 6 left out)", "german (1 of 4 left out)", "french", "word_composition", AVERAGE]
+LABELS = [
+    "IDTest (2 of 6 left out)",
+    "german (1 of 4 left out)",
+    "french",
+    "word_composition",
+    AVERAGE,
+]
 
 
 @pytest.fixture
 def whole(corpus):
     """Every test example twice, so that something is left of each subset."""
     doubled = {
-        split: tuple(x for given in examples for x in (given, replace(given, sample_id=f"{given.sample_id}b")))
+        split: tuple(
+            x
+            for given in examples
+            for x in (given, replace(given, sample_id=f"{given.sample_id}b"))
+        )
         for split, examples in corpus.splits.items()
     }
     return Corpus(doubled, "by hand")
@@ -33,7 +45,9 @@ def partial(tmp_path, whole, responses):
     """`echo` lacks i1 and answers g1 with a blank; `persona` answers i3 twice."""
     examples = evaluated_examples(whole)
     rows = {
-        name: [{"sample_ID": x.sample_id, "response": given[x.sample_id.rstrip("b")]} for x in examples]
+        name: [
+            {"sample_ID": x.sample_id, "response": given[x.sample_id.rstrip("b")]} for x in examples
+        ]
         for name, given in responses.items()
     }
     rows["echo"] = [
@@ -51,7 +65,10 @@ def partial(tmp_path, whole, responses):
 def results(estimator, whole, partial):
     answered = answered_by_all(whole, partial)
     ids = [example.sample_id for example in evaluated_examples(answered)]
-    given = {name: {sample_id: found.by_id[sample_id] for sample_id in ids} for name, found in partial.items()}
+    given = {
+        name: {sample_id: found.by_id[sample_id] for sample_id in ids}
+        for name, found in partial.items()
+    }
     found = evaluate_remid(estimator, answered, given, negatives="all")
     return found | {"unanswered": count_unanswered(whole, answered, partial)}
 
@@ -68,7 +85,9 @@ def test_the_faults_are_counted_by_model_and_by_row(results):
     assert [row["examples"] for row in results["subsets"]] == [4, 3, 4, 4]
 
 
-def test_the_numbers_are_those_of_a_corpus_without_these_examples(results, estimator, whole, responses):
+def test_the_numbers_are_those_of_a_corpus_without_these_examples(
+    results, estimator, whole, responses
+):
     """The reduced corpus is made here without the code under test."""
     splits = {
         split: tuple(example for example in examples if example.sample_id not in LEFT_OUT)
@@ -77,7 +96,8 @@ def test_the_numbers_are_those_of_a_corpus_without_these_examples(results, estim
     reduced = Corpus(splits, "by hand")
     tests = [example.sample_id for example in evaluated_examples(reduced)]
     given = {
-        name: {sample_id: texts[sample_id.rstrip("b")] for sample_id in tests} for name, texts in responses.items()
+        name: {sample_id: texts[sample_id.rstrip("b")] for sample_id in tests}
+        for name, texts in responses.items()
     }
     assert {key: value for key, value in results.items() if key != "unanswered"} == evaluate_remid(
         estimator, reduced, given, negatives="all"

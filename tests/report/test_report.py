@@ -1,4 +1,6 @@
-"""The page says what the result files say, is whole in itself, and shows nothing that the files do not hold."""
+"""The page says what the result files say, is whole in itself, and shows nothing that the files do
+not hold.
+"""
 
 import copy
 import html
@@ -74,16 +76,27 @@ class Letters:
     name = "letters"
 
     def __call__(self, texts):
-        return np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], float)
+        return np.array(
+            [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts],
+            float,
+        )
 
 
 @pytest.fixture(scope="module")
 def evaluated():
-    """What `coevolve remid` and `coevolve bound` write for two role-players, one of them unsure of other users."""
+    """What `coevolve remid` and `coevolve bound` write for two role-players, one of them unsure of
+    other users.
+    """
     corpus = world_corpus(SEED, train=1, test=40)
-    examples, policies, rng = evaluated_examples(corpus), role_players(world_of(SEED)), np.random.default_rng(0)
+    examples, policies, rng = (
+        evaluated_examples(corpus),
+        role_players(world_of(SEED)),
+        np.random.default_rng(0),
+    )
     responses = {
-        name: dict(zip([x.sample_id for x in examples], policies[name].respond(examples, rng), strict=True))
+        name: dict(
+            zip([x.sample_id for x in examples], policies[name].respond(examples, rng), strict=True)
+        )
         for name in ("perfect", "unsure_of_user")
     }
     truth = Truth(world_of(SEED))
@@ -102,9 +115,15 @@ def trained(evaluated):
     gate = {"round": 1, "phase": "connector_rl", "before": 1.911, "after": 1.441, "kept": True}
     return {
         "schema": "coevolve.run/1",
-        "perplexity": {"full": {"IDTest": 1.3627, "OOD1Test": 1.3598}, "without_corl": {"IDTest": 1.7478}},
+        "perplexity": {
+            "full": {"IDTest": 1.3627, "OOD1Test": 1.3598},
+            "without_corl": {"IDTest": 1.7478},
+        },
         "ratio": {"full/without_corl": {"IDTest": {"ratio": 0.7797, "standard_error": 0.0096}}},
-        "gates": [gate, gate | {"phase": "estimator_rl", "before": 1.441, "after": 1.523, "kept": False}],
+        "gates": [
+            gate,
+            gate | {"phase": "estimator_rl", "before": 1.441, "after": 1.523, "kept": False},
+        ],
         "remid": remid,
         "exact_remid": [
             {"model": model, "row": row["row"], "value": index / 8}
@@ -143,7 +162,9 @@ class Reader(HTMLParser):
         self.tags.append(tag)
         found = dict(attributes)
         self._style = tag == "style"
-        self.links += [found[name] for name in ("src", "href", "xlink:href", "srcset") if found.get(name)]
+        self.links += [
+            found[name] for name in ("src", "href", "xlink:href", "srcset") if found.get(name)
+        ]
         self.ids += [found["id"]] if "id" in found else []
 
     def handle_endtag(self, tag):
@@ -167,15 +188,31 @@ def test_every_number_of_the_table_is_in_the_page(page, evaluated):
             assert str(value) in shown
     for row in evaluated["bound.json"]["subsets"]:
         for found in row["models"].values():
-            assert f"{found['published']['total']:.2f} ({found['published']['noise_floor']:.2f})" in shown
+            assert (
+                f"{found['published']['total']:.2f} ({found['published']['noise_floor']:.2f})"
+                in shown
+            )
 
 
 def test_perplexities_ratios_verdicts_and_exact_values_are_in_the_page(tmp_path, trained):
     shown = Reader(report(tmp_path, {"results.json": trained, "metrics.jsonl": LOG})).text
-    for text in ("1.363", "1.360", "1.748", "0.780 ± 0.010", "1.523", "rolled back", "exact +0.375", "not measured"):
+    for text in (
+        "1.363",
+        "1.360",
+        "1.748",
+        "0.780 ± 0.010",
+        "1.523",
+        "rolled back",
+        "exact +0.375",
+        "not measured",
+    ):
         assert text in shown
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {f"{name}.{end}" for name in ("remid", "truth", "rounds", "rewards") for end in ("svg", "png")}
+    assert names == {
+        f"{name}.{end}"
+        for name in ("remid", "truth", "rounds", "rewards")
+        for end in ("svg", "png")
+    }
 
 
 def test_the_page_is_whole_in_itself_and_without_scripts(page):
@@ -190,8 +227,16 @@ def test_the_page_is_whole_in_itself_and_without_scripts(page):
 
 def test_no_number_is_missing_without_its_reason(tmp_path, evaluated):
     results = copy.deepcopy(evaluated["results.json"])
-    lone = {"row": "OOD1Test/german", "split": "OOD1Test", "subset": "german", "shift": "user", "examples": 1}
-    results["subsets"].append(lone | {"reason": "a single example", "models": dict.fromkeys(results["models"])})
+    lone = {
+        "row": "OOD1Test/german",
+        "split": "OOD1Test",
+        "subset": "german",
+        "shift": "user",
+        "examples": 1,
+    }
+    results["subsets"].append(
+        lone | {"reason": "a single example", "models": dict.fromkeys(results["models"])}
+    )
     results["beside"] = []
     shown = Reader(report(tmp_path, {"results.json": results})).text
     assert "(a single example)" in shown
@@ -203,7 +248,9 @@ def test_texts_from_the_files_cannot_change_the_page(tmp_path, evaluated):
     files = json.loads(text)
     for subset in files["blame.json"]["subsets"]:
         for example in subset["models"][HOSTILE]["worst"]:
-            example["user_persona"] = example["tokens"][0]["text"] = example["agent_character"] = HOSTILE
+            example["user_persona"] = example["tokens"][0]["text"] = example["agent_character"] = (
+                HOSTILE
+            )
     page = report(tmp_path, files)
     assert "script" not in Reader(page).tags
     assert HOSTILE in Reader(page).text
@@ -221,7 +268,9 @@ def test_a_folder_with_nothing_to_report_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"found none of results\.json"):
         read_contents(tmp_path)
     write_json(tmp_path / "bound.json", {"schema": "coevolve.bound/99"})
-    with pytest.raises(DataError, match=r"bound.json: schema is 'coevolve.bound/99'; accepted is coevolve.bound/1"):
+    with pytest.raises(
+        DataError, match=r"bound.json: schema is 'coevolve.bound/99'; accepted is coevolve.bound/1"
+    ):
         read_contents(tmp_path)
 
 
@@ -236,14 +285,22 @@ def test_the_schema_has_every_field_that_is_written(evaluated, name):
 
 @pytest.mark.parametrize("kind", get_args(ReasoningKind))
 def test_the_schema_has_every_protocol_of_reasoning(tmp_path, evaluated, kind):
-    protocol = Reasoning(kind, texts={"a": "b"} if kind == "given" else None, sha256="f" if kind == "given" else None)
+    protocol = Reasoning(
+        kind, texts={"a": "b"} if kind == "given" else None, sha256="f" if kind == "given" else None
+    )
     results = {**evaluated["results.json"], "reasoning": protocol.describe()}
     assert "Reasoning: " in Reader(report(tmp_path, {"results.json": results})).text
 
 
 def places(value, path=()):
     """Every place in a JSON value; the first of a list, or of the models, stands for all."""
-    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:1])
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         if key != "unsure_of_user":
             yield (*path, key)
@@ -260,18 +317,61 @@ def changed(value, path, change):
     return value
 
 
-SHOWN = ("schema", "unit", "form", "normalisation", "negatives", "models", "subsets", "by_shift", "average", "row")
-SHOWN += ("subset", "shift", "examples", "remi", "remid", "blame", "published", "jsd", "floor", "total", "noise_floor")
-SHOWN += ("inputs", "user", "output_p", "worst", "best", "tokens", "golden_tokens", "text", "contribution", "loss")
+SHOWN = (
+    "schema",
+    "unit",
+    "form",
+    "normalisation",
+    "negatives",
+    "models",
+    "subsets",
+    "by_shift",
+    "average",
+    "row",
+)
+SHOWN += (
+    "subset",
+    "shift",
+    "examples",
+    "remi",
+    "remid",
+    "blame",
+    "published",
+    "jsd",
+    "floor",
+    "total",
+    "noise_floor",
+)
+SHOWN += (
+    "inputs",
+    "user",
+    "output_p",
+    "worst",
+    "best",
+    "tokens",
+    "golden_tokens",
+    "text",
+    "contribution",
+    "loss",
+)
 SHOWN += ("last_turn", "agent_character", "sample_ID", "perfect", "kind", "measure", "low", "high")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_results_without_a_field_that_is_shown_are_refused(tmp_path, evaluated, name):
     for path in places(evaluated[name]):
-        if path[-1] in SHOWN and not {"widths", "golden"} & set(path) and path[-2:] != (0, "negatives"):
-            write_json(tmp_path / name, changed(evaluated[name], path, lambda parent, last: parent.pop(last)))
-            with pytest.raises(DataError, match=rf"{name}: .*Write the file with this version of coevolve\.$"):
+        if (
+            path[-1] in SHOWN
+            and not {"widths", "golden"} & set(path)
+            and path[-2:] != (0, "negatives")
+        ):
+            write_json(
+                tmp_path / name,
+                changed(evaluated[name], path, lambda parent, last: parent.pop(last)),
+            )
+            with pytest.raises(
+                DataError, match=rf"{name}: .*Write the file with this version of coevolve\.$"
+            ):
                 read_contents(tmp_path)
 
 
@@ -280,7 +380,24 @@ def test_what_is_read_can_be_shown(tmp_path, evaluated, trained, name):
     """Values at random in random places: each file is refused in one sentence, or shown."""
     value, rng = {**evaluated, "run": trained}[name], random.Random(1)
     path, fields = tmp_path / ("results.json" if name == "run" else name), list(places(value))
-    junk = [None, True, -1, 0, 0.5, 1e308, 10**40, "", HOSTILE, "\ud800", [], {}, [[]], {"": 1}, "a\nb", "$x^{"]
+    junk = [
+        None,
+        True,
+        -1,
+        0,
+        0.5,
+        1e308,
+        10**40,
+        "",
+        HOSTILE,
+        "\ud800",
+        [],
+        {},
+        [[]],
+        {"": 1},
+        "a\nb",
+        "$x^{",
+    ]
     shown = 0
     for count in range(80):
         wrong = rng.choice(junk)
@@ -288,7 +405,9 @@ def test_what_is_read_can_be_shown(tmp_path, evaluated, trained, name):
             value,
             rng.choice(fields),
             lambda parent, last, wrong=wrong: (
-                parent.update({last: wrong}) if isinstance(parent, dict) else parent.__setitem__(last, wrong)
+                parent.update({last: wrong})
+                if isinstance(parent, dict)
+                else parent.__setitem__(last, wrong)
             ),
         )
         path.write_text(json.dumps(rest))
@@ -298,7 +417,10 @@ def test_what_is_read_can_be_shown(tmp_path, evaluated, trained, name):
             assert str(path) in str(error) and "\n" not in str(error)
             continue
         shown += 1
-        assert "script" not in Reader(render(contents, make_pictures(contents) if count % 20 == 0 else {})).tags
+        assert (
+            "script"
+            not in Reader(render(contents, make_pictures(contents) if count % 20 == 0 else {})).tags
+        )
     assert 0 < shown < 70
 
 
@@ -307,23 +429,58 @@ def test_what_is_read_can_be_shown(tmp_path, evaluated, trained, name):
     [
         ("results.json", ("models",), ["perfect", "perfect"], "models: a name is there twice"),
         ("results.json", ("models",), ["perfect"], "'unsure_of_user' is not in both places"),
-        ("results.json", ("subsets", 0, "shift"), "user", "subsets: the first, and no other, must be in distribution"),
-        ("results.json", ("subsets", 1, "shift"), None, "subsets: the first, and no other, must be in distribution"),
+        (
+            "results.json",
+            ("subsets", 0, "shift"),
+            "user",
+            "subsets: the first, and no other, must be in distribution",
+        ),
+        (
+            "results.json",
+            ("subsets", 1, "shift"),
+            None,
+            "subsets: the first, and no other, must be in distribution",
+        ),
         ("results.json", ("subsets", 1, "models", "perfect"), None, "numbers must be there"),
-        ("results.json", ("subsets", 1, "models", "perfect", "remid"), None, "numbers must be there"),
+        (
+            "results.json",
+            ("subsets", 1, "models", "perfect", "remid"),
+            None,
+            "numbers must be there",
+        ),
         ("results.json", ("subsets", 1, "reason"), "lost", "is not in both places"),
         ("results.json", ("by_shift",), {}, "by_shift: "),
         ("results.json", ("average",), {}, "average: "),
         ("results.json", ("average", "perfect", "remid_low"), None, "an interval has one end only"),
         ("results.json", ("level",), None, "level: found None"),
-        ("results.json", ("reasoning",), {"kind": "sampled"}, "reasoning: sampled needs samples and seed"),
-        ("results.json", ("comparisons", 0, "models"), ["perfect", "x"], "comparisons: are of two of the models"),
+        (
+            "results.json",
+            ("reasoning",),
+            {"kind": "sampled"},
+            "reasoning: sampled needs samples and seed",
+        ),
+        (
+            "results.json",
+            ("comparisons", 0, "models"),
+            ["perfect", "x"],
+            "comparisons: are of two of the models",
+        ),
         ("results.json", ("beside", 0, "subsets"), [], "beside: club: subsets: "),
-        ("results.json", ("unanswered",), {"rows": {"IDTest": {"of": 3}}, "models": {}}, "unanswered.rows.IDTest: "),
+        (
+            "results.json",
+            ("unanswered",),
+            {"rows": {"IDTest": {"of": 3}}, "models": {}},
+            "unanswered.rows.IDTest: ",
+        ),
         ("bound.json", ("subsets", 0, "models"), {}, "'perfect' is not in both places"),
         ("bound.json", ("subsets", 0, "inputs", "user"), None, "subsets.0.inputs.user: found None"),
         ("blame.json", ("subsets", 0, "models", "perfect", "worst"), [], "worst: found a list"),
-        ("blame.json", ("subsets", 0, "models", "perfect", "worst", 0, "tokens", 0, "contribution"), 9.0, "log_prob"),
+        (
+            "blame.json",
+            ("subsets", 0, "models", "perfect", "worst", 0, "tokens", 0, "contribution"),
+            9.0,
+            "log_prob",
+        ),
     ],
 )
 def test_fields_that_do_not_agree_are_named(tmp_path, evaluated, name, path, wrong, said):
@@ -344,15 +501,33 @@ def test_true_values_are_of_models_and_rows_that_were_measured(tmp_path, trained
 
 def test_results_without_intervals_are_shown(tmp_path, evaluated):
     """As files of the first version are."""
-    added = ("level", "replicates", "bias", "reasoning", "comparisons", "beside", "contexts", "reason", "holm_p")
+    added = (
+        "level",
+        "replicates",
+        "bias",
+        "reasoning",
+        "comparisons",
+        "beside",
+        "contexts",
+        "reason",
+        "holm_p",
+    )
 
     def earlier(value):
         if isinstance(value, list):
             return [earlier(one) for one in value]
         if not isinstance(value, dict):
             return value
-        kept = {name: one for name, one in value.items() if name not in added and name != "chance_of_loss"}
-        return {name: earlier(one) for name, one in kept.items() if not name.endswith(("_error", "_low", "_high"))}
+        kept = {
+            name: one
+            for name, one in value.items()
+            if name not in added and name != "chance_of_loss"
+        }
+        return {
+            name: earlier(one)
+            for name, one in kept.items()
+            if not name.endswith(("_error", "_low", "_high"))
+        }
 
     results = earlier(evaluated["results.json"]) | {"schema": "coevolve.remid/1"}
     shown = Reader(report(tmp_path, {"results.json": results})).text
@@ -367,7 +542,9 @@ def test_a_verdict_without_a_number_or_an_end_is_shown_as_that(tmp_path, trained
 
 
 def test_a_tall_figure_is_drawn_smaller():
-    """Matplotlib refuses more than 65,535 pixels, which the bounds of 12 models on 120 subsets would have."""
+    """Matplotlib refuses more than 65,535 pixels, which the bounds of 12 models on 120 subsets
+    would have.
+    """
     figure, _ = _panels(1, 440)
     assert _picture(figure, "bound", "title", "caption").png.startswith(b"\x89PNG")
 
@@ -381,7 +558,9 @@ def test_the_log_of_a_killed_run_is_read_up_to_its_torn_line(tmp_path):
     assert set(make_pictures(contents)) == {"rewards"}
 
 
-@pytest.mark.parametrize("line", ["[]", "null", "{}", '{"step": "1"}', '{"step": 1, "a/rewards/b/mean": "x"}', "{"])
+@pytest.mark.parametrize(
+    "line", ["[]", "null", "{}", '{"step": "1"}', '{"step": 1, "a/rewards/b/mean": "x"}', "{"]
+)
 def test_a_line_of_the_log_that_is_none_is_named(tmp_path, line):
     write_jsonl(tmp_path / "metrics.jsonl", LOG)
     (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text() + line + "\n")
@@ -413,7 +592,8 @@ def test_exact_values_outside_their_intervals_are_explained(evaluated):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "certain"), [(0.1, 0.3, True), (-0.1, 0.3, False), (-0.3, -0.1, False), (None, None, False)]
+    ("low", "high", "certain"),
+    [(0.1, 0.3, True), (-0.1, 0.3, False), (-0.3, -0.1, False), (None, None, False)],
 )
 def test_a_loss_is_certain_where_its_interval_is_above_0(low, high, certain):
     assert Loss("user", 0.2, low, high).certain is certain

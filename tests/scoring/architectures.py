@@ -53,7 +53,11 @@ HEAD = {"head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 WINDOW = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
-TWICE = {"num_hidden_layers": 4, "layer_types": WINDOW["layer_types"] * 2, "num_kv_shared_layers": 2}
+TWICE = {
+    "num_hidden_layers": 4,
+    "layer_types": WINDOW["layer_types"] * 2,
+    "num_kv_shared_layers": 2,
+}
 TWICE |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
 LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
 LATENT |= {"v_head_dim": 8, "num_key_value_heads": 4}
@@ -101,7 +105,9 @@ ROWS: dict[str, Row] = {
     "bart": Row("Bart", BART),
     "bert": Row("Bert", BERT, model="BertLMHeadModel"),
     "bert, decoder": Row("Bert", {**BERT, "is_decoder": True}, model="BertLMHeadModel"),
-    "big_bird, decoder": Row("BigBird", {**BERT, "is_decoder": True, "attention_type": "original_full"}),
+    "big_bird, decoder": Row(
+        "BigBird", {**BERT, "is_decoder": True, "attention_type": "original_full"}
+    ),
     "biogpt": shaped("BioGpt"),
     "bitnet": shaped("BitNet"),
     "bloom": Row("Bloom", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
@@ -193,11 +199,21 @@ ROWS: dict[str, Row] = {
     "ministral": shaped("Ministral", HEAD, {"sliding_window": 6}),
     "mistral": shaped("Mistral", {"sliding_window": 6}),
     "mixtral": shaped("Mixtral", LOCAL),
-    "modernbert-decoder": shaped("ModernBertDecoder", {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2}),
-    "mpt": Row("Mpt", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}),
+    "modernbert-decoder": shaped(
+        "ModernBertDecoder", {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2}
+    ),
+    "mpt": Row(
+        "Mpt",
+        {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    ),
     "musicgen": Row(
         "Musicgen",
-        {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
         | {"ffn_dim": 48, "max_position_embeddings": 128, "num_codebooks": 2, "pad_token_id": 60},
         config="{}DecoderConfig",
     ),
@@ -224,8 +240,17 @@ ROWS: dict[str, Row] = {
     "prophetnet": Row(
         "ProphetNet",
         {
-            **{"vocab_size": VOCABULARY, "hidden_size": 32, "num_decoder_layers": 2, "pad_token_id": 0},
-            **{"num_decoder_attention_heads": 4, "decoder_ffn_dim": 48, "max_position_embeddings": 128},
+            **{
+                "vocab_size": VOCABULARY,
+                "hidden_size": 32,
+                "num_decoder_layers": 2,
+                "pad_token_id": 0,
+            },
+            **{
+                "num_decoder_attention_heads": 4,
+                "decoder_ffn_dim": 48,
+                "max_position_embeddings": 128,
+            },
         },
     ),
     "qwen2": shaped("Qwen2"),
@@ -235,7 +260,9 @@ ROWS: dict[str, Row] = {
     "qwen3_moe": shaped("Qwen3Moe", HEAD, EXPERTS),
     "qwen3_next": shaped("Qwen3Next", DELTA, {**EXPERTS, "shared_expert_intermediate_size": 16}),
     "recurrent_gemma": shaped(
-        "RecurrentGemma", {"lru_width": 32, "attention_window_size": 6, "num_hidden_layers": 3}, scale=2.0
+        "RecurrentGemma",
+        {"lru_width": 32, "attention_window_size": 6, "num_hidden_layers": 3},
+        scale=2.0,
     ),
     "roberta": Row("Roberta", BERT),
     "roberta, decoder": Row("Roberta", {**BERT, "is_decoder": True}),
@@ -249,7 +276,13 @@ ROWS: dict[str, Row] = {
     "vaultgemma": shaped("VaultGemma", HEAD, WINDOW),
     "whisper": Row(
         "Whisper",
-        {**BART, "max_target_positions": 128, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3},
+        {
+            **BART,
+            "max_target_positions": 128,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 3,
+        },
     ),
     "xlm": Row(
         "XLM",
@@ -271,11 +304,19 @@ ROWS: dict[str, Row] = {
     "zamba": shaped(
         "Zamba",
         SMALL_STATE,
-        {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "n_mamba_heads": 2},
+        {
+            "num_hidden_layers": 4,
+            "layers_block_type": ["linear_attention", "hybrid"] * 2,
+            "n_mamba_heads": 2,
+        },
     ),
     "zamba2": shaped(
         "Zamba2",
-        {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"], "chunk_size": 8},
+        {
+            "num_hidden_layers": 3,
+            "layers_block_type": ["mamba", "hybrid", "mamba"],
+            "chunk_size": 8,
+        },
         {"mamba_d_state": 8, "mamba_headdim": 8, "n_mamba_heads": 8, "mamba_ngroups": 1},
         {"use_mamba_kernels": False, "num_mem_blocks": 1},
     ),
@@ -295,8 +336,15 @@ def build(name: str) -> Any:
 
 
 def adapted(model: Any) -> Any:
-    """The same under a random LoRA adapter, of state-space layers on what goes into them, as PEFT asks."""
-    options = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False, "exclude_modules": r".*\.router"}
+    """The same under a random LoRA adapter, of state-space layers on what goes into them, as PEFT
+    asks.
+    """
+    options = {
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "init_lora_weights": False,
+        "exclude_modules": r".*\.router",
+    }
     try:
         config = peft.LoraConfig(target_modules="all-linear", **options)
         return peft.get_peft_model(copy.deepcopy(model), config).eval()
@@ -319,8 +367,14 @@ def without_cache(model: Any) -> dict[str, bool]:
 
 @torch.no_grad()
 def plain(model: Any, prompt: list[int], response: list[int]) -> float:
-    """Nats of a response by one pass over one row and the log-softmax in float64: nothing of coevolve's."""
-    logits = model(input_ids=torch.tensor([prompt + response]), **without_cache(model)).logits[0].double()
+    """Nats of a response by one pass over one row and the log-softmax in float64: nothing of
+    coevolve's.
+    """
+    logits = (
+        model(input_ids=torch.tensor([prompt + response]), **without_cache(model))
+        .logits[0]
+        .double()
+    )
     log_probs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
     return log_probs[range(len(response)), response].sum().item()
 
@@ -368,7 +422,12 @@ def distance(model: Any) -> float:
     found = []
     for costs in LAYOUTS.values():
         with costing(**costs):
-            found.append([x.sum() for x in score_pairs(model, contexts, responses, np.array(pairs), pad_id=0)])
+            found.append(
+                [
+                    x.sum()
+                    for x in score_pairs(model, contexts, responses, np.array(pairs), pad_id=0)
+                ]
+            )
     return float(np.abs(np.array(found) - exact).max())
 
 
@@ -376,10 +435,18 @@ def distance(model: Any) -> float:
 def writes_as_plain_passes_do(model: Any) -> bool:
     """Whether greedy continuations are the most probable tokens of plain passes, one after another."""
     prompts = texts()[0]
-    for prompt, written in zip(prompts, generate(model, prompts, max_new_tokens=6, stop_ids=(), pad_id=0), strict=True):
+    for prompt, written in zip(
+        prompts, generate(model, prompts, max_new_tokens=6, stop_ids=(), pad_id=0), strict=True
+    ):
         ids = list(prompt)
         for token in written.ids:
-            if model(input_ids=torch.tensor([ids]), **without_cache(model)).logits[0, -1].argmax().item() != token:
+            if (
+                model(input_ids=torch.tensor([ids]), **without_cache(model))
+                .logits[0, -1]
+                .argmax()
+                .item()
+                != token
+            ):
                 return False
             ids.append(token)
     return True
@@ -398,7 +465,9 @@ class Measured(NamedTuple):
         """In Markdown."""
         if self.refusal:
             return f"| {name} | refused: {self.refusal} | | | |"
-        return f"| {name} | {self.scores} | {self.writes} | {self.far:.0e} | {self.far_adapted:.0e} |"
+        return (
+            f"| {name} | {self.scores} | {self.writes} | {self.far:.0e} | {self.far_adapted:.0e} |"
+        )
 
 
 def measured(name: str) -> Measured:

@@ -46,13 +46,18 @@ def build(base_folder):
         model = load_model(str(base_folder))
         if tuning == "lora":
             options = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.1}
-            roles = AdapterRoles.create(model, {role: lora_config(options) for role in ROLES}, seed=0)
+            roles = AdapterRoles.create(
+                model, {role: lora_config(options) for role in ROLES}, seed=0
+            )
         else:
             roles = SeparateRoles.create(model, keep_base=False)
         torch.manual_seed(1)
         for role in ROLES:
             weights = roles.weights(role)
-            roles.load_weights(role, {name: value + 0.1 * torch.randn_like(value) for name, value in weights.items()})
+            roles.load_weights(
+                role,
+                {name: value + 0.1 * torch.randn_like(value) for name, value in weights.items()},
+            )
         render = Renderer(prompt_set("world"), load_tokenizer(str(base_folder)))
         return ProbabilityEstimator(roles, render, max_new_tokens=16)
 
@@ -66,5 +71,7 @@ def exported(request, build, base_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "estimator"
     base = Base(str(base_folder), str(base_folder), base_fingerprint(str(base_folder)))
     origins = dict.fromkeys(ROLES, Origin(base))
-    export_estimator(folder, estimator, check_recipe(RECIPE, "test"), origins, {"training": {"note": "random"}})
+    export_estimator(
+        folder, estimator, check_recipe(RECIPE, "test"), origins, {"training": {"note": "random"}}
+    )
     return estimator, folder

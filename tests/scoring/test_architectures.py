@@ -9,7 +9,16 @@ from tests.scoring.architectures import HEADER, ROWS, measured
 
 PAGE = Path(__file__).parents[2] / "coevolve" / "scoring" / "README.md"
 TOLERANCE = 1e-4  # nats per response
-OF_EACH_KIND = ["bert", "gemma4", "gpt_neo", "llama", "mamba", "musicgen", "opt", "roberta, decoder"]
+OF_EACH_KIND = [
+    "bert",
+    "gemma4",
+    "gpt_neo",
+    "llama",
+    "mamba",
+    "musicgen",
+    "opt",
+    "roberta, decoder",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,9 @@ def check(name, page):
     found = measured(name)
     assert found.refusal or max(found.far, found.far_adapted) < TOLERANCE
     assert without_figures(found.row(name)) == without_figures(page[name])
-    assert found.refusal or all(float(x) < TOLERANCE for x in page[name].strip("| ").split(" | ")[3:])
+    assert found.refusal or all(
+        float(x) < TOLERANCE for x in page[name].strip("| ").split(" | ")[3:]
+    )
 
 
 def test_the_page_has_every_row_and_no_other(page):

@@ -72,7 +72,11 @@ def zero(tensors, rng):
 
 def swap_tensors(tensors, rng):
     name = pick(tensors, rng)
-    same = [other for other in sorted(tensors) if tensors[other].shape == tensors[name].shape and other != name]
+    same = [
+        other
+        for other in sorted(tensors)
+        if tensors[other].shape == tensors[name].shape and other != name
+    ]
     other = rng.choice(same) if same else name
     tensors[name], tensors[other] = tensors[other], tensors[name]
 
@@ -139,7 +143,9 @@ def other_file(folder, rng):
 def adapter_on_a_whole_model(folder, rng):
     """Which transformers would put on by itself."""
     whole = folder / "base" if (folder / "base").exists() else folder / ESTIMATOR
-    (whole / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]}))
+    (whole / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]})
+    )
 
 
 def in_config(name, *values):
@@ -170,7 +176,10 @@ def swap_words(folder, rng):
 
 
 def other_normaliser(folder, rng):
-    edit_json(folder / "tokenizer" / "tokenizer.json", lambda value: value.update(normalizer={"type": "Lowercase"}))
+    edit_json(
+        folder / "tokenizer" / "tokenizer.json",
+        lambda value: value.update(normalizer={"type": "Lowercase"}),
+    )
 
 
 def other_template(folder, rng):
@@ -196,15 +205,36 @@ def base_elsewhere(folder, rng):
     where = rng.choice([f"../{other.name}", str(other), "other"])
     if where == "other":
         shutil.copytree(other, folder / "other")
-    edit_manifest(folder, lambda m: [m["roles"][role]["base"].update(folder=where) for role in ROLES])
+    edit_manifest(
+        folder, lambda m: [m["roles"][role]["base"].update(folder=where) for role in ROLES]
+    )
 
 
-EXTRA = ["added_tokens.json", "generation_config.json", "x.safetensors", "chat_template.jinja", "x.py", "x.bin", "x.pt"]
+EXTRA = [
+    "added_tokens.json",
+    "generation_config.json",
+    "x.safetensors",
+    "chat_template.jinja",
+    "x.py",
+    "x.bin",
+    "x.pt",
+]
 
 CHANGES = [
-    *map(in_tensors, (nudge, scale, zero, swap_tensors, drop_tensor, drop_half, rename_tensor, reshape_tensor)),
+    *map(
+        in_tensors,
+        (nudge, scale, zero, swap_tensors, drop_tensor, drop_half, rename_tensor, reshape_tensor),
+    ),
     *map(in_tensors, (not_a_number, round_tensors)),
-    *(swap_roles, one_role_for_both, delete_file, rename_file, cut_file, other_file, adapter_on_a_whole_model),
+    *(
+        swap_roles,
+        one_role_for_both,
+        delete_file,
+        rename_file,
+        cut_file,
+        other_file,
+        adapter_on_a_whole_model,
+    ),
     in_config("lora_alpha", 1, 64),
     in_config("r", 2, 8),
     in_config("use_rslora", True),
@@ -224,7 +254,9 @@ CHANGES = [
     in_config("model_max_length", 8),
     *(other_rope, swap_words, other_normaliser, other_template, base_elsewhere),
     in_manifest(other_prompts),
-    in_manifest(lambda manifest, rng: manifest["reasoning"].update(max_new_tokens=rng.choice([1, 2, 3]))),
+    in_manifest(
+        lambda manifest, rng: manifest["reasoning"].update(max_new_tokens=rng.choice([1, 2, 3]))
+    ),
     in_manifest(
         lambda manifest, rng: manifest.update(
             roles={role: manifest["roles"][other] for role, other in (ROLES, ROLES[::-1])}
@@ -232,7 +264,9 @@ CHANGES = [
     ),
     in_manifest(lambda manifest, rng: manifest.update(version=rng.choice([1, 2]))),
     in_manifest(lambda manifest, rng: manifest.update(files={})),
-    for_a_role(lambda entry, rng: entry.update(tuning="none" if entry["tuning"] == "lora" else "lora")),
+    for_a_role(
+        lambda entry, rng: entry.update(tuning="none" if entry["tuning"] == "lora" else "lora")
+    ),
     for_a_role(lambda entry, rng: entry.update(tokenizer="base")),
     for_a_role(lambda entry, rng: entry.update(chat_template="{{ messages[0]['content'] }}")),
     for_a_role(lambda entry, rng: entry["base"].update(quantization="8bit")),
@@ -289,7 +323,9 @@ def is_same(found, expected):
 
 
 @pytest.mark.parametrize("share", [len(CHANGES), pytest.param(200, marks=pytest.mark.slow)])
-def test_no_change_scores_differently_without_an_error(exported, examples, responses, tmp_path, share):
+def test_no_change_scores_differently_without_an_error(
+    exported, examples, responses, tmp_path, share
+):
     """By adversaries who compute the hashes of the files anew."""
     _, folder = exported
     expected, refused = scored(folder, examples, responses), 0
@@ -306,8 +342,12 @@ def test_no_change_scores_differently_without_an_error(exported, examples, respo
 
 
 @pytest.mark.slow
-def test_with_everything_computed_anew_it_is_another_estimator(exported, examples, responses, tmp_path):
-    """No directory can vouch for itself. That the same changes do change scores shows what the test above is worth."""
+def test_with_everything_computed_anew_it_is_another_estimator(
+    exported, examples, responses, tmp_path
+):
+    """No directory can vouch for itself. That the same changes do change scores shows what the test
+    above is worth.
+    """
     _, folder = exported
     expected, another = scored(folder, examples, responses), 0
     for number in range(200):
@@ -336,11 +376,17 @@ NEVER = {
     "an adapter lies on a whole model": adapter_on_a_whole_model,
     "a file is pickled": lambda folder, rng: (folder / CONNECTOR / "x.bin").write_bytes(b"x"),
     "the base lies outside": in_manifest(
-        lambda manifest, rng: [manifest["roles"][role]["base"].update(folder="../x") for role in ROLES]
+        lambda manifest, rng: [
+            manifest["roles"][role]["base"].update(folder="../x") for role in ROLES
+        ]
     ),
-    "there is room for no reasoning": in_manifest(lambda manifest, rng: manifest["reasoning"].update(max_new_tokens=0)),
+    "there is room for no reasoning": in_manifest(
+        lambda manifest, rng: manifest["reasoning"].update(max_new_tokens=0)
+    ),
     "a role is missing": in_manifest(lambda manifest, rng: manifest["roles"].pop(CONNECTOR)),
-    "the tokenizer is another folder": for_a_role(lambda entry, rng: entry.update(tokenizer="tokenizers")),
+    "the tokenizer is another folder": for_a_role(
+        lambda entry, rng: entry.update(tokenizer="tokenizers")
+    ),
     "a field is unknown": for_a_role(lambda entry, rng: entry.update(tunning="lora")),
 }
 
@@ -370,7 +416,13 @@ def test_a_file_that_is_not_listed_is_refused_by_name(exported, tmp_path, name):
 def test_what_loading_never_reads_may_lie_there(exported, examples, responses, tmp_path):
     _, folder = exported
     copy = shutil.copytree(folder, tmp_path / "copy")
-    for name in ("README.md", ".gitattributes", "tokenizer/LICENSE", ".git/config", ".cache/huggingface/x.bin"):
+    for name in (
+        "README.md",
+        ".gitattributes",
+        "tokenizer/LICENSE",
+        ".git/config",
+        ".cache/huggingface/x.bin",
+    ):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text("x")
     edit_manifest(copy, lambda manifest: None)  # another layout of the same JSON
@@ -443,7 +495,9 @@ def test_a_field_of_another_kind_is_named(exported, tmp_path, place, value):
         read_manifest(copy)
 
 
-def test_a_manifest_of_version_2_is_checked_by_what_it_records(exported, examples, responses, tmp_path):
+def test_a_manifest_of_version_2_is_checked_by_what_it_records(
+    exported, examples, responses, tmp_path
+):
     estimator, folder = exported
     old = shutil.copytree(folder, tmp_path / "old")
 
@@ -474,30 +528,47 @@ def test_a_base_elsewhere_is_compared_whole(exported, base_folder, tmp_path):
     edit_json(base / "config.json", lambda config: config.update(transformers_version="0"))
     ProbabilityEstimator.from_pretrained(folder, device="cpu", base=str(base))
     other_rope(tmp_path, None)
-    with pytest.raises(ArtifactError, match=r"base: config\.json differs from what the estimator was exported with"):
+    with pytest.raises(
+        ArtifactError, match=r"base: config\.json differs from what the estimator was exported with"
+    ):
         ProbabilityEstimator.from_pretrained(folder, device="cpu", base=str(base))
 
 
-def test_a_base_model_without_training_is_an_estimator(base_folder, examples, responses, tmp_path, capsys):
+def test_a_base_model_without_training_is_an_estimator(
+    base_folder, examples, responses, tmp_path, capsys
+):
     out = tmp_path / "estimator"
     options = ["--prompts", "world", "--max-new-tokens", "16"]
     assert main(["export", "--base", str(base_folder), *options, "--out", str(out)]) == 0
     estimator = ProbabilityEstimator.from_pretrained(out, device="cpu")
     assert estimator.roles.tuning == dict.fromkeys(ROLES, "none") and estimator.roles.has_base
-    assert estimator.roles.module(CONNECTOR) is estimator.roles.module(ESTIMATOR)  # one model in memory
+    assert estimator.roles.module(CONNECTOR) is estimator.roles.module(
+        ESTIMATOR
+    )  # one model in memory
     reasoning = ["[Features] a"] * len(examples)
     scores = estimator.log_prob(examples, responses, reasoning)
     model = AutoModelForCausalLM.from_pretrained(base_folder).double().eval()
-    for example, response, text, total in zip(examples, responses, reasoning, scores.sum, strict=True):
+    for example, response, text, total in zip(
+        examples, responses, reasoning, scores.sum, strict=True
+    ):
         prompt = estimator.renderer.prompt_ids(estimator.renderer.estimator(example, text))
         target = estimator.renderer.response_ids(response)
         with torch.no_grad():
             log_probs = model(torch.tensor([prompt + target])).logits[0].log_softmax(dim=-1)
-        assert abs(log_probs[range(len(prompt) - 1, len(prompt) + len(target) - 1), target].sum() - total) < 1e-4
+        assert (
+            abs(
+                log_probs[range(len(prompt) - 1, len(prompt) + len(target) - 1), target].sum()
+                - total
+            )
+            < 1e-4
+        )
     assert len(estimator.reason(examples[:2])) == 2
     estimator.use_cache(tmp_path / "cache")
     assert np.array_equal(estimator.log_prob(examples, responses, reasoning).sum, scores.sum)
-    assert main(["export", str(out), "--layout", "reference", "--out", str(tmp_path / "reference")]) == 2
+    assert (
+        main(["export", str(out), "--layout", "reference", "--out", str(tmp_path / "reference")])
+        == 2
+    )
     assert "connector and estimator was not trained" in capsys.readouterr().err
     assert main(["export", "x", "--prompts", "world", "--out", str(tmp_path / "other")]) == 2
     swapped = shutil.copytree(out, tmp_path / "swapped")
@@ -514,13 +585,19 @@ def test_one_role_may_be_the_base_model_as_it_is(exported, examples, responses, 
         return  # the directory holds no base model
     mixed = shutil.copytree(folder, tmp_path / "mixed")
     shutil.rmtree(mixed / ESTIMATOR)
-    edit_manifest(mixed, lambda manifest: manifest["roles"][ESTIMATOR].update(tuning="none", fingerprint=None))
+    edit_manifest(
+        mixed, lambda manifest: manifest["roles"][ESTIMATOR].update(tuning="none", fingerprint=None)
+    )
     edit_manifest(mixed, lambda manifest: manifest.pop("identity"))
     rewrite(mixed)
     found = ProbabilityEstimator.from_pretrained(mixed, device="cpu")
     assert found.roles.tuning == {CONNECTOR: "lora", ESTIMATOR: "none"}
     assert found.reason(examples) == estimator.reason(examples)
-    with estimator.roles.acting(None) as expected, found.roles.acting(ESTIMATOR) as model, torch.no_grad():
+    with (
+        estimator.roles.acting(None) as expected,
+        found.roles.acting(ESTIMATOR) as model,
+        torch.no_grad(),
+    ):
         ids = torch.arange(20)[None]
         assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
 
@@ -531,11 +608,17 @@ def test_a_model_is_loaded_whole_or_not_at_all(base_folder, tmp_path):
             (drop_tensor, "its weights lack 1 tensors"),
             (reshape_tensor, "its weights have another shape for 1 tensors"),
             (not_a_number, "holds a value that is no finite number"),
-            (lambda tensors, rng: tensors.update(x=torch.ones(1)), "its weights go beyond, with 1 tensors .* 'x'"),
+            (
+                lambda tensors, rng: tensors.update(x=torch.ones(1)),
+                "its weights go beyond, with 1 tensors .* 'x'",
+            ),
         ]
     ):
         copy = shutil.copytree(base_folder, tmp_path / str(number))
-        edit_tensors(weights(tmp_path, str(number)), lambda tensors, change=change: change(tensors, random.Random(3)))
+        edit_tensors(
+            weights(tmp_path, str(number)),
+            lambda tensors, change=change: change(tensors, random.Random(3)),
+        )
         with pytest.raises(ArtifactError, match=message):
             load_model(str(copy), exact=True)
     load_model(str(copy))  # published weights have tensors for other uses as well

@@ -45,7 +45,9 @@ def test_only_what_is_new_is_computed_and_the_bits_are_the_same(tmp_path):
     assert first.asked == [tuple(pair) for pair in ALL[:4].tolist()]
     assert second.asked == [(2, 1), (2, 0)]
     assert done == [3]
-    assert all(np.array_equal(a, b) for a, b in zip(found[1:3], [expected[3], expected[0]], strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(found[1:3], [expected[3], expected[0]], strict=True)
+    )
     assert np.array_equal(found[4], expected[0]) and found[0].dtype == np.float64
 
 
@@ -55,7 +57,10 @@ def test_it_is_the_content_that_counts(tmp_path):
     again = Model()
     cached_scores(WorkCache(tmp_path, "model"), PROMPTS[::-1], RESPONSES[::-1], ALL, again, None)
     assert again.asked == []
-    for cache, prompts in ((WorkCache(tmp_path, "other"), PROMPTS), (WorkCache(tmp_path, "model"), [[7], [8], [6]])):
+    for cache, prompts in (
+        (WorkCache(tmp_path, "other"), PROMPTS),
+        (WorkCache(tmp_path, "model"), [[7], [8], [6]]),
+    ):
         other = Model()
         cached_scores(cache, prompts, RESPONSES, ALL, other, None)
         assert len(other.asked) == len(ALL)
@@ -73,8 +78,14 @@ def test_a_text_is_found_by_its_settings_too(tmp_path):
         raise AssertionError(places)
 
     greedy, drawn = [{"length": 9}] * 2, [{"length": 9, "seed": 1, "key": k} for k in range(2)]
-    assert cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], greedy, write, None) == [([0, 7], True), ([1, 7], False)]
-    assert cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], greedy, never, None)[1] == ([1, 7], False)
+    assert cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], greedy, write, None) == [
+        ([0, 7], True),
+        ([1, 7], False),
+    ]
+    assert cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], greedy, never, None)[1] == (
+        [1, 7],
+        False,
+    )
     with pytest.raises(AssertionError, match=r"\[0, 1\]"):
         cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], drawn, never, None)
 
@@ -87,7 +98,9 @@ def test_a_damaged_line_is_said_once_and_computed_again(tmp_path, harm, caplog):
     for index in (1, 3):
         if harm == "flip":
             place = lines[index].index(b'"value": "') + 12
-            lines[index] = lines[index][:place] + bytes([lines[index][place] ^ 1]) + lines[index][place + 1 :]
+            lines[index] = (
+                lines[index][:place] + bytes([lines[index][place] ^ 1]) + lines[index][place + 1 :]
+            )
         elif harm == "not JSON":
             lines[index] = b"\xff\x00{" + lines[index][3:]
         else:
@@ -112,7 +125,19 @@ def with_values(folder, make):
     file.write_bytes(b"".join(_line(row["key"], make(row["value"])) for row in rows))
 
 
-ODD = [0, 1.5, True, "", "x", "é", [], {}, [1], "AAAA", base64.b64encode(np.array([np.nan] * 2).tobytes()).decode()]
+ODD = [
+    0,
+    1.5,
+    True,
+    "",
+    "x",
+    "é",
+    [],
+    {},
+    [1],
+    "AAAA",
+    base64.b64encode(np.array([np.nan] * 2).tobytes()).decode(),
+]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
@@ -121,12 +146,15 @@ def test_a_value_that_is_no_score_is_said_once_and_computed_again(tmp_path, odd,
     with_values(tmp_path, lambda value: odd)
     with caplog.at_level(logging.WARNING):
         found = scores(tmp_path, model := Model())
-    assert len(model.asked) == len(ALL) and [record.message.count("6 damaged") for record in caplog.records] == [1]
+    assert len(model.asked) == len(ALL) and [
+        record.message.count("6 damaged") for record in caplog.records
+    ] == [1]
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
-    "odd", [0, "ab", [], [1, 2], [[1], 1], [[1.5], True], [["1"], True], [[-1], True], [[True], True]]
+    "odd",
+    [0, "ab", [], [1, 2], [[1], 1], [[1.5], True], [["1"], True], [[-1], True], [[True], True]],
 )
 def test_a_value_that_is_no_text_is_written_again(tmp_path, odd):
     def write(places):
@@ -134,18 +162,28 @@ def test_a_value_that_is_no_text_is_written_again(tmp_path, odd):
 
     cached_texts(WorkCache(tmp_path, "model"), PROMPTS, [{}] * 3, write, None)
     with_values(tmp_path, lambda value: odd)
-    assert cached_texts(WorkCache(tmp_path, "model"), PROMPTS, [{}] * 3, write, None) == [([7], True)] * 3
+    assert (
+        cached_texts(WorkCache(tmp_path, "model"), PROMPTS, [{}] * 3, write, None)
+        == [([7], True)] * 3
+    )
 
 
 def test_lines_that_are_no_lines_stop_nobody(tmp_path, caplog):
     expected = scores(tmp_path, Model())
     (file,) = (tmp_path / "model").glob("*.jsonl")
-    file.write_bytes(b"\n".join([b"[" * 100_000, b'{"key": [], "value": 1, "check": 2}', b"null", b"9" * 5000, b""]))
+    file.write_bytes(
+        b"\n".join(
+            [b"[" * 100_000, b'{"key": [], "value": 1, "check": 2}', b"null", b"9" * 5000, b""]
+        )
+    )
     (tmp_path / "model" / "folder.jsonl").mkdir()
     os.mkfifo(tmp_path / "model" / "pipe.jsonl")
     with caplog.at_level(logging.WARNING):
         found = scores(tmp_path, Model())
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True)) and len(caplog.records) == 1
+    assert (
+        all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        and len(caplog.records) == 1
+    )
 
 
 def test_half_a_line_is_not_read_until_it_is_whole(tmp_path, caplog):
@@ -170,7 +208,9 @@ def _write_for_ever(folder, number):
 
 def test_killed_writers_leave_only_whole_values(tmp_path, caplog):
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write_for_ever, args=(tmp_path, number)) for number in range(3)]
+    writers = [
+        context.Process(target=_write_for_ever, args=(tmp_path, number)) for number in range(3)
+    ]
     for writer in writers:
         writer.start()
     limit = time.monotonic() + 60
@@ -181,7 +221,11 @@ def test_killed_writers_leave_only_whole_values(tmp_path, caplog):
         writer.join()
     cache = WorkCache(tmp_path, "model")
     keys = [f"{number}-{count}" for number in range(3) for count in range(20_000)]
-    found = {key: value for key, value in zip(keys, cache.get("scores", keys), strict=True) if value is not None}
+    found = {
+        key: value
+        for key, value in zip(keys, cache.get("scores", keys), strict=True)
+        if value is not None
+    }
     assert {key.split("-")[0] for key in found} == {"0", "1", "2"}
     assert all(value == list(map(int, key.split("-"))) * 40 for key, value in found.items())
     assert not caplog.records
@@ -202,8 +246,12 @@ def test_fingerprints_differ_by_every_part():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
 
 
-def test_an_estimator_asks_its_model_for_the_new_only(exported, examples, responses, tmp_path, monkeypatch):
-    """Same numbers with and without; another process's work is found; other weights are not confused."""
+def test_an_estimator_asks_its_model_for_the_new_only(
+    exported, examples, responses, tmp_path, monkeypatch
+):
+    """Same numbers with and without; another process's work is found; other weights are not
+    confused.
+    """
     _, folder = exported
     plain = ProbabilityEstimator.from_pretrained(folder, device="cpu")
     reasoning = plain.reason(examples)
@@ -244,6 +292,9 @@ def test_an_estimator_asks_its_model_for_the_new_only(exported, examples, respon
 
 def test_unknown_weights_have_no_cache(exported, tmp_path):
     estimator, folder = exported
-    for unknown in (estimator, ProbabilityEstimator.from_pretrained(folder, device="cpu", verify=False)):
+    for unknown in (
+        estimator,
+        ProbabilityEstimator.from_pretrained(folder, device="cpu", verify=False),
+    ):
         with pytest.raises(ArtifactError, match="verify=True"):
             unknown.use_cache(tmp_path)

@@ -1,4 +1,6 @@
-"""The estimator scores the same before and after export, in any batch and order, and as a plain forward pass does."""
+"""The estimator scores the same before and after export, in any batch and order, and as a plain
+forward pass does.
+"""
 
 import json
 import shutil
@@ -29,21 +31,30 @@ def test_export_and_load_change_no_score(exported, examples, responses):
 
 
 def test_transformers_and_peft_alone_give_the_same_scores(exported, examples, responses):
-    """No code of ours between the exported folder and the log-probability, but for the prompt's text."""
+    """No code of ours between the exported folder and the log-probability, but for the prompt's
+    text.
+    """
     estimator, folder = exported
     reasoning = estimator.reason(examples)
     scores = estimator.log_prob(examples, responses, reasoning)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     if (folder / "base").exists():
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / ESTIMATOR)
+        model = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(folder / "base"), folder / ESTIMATOR
+        )
     else:
         model = AutoModelForCausalLM.from_pretrained(folder / ESTIMATOR)
     model.eval()
     for example, response, text, total, count in zip(
         examples, responses, reasoning, scores.sum, scores.tokens, strict=True
     ):
-        prompt = tokenizer(estimator.renderer.estimator(example, text), add_special_tokens=False)["input_ids"]
-        target = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        prompt = tokenizer(estimator.renderer.estimator(example, text), add_special_tokens=False)[
+            "input_ids"
+        ]
+        target = [
+            *tokenizer(response, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + target])).logits[0].double()
         log_probs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
@@ -58,12 +69,16 @@ def test_the_base_is_found_from_any_folder_and_by_us_wherever_it_was_moved(
     whole = not (folder / "base").exists()
     monkeypatch.chdir(tmp_path)
     for role in ROLES:
-        model = (AutoModelForCausalLM if whole else AutoPeftModelForCausalLM).from_pretrained(folder / role)
+        model = (AutoModelForCausalLM if whole else AutoPeftModelForCausalLM).from_pretrained(
+            folder / role
+        )
         assert whole or model.peft_config["default"].base_model_name_or_path == str(folder / "base")
     moved = folder.rename(tmp_path / "moved")
     try:
         loaded = ProbabilityEstimator.from_pretrained(moved, device="cpu")
-        expected, found = (x.log_prob(examples, responses, [""] * len(examples)).sum for x in (estimator, loaded))
+        expected, found = (
+            x.log_prob(examples, responses, [""] * len(examples)).sum for x in (estimator, loaded)
+        )
         assert np.abs(expected - found).max() < 1e-6
     finally:
         moved.rename(folder)
@@ -75,9 +90,13 @@ def test_order_and_batch_do_not_matter(exported, examples, responses):
     expected = estimator.log_prob(examples, responses, reasoning).sum
     rng = np.random.default_rng(0)
     for budget in (1, 60, 200, 10_000):
-        other = ProbabilityEstimator.from_pretrained(folder, device="cpu", token_budget=budget, verify=False)
+        other = ProbabilityEstimator.from_pretrained(
+            folder, device="cpu", token_budget=budget, verify=False
+        )
         order = rng.permutation(len(examples))
-        found = other.log_prob(*([values[i] for i in order] for values in (examples, responses, reasoning)))
+        found = other.log_prob(
+            *([values[i] for i in order] for values in (examples, responses, reasoning))
+        )
         assert np.abs(found.sum - expected[order]).max() < TOLERANCE
         drawn = other.reason([examples[i] for i in order], seed=5)
         assert drawn == [estimator.reason(examples, seed=5)[i] for i in order]
@@ -101,7 +120,9 @@ def test_the_marginal_is_the_log_mean_of_its_samples(exported, examples, respons
     estimator, _ = exported
     one = estimator.log_prob(examples, responses, estimator.reason(examples, seed=9))
     two = estimator.log_prob(examples, responses, estimator.reason(examples, seed=10))
-    assert np.allclose(estimator.log_prob_marginal(examples, responses, samples=1, seed=9).sum, one.sum, atol=1e-9)
+    assert np.allclose(
+        estimator.log_prob_marginal(examples, responses, samples=1, seed=9).sum, one.sum, atol=1e-9
+    )
     both = estimator.log_prob_marginal(examples, responses, samples=2, seed=9)
     assert np.allclose(both.sum, np.log((np.exp(one.sum) + np.exp(two.sum)) / 2), atol=1e-9)
 
@@ -124,7 +145,9 @@ def test_acting_puts_everything_back(build):
     with roles.acting(None) as acting:
         assert not acting.training
     assert model.training and model.active_adapter == CONNECTOR
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trainable
+    assert {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    } == trainable
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -133,14 +156,18 @@ def test_a_frozen_copy_stays_while_the_role_moves(build, tuning, examples, respo
     roles, reasoning = estimator.roles, estimator.reason(examples)
 
     def score(actor):
-        prompts = [estimator.renderer.prompt_ids(estimator.renderer.estimator(examples[0], reasoning[0]))]
+        prompts = [
+            estimator.renderer.prompt_ids(estimator.renderer.estimator(examples[0], reasoning[0]))
+        ]
         with roles.acting(actor) as model, torch.no_grad():
             return model(input_ids=torch.tensor(prompts)).logits
 
     with roles.frozen(ESTIMATOR, roles.weights(ESTIMATOR)):
         before = score("ref")
         assert torch.equal(before, score(ESTIMATOR))
-        roles.load_weights(ESTIMATOR, {name: 2 * value for name, value in roles.weights(ESTIMATOR).items()})
+        roles.load_weights(
+            ESTIMATOR, {name: 2 * value for name, value in roles.weights(ESTIMATOR).items()}
+        )
         assert torch.equal(before, score("ref"))
         assert not torch.equal(before, score(ESTIMATOR))
     if tuning == "lora":
@@ -151,15 +178,24 @@ def test_the_manifest_says_what_it_is(exported):
     _, folder = exported
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["prompts"]["name"] == "world"
-    assert all(entry["base"]["fingerprint"] and entry["chat_template"] for entry in manifest["roles"].values())
+    assert all(
+        entry["base"]["fingerprint"] and entry["chat_template"]
+        for entry in manifest["roles"].values()
+    )
     assert "nats per response" in manifest["normalisation"]
-    assert {"connector", "estimator", "tokenizer"} <= {name.split("/")[0] for name in manifest["files"]}
-    assert manifest["scoring"] == {role: {"scores": "packed", "generates": "in batches"} for role in ROLES}
+    assert {"connector", "estimator", "tokenizer"} <= {
+        name.split("/")[0] for name in manifest["files"]
+    }
+    assert manifest["scoring"] == {
+        role: {"scores": "packed", "generates": "in batches"} for role in ROLES
+    }
     assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
 
 
 def test_an_estimator_of_version_1_scores_the_same(exported, tmp_path, examples, responses):
-    """Then both roles had one base and one tokenizer, adapters had no record, and the manifest said it once."""
+    """Then both roles had one base and one tokenizer, adapters had no record, and the manifest said
+    it once.
+    """
     estimator, folder = exported
     old = tmp_path / "old"
     shutil.copytree(folder, old)
@@ -173,10 +209,15 @@ def test_an_estimator_of_version_1_scores_the_same(exported, tmp_path, examples,
         "tuning": entry["tuning"],
         "base": {**base, "included": entry["base"]["folder"] is not None},
         "chat_template": entry["chat_template"],
-        "files": {name: hash for name, hash in manifest["files"].items() if "coevolve_parent" not in name},
+        "files": {
+            name: hash for name, hash in manifest["files"].items() if "coevolve_parent" not in name
+        },
     }
     (old / "manifest.json").write_text(json.dumps(manifest))
-    loaded, reasoning = ProbabilityEstimator.from_pretrained(old, device="cpu"), estimator.reason(examples)
+    loaded, reasoning = (
+        ProbabilityEstimator.from_pretrained(old, device="cpu"),
+        estimator.reason(examples),
+    )
     before, after = (x.log_prob(examples, responses, reasoning) for x in (estimator, loaded))
     assert np.abs(before.sum - after.sum).max() < 1e-6
 
@@ -187,8 +228,14 @@ def test_an_estimator_of_version_1_scores_the_same(exported, tmp_path, examples,
         (lambda folder: (folder / "manifest.json").unlink(), "no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "not JSON"),
         (lambda folder: next((folder / "estimator").glob("*.safetensors")).unlink(), "missing"),
-        (lambda folder: _flip(next((folder / "connector").glob("*.safetensors"))), "SHA-256 differs"),
-        (lambda folder: (folder / "manifest.json").write_text('{"format": "x"}'), "accepted is format"),
+        (
+            lambda folder: _flip(next((folder / "connector").glob("*.safetensors"))),
+            "SHA-256 differs",
+        ),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"format": "x"}'),
+            "accepted is format",
+        ),
     ],
 )
 def test_damage_is_named(exported, tmp_path, harm, message):

@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from coevolve.errors import ArtifactError, OutOfMemoryError, RecipeError
 from coevolve.scoring import models
 from coevolve.scoring.foreign import explained
-from coevolve.scoring.models import base_fingerprint, choose_device, load_model, load_tokenizer, resolve_base, snapshot
+from coevolve.scoring.models import (
+    base_fingerprint,
+    choose_device,
+    load_model,
+    load_tokenizer,
+    resolve_base,
+    snapshot,
+)
 from coevolve.scoring.roles import existing_config, put_on
 
 PATTERNS = ["*.safetensors", "*.json"]
@@ -65,30 +72,60 @@ def a_tensor_less(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-OWN_CODE = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+OWN_CODE = {
+    "model_type": "mine",
+    "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"},
+}
 DAMAGE = {
-    "weights cut at the head": (cut(100), "model.safetensors cannot be read: its weights are damaged"),
-    "weights cut at the end": (cut(9_000), "model.safetensors cannot be read: its weights are damaged"),
+    "weights cut at the head": (
+        cut(100),
+        "model.safetensors cannot be read: its weights are damaged",
+    ),
+    "weights cut at the end": (
+        cut(9_000),
+        "model.safetensors cannot be read: its weights are damaged",
+    ),
     "weights of no bytes": (cut(0), "its weights are damaged"),
-    "no weights": (without("model.safetensors"), "no \\*.safetensors files. Save the model with save_pretrained"),
+    "no weights": (
+        without("model.safetensors"),
+        "no \\*.safetensors files. Save the model with save_pretrained",
+    ),
     "pickled weights": (pickled, "no \\*.safetensors files \\(pickled ones are not read\\)"),
     "a file of weights missing": (in_two_files, "model-2.safetensors: listed in .* but missing"),
-    "a damaged index": (write(models.INDEX, b"{}"), "index.json cannot be read: KeyError: 'weight_map'"),
+    "a damaged index": (
+        write(models.INDEX, b"{}"),
+        "index.json cannot be read: KeyError: 'weight_map'",
+    ),
     "a tensor missing": (a_tensor_less, "its weights lack 1 tensors of the model"),
     "other shapes": (config(hidden_size=16), "its weights have another shape for"),
-    "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "tokenizer.json is missing"),
-    "a damaged tokenizer": (write("tokenizer.json", b"{"), "its tokenizer: a file of it is damaged"),
-    "a tokenizer of another kind": (write("tokenizer.json", b"[1]"), "cannot be loaded with its tokenizer: "),
+    "no tokenizer": (
+        without("tokenizer.json", "tokenizer_config.json"),
+        "tokenizer.json is missing",
+    ),
+    "a damaged tokenizer": (
+        write("tokenizer.json", b"{"),
+        "its tokenizer: a file of it is damaged",
+    ),
+    "a tokenizer of another kind": (
+        write("tokenizer.json", b"[1]"),
+        "cannot be loaded with its tokenizer: ",
+    ),
     "no configuration": (without("config.json"), "config.json is missing, or names no model_type"),
     "a damaged configuration": (write("config.json", b"{"), "not a valid JSON file"),
     "a configuration that is a list": (write("config.json", b"[]"), "cannot be loaded"),
-    "an unknown model type": (config(model_type="nope", architectures=["Nope"]), "names no model_type that the inst"),
+    "an unknown model type": (
+        config(model_type="nope", architectures=["Nope"]),
+        "names no model_type that the inst",
+    ),
     "another kind of model": (config(model_type="vit"), "it is no causal language model"),
     "code of its own": (config(**OWN_CODE), "code of its own.*model.trust_remote_code in a recipe"),
     "a word for a number": (config(hidden_size="wide"), "Field 'hidden_size' expected int"),
     "an unknown activation": (config(hidden_act="nope"), "cannot be loaded: KeyError: 'nope'"),
     "no heads": (config(num_attention_heads=0), "cannot be loaded"),
-    "an unknown quantization": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "cannot be loaded"),
+    "an unknown quantization": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "cannot be loaded",
+    ),
 }
 
 
@@ -127,7 +164,9 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:20]))
 @pytest.mark.parametrize("use", [resolve_base, base_fingerprint, load_tokenizer, load_model, load])
 def test_a_name_that_leads_nowhere_is_one_sentence(name, use):
-    with pytest.raises(ArtifactError, match=NAMES[name] if use in (resolve_base, load) else None) as caught:
+    with pytest.raises(
+        ArtifactError, match=NAMES[name] if use in (resolve_base, load) else None
+    ) as caught:
         use(name)
     assert "\n" not in str(caught.value)
 
@@ -137,7 +176,10 @@ def test_a_hub_that_refuses_is_told_from_one_that_is_not_there(monkeypatch):
 
     for error, words in (
         (GatedRepoError, "have accepted its terms. Accept them on its page and log in"),
-        (RepositoryNotFoundError, "the hub has no such model, or does not show it to you. Check the name"),
+        (
+            RepositoryNotFoundError,
+            "the hub has no such model, or does not show it to you. Check the name",
+        ),
     ):
         failure = error.__new__(error)
         failure.args = ("401 Client Error.\n\nA page of words.",)
@@ -157,11 +199,13 @@ def test_the_home_folder_may_be_written_short(base_folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["qpu", "cuda:99", "cuda:-1", "cuda:99999999999", "0", "", "meta", "hpu", "cpu:1", "a:b"]
+    "name",
+    ["qpu", "cuda:99", "cuda:-1", "cuda:99999999999", "0", "", "meta", "hpu", "cpu:1", "a:b"],
 )
 def test_a_device_that_is_not_there_is_an_error(name):
     with pytest.raises(
-        RecipeError, match=rf"device: found {re.escape(repr(name))}, which .* Accepted here are auto, cpu"
+        RecipeError,
+        match=rf"device: found {re.escape(repr(name))}, which .* Accepted here are auto, cpu",
     ):
         choose_device(name)
 
@@ -178,15 +222,22 @@ def test_a_device_of_this_machine_is_taken():
 
 def test_attention_and_dtype_that_are_not_there_are_errors(base_folder):
     for attention in ("nope", "flash_attention_2"):
-        with pytest.raises(ArtifactError, match="attention implementation is unknown here, or its package is not ins"):
+        with pytest.raises(
+            ArtifactError,
+            match="attention implementation is unknown here, or its package is not ins",
+        ):
             load_model(str(base_folder), attention=attention)
-    with pytest.raises(RecipeError, match="dtype: found 'float8'; accepted are float32, bfloat16, float16"):
+    with pytest.raises(
+        RecipeError, match="dtype: found 'float8'; accepted are float32, bfloat16, float16"
+    ):
         load_model(str(base_folder), dtype="float8")
 
 
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(2**60), lambda: bytearray(2**60)])
 def test_what_does_not_fit_the_memory_is_told_apart(allocate):
-    told = pytest.raises(OutOfMemoryError, match=r"^The model: it does not fit the memory .*smaller dtype or model")
+    told = pytest.raises(
+        OutOfMemoryError, match=r"^The model: it does not fit the memory .*smaller dtype or model"
+    )
     with told, explained("The model", "Never mind"):
         allocate()
 
@@ -211,17 +262,38 @@ def other_tensors(folder):
 
 
 ADAPTERS = {
-    "weights cut": (lambda folder: os.truncate(folder / "adapter_model.safetensors", 99), "its weights are damaged"),
+    "weights cut": (
+        lambda folder: os.truncate(folder / "adapter_model.safetensors", 99),
+        "its weights are damaged",
+    ),
     "no weights": (without("adapter_model.safetensors"), "no adapter_model.safetensors"),
-    "no configuration": (without("adapter_config.json"), "no adapter_config.json, so no PEFT adapter"),
-    "a damaged configuration": (write("adapter_config.json", b"{"), "adapter_config.json:1: not JSON"),
-    "a configuration without a kind": (write("adapter_config.json", b"{}"), "KeyError: 'peft_type'"),
+    "no configuration": (
+        without("adapter_config.json"),
+        "no adapter_config.json, so no PEFT adapter",
+    ),
+    "a damaged configuration": (
+        write("adapter_config.json", b"{"),
+        "adapter_config.json:1: not JSON",
+    ),
+    "a configuration without a kind": (
+        write("adapter_config.json", b"{}"),
+        "KeyError: 'peft_type'",
+    ),
     "an unknown kind": (adapter_config(peft_type="NOPE"), "KeyError: 'NOPE'"),
-    "a field of a newer PEFT": (adapter_config(new=3), "new is 3, which PEFT .* does not know and would leave out"),
+    "a field of a newer PEFT": (
+        adapter_config(new=3),
+        "new is 3, which PEFT .* does not know and would leave out",
+    ),
     "another rank": (adapter_config(r=8), "cannot be put on .*size mismatch"),
     "a word for a rank": (adapter_config(r="a"), "cannot be put on"),
-    "targets that are not there": (adapter_config(target_modules=["nope"]), "not found in the base model"),
-    "tensors of something else": (other_tensors, "missing adapter keys|lacks the tensor 'base_model"),
+    "targets that are not there": (
+        adapter_config(target_modules=["nope"]),
+        "not found in the base model",
+    ),
+    "tensors of something else": (
+        other_tensors,
+        "missing adapter keys|lacks the tensor 'base_model",
+    ),
 }
 
 

@@ -58,7 +58,9 @@ def test_greedy_is_the_argmax_of_each_step(model):
 @pytest.mark.parametrize("sampling", [None, Sampling(seed=5, temperature=1.3)])
 def test_the_batch_does_not_matter(model, sampling):
     together = run(model, sampling=sampling)
-    alone = [run(model, [prompt], sampling=sampling, keys=[key])[0] for key, prompt in enumerate(PROMPTS)]
+    alone = [
+        run(model, [prompt], sampling=sampling, keys=[key])[0] for key, prompt in enumerate(PROMPTS)
+    ]
     in_pairs = run(model, sampling=sampling, token_budget=30)
     assert together == alone == in_pairs
 
@@ -69,13 +71,23 @@ def test_seeds_and_keys_decide_the_sample(model):
     assert first == run(model, prompts, sampling=Sampling(seed=1))
     assert first != run(model, prompts, sampling=Sampling(seed=2))
     assert len({tuple(generation.ids) for generation in first}) > 1
-    assert len({tuple(g.ids) for g in run(model, prompts, sampling=Sampling(seed=1), keys=[7] * 6)}) == 1
+    assert (
+        len({tuple(g.ids) for g in run(model, prompts, sampling=Sampling(seed=1), keys=[7] * 6)})
+        == 1
+    )
 
 
 def test_samples_follow_the_softmax_at_the_temperature(model):
     temperature, count = 0.7, 4000
-    generations = run(model, [PROMPTS[0]] * count, max_new_tokens=1, sampling=Sampling(seed=0, temperature=temperature))
-    tokens = [generation.ids[0] if generation.ids else generation.stopped_by for generation in generations]
+    generations = run(
+        model,
+        [PROMPTS[0]] * count,
+        max_new_tokens=1,
+        sampling=Sampling(seed=0, temperature=temperature),
+    )
+    tokens = [
+        generation.ids[0] if generation.ids else generation.stopped_by for generation in generations
+    ]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].double()
     expected = torch.softmax(logits / temperature, dim=-1).numpy()
@@ -90,7 +102,9 @@ def test_a_prompt_without_room_is_refused(model):
 
 
 class NoiseTokenByToken(LogitsProcessor):
-    """The noise as it is defined: one draw over the vocabulary for each token, from the row's own generator."""
+    """The noise as it is defined: one draw over the vocabulary for each token, from the row's own
+    generator.
+    """
 
     def __init__(self, sampling, keys):
         self.temperature = sampling.temperature
@@ -99,12 +113,16 @@ class NoiseTokenByToken(LogitsProcessor):
     def __call__(self, input_ids, scores):
         uniform = torch.stack([torch.rand(scores.shape[-1], generator=g) for g in self.generators])
         tiny = torch.finfo(torch.float32).tiny
-        return scores / self.temperature - torch.log((-torch.log(uniform.clamp(min=tiny))).clamp(min=tiny))
+        return scores / self.temperature - torch.log(
+            (-torch.log(uniform.clamp(min=tiny))).clamp(min=tiny)
+        )
 
 
 def by_the_library(model, prompts, sampling, max_new_tokens):
     """What transformers' own `generate` gives, row by row."""
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=STOPS, pad_token_id=PAD)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=STOPS, pad_token_id=PAD
+    )
     generations = []
     for key, prompt in enumerate(prompts):
         processors = [] if sampling is None else [NoiseTokenByToken(sampling, [key])]
@@ -159,7 +177,9 @@ def hybrid_model():
 
 @pytest.mark.parametrize("which", ["model", "sliding_model", "hybrid_model"])
 @pytest.mark.parametrize("sampling", [None, Sampling(seed=8, temperature=1.5)])
-@pytest.mark.parametrize("prompts", [PROMPTS * 4, [PROMPTS[2]] * 12, [[3] * n for n in range(1, 20)]])
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS * 4, [PROMPTS[2]] * 12, [[3] * n for n in range(1, 20)]]
+)
 def test_it_is_what_the_library_generates(which, sampling, prompts, request):
     """Rows end one after another and leave the batch; prompts are shared or not, padded or not."""
     model = request.getfixturevalue(which)
@@ -174,13 +194,19 @@ def test_a_shared_prompt_is_run_once_and_ended_rows_no_more(model, monkeypatch):
     shapes = []
     forward = model.forward
     monkeypatch.setattr(
-        model, "forward", lambda **inputs: shapes.append(inputs["input_ids"].shape) or forward(**inputs)
+        model,
+        "forward",
+        lambda **inputs: shapes.append(inputs["input_ids"].shape) or forward(**inputs),
     )
-    generations = run(model, [PROMPTS[0]] * 8, sampling=Sampling(seed=8, temperature=1.5), max_new_tokens=30)
+    generations = run(
+        model, [PROMPTS[0]] * 8, sampling=Sampling(seed=8, temperature=1.5), max_new_tokens=30
+    )
     assert shapes[0] == (1, len(PROMPTS[0]))
     assert shapes[1] == (8, 1)
     assert shapes[-1][0] < 8
-    assert len(shapes) == max(len(generation.ids) + generation.finished for generation in generations)
+    assert len(shapes) == max(
+        len(generation.ids) + generation.finished for generation in generations
+    )
 
 
 def test_what_poll_raises_ends_the_generation(model):

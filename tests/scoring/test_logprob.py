@@ -1,4 +1,6 @@
-"""Scores are the same whatever the batch, padding, order, packing and cache, and equal a plain forward pass."""
+"""Scores are the same whatever the batch, padding, order, packing and cache, and equal a plain
+forward pass.
+"""
 
 import logging
 
@@ -58,7 +60,12 @@ def eager(model):
 
 def longrope():
     factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16, **factors}
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 16,
+        **factors,
+    }
     return LlamaForCausalLM(LlamaConfig(**shape(rope_parameters=rope)))
 
 
@@ -67,11 +74,22 @@ def recurrent():
     sizes = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "head_dim": 8}
     experts = {"num_experts": 0, "decoder_sparse_step": 1, "moe_intermediate_size": 8}
     kinds = ["linear_attention", "full_attention"]
-    return Qwen3NextForCausalLM(Qwen3NextConfig(**shape(layer_types=kinds, **linear, **sizes, **experts)))
+    return Qwen3NextForCausalLM(
+        Qwen3NextConfig(**shape(layer_types=kinds, **linear, **sizes, **experts))
+    )
 
 
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "output_router_logits": True}
-WINDOW = {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "output_router_logits": True,
+}
+WINDOW = {
+    "head_dim": 8,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 ARCHITECTURES = {
     "llama, grouped queries": lambda: LlamaForCausalLM(LlamaConfig(**shape())),
     "llama, eager attention": lambda: eager(LlamaForCausalLM(LlamaConfig(**shape()))),
@@ -79,19 +97,31 @@ ARCHITECTURES = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape(head_dim=8))),
     "qwen3 of experts": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape(head_dim=8, **EXPERTS))),
     "qwen3-next, recurrent layers": recurrent,
-    "mistral, sliding window of 6": lambda: MistralForCausalLM(MistralConfig(**shape(sliding_window=6))),
+    "mistral, sliding window of 6": lambda: MistralForCausalLM(
+        MistralConfig(**shape(sliding_window=6))
+    ),
     "gemma2, window and capped logits": lambda: Gemma2ForCausalLM(
         Gemma2Config(**shape(**WINDOW, final_logit_softcapping=2.0, attn_logit_softcapping=3.0))
     ),
     "gemma2, capped logits": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**shape(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=2.0))
+        Gemma2Config(
+            **shape(head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=2.0)
+        )
     ),
     "gemma3, window": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**shape(**WINDOW))),
-    "granite, scaled logits": lambda: GraniteForCausalLM(GraniteConfig(**shape(logits_scaling=0.3))),
+    "granite, scaled logits": lambda: GraniteForCausalLM(
+        GraniteConfig(**shape(logits_scaling=0.3))
+    ),
     "cohere, scaled logits": lambda: CohereForCausalLM(CohereConfig(**shape(logit_scale=3.0))),
 }
 PACKING = {
-    *("llama, grouped queries", "llama, eager attention", "qwen3", "qwen3 of experts", "gemma2, capped logits"),
+    *(
+        "llama, grouped queries",
+        "llama, eager attention",
+        "qwen3",
+        "qwen3 of experts",
+        "gemma2, capped logits",
+    ),
     *("granite, scaled logits", "cohere, scaled logits"),
 }
 
@@ -118,7 +148,9 @@ def plain(model, prompt, response):
     """One row, no padding, no cache, float64 log-softmax: nothing of coevolve's."""
     logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double()
     log_probs = torch.log_softmax(logits, dim=-1)
-    return np.array([log_probs[len(prompt) - 1 + t, token].item() for t, token in enumerate(response)])
+    return np.array(
+        [log_probs[len(prompt) - 1 + t, token].item() for t, token in enumerate(response)]
+    )
 
 
 def assert_plain(model, prompts, responses, scored):
@@ -144,12 +176,19 @@ class Cheap:
 
 
 ids = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=14)
-family = st.lists(st.sampled_from([[3, 9, 27], [3, 9, 28, 4], [11], [40, 41, 42, 43, 44]]), min_size=1, max_size=4)
-related = st.builds(lambda parts, own: [token for part in parts for token in part] + own, family, ids)
+family = st.lists(
+    st.sampled_from([[3, 9, 27], [3, 9, 28, 4], [11], [40, 41, 42, 43, 44]]), min_size=1, max_size=4
+)
+related = st.builds(
+    lambda parts, own: [token for part in parts for token in part] + own, family, ids
+)
 
 
 @settings(max_examples=12, deadline=None)
-@given(rows=st.lists(st.tuples(st.one_of(ids, related), ids), min_size=1, max_size=9), budget=st.integers(1, 200))
+@given(
+    rows=st.lists(st.tuples(st.one_of(ids, related), ids), min_size=1, max_size=9),
+    budget=st.integers(1, 200),
+)
 @pytest.mark.parametrize("cheap", [False, True])
 def test_rows_equal_a_plain_forward_pass(model, cheap, rows, budget):
     prompts, responses = [prompt for prompt, _ in rows], [response for _, response in rows]
@@ -168,18 +207,24 @@ def test_rows_equal_a_plain_forward_pass(model, cheap, rows, budget):
     budget=st.integers(1, 200),
 )
 @pytest.mark.parametrize("cheap", [False, True])
-def test_pairs_on_a_shared_cache_equal_a_plain_forward_pass(model, cheap, prompts, responses, data, budget):
+def test_pairs_on_a_shared_cache_equal_a_plain_forward_pass(
+    model, cheap, prompts, responses, data, budget
+):
     pair = st.tuples(st.integers(0, len(prompts) - 1), st.integers(0, len(responses) - 1))
     pairs = data.draw(st.lists(pair, min_size=1, max_size=12))
     with pytest.MonkeyPatch.context() as monkeypatch:
         if cheap:
             Cheap(monkeypatch)
-        scored = score_pairs(model, prompts, responses, np.array(pairs), pad_id=0, token_budget=budget)
+        scored = score_pairs(
+            model, prompts, responses, np.array(pairs), pad_id=0, token_budget=budget
+        )
     assert_plain(model, [prompts[i] for i, _ in pairs], [responses[j] for _, j in pairs], scored)
 
 
 def test_scores_depend_on_every_token_and_on_nothing_else(llama):
-    """The other rows of a pass, the order and repeats leave a score alone; a changed prompt does not."""
+    """The other rows of a pass, the order and repeats leave a score alone; a changed prompt does
+    not.
+    """
     rows = [([5, 6, 7] * 5 + [k], [k, 8, 9]) for k in range(6)]
     alone = [score_rows(llama, [prompt], [response], pad_id=0)[0] for prompt, response in rows]
     order = [3, 0, 5, 5, 1, 2, 4]
@@ -193,7 +238,9 @@ def test_scores_depend_on_every_token_and_on_nothing_else(llama):
 def test_the_padding_token_may_be_one_that_occurs(model):
     prompts, responses = [[5, 5, 5], [5]], [[5, 7], [5, 5, 5, 5]]
     for pad_id in (5, 7, 0):
-        assert_plain(model, prompts, responses, score_rows(model, prompts, responses, pad_id=pad_id))
+        assert_plain(
+            model, prompts, responses, score_rows(model, prompts, responses, pad_id=pad_id)
+        )
 
 
 def passes(model, call):
@@ -220,7 +267,10 @@ def test_short_segments_are_packed_and_long_ones_batched(llama, monkeypatch):
     long = [[j + 1] + [7] * (60 + j) for j in range(6)]
     prompt = [[9] * 40]
     # The prompt by itself, then its responses, the last token of each left out.
-    assert passes(llama, lambda: score_pairs(llama, prompt, short, pairs, pad_id=0)) == [(1, 40, 0), (1, 15, 4)]
+    assert passes(llama, lambda: score_pairs(llama, prompt, short, pairs, pad_id=0)) == [
+        (1, 40, 0),
+        (1, 15, 4),
+    ]
     batched = passes(llama, lambda: score_pairs(llama, prompt, long, pairs, pad_id=0))
     assert batched[0] == (1, 40, 0)
     assert sum(rows for rows, _, _ in batched[1:]) == 6
@@ -249,7 +299,9 @@ def test_what_several_prompts_begin_with_is_computed_once(llama, monkeypatch):
 
 def test_logits_are_computed_at_scored_positions_only(llama):
     seen = []
-    handle = llama.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel() // 32))
+    handle = llama.lm_head.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].numel() // 32)
+    )
     try:
         score_rows(llama, [[1, 2, 3] * 9, [4] * 30], [[5, 6], [7, 8, 9]], pad_id=0)
     finally:
@@ -288,7 +340,9 @@ def cpu_allocator_error():
 
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
 def test_without_memory_the_budget_is_halved_and_nothing_is_lost(llama, kind, caplog):
-    error = torch.OutOfMemoryError("CUDA out of memory.") if kind == "gpu" else cpu_allocator_error()
+    error = (
+        torch.OutOfMemoryError("CUDA out of memory.") if kind == "gpu" else cpu_allocator_error()
+    )
     prompts = [[k, 2, 3, 4] * 4 for k in range(12)]
     responses = [[k, 5, 6, 7, 8] for k in range(12)]
     pairs = np.array([(i, j) for i in range(12) for j in range(12)])
@@ -300,7 +354,10 @@ def test_without_memory_the_budget_is_halved_and_nothing_is_lost(llama, kind, ca
         memory.handle.remove()
     assert memory.refused > 1 and memory.given > memory.refused
     assert sum(done) == len(pairs)
-    assert len([record for record in caplog.records if "did not fit the memory" in record.message]) == 1
+    assert (
+        len([record for record in caplog.records if "did not fit the memory" in record.message])
+        == 1
+    )
     assert_plain(llama, [prompts[i] for i, _ in pairs], [responses[j] for _, j in pairs], scored)
 
 

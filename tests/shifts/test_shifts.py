@@ -1,4 +1,6 @@
-"""Shifted test sets: what moves, what stays, what is recorded, and that the rows depend on nothing else."""
+"""Shifted test sets: what moves, what stays, what is recorded, and that the rows depend on nothing
+else.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -31,12 +33,18 @@ def make(sample_id, *turns, persona="I like tea.", character="A sailor.", subset
     """An example whose turns alternate and end with the user's."""
     speakers = ("user", "agent") if len(turns) % 2 else ("agent", "user")
     dialogue = tuple(Turn(speakers[index % 2], text) for index, text in enumerate(turns))
-    return Example(sample_id, subset, persona, character, dialogue, f"golden of {sample_id}", trace="r")
+    return Example(
+        sample_id, subset, persona, character, dialogue, f"golden of {sample_id}", trace="r"
+    )
 
 
 def talk(sample_id, exchanges, **fields):
     """An example with so many exchanges before the last turn, all of them its own."""
-    turns = [text for k in range(exchanges) for text in (f"{sample_id} asks {k}", f"{sample_id} answers {k}")]
+    turns = [
+        text
+        for k in range(exchanges)
+        for text in (f"{sample_id} asks {k}", f"{sample_id} answers {k}")
+    ]
     return make(sample_id, *turns, f"{sample_id} asks last", **fields)
 
 
@@ -74,7 +82,9 @@ def every_kind(corpus):
         return {
             "longer_turns": longer_turns(sources, corpus.examples, turns=2, seed=seed),
             "word_order": word_order(sources, strength=1.0, seed=seed),
-            "language": pair_with_language(sources, donors, language="german", seed=seed, tag="german_user"),
+            "language": pair_with_language(
+                sources, donors, language="german", seed=seed, tag="german_user"
+            ),
             "unseen_character": unseen_character(sources, pool, seed=seed),
         }
 
@@ -89,7 +99,9 @@ def test_only_what_the_kind_shifts_has_moved(corpus, every_kind, kind):
     sources = corpus.splits["IDTest"]
     for before, after in zip(sources, every_kind(sources)[kind], strict=True):
         differing = {
-            index for index, pair in enumerate(zip(parts(before), parts(after), strict=True)) if pair[0] != pair[1]
+            index
+            for index, pair in enumerate(zip(parts(before), parts(after), strict=True))
+            if pair[0] != pair[1]
         }
         assert differing == MOVED[kind]
         assert after.trace is None
@@ -118,7 +130,9 @@ def test_longer_turns_are_leading_exchanges_of_the_same_character_first(corpus):
     row = longer_turns(corpus.splits["IDTest"][:1], corpus.examples[:5], turns=4, seed=0)[0]
     used = row.shift["donors"]
     assert sum(donor["exchanges"] for donor in used) == 4 == row.shift["turns"]
-    assert [donor["same_character"] for donor in used] == sorted((d["same_character"] for d in used), reverse=True)
+    assert [donor["same_character"] for donor in used] == sorted(
+        (d["same_character"] for d in used), reverse=True
+    )
     assert {donor["sample_ID"] for donor in used if donor["same_character"]} <= {"t1", "i3"}
     expected = [
         Turn(speaker, f"{donor['sample_ID']} {verb} {k}")
@@ -132,14 +146,18 @@ def test_longer_turns_are_leading_exchanges_of_the_same_character_first(corpus):
 def test_a_dialogue_that_overlaps_with_the_example_gives_no_turns():
     example = make("a", "Hi", "Ahoy", "Bye")
     overlapping = make("b", "Hi", "Ahoy", "Well", "Yes", "No")
-    with pytest.raises(DataError, match=r"sample_ID 'a': the other dialogues have 0 exchanges.*2 were asked for"):
+    with pytest.raises(
+        DataError, match=r"sample_ID 'a': the other dialogues have 0 exchanges.*2 were asked for"
+    ):
         longer_turns([example], [example, overlapping], turns=2, seed=0)
     with pytest.raises(RecipeError, match="turns: found 0"):
         longer_turns([example], [overlapping], turns=0, seed=0)
 
 
 @given(
-    words=st.lists(st.from_regex(r"[a-z]{1,4}", fullmatch=True), min_size=2, max_size=12, unique=True),
+    words=st.lists(
+        st.from_regex(r"[a-z]{1,4}", fullmatch=True), min_size=2, max_size=12, unique=True
+    ),
     strength=st.floats(0.05, 1),
     seed=st.integers(0, 99),
 )
@@ -150,7 +168,9 @@ def test_so_many_words_have_moved(words, strength, seed):
     moved = sum(first != second for first, second in zip(words, after.split(), strict=True))
     assert moved == max(2, round(strength * len(words))) == row.shift["moved"][0]
     assert Counter(after.split()) == Counter(words)
-    assert [character for character in after if character.isspace()] == [c for c in text if c.isspace()]
+    assert [character for character in after if character.isspace()] == [
+        c for c in text if c.isspace()
+    ]
 
 
 def test_word_order_leaves_the_agents_turns_and_single_words():
@@ -169,19 +189,33 @@ def test_words_without_spaces_move_too():
 
 def test_another_languages_user_says_their_own_words_in_the_agents_dialogue(corpus):
     source, donor = corpus.splits["IDTest"][0], corpus.splits["OOD1Test"][0]
-    (row,) = pair_with_language([source], corpus.splits["OOD1Test"], language="german", seed=0, tag="german_user")
-    assert row.shift["user_from"] == "g1" and row.user_persona == donor.user_persona  # g2 has too few turns
+    (row,) = pair_with_language(
+        [source], corpus.splits["OOD1Test"], language="german", seed=0, tag="german_user"
+    )
+    assert (
+        row.shift["user_from"] == "g1" and row.user_persona == donor.user_persona
+    )  # g2 has too few turns
     said = [turn.text for turn in row.dialogue if turn.speaker == "user"]
     assert said == [turn.text for turn in donor.dialogue if turn.speaker == "user"][-3:]
     assert [turn for turn in row.dialogue if turn.speaker == "agent"] == [
         turn for turn in source.dialogue if turn.speaker == "agent"
     ]
-    with pytest.raises(DataError, match="'i1': has 3 turns of the user; none of 1 examples in german"):
-        pair_with_language(corpus.splits["IDTest"], [corpus.splits["OOD1Test"][1]], language="german", seed=0, tag="x")
+    with pytest.raises(
+        DataError, match="'i1': has 3 turns of the user; none of 1 examples in german"
+    ):
+        pair_with_language(
+            corpus.splits["IDTest"],
+            [corpus.splits["OOD1Test"][1]],
+            language="german",
+            seed=0,
+            tag="x",
+        )
 
 
 def test_unseen_characters_are_not_idtrains(corpus, tmp_path):
-    (character,) = characters_of_splits(corpus, ["OOD2Test"])  # the order of an object's fields makes no other
+    (character,) = characters_of_splits(
+        corpus, ["OOD2Test"]
+    )  # the order of an object's fields makes no other
     assert (character.character["name"], character.origin) == ("Hamlet", "s1")
     with pytest.raises(DataError, match="IDTest has no character that IDTrain lacks"):
         characters_of_splits(corpus, ["IDTest"])
@@ -192,8 +226,13 @@ def test_unseen_characters_are_not_idtrains(corpus, tmp_path):
     pool = read_characters(path, corpus)
     rows = unseen_character([talk(f"x{number}", 1) for number in range(30)], pool, seed=0)
     assert {str(row.agent_character) for row in rows} == {"A pirate.", "{'name': 'Ophelia'}"}
-    assert {row.shift["character_from"] for row in rows} == {"characters.jsonl:1", "characters.jsonl:2"}
-    own = unseen_character([talk(f"x{number}", 1, character="A pirate.") for number in range(9)], pool, seed=0)
+    assert {row.shift["character_from"] for row in rows} == {
+        "characters.jsonl:1",
+        "characters.jsonl:2",
+    }
+    own = unseen_character(
+        [talk(f"x{number}", 1, character="A pirate.") for number in range(9)], pool, seed=0
+    )
     assert {str(row.agent_character) for row in own} == {"{'name': 'Ophelia'}"}
     with pytest.raises(DataError, match="'x': no other character"):
         unseen_character([talk("x", 1, character="A pirate.")], pool[:1], seed=0)
@@ -236,15 +275,23 @@ def test_golden_responses_have_to_be_given_where_the_old_ones_no_longer_answer(c
     add_subset(corpus, "OOD2Test", rows).to_json(tmp_path / "without.json")
     with pytest.raises(DataError, match="field 'agent_golden_response' is missing"):
         read_corpus(tmp_path / "without.json")
-    assert read_corpus(tmp_path / "without.json", require_golden=False).splits["OOD2Test"][3:] == tuple(rows)
-    add_subset(corpus, "OOD2Test", with_golden(rows, ["a", "b", "c"])).to_json(tmp_path / "with.json")
+    assert read_corpus(tmp_path / "without.json", require_golden=False).splits["OOD2Test"][
+        3:
+    ] == tuple(rows)
+    add_subset(corpus, "OOD2Test", with_golden(rows, ["a", "b", "c"])).to_json(
+        tmp_path / "with.json"
+    )
     read = read_corpus(tmp_path / "with.json").splits["OOD2Test"][3:]
-    assert [(row.golden_response, row.shift["golden"]) for row in read] == [(text, "given") for text in "abc"]
+    assert [(row.golden_response, row.shift["golden"]) for row in read] == [
+        (text, "given") for text in "abc"
+    ]
 
 
 def test_sources_are_drawn_by_seed(corpus):
     assert draw_sources(corpus, "IDTest", None, 0) == corpus.splits["IDTest"]
-    drawn = {tuple(x.sample_id for x in draw_sources(corpus, "IDTest", 2, seed)) for seed in range(20)}
+    drawn = {
+        tuple(x.sample_id for x in draw_sources(corpus, "IDTest", 2, seed)) for seed in range(20)
+    }
     assert drawn == {("i1", "i2"), ("i1", "i3"), ("i2", "i3")}
     with pytest.raises(DataError, match="'IDTest' has 3 examples; 4 were asked for"):
         draw_sources(corpus, "IDTest", 4, 0)
@@ -260,7 +307,10 @@ def test_real_dialogues_can_be_shifted_each_way():
     pool = characters_of_splits(corpus, ["OOD2Test"])
     in_distribution = corpus.splits["IDTrain"] + corpus.splits["IDTest"]
     longer = longer_turns(sources, in_distribution, turns=4, seed=0)
-    assert all(len(row.dialogue) == len(source.dialogue) + 8 for row, source in zip(longer, sources, strict=True))
+    assert all(
+        len(row.dialogue) == len(source.dialogue) + 8
+        for row, source in zip(longer, sources, strict=True)
+    )
     assert all(sum(row.shift["moved"]) > 4 for row in word_order(sources, strength=0.5, seed=0))
     assert len(pair_with_language(sources, donors, language="italian", seed=0, tag="x")) == 20
     assert len({str(row.agent_character) for row in unseen_character(sources, pool, seed=0)}) > 10

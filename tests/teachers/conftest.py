@@ -23,7 +23,9 @@ def make_example(
 ) -> Example:
     """An example whose turns alternate and end with the user's."""
     speakers = ("user", "agent") if len(turns) % 2 else ("agent", "user")
-    dialogue = tuple(Turn(speakers[index % 2], text) for index, text in enumerate(turns or ("Hello",)))
+    dialogue = tuple(
+        Turn(speakers[index % 2], text) for index, text in enumerate(turns or ("Hello",))
+    )
     return Example(sample_id, "test", persona, character, dialogue, response)
 
 
@@ -52,7 +54,9 @@ def dialogues() -> list[Example]:
             persona="I play the tuba.",
             character={"name": "Ada", "persona": ["I bake bread.", "I own two parrots."]},
         ),
-        make_example("No, never.", "Have you been to Lisbon?", sample_id="lisbon", character="A sailor."),
+        make_example(
+            "No, never.", "Have you been to Lisbon?", sample_id="lisbon", character="A sailor."
+        ),
     ]
 
 
@@ -85,10 +89,16 @@ def tokenizer(dialogues):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [*BRIEF.to_dict().values(), *(RuleTeacher(BRIEF).trace(example) for example in dialogues)]
+    texts = [
+        *BRIEF.to_dict().values(),
+        *(RuleTeacher(BRIEF).trace(example) for example in dialogues),
+    ]
     bpe.train_from_iterator([str(text) for text in texts], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
 
 

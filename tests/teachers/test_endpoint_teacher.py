@@ -1,4 +1,6 @@
-"""The endpoint teacher against a real HTTP server on the loopback that speaks, and misspeaks, the protocol."""
+"""The endpoint teacher against a real HTTP server on the loopback that speaks, and misspeaks, the
+protocol.
+"""
 
 import json
 import sys
@@ -27,7 +29,9 @@ def completion(text, finish_reason="stop") -> tuple[int, str]:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers the n-th request with `script(n, request)`, a (status, body); records what it was asked."""
+    """Answers the n-th request with `script(n, request)`, a (status, body); records what it was
+    asked.
+    """
 
     daemon_threads = True
 
@@ -54,7 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
             number = len(server.requests)
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
-        status, body = server.script(number, request) if self.path == "/v1/chat/completions" else (404, "{}")
+        status, body = (
+            server.script(number, request) if self.path == "/v1/chat/completions" else (404, "{}")
+        )
         with server.lock:
             server.under_way -= 1
         self.send_response(status)
@@ -76,7 +82,9 @@ def serve(monkeypatch):
     def start(script) -> Server:
         server = Server(script)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return server
 
     yield start
@@ -102,24 +110,32 @@ def test_good_replies_become_traces(serve, renderer, dialogues, tmp_path):
 
 
 def test_thinking_is_no_part_of_a_trace(serve, renderer, dialogues, tmp_path):
-    server = serve(lambda number, request: completion(f"<think>[Connections] or so?</think>\n\n{GOOD}"))
+    server = serve(
+        lambda number, request: completion(f"<think>[Connections] or so?</think>\n\n{GOOD}")
+    )
     teacher = EndpointTeacher(server.url, "m", renderer)
     assert collect_traces(dialogues[:1], teacher, tmp_path / "t.jsonl") == {"bread": TRACE}
 
 
 def test_a_server_error_is_sent_again(serve, renderer, dialogues, tmp_path):
     server = serve(lambda number, request: (500, "{}") if number <= 2 else completion(GOOD))
-    traces = collect_traces(dialogues[:1], EndpointTeacher(server.url, "m", renderer), tmp_path / "t.jsonl")
+    traces = collect_traces(
+        dialogues[:1], EndpointTeacher(server.url, "m", renderer), tmp_path / "t.jsonl"
+    )
     assert traces == {"bread": TRACE}
     assert len(server.requests) == 3
 
 
-def test_a_server_that_stays_down_stops_the_run_whatever_on_failure_says(serve, renderer, dialogues, tmp_path):
+def test_a_server_that_stays_down_stops_the_run_whatever_on_failure_says(
+    serve, renderer, dialogues, tmp_path
+):
     server = serve(lambda number, request: (503, '{"error": {"message": "overloaded"}}'))
     teacher = EndpointTeacher(server.url, "m", renderer, retries=1, concurrency=1)
     with pytest.raises(TeacherError, match=r"failed at sample_ID 'bread'.*503.*overloaded"):
         collect_traces(dialogues, teacher, tmp_path / "t.jsonl", on_failure="drop")
-    assert len(server.requests) <= 2 * 2  # one try and one retry; at most one more example had begun
+    assert (
+        len(server.requests) <= 2 * 2
+    )  # one try and one retry; at most one more example had begun
 
 
 def test_an_address_where_nothing_listens(renderer, dialogues, tmp_path, serve):
@@ -128,10 +144,14 @@ def test_an_address_where_nothing_listens(renderer, dialogues, tmp_path, serve):
     server.shutdown()
     server.server_close()
     with pytest.raises(TeacherError, match=r"failed at sample_ID 'bread'.*Connection"):
-        collect_traces(dialogues[:1], EndpointTeacher(url, "m", renderer, retries=0), tmp_path / "t.jsonl")
+        collect_traces(
+            dialogues[:1], EndpointTeacher(url, "m", renderer, retries=0), tmp_path / "t.jsonl"
+        )
 
 
-@pytest.mark.parametrize("body", ["<html>It works!</html>", "[]", '{"choices": []}', '{"choices": [{}]}'])
+@pytest.mark.parametrize(
+    "body", ["<html>It works!</html>", "[]", '{"choices": []}', '{"choices": [{}]}']
+)
 def test_a_server_that_goes_on_with_garbage_stops_the_run(serve, renderer, dialogues, body):
     server = serve(lambda number, request: (200, body))
     with pytest.raises(TeacherError, match=r"'bread'.*answer cannot be read"):
@@ -141,9 +161,9 @@ def test_a_server_that_goes_on_with_garbage_stops_the_run(serve, renderer, dialo
 
 def test_garbage_now_and_then_is_asked_again(serve, renderer, dialogues, tmp_path):
     server = serve(lambda number, request: (200, "<html>") if number == 1 else completion(GOOD))
-    assert collect_traces(dialogues[:1], EndpointTeacher(server.url, "m", renderer), tmp_path / "t.jsonl") == {
-        "bread": TRACE
-    }
+    assert collect_traces(
+        dialogues[:1], EndpointTeacher(server.url, "m", renderer), tmp_path / "t.jsonl"
+    ) == {"bread": TRACE}
 
 
 def test_an_empty_reply_is_a_problem_of_its_example(serve, renderer, dialogues):
@@ -155,7 +175,9 @@ def test_an_empty_reply_is_a_problem_of_its_example(serve, renderer, dialogues):
 
 
 def test_a_malformed_reply_is_asked_again(serve, renderer, dialogues, tmp_path):
-    server = serve(lambda number, request: completion("[Connections]\nonly this" if number == 1 else GOOD))
+    server = serve(
+        lambda number, request: completion("[Connections]\nonly this" if number == 1 else GOOD)
+    )
     teacher = EndpointTeacher(server.url, "m", renderer, temperature=0.0)
     assert collect_traces(dialogues[:1], teacher, tmp_path / "t.jsonl") == {"bread": TRACE}
     assert [request["temperature"] for request in server.requests] == [0.0, 0.7]
@@ -200,8 +222,15 @@ def test_what_was_under_way_when_the_server_failed_is_kept(serve, renderer, dial
 
     server = serve(script)
     with pytest.raises(TeacherError, match="'bread'"):
-        collect_traces(dialogues, EndpointTeacher(server.url, "m", renderer, concurrency=3), tmp_path / "t.jsonl")
-    kept = [json.loads(line)["sample_ID"] for line in (tmp_path / "t.jsonl").read_text().splitlines()[1:]]
+        collect_traces(
+            dialogues,
+            EndpointTeacher(server.url, "m", renderer, concurrency=3),
+            tmp_path / "t.jsonl",
+        )
+    kept = [
+        json.loads(line)["sample_ID"]
+        for line in (tmp_path / "t.jsonl").read_text().splitlines()[1:]
+    ]
     assert sorted(kept) == ["lisbon", "tuba"]
 
 
@@ -220,7 +249,9 @@ def test_requests_run_side_by_side_up_to_the_limit(serve, renderer, make):
 def test_the_key_is_sent_and_never_shown(serve, renderer, dialogues, tmp_path, caplog):
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}})
     server = serve(lambda number, request: (401, body))
-    teacher = EndpointTeacher(server.url, "m", renderer, api_key_env="TEACHER_KEY", environ={"TEACHER_KEY": KEY})
+    teacher = EndpointTeacher(
+        server.url, "m", renderer, api_key_env="TEACHER_KEY", environ={"TEACHER_KEY": KEY}
+    )
     caplog.set_level("DEBUG")
     with pytest.raises(TeacherError, match=r"Incorrect API key provided: \*\*\*") as caught:
         collect_traces(dialogues[:1], teacher, tmp_path / "t.jsonl")
@@ -231,7 +262,9 @@ def test_the_key_is_sent_and_never_shown(serve, renderer, dialogues, tmp_path, c
     assert KEY not in (tmp_path / "t.jsonl").read_text()
 
 
-def test_a_key_of_the_environment_that_was_not_named_is_not_sent(serve, renderer, dialogues, monkeypatch):
+def test_a_key_of_the_environment_that_was_not_named_is_not_sent(
+    serve, renderer, dialogues, monkeypatch
+):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server = serve(lambda number, request: completion(GOOD))
     list(EndpointTeacher(server.url, "m", renderer).answers(dialogues[:1]))
@@ -242,11 +275,15 @@ def test_a_key_of_the_environment_that_was_not_named_is_not_sent(serve, renderer
 def test_an_unusable_key_is_refused_without_being_shown(renderer, value):
     environ = {} if value is None else {"TEACHER_KEY": value}
     with pytest.raises(RecipeError, match="'TEACHER_KEY'") as caught:
-        EndpointTeacher("http://localhost:1/v1", "m", renderer, api_key_env="TEACHER_KEY", environ=environ)
+        EndpointTeacher(
+            "http://localhost:1/v1", "m", renderer, api_key_env="TEACHER_KEY", environ=environ
+        )
     assert not value or value not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://[::1/v1", "http://host:0x1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://[::1/v1", "http://host:0x1"]
+)
 def test_an_unusable_address_is_refused(renderer, url):
     with pytest.raises(RecipeError, match="base_url: found"):
         EndpointTeacher(url, "m", renderer)

@@ -42,12 +42,21 @@ UNTRIED = {
     "Czech": ("Rád chodím do kina s přáteli.", "Nevím, co si o tom myslí."),
     "Slovak": ("To je veľmi zaujímavé, čo robíš zajtra?", "Kde je tu stanica?"),
     "Hungarian": ("Szeretek éjszaka sétálni a városban.", "A nevem Anna, és Budapesten élek."),
-    "Finnish": ("Se on todella mielenkiintoista, mitä teet huomenna?", "Nimeni on Anna ja asun Helsingissä."),
+    "Finnish": (
+        "Se on todella mielenkiintoista, mitä teet huomenna?",
+        "Nimeni on Anna ja asun Helsingissä.",
+    ),
     "Swedish": ("Jag tycker om att gå på promenad.", "Vi ses i morgon, hej då."),
-    "Danish": ("Jeg kan godt lide at gå en tur om aftenen.", "Min hund hedder Max, og den elsker mad."),
+    "Danish": (
+        "Jeg kan godt lide at gå en tur om aftenen.",
+        "Min hund hedder Max, og den elsker mad.",
+    ),
     "Norwegian": ("Det er veldig interessant, hva gjør du i morgen?", "Hvor er stasjonen?"),
     "Icelandic": ("Mér finnst gaman að ganga um borgina á kvöldin.",),
-    "Romanian": ("Este foarte interesant, ce faci mâine?", "Nu am timp de asta acum, dar vin mai tarziu."),
+    "Romanian": (
+        "Este foarte interesant, ce faci mâine?",
+        "Nu am timp de asta acum, dar vin mai tarziu.",
+    ),
     "Turkish": ("Bu çok ilginç, yarın ne yapıyorsun?", "Ben de seni seviyorum, bu bir kitap."),
     "Vietnamese": ("Tên tôi là Lan và tôi sống ở Hà Nội.", "Xin chao, ban co khoe khong?"),
     "Croatian": ("Ne znam gdje je on, ali ja sam doma.", "Zovem se Ana i živim u Zagrebu."),
@@ -55,15 +64,24 @@ UNTRIED = {
     "Lithuanian": ("Man patinka vaikščioti po miestą naktį.",),
     "Latvian": ("Tas ir ļoti interesanti, ko tu darīsi rīt?", "Paldies, man iet labi."),
     "Estonian": ("See on väga huvitav, mida sa homme teed?",),
-    "Catalan": ("M'agrada passejar per la ciutat de nit.", "Em dic Anna i visc a Barcelona amb la meva germana."),
+    "Catalan": (
+        "M'agrada passejar per la ciutat de nit.",
+        "Em dic Anna i visc a Barcelona amb la meva germana.",
+    ),
     "Galician": ("É moi interesante, que fas mañá?", "Gústame pasear pola cidade pola noite."),
     "Basque": ("Oso interesgarria da, zer egingo duzu bihar?",),
     "Welsh": ("Rwy'n hoffi cerdded yn y ddinas yn y nos.",),
     "Irish": ("Is maith liom siúl sa chathair san oíche.",),
     "Albanian": ("Kjo është shumë interesante, çfarë bën nesër?",),
-    "Tagalog": ("Gusto kong maglakad sa lungsod sa gabi.", "Ang pangalan ko ay Ana at nakatira ako sa Maynila."),
+    "Tagalog": (
+        "Gusto kong maglakad sa lungsod sa gabi.",
+        "Ang pangalan ko ay Ana at nakatira ako sa Maynila.",
+    ),
     "Swahili": ("Jina langu ni Ana na ninaishi Nairobi.", "Ninapenda kutembea mjini usiku."),
-    "Afrikaans": ("Dit is baie interessant, wat doen jy môre?", "My naam is Anna en ek woon in Kaapstad."),
+    "Afrikaans": (
+        "Dit is baie interessant, wat doen jy môre?",
+        "My naam is Anna en ek woon in Kaapstad.",
+    ),
     "Esperanto": ("Mi ŝatas promeni en la urbo dum la nokto.",),
     "Latin": ("Noctu per urbem ambulare mihi placet.", "Heri librum novum emi."),
     "Yoruba": ("Ó dára gan-an, kí ni o máa ṣe lọ́la?",),
@@ -92,7 +110,10 @@ def test_a_language_without_a_name_here_gets_no_wrong_one(language):
     for sentence in UNTRIED[language]:
         assert language_of(sentence) == "unknown"
         # Few words are taken for those of their context.
-        assert len(sentence.split()) < 5 or language_of(sentence, SENTENCES["English"] * 3) == "unknown"
+        assert (
+            len(sentence.split()) < 5
+            or language_of(sentence, SENTENCES["English"] * 3) == "unknown"
+        )
 
 
 @pytest.mark.parametrize("language", SENTENCES)
@@ -102,7 +123,10 @@ def test_a_name_in_another_languages_letters_changes_nothing(language):
 
 def test_too_little_text_is_decided_by_its_context():
     assert language_of("Ok, Madrid.", "ich bin ein Koch und wohne nicht in der Stadt") == "German"
-    assert language_of("Ok, Madrid.", "je suis un cuisinier et je ne vis pas dans la ville") == "French"
+    assert (
+        language_of("Ok, Madrid.", "je suis un cuisinier et je ne vis pas dans la ville")
+        == "French"
+    )
 
 
 def test_a_clear_text_overrules_its_context():
@@ -114,11 +138,14 @@ def test_text_without_letters_is_unknown_or_as_its_context():
     assert language_of("?! 42", SENTENCES["Korean"]) == "Korean"
 
 
-@pytest.mark.parametrize("language", ["chinese", "japanese", "korean", "french", "italian", "indonesian"])
+@pytest.mark.parametrize(
+    "language", ["chinese", "japanese", "korean", "french", "italian", "indonesian"]
+)
 def test_real_responses_in_other_languages(corpus, language):
     rows = corpus.subsets("OOD1Test")[language]
     right = sum(
-        language_of(row.golden_response, " ".join(turn.text for turn in row.dialogue)) == language.capitalize()
+        language_of(row.golden_response, " ".join(turn.text for turn in row.dialogue))
+        == language.capitalize()
         for row in rows
     )
     alone = sum(language_of(row.golden_response) == language.capitalize() for row in rows)
@@ -146,17 +173,29 @@ def test_forms_of_one_word_share_a_key(one, other):
     assert keys(one) & keys(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("cat", "car"), ("bread", "brother"), ("猫", "狗"), ("ring", "rung")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("cat", "car"), ("bread", "brother"), ("猫", "狗"), ("ring", "rung")]
+)
 def test_different_words_share_none(one, other):
     assert not keys(one) & keys(other)
 
 
 def test_words_keep_marks_and_numbers_together():
-    assert words("Zoë's 12 co-workers, हिन्दी!", "English") == ["Zoë", "s", "12", "co-workers", "हिन्दी"]
+    assert words("Zoë's 12 co-workers, हिन्दी!", "English") == [
+        "Zoë",
+        "s",
+        "12",
+        "co-workers",
+        "हिन्दी",
+    ]
 
 
 def test_content_words_leave_grammar_out():
-    assert content_words("I don't have the time to bake bread, bread!", "English") == ["time", "bake", "bread"]
+    assert content_words("I don't have the time to bake bread, bread!", "English") == [
+        "time",
+        "bake",
+        "bread",
+    ]
     assert content_words("je n'ai pas de chat", "French") == ["chat"]
     assert content_words("我喜欢吉他和电影", "Chinese") == ["吉他", "电影"]
     assert content_words("私はペットと映画が好きです", "Japanese") == ["ペット", "映画"]

@@ -1,4 +1,6 @@
-"""A real, tiny chat model as teacher: untrained, its replies are malformed; trained for seconds, they are good."""
+"""A real, tiny chat model as teacher: untrained, its replies are malformed; trained for seconds,
+they are good.
+"""
 
 import pytest
 
@@ -37,10 +39,17 @@ def teach(model, renderer, examples, targets, steps=80):
 
 @pytest.fixture(scope="module")
 def taught(build_model, renderer, dialogues):
-    """A model that answers two examples with traces and the third with a section too few; and the two traces."""
+    """A model that answers two examples with traces and the third with a section too few; and the
+    two traces.
+    """
     model = build_model()
-    targets = {example.sample_id: RuleTeacher(renderer.prompts).trace(example) for example in dialogues[:2]}
-    assert teach(model, renderer, dialogues, [*targets.values(), "[Connections]\nsomething new"]) < 0.05
+    targets = {
+        example.sample_id: RuleTeacher(renderer.prompts).trace(example) for example in dialogues[:2]
+    }
+    assert (
+        teach(model, renderer, dialogues, [*targets.values(), "[Connections]\nsomething new"])
+        < 0.05
+    )
     return model, targets
 
 
@@ -49,14 +58,24 @@ def test_replies_of_a_trained_model_become_traces(taught, renderer, dialogues, t
     model.save_pretrained(tmp_path / "teacher")
     renderer.tokenizer.save_pretrained(tmp_path / "teacher")
     teacher = LocalTeacher.load(
-        str(tmp_path / "teacher"), renderer.prompts, dtype="float32", device="cpu", max_new_tokens=80, batch_size=2
+        str(tmp_path / "teacher"),
+        renderer.prompts,
+        dtype="float32",
+        device="cpu",
+        max_new_tokens=80,
+        batch_size=2,
     )
     assert collect_traces(dialogues[:2], teacher, tmp_path / "traces.jsonl") == targets
 
 
-def test_a_malformed_reply_is_an_error_that_names_the_example(tiny_model, renderer, dialogues, tmp_path):
+def test_a_malformed_reply_is_an_error_that_names_the_example(
+    tiny_model, renderer, dialogues, tmp_path
+):
     teacher = LocalTeacher(tiny_model, renderer, max_new_tokens=8, attempts=2)
-    with pytest.raises(TeacherError, match=r"'(bread|tuba|lisbon)'.*after 2 attempts.*cut off.*\[Connections\].*drop"):
+    with pytest.raises(
+        TeacherError,
+        match=r"'(bread|tuba|lisbon)'.*after 2 attempts.*cut off.*\[Connections\].*drop",
+    ):
         collect_traces(dialogues, teacher, tmp_path / "traces.jsonl")
 
 
@@ -65,7 +84,11 @@ def test_malformed_replies_can_be_dropped_and_counted(taught, renderer, dialogue
     teacher = LocalTeacher(model, renderer, max_new_tokens=80, attempts=2, temperature=0.1)
     notes = []
     traces = collect_traces(
-        dialogues, teacher, tmp_path / "t.jsonl", on_failure="drop", progress=lambda *told: notes.append(told)
+        dialogues,
+        teacher,
+        tmp_path / "t.jsonl",
+        on_failure="drop",
+        progress=lambda *told: notes.append(told),
     )
     assert traces == targets
     assert notes[-1] == (3, 3, "1 dropped")
@@ -80,7 +103,13 @@ def test_nothing_but_drops_is_an_error(tiny_model, renderer, dialogues, tmp_path
 def test_asking_again_samples_and_does_not_depend_on_the_batch(tiny_model, renderer, dialogues):
     def replies(batch_size: int, seed: int) -> dict[str, str]:
         teacher = LocalTeacher(
-            tiny_model, renderer, max_new_tokens=6, attempts=2, batch_size=batch_size, temperature=2.0, seed=seed
+            tiny_model,
+            renderer,
+            max_new_tokens=6,
+            attempts=2,
+            batch_size=batch_size,
+            temperature=2.0,
+            seed=seed,
         )
         return {answer.sample_id: answer.problem for answer in teacher.answers(dialogues)}
 
@@ -88,9 +117,13 @@ def test_asking_again_samples_and_does_not_depend_on_the_batch(tiny_model, rende
     assert replies(3, seed=0) != replies(3, seed=1)
 
 
-def test_a_prompt_that_does_not_fit_is_a_problem_of_its_example(tiny_model, renderer, dialogues, make):
+def test_a_prompt_that_does_not_fit_is_a_problem_of_its_example(
+    tiny_model, renderer, dialogues, make
+):
     long = make("Yes.", "word " * 600, sample_id="long")
-    answers = list(LocalTeacher(tiny_model, renderer, max_new_tokens=4, attempts=1).answers([*dialogues, long]))
+    answers = list(
+        LocalTeacher(tiny_model, renderer, max_new_tokens=4, attempts=1).answers([*dialogues, long])
+    )
     assert len(answers) == 4
     assert "'long'" in answers[0].problem
     assert "tokens, and beside 4 new ones the model has room for 508" in answers[0].problem

@@ -1,4 +1,6 @@
-"""The rule-based teacher: what it says about hand-made responses, about real ones, and about any text at all."""
+"""The rule-based teacher: what it says about hand-made responses, about real ones, and about any
+text at all.
+"""
 
 # ruff: noqa: RUF001  (letters of other scripts are what is tested)
 
@@ -11,7 +13,16 @@ from hypothesis import strategies as st
 from coevolve.data.example import Example, Turn
 from coevolve.errors import RecipeError, TeacherError
 from coevolve.prompts import core_features, missing_sections, prompt_set
-from coevolve.teachers.features import ACTS, LENGTHS, TONES, Rarity, length, rarest, speech_acts, tone
+from coevolve.teachers.features import (
+    ACTS,
+    LENGTHS,
+    TONES,
+    Rarity,
+    length,
+    rarest,
+    speech_acts,
+    tone,
+)
 from coevolve.teachers.languages import content_words, keys, language_of, words
 from coevolve.teachers.rules import RuleTeacher
 
@@ -19,9 +30,13 @@ BRIEF, ROLEPLAY = prompt_set("brief"), prompt_set("roleplay")
 
 
 def named_words(trace: str, prompts=BRIEF) -> list[str]:
-    """The keywords that the features name. Fails if anything in the features is from outside the fixed vocabulary."""
+    """The keywords that the features name. Fails if anything in the features is from outside the
+    fixed vocabulary.
+    """
     features = core_features(trace, prompts.sections)
-    fields = [field.rstrip(".").strip() for field in features.split("; " if prompts is BRIEF else "\n")]
+    fields = [
+        field.rstrip(".").strip() for field in features.split("; " if prompts is BRIEF else "\n")
+    ]
     values = [field.partition(": ")[2] or field for field in fields]
     assert len(fields) == 5, features
     acts, named, mood, size, language = values
@@ -118,25 +133,40 @@ def test_rare_words_are_the_telling_ones(make):
     rarity = Rarity([*training, make("An owl ate here", "pizza?", sample_id="owl")])
     assert rarity("owl") > rarity("ate") > rarity("pizza")
     assert rarest(["pizza", "ate", "owl"], rarity, 2) == ("ate", "owl")
-    trace = RuleTeacher(BRIEF, training, max_keywords=1).trace(make("Bob ate a zebra with pizza", "Well?"))
+    trace = RuleTeacher(BRIEF, training, max_keywords=1).trace(
+        make("Bob ate a zebra with pizza", "Well?")
+    )
     assert named_words(trace) == ["zebra"]
 
 
 def test_keywords_are_named_in_the_order_of_the_response(make):
-    trace = RuleTeacher(BRIEF).trace(make("Cabbages annoy elephants, obviously, in Zanzibar.", "Well?"))
+    trace = RuleTeacher(BRIEF).trace(
+        make("Cabbages annoy elephants, obviously, in Zanzibar.", "Well?")
+    )
     assert named_words(trace) == ["Cabbages", "elephants", "obviously"]
 
 
 def test_context_keywords_stand_in_x_too(make):
-    example = make("My parrots adore chess.", "Tell me.", character={"persona": ["I own a parrot."]})
+    example = make(
+        "My parrots adore chess.", "Tell me.", character={"persona": ["I own a parrot."]}
+    )
     assert named_words(RuleTeacher(BRIEF, keywords="context").trace(example)) == ["parrots"]
-    assert named_words(RuleTeacher(BRIEF, keywords="telling").trace(example)) == ["parrots", "adore", "chess"]
-    assert named_words(RuleTeacher(BRIEF, keywords="context").trace(make("Chess.", "Tell me."))) == []
+    assert named_words(RuleTeacher(BRIEF, keywords="telling").trace(example)) == [
+        "parrots",
+        "adore",
+        "chess",
+    ]
+    assert (
+        named_words(RuleTeacher(BRIEF, keywords="context").trace(make("Chess.", "Tell me."))) == []
+    )
 
 
 def test_keywords_are_never_the_whole_response(make):
     assert named_words(RuleTeacher(BRIEF).trace(make("Pizza.", "Your favourite?"))) == []
-    assert len(named_words(RuleTeacher(BRIEF).trace(make("Pizza, spaghetti.", "Your favourite?")))) == 1
+    assert (
+        len(named_words(RuleTeacher(BRIEF).trace(make("Pizza, spaghetti.", "Your favourite?"))))
+        == 1
+    )
 
 
 def test_a_response_that_repeats_a_fact_is_not_copied_with_it(make):
@@ -168,23 +198,52 @@ def test_traces_are_the_same_from_a_teacher_made_again(corpus):
 
 def test_what_else_of_a_real_response_a_trace_holds_stands_in_the_context(corpus):
     teacher = RuleTeacher(BRIEF, corpus.splits["IDTrain"])
-    vocabulary = {word for phrase in (*ACTS, *TONES, *(name for name, _ in LENGTHS)) for word in phrase.split()}
-    labels = {"Connections", "Core", "Features", "Golden", "Response", "act", "words", "tone", "length", "something"}
-    ours = {key for word in vocabulary | labels | {"new", "user", "persona", "character", "turn"} for key in keys(word)}
+    vocabulary = {
+        word
+        for phrase in (*ACTS, *TONES, *(name for name, _ in LENGTHS))
+        for word in phrase.split()
+    }
+    labels = {
+        "Connections",
+        "Core",
+        "Features",
+        "Golden",
+        "Response",
+        "act",
+        "words",
+        "tone",
+        "length",
+        "something",
+    }
+    ours = {
+        key
+        for word in vocabulary | labels | {"new", "user", "persona", "character", "turn"}
+        for key in keys(word)
+    }
     for example in corpus.examples[::4]:
-        language = language_of(example.golden_response, " ".join(turn.text for turn in example.dialogue))
+        language = language_of(
+            example.golden_response, " ".join(turn.text for turn in example.dialogue)
+        )
         trace = teacher.trace(example)
-        x = f"{example.user_persona}\n{example.agent_character}\n" + "\n".join(t.text for t in example.dialogue)
+        x = f"{example.user_persona}\n{example.agent_character}\n" + "\n".join(
+            t.text for t in example.dialogue
+        )
         allowed = ours | {key for word in [*named_words(trace), language] for key in keys(word)}
         allowed |= {key for word in content_words(x, language) for key in keys(word)}
         held = {key for word in content_words(trace, language) for key in keys(word)}
-        leaked = [word for word in content_words(example.golden_response, language) if keys(word) & held - allowed]
+        leaked = [
+            word
+            for word in content_words(example.golden_response, language)
+            if keys(word) & held - allowed
+        ]
         assert not leaked, (leaked, trace)
 
 
 def test_brief_traces_of_real_dialogues_are_short(corpus):
     teacher = RuleTeacher(BRIEF, corpus.splits["IDTrain"])
-    sizes = sorted(len(words(teacher.trace(example), "English")) for example in corpus.splits["IDTest"])
+    sizes = sorted(
+        len(words(teacher.trace(example), "English")) for example in corpus.splits["IDTest"]
+    )
     assert sizes[len(sizes) // 2] <= 24
     assert sizes[-1] <= 30
 
@@ -255,7 +314,9 @@ visible = texts.filter(lambda text: text.strip())
 def any_example(draw) -> Example:
     turns = draw(st.lists(texts, min_size=1, max_size=4))
     dialogue = [Turn("agent", text) for text in turns[:-1]] + [Turn("user", turns[-1])]
-    character = draw(texts | st.dictionaries(texts, texts | st.lists(texts, max_size=3), max_size=3))
+    character = draw(
+        texts | st.dictionaries(texts, texts | st.lists(texts, max_size=3), max_size=3)
+    )
     return Example("any", "any", draw(texts), character, tuple(dialogue), draw(visible))
 
 
@@ -270,5 +331,7 @@ def test_any_text_gives_a_well_formed_trace_that_is_not_the_response(example, mo
         named = named_words(trace, prompts)
         assert len(named) <= most
         assert all(word in example.golden_response for word in named)
-        language = language_of(example.golden_response, " ".join(turn.text for turn in example.dialogue))
+        language = language_of(
+            example.golden_response, " ".join(turn.text for turn in example.dialogue)
+        )
         assert len(named) < max(1, len(words(example.golden_response, language)))

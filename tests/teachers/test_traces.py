@@ -14,7 +14,9 @@ GOOD = "[Connections]\nsomething\n[Core Features of the Golden Response]\nact: a
 
 
 class Asked(RuleTeacher):
-    """The rule-based teacher, which also notes whom it was asked about and can break down or fail on the way."""
+    """The rule-based teacher, which also notes whom it was asked about and can break down or fail
+    on the way.
+    """
 
     def __init__(self, *args, breaks_at: str = "", fails_on: str = "", **options):
         super().__init__(*args, **options)
@@ -27,7 +29,9 @@ class Asked(RuleTeacher):
                 raise KeyboardInterrupt
             self.asked.append(example.sample_id)
             if example.sample_id == self.fails_on:
-                yield Answer(example.sample_id, None, f"sample_ID {example.sample_id!r}: it would not")
+                yield Answer(
+                    example.sample_id, None, f"sample_ID {example.sample_id!r}: it would not"
+                )
             else:
                 yield Answer(example.sample_id, self.trace(example))
 
@@ -48,7 +52,12 @@ def write(path, *rows) -> None:
 
 def test_every_trace_is_returned_and_on_disk(dialogues, path, expected):
     told = []
-    assert collect_traces(dialogues, RuleTeacher(BRIEF), path, progress=lambda *what: told.append(what)) == expected
+    assert (
+        collect_traces(
+            dialogues, RuleTeacher(BRIEF), path, progress=lambda *what: told.append(what)
+        )
+        == expected
+    )
     header, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert header["teacher"]["kind"] == "rules"
     assert {row["sample_ID"]: row["trace"] for row in rows} == expected
@@ -93,7 +102,9 @@ def test_a_failure_stops_but_what_came_before_is_kept(dialogues, path):
 def test_a_dropped_example_is_counted_and_asked_again_next_time(dialogues, path, expected):
     told = []
     teacher = Asked(BRIEF, fails_on="tuba")
-    traces = collect_traces(dialogues, teacher, path, on_failure="drop", progress=lambda *what: told.append(what))
+    traces = collect_traces(
+        dialogues, teacher, path, on_failure="drop", progress=lambda *what: told.append(what)
+    )
     assert list(traces) == ["bread", "lisbon"]
     assert told[-1] == (3, 3, "1 dropped")
     assert collect_traces(dialogues, RuleTeacher(BRIEF), path) == expected
@@ -101,7 +112,9 @@ def test_a_dropped_example_is_counted_and_asked_again_next_time(dialogues, path,
 
 def test_another_teacher_does_not_continue_the_file(dialogues, path):
     collect_traces(dialogues, RuleTeacher(BRIEF), path)
-    with pytest.raises(DataError, match=r"traces.jsonl:1: .*other teacher: max_keywords was 3 and is now 2"):
+    with pytest.raises(
+        DataError, match=r"traces.jsonl:1: .*other teacher: max_keywords was 3 and is now 2"
+    ):
         collect_traces(dialogues, RuleTeacher(BRIEF, max_keywords=2), path)
 
 
@@ -136,9 +149,14 @@ def test_one_sample_id_for_two_examples_is_refused(make, path):
 
 
 def test_a_users_file_is_read_in_the_order_of_the_examples(dialogues, path):
-    rows = [{"sample_ID": example.sample_id, "trace": f"{GOOD} {example.sample_id}"} for example in dialogues]
+    rows = [
+        {"sample_ID": example.sample_id, "trace": f"{GOOD} {example.sample_id}"}
+        for example in dialogues
+    ]
     write(path, *reversed(rows))
-    assert list(read_traces(path, dialogues, BRIEF).items()) == [(row["sample_ID"], row["trace"]) for row in rows]
+    assert list(read_traces(path, dialogues, BRIEF).items()) == [
+        (row["sample_ID"], row["trace"]) for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +169,10 @@ def test_a_users_file_is_read_in_the_order_of_the_examples(dialogues, path):
         ({"sample_ID": "bread", "trace": GOOD, "note": ""}, "unknown field 'note'"),
         ({"sample_ID": "toast", "trace": GOOD}, "'toast' is none of the 3 examples"),
         ({"sample_ID": "tuba", "trace": GOOD}, "'tuba' is in line 1 too"),
-        ({"sample_ID": "bread", "trace": "[Connections]\nx"}, r"'\[Core Features of the Golden Response\]' missing"),
+        (
+            {"sample_ID": "bread", "trace": "[Connections]\nx"},
+            r"'\[Core Features of the Golden Response\]' missing",
+        ),
         ({"sample_ID": "bread", "trace": GOOD + GOOD}, r"'\[Connections\]' missing, doubled"),
     ],
 )

@@ -68,15 +68,20 @@ LORA = {
 
 OWN = {
     "mixed": {"estimator": {"tuning": "full"}},
-    "ranks": {"connector": {"lora": {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "lora_dropout": 0.3}}},
+    "ranks": {
+        "connector": {
+            "lora": {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "lora_dropout": 0.3}
+        }
+    },
 }
 
 
 def values(tuning="full", **sections):
     """The recipe's values, with whole sections or parts of them replaced.
 
-    `tuning` is that of both roles. `mixed` is an adapter for the connector and a whole model for the estimator;
-    `ranks` is two adapters, the connector's of another rank, on other modules, with more dropout.
+    `tuning` is that of both roles. `mixed` is an adapter for the connector and a whole model for
+    the estimator; `ranks` is two adapters, the connector's of another rank, on other modules, with
+    more dropout.
     """
     merged = copy.deepcopy(VALUES)
     if tuning != "full":
@@ -107,7 +112,9 @@ def build():
 
 @pytest.fixture(scope="session")
 def stop_after():
-    """A function from a number of looks to a Stop that asks to stop when it has been looked at so many times."""
+    """A function from a number of looks to a Stop that asks to stop when it has been looked at so
+    many times.
+    """
     return StopAfter
 
 
@@ -143,7 +150,8 @@ class Unwatched:
 
 
 def build_trainee(recipe, folder):
-    """A trainee that writes well-formed reasonings, so that its rewards differ and there is something to learn.
+    """A trainee that writes well-formed reasonings, so that its rewards differ and there is
+    something to learn.
 
     Adapters cannot teach a random base that much, so they get a base that can do it already.
     """
@@ -154,7 +162,9 @@ def build_trainee(recipe, folder):
         shared = {name: value for name, value in values["model"].items() if name not in ROLES}
         nothing = {"rounds": {"count": 0}, "connector_rl": None, "estimator_rl": None}
         whole = check_recipe({**values, **nothing, "model": {**shared, "tuning": "full"}}, "whole")
-        build_trainee(whole, folder / "whole").estimator.roles.save(CONNECTOR, Path(origins[CONNECTOR].base.path))
+        build_trainee(whole, folder / "whole").estimator.roles.save(
+            CONNECTOR, Path(origins[CONNECTOR].base.path)
+        )
     estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
     processes = Processes(torch.device("cpu"), Stop())
     trainee = Trainee(
@@ -172,14 +182,25 @@ def build_trainee(recipe, folder):
         ESTIMATOR: phases.estimator_rows(estimator, train, trainee.reasoning),
     }
     for role in ROLES:
-        phases.sft(trainee, role, "cold", "cold", rows[role], recipe.cold_start.connector, Budget(60, 60), carry=False)
+        phases.sft(
+            trainee,
+            role,
+            "cold",
+            "cold",
+            rows[role],
+            recipe.cold_start.connector,
+            Budget(60, 60),
+            carry=False,
+        )
     return trainee
 
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory):
     """Starts processes as users do."""
-    extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or str(tmp_path_factory.mktemp("extensions"))
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or str(
+        tmp_path_factory.mktemp("extensions")
+    )
     return Launcher(tmp_path_factory.mktemp("launcher"), extensions)
 
 
@@ -193,8 +214,8 @@ def _nothing_goes_on_after_a_test(request):
 class Launcher:
     """Starts what a test launches, and leaves nothing of it behind.
 
-    A `kind` is `one` for a process alone, `ddp` for two under torchrun, or the name of a file in `launch/` for two
-    under `accelerate launch`.
+    A `kind` is `one` for a process alone, `ddp` for two under torchrun, or the name of a file in
+    `launch/` for two under `accelerate launch`.
     """
 
     def __init__(self, folder, extensions):
@@ -215,11 +236,30 @@ class Launcher:
         if kind == "one":
             return [sys.executable, *arguments]
         if kind == "ddp":
-            return [PROGRAMS / "torchrun", "--nproc_per_node", "2", "--master_port", self.free_port(), *arguments]
-        # `accelerate launch --cpu` would start one process, without DeepSpeed; the same in the file does not.
+            return [
+                PROGRAMS / "torchrun",
+                "--nproc_per_node",
+                "2",
+                "--master_port",
+                self.free_port(),
+                *arguments,
+            ]
+        # `accelerate launch --cpu` would start one process, without DeepSpeed; the same in the file
+        # does not.
         config = self.folder / f"{kind}.yaml"
-        config.write_text((ROOT / "launch" / f"{kind}.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
-        launch = [PROGRAMS / "accelerate", "launch", "--config_file", config, "--num_processes", "2"]
+        config.write_text(
+            (ROOT / "launch" / f"{kind}.yaml")
+            .read_text()
+            .replace("use_cpu: false", "use_cpu: true")
+        )
+        launch = [
+            PROGRAMS / "accelerate",
+            "launch",
+            "--config_file",
+            config,
+            "--num_processes",
+            "2",
+        ]
         return [*launch, "--main_process_port", self.free_port(), *arguments]
 
     def free_port(self):
@@ -234,14 +274,20 @@ class Launcher:
         command = [str(part) for part in self.command(kind, arguments)]
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                command, env={**self.environ, **on_cpu, **environ}, stdout=file, stderr=file, cwd=ROOT
+                command,
+                env={**self.environ, **on_cpu, **environ},
+                stdout=file,
+                stderr=file,
+                cwd=ROOT,
             )
         process.log = Path(log)
         self.started.append(process)
         return process
 
     def wait(self, process, seconds):
-        """The exit status. A process that hangs is killed, with all that it started, and says where it was."""
+        """The exit status. A process that hangs is killed, with all that it started, and says where
+        it was.
+        """
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -256,7 +302,9 @@ class Launcher:
         assert self.wait(process, seconds) == 0, said(process)
 
     def running(self):
-        """Everything that was started and has not ended, also what outlived the launcher that started it."""
+        """Everything that was started and has not ended, also what outlived the launcher that
+        started it.
+        """
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):

@@ -1,4 +1,6 @@
-"""How many models there are in memory, and who acts as whom, for every way in which two roles can differ."""
+"""How many models there are in memory, and who acts as whom, for every way in which two roles can
+differ.
+"""
 
 import pytest
 import torch
@@ -18,14 +20,20 @@ KINDS = {
     "estimator full": ({"estimator": {"tuning": "full"}}, 2),
     "other base": ({"connector": {"base": "OTHER"}}, 2),
     "other base, connector full": ({"connector": {"base": "OTHER", "tuning": "full"}}, 2),
-    "other base, estimator full": ({"connector": {"base": "OTHER"}, "estimator": {"tuning": "full"}}, 3),
+    "other base, estimator full": (
+        {"connector": {"base": "OTHER"}, "estimator": {"tuning": "full"}},
+        3,
+    ),
     "full": ({"tuning": "full"}, 3),
 }
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    return [str(write_tiny_base(tmp_path_factory.mktemp(f"base{seed}"), seed=seed, **SHAPE)) for seed in range(2)]
+    return [
+        str(write_tiny_base(tmp_path_factory.mktemp(f"base{seed}"), seed=seed, **SHAPE))
+        for seed in range(2)
+    ]
 
 
 @pytest.fixture
@@ -36,7 +44,9 @@ def build(recipe_of, bases, tmp_path):
         own = KINDS[kind][0]
         if own.get("connector", {}).get("base"):
             own = {**own, "connector": {**own["connector"], "base": bases[1]}}
-        recipe = recipe_of("lora", model={"base": bases[0], **own}, estimator_rl={"rewards": {"judge": judge}})
+        recipe = recipe_of(
+            "lora", model={"base": bases[0], **own}, estimator_rl={"rewards": {"judge": judge}}
+        )
         return build_roles(recipe, prepare_origins(recipe, tmp_path), torch.device("cpu"))
 
     return built
@@ -50,7 +60,9 @@ def logits(roles, actor):
 
 def spoil(roles, role):
     torch.manual_seed(0)
-    roles.load_weights(role, {name: x + 0.5 * torch.randn_like(x) for name, x in roles.weights(role).items()})
+    roles.load_weights(
+        role, {name: x + 0.5 * torch.randn_like(x) for name, x in roles.weights(role).items()}
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,7 +72,10 @@ def test_there_are_no_more_models_than_needed(build, kind):
     parts = [roles] if isinstance(roles, AdapterRoles) else [*roles.parts.values(), roles.base]
     modules = {id(part.model): part.model for part in parts}
     assert len(modules) == KINDS[kind][1]
-    storages = [{p.data_ptr() for n, p in m.named_parameters() if "lora_" not in n} for m in modules.values()]
+    storages = [
+        {p.data_ptr() for n, p in m.named_parameters() if "lora_" not in n}
+        for m in modules.values()
+    ]
     assert len(set.union(*storages)) == sum(map(len, storages))  # and no weight belongs to two
 
 

@@ -20,7 +20,9 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def on_files(recipe_of, tmp_path_factory):
-    """A finished run on data from a file; the file, and a function that makes a recipe on a file like it."""
+    """A finished run on data from a file; the file, and a function that makes a recipe on a file
+    like it.
+    """
     folder = tmp_path_factory.mktemp("changes")
     base = train(recipe_of(**SHORT), folder / "world") and folder / "world" / "base"
     data = json.loads((folder / "world" / "world" / "dialogues.json").read_text())
@@ -39,7 +41,9 @@ def on_files(recipe_of, tmp_path_factory):
 
 
 def weights(folder):
-    return {path.name: load_file(path) for path in sorted((folder / "estimator").rglob("*.safetensors"))}
+    return {
+        path.name: load_file(path) for path in sorted((folder / "estimator").rglob("*.safetensors"))
+    }
 
 
 def trained_steps(folder):
@@ -48,7 +52,9 @@ def trained_steps(folder):
 
 
 def test_a_start_that_failed_before_training_ties_nothing_down(on_files, tmp_path):
-    """Neither to its recipe nor to its data, once what another teacher began to write is out of the way."""
+    """Neither to its recipe nor to its data, once what another teacher began to write is out of the
+    way.
+    """
     _, recipe = on_files
     unreachable = {"teacher": "endpoint", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
     with pytest.raises(ChatError, match=r"127\.0\.0\.1:9"):
@@ -62,7 +68,9 @@ def test_a_start_that_failed_before_training_ties_nothing_down(on_files, tmp_pat
     train(other, tmp_path / "fresh")
     first, second = (weights(tmp_path / name) for name in ("run", "fresh"))
     assert first.keys() == second.keys()
-    assert all(torch.equal(first[file][name], second[file][name]) for file in first for name in first[file])
+    assert all(
+        torch.equal(first[file][name], second[file][name]) for file in first for name in first[file]
+    )
 
 
 def test_after_training_only_what_a_change_touches_is_done_again(on_files):
@@ -85,12 +93,18 @@ def test_after_training_only_what_a_change_touches_is_done_again(on_files):
     responses = folder / "responses.jsonl"
     data = json.loads((folder / "dialogues.json").read_text())
     rows = [row for split, rows in data.items() if split != "IDTrain" for row in rows]
-    lines = [{"sample_ID": row["sample_ID"], "response": row["agent_golden_response"]} for row in rows]
+    lines = [
+        {"sample_ID": row["sample_ID"], "response": row["agent_golden_response"]} for row in rows
+    ]
     responses.write_text("".join(json.dumps(line) + "\n" for line in lines))
     judged = train(recipe(shorten, remid={"responses": {"golden": str(responses)}}), run)
     assert set(judged["remid"]["average"]) == {"golden"} and trained_steps(run) == steps
     now = weights(run)
-    assert all(torch.equal(exported[file][name], now[file][name]) for file in exported for name in exported[file])
+    assert all(
+        torch.equal(exported[file][name], now[file][name])
+        for file in exported
+        for name in exported[file]
+    )
 
 
 def test_what_was_trained_on_may_not_change_and_the_pair_can_be_kept(on_files, tmp_path):
@@ -107,7 +121,9 @@ def test_what_was_trained_on_may_not_change_and_the_pair_can_be_kept(on_files, t
     with pytest.raises(ArtifactError, match=kept) as error:
         train(recipe(change), run)
     checkpoint = str(error.value).split("coevolve export ")[1].split(" --out")[0]
-    manifest = export_checkpoint(run / "checkpoints" / os.path.basename(checkpoint), tmp_path / "kept")
+    manifest = export_checkpoint(
+        run / "checkpoints" / os.path.basename(checkpoint), tmp_path / "kept"
+    )
     assert manifest["training"]["recipe"]
 
 

@@ -15,14 +15,22 @@ from safetensors.torch import save_file
 
 from coevolve.cli import main
 from coevolve.errors import ArtifactError
-from coevolve.training.checkpoints import CHECKPOINTS, CheckpointWriter, newest_checkpoint, read_checkpoint
+from coevolve.training.checkpoints import (
+    CHECKPOINTS,
+    CheckpointWriter,
+    newest_checkpoint,
+    read_checkpoint,
+)
 
 ROLES = ("connector", "estimator")
 
 
 def tensors(seed):
     generator = torch.Generator().manual_seed(seed)
-    return {"a": torch.randn(5, 3, generator=generator), "b": torch.randn(2, generator=generator).bfloat16()}
+    return {
+        "a": torch.randn(5, 3, generator=generator),
+        "b": torch.randn(2, generator=generator).bfloat16(),
+    }
 
 
 def pair(seed):
@@ -30,9 +38,14 @@ def pair(seed):
 
 
 def state(number):
-    """A run's state in the middle of a phase, when two of three held-out examples and one test split were scored."""
+    """A run's state in the middle of a phase, when two of three held-out examples and one test
+    split were scored.
+    """
     evaluated = {"scores": {"sum": [-2.5, -0.1], "tokens": [3, 1]}, "reasoning": ["warm", None]}
-    parent = {"base": {"source": "b", "fingerprint": "f", "quantization": None}, "continued_from": None}
+    parent = {
+        "base": {"source": "b", "fingerprint": "f", "quantization": None},
+        "continued_from": None,
+    }
     return {
         "done": ["cold-start-connector"],
         "stage": "round-1-connector_rl",
@@ -47,7 +60,9 @@ def state(number):
         "rounds": [4],
         "where": {"coevolve/round": 1, "coevolve/phase": "connector_rl"},
         "gate": {
-            "verdicts": [{"round": 1, "phase": "connector_rl", "before": 2.0, "after": None, "kept": None}],
+            "verdicts": [
+                {"round": 1, "phase": "connector_rl", "before": 2.0, "after": None, "kept": None}
+            ],
             "held_out": evaluated,
             "best_reasoning": ["kind", "", "calm"],
             "best_chosen": [1],
@@ -88,7 +103,9 @@ def names(folder):
 
 def test_what_was_written_is_read_to_the_bit(written):
     found = newest_checkpoint(written, pytest.fail)
-    assert found.state == state(3) | {"outcome": state(3)["outcome"] | {"exact": [("perfect", "IDTest", 0.1)]}}
+    assert found.state == state(3) | {
+        "outcome": state(3)["outcome"] | {"exact": [("perfect", "IDTest", 0.1)]}
+    }
     expected = tensors(3)
     assert all(torch.equal(found.tensors["connector"][name], expected[name]) for name in expected)
     assert found.tensors["connector"]["b"].dtype == torch.bfloat16
@@ -122,7 +139,9 @@ def test_what_has_not_changed_is_written_once(tmp_path):
     assert torch.equal(read_checkpoint(second).tensors["connector"]["a"], other["a"])
 
 
-@pytest.mark.parametrize("harm", ["truncated", "bit flipped", "missing", "manifest truncated", "manifest missing"])
+@pytest.mark.parametrize(
+    "harm", ["truncated", "bit flipped", "missing", "manifest truncated", "manifest missing"]
+)
 @pytest.mark.parametrize("file", ["connector.safetensors", "state.json"])
 def test_damage_is_found_and_the_one_before_is_used(written, harm, file):
     newest = written / CHECKPOINTS / "00003-stage-3"
@@ -187,7 +206,10 @@ def rehash(folder):
     manifest = json.loads(path.read_text())
     for name in manifest["files"]:
         content = (folder / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["files"][name] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
     path.write_text(json.dumps(manifest))
 
 
@@ -204,8 +226,16 @@ def used_instead(folder, name):
 
 
 def places(value, path=()):
-    """Every field of a JSON value, but the first of a list stands for all, and free fields for themselves."""
-    items = value.items() if isinstance(value, dict) else [(0, value[0])] if isinstance(value, list) and value else []
+    """Every field of a JSON value, but the first of a list stands for all, and free fields for
+    themselves.
+    """
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else [(0, value[0])]
+        if isinstance(value, list) and value
+        else []
+    )
     for key, inner in items:
         yield (*path, key)
         if key not in ("held_out_perplexity", "where", "figures"):
@@ -226,7 +256,9 @@ def changed(value, path, wrong):
     return value
 
 
-@pytest.mark.parametrize("place", list(places(state(3))), ids=lambda place: ".".join(map(str, place)))
+@pytest.mark.parametrize(
+    "place", list(places(state(3))), ids=lambda place: ".".join(map(str, place))
+)
 def test_a_state_with_a_field_missing_or_of_another_kind_is_not_used(written, place):
     numbers = ("seconds", "before", "after")
     is_number = place[-1] in numbers or place[-2:] in (("sum", 0), ("floors", "IDTest"), (0, 2))
@@ -270,7 +302,9 @@ def test_a_manifest_of_another_form_is_not_used(written, field, wrong):
     assert used_instead(written, "manifest.json")
 
 
-@pytest.mark.parametrize("name", ["../outside", "{absolute}", "a/../state.json", ".", "", "\0", "n" * 300, "\u0661"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "{absolute}", "a/../state.json", ".", "", "\0", "n" * 300, "\u0661"]
+)
 def test_a_manifest_names_files_of_its_own_folder_only(written, name):
     (newest(written).parent / "outside").write_bytes(b"x")
     name = name.format(absolute=newest(written).parent / "outside")
@@ -282,7 +316,9 @@ def test_a_manifest_names_files_of_its_own_folder_only(written, name):
 
 
 @pytest.mark.parametrize("group", ["connector", "best-estimator"])
-@pytest.mark.parametrize("harm", ["none", "one missing", "another shape", "NaN", "no safetensors", "a folder"])
+@pytest.mark.parametrize(
+    "harm", ["none", "one missing", "another shape", "NaN", "no safetensors", "a folder"]
+)
 def test_tensors_that_a_run_cannot_go_on_with_are_not_used(written, group, harm):
     path = newest(written) / f"{group}.safetensors"
     weights = tensors(0)
@@ -306,7 +342,18 @@ def test_tensors_that_a_run_cannot_go_on_with_are_not_used(written, group, harm)
     assert "00003-stage-3" in said[0] and ".safetensors: " in said[0]
 
 
-ODD = ("00004", "\u0661-x", "\u00b2-x", "-5-x", "4-x", "9" * 200, "00004-", "00004-x\n", "00004-file", "00004-loop")
+ODD = (
+    "00004",
+    "\u0661-x",
+    "\u00b2-x",
+    "-5-x",
+    "4-x",
+    "9" * 200,
+    "00004-",
+    "00004-x\n",
+    "00004-file",
+    "00004-loop",
+)
 
 
 def test_what_has_no_checkpoints_name_or_is_no_folder_is_none(written):
@@ -343,7 +390,9 @@ def test_whatever_happens_to_a_checkpoint_it_is_used_whole_or_not_at_all(written
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         else:
             value = json.loads(content)
-            content = json.dumps(changed(value, rng.choice(list(places(value))), rng.choice(junk))).encode()
+            content = json.dumps(
+                changed(value, rng.choice(list(places(value))), rng.choice(junk))
+            ).encode()
         path.write_bytes(content)
         if path.name != "manifest.json":
             rehash(newest(written))

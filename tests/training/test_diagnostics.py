@@ -1,4 +1,6 @@
-"""Gain, control and leak on a real estimator that learned to use its features; words for figures that are wrong."""
+"""Gain, control and leak on a real estimator that learned to use its features; words for figures
+that are wrong.
+"""
 
 import math
 import re
@@ -48,12 +50,16 @@ def reasoning(responses):
 def untrained(tmp_path_factory):
     base = write_tiny_base(tmp_path_factory.mktemp("base"), seed=0, hidden=32, layers=1, heads=2)
     roles = SeparateRoles.create(load_model(str(base)), keep_base=False)
-    return ProbabilityEstimator(roles, Renderer(prompt_set("world"), load_tokenizer(str(base))), max_new_tokens=8)
+    return ProbabilityEstimator(
+        roles, Renderer(prompt_set("world"), load_tokenizer(str(base))), max_new_tokens=8
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(untrained, examples, responses, reasoning):
-    """As `untrained`, after some steps on x -> y with and without features. Returns it with the scores from before."""
+    """As `untrained`, after some steps on x -> y with and without features. Returns it with the
+    scores from before.
+    """
     before = untrained.log_prob(examples, responses, reasoning)
     render, model = untrained.renderer, untrained.roles.module(ESTIMATOR)
     rows = [
@@ -61,22 +67,32 @@ def trained(untrained, examples, responses, reasoning):
         for texts in (reasoning, [NO_REASONING] * COUNT)
         for example, text, response in zip(examples, texts, responses, strict=True)
     ]
-    ids, labels = (torch.full((len(rows), max(len(x) + len(y) for x, y in rows)), fill) for fill in (0, -100))
+    ids, labels = (
+        torch.full((len(rows), max(len(x) + len(y) for x, y in rows)), fill) for fill in (0, -100)
+    )
     for row, (prompt, target) in enumerate(rows):
         ids[row, : len(prompt) + len(target)] = torch.tensor(prompt + target)
         labels[row, len(prompt) : len(prompt) + len(target)] = torch.tensor(target)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(80):
-        model(input_ids=ids, labels=labels).loss.backward()  # what is padded comes last, where no token sees it
+        model(
+            input_ids=ids, labels=labels
+        ).loss.backward()  # what is padded comes last, where no token sees it
         optimizer.step()
         optimizer.zero_grad()
     return untrained, before
 
 
-def test_features_that_are_used_gain_and_those_of_another_example_hurt(trained, examples, responses, reasoning):
+def test_features_that_are_used_gain_and_those_of_another_example_hurt(
+    trained, examples, responses, reasoning
+):
     found = diagnose(trained[0], examples, responses, reasoning, seed=0)
     assert found["coevolve/reasoning_gain"] > 3 * found["coevolve/reasoning_gain_error"] > 0
-    assert found["coevolve/reasoning_gain_control"] < -3 * found["coevolve/reasoning_gain_control_error"] < 0
+    assert (
+        found["coevolve/reasoning_gain_control"]
+        < -3 * found["coevolve/reasoning_gain_control_error"]
+        < 0
+    )
     assert 0.3 < found["coevolve/leak"] < 0.7
 
 
@@ -89,10 +105,14 @@ def test_the_figures_are_what_their_names_say(trained, examples, responses, reas
 
     others = derangement(COUNT, 3)
     gains = [per_token(i, reasoning[i]) - per_token(i, "nothing of use") for i in range(COUNT)]
-    controls = [per_token(i, reasoning[others[i]]) - per_token(i, "nothing of use") for i in range(COUNT)]
+    controls = [
+        per_token(i, reasoning[others[i]]) - per_token(i, "nothing of use") for i in range(COUNT)
+    ]
     for name, values in [("reasoning_gain", gains), ("reasoning_gain_control", controls)]:
         assert found[f"coevolve/{name}"] == pytest.approx(np.mean(values), abs=1e-4)
-        assert found[f"coevolve/{name}_error"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(COUNT), abs=1e-4)
+        assert found[f"coevolve/{name}_error"] == pytest.approx(
+            np.std(values, ddof=1) / math.sqrt(COUNT), abs=1e-4
+        )
 
 
 def test_reasonings_that_say_nothing_gain_nothing(trained, examples, responses):
@@ -195,5 +215,11 @@ def test_the_fields_that_warnings_name_are_in_the_recipe():
         section = Recipe
         for part in path.split("."):
             assert part in section.model_fields, f"{path}: the recipe has no {part}"
-            kinds = [section.model_fields[part].annotation, *typing.get_args(section.model_fields[part].annotation)]
-            section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+            kinds = [
+                section.model_fields[part].annotation,
+                *typing.get_args(section.model_fields[part].annotation),
+            ]
+            section = next(
+                (kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)),
+                None,
+            )

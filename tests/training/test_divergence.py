@@ -1,4 +1,6 @@
-"""A loss or a gradient that is no number stops training before the step, and the batch is there to be looked at."""
+"""A loss or a gradient that is no number stops training before the step, and the batch is there to
+be looked at.
+"""
 
 import json
 
@@ -19,7 +21,9 @@ ESTIMATOR_SFT = Turn(1, Phase.model_validate("estimator_sft"), "estimator_sft")
 
 @pytest.fixture(scope="module")
 def trainee(recipe_of, build, tmp_path_factory):
-    return build(recipe_of(connector_rl={"per_device_train_batch_size": 4}), tmp_path_factory.mktemp("run"))
+    return build(
+        recipe_of(connector_rl={"per_device_train_batch_size": 4}), tmp_path_factory.mktemp("run")
+    )
 
 
 def the_gradient(trainer, loss):
@@ -57,14 +61,21 @@ def test_it_stops_before_the_step_and_names_the_batch(trainee, monkeypatch, algo
     before = {each: roles.weights(each) for each in ROLES}
     for base in (GRPOTrainer, SFTTrainer):
         monkeypatch.setattr(base, "compute_loss", poisoned(base.compute_loss, poison))
-    with pytest.raises(DivergenceError, match=rf"{role}, step 1: the loss is .* The step was not taken") as caught:
+    with pytest.raises(
+        DivergenceError, match=rf"{role}, step 1: the loss is .* The step was not taken"
+    ) as caught:
         run(trainee, algorithm)
     after, trainee.segment = {each: roles.weights(each) for each in ROLES}, None
     assert all(bool(torch.isfinite(value).all()) for value in after[role].values())
-    assert any(not torch.equal(before[role][name], after[role][name]) for name in after[role])  # the first step
+    assert any(
+        not torch.equal(before[role][name], after[role][name]) for name in after[role]
+    )  # the first step
     path = trainee.record.folder / "failed" / f"{role}-step-1-process-0"
     assert str(path) in str(caught.value)
-    described, tensors = json.loads(path.with_name(f"{path.name}.json").read_text()), load_file(f"{path}.safetensors")
+    described, tensors = (
+        json.loads(path.with_name(f"{path.name}.json").read_text()),
+        load_file(f"{path}.safetensors"),
+    )
     assert "nan" in str(described["gradient_norm"])
     if poison is the_loss:
         assert all(value in ("inf", "-inf", "nan") for value in described["loss"])

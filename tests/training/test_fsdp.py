@@ -1,8 +1,9 @@
-"""FSDP2 on two CPU processes: the same weights as DDP, and a plain module with all of its weights afterwards.
+"""FSDP2 on two CPU processes: the same weights as DDP, and a plain module with all of its weights
+afterwards.
 
-accelerate leaves FSDP out on a machine without a GPU, so `coevolve` refuses it there. torch itself runs FSDP2 over
-gloo. This file is started by torchrun as well, with accelerate told that FSDP is what it has been asked for; all else
-is as on GPUs.
+accelerate leaves FSDP out on a machine without a GPU, so `coevolve` refuses it there. torch itself
+runs FSDP2 over gloo. This file is started by torchrun as well, with accelerate told that FSDP is
+what it has been asked for; all else is as on GPUs.
 """
 
 import copy
@@ -16,7 +17,13 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 TUNINGS = ("lora", "full", "tied")
-SFT = {"steps": 4, "learning_rate": 2e-3, "train_batch_size": 8, "weight_decay": 0.1, "max_grad_norm": 0.3}
+SFT = {
+    "steps": 4,
+    "learning_rate": 2e-3,
+    "train_batch_size": 8,
+    "weight_decay": 0.1,
+    "max_grad_norm": 0.3,
+}
 GRPO = {
     "steps": 4,
     "learning_rate": 2e-4,
@@ -40,7 +47,12 @@ def weights(launcher, recipe_of, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp")
     for tuning in TUNINGS:
         shape = {"tiny": {"hidden_size": 36, "layers": 2, "heads": 2}}
-        recipe = recipe_of("lora" if tuning == "lora" else "full", model=shape, connector_rl=GRPO, estimator_sft=SFT)
+        recipe = recipe_of(
+            "lora" if tuning == "lora" else "full",
+            model=shape,
+            connector_rl=GRPO,
+            estimator_sft=SFT,
+        )
         (folder / f"{tuning}.json").write_text(recipe.model_dump_json())
     come_to = {}
     for kind in ("ddp", "fsdp"):
@@ -51,9 +63,12 @@ def weights(launcher, recipe_of, tmp_path_factory):
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_fsdp_gives_the_weights_that_ddp_gives(weights, tuning):
-    """They differ by the order of sums, which Adam lets grow where a gradient is near 0: 2e-6 in one of 30,000."""
+    """They differ by the order of sums, which Adam lets grow where a gradient is near 0: 2e-6 in
+    one of 30,000.
+    """
     ddp, fsdp = (
-        {name: tensor for name, tensor in weights[kind].items() if name.startswith(tuning)} for kind in ("ddp", "fsdp")
+        {name: tensor for name, tensor in weights[kind].items() if name.startswith(tuning)}
+        for kind in ("ddp", "fsdp")
     )
     assert set(ddp) == set(fsdp)
     for phase in ("sft", "grpo", "other"):
@@ -80,7 +95,13 @@ def work(kind: str, folder: Path) -> None:
     weights = {}
     for tuning in TUNINGS:
         recipe = Recipe.model_validate(json.loads((folder / f"{tuning}.json").read_text()))
-        run = Run(recipe, folder / f"{kind}-{tuning}", processes, divided=kind == "fsdp", tied=tuning == "tied")
+        run = Run(
+            recipe,
+            folder / f"{kind}-{tuning}",
+            processes,
+            divided=kind == "fsdp",
+            tied=tuning == "tied",
+        )
         weights.update({f"{tuning}/{name}": tensor for name, tensor in run.phases().items()})
     if processes.main:
         save_file(weights, folder / f"{kind}.safetensors")
@@ -93,7 +114,9 @@ def _let_accelerate_take_fsdp() -> None:
     from accelerate.utils import DistributedType
 
     options = yaml.safe_load((ROOT / "launch" / "fsdp2.yaml").read_text())["fsdp_config"]
-    os.environ.update({name.upper(): str(value) for name, value in options.items()}, ACCELERATE_USE_FSDP="true")
+    os.environ.update(
+        {name.upper(): str(value) for name, value in options.items()}, ACCELERATE_USE_FSDP="true"
+    )
     init = AcceleratorState.__init__
 
     def as_on_gpus(state, *args, fsdp_plugin=None, **kwargs):
@@ -154,7 +177,9 @@ class Run:
         self.roles = self.estimator.roles
 
     def phases(self):
-        """SFT and GRPO of one role, then SFT of the other, each with an interruption that must not be seen."""
+        """SFT and GRPO of one role, then SFT of the other, each with an interruption that must not
+        be seen.
+        """
         from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
 
         return {
@@ -177,7 +202,9 @@ class Run:
         self.check_plain()
         after = {each: self.roles.weights(each) for each in ROLES}
         for each in ROLES:
-            moved = any(not torch.equal(before[each][key], after[each][key]) for key in before[each])
+            moved = any(
+                not torch.equal(before[each][key], after[each][key]) for key in before[each]
+            )
             assert moved == (each == role), f"{name}: {each}"
         assert all(torch.equal(whole.weights[key], after[role][key]) for key in after[role])
 
@@ -193,8 +220,12 @@ class Run:
             one, two = getattr(whole, kind), getattr(left, kind)
             assert set(one) == set(two) and one
             for key in one:
-                assert type(two[key]) is torch.Tensor and torch.equal(one[key], two[key]), f"{name}: {kind} {key}"
-        return {f"{name}/{each}/{key}": value for each in ROLES for key, value in after[each].items()}
+                assert type(two[key]) is torch.Tensor and torch.equal(one[key], two[key]), (
+                    f"{name}: {kind} {key}"
+                )
+        return {
+            f"{name}/{each}/{key}": value for each in ROLES for key, value in after[each].items()
+        }
 
     def plan(self, role, segment, watch):
         from transformers import TrainerCallback
@@ -247,10 +278,14 @@ class Run:
             )
 
     def reward(self, completion_ids, index, **columns):
-        """The other role's log-probability of something short, asked a different number of times on each process."""
+        """The other role's log-probability of something short, asked a different number of times on
+        each process.
+        """
         examples = [self.train[place] for place in index]
         for _ in range(1 + self.processes.rank):
-            scores = self.estimator.log_prob(examples, ["yes"] * len(examples), [example.trace for example in examples])
+            scores = self.estimator.log_prob(
+                examples, ["yes"] * len(examples), [example.trace for example in examples]
+            )
         vocabulary = len(self.estimator.renderer.tokenizer)
         return [
             float(score) / 10 + sum(ids) / len(ids) / vocabulary
@@ -261,7 +296,11 @@ class Run:
         from torch.distributed.tensor import DTensor
 
         parameters = dict(self.roles.module(self.role).named_parameters())
-        odd = [name for name, parameter in parameters.items() if isinstance(parameter, DTensor) != self.divided]
+        odd = [
+            name
+            for name, parameter in parameters.items()
+            if isinstance(parameter, DTensor) != self.divided
+        ]
         assert not odd, odd
         if self.divided:
             parts = sum(parameter.to_local().numel() for parameter in parameters.values())
@@ -275,16 +314,22 @@ class Run:
 
         model = self.roles.module(self.role)
         for module in model.modules():
-            assert not isinstance(module, FSDPModule) and "FSDP" not in type(module).__name__, type(module).__mro__
+            assert not isinstance(module, FSDPModule) and "FSDP" not in type(module).__name__, type(
+                module
+            ).__mro__
             assert not module._state_dict_pre_hooks
         for parameter in model.parameters():
             assert type(parameter) is torch.nn.Parameter and not isinstance(parameter, DTensor)
         copy.deepcopy(model)
         bare = model.get_base_model() if isinstance(model, PeftModel) else model
         assert "forward" not in bare.__dict__ and "generate" not in model.__dict__
-        assert (bare.get_input_embeddings().weight is bare.get_output_embeddings().weight) == self.tied
+        assert (
+            bare.get_input_embeddings().weight is bare.get_output_embeddings().weight
+        ) == self.tied
         if self.processes.main:  # alone: nothing in it waits for the other process
-            self.estimator.log_prob(self.train[:2], ["yes"] * 2, [example.trace for example in self.train[:2]])
+            self.estimator.log_prob(
+                self.train[:2], ["yes"] * 2, [example.trace for example in self.train[:2]]
+            )
 
 
 if __name__ == "__main__":

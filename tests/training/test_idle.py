@@ -1,6 +1,8 @@
-"""While one role is trained, the other and the base stay the same to the bit, dropout and rewards notwithstanding.
+"""While one role is trained, the other and the base stay the same to the bit, dropout and rewards
+notwithstanding.
 
-Alone, and on two processes under DDP, ZeRO-2 and ZeRO-3. Launched as a script, this file is what each process does.
+Alone, and on two processes under DDP, ZeRO-2 and ZeRO-3. Launched as a script, this file is what
+each process does.
 """
 
 import json
@@ -23,7 +25,8 @@ GRPO = {
 
 
 @pytest.mark.parametrize(
-    "kind", ["one", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddp", "zero2", "zero3"))]
+    "kind",
+    ["one", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddp", "zero2", "zero3"))],
 )
 def test_the_idle_role_does_not_move(kind, launcher, recipe_of, tmp_path):
     for tuning in TUNINGS:
@@ -32,7 +35,9 @@ def test_the_idle_role_does_not_move(kind, launcher, recipe_of, tmp_path):
     launcher.run(kind, [__file__, tmp_path], tmp_path / "log")
     phases = json.loads((tmp_path / "phases.json").read_text())
     assert len(phases) == len(TUNINGS) * 4 and all(phase["moved"] > 0 for phase in phases)
-    assert {phase["backend"] for phase in phases} == {{"one": "NO", "ddp": "MULTI_CPU"}.get(kind, "DEEPSPEED")}
+    assert {phase["backend"] for phase in phases} == {
+        {"one": "NO", "ddp": "MULTI_CPU"}.get(kind, "DEEPSPEED")
+    }
 
 
 def work(folder):
@@ -93,8 +98,14 @@ class Pair:
         }
 
     def phases(self):
-        """SFT and RL of each role; of each phase, how many tensors of the learner moved, and under what."""
-        return [self.phase(role, kind) for kind in (self.sft, self.grpo) for role in ("connector", "estimator")]
+        """SFT and RL of each role; of each phase, how many tensors of the learner moved, and under
+        what.
+        """
+        return [
+            self.phase(role, kind)
+            for kind in (self.sft, self.grpo)
+            for role in ("connector", "estimator")
+        ]
 
     def phase(self, role, train):
         import torch
@@ -104,7 +115,11 @@ class Pair:
         from coevolve.training.engines import Plan, Schedule, Segment
 
         learner = self.roles.module(role)
-        learns = {f"{role}: {name}" for name, parameter in learner.named_parameters() if parameter.requires_grad}
+        learns = {
+            f"{role}: {name}"
+            for name, parameter in learner.named_parameters()
+            if parameter.requires_grad
+        }
         before, own = self.everything(), self.roles.weights(role)
         self.require_dropout(learner)
         steps = 3 if train == self.sft else 2
@@ -128,10 +143,15 @@ class Pair:
         train(plan, own)
         after = self.everything()
         assert set(before) == set(after)
-        # On one base each role's module is the same one, with the other's adapter and the base in it.
+        # On one base each role's module is the same one, with the other's adapter and the base in
+        # it.
         shared = self.roles.module("connector") is self.roles.module("estimator")
         moved = {name for name in before if not torch.equal(before[name], after[name])}
-        allowed = {f"{each}: {name.partition(': ')[2]}" for name in learns for each in ("connector", "estimator")}
+        allowed = {
+            f"{each}: {name.partition(': ')[2]}"
+            for name in learns
+            for each in ("connector", "estimator")
+        }
         odd = sorted(moved - (allowed if shared else learns))
         assert not odd, f"{role}: {odd[:3]} moved as well"
         backend = str(AcceleratorState().distributed_type).rpartition(".")[2]
@@ -170,17 +190,24 @@ class Pair:
         settings = self.recipe.connector_rl
         prompts = [plan.renderer.tokenizer.decode(row.prompt) for row in self.rows[plan.role]]
         with self.roles.frozen(plan.role, own) as reference:
-            run_grpo(plan, prompts, [("asks_everybody", self.reward, 1.0)], settings, reference=reference)
+            run_grpo(
+                plan, prompts, [("asks_everybody", self.reward, 1.0)], settings, reference=reference
+            )
 
     def reward(self, completion_ids, index, **columns):
-        """Asks both roles and the reference, as the rewards do, and prefers what can differ in an untrained model."""
+        """Asks both roles and the reference, as the rewards do, and prefers what can differ in an
+        untrained model.
+        """
         examples = [self.train[place] for place in index]
         traces = [example.trace for example in examples]
         scores = self.estimator.log_prob(examples, ["yes"] * len(examples), traces)
         self.estimator.reason(examples[:1])
         with self.roles.acting("ref"):
             pass
-        return [float(score) / 10 + sum(ids) / len(ids) for score, ids in zip(scores.mean, completion_ids, strict=True)]
+        return [
+            float(score) / 10 + sum(ids) / len(ids)
+            for score, ids in zip(scores.mean, completion_ids, strict=True)
+        ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A launch that does not fit its recipe is refused in one message, and every file in launch/ says what it means."""
+"""A launch that does not fit its recipe is refused in one message, and every file in launch/ says
+what it means.
+"""
 
 import json
 import subprocess
@@ -36,7 +38,9 @@ KINDS = {
 
 
 def environment(file):
-    """What the processes that `accelerate launch --config_file FILE` starts find in their environment."""
+    """What the processes that `accelerate launch --config_file FILE` starts find in their
+    environment.
+    """
     options = ["--config_file", str(file), "--main_process_port", "0", "-m", "coevolve"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
     if arguments.use_deepspeed:
@@ -47,7 +51,11 @@ def environment(file):
     else:
         return prepare_simple_launcher_cmd_env(arguments)[1]
     local = int(arguments.nproc_per_node)
-    return {**variables, "WORLD_SIZE": str(local * arguments.num_machines), "LOCAL_WORLD_SIZE": str(local)}
+    return {
+        **variables,
+        "WORLD_SIZE": str(local * arguments.num_machines),
+        "LOCAL_WORLD_SIZE": str(local),
+    }
 
 
 @pytest.mark.parametrize("file", LAUNCHES, ids=lambda file: file.stem)
@@ -57,7 +65,8 @@ def test_each_launch_file_is_what_its_name_says(file):
     assert (launch.kind, launch.processes) == KINDS[file.stem]
     assert launch.processes == config.num_processes
     assert launch.local_processes * config.num_machines == launch.processes
-    # The recipe's dtype decides; autocast on top of it would make scores depend on who computes them.
+    # The recipe's dtype decides; autocast on top of it would make scores depend on who computes
+    # them.
     assert config.mixed_precision == "no"
     assert file.read_text(encoding="utf-8").startswith("# ")
 
@@ -73,7 +82,11 @@ def test_deepspeed_leaves_to_each_phase_what_differs_between_phases(stage, monke
     plugin = DeepSpeedPlugin()
     assert plugin.zero_stage == stage
     assert not plugin.zero3_init_flag
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+    ):
         assert plugin.deepspeed_config[key] == "auto"
     assert plugin.deepspeed_config["gradient_clipping"] == "auto"
     assert plugin.deepspeed_config["zero_optimization"]["offload_optimizer"]["device"] == "none"
@@ -90,13 +103,24 @@ def test_fsdp2_divides_models_that_every_process_loaded_whole(monkeypatch):
 
 def test_the_environment_of_a_plain_process_and_of_torchrun():
     assert Launch.from_environment({}).kind == "single"
-    launch = Launch.from_environment({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"})
-    assert (launch.kind, launch.processes, launch.local_processes, launch.on_cpu) == ("ddp", 4, 2, True)
+    launch = Launch.from_environment(
+        {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    )
+    assert (launch.kind, launch.processes, launch.local_processes, launch.on_cpu) == (
+        "ddp",
+        4,
+        2,
+        True,
+    )
 
 
 def test_the_stage_is_read_from_a_deepspeed_file_and_one_that_nothing_supports_is_refused(tmp_path):
     file = tmp_path / "deepspeed.json"
-    environ = {"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+    environ = {
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file),
+    }
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}), encoding="utf-8")
     assert Launch.from_environment(environ).kind == "zero3"
     file.write_text(json.dumps({"zero_optimization": {"stage": 1}}), encoding="utf-8")
@@ -106,7 +130,9 @@ def test_the_stage_is_read_from_a_deepspeed_file_and_one_that_nothing_supports_i
 
 def test_fsdp_1_is_refused():
     with pytest.raises(RecipeError, match=r"FSDP 1; accepted is 2.*fsdp2\.yaml"):
-        Launch.from_environment({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"})
+        Launch.from_environment(
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
+        )
 
 
 def fits(recipe, launch):
@@ -118,7 +144,9 @@ def fits(recipe, launch):
 
 
 def test_a_batch_that_the_processes_cannot_share_is_named_with_the_numbers_that_can(recipe_of):
-    recipe = recipe_of(connector_rl={"train_batch_size": 12}, estimator_sft={"train_batch_size": 20})
+    recipe = recipe_of(
+        connector_rl={"train_batch_size": 12}, estimator_sft={"train_batch_size": 20}
+    )
     sizes = {8, 12, 20}
     counts = [n for n in range(1, 25) if fits(recipe, Launch(processes=n, kind="ddp", gpus=0))]
     assert counts == [n for n in range(1, 25) if all(size % n == 0 for size in sizes)] == [1, 2, 4]
@@ -131,24 +159,56 @@ def test_a_batch_that_the_processes_cannot_share_is_named_with_the_numbers_that_
 
 
 def test_a_section_that_trains_nothing_is_not_asked(recipe_of):
-    recipe = recipe_of(connector_rl={"train_batch_size": 28, "num_generations": 4}, rounds={"count": 0})
+    recipe = recipe_of(
+        connector_rl={"train_batch_size": 28, "num_generations": 4}, rounds={"count": 0}
+    )
     assert fits(recipe, Launch(processes=8, kind="ddp", gpus=0))
-    assert not fits(recipe_of(connector_rl={"train_batch_size": 28}), Launch(processes=8, kind="ddp", gpus=0))
+    assert not fits(
+        recipe_of(connector_rl={"train_batch_size": 28}), Launch(processes=8, kind="ddp", gpus=0)
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "launch", "message"),
     [
         ({"device": "cuda"}, {"gpus": 0}, r"model\.device is cuda, but torch sees no GPU"),
-        ({"device": "cuda", "dtype": "bfloat16"}, {"gpus": 1, "on_cpu": True}, r"asks for the CPU.*one_gpu\.yaml"),
-        ({"device": "cuda:1"}, {"gpus": 2, "processes": 2, "local_processes": 2}, r"cuda:1, and 2 processes"),
-        ({"device": "auto"}, {"gpus": 1, "on_cpu": True}, r"CPU on a machine with a GPU.*model\.device=cpu"),
-        ({"device": "auto"}, {"gpus": 2, "processes": 4, "local_processes": 4}, r"--num_processes 2"),
-        ({"device": "auto", "dtype": "bfloat16"}, {"gpus": 0}, r"bfloat16, but torch sees no GPU.*dtype=float32"),
-        ({"device": "cpu", "dtype": "float16"}, {"gpus": 0}, r"float16, in which a CPU cannot train"),
+        (
+            {"device": "cuda", "dtype": "bfloat16"},
+            {"gpus": 1, "on_cpu": True},
+            r"asks for the CPU.*one_gpu\.yaml",
+        ),
+        (
+            {"device": "cuda:1"},
+            {"gpus": 2, "processes": 2, "local_processes": 2},
+            r"cuda:1, and 2 processes",
+        ),
+        (
+            {"device": "auto"},
+            {"gpus": 1, "on_cpu": True},
+            r"CPU on a machine with a GPU.*model\.device=cpu",
+        ),
+        (
+            {"device": "auto"},
+            {"gpus": 2, "processes": 4, "local_processes": 4},
+            r"--num_processes 2",
+        ),
+        (
+            {"device": "auto", "dtype": "bfloat16"},
+            {"gpus": 0},
+            r"bfloat16, but torch sees no GPU.*dtype=float32",
+        ),
+        (
+            {"device": "cpu", "dtype": "float16"},
+            {"gpus": 0},
+            r"float16, in which a CPU cannot train",
+        ),
         ({"device": "auto"}, {"gpus": 0, "kind": "fsdp"}, r"FSDP needs a GPU.*several_cpus\.yaml"),
         ({"device": "cpu"}, {"gpus": 2, "kind": "fsdp"}, r"FSDP needs a GPU"),
-        ({"device": "cpu"}, {"gpus": 1, "kind": "zero3"}, r"DeepSpeed takes the GPU.*CUDA_VISIBLE_DEVICES="),
+        (
+            {"device": "cpu"},
+            {"gpus": 1, "kind": "zero3"},
+            r"DeepSpeed takes the GPU.*CUDA_VISIBLE_DEVICES=",
+        ),
     ],
 )
 def test_what_cannot_work_is_said_with_what_would(recipe_of, model, launch, message):
@@ -178,29 +238,41 @@ def test_vllm_must_be_there_and_fit_the_processes(recipe_of, tmp_path, monkeypat
     one = Launch(processes=1, kind="single", gpus=1)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "vllm", None)  # as if it were not installed
-        with pytest.raises(RecipeError, match=r"connector_rl\.use_vllm is true, but vllm is not installed: pip"):
+        with pytest.raises(
+            RecipeError, match=r"connector_rl\.use_vllm is true, but vllm is not installed: pip"
+        ):
             check_launch(recipe, one)
     (tmp_path / "vllm.py").write_text("", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RecipeError, match="vLLM needs a GPU"):
         check_launch(recipe, Launch(processes=1, kind="single", gpus=0))
     two = Launch(processes=2, kind="ddp", gpus=2, local_processes=2)
-    with pytest.raises(RecipeError, match=r"vllm_tensor_parallel_size is 4, by which the 2 processes.*one of 1, 2\."):
+    with pytest.raises(
+        RecipeError,
+        match=r"vllm_tensor_parallel_size is 4, by which the 2 processes.*one of 1, 2\.",
+    ):
         check_launch(recipe, two)
     check_launch(recipe, Launch(processes=4, kind="ddp", gpus=4, local_processes=4))
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent.name for path in (ROOT / "recipes").glob("*/config.yaml")))
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent.name for path in (ROOT / "recipes").glob("*/config.yaml"))
+)
 def test_the_shipped_recipes_run_on_one_to_eight_processes(folder):
     recipe = load_recipe(ROOT / "recipes" / folder)
     gpus = 0 if recipe.model.device == "cpu" else 8
     for processes in (1, 2, 4, 8):
-        check_launch(recipe, Launch(processes, "ddp" if processes > 1 else "single", gpus, processes))
+        check_launch(
+            recipe, Launch(processes, "ddp" if processes > 1 else "single", gpus, processes)
+        )
 
 
 def test_the_command_says_it_before_anything_is_loaded_or_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert main(["train", str(ROOT / "recipes" / "quickstart"), "--output-dir", str(tmp_path / "run")]) == 2
+    assert (
+        main(["train", str(ROOT / "recipes" / "quickstart"), "--output-dir", str(tmp_path / "run")])
+        == 2
+    )
     assert "3 processes cannot take equal shares" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -210,5 +282,7 @@ def test_the_check_imports_nothing_heavier_than_torch():
         "import sys, coevolve.training.distributed.launch; "
         "print(*sorted({'transformers', 'trl', 'accelerate', 'deepspeed', 'datasets', 'peft'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.split() == []

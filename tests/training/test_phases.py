@@ -46,7 +46,10 @@ def test_a_phase_moves_its_own_role_only(trainee):
             moved = not same(before[role], roles.weights(role))
             assert moved == (role == learner), f"{name}: {role}"
         assert (trainee.reasoning != reasoning) == (name == "refresh")
-    assert {role: trainee.updates[role] - before_all[role] for role in ROLES} == {CONNECTOR: 2, ESTIMATOR: 5}
+    assert {role: trainee.updates[role] - before_all[role] for role in ROLES} == {
+        CONNECTOR: 2,
+        ESTIMATOR: 5,
+    }
 
 
 def test_trainers_leave_nothing_on_the_model(trainee):
@@ -132,24 +135,41 @@ def _spoil(trainee, role):
     trainee.updates[role] += 1
     torch.manual_seed(0)
     weights = trainee.pair[role]
-    trainee.load(role, {name: value + 0.5 * torch.randn_like(value) for name, value in weights.items()})
+    trainee.load(
+        role, {name: value + 0.5 * torch.randn_like(value) for name, value in weights.items()}
+    )
 
 
 def test_the_golden_term_alone_raises_golden_likelihood(recipe_of, tmp_path, build):
-    """With a reward that is the same for all, the policy gradient is 0 and only the golden responses teach."""
-    rl = {"steps": 40, "golden_nll_weight": 1.0, "rewards": {"judge": "overlap", "match": 0.0, "format": 0.0001}}
+    """With a reward that is the same for all, the policy gradient is 0 and only the golden
+    responses teach.
+    """
+    rl = {
+        "steps": 40,
+        "golden_nll_weight": 1.0,
+        "rewards": {"judge": "overlap", "match": 0.0, "format": 0.0001},
+    }
     trainee = build(recipe_of(estimator_rl=rl), tmp_path)
     golden = [example.golden_response for example in trainee.train]
     before = trainee.estimator.log_prob(trainee.train, golden, trainee.reasoning).sum.mean()
     phases.estimator_rl(trainee, turn("estimator_rl"))
-    assert trainee.estimator.log_prob(trainee.train, golden, trainee.reasoning).sum.mean() > before + 0.1
+    assert (
+        trainee.estimator.log_prob(trainee.train, golden, trainee.reasoning).sum.mean()
+        > before + 0.1
+    )
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, build, tuning):
     rl = {"steps": 4, "beta": 0.1, "learning_rate": 5e-3}
-    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}  # TRL leaves dropout on in the reference, too
-    trainee = build(recipe_of(tuning, connector_rl=rl, logging={"every": 1}, model={"lora": lora}), tmp_path)
+    lora = {
+        "r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+    }  # TRL leaves dropout on in the reference, too
+    trainee = build(
+        recipe_of(tuning, connector_rl=rl, logging={"every": 1}, model={"lora": lora}), tmp_path
+    )
     trainee.record.main = True
     phases.connector_rl(trainee, turn("connector_rl"))
     lines = [json.loads(line) for line in trainee.record.path.read_text().splitlines()]

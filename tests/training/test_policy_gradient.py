@@ -1,4 +1,6 @@
-"""PPO's numerics against arrays worked out by hand, a slow literal definition, and finite differences."""
+"""PPO's numerics against arrays worked out by hand, a slow literal definition, and finite
+differences.
+"""
 
 import math
 
@@ -32,7 +34,9 @@ def random_batch(seed, *, arrays):
     lengths = torch.randint(0, width + 1, (batch, 1), generator=generator)
     lengths[0] = width
     mask = (torch.arange(width) < lengths).long()
-    found = [torch.randn(batch, width, generator=generator, dtype=torch.float64) for _ in range(arrays)]
+    found = [
+        torch.randn(batch, width, generator=generator, dtype=torch.float64) for _ in range(arrays)
+    ]
     return *(x.masked_fill(mask == 0, 1e6) for x in found), mask
 
 
@@ -93,11 +97,18 @@ def test_rewards_by_hand():
 
 
 def test_kl_estimates_by_hand():
-    policy, reference = tensor([math.log(0.5), math.log(0.2)]), tensor([math.log(0.25), math.log(0.4)])
+    policy, reference = (
+        tensor([math.log(0.5), math.log(0.2)]),
+        tensor([math.log(0.25), math.log(0.4)]),
+    )
     log2 = math.log(2)
     assert kl_estimate(policy, reference, "k1").tolist() == [pytest.approx([log2, -log2])]
-    assert kl_estimate(policy, reference, "k2").tolist() == [pytest.approx([log2**2 / 2, log2**2 / 2])]
-    assert kl_estimate(policy, reference, "k3").tolist() == [pytest.approx([0.5 - 1 + log2, 2 - 1 - log2])]
+    assert kl_estimate(policy, reference, "k2").tolist() == [
+        pytest.approx([log2**2 / 2, log2**2 / 2])
+    ]
+    assert kl_estimate(policy, reference, "k3").tolist() == [
+        pytest.approx([0.5 - 1 + log2, 2 - 1 - log2])
+    ]
     with pytest.raises(ValueError, match="k1, k2 or k3"):
         kl_estimate(policy, reference, "k4")
 
@@ -107,11 +118,15 @@ def test_kl_estimates_by_hand():
 def test_k1_and_k3_are_unbiased_and_k3_is_never_negative(logits, seed):
     """Over a small vocabulary the expectation is a sum, and the divergence is known."""
     policy = torch.log_softmax(torch.tensor([logits], dtype=torch.float64), -1)
-    noise = torch.randn(policy.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.randn(
+        policy.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     reference = torch.log_softmax(policy + noise, -1)
     true = (policy.exp() * (policy - reference)).sum().item()
     for kind in ("k1", "k3"):
-        assert (policy.exp() * kl_estimate(policy, reference, kind)).sum().item() == pytest.approx(true, abs=1e-9)
+        assert (policy.exp() * kl_estimate(policy, reference, kind)).sum().item() == pytest.approx(
+            true, abs=1e-9
+        )
     assert kl_estimate(policy, reference, "k3").min() >= 0
 
 
@@ -119,7 +134,10 @@ def test_whitening_by_hand():
     x, mask = tensor([1.0, 3.0], [5.0, 100.0]), torch.tensor([[1, 1], [1, 0]])
     # mean 3, unbiased variance (4 + 0 + 4) / 2 = 4
     assert whiten(x, mask).tolist() == [pytest.approx([-1.0, 0.0]), pytest.approx([1.0, 0.0])]
-    assert whiten(x, mask, shift_mean=False).tolist() == [pytest.approx([2.0, 3.0]), pytest.approx([4.0, 0.0])]
+    assert whiten(x, mask, shift_mean=False).tolist() == [
+        pytest.approx([2.0, 3.0]),
+        pytest.approx([4.0, 0.0]),
+    ]
     assert whiten(tensor([7.0]), torch.tensor([[1]])).tolist() == [[0.0]]
     assert whiten(tensor([7.0, 7.0]), torch.tensor([[0, 0]])).tolist() == [[0.0, 0.0]]
 
@@ -130,10 +148,15 @@ def test_processes_together_whiten_as_one(seed):
     """Each of two processes has some of the rows, and they exchange sums only."""
     x, mask = random_batch(seed, arrays=1)
     x, mask = torch.cat([x, -2 * x]), torch.cat([mask, mask])
-    whole, cut = whiten(x, mask), int(torch.randint(0, len(x) + 1, (), generator=torch.Generator().manual_seed(seed)))
+    whole, cut = (
+        whiten(x, mask),
+        int(torch.randint(0, len(x) + 1, (), generator=torch.Generator().manual_seed(seed))),
+    )
     parts = [(x[:cut], mask[:cut]), (x[cut:], mask[cut:])]
     said = [[], []]
-    for place in range(2):  # what the first says depends on nobody; what it says next, on the sum of the first
+    for place in range(
+        2
+    ):  # what the first says depends on nobody; what it says next, on the sum of the first
         for rank, (part, part_mask) in enumerate(parts):
             heard = []
 
@@ -154,7 +177,9 @@ def test_processes_together_whiten_as_one(seed):
 def test_the_policy_loss_by_hand():
     ratios = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1]], dtype=torch.float64)
     advantages = tensor([1.0, -1.0, 1.0, -1.0, 2.0])
-    loss, clipped = clipped_policy_loss(ratios.log(), torch.zeros_like(ratios), advantages, 0.2, 0.3)
+    loss, clipped = clipped_policy_loss(
+        ratios.log(), torch.zeros_like(ratios), advantages, 0.2, 0.3
+    )
     assert loss.tolist() == [pytest.approx([-1.3, 1.5, -0.5, 0.8, -2.2])]
     assert clipped.tolist() == [[True, False, False, True, False]]
 
@@ -165,7 +190,9 @@ def test_the_value_loss_by_hand():
     # held at 0.2: (0.2 - 2)^2 > (1 - 2)^2;  (0.2 - 0)^2 < (1 - 0)^2;  not held
     assert loss.tolist() == [pytest.approx([1.62, 0.5, 0.405])]
     assert clipped.tolist() == [[True, False, False]]
-    assert clipped_value_loss(values, old, returns, None)[0].tolist() == [pytest.approx([0.5, 0.5, 0.405])]
+    assert clipped_value_loss(values, old, returns, None)[0].tolist() == [
+        pytest.approx([0.5, 0.5, 0.405])
+    ]
 
 
 @settings(deadline=None)
@@ -175,7 +202,10 @@ def test_losses_are_their_definitions(seed):
     policy, _ = clipped_policy_loss(new / 9, old / 9, advantages, 0.2, 0.28)
     value, _ = clipped_value_loss(values, old_values, returns, 0.3)
     for b, t in mask.nonzero().tolist():
-        ratio, advantage = math.exp((new[b, t].item() - old[b, t].item()) / 9), advantages[b, t].item()
+        ratio, advantage = (
+            math.exp((new[b, t].item() - old[b, t].item()) / 9),
+            advantages[b, t].item(),
+        )
         expected = -min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage)
         assert policy[b, t].item() == pytest.approx(expected, abs=1e-12)
         v, o, r = (x[b, t].item() for x in (values, old_values, returns))
@@ -197,7 +227,9 @@ def test_gradients_are_finite_differences(seed):
     new, values = new.masked_fill(~alive, 0.0), values.masked_fill(~alive, 0.0)
     old, old_values, returns = (x.masked_fill(~alive, 0.0) for x in (old, old_values, returns))
     # Clipping makes kinks; random ratios are away from them.
-    assert torch.autograd.gradcheck(loss, (new.requires_grad_(), values.requires_grad_()), eps=1e-6, atol=1e-7)
+    assert torch.autograd.gradcheck(
+        loss, (new.requires_grad_(), values.requires_grad_()), eps=1e-6, atol=1e-7
+    )
     found = torch.autograd.grad(loss(new, values), (new, values))
     assert all(bool((gradient[~alive] == 0).all()) for gradient in found)
     assert all(bool(gradient.any()) for gradient in found)
@@ -209,7 +241,9 @@ def test_on_policy_the_gradient_is_that_of_the_policy_gradient_theorem():
     assert log_probs.grad.tolist() == [[-0.5, 3.0]]
 
 
-@pytest.mark.parametrize(("kl", "expected"), [(6.0, 0.1), (6.6, 0.101), (60.0, 0.102), (0.0, 0.098), (-9.0, 0.098)])
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(6.0, 0.1), (6.6, 0.101), (60.0, 0.102), (0.0, 0.098), (-9.0, 0.098)]
+)
 def test_the_adaptive_coefficient_by_hand(kl, expected):
     assert adapted_kl_coef(0.1, kl, 6.0, 0.1) == pytest.approx(expected)
 
@@ -219,7 +253,9 @@ def test_explained_variance_by_hand():
     assert explained_variance(returns, returns, mask).item() == 1.0
     assert explained_variance(torch.full_like(returns, 9.0), returns, mask).item() == 0.0
     # residuals 1, 0, 1 vary by 2/3 of the sum of squares; returns by 2
-    assert explained_variance(tensor([0.0, 2.0, 2.0, 0.0]), returns, mask).item() == pytest.approx(1 - (2 / 3) / 2)
+    assert explained_variance(tensor([0.0, 2.0, 2.0, 0.0]), returns, mask).item() == pytest.approx(
+        1 - (2 / 3) / 2
+    )
     assert math.isnan(explained_variance(returns, torch.ones_like(returns), mask).item())
 
 

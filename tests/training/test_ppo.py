@@ -30,7 +30,13 @@ METRICS = {
     "connector/val/ratio_var",
     "connector/val/explained_variance",
 }
-KINDS = [("full", "policy"), ("full", "head"), ("lora", "policy"), ("lora", "head"), ("lora", "adapter")]
+KINDS = [
+    ("full", "policy"),
+    ("full", "head"),
+    ("lora", "policy"),
+    ("lora", "head"),
+    ("lora", "adapter"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +93,26 @@ def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tunin
     assert len(lines) == 4
     rollouts = [line for line in lines if "connector/objective/kl" in line]
     assert set().union(*lines) >= METRICS and len(rollouts) == 2
-    assert all(math.isfinite(value) for line in lines for name, value in line.items() if name in METRICS)
-    assert rollouts[0]["connector/objective/kl"] == pytest.approx(0.0, abs=1e-4)  # nothing has moved yet
+    assert all(
+        math.isfinite(value) for line in lines for name, value in line.items() if name in METRICS
+    )
+    assert rollouts[0]["connector/objective/kl"] == pytest.approx(
+        0.0, abs=1e-4
+    )  # nothing has moved yet
     # The first values are all the mean reward.
     assert trainee.optimizers["connector_rl"]["own|value_offset"].item() == pytest.approx(
         rollouts[0]["connector/objective/rlhf_reward"], abs=1e-6
     )
-    assert lines[0]["connector/val/ratio"] == pytest.approx(1.0, abs=1e-5 if tuning == "full" else 0.1)
+    assert lines[0]["connector/val/ratio"] == pytest.approx(
+        1.0, abs=1e-5 if tuning == "full" else 0.1
+    )
     assert "connector/frac_reward_zero_std" not in set().union(*lines)
 
 
 class Leaves:
-    """Leaves a phase that begins at `first` after a step, or between two parts of the step that follows it."""
+    """Leaves a phase that begins at `first` after a step, or between two parts of the step that
+    follows it.
+    """
 
     def __init__(self, first, step, *, halfway):
         self.step, self.halfway, self.done = step, halfway, first
@@ -117,12 +131,20 @@ class Leaves:
 
 
 @pytest.mark.parametrize(
-    ("tuning", "backbone"), [("full", "policy"), pytest.param("lora", "adapter", marks=pytest.mark.slow)]
+    ("tuning", "backbone"),
+    [("full", "policy"), pytest.param("lora", "adapter", marks=pytest.mark.slow)],
 )
 def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
-    """With dropout, three epochs of two minibatches, an adapted KL coefficient, and a value function to go on from."""
+    """With dropout, three epochs of two minibatches, an adapted KL coefficient, and a value
+    function to go on from.
+    """
     ppo = {"value_backbone": backbone, "kl_target": 0.01, "value_learning_rate": 0.01}
-    batches = {"updates_per_generation": 2, "num_iterations": 3, "steps": 7, "per_device_train_batch_size": 4}
+    batches = {
+        "updates_per_generation": 2,
+        "num_iterations": 3,
+        "steps": 7,
+        "per_device_train_batch_size": 4,
+    }
     carried, progress = {}, {}
 
     def begun():
@@ -136,7 +158,11 @@ def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
     first = 12  # six updates share their completions, and seven were done
     trainee = begun()
     phases.connector_rl(trainee, CONNECTOR_RL)
-    weights, optimizer, lines = dict(trainee.pair[CONNECTOR]), trainee.optimizers["connector_rl"], figures(trainee)
+    weights, optimizer, lines = (
+        dict(trainee.pair[CONNECTOR]),
+        trainee.optimizers["connector_rl"],
+        figures(trainee),
+    )
     assert optimizer["own|kl_coef"] != carried["connector_rl"]["own|kl_coef"]
     for step, halfway in ((1, False), (6, False), (0, True), (3, True), (6, True)):
         trainee = begun()
@@ -148,7 +174,9 @@ def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
         assert trainee.segment.step == first + step
         phases.connector_rl(trainee, CONNECTOR_RL)
         found = trainee.optimizers["connector_rl"]
-        assert set(found) == set(optimizer) and all(torch.equal(found[name], optimizer[name]) for name in found)
+        assert set(found) == set(optimizer) and all(
+            torch.equal(found[name], optimizer[name]) for name in found
+        )
         assert same(weights, trainee.pair[CONNECTOR])
         assert figures(trainee) == lines, (step, halfway)
 
@@ -156,7 +184,10 @@ def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
 def figures(trainee):
     """What the phase logged, without what depends on the clock."""
     timed = ("seconds", "_time", "_runtime", "_per_second")
-    return [{name: value for name, value in line.items() if not name.endswith(timed)} for line in logged(trainee)]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(timed)}
+        for line in logged(trainee)
+    ]
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
@@ -165,7 +196,9 @@ def test_the_reward_holds_the_kl(trainee_of, algorithm):
     last = {}
     for weight in (1e-6, 10.0):
         kl = {"ppo": {"kl_coef": weight}} if algorithm == "ppo" else {"beta": weight}
-        trainee = trainee_of(algorithm=algorithm, learning_rate=3e-3, steps=8, train_batch_size=32, **kl)
+        trainee = trainee_of(
+            algorithm=algorithm, learning_rate=3e-3, steps=8, train_batch_size=32, **kl
+        )
         phases.connector_rl(trainee, CONNECTOR_RL)
         name = "connector/objective/kl" if algorithm == "ppo" else "connector/kl"
         found = [line[name] for line in logged(trainee)]
@@ -179,10 +212,19 @@ def test_the_reward_holds_the_kl(trainee_of, algorithm):
     [
         *({"loss_type": name} for name in ("grpo", "dr_grpo", "bnpo")),
         {"loss_type": "cispo", "epsilon_high": 5.0},
-        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "epsilon": 3e-4,
+            "epsilon_high": 4e-4,
+        },
         {"delta": 2.0, "top_entropy_quantile": 0.5, "scale_rewards": "none"},
         {"algorithm": "rloo", "normalize_advantages": True},
-        {"algorithm": "ppo", "mask_truncated_completions": True, "ppo": {"value_learning_rate": 0.1, "kl_coef": 0.0}},
+        {
+            "algorithm": "ppo",
+            "mask_truncated_completions": True,
+            "ppo": {"value_learning_rate": 0.1, "kl_coef": 0.0},
+        },
     ],
     ids=str,
 )
@@ -195,7 +237,12 @@ def test_every_option_reaches_a_trainer_that_trains(trainee_of, rl):
 
 @pytest.mark.parametrize(
     ("tuning", "backbone", "reaches"),
-    [("full", "policy", True), ("full", "head", False), ("lora", "policy", True), ("lora", "head", False)],
+    [
+        ("full", "policy", True),
+        ("full", "head", False),
+        ("lora", "policy", True),
+        ("lora", "head", False),
+    ],
 )
 def test_the_value_loss_reaches_the_policy_only_where_it_may(trainee_of, tuning, backbone, reaches):
     model = trainee_of(tuning).estimator.roles.module(CONNECTOR)
@@ -230,14 +277,22 @@ def test_a_missing_or_other_value_head_is_named(trainee_of):
     trainee = trainee_of(algorithm="ppo")
     phases.connector_rl(trainee, CONNECTOR_RL)
     carried = trainee.optimizers["connector_rl"]
-    trainee.optimizers["connector_rl"] = {name: value for name, value in carried.items() if HEAD not in name}
-    with pytest.raises(ArtifactError, match=r"connector_rl.algorithm is ppo, but .* has no value head"):
+    trainee.optimizers["connector_rl"] = {
+        name: value for name, value in carried.items() if HEAD not in name
+    }
+    with pytest.raises(
+        ArtifactError, match=r"connector_rl.algorithm is ppo, but .* has no value head"
+    ):
         phases.connector_rl(trainee, CONNECTOR_RL)
     trainee.segment = None
-    odd = {name: value[:, :-1] if name.endswith(f"own|{HEAD}.weight") else value for name, value in carried.items()}
+    odd = {
+        name: value[:, :-1] if name.endswith(f"own|{HEAD}.weight") else value
+        for name, value in carried.items()
+    }
     trainee.optimizers["connector_rl"] = odd
     with pytest.raises(
-        ArtifactError, match=r"is not the one that ppo.value_backbone policy asks for.*value_head.weight"
+        ArtifactError,
+        match=r"is not the one that ppo.value_backbone policy asks for.*value_head.weight",
     ):
         phases.connector_rl(trainee, CONNECTOR_RL)
 
@@ -259,7 +314,8 @@ def test_a_new_optimizer_goes_on_with_the_value_head_that_there_is(trainee_of, r
 def test_a_completion_without_any_reward_is_refused(trainee_of):
     trainee = trainee_of(algorithm="ppo")
     with pytest.raises(
-        RewardError, match="connector_rl: completion 1 of 8 got no value from any of the rewards nothing"
+        RewardError,
+        match="connector_rl: completion 1 of 8 got no value from any of the rewards nothing",
     ):
         phases.rl(
             trainee,

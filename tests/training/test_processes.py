@@ -1,4 +1,6 @@
-"""Real runs of two processes on the CPU: the same figures as one, and what happens when one is told to stop or dies."""
+"""Real runs of two processes on the CPU: the same figures as one, and what happens when one is told
+to stop or dies.
+"""
 
 import json
 import re
@@ -19,7 +21,8 @@ ROUND = {
     "data": {"world": {"train": 40, "test": 5}, "validation": 8},
     # Enough for well-formed reasonings, so that there are rewards to be compared.
     "cold_start": {
-        role: {"steps": 60, "learning_rate": 2e-3, "train_batch_size": 8} for role in ("connector", "estimator")
+        role: {"steps": 60, "learning_rate": 2e-3, "train_batch_size": 8}
+        for role in ("connector", "estimator")
     },
     "logging": {"every": 1},
     "evaluation": {"marginal_samples": 0},
@@ -81,25 +84,39 @@ def alone(launcher, recipe_file, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 def test_two_processes_do_what_one_does(kind, launcher, alone, tmp_path):
-    """The same prompts in the same order, so the same completions and rewards, and figures that differ by rounding.
+    """The same prompts in the same order, so the same completions and rewards, and figures that
+    differ by rounding.
 
-    Only the order of sums differs between one process and two, 1e-7 of each at float32. A hundred updates let that
-    grow, and Adam divides by gradients that may be near 0: 1e-6 of the perplexity was seen, 1e-3 is allowed.
+    Only the order of sums differs between one process and two, 1e-7 of each at float32. A hundred
+    updates let that grow, and Adam divides by gradients that may be near 0: 1e-6 of the perplexity
+    was seen, 1e-3 is allowed.
     """
     recipe, folder = alone
     results = run(kind, launcher, recipe, tmp_path / "run")
     expected = json.loads((folder / "results.json").read_text())
     for split, value in expected["perplexity"]["full"].items():
         assert results["perplexity"]["full"][split] == pytest.approx(value, rel=1e-3)
-    for name in ("completions/mean_length", "rewards/likelihood/mean", "rewards/format/mean", "reward"):
+    for name in (
+        "completions/mean_length",
+        "rewards/likelihood/mean",
+        "rewards/format/mean",
+        "reward",
+    ):
         one, two = (logged(place, f"connector/{name}") for place in (folder, tmp_path / "run"))
-        assert len(one) == len(two) == 2 and one == pytest.approx(two, rel=1e-3) and min(one) > 0, name
+        assert len(one) == len(two) == 2 and one == pytest.approx(two, rel=1e-3) and min(one) > 0, (
+            name
+        )
     assert len(logged(tmp_path / "run", "time/connector_rl")) == 1
     assert re.search(r"2 processes", said(tmp_path / "run"))
     rows = [(row["row"], row["examples"], row["negatives"]) for row in expected["remid"]["subsets"]]
-    assert [(row["row"], row["examples"], row["negatives"]) for row in results["remid"]["subsets"]] == rows
+    assert [
+        (row["row"], row["examples"], row["negatives"]) for row in results["remid"]["subsets"]
+    ] == rows
     one, two = ((place / "samples.jsonl").read_text() for place in (folder, tmp_path / "run"))
-    texts = [[json.loads(line)["sample"]["reasoning"] for line in text.splitlines()] for text in (one, two)]
+    texts = [
+        [json.loads(line)["sample"]["reasoning"] for line in text.splitlines()]
+        for text in (one, two)
+    ]
     assert texts[0] == texts[1]
     assert (tmp_path / "run" / "estimator" / "manifest.json").exists()
 
@@ -130,7 +147,12 @@ def test_two_processes_do_ppo_as_one_does(kind, launcher, ppo_alone, tmp_path):
     stop_inside(kind, launcher, recipe, tmp_path / "run", "round-2-connector_rl")
     run(kind, launcher, recipe, tmp_path / "run")
     names = ("kl", "kl_coef", "scores", "rlhf_reward")
-    for name in (*(f"objective/{name}" for name in names), "loss/value_avg", "val/ratio", "val/explained_variance"):
+    for name in (
+        *(f"objective/{name}" for name in names),
+        "loss/value_avg",
+        "val/ratio",
+        "val/explained_variance",
+    ):
         one, two = (logged(place, f"connector/{name}") for place in (folder, tmp_path / "run"))
         assert len(one) == len(two) >= 4 and one == pytest.approx(two, rel=2e-3, abs=1e-4), name
     heads = [value_function(place) for place in (folder, tmp_path / "run")]
@@ -141,14 +163,21 @@ def test_two_processes_do_ppo_as_one_does(kind, launcher, ppo_alone, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 def test_a_value_function_with_its_own_adapter(kind, launcher, recipe_file, tmp_path):
-    """A random base writes nothing that is rewarded, so there is nothing to compare but that all of it moves."""
-    short = {role: {"steps": 1, "learning_rate": 2e-3, "train_batch_size": 8} for role in ("connector", "estimator")}
+    """A random base writes nothing that is rewarded, so there is nothing to compare but that all of
+    it moves.
+    """
+    short = {
+        role: {"steps": 1, "learning_rate": 2e-3, "train_batch_size": 8}
+        for role in ("connector", "estimator")
+    }
     ppo = {**PPO, "ppo": {"value_backbone": "adapter"}}
     recipe = recipe_file("lora", connector_rl=ppo, rounds=TWICE, cold_start=short)
     run(kind, launcher, recipe, tmp_path / "run")
     assert len(logged(tmp_path / "run", "connector/objective/kl")) == 4
     found = value_function(tmp_path / "run")
-    assert any("critic" in name for name in found) and all(bool(value.isfinite().all()) for value in found.values())
+    assert any("critic" in name for name in found) and all(
+        bool(value.isfinite().all()) for value in found.values()
+    )
 
 
 TWICE = {"count": 2, "phases": ["connector_rl"], "gate_tolerance": 1e9}  # nothing is rolled back
@@ -185,12 +214,20 @@ def test_rewards_that_look_beyond_their_own_process(launcher, recipe_file, tmp_p
     recipe = recipe_file(
         cold_start=ROUND["cold_start"],
         connector_rl={**whole, "rewards": {"target_words": 5, "log_likelihood": 1.0, "gain": 1.0}},
-        estimator_rl={**whole, "scale_rewards": "none", "rewards": {"judge": "likelihood", "kernel_score": 1.0}},
+        estimator_rl={
+            **whole,
+            "scale_rewards": "none",
+            "rewards": {"judge": "likelihood", "kernel_score": 1.0},
+        },
     )
     folders = {kind: tmp_path / kind for kind in ("one", "ddp")}
     for kind, folder in folders.items():
         run(kind, launcher, recipe, folder)
-    for name in ("connector/rewards/log_likelihood", "connector/rewards/gain", "estimator/rewards/kernel_score"):
+    for name in (
+        "connector/rewards/log_likelihood",
+        "connector/rewards/gain",
+        "estimator/rewards/kernel_score",
+    ):
         for what in ("mean", "std", "lowest"):
             one, two = (logged(folder, f"{name}/{what}") for folder in folders.values())
             assert len(one) == 2 and one == pytest.approx(two, rel=1e-3, abs=1e-5), f"{name}/{what}"
@@ -201,13 +238,19 @@ def test_adapters_and_dropout_under_zero3(launcher, recipe_file, tmp_path):
     assert all(value > 1 for value in results["perplexity"]["full"].values())
 
 
-@pytest.mark.parametrize(("first", "then"), [("ddp", "one"), ("one", "zero2"), ("zero2", "ddp"), ("zero3", "ddp")])
+@pytest.mark.parametrize(
+    ("first", "then"), [("ddp", "one"), ("one", "zero2"), ("zero2", "ddp"), ("zero3", "ddp")]
+)
 def test_a_run_goes_on_under_another_launch(first, then, launcher, alone, recipe_file, tmp_path):
-    """Stopped in the middle of a phase; the same prompts, the same batches, figures that differ by rounding."""
+    """Stopped in the middle of a phase; the same prompts, the same batches, figures that differ by
+    rounding.
+    """
     recipe, folder = alone
     process = start(first, launcher, recipe, tmp_path / "run", "--deadline", "0.1s")
     assert launcher.wait(process, 300) != 0
-    assert "cold-start-connector" in " ".join(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert "cold-start-connector" in " ".join(
+        path.name for path in (tmp_path / "run" / "checkpoints").iterdir()
+    )
     stop_inside(first, launcher, recipe, tmp_path / "run", "connector_rl")
     results = run(then, launcher, recipe, tmp_path / "run")
     expected = json.loads((folder / "results.json").read_text())
@@ -215,12 +258,17 @@ def test_a_run_goes_on_under_another_launch(first, then, launcher, alone, recipe
         assert results["perplexity"]["full"][split] == pytest.approx(value, rel=1e-3)
     for name in ("connector/rewards/likelihood/mean", "estimator/completions/mean_length"):
         assert logged(tmp_path / "run", name) == pytest.approx(logged(folder, name), rel=1e-3)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(set(steps))
 
 
 def stop_inside(kind, launcher, recipe, folder, stage):
-    """Run until the stage is under way, send SIGTERM to the launcher; returns the seconds that leaving took."""
+    """Run until the stage is under way, send SIGTERM to the launcher; returns the seconds that
+    leaving took.
+    """
     process = start(kind, launcher, recipe, folder)
 
     def under_way():
@@ -247,9 +295,13 @@ def test_a_signal_saves_and_leaves(kind, stage, launcher, recipe_file, tmp_path)
     }
     recipe = recipe_file(**long)
     assert stop_inside(kind, launcher, recipe, tmp_path / "run", stage) < 30
-    assert f"round-1-{stage}" in max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"round-1-{stage}" in max(
+        path.name for path in (tmp_path / "run" / "checkpoints").iterdir()
+    )
     status = subprocess.run(
-        [sys.executable, "-m", "coevolve", "status", tmp_path / "run"], capture_output=True, text=True
+        [sys.executable, "-m", "coevolve", "status", tmp_path / "run"],
+        capture_output=True,
+        text=True,
     )
     assert status.returncode == 75 and "state: interrupted" in status.stdout
 
@@ -267,13 +319,20 @@ def test_a_process_that_dies_is_named_and_the_other_leaves(dies, launcher, recip
     recipe, port = recipe_file(connector_rl={"steps": 2000}), launcher.free_port()
     folder, processes = tmp_path / "run", []
     for rank in range(2):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        ranks = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         log = tmp_path / f"{rank}.log"
         processes.append(launcher.start("one", arguments(recipe, folder), log, **ranks, **place))
 
     def training():
-        return (folder / "metrics.jsonl").exists() and "connector/reward" in (folder / "metrics.jsonl").read_text()
+        return (folder / "metrics.jsonl").exists() and "connector/reward" in (
+            folder / "metrics.jsonl"
+        ).read_text()
 
     Path(f"{folder}.log").touch()
     wait_for(training, processes[1 - dies], folder)
@@ -290,8 +349,14 @@ def test_a_process_that_dies_is_named_and_the_other_leaves(dies, launcher, recip
 
 def test_a_mistake_is_said_once(launcher, recipe_file, tmp_path):
     for mistake, message in (
-        ({"data": {"world": {"train": 40, "test": 5}, "validation": 40}}, "data.validation takes 40"),
-        ({"estimator_rl": {"train_batch_size": 9, "num_generations": 3}}, "2 processes cannot take equal shares"),
+        (
+            {"data": {"world": {"train": 40, "test": 5}, "validation": 40}},
+            "data.validation takes 40",
+        ),
+        (
+            {"estimator_rl": {"train_batch_size": 9, "num_generations": 3}},
+            "2 processes cannot take equal shares",
+        ),
     ):
         process = start("ddp", launcher, recipe_file(**mistake), tmp_path / "run")
         assert launcher.wait(process, 120) != 0

@@ -1,4 +1,6 @@
-"""QLoRA for real: bitsandbytes' CPU kernels hold the base in 4 or 8 bits, from the recipe to the loaded estimator."""
+"""QLoRA for real: bitsandbytes' CPU kernels hold the base in 4 or 8 bits, from the recipe to the
+loaded estimator.
+"""
 
 import importlib.util
 import json
@@ -22,7 +24,8 @@ from coevolve.training.run import train
 from coevolve.training.setup import build_roles, prepare_origins
 
 needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="needs: pip install 'coevolve[quantization]'"
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="needs: pip install 'coevolve[quantization]'",
 )
 SFT = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8, "gradient_checkpointing": True}
 KINDS = [("4bit", "float32"), ("4bit", "bfloat16"), ("8bit", "float32")]
@@ -57,7 +60,11 @@ def finished(request, recipe_for, tmp_path_factory):
 
 
 def adapters(estimator):
-    return {f"{role}/{name}": x for role in ROLES for name, x in load_file(estimator / role / WEIGHTS).items()}
+    return {
+        f"{role}/{name}": x
+        for role in ROLES
+        for name, x in load_file(estimator / role / WEIGHTS).items()
+    }
 
 
 @needs_bitsandbytes
@@ -67,18 +74,26 @@ def test_the_export_scores_as_the_run_did(finished):
     for role in ROLES:
         record = json.loads((folder / "estimator" / role / PARENT).read_text())
         assert record["base"]["quantization"] == quantization
-    estimator = ProbabilityEstimator.from_pretrained(folder / "estimator", device="cpu", dtype=dtype)
+    estimator = ProbabilityEstimator.from_pretrained(
+        folder / "estimator", device="cpu", dtype=dtype
+    )
     examples = read_corpus(folder / "world" / "dialogues.json").require("IDTest")
-    golden, reasoning = [example.golden_response for example in examples], estimator.reason(examples)
+    golden, reasoning = (
+        [example.golden_response for example in examples],
+        estimator.reason(examples),
+    )
     scores = estimator.log_prob(examples, golden, reasoning)
     assert np.exp(-scores.sum.sum() / scores.tokens.sum()) == pytest.approx(
         results["perplexity"]["full"]["IDTest"], rel=1e-6
     )
-    # Whatever else is in the batch. In bfloat16 even whole models differ by the rounding of sums there.
+    # Whatever else is in the batch. In bfloat16 even whole models differ by the rounding of sums
+    # there.
     alone = estimator.log_prob(examples[-1:], golden[-1:], reasoning[-1:])
     assert alone.sum[0] == pytest.approx(scores.sum[-1], abs=1e-4 if dtype == "float32" else 0.2)
     # Held as it is on the disk it is another model, and a near one.
-    whole = ProbabilityEstimator.from_pretrained(folder / "estimator", device="cpu", dtype=dtype, quantization="none")
+    whole = ProbabilityEstimator.from_pretrained(
+        folder / "estimator", device="cpu", dtype=dtype, quantization="none"
+    )
     difference = np.abs(whole.log_prob(examples, golden, reasoning).mean - scores.mean).max()
     assert 0 < difference < 0.2
 
@@ -86,7 +101,9 @@ def test_the_export_scores_as_the_run_did(finished):
 @needs_bitsandbytes
 @pytest.mark.slow
 @pytest.mark.parametrize("finished", KINDS[:1], indirect=True, ids="-".join)
-def test_a_quantized_run_that_is_interrupted_ends_with_the_same_bits(finished, tmp_path, stop_after):
+def test_a_quantized_run_that_is_interrupted_ends_with_the_same_bits(
+    finished, tmp_path, stop_after
+):
     _, _, recipe, folder, _ = finished
     sittings = 0
     while True:
@@ -97,7 +114,9 @@ def test_a_quantized_run_that_is_interrupted_ends_with_the_same_bits(finished, t
             sittings += 1
     assert sittings >= 2
     expected, found = adapters(folder / "estimator"), adapters(tmp_path / "run" / "estimator")
-    assert set(expected) == set(found) and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert set(expected) == set(found) and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
     learned = [tensor for name, tensor in expected.items() if "lora_B" in name]
     assert all(tensor.dtype == torch.float32 and tensor.abs().max() > 0 for tensor in learned)
 
@@ -111,7 +130,8 @@ def test_two_processes_do_what_one_does(finished, launcher, tmp_path):
     train = ["-m", "coevolve", "train", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "run"]
     launcher.run("ddp", train, tmp_path / "log")
     found = json.loads((tmp_path / "run" / "results.json").read_text())["perplexity"]["full"]
-    # Dropout differs between one process and two, and the adapters have moved little in these few steps.
+    # Dropout differs between one process and two, and the adapters have moved little in these few
+    # steps.
     assert found == pytest.approx(results["perplexity"]["full"], rel=1e-2)
 
 
@@ -122,7 +142,9 @@ def test_the_base_is_held_in_so_many_bits(recipe_for, tmp_path, quantization, mo
     roles = build_roles(recipe, prepare_origins(recipe, tmp_path), torch.device("cpu"))
     held, whole = linear_bytes(roles.module(CONNECTOR)), linear_bytes(roles.module(ESTIMATOR))
     assert held < most * whole
-    assert all(parameter.dtype == torch.float32 for parameter in roles.module(ESTIMATOR).parameters())
+    assert all(
+        parameter.dtype == torch.float32 for parameter in roles.module(ESTIMATOR).parameters()
+    )
 
 
 def linear_bytes(model):
@@ -134,13 +156,19 @@ def linear_bytes(model):
     )
 
 
-def test_without_the_package_the_recipe_is_refused_before_anything_is_loaded(recipe_for, tmp_path, monkeypatch):
+def test_without_the_package_the_recipe_is_refused_before_anything_is_loaded(
+    recipe_for, tmp_path, monkeypatch
+):
     found = importlib.util.find_spec
     hide = lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hide)
-    with pytest.raises(RecipeError, match=r"bitsandbytes is not installed: pip install 'coevolve\[quantization\]'"):
+    with pytest.raises(
+        RecipeError, match=r"bitsandbytes is not installed: pip install 'coevolve\[quantization\]'"
+    ):
         check_launch(recipe_for("4bit"), Launch(processes=1, kind="single", gpus=0))
-    with pytest.raises(ArtifactError, match=r"quantization is '8bit'.*pip install 'coevolve\[quantization\]'"):
+    with pytest.raises(
+        ArtifactError, match=r"quantization is '8bit'.*pip install 'coevolve\[quantization\]'"
+    ):
         models.load_model(str(tmp_path), quantization="8bit")
 
 
@@ -148,19 +176,30 @@ def test_without_the_package_the_recipe_is_refused_before_anything_is_loaded(rec
 def test_a_launch_that_would_divide_packed_weights_is_refused(recipe_for, kind):
     launch = Launch(processes=2, kind=kind, gpus=2, local_processes=2)
     recipe = recipe_for("4bit", device="cuda")
-    with pytest.raises(RecipeError, match=rf"model.quantization is '4bit', and {kind} would divide .*launch/ddp.yaml"):
+    with pytest.raises(
+        RecipeError,
+        match=rf"model.quantization is '4bit', and {kind} would divide .*launch/ddp.yaml",
+    ):
         check_launch(recipe, launch)
 
 
 def test_vllm_and_a_quantized_base_do_not_go_together(recipe_for):
     values = recipe_values(recipe_for("4bit"))
     values["connector_rl"]["use_vllm"] = True
-    with pytest.raises(RecipeError, match=r"connector_rl\.use_vllm is true; vLLM is given whole weights"):
+    with pytest.raises(
+        RecipeError, match=r"connector_rl\.use_vllm is true; vLLM is given whole weights"
+    ):
         check_launch(check_recipe(values, "x"), Launch(processes=1, kind="single", gpus=0))
 
 
 def test_whole_models_are_not_loaded_quantized(recipe_of, tmp_path):
-    recipe = recipe_of("full", data={"world": {"train": 24, "test": 4}, "validation": 6}, rounds={"count": 0})
+    recipe = recipe_of(
+        "full", data={"world": {"train": 24, "test": 4}, "validation": 6}, rounds={"count": 0}
+    )
     train(recipe, tmp_path / "run")
-    with pytest.raises(ArtifactError, match="quantization is '8bit', but both roles are whole models"):
-        ProbabilityEstimator.from_pretrained(tmp_path / "run" / "estimator", device="cpu", quantization="8bit")
+    with pytest.raises(
+        ArtifactError, match="quantization is '8bit', but both roles are whole models"
+    ):
+        ProbabilityEstimator.from_pretrained(
+            tmp_path / "run" / "estimator", device="cpu", quantization="8bit"
+        )

@@ -1,4 +1,6 @@
-"""Figures and samples come through crashes and resumes once each, on disk and in trackers; no tracker ends a run."""
+"""Figures and samples come through crashes and resumes once each, on disk and in trackers; no
+tracker ends a run.
+"""
 
 import importlib.util
 import io
@@ -44,14 +46,22 @@ def lines(path):
 
 
 def work(record, steps):
-    """Log up to step number `steps`; every fifth step is a table. What is logged depends on the step only."""
+    """Log up to step number `steps`; every fifth step is a table. What is logged depends on the
+    step only.
+    """
     for step in range(record.state()["step"] + 1, steps + 1):
         where = {"coevolve/round": step // 4, "coevolve/phase": "connector_rl"}
         if step % 5 == 0:
             rows = [[f"context {step} ünï", "r", step / 7], ["another", "", math.inf]]
             record.samples("samples/connector_rl", COLUMNS, rows, where=where)
         else:
-            record.log({**where, "connector/reward": math.sin(step), "connector/kl": math.nan if step == 7 else 0.0})
+            record.log(
+                {
+                    **where,
+                    "connector/reward": math.sin(step),
+                    "connector/kl": math.nan if step == 7 else 0.0,
+                }
+            )
 
 
 # On disk.
@@ -77,7 +87,9 @@ def test_a_resumed_run_leaves_the_same_files_as_one_that_was_never_stopped(tmp_p
     work(record, 20)
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert lines(broken / name) == lines(whole / name)
-    steps = sorted({row["step"] for name in ("metrics.jsonl", "samples.jsonl") for row in lines(whole / name)})
+    steps = sorted(
+        {row["step"] for name in ("metrics.jsonl", "samples.jsonl") for row in lines(whole / name)}
+    )
     assert steps == list(range(1, 21))
 
 
@@ -101,7 +113,9 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
-@pytest.mark.parametrize("line", ["null", "[]", "7", '"x"', "{}", '{"step": 1.5}', '{"step": true}', '{"step": -1}'])
+@pytest.mark.parametrize(
+    "line", ["null", "[]", "7", '"x"', "{}", '{"step": 1.5}', '{"step": true}', '{"step": -1}']
+)
 def test_a_line_that_is_none_of_the_files_is_named(tmp_path, name, line):
     record = new_record(tmp_path)
     work(record, 9)
@@ -125,7 +139,16 @@ def test_a_damaged_note_of_what_trackers_know_is_said_and_made_anew(tmp_path, no
 
 def test_what_is_not_finite_is_still_json_and_still_known(tmp_path):
     record = new_record(tmp_path)
-    record.log({"a": math.nan, "b": -math.inf, "c": np.float32(0.5), "d": np.int64(3), "e": "word", "f": None})
+    record.log(
+        {
+            "a": math.nan,
+            "b": -math.inf,
+            "c": np.float32(0.5),
+            "d": np.int64(3),
+            "e": "word",
+            "f": None,
+        }
+    )
     (row,) = lines(record.path)
     assert row.pop("not_finite") == {"a": "nan", "b": "-inf"}
     assert row == {"step": 1, "a": None, "b": None, "c": 0.5, "d": 3, "e": "word", "f": None}
@@ -144,10 +167,17 @@ def test_the_clock_goes_on_without_the_time_between(tmp_path):
 
 def test_samples_hold_a_line_per_row(tmp_path):
     record = new_record(tmp_path)
-    record.samples("samples/x", ["y", "reward"], [["a", 1.0], ["b", None]], where={"coevolve/round": 2})
+    record.samples(
+        "samples/x", ["y", "reward"], [["a", 1.0], ["b", None]], where={"coevolve/round": 2}
+    )
     assert lines(record.samples_path) == [
         {"step": 1, "coevolve/round": 2, "table": "samples/x", "sample": {"y": "a", "reward": 1.0}},
-        {"step": 1, "coevolve/round": 2, "table": "samples/x", "sample": {"y": "b", "reward": None}},
+        {
+            "step": 1,
+            "coevolve/round": 2,
+            "table": "samples/x",
+            "sample": {"y": "b", "reward": None},
+        },
     ]
     with pytest.raises(ValueError):
         record.samples("samples/x", ["y", "reward"], [["a"]], where={})
@@ -173,7 +203,9 @@ def test_a_task_logs_its_time_speed_and_memory(tmp_path):
     (row,) = lines(record.path)
     assert row["coevolve/round"] == 1
     assert 0.05 <= row["time/connector_rl"] < 5
-    assert row["tokens_per_second/connector_rl"] == pytest.approx(500 / row["time/connector_rl"], rel=0.05)
+    assert row["tokens_per_second/connector_rl"] == pytest.approx(
+        500 / row["time/connector_rl"], rel=0.05
+    )
     assert 0 < row["memory/rss_gib"] <= row["memory/rss_peak_gib"] < 100
     assert "a phase: done in" in said(record) and "tokens/s" in said(record)
     with record.task("said only", 1) as advance:
@@ -191,7 +223,10 @@ def test_memory_grows_with_what_is_held():
 
 def test_git_facts_are_of_the_checkout_that_tracks_the_package(tmp_path):
     def git(*arguments):
-        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True)
+        subprocess.run(
+            ["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *arguments],
+            check=True,
+        )
 
     package, installed = tmp_path / "package", tmp_path / "env" / "package"
     for folder in (package, installed):
@@ -219,11 +254,17 @@ def test_environment_facts_are_json():
 
 
 def test_an_unknown_tracker_is_an_error_that_lists_the_known_ones(tmp_path):
-    with pytest.raises(RecipeError, match=r"report_to: found 'wandbb'; accepted are .*tensorboard.*wandb"):
-        new_record(tmp_path, main=False).start_trackers(["wandbb"], project="p", name="n", config={})
+    with pytest.raises(
+        RecipeError, match=r"report_to: found 'wandbb'; accepted are .*tensorboard.*wandb"
+    ):
+        new_record(tmp_path, main=False).start_trackers(
+            ["wandbb"], project="p", name="n", config={}
+        )
 
 
-@pytest.mark.parametrize("name", [name for name in TRACKERS if importlib.util.find_spec(name) is None])
+@pytest.mark.parametrize(
+    "name", [name for name in TRACKERS if importlib.util.find_spec(name) is None]
+)
 def test_a_tracker_that_is_not_installed_is_an_error_that_says_what_to_install(tmp_path, name):
     with pytest.raises(RecipeError, match=f"pip install {name}"):
         new_record(tmp_path).start_trackers([name], project="p", name="n", config={})
@@ -238,7 +279,9 @@ def test_tensorboard_sees_each_step_once_over_resumes(tmp_path):
         if state:
             record = new_record(tmp_path)
             record.resume(state)
-        record.start_trackers(["tensorboard"], project="p", name="n", config={"recipe": {"a": [1]}, "b": None})
+        record.start_trackers(
+            ["tensorboard"], project="p", name="n", config={"recipe": {"a": [1]}, "b": None}
+        )
         work(record, last - 3)
         state = record.state()
         work(record, last)
@@ -246,7 +289,9 @@ def test_tensorboard_sees_each_step_once_over_resumes(tmp_path):
     events.Reload()
     points = [(event.step, event.value) for event in events.Scalars("connector/reward")]
     assert [step for step, _ in points] == [step for step in range(1, 18) if step % 5]
-    assert [value for _, value in points] == pytest.approx([math.sin(step) for step, _ in points], abs=1e-6)
+    assert [value for _, value in points] == pytest.approx(
+        [math.sin(step) for step, _ in points], abs=1e-6
+    )
 
 
 SITTING = """
@@ -283,7 +328,8 @@ print(said(record))
 
 
 def sit(folder, checkpoint, last, how="", *, patience=60, **environ):
-    """One process of a run that takes a checkpoint at step `checkpoint`, goes on to step `last`, and ends somehow.
+    """One process of a run that takes a checkpoint at step `checkpoint`, goes on to step `last`,
+    and ends somehow.
 
     For `patience` seconds it waits for wandb's server.
     """
@@ -293,7 +339,12 @@ def sit(folder, checkpoint, last, how="", *, patience=60, **environ):
     home = {name: str(folder / "home") for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "NETRC")}
     environ = {**kept, **home, "WANDB_DISABLE_GIT": "true", **environ}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", code],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == (-signal.SIGKILL if how == "killed" else 0), done.stderr
     assert KEY not in done.stdout + done.stderr
@@ -301,7 +352,9 @@ def sit(folder, checkpoint, last, how="", *, patience=60, **environ):
 
 
 def wandb_sync(*arguments, **environ):
-    """The command that a person would run. What it writes besides goes to the folder of the last argument."""
+    """The command that a person would run. What it writes besides goes to the folder of the last
+    argument.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", *map(str, arguments)],
         env={**os.environ, **environ}, cwd=arguments[-1], capture_output=True, text=True, timeout=300,
@@ -314,7 +367,9 @@ def offline_files(folder):
 
 
 def offline_points(path):
-    """The points of a .wandb file, which is a LevelDB log of protobuf records behind 7 bytes of its own."""
+    """The points of a .wandb file, which is a LevelDB log of protobuf records behind 7 bytes of its
+    own.
+    """
     data, at, record, points = path.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -331,7 +386,9 @@ def offline_points(path):
                 point = {}
                 for item in parsed.history.item:
                     *outer, name = item.nested_key or [item.key]
-                    (point.setdefault(outer[0], {}) if outer else point)[name] = json.loads(item.value_json)
+                    (point.setdefault(outer[0], {}) if outer else point)[name] = json.loads(
+                        item.value_json
+                    )
                 points.append(point)
     return points
 
@@ -385,26 +442,45 @@ class WandbServer(BaseHTTPRequestHandler):
             self.answer({})
         elif b'"query"' in body:
             question = json.loads(body)
-            name, given = re.search(r"(?:query|mutation) (\w+)", question["query"])[1], question.get("variables")
+            name, given = (
+                re.search(r"(?:query|mutation) (\w+)", question["query"])[1],
+                question.get("variables"),
+            )
             self.answer({"data": getattr(self, name, lambda _: {})(given)})
         else:
             self.answer({})
 
     def Viewer(self, _):
         return {
-            "viewer": {"id": "V", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}
+            "viewer": {
+                "id": "V",
+                "entity": "me",
+                "username": "me",
+                "email": "",
+                "flags": "{}",
+                "teams": {"edges": []},
+            }
         }
 
     def ArtifactType(self, _):
         return {"project": None}
 
     def CreateArtifact(self, _):
-        return {"createArtifact": {"artifact": {"id": "A", "state": "COMMITTED", "artifactSequence": {"id": "S"}}}}
+        return {
+            "createArtifact": {
+                "artifact": {"id": "A", "state": "COMMITTED", "artifactSequence": {"id": "S"}}
+            }
+        }
 
     def UpsertBucket(self, given):
         history = self.server.runs.setdefault(given["name"], [])
         project = {"id": "P", "name": "p", "entity": {"id": "E", "name": "me"}}
-        bucket = {"id": "R", "name": given["name"], "historyLineCount": len(history), "project": project}
+        bucket = {
+            "id": "R",
+            "name": given["name"],
+            "historyLineCount": len(history),
+            "project": project,
+        }
         return {"upsertBucket": {"bucket": bucket, "inserted": not history}}
 
     def RunResumeStatus(self, given):
@@ -416,7 +492,9 @@ class WandbServer(BaseHTTPRequestHandler):
             "historyTail": json.dumps(history[-1:]), "eventsTail": "[]", "summaryMetrics": "{}", "config": "{}",
             "tags": [], "wandbConfig": '{"t": 1}',
         }  # fmt: skip
-        return {"model": {"id": "P", "name": "p", "entity": {"id": "E", "name": "me"}, "bucket": bucket}}
+        return {
+            "model": {"id": "P", "name": "p", "entity": {"id": "E", "name": "me"}, "bucket": bucket}
+        }
 
     def CreateRunFiles(self, given):
         url = f"http://127.0.0.1:{self.server.server_port}/file"
@@ -439,7 +517,9 @@ def server():
 
 
 def test_one_run_online_holds_each_step_once_over_outages_kills_and_resumes(tmp_path, server):
-    words = sit(tmp_path, 8, 12, patience=3, **{**server.environ, "WANDB_BASE_URL": "http://127.0.0.1:9"})
+    words = sit(
+        tmp_path, 8, 12, patience=3, **{**server.environ, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    )
     (path,) = offline_files(tmp_path)
     assert re.search(r"offline\. To upload the run: wandb sync (\S+)", words)[1] == str(path.parent)
     assert_whole(offline_points(path), 12)
@@ -450,7 +530,9 @@ def test_one_run_online_holds_each_step_once_over_outages_kills_and_resumes(tmp_
     assert_whole([json.loads(line) for line in history], 16)
     assert "No runs to sync" in wandb_sync("--dry-run", tmp_path / "wandb")
 
-    sit(tmp_path, 18, 21, "killed", **server.environ)  # the server was ahead of the checkpoint, and is behind now
+    sit(
+        tmp_path, 18, 21, "killed", **server.environ
+    )  # the server was ahead of the checkpoint, and is behind now
     sit(tmp_path, 22, 23, **server.environ)
     assert list(server.runs) == [run]
     assert_whole([json.loads(line) for line in history], 23)
@@ -469,7 +551,9 @@ def test_a_server_that_is_down_gets_the_rest_later_by_the_command_that_is_said(t
     wandb_sync(command[1], command[2], **server.environ)
     assert_whole([json.loads(line) for line in history], 19)
 
-    words = sit(tmp_path, 20, 24, patience=3, **{**server.environ, "WANDB_BASE_URL": "http://127.0.0.1:9"})
+    words = sit(
+        tmp_path, 20, 24, patience=3, **{**server.environ, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    )
     command = re.search(r"wandb sync --id (\S+) (\S+)", words)
     wandb_sync("--id", command[1], command[2], **server.environ)
     assert list(server.runs) == [run, command[1]]
@@ -490,7 +574,9 @@ def test_the_last_offline_file_holds_each_step_once_over_kills_and_resumes(tmp_p
 
 def test_when_wandb_itself_dies_the_run_goes_on_offline(tmp_path):
     words = sit(tmp_path, 8, 16, "service dies", WANDB_MODE="offline")
-    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [step for step in range(1, 17) if step % 5]
+    assert [row["step"] for row in lines(tmp_path / "metrics.jsonl")] == [
+        step for step in range(1, 17) if step % 5
+    ]
     assert_whole(offline_points(offline_files(tmp_path)[-1]), 16)
     assert words.count("The run goes on") == 1
 
@@ -501,7 +587,12 @@ def test_wandb_heeds_its_variables_where_the_recipe_is_silent(tmp_path, monkeypa
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "read by nobody but the command line")
-    environ = {"WANDB_PROJECT": "theirs", "WANDB_NAME": "mine", "WANDB_ENTITY": "team", "WANDB_API_KEY": KEY}
+    environ = {
+        "WANDB_PROJECT": "theirs",
+        "WANDB_NAME": "mine",
+        "WANDB_ENTITY": "team",
+        "WANDB_API_KEY": KEY,
+    }
     record = new_record(tmp_path)
     record.start_trackers(["wandb"], project=project, name="n", config={}, environ=environ)
     run = wandb.run

@@ -1,4 +1,6 @@
-"""A run that was stopped or killed, however often and wherever, ends with the bits of one that was not."""
+"""A run that was stopped or killed, however often and wherever, ends with the bits of one that was
+not.
+"""
 
 import fcntl
 import hashlib
@@ -41,7 +43,9 @@ KILLS = int(os.environ.get("COEVOLVE_KILLS", "6"))
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Forked processes cannot use the threads of the one that they came from, and bits depend on their number."""
+    """Forked processes cannot use the threads of the one that they came from, and bits depend on
+    their number.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -105,7 +109,9 @@ def test_stopped_again_and_again(whole, tmp_path, stop_after):
 
 @pytest.mark.slow
 def test_ppo_and_rloo_are_stopped_and_go_on(recipe_of, tmp_path, stop_after):
-    """The value head, its optimizer and the KL coefficient among all else; also from one round to the next."""
+    """The value head, its optimizer and the KL coefficient among all else; also from one round to
+    the next.
+    """
     ppo = {
         "algorithm": "ppo",
         "steps": 5,
@@ -130,7 +136,11 @@ def test_ppo_and_rloo_are_stopped_and_go_on(recipe_of, tmp_path, stop_after):
             train(recipe, tmp_path / "run", stop=stop_after(rng.randrange(150, 500)))
             break
         except Interrupted:
-            places.add(max(path.name for path in (tmp_path / "run" / CHECKPOINTS).glob("[0-9]*")).partition("-")[2])
+            places.add(
+                max(
+                    path.name for path in (tmp_path / "run" / CHECKPOINTS).glob("[0-9]*")
+                ).partition("-")[2]
+            )
     assert any("connector_rl-step" in place for place in places), places
     assert_same(tmp_path / "whole", tmp_path / "run")
 
@@ -145,7 +155,9 @@ def test_a_finished_run_is_not_run_again(whole):
 
 
 @pytest.mark.parametrize("harm", ["flipped", "missing"])
-def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(whole, tmp_path, capsys, harm, stop_after):
+def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(
+    whole, tmp_path, capsys, harm, stop_after
+):
     recipe, folder = whole
     with pytest.raises(Interrupted):
         train(recipe, tmp_path / "run", stop=stop_after(150))
@@ -181,8 +193,13 @@ def test_rounds_can_be_added(recipe_of, tmp_path):
     train(two, tmp_path / "at once")
     train(one, tmp_path / "later")
     train(two, tmp_path / "later")
-    (results, weights, _), (results_2, weights_2, _) = outcome(tmp_path / "at once"), outcome(tmp_path / "later")
-    assert results == results_2 and all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    (results, weights, _), (results_2, weights_2, _) = (
+        outcome(tmp_path / "at once"),
+        outcome(tmp_path / "later"),
+    )
+    assert results == results_2 and all(
+        torch.equal(weights[name], weights_2[name]) for name in weights
+    )
 
 
 def test_a_run_goes_on_from_a_named_checkpoint(whole, tmp_path):
@@ -213,14 +230,18 @@ def test_a_directory_in_use_is_refused_and_the_holder_named(whole, tmp_path):
 def test_a_directory_that_cannot_be_written_is_named(whole, tmp_path):
     recipe, _ = whole
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"--output-dir .*file/run: .*/file is a file, not a folder"):
+    with pytest.raises(
+        OutputError, match=r"--output-dir .*file/run: .*/file is a file, not a folder"
+    ):
         train(recipe, tmp_path / "file" / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_killed_at_random_moments(whole, tmp_path, seed):
-    """SIGKILL, as often as COEVOLVE_KILLS says, each time after a random share of the time that a whole run takes."""
+    """SIGKILL, as often as COEVOLVE_KILLS says, each time after a random share of the time that a
+    whole run takes.
+    """
     recipe, folder = whole
     began = time.monotonic()
     _wait(_start(recipe, tmp_path / "measured"))
@@ -328,9 +349,21 @@ def test_the_state_holds_everything_by_name(whole):
     _, folder = whole
     newest = max((folder / CHECKPOINTS).glob("[0-9]*"))
     files = {path.name for path in Path(newest).iterdir()}
-    assert {"manifest.json", "state.json", "connector.safetensors", "estimator.safetensors"} <= files
-    assert {"best-connector.safetensors", "best-estimator.safetensors", "cold-connector.safetensors"} <= files
-    assert {f"optimizer-{phase}.safetensors" for phase in ("connector_rl", "estimator_sft", "estimator_rl")} <= files
+    assert {
+        "manifest.json",
+        "state.json",
+        "connector.safetensors",
+        "estimator.safetensors",
+    } <= files
+    assert {
+        "best-connector.safetensors",
+        "best-estimator.safetensors",
+        "cold-connector.safetensors",
+    } <= files
+    assert {
+        f"optimizer-{phase}.safetensors"
+        for phase in ("connector_rl", "estimator_sft", "estimator_rl")
+    } <= files
 
 
 class AtCheckpoint(Stop):
@@ -342,15 +375,21 @@ class AtCheckpoint(Stop):
 
     @property
     def requested(self):
-        self.reason = "the test" if list((self.folder / CHECKPOINTS).glob(f"*{self.name}")) else None
+        self.reason = (
+            "the test" if list((self.folder / CHECKPOINTS).glob(f"*{self.name}")) else None
+        )
         return self.reason is not None
 
 
 def test_a_phase_under_way_that_is_no_longer_wanted_leaves_no_trace(whole, recipe_of, tmp_path):
-    """A baseline is taken out of the recipe in the middle of its training; the next one begins as ever."""
+    """A baseline is taken out of the recipe in the middle of its training; the next one begins as
+    ever.
+    """
     recipe, folder = whole
     with pytest.raises(Interrupted):
-        train(recipe, tmp_path / "run", stop=AtCheckpoint(tmp_path / "run", "without_corl-1-step-1"))
+        train(
+            recipe, tmp_path / "run", stop=AtCheckpoint(tmp_path / "run", "without_corl-1-step-1")
+        )
     small = {**SMALL, "baselines": {"without_corl": False, "without_reasoning": True}}
     train(recipe_of(recipe.model.tuning, **small), tmp_path / "run")
     found, expected = (outcome(place)[0]["perplexity"] for place in (tmp_path / "run", folder))
@@ -359,9 +398,16 @@ def test_a_phase_under_way_that_is_no_longer_wanted_leaves_no_trace(whole, recip
 
 def test_the_schemas_have_every_field_that_a_run_writes(whole):
     _, folder = whole
-    files = [(folder / "run.json", RunFile), (folder / "results.json", RunResults), (folder / "status.json", Status)]
+    files = [
+        (folder / "run.json", RunFile),
+        (folder / "results.json", RunResults),
+        (folder / "status.json", Status),
+    ]
     for checkpoint in (folder / CHECKPOINTS).iterdir():
-        files += [(checkpoint / "state.json", CheckpointState), (checkpoint / "manifest.json", CheckpointManifest)]
+        files += [
+            (checkpoint / "state.json", CheckpointState),
+            (checkpoint / "manifest.json", CheckpointManifest),
+        ]
     assert len(files) > 5
     for path, model in files:
         written = json.loads(path.read_text())
@@ -388,7 +434,10 @@ def test_a_checkpoint_that_does_not_fit_gives_way_to_the_one_before(whole, tmp_p
     manifest = json.loads((newest / "manifest.json").read_text())
     for name in manifest["files"]:
         content = (newest / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["files"][name] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
     (newest / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=f"{newest.name}.* Use another checkpoint"):
         train(recipe, tmp_path / "run", resume=newest)
@@ -399,8 +448,21 @@ def test_a_checkpoint_that_does_not_fit_gives_way_to_the_one_before(whole, tmp_p
 
 # What `coevolve status` says of a folder.
 
-RUN = {"recipe": {}, "base": {"source": "b", "path": "b", "fingerprint": "f"}, "data_fingerprint": "d"}
-DAMAGED = [b"", b"{", b"\xff", b"[]", b"null", b"1e999", b'{"state": "lost", "stage": ""}', b'{"state": ["running"]}']
+RUN = {
+    "recipe": {},
+    "base": {"source": "b", "path": "b", "fingerprint": "f"},
+    "data_fingerprint": "d",
+}
+DAMAGED = [
+    b"",
+    b"{",
+    b"\xff",
+    b"[]",
+    b"null",
+    b"1e999",
+    b'{"state": "lost", "stage": ""}',
+    b'{"state": ["running"]}',
+]
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -413,7 +475,10 @@ def test_a_damaged_status_is_said_and_the_lock_tells_the_state(tmp_path, capsys,
             fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["status", str(tmp_path)]) == (3 if held else 75)
     shown = capsys.readouterr().out
-    assert f"state: {'running' if held else 'killed'}" in shown and f"note: {tmp_path / 'status.json'}" in shown
+    assert (
+        f"state: {'running' if held else 'killed'}" in shown
+        and f"note: {tmp_path / 'status.json'}" in shown
+    )
 
 
 @pytest.mark.parametrize("mode", [0o444, 0o000])
@@ -457,9 +522,16 @@ def test_a_status_is_one_sentence_whatever_lies_in_the_folder(tmp_path, capsys, 
 def test_a_damaged_run_file_is_one_sentence(tmp_path, capsys, field, wrong):
     if (field, wrong) in (("data_fingerprint", ""), ("recipe", {"x": 1})):
         return  # of the right kind
-    values = {**RUN, field: wrong} if wrong is not None else {key: RUN[key] for key in RUN if key != field}
+    values = (
+        {**RUN, field: wrong}
+        if wrong is not None
+        else {key: RUN[key] for key in RUN if key != field}
+    )
     (tmp_path / "run.json").write_text(json.dumps(values))
     assert main(["truth", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path / 'run.json'}: {'origins' if wrong is None and field == 'base' else field}" in said
+    assert (
+        f"{tmp_path / 'run.json'}: {'origins' if wrong is None and field == 'base' else field}"
+        in said
+    )
     assert len(said.splitlines()) <= 5

@@ -61,7 +61,9 @@ def test_by_hand(value, expected):
 
 def test_a_kernel_score_by_hand():
     among = np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.25], [0.0, 0.25, 1.0]])
-    assert rewards.kernel_scores(np.array([1.0, 0.5, 0.0]), among) == pytest.approx([0.5, -0.25, -0.25])
+    assert rewards.kernel_scores(np.array([1.0, 0.5, 0.0]), among) == pytest.approx(
+        [0.5, -0.25, -0.25]
+    )
     with pytest.raises(ValueError, match="G >= 3; found"):
         rewards.kernel_scores(np.zeros(2), np.zeros((2, 2)))
 
@@ -89,7 +91,9 @@ def softmax(logits):
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_the_policy_gradient_of_the_kernel_reward_is_that_of_the_kernel_score(size):
-    """Over all groups of `size` samples, by enumeration; the score's own gradient by finite differences."""
+    """Over all groups of `size` samples, by enumeration; the score's own gradient by finite
+    differences.
+    """
     rng = np.random.default_rng(0)
     outcomes = [[1, 2, 3], [1, 2, 4], [5, 2, 3]]
     kernel = np.array([[rewards.similarity(a, b) for b in outcomes] for a in outcomes])
@@ -104,7 +108,11 @@ def test_the_policy_gradient_of_the_kernel_reward_is_that_of_the_kernel_score(si
         expected += q[chosen].prod() * gradient
     step = 1e-6
     slopes = [
-        (kernel_score(softmax(logits + d), kernel, y) - kernel_score(softmax(logits - d), kernel, y)) / (2 * step)
+        (
+            kernel_score(softmax(logits + d), kernel, y)
+            - kernel_score(softmax(logits - d), kernel, y)
+        )
+        / (2 * step)
         for d in step * np.eye(3)
     ]
     assert expected == pytest.approx((size - 1) * np.array(slopes), abs=1e-8)
@@ -116,7 +124,9 @@ def test_nothing_scores_better_than_the_truth():
     kernel = np.array([[rewards.similarity(a, b) for b in outcomes] for a in outcomes])
     for _ in range(200):
         p, q = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(4))
-        score_of = [sum(p[y] * kernel_score(answer, kernel, y) for y in range(4)) for answer in (p, q)]
+        score_of = [
+            sum(p[y] * kernel_score(answer, kernel, y) for y in range(4)) for answer in (p, q)
+        ]
         assert score_of[0] > score_of[1]
 
 
@@ -140,7 +150,9 @@ def test_what_cannot_be_judged_never_wins(rows):
     settings = ConnectorRewards(**ALL, format=0.0, length=0.0)
     batch = Given(golden, unaided)
     values, logged = ask(
-        Judging("x", settings, CONNECTOR_REWARDS, lambda ids, index: batch, alone()), [[0]] * len(rows), []
+        Judging("x", settings, CONNECTOR_REWARDS, lambda ids, index: batch, alone()),
+        [[0]] * len(rows),
+        [],
     )
     for name, of_all in values.items():
         unjudged = [value for value, row in zip(of_all, golden, strict=True) if row is None]
@@ -157,7 +169,8 @@ def test_no_kernel_score_is_below_the_lowest(sequences, golden):
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [(ConnectorRewards, CONNECTOR_REWARDS), (EstimatorRewards, ESTIMATOR_REWARDS)]
+    ("settings", "named"),
+    [(ConnectorRewards, CONNECTOR_REWARDS), (EstimatorRewards, ESTIMATOR_REWARDS)],
 )
 def test_the_recipe_names_the_registrys_rewards_and_no_others(settings, named):
     weights = [name for name, value in settings() if isinstance(value, float)]
@@ -172,7 +185,9 @@ def resident(request, recipe_of, tmp_path_factory):
     """(estimator, examples): untrained models, which give probabilities all the same."""
     recipe = recipe_of(request.param)
     origins = prepare_origins(recipe, tmp_path_factory.mktemp("base"))
-    return build_estimator(recipe, origins, build_renderers(recipe, origins)), load_corpus(recipe).require("IDTrain")
+    return build_estimator(recipe, origins, build_renderers(recipe, origins)), load_corpus(
+        recipe
+    ).require("IDTrain")
 
 
 def ask(judging, ids, index, **columns):
@@ -180,7 +195,10 @@ def ask(judging, ids, index, **columns):
     logged = {}
     values = {
         name: function(
-            completion_ids=ids, index=index, log_metric=lambda key, value: logged.update({key: value}), **columns
+            completion_ids=ids,
+            index=index,
+            log_metric=lambda key, value: logged.update({key: value}),
+            **columns,
         )
         for name, function, _ in judging.functions()
     }
@@ -225,7 +243,13 @@ def test_the_connectors_rewards_are_the_estimators_own_probabilities(resident):
     estimator, examples = resident
     render = estimator.renderer
     good = [render.response_ids(examples[place].trace) for place in (0, 1)]
-    ids = [good[0], good[0][:-1], render.response_ids("[Connections]"), [render.end_of_turn_id], good[1]]
+    ids = [
+        good[0],
+        good[0][:-1],
+        render.response_ids("[Connections]"),
+        [render.end_of_turn_id],
+        good[1],
+    ]
     values, logged = ask(connector_judging(estimator, examples, **ALL), ids, [0, 0, 0, 0, 1])
 
     asked = [examples[0], examples[1]]
@@ -243,7 +267,9 @@ def test_the_connectors_rewards_are_the_estimators_own_probabilities(resident):
         "length": ([1.0, 1.0], 0.0),
     }
     for name, ((first, second), lowest) in expected.items():
-        assert values[name] == pytest.approx([first, lowest, lowest, lowest, second], rel=1e-5), name
+        assert values[name] == pytest.approx([first, lowest, lowest, lowest, second], rel=1e-5), (
+            name
+        )
         assert logged[f"rewards/{name}/lowest"] == 3
     assert values["format"] == [1.0, 0.0, 0.0, 0.0, 1.0] and logged["rewards/format/lowest"] == 2
     assert logged["unparsable_completions"] == pytest.approx(3 / 5)
@@ -256,7 +282,9 @@ def test_what_does_not_fit_the_estimator_gets_the_lowest_reward_too(resident):
     good = render.response_ids(examples[0].trace)
     word = examples[0].golden_response.split()[0]
     endless = render.response_ids(f"{heading} " + " ".join([word] * 5000))
-    values, logged = ask(connector_judging(estimator, examples, **ALL), [good, endless, good], [0, 0, 1])
+    values, logged = ask(
+        connector_judging(estimator, examples, **ALL), [good, endless, good], [0, 0, 1]
+    )
     assert values["likelihood"][1] == 0.0 < min(values["likelihood"][0], values["likelihood"][2])
     assert values["gain"][1] == -math.log(len(render.tokenizer)) < values["gain"][0]
     assert logged["rewards/likelihood/lowest"] == logged["rewards/gain/lowest"] == 1
@@ -275,8 +303,12 @@ def test_the_estimators_rewards_know_the_golden_response(resident):
         assert [values["match"][place] for place in (0, 4)] == pytest.approx([1.0, 1.0])
         assert values["match"][2] == values["match"][5] == 0.0 <= min(values["match"])
         assert values["format"] == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
-        scores = estimator.log_prob(examples[:1], [examples[0].golden_response], [examples[0].trace])
-        assert values["reference_likelihood"][0] == pytest.approx(math.exp(scores.mean[0]), rel=1e-5)
+        scores = estimator.log_prob(
+            examples[:1], [examples[0].golden_response], [examples[0].trace]
+        )
+        assert values["reference_likelihood"][0] == pytest.approx(
+            math.exp(scores.mean[0]), rel=1e-5
+        )
         # k(golden, golden) = 1, and a completion that is cut off is like no other.
         alike = rewards.similarity(golden[:-1], other[:-1])
         assert values["kernel_score"] == pytest.approx([1 - alike, 0.0, -2.0, 0.0, 1 - alike, -2.0])
@@ -290,7 +322,9 @@ def test_a_model_that_gives_no_numbers_is_named(resident):
     ids = [estimator.renderer.response_ids(examples[0].trace)]
     estimator.roles.load_weights(ESTIMATOR, broken)
     try:
-        with pytest.raises(RewardError, match=r"^connector_rl.rewards.likelihood gave nan for completion 0"):
+        with pytest.raises(
+            RewardError, match=r"^connector_rl.rewards.likelihood gave nan for completion 0"
+        ):
             ask(connector_judging(estimator, examples), ids, [0])
     finally:
         estimator.roles.load_weights(ESTIMATOR, weights)
@@ -329,7 +363,9 @@ def test_a_users_reward_sees_the_dialogue_and_cannot_let_a_cut_off_completion_wi
     texts = [examples[0].trace, "short", "say nothing", examples[0].trace]
     values, logged = ask(judging, [good, good[:-1], good, good], [0, 0, 0, 1], completions=texts)
     longest = -float(len(examples[0].trace))
-    assert values["brevity"] == [longest] * 4  # what is cut off, and None, get the lowest of the others
+    assert (
+        values["brevity"] == [longest] * 4
+    )  # what is cut off, and None, get the lowest of the others
     assert logged["rewards/brevity/lowest"] == 2
 
 
@@ -349,13 +385,18 @@ def test_a_users_reward_sees_the_dialogue_and_cannot_let_a_cut_off_completion_wi
     ],
 )
 def test_what_a_users_reward_must_not_return(resident, module, answer, message, request):
-    name = module(f"bad_rewards_{abs(hash(request.node.name))}", f"def odd(completions, **_):\n    return {answer}\n")
+    name = module(
+        f"bad_rewards_{abs(hash(request.node.name))}",
+        f"def odd(completions, **_):\n    return {answer}\n",
+    )
     estimator, examples = resident
     ids = [estimator.renderer.response_ids(examples[0].trace)] * 2
     judging = connector_judging(estimator, examples, custom={f"{name}:odd": 1.0})
     with pytest.raises(RewardError) as caught:
         ask(judging, ids, [0, 0], completions=["a", "b"])
-    assert str(caught.value).startswith(f"connector_rl.rewards.custom '{name}:odd'") and message in str(caught.value)
+    assert str(caught.value).startswith(
+        f"connector_rl.rewards.custom '{name}:odd'"
+    ) and message in str(caught.value)
 
 
 def test_numbers_of_other_libraries_are_numbers():
@@ -372,14 +413,20 @@ def test_numbers_of_other_libraries_are_numbers():
         ("start_rewards:missing", RecipeError, "has no 'missing'"),
         ("start_needs:f", RecipeError, "importing start_needs failed with ModuleNotFoundError"),
         ("start_broken:f", RecipeError, "importing start_broken failed with ZeroDivisionError"),
-        ("start_rewards:number", RewardError, "is int; accepted is a function (prompts, completions"),
+        (
+            "start_rewards:number",
+            RewardError,
+            "is int; accepted is a function (prompts, completions",
+        ),
         ("start_rewards:Class", RewardError, "is a class; accepted"),
         ("start_rewards:later", RewardError, "is asynchronous; accepted"),
         ("start_rewards:narrow", RewardError, "cannot be called with prompts, completions"),
         ("start_rewards:demanding", RewardError, "missing a required argument: 'target'"),
     ],
 )
-def test_a_users_reward_is_looked_at_before_anything_begins(recipe_of, module, tmp_path, path, error, message):
+def test_a_users_reward_is_looked_at_before_anything_begins(
+    recipe_of, module, tmp_path, path, error, message
+):
     module("start_needs", "import no_such_library_of_theirs\ndef f(**_): return []\n")
     module("start_broken", "1 / 0\n")
     module(
@@ -395,7 +442,9 @@ def test_a_users_reward_is_looked_at_before_anything_begins(recipe_of, module, t
     recipe = recipe_of(connector_rl={"rewards": {"custom": {path: 1.0}}})
     with pytest.raises(error) as caught:
         train(recipe, tmp_path / "run")
-    assert str(caught.value).startswith(f"connector_rl.rewards.custom '{path}'") and message in str(caught.value)
+    assert str(caught.value).startswith(f"connector_rl.rewards.custom '{path}'") and message in str(
+        caught.value
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -419,16 +468,23 @@ def test_a_run_logs_each_reward_by_name_and_stops_at_a_bad_one(recipe_of, module
     )
     recipe = recipe_of(
         rounds={"phases": ["connector_rl"]},
-        connector_rl={"rewards": {**ALL, "target_words": 5, "custom": {"run_rewards:counted": 0.01}}},
+        connector_rl={
+            "rewards": {**ALL, "target_words": 5, "custom": {"run_rewards:counted": 0.01}}
+        },
         logging={"every": 1},
     )
-    with pytest.raises(RewardError, match=r"connector_rl.rewards.custom 'run_rewards:counted' returned 1 values for 8"):
+    with pytest.raises(
+        RewardError,
+        match=r"connector_rl.rewards.custom 'run_rewards:counted' returned 1 values for 8",
+    ):
         train(recipe, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (step,) = [line for line in lines if "connector/reward" in line]
     assert step["connector/phase_step"] == 1
     for name in ["likelihood", "format", "length", "counted", *ALL]:
-        assert {f"connector/rewards/{name}/{what}" for what in ("mean", "std", "lowest")} <= step.keys()
+        assert {
+            f"connector/rewards/{name}/{what}" for what in ("mean", "std", "lowest")
+        } <= step.keys()
         assert 0 <= step[f"connector/rewards/{name}/lowest"] <= 8
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed" and "run_rewards:counted" in status["error"]
@@ -442,6 +498,11 @@ def test_the_kernel_score_can_be_trained_on(recipe_of, tmp_path):
     )
     train(recipe, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    found = [line["estimator/rewards/kernel_score/mean"] for line in lines if "estimator/reward" in line]
+    found = [
+        line["estimator/rewards/kernel_score/mean"] for line in lines if "estimator/reward" in line
+    ]
     assert len(found) == 2 and all(rewards.lowest_kernel_score(4) <= value <= 1 for value in found)
-    assert check_recipe(json.loads((tmp_path / "run.json").read_text())["recipe"], "run.json") == recipe
+    assert (
+        check_recipe(json.loads((tmp_path / "run.json").read_text())["recipe"], "run.json")
+        == recipe
+    )

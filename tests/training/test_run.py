@@ -41,16 +41,32 @@ def weights_of(folder):
 def test_every_figure_is_there(finished):
     _, folder, results = finished
     assert json.loads((folder / "results.json").read_text()) == results
-    for name in ("full", "without_corl", "without_reasoning", "floor", "full_marginal_2", "without_corl_marginal_2"):
+    for name in (
+        "full",
+        "without_corl",
+        "without_reasoning",
+        "floor",
+        "full_marginal_2",
+        "without_corl_marginal_2",
+    ):
         assert set(results["perplexity"][name]) == set(SPLITS)
-        assert all(math.isfinite(value) and value > 1 for value in results["perplexity"][name].values())
+        assert all(
+            math.isfinite(value) and value > 1 for value in results["perplexity"][name].values()
+        )
     for name in ("full/without_corl", "full/without_reasoning"):
         for split in SPLITS:
             ratio = results["ratio"][name][split]
-            expected = results["perplexity"]["full"][split] / results["perplexity"][name.partition("/")[2]][split]
+            expected = (
+                results["perplexity"]["full"][split]
+                / results["perplexity"][name.partition("/")[2]][split]
+            )
             assert ratio["ratio"] == pytest.approx(expected, rel=1e-9)
             assert ratio["standard_error"] > 0
-    assert [gate["phase"] for gate in results["gates"]] == ["connector_rl", "estimator_sft", "estimator_rl"]
+    assert [gate["phase"] for gate in results["gates"]] == [
+        "connector_rl",
+        "estimator_sft",
+        "estimator_rl",
+    ]
     assert all(gate["kept"] in (True, False) for gate in results["gates"])
     assert {row["row"] for row in results["remid"]["subsets"]} >= {"IDTest"}
     assert len(results["exact_remid"]) == 5 * len(results["remid"]["models"])
@@ -86,7 +102,9 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     shutil.copytree(cold, tmp_path / "copy")
     damaged = tmp_path / "copy" / "connector.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match=r"connector\.safetensors: \d+ bytes, \d+ by the manifest"):
+    with pytest.raises(
+        ArtifactError, match=r"connector\.safetensors: \d+ bytes, \d+ by the manifest"
+    ):
         export_checkpoint(damaged.parent, tmp_path / "no")
 
 
@@ -120,13 +138,26 @@ def test_bad_input_stops_before_anything_is_trained(recipe_of, tmp_path):
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_a_base_that_cannot_be_scored_is_refused_before_a_teacher_is_asked(recipe_of, tmp_path, monkeypatch):
-    """An encoder that calls itself a causal language model: what follows a token changes its prediction."""
+def test_a_base_that_cannot_be_scored_is_refused_before_a_teacher_is_asked(
+    recipe_of, tmp_path, monkeypatch
+):
+    """An encoder that calls itself a causal language model: what follows a token changes its
+    prediction.
+    """
     base = write_tiny_base(tmp_path / "base", seed=0)
     size = AutoConfig.from_pretrained(base).vocab_size
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    BertLMHeadModel(BertConfig(vocab_size=size, initializer_range=0.2, **shape)).save_pretrained(base)
-    monkeypatch.setattr(Tracer, "collect", lambda *args, **kwargs: pytest.fail("a teacher was asked"))
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    BertLMHeadModel(BertConfig(vocab_size=size, initializer_range=0.2, **shape)).save_pretrained(
+        base
+    )
+    monkeypatch.setattr(
+        Tracer, "collect", lambda *args, **kwargs: pytest.fail("a teacher was asked")
+    )
     with pytest.raises(ArtifactError, match="is no causal language model as it is configured"):
         train(recipe_of(model={"base": str(base)}), tmp_path / "run")
     assert not list(tmp_path.rglob("checkpoints"))

@@ -1,4 +1,6 @@
-"""Rounds as data: any granularity is the same training, budgets end where they say, and a resume finds its place."""
+"""Rounds as data: any granularity is the same training, budgets end where they say, and a resume
+finds its place.
+"""
 
 import json
 import math
@@ -24,9 +26,15 @@ SMALL = {
 
 
 def exported(folder):
-    paths = sorted(path for path in folder.glob("**/*or/*.safetensors") if "checkpoints" not in path.parts)
+    paths = sorted(
+        path for path in folder.glob("**/*or/*.safetensors") if "checkpoints" not in path.parts
+    )
     assert len(paths) == 2
-    return {f"{path.parent.name}/{name}": tensor for path in paths for name, tensor in load_file(path).items()}
+    return {
+        f"{path.parent.name}/{name}": tensor
+        for path in paths
+        for name, tensor in load_file(path).items()
+    }
 
 
 def same_weights(folder, other):
@@ -44,11 +52,15 @@ def schedule(count, *phases, **rounds):
 
 @pytest.mark.parametrize("kind", ["sft", "rl"])
 def test_the_granularity_of_a_role_alone_changes_nothing(recipe_of, tmp_path, kind):
-    """Three phases of two updates are one phase of six, to the bit: optimizer, learning rate and data go on."""
+    """Three phases of two updates are one phase of six, to the bit: optimizer, learning rate and
+    data go on.
+    """
     for name, count, steps in (("coarse", 1, 6), ("fine", 3, 2)):
         phase = {"role": "connector", "kind": kind, "steps": steps}
         last = {"kind": "evaluate", "every": count}
-        recipe = recipe_of(**SMALL, **schedule(count, phase, last, gate_tolerance=1e9), logging={"every": 1})
+        recipe = recipe_of(
+            **SMALL, **schedule(count, phase, last, gate_tolerance=1e9), logging={"every": 1}
+        )
         train(recipe, tmp_path / name)
     assert same_weights(tmp_path / "coarse", tmp_path / "fine")
     rates = [
@@ -83,24 +95,35 @@ def test_alternating_updates_resume_to_the_bit(recipe_of, tmp_path, stop_after):
         except Interrupted:
             sittings += 1
     assert sittings >= 2
-    assert again["gates"] == results["gates"] and same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert again["gates"] == results["gates"] and same_weights(
+        tmp_path / "whole", tmp_path / "parts"
+    )
 
 
 def test_a_phase_ends_when_nothing_improves_and_goes_back_to_the_best(recipe_of, tmp_path):
-    """A learning rate that destroys the model can improve nothing, so patience and not the limit ends the phase."""
+    """A learning rate that destroys the model can improve nothing, so patience and not the limit
+    ends the phase.
+    """
     until = {"steps": 2, "patience": 2, "at_most": 12}
     recipe = recipe_of(
         **SMALL,
         estimator_sft={"steps": 3, "learning_rate": 1.0, "train_batch_size": 8},
-        rounds={"count": 1, "phases": ["refresh", {"role": "estimator", "kind": "sft", "until": until}]},
+        rounds={
+            "count": 1,
+            "phases": ["refresh", {"role": "estimator", "kind": "sft", "until": until}],
+        },
         checkpoints={"keep": 99},
     )
     results = train(recipe, tmp_path / "run")
     assert [(gate["part"], gate["kept"]) for gate in results["gates"]] == [(1, False), (2, False)]
     cold = results["gates"][0]["before"]
-    assert all(gate["before"] == cold and (gate["after"] or math.inf) > cold for gate in results["gates"])
+    assert all(
+        gate["before"] == cold and (gate["after"] or math.inf) > cold for gate in results["gates"]
+    )
     assert sum("eval/perplexity/validation" in line for line in lines(tmp_path / "run")) == 3
-    export_checkpoint(next((tmp_path / "run" / "checkpoints").glob("*-cold-start-gate")), tmp_path / "cold")
+    export_checkpoint(
+        next((tmp_path / "run" / "checkpoints").glob("*-cold-start-gate")), tmp_path / "cold"
+    )
     assert same_weights(tmp_path / "run", tmp_path / "cold")
 
 
@@ -117,7 +140,9 @@ def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it(recipe_of, tmp_pa
     phase = {"role": "connector", "kind": "sft", "tokens": 1000}
     settings = {**SMALL["connector_sft"], "lr_scheduler_type": "constant"}
     recipe = recipe_of(
-        **{**SMALL, "connector_sft": settings}, rounds={"count": 2, "phases": [phase]}, logging={"every": 1}
+        **{**SMALL, "connector_sft": settings},
+        rounds={"count": 2, "phases": [phase]},
+        logging={"every": 1},
     )
     train(recipe, tmp_path / "run")
     for index in (1, 2):
@@ -130,8 +155,12 @@ def test_a_budget_of_tokens_ends_with_the_step_that_reaches_it(recipe_of, tmp_pa
 
 
 def test_rollouts_are_never_shared_by_two_phases(recipe_of):
-    """With two updates per batch of completions, a phase of three ends in the middle; the next begins a new batch."""
-    recipe = recipe_of(connector_rl={"updates_per_generation": 2, "steps": 3}, **schedule(3, "connector_rl"))
+    """With two updates per batch of completions, a phase of three ends in the middle; the next
+    begins a new batch.
+    """
+    recipe = recipe_of(
+        connector_rl={"updates_per_generation": 2, "steps": 3}, **schedule(3, "connector_rl")
+    )
     budgets = [budget_of(recipe, turn, recipe.connector_rl, 160) for turn in turns_of(recipe)]
     assert [(budget.steps, budget.schedule) for budget in budgets] == [(3, 12)] * 3
 
@@ -151,7 +180,12 @@ def test_the_turns_of_the_default_rounds(recipe_of):
 def test_a_phase_that_comes_twice_has_two_names(recipe_of):
     phases = ["connector_rl", "refresh", "estimator_sft", "connector_rl"]
     names = [turn.name for turn in turns_of(recipe_of(rounds={"count": 1, "phases": phases}))]
-    assert names == ["round-1-connector_rl-1", "round-1-refresh", "round-1-estimator_sft", "round-1-connector_rl-4"]
+    assert names == [
+        "round-1-connector_rl-1",
+        "round-1-refresh",
+        "round-1-estimator_sft",
+        "round-1-connector_rl-4",
+    ]
 
 
 def test_the_short_forms_are_written_out(recipe_of):
@@ -163,13 +197,22 @@ def test_the_short_forms_are_written_out(recipe_of):
 @pytest.mark.parametrize(
     ("phase", "message"),
     [
-        ("estimator_ppo", "found 'estimator_ppo'; accepted are connector_rl, connector_sft, refresh"),
+        (
+            "estimator_ppo",
+            "found 'estimator_ppo'; accepted are connector_rl, connector_sft, refresh",
+        ),
         ({"kind": "rl"}, "kind 'rl' needs a role"),
         ({"kind": "evaluate", "role": "connector"}, "leave role out"),
         ({"kind": "refresh", "role": "estimator"}, "the connector writes the reasonings"),
         ({"kind": "refresh", "steps": 3}, "has no budget of steps"),
-        ({"kind": "rl", "role": "connector", "steps": 3, "tokens": 9}, "give one budget; found steps and tokens"),
-        ({"kind": "rl", "role": "connector", "tokens": 9}, "lr_scheduler_type must be constant, found cosine"),
+        (
+            {"kind": "rl", "role": "connector", "steps": 3, "tokens": 9},
+            "give one budget; found steps and tokens",
+        ),
+        (
+            {"kind": "rl", "role": "connector", "tokens": 9},
+            "lr_scheduler_type must be constant, found cosine",
+        ),
         ({"kind": "rl", "role": "connector", "every": 3}, "`every` is above count"),
         ({"kind": "sft", "role": "connector"}, "the section connector_sft is missing"),
     ],

@@ -25,7 +25,9 @@ class Library:
         self.accelerator = types.SimpleNamespace(autocast=Accelerator(cpu=True).autocast)
         trl_utils.add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
 
-    _get_per_token_logps_and_entropies = GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__  # unprofiled
+    _get_per_token_logps_and_entropies = (
+        GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__
+    )  # unprofiled
 
 
 class Trainer(SharedPrompts, Library):
@@ -37,7 +39,9 @@ def model():
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=VOCABULARY, max_position_embeddings=256, **sizes, **heads)).double()
+    return Qwen3ForCausalLM(
+        Qwen3Config(vocab_size=VOCABULARY, max_position_embeddings=256, **sizes, **heads)
+    ).double()
 
 
 def batch(prompts, completions):
@@ -57,7 +61,11 @@ def values_and_gradients(trainer, model, inputs, how):
     assert aux is None
     weights = torch.linspace(-1, 1, log_probs.numel(), dtype=torch.float64).reshape(log_probs.shape)
     ((log_probs + 0.3 * entropies) * weights).sum().backward()
-    return log_probs.detach(), entropies.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+    return (
+        log_probs.detach(),
+        entropies.detach(),
+        [parameter.grad.clone() for parameter in model.parameters()],
+    )
 
 
 tokens = st.integers(0, VOCABULARY - 1)
@@ -78,18 +86,28 @@ def test_values_and_gradients_are_those_of_separate_rows(model, groups, order):
     order.shuffle(rows)
     inputs = batch(*map(list, zip(*rows, strict=True)))
     trainer = Trainer(model=model)
-    trainer._cost = types.SimpleNamespace(of_pass=lambda rows, width, cached: rows)  # pack whenever something is shared
+    trainer._cost = types.SimpleNamespace(
+        of_pass=lambda rows, width, cached: rows
+    )  # pack whenever something is shared
     found = values_and_gradients(trainer, model, inputs, Trainer._get_per_token_logps_and_entropies)
-    expected = values_and_gradients(trainer, model, inputs, Library._get_per_token_logps_and_entropies)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)  # TRL's head computes in float32
+    expected = values_and_gradients(
+        trainer, model, inputs, Library._get_per_token_logps_and_entropies
+    )
+    torch.testing.assert_close(
+        found, expected, rtol=1e-4, atol=2e-6
+    )  # TRL's head computes in float32
 
 
 def test_completions_that_are_masked_whole_and_parts_of_a_batch(model):
-    ids, mask, width = batch([[1, 2, 3]] * 4 + [[4]] * 2, [[5, 6], [7], [8, 9, 1], [2], [3], [4, 5]])
+    ids, mask, width = batch(
+        [[1, 2, 3]] * 4 + [[4]] * 2, [[5, 6], [7], [8, 9, 1], [2], [3], [4, 5]]
+    )
     mask[2, -width:] = 0
     trainer = Trainer(model=model)
     for size in (None, 4, 5):
-        found = trainer._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=size)[0]
+        found = trainer._get_per_token_logps_and_entropies(
+            model, ids, mask, width, batch_size=size
+        )[0]
         expected = Library._get_per_token_logps_and_entropies(trainer, model, ids, mask, width)[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
         assert (found[2] == 0).all()
@@ -101,7 +119,9 @@ def test_a_reference_that_gives_no_entropy(model):
     trl_utils.add_fused_lm_head(reference, temperature=0.8)
     inputs = batch([[1, 2, 3, 4, 5, 6]] * 4, [[5], [7], [8, 9], [2]])
     log_probs, entropies, _ = trainer._get_per_token_logps_and_entropies(reference, *inputs)
-    torch.testing.assert_close(log_probs, trainer._get_per_token_logps_and_entropies(trainer.model, *inputs)[0])
+    torch.testing.assert_close(
+        log_probs, trainer._get_per_token_logps_and_entropies(trainer.model, *inputs)[0]
+    )
     assert entropies is None
 
 

@@ -13,7 +13,9 @@ from coevolve.training.engines import order_of_rows
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 9))
 def test_every_item_is_in_one_share(costs, count):
     split = shares(costs, count)
-    assert len(split) == count and sorted(index for share in split for index in share) == list(range(len(costs)))
+    assert len(split) == count and sorted(index for share in split for index in share) == list(
+        range(len(costs))
+    )
     assert all(share == sorted(share) for share in split)
     loads = [sum(costs[index] for index in share) for share in split]
     # Longest first, to the least busy: no two differ by more than one item.
@@ -44,8 +46,14 @@ def test_being_asked_to_stop_shows_where_all_agree():
     stop = Stop()
     processes = alone(stop)
     stop.reason = "SIGTERM"
-    assert processes.on_main(lambda: "saved") == "saved"  # saving is not stopped by being asked to stop
-    for act in (processes.agree, lambda: processes.together(lambda: 1), lambda: processes.together(stop.poll)):
+    assert (
+        processes.on_main(lambda: "saved") == "saved"
+    )  # saving is not stopped by being asked to stop
+    for act in (
+        processes.agree,
+        lambda: processes.together(lambda: 1),
+        lambda: processes.together(stop.poll),
+    ):
         with pytest.raises(Interrupted):
             act()
 

@@ -13,7 +13,8 @@ from coevolve.training.distributed.stopping import Stop, StopRequested, seconds_
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("3h50m", 13800), ("90m", 5400), ("45s", 45), ("1d2h", 93600), ("30", 30), ("1.5h", 5400)]
+    ("text", "seconds"),
+    [("3h50m", 13800), ("90m", 5400), ("45s", 45), ("1d2h", 93600), ("30", 30), ("1.5h", 5400)],
 )
 def test_durations(text, seconds):
     assert seconds_of(text) == seconds

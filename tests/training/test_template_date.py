@@ -1,4 +1,6 @@
-"""A chat template that shows the date shows the day on which the run began, for as long as anybody works with it."""
+"""A chat template that shows the date shows the day on which the run began, for as long as anybody
+works with it.
+"""
 
 import json
 

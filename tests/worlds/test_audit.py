@@ -1,4 +1,6 @@
-"""The audit: its numbers against estimates made by hand, and what it says of an estimator that is exact."""
+"""The audit: its numbers against estimates made by hand, and what it says of an estimator that is
+exact.
+"""
 
 import json
 from dataclasses import replace
@@ -40,7 +42,9 @@ class Exact:
 
     def log_prob_pairs(self, examples, responses, reasoning, pairs):
         self.scored += len(pairs)
-        sums = self.policy.log_prob([examples[i] for i, _ in pairs], [responses[j] for _, j in pairs])
+        sums = self.policy.log_prob(
+            [examples[i] for i, _ in pairs], [responses[j] for _, j in pairs]
+        )
         return Scores(sums, np.full(len(pairs), RESPONSE_TOKENS))
 
 
@@ -58,11 +62,16 @@ def test_every_estimate_stands_beside_its_exact_value(rows):
     worlds = worlds_by_split(SEED)
     policies = role_players(worlds["IDTest"])
     informations = {
-        (split, name): information(worlds[split], None if name == GOLDEN else policies[name]).mutual_information
+        (split, name): information(
+            worlds[split], None if name == GOLDEN else policies[name]
+        ).mutual_information
         for split in ("IDTest", "OOD1Test")
         for name in (GOLDEN, *NAMES)
     }
-    emis = {(split, name): value - informations[split, GOLDEN] for (split, name), value in informations.items()}
+    emis = {
+        (split, name): value - informations[split, GOLDEN]
+        for (split, name), value in informations.items()
+    }
     for row in of(rows, split="IDTest") + of(rows, split="OOD1Test"):
         key = row["split"], row["policy"]
         assert row["exact_information"] == pytest.approx(informations[key])
@@ -85,7 +94,9 @@ def test_differences_are_of_what_stands_there(rows):
 
 def test_an_exact_estimator_is_the_ideal_one(rows):
     for row in of(rows, source="estimator"):
-        (ideal,) = of(rows, **{name: row[name] for name in ("split", "policy", "measure")}, source="ideal")
+        (ideal,) = of(
+            rows, **{name: row[name] for name in ("split", "policy", "measure")}, source="ideal"
+        )
         assert row["information"] == pytest.approx(ideal["information"])
 
 
@@ -110,21 +121,32 @@ def test_agreement_counts_by_hand(rows):
             if found["policy"] in ("perfect", "noise_0.4", "unsure_of_user")
         ]
         assert row["policies"] == 3
-        assert row["spearman"] == spearman([x["exact_emi"] for x in chosen], [x["emi"] for x in chosen])
+        assert row["spearman"] == spearman(
+            [x["exact_emi"] for x in chosen], [x["emi"] for x in chosen]
+        )
     for row in emid_agreement(rows, same_code=False):
-        chosen = [x for x in of(rows, measure=row["measure"], source=row["source"]) if x["emid"] is not None]
+        chosen = [
+            x
+            for x in of(rows, measure=row["measure"], source=row["source"])
+            if x["emid"] is not None
+        ]
         large = [x for x in chosen if abs(x["exact_emid"]) > 0.1]
         right = [x for x in large if x["exact_emid"] * x["emid"] > 0]
         assert (row["losses"], row["large"]) == (4 * len(NAMES), len(large))
         assert row["right"] == len(right) / len(large)
     for row in information_agreement(rows):
         chosen = of(rows, policy=GOLDEN, measure=row["measure"], source=row["source"])
-        assert row["ratio"] == pytest.approx(np.mean([x["information"] / x["exact_information"] for x in chosen]))
+        assert row["ratio"] == pytest.approx(
+            np.mean([x["information"] / x["exact_information"] for x in chosen])
+        )
 
 
 def test_calibration_forgives_an_estimator_that_is_too_sure():
     sure = audit_world(Exact(world_of(SEED), power=3.0), SEED, test=16, names=["noise_0.4"])
-    found = {(row["source"], row["measure"]): row["emi"] for row in of(sure, split="IDTest", policy="noise_0.4")}
+    found = {
+        (row["source"], row["measure"]): row["emi"]
+        for row in of(sure, split="IDTest", policy="noise_0.4")
+    }
     assert found["estimator", "calibrated"] == pytest.approx(found["ideal", "calibrated"], abs=0.05)
     assert found["estimator", "barber_agakov"] < 2 * found["ideal", "barber_agakov"]
     assert found["estimator", "club"] == pytest.approx(3 * found["ideal", "club"])

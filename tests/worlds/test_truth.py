@@ -1,4 +1,6 @@
-"""Exact truth against brute force over all contexts, against sampling, and against what must hold by construction."""
+"""Exact truth against brute force over all contexts, against sampling, and against what must hold
+by construction.
+"""
 
 from dataclasses import replace
 from functools import reduce
@@ -8,7 +10,14 @@ import pytest
 
 from coevolve.errors import DataError
 from coevolve.information.discrete import mutual_information
-from coevolve.worlds.language import FACTORS, INPUT_WORDS, RESPONSE_VOCABULARY, SLOTS, parse_all, parse_responses
+from coevolve.worlds.language import (
+    FACTORS,
+    INPUT_WORDS,
+    RESPONSE_VOCABULARY,
+    SLOTS,
+    parse_all,
+    parse_responses,
+)
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.role_players import OTHER_CODE, rare_values, role_players
 from coevolve.worlds.truth import (
@@ -45,12 +54,23 @@ def every_context(world):
     """All contexts as flat arrays, and their probabilities: nothing shared with `truth`."""
     grids = np.meshgrid(*(np.arange(len(words)) for words in INPUT_WORDS.values()), indexing="ij")
     inputs = {name: grid.ravel() for name, grid in zip(INPUT_WORDS, grids, strict=True)}
-    weights = [world.factors[factor][tuple(inputs[name] for name in names)] for factor, names in FACTORS.items()]
+    weights = [
+        world.factors[factor][tuple(inputs[name] for name in names)]
+        for factor, names in FACTORS.items()
+    ]
     return inputs, reduce(np.multiply, weights)
 
 
 @pytest.mark.parametrize(
-    "name", ["perfect", "ignores_user", "unsure_of_everything", "misinformed", "shuffled", "copies_context"]
+    "name",
+    [
+        "perfect",
+        "ignores_user",
+        "unsure_of_everything",
+        "misinformed",
+        "shuffled",
+        "copies_context",
+    ],
 )
 def test_response_distribution_is_the_sum_over_every_context(world, policies, name):
     policy = policies[name]
@@ -61,7 +81,9 @@ def test_response_distribution_is_the_sum_over_every_context(world, policies, na
     assert exact.sum() == pytest.approx(1)
     for words in np.random.default_rng(0).integers(0, len(RESPONSE_VOCABULARY), size=(4, SLOTS)):
         given_x = [emissions[slot, manner, features[slot], words[slot]] for slot in range(SLOTS)]
-        assert exact[tuple(words)] == pytest.approx(weights @ reduce(np.multiply, given_x), rel=1e-9)
+        assert exact[tuple(words)] == pytest.approx(
+            weights @ reduce(np.multiply, given_x), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", ["perfect", "noise_0.4", "unsure_of_user", "shuffled"])
@@ -75,12 +97,16 @@ def test_entropies_are_the_means_of_sampled_log_probabilities(world, policies, n
     exact = information(world, policy)
     for logs, entropy in ((given_x, exact.conditional_entropy), (marginal, exact.response_entropy)):
         assert -logs.mean() == pytest.approx(entropy, abs=5 * logs.std() / np.sqrt(len(logs)))
-    assert exact.perplexity_floor == pytest.approx(np.exp(exact.conditional_entropy / RESPONSE_TOKENS))
+    assert exact.perplexity_floor == pytest.approx(
+        np.exp(exact.conditional_entropy / RESPONSE_TOKENS)
+    )
 
 
 def test_information_of_the_plan_is_information_of_the_context(world):
     """For the first slot alone, I(plan; Y_1) by the joint matrix equals H(Y_1) - H(Y_1 | plan)."""
-    marginal = plan_distribution(world, world.golden).sum(axis=tuple(range(2, SLOTS + 1)))  # (manner, feature)
+    marginal = plan_distribution(world, world.golden).sum(
+        axis=tuple(range(2, SLOTS + 1))
+    )  # (manner, feature)
     joint = (marginal[..., None] * world.emission[0]).reshape(-1, len(RESPONSE_VOCABULARY))
     first_word = response_distribution(world, world.golden).sum(axis=tuple(range(1, SLOTS)))
     np.testing.assert_allclose(joint.sum(axis=0), first_word)
@@ -93,24 +119,34 @@ def test_emi_of_policies_is_what_their_design_says(world, shifted, policies):
     assert exact["shuffled"] == pytest.approx(0, abs=1e-9)
     assert 0 > exact["noise_0.15"] > exact["noise_0.4"] > exact["noise_0.8"]
     assert exact["temperature_0.5"] > 0 > exact["temperature_2"]
-    assert all(exact[f"ignores_{factor}"] < 0 and exact[f"unsure_of_{factor}"] < 0 for factor in FACTORS)
+    assert all(
+        exact[f"ignores_{factor}"] < 0 and exact[f"unsure_of_{factor}"] < 0 for factor in FACTORS
+    )
     assert emid(world, shifted, policies["perfect"]) == 0
-    assert information(world, world.golden.noisy(1.0)).mutual_information == pytest.approx(0, abs=1e-9)
+    assert information(world, world.golden.noisy(1.0)).mutual_information == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_a_policy_that_ignores_everything_says_nothing_about_the_context(world, policies):
-    assert information(world, policies["ignores_everything"]).mutual_information == pytest.approx(0, abs=1e-9)
+    assert information(world, policies["ignores_everything"]).mutual_information == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_a_policy_that_copies_the_context_says_more_about_it_than_an_answer_does(world, policies):
     assert emi(world, policies["copies_context"]) > 0.2
     inputs = parse_all(world.sample(30, np.random.default_rng(5), subset="ID", prefix="x"))
     _, *says = policies["copies_context"].plan(inputs)
-    for values, name in zip(says, ("culture", "interest", "occupation", "topic_1", "intent"), strict=True):
+    for values, name in zip(
+        says, ("culture", "interest", "occupation", "topic_1", "intent"), strict=True
+    ):
         np.testing.assert_array_equal(values, inputs[name])
 
 
-@pytest.mark.parametrize("name", ["perfect", "noise_0.15", "unsure_of_user", "ignores_character", "shuffled"])
+@pytest.mark.parametrize(
+    "name", ["perfect", "noise_0.15", "unsure_of_user", "ignores_character", "shuffled"]
+)
 def test_readable_information_is_the_mean_of_sampled_log_ratios(world, policies, name):
     policy, rng = policies[name], np.random.default_rng(6)
     examples = world.sample(4000, rng, subset="ID", prefix="x")
@@ -124,7 +160,9 @@ def test_readable_information_is_the_mean_of_sampled_log_ratios(world, policies,
 
 
 def test_what_is_readable_is_all_of_golden_information_and_least_of_another_code(world, policies):
-    assert readable_information(world, world.golden) == pytest.approx(information(world).mutual_information)
+    assert readable_information(world, world.golden) == pytest.approx(
+        information(world).mutual_information
+    )
     for name, policy in policies.items():
         lost = information(world, policy).mutual_information - readable_information(world, policy)
         if name.startswith(OTHER_CODE):
@@ -135,7 +173,9 @@ def test_what_is_readable_is_all_of_golden_information_and_least_of_another_code
 
 def test_the_policies_true_values_cover_a_wide_range(world, policies):
     of_golden = information(world).mutual_information
-    emis = [information(world, policy).mutual_information - of_golden for policy in policies.values()]
+    emis = [
+        information(world, policy).mutual_information - of_golden for policy in policies.values()
+    ]
     assert len(policies) >= 18
     assert min(emis) < -5 and max(emis) > 0.4 and np.std(emis) > 1.5
 
@@ -157,18 +197,28 @@ def test_divergences_name_the_factor_that_shifted(world):
         divergences = factor_divergences(world, world.shifted(what, seed=1))
         assert {name for name, value in divergences.items() if value > 0} == {what}
     assert response_divergence(world, world.golden) == 0
-    assert response_divergence(world, world.golden.noisy(0.5)) > response_divergence(world, world.golden.noisy(0.1)) > 0
+    assert (
+        response_divergence(world, world.golden.noisy(0.5))
+        > response_divergence(world, world.golden.noisy(0.1))
+        > 0
+    )
 
 
 def test_largest_entropy_bounds_every_context(world, shifted):
     noisy = world.golden.noisy(0.3)
     bound = largest_entropy(shifted, noisy)
-    assert bound >= information(shifted).conditional_entropy + information(shifted, noisy).conditional_entropy
+    assert (
+        bound
+        >= information(shifted).conditional_entropy
+        + information(shifted, noisy).conditional_entropy
+    )
     assert bound <= 2 * SLOTS * np.log(len(RESPONSE_VOCABULARY))
 
 
 def test_worlds_differ_widely_in_information_and_in_shift():
-    """A ranking can only be tested where the true values differ: over settings, 2 to 6 nats and more."""
+    """A ranking can only be tested where the true values differ: over settings, 2 to 6 nats and
+    more.
+    """
     informations, emids = [], []
     for sharpness in (0.5, 0.8, 0.95):
         for skew in (0.4, 1.6):
@@ -176,7 +226,10 @@ def test_worlds_differ_widely_in_information_and_in_shift():
             shifted = world.shifted("all", seed=0)
             informations.append(information(world).mutual_information)
             policies = role_players(world)
-            emids += [emid(world, shifted, policies[name]) for name in ("ignores_character", "unsure_of_everything")]
+            emids += [
+                emid(world, shifted, policies[name])
+                for name in ("ignores_character", "unsure_of_everything")
+            ]
     assert min(informations) < 2.2 and max(informations) > 6
     assert min(emids) < -0.2 and max(emids) > 1.5 and np.std(emids) > 0.3
 
@@ -185,16 +238,25 @@ def test_log_prob_is_finite_for_any_response_of_any_policy(world, policies):
     rng = np.random.default_rng(3)
     examples = world.sample(50, rng, subset="ID", prefix="x")
     for policy in policies.values():
-        assert np.isfinite(policy.log_prob(examples, policies["shuffled"].respond(examples, rng))).all()
+        assert np.isfinite(
+            policy.log_prob(examples, policies["shuffled"].respond(examples, rng))
+        ).all()
 
 
 def test_ignored_inputs_do_not_change_what_a_policy_says(world, policies):
     inputs = parse_all(world.sample(50, np.random.default_rng(4), subset="ID", prefix="x"))
     policy = policies["ignores_character"]
-    other = {**inputs, "style": (inputs["style"] + 1) % 5, "occupation": (inputs["occupation"] + 2) % 5}
+    other = {
+        **inputs,
+        "style": (inputs["style"] + 1) % 5,
+        "occupation": (inputs["occupation"] + 2) % 5,
+    }
     for ours, theirs in zip(policy.plan(inputs), policy.plan(other), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    changed = [np.array_equal(a, b) for a, b in zip(world.golden.plan(inputs), world.golden.plan(other), strict=True)]
+    changed = [
+        np.array_equal(a, b)
+        for a, b in zip(world.golden.plan(inputs), world.golden.plan(other), strict=True)
+    ]
     assert not all(changed)
 
 

@@ -73,7 +73,9 @@ def test_a_shift_redraws_its_own_factor_only(world):
     for what, changed in {**{name: {name} for name in FACTORS}, "all": set(FACTORS)}.items():
         shifted = world.shifted(what, seed=1)
         for name in FACTORS:
-            assert np.array_equal(shifted.factors[name], world.factors[name]) == (name not in changed)
+            assert np.array_equal(shifted.factors[name], world.factors[name]) == (
+                name not in changed
+            )
             assert shifted.factors[name].sum() == pytest.approx(1)
         assert shifted.tables is world.tables and shifted.emission is world.emission
 
@@ -94,7 +96,8 @@ def test_a_shift_that_does_not_exist_is_refused(world):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("sharpness", 1.0), ("code_switching", 0.0), ("wrong_cells", 1.2), ("skew", -1), ("seed", -1)]
+    ("field", "value"),
+    [("sharpness", 1.0), ("code_switching", 0.0), ("wrong_cells", 1.2), ("skew", -1), ("seed", -1)],
 )
 def test_a_spec_that_cannot_be_drawn_is_refused(field, value):
     with pytest.raises(RecipeError, match=f"world.{field} is {value}"):
@@ -106,7 +109,11 @@ def test_examples_are_rows_of_the_native_layout_in_known_words(examples):
     assert len({example.sample_id for example in examples}) == len(examples)
     for example in examples[:50]:
         assert Example.from_row(example.to_row(), "row") == example
-        texts = [example.user_persona, example.agent_character, *(turn.text for turn in example.dialogue)]
+        texts = [
+            example.user_persona,
+            example.agent_character,
+            *(turn.text for turn in example.dialogue),
+        ]
         assert set(" ".join([*texts, example.golden_response]).split()) <= words
 
 
@@ -127,7 +134,9 @@ def test_responses_are_read_back_and_follow_their_probabilities(world, examples)
     texts, counts = np.unique(drawn, return_counts=True)
     commonest = np.argsort(-counts)[:20]
     probabilities = np.exp(world.golden.log_prob(one[:20], texts[commonest].tolist()))
-    np.testing.assert_allclose(counts[commonest] / len(one), probabilities, atol=5 * np.sqrt(0.25 / len(one)))
+    np.testing.assert_allclose(
+        counts[commonest] / len(one), probabilities, atol=5 * np.sqrt(0.25 / len(one))
+    )
 
 
 def test_the_right_trace_is_well_formed_and_says_the_plan(world, examples):
@@ -155,9 +164,14 @@ def test_texts_that_are_not_of_this_world_are_named(examples):
     example = examples[0]
     with pytest.raises(DataError, match="'test-000000': culture is 'lunar'; accepted are alpine"):
         parse(replace(example, user_persona="german lunar chess"))
-    with pytest.raises(DataError, match="the character text 'poetic' has 1 words; accepted are 2: style, occupation"):
+    with pytest.raises(
+        DataError,
+        match="the character text 'poetic' has 1 words; accepted are 2: style, occupation",
+    ):
         parse(replace(example, agent_character="poetic"))
-    with pytest.raises(DataError, match="speakers user; an example of this world has user, agent, user"):
+    with pytest.raises(
+        DataError, match="speakers user; an example of this world has user, agent, user"
+    ):
         parse(replace(example, dialogue=(Turn("user", "food"),)))
     with pytest.raises(DataError, match="has 1 words; accepted are 5"):
         World.draw(WorldSpec()).golden.log_prob([example], ["gern"])

@@ -37,7 +37,9 @@ def test_each_split_is_drawn_from_the_world_that_its_name_says(corpus):
         inputs = parse_all(corpus.splits[split])
         for factor, names in FACTORS.items():
             cells = tuple(inputs[name] for name in names)
-            gain = np.log(worlds[split].factors[factor][cells]) - np.log(home.factors[factor][cells])
+            gain = np.log(worlds[split].factors[factor][cells]) - np.log(
+                home.factors[factor][cells]
+            )
             if shift in (factor, "all"):
                 assert gain.mean() > 0.05  # an estimate of KL(Q || P)
             else:

@@ -1,1 +1,3 @@
-"""Many processes as one: who does what, what stops all of them, and weights that are spread over them."""
+"""Many processes as one: who does what, what stops all of them, and weights that are spread over
+them.
+"""

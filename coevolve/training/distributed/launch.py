@@ -1,7 +1,8 @@
 """Whether a launch fits a recipe: asked once, before any model, data or trainer is loaded.
 
-Every process comes to the same answer by itself, from the environment that `accelerate launch` or `torchrun` gave it,
-so nobody waits for anybody; the command line lets the main process alone print it.
+Every process comes to the same answer by itself, from the environment that `accelerate launch` or
+`torchrun` gave it, so nobody waits for anybody; the command line lets the main process alone print
+it.
 """
 
 import importlib.util
@@ -48,7 +49,8 @@ class Launch:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Launch":
-        """From the variables that `accelerate launch` and `torchrun` set; none of them means one process.
+        """From the variables that `accelerate launch` and `torchrun` set; none of them means one
+        process.
 
         Raises:
             RecipeError: a launch that no recipe can run under.
@@ -61,7 +63,9 @@ class Launch:
             kind = "fsdp"
             version = environ.get("FSDP_VERSION", "1")
             if version != "2":
-                raise RecipeError(f"The launch asks for FSDP {version}; accepted is 2. Use launch/fsdp2.yaml.")
+                raise RecipeError(
+                    f"The launch asks for FSDP {version}; accepted is 2. Use launch/fsdp2.yaml."
+                )
         return cls(
             processes=processes,
             kind=kind,
@@ -101,7 +105,9 @@ def _check_device(recipe: Recipe, launch: Launch) -> None:
                 "install torch with CUDA."
             )
         if launch.on_cpu:
-            raise RecipeError(f"model.device is {device}, but the launch asks for the CPU. Use launch/one_gpu.yaml.")
+            raise RecipeError(
+                f"model.device is {device}, but the launch asks for the CPU. Use launch/one_gpu.yaml."
+            )
         if ":" in device and launch.processes > 1:
             raise RecipeError(
                 f"model.device is {device}, and {launch.processes} processes cannot share it. Set model.device=cuda: "
@@ -136,7 +142,8 @@ def _check_precision(recipe: Recipe, launch: Launch) -> None:
             "model.dtype=float32."
         )
     if device == "auto":
-        # Written for a GPU. A recipe that means the CPU says so, and then bfloat16 is its own choice.
+        # Written for a GPU. A recipe that means the CPU says so, and then bfloat16 is its own
+        # choice.
         raise RecipeError(
             "model.dtype is bfloat16, but torch sees no GPU here. Set model.dtype=float32; or model.device=cpu, if "
             "bfloat16 on the CPU is meant (half the memory, slow where the CPU has no instructions for it)."
@@ -149,12 +156,17 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
         return
     without = "leave model.quantization out"
     if launch.kind in (*ZERO.values(), "fsdp"):
-        # Their parts are cut from plain tensors; the packed weights would lose what says how to unpack them.
+        # Their parts are cut from plain tensors; the packed weights would lose what says how to
+        # unpack them.
         raise RecipeError(
             f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed weights. Use "
             f"launch/ddp.yaml: the adapters' optimizer state is small, so there is nothing to divide; or {without}."
         )
-    fast = [name for name, phase in _training_sections(recipe) if isinstance(phase, Grpo) and phase.use_vllm]
+    fast = [
+        name
+        for name, phase in _training_sections(recipe)
+        if isinstance(phase, Grpo) and phase.use_vllm
+    ]
     if fast:
         # TRL hands vLLM the weights with the adapter merged in, which packed ones cannot take.
         raise RecipeError(
@@ -170,7 +182,9 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
 
 def _check_batches(recipe: Recipe, launch: Launch) -> None:
     sizes = {name: settings.train_batch_size for name, settings in _training_sections(recipe)}
-    odd = [f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % launch.processes]
+    odd = [
+        f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % launch.processes
+    ]
     if odd:
         fitting = _divisors(math.gcd(*sizes.values()))
         raise RecipeError(
@@ -183,9 +197,13 @@ def _check_batches(recipe: Recipe, launch: Launch) -> None:
 def _check_vllm(name: str, settings: Grpo, launch: Launch) -> None:
     without = f"set {name}.use_vllm=false"
     if importlib.util.find_spec("vllm") is None:
-        raise RecipeError(f"{name}.use_vllm is true, but vllm is not installed: pip install vllm, or {without}.")
+        raise RecipeError(
+            f"{name}.use_vllm is true, but vllm is not installed: pip install vllm, or {without}."
+        )
     if not launch.gpu or launch.on_cpu:
-        raise RecipeError(f"{name}.use_vllm is true, but vLLM needs a GPU and there is none: {without}.")
+        raise RecipeError(
+            f"{name}.use_vllm is true, but vLLM needs a GPU and there is none: {without}."
+        )
     spread = settings.vllm_tensor_parallel_size
     if settings.vllm_mode == "colocate" and launch.processes % spread:
         raise RecipeError(

@@ -1,7 +1,9 @@
-"""The processes of one run: who this one is, work spread over all of them, and agreement on when to leave.
+"""The processes of one run: who this one is, work spread over all of them, and agreement on when to
+leave.
 
-Work that differs from process to process must not fail or stop on one of them alone: the others would wait for it in
-the next collective call for ever. `together` is the way: every process learns how the others fared before any goes on.
+Work that differs from process to process must not fail or stop on one of them alone: the others
+would wait for it in the next collective call for ever. `together` is the way: every process learns
+how the others fared before any goes on.
 """
 
 import contextlib
@@ -26,7 +28,8 @@ BEAT_SECONDS = 2.0
 """How often a process says that it is alive."""
 
 SILENT_SECONDS = 40.0
-"""A process that has been silent for so long is taken for dead. Long C++ calls let the beat go on."""
+"""A process that has been silent for so long is taken for dead. Long C++ calls let the beat go on.
+"""
 
 LAST_SECONDS = 25.0
 """So long the other processes wait for the main one to come to its end."""
@@ -74,7 +77,8 @@ class Processes:
 
         Raises:
             Interrupted: a process was asked to stop.
-            ProcessError: the work failed on another process; its own error is raised where it failed.
+            ProcessError: the work failed on another process; its own error is raised where it
+                failed.
         """
         result, failure, left = None, None, False
         try:
@@ -124,7 +128,9 @@ class Processes:
         return self.together(lambda: work() if self.main else None, heed_stop=False)
 
     def on_main_first(self, work: Callable[[], T]) -> T:
-        """Let every process do the same, the others when the main one is done and has left its files."""
+        """Let every process do the same, the others when the main one is done and has left its
+        files.
+        """
         result = self.on_main(work)
         rest = self.together(lambda: result if self.main else work(), heed_stop=False)
         return rest
@@ -147,7 +153,9 @@ class Processes:
         return everything
 
     def explain(self, error: BaseException) -> BaseException:
-        """What to raise for an error in a collective call: the death of another process, where that is what it was."""
+        """What to raise for an error in a collective call: the death of another process, where that
+        is what it was.
+        """
         if self._pulse is None or isinstance(error, CoevolveError):
             return error
         lost = self._pulse.find_lost(within=4 * BEAT_SECONDS)
@@ -155,7 +163,11 @@ class Processes:
             return error
         if not self.main:
             # The main process, which speaks for all, may be the one that is gone.
-            print(f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.", file=sys.stderr, flush=True)
+            print(
+                f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.",
+                file=sys.stderr,
+                flush=True,
+            )
         return ProcessError(lost)
 
     def close(self, error: BaseException | None = None) -> None:
@@ -163,7 +175,8 @@ class Processes:
         if self._pulse is not None:
             self._pulse.stop(None if error is None else f"{type(error).__name__}: {error}")
             if error is None and not self.main:
-                # Where one process has left, a launcher ends the others; the main one still has files to close.
+                # Where one process has left, a launcher ends the others; the main one still has
+                # files to close.
                 self._pulse.wait_for_main(seconds=LAST_SECONDS)
             self._pulse = None
 
@@ -177,7 +190,8 @@ class Processes:
 
 
 def shares(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Items in `count` shares of about the same cost, each in ascending order: the longest first, to the least busy.
+    """Items in `count` shares of about the same cost, each in ascending order: the longest first,
+    to the least busy.
 
     With one process this is all of them in order. The result depends on nothing but the arguments.
     """
@@ -197,7 +211,8 @@ _STORE_GONE = "process 0 of the run, or the launcher that holds its store, is go
 class Pulse:
     """A thread that says that this process lives, and ends it when another one died or failed.
 
-    A collective call cannot be left from Python, so a process whose peer is gone would hang in it; hence `os._exit`.
+    A collective call cannot be left from Python, so a process whose peer is gone would hang in it;
+    hence `os._exit`.
     """
 
     def __init__(self, rank: int, count: int):
@@ -219,14 +234,19 @@ class Pulse:
             wait_for_workers=False,
             timeout=timedelta(seconds=30),
         )
-        # After a restart by the launcher the store is the same one, and old messages are still in it.
-        return dist.PrefixStore(f"coevolve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        # After a restart by the launcher the store is the same one, and old messages are still in
+        # it.
+        return dist.PrefixStore(
+            f"coevolve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+        )
 
     def stop(self, error: str | None) -> None:
         self._leaving.set()
         # The store may have gone with the process that held it.
         with contextlib.suppress(Exception):
-            self.store.set(f"left/{self.rank}", f"{self._place()} failed: {error}" if error else "done")
+            self.store.set(
+                f"left/{self.rank}", f"{self._place()} failed: {error}" if error else "done"
+            )
 
     def wait_for_main(self, seconds: float) -> None:
         """Until process 0 has left."""
@@ -253,9 +273,12 @@ class Pulse:
             except dist.DistError as error:
                 lost = _STORE_GONE.format(error=type(error).__name__)
             if lost is not None and not self._leaving.wait(2 * BEAT_SECONDS):
-                # Still here: the main thread hangs in a collective call and will never say it itself.
+                # Still here: the main thread hangs in a collective call and will never say it
+                # itself.
                 print(
-                    f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.", file=sys.stderr, flush=True
+                    f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.",
+                    file=sys.stderr,
+                    flush=True,
                 )
                 os._exit(LOST)
 
@@ -283,4 +306,6 @@ class Pulse:
         return None
 
     def _place(self) -> str:
-        return f"process {self.rank} of {self.count} (host {socket.gethostname()}, pid {os.getpid()})"
+        return (
+            f"process {self.rank} of {self.count} (host {socket.gethostname()}, pid {os.getpid()})"
+        )

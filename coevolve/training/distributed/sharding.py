@@ -1,8 +1,10 @@
-"""What differs where the parameters or the optimizer are sharded: reading and writing full state, and taking it apart.
+"""What differs where the parameters or the optimizer are sharded: reading and writing full state,
+and taking it apart.
 
-Optimizer state goes by parameter name and in full tensors, so that it fits any number of processes, any ZeRO stage
-and FSDP2. DeepSpeed and FSDP2 change a module in place when they are given it; `release` gives the plain module back,
-with full parameters on every process, so that between two phases nobody needs to know how the last one was distributed.
+Optimizer state goes by parameter name and in full tensors, so that it fits any number of processes,
+any ZeRO stage and FSDP2. DeepSpeed and FSDP2 change a module in place when they are given it;
+`release` gives the plain module back, with full parameters on every process, so that between two
+phases nobody needs to know how the last one was distributed.
 """
 
 import math
@@ -20,11 +22,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from trl.models import unwrap_model_for_generation
 
 MASTER = "master"
-"""The float32 copy of a parameter that DeepSpeed steps where the parameter itself is of lower precision."""
+"""The float32 copy of a parameter that DeepSpeed steps where the parameter itself is of lower
+precision.
+"""
 
 
 OWN = "own"
-"""What a trainer goes on from beside the optimizer's entries and the role's weights, such as a value head."""
+"""What a trainer goes on from beside the optimizer's entries and the role's weights, such as a
+value head.
+"""
 
 
 def zero_stage(trainer: Any) -> int:
@@ -53,12 +59,15 @@ def whole_parameters(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
-    """The model without its wrapper and with all parameters on every process, for work that differs between them."""
+    """The model without its wrapper and with all parameters on every process, for work that differs
+    between them.
+    """
     kwargs = trainer.args.gradient_checkpointing_kwargs
     with unwrap_model_for_generation(
         trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=kwargs
     ) as model:
-        # TRL takes ZeRO-3's hooks off the submodules only; the root's compares a counter over all processes and hangs.
+        # TRL takes ZeRO-3's hooks off the submodules only; the root's compares a counter over all
+        # processes and hangs.
         hooks = dict(model._forward_pre_hooks) if zero_stage(trainer) == 3 else {}
         for name in hooks:
             del model._forward_pre_hooks[name]
@@ -70,7 +79,9 @@ def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
 
 
 def say_undivided(trainer: Any, model: torch.nn.Module) -> None:
-    """Let a model beside the trained one pass under ZeRO-3, where TRL asks its output layer whether it is gathered."""
+    """Let a model beside the trained one pass under ZeRO-3, where TRL asks its output layer whether
+    it is gathered.
+    """
     if zero_stage(trainer) == 3:
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
@@ -79,7 +90,8 @@ def say_undivided(trainer: Any, model: torch.nn.Module) -> None:
 
 
 def optimizer_state(trainer: Any) -> dict[str, Tensor]:
-    """`KEY|NAME` -> full tensor on the CPU, for every key of the optimizer and every trained parameter.
+    """`KEY|NAME` -> full tensor on the CPU, for every key of the optimizer and every trained
+    parameter.
 
     Empty before the first step. A collective call under DeepSpeed and FSDP2.
     """
@@ -95,7 +107,9 @@ def optimizer_state(trainer: Any) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_state` gave, in this or another run of the same model, however it is sharded."""
+    """Put back what `optimizer_state` gave, in this or another run of the same model, however it is
+    sharded.
+    """
     if zero_stage(trainer):
         return _load_deepspeed_state(trainer, state)
     by_name: dict[str, dict[str, Tensor]] = {}
@@ -108,7 +122,10 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     loaded = optimizer.state_dict()
     loaded["state"] = {
-        place: {key: _divided_like(parameter, value) for key, value in by_name[names[id(parameter)]].items()}
+        place: {
+            key: _divided_like(parameter, value)
+            for key, value in by_name[names[id(parameter)]].items()
+        }
         for place, parameter in enumerate(parameters)
         if names[id(parameter)] in by_name
     }
@@ -116,9 +133,11 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
 
 
 def before_deepspeed_step(trainer: Any, check: Callable[[float], None]) -> None:
-    """Let `check` see, before each step of DeepSpeed's engine, a number that is finite if the gradient is.
+    """Let `check` see, before each step of DeepSpeed's engine, a number that is finite if the
+    gradient is.
 
-    accelerate has the engine step in its backward pass, so there is no other moment between the two.
+    accelerate has the engine step in its backward pass, so there is no other moment between the
+    two.
     """
     engine = trainer.deepspeed
     step = engine.step
@@ -131,17 +150,23 @@ def before_deepspeed_step(trainer: Any, check: Callable[[float], None]) -> None:
 
 
 def set_schedule(trainer: Any, step: int) -> None:
-    """Set the learning rates to those of `step`; a schedule is a function of the step and of nothing else."""
+    """Set the learning rates to those of `step`; a schedule is a function of the step and of
+    nothing else.
+    """
     scheduler = trainer.lr_scheduler
     scheduler.last_epoch = step - 1
     with warnings.catch_warnings():
         # It would have the optimizer take a step first.
-        warnings.filterwarnings("ignore", message=r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`")
+        warnings.filterwarnings(
+            "ignore", message=r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`"
+        )
         scheduler.step()
 
 
 def release(trainer: Any) -> None:
-    """Take off the module what the trainer's backend put on it. A collective call under ZeRO-3 and FSDP2."""
+    """Take off the module what the trainer's backend put on it. A collective call under ZeRO-3 and
+    FSDP2.
+    """
     if zero_stage(trainer):
         _release_deepspeed(trainer)
     elif _fsdp_modules(trainer.model):
@@ -149,15 +174,21 @@ def release(trainer: Any) -> None:
     trainer.accelerator.free_memory()
 
 
-def _renew_parameters(model: torch.nn.Module, whole: Callable[[torch.nn.Parameter], Tensor]) -> None:
-    """Put a new parameter in the place of each, with the value that `whole` gives; a tied weight stays tied."""
+def _renew_parameters(
+    model: torch.nn.Module, whole: Callable[[torch.nn.Parameter], Tensor]
+) -> None:
+    """Put a new parameter in the place of each, with the value that `whole` gives; a tied weight
+    stays tied.
+    """
     fresh: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
             if parameter not in fresh:  # by identity
-                fresh[parameter] = torch.nn.Parameter(whole(parameter), requires_grad=parameter.requires_grad)
+                fresh[parameter] = torch.nn.Parameter(
+                    whole(parameter), requires_grad=parameter.requires_grad
+                )
             module._parameters[name] = fresh[parameter]
 
 
@@ -169,9 +200,9 @@ def _fsdp_modules(model: torch.nn.Module) -> list[FSDPModule]:
 def _without_fsdp(model: torch.nn.Module) -> Iterator[None]:
     """Inside, a model under FSDP2 is a plain one with full parameters; does nothing to any other.
 
-    Entering is a collective call. The hooks must go even though they would gather nothing then: FSDP2 notes the order
-    of all forward passes to prefetch by it in the next backward pass, and the processes' orders would differ; and
-    `state_dict` would divide the parameters again.
+    Entering is a collective call. The hooks must go even though they would gather nothing then:
+    FSDP2 notes the order of all forward passes to prefetch by it in the next backward pass, and the
+    processes' orders would differ; and `state_dict` would divide the parameters again.
     """
     divided = _fsdp_modules(model)
     for module in divided:
@@ -194,13 +225,17 @@ _FSDP_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
 
 
 def _full(tensor: Tensor) -> Tensor:
-    """A copy without gradient, of all of it where this process has a part. A collective call under FSDP2."""
+    """A copy without gradient, of all of it where this process has a part. A collective call under
+    FSDP2.
+    """
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
 
 
 def _divided_like(parameter: torch.nn.Parameter, value: Tensor) -> Tensor:
-    """The optimizer's entry for a parameter, divided as FSDP2 divides the parameter; scalars belong to all."""
+    """The optimizer's entry for a parameter, divided as FSDP2 divides the parameter; scalars belong
+    to all.
+    """
     if not isinstance(parameter, DTensor) or value.dim() == 0:
         return value
     value = value.to(parameter.device)
@@ -225,7 +260,8 @@ def _release_fsdp(model: torch.nn.Module) -> None:
             handle.remove()
     for module in divided:
         _module_state_mapping.pop(module)
-        # Left, they keep the parts of the parameters in memory, and the next `fully_shard` refuses the module.
+        # Left, they keep the parts of the parameters in memory, and the next `fully_shard` refuses
+        # the module.
         del module.__dict__[STATE_KEY], module.__dict__[REGISTRY_KEY]
         module.__class__ = type(module).__mro__[FSDPModule._orig_cls_mro_index]
     for module in model.modules():
@@ -241,7 +277,11 @@ _FSDP_ATTRIBUTES = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
 def _deepspeed_state(trainer: Any) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    steps = {float(entries["step"]) for entries in _inner_optimizer(trainer).state.values() if "step" in entries}
+    steps = {
+        float(entries["step"])
+        for entries in _inner_optimizer(trainer).state.values()
+        if "step" in entries
+    }
     if steps and zero_stage(trainer) < 3:
         _link_moments(trainer)
     state = {}
@@ -262,7 +302,9 @@ def _load_deepspeed_state(trainer: Any, state: dict[str, Tensor]) -> None:
         safe_set_local_optimizer_state,
     )
 
-    _create_moments(trainer, next(float(value) for key, value in state.items() if key.startswith("step|")))
+    _create_moments(
+        trainer, next(float(value) for key, value in state.items() if key.startswith("step|"))
+    )
     sharded = zero_stage(trainer) == 3
     for name, parameter in trained_parameters(trainer).items():
         for key in (MASTER, "exp_avg", "exp_avg_sq"):
@@ -286,10 +328,14 @@ def _inner_optimizer(trainer: Any) -> torch.optim.Optimizer:
 
 
 def _create_moments(trainer: Any, step: float) -> None:
-    """Give torch's optimizer the entries that it would create at its first step, so that they can be filled."""
+    """Give torch's optimizer the entries that it would create at its first step, so that they can
+    be filled.
+    """
     zero = trainer.deepspeed.optimizer
     stage = zero_stage(trainer)
-    flat_groups = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+    flat_groups = (
+        zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+    )
     for flat in flat_groups:
         zero.optimizer.state[flat] = {
             "step": torch.tensor(step, dtype=torch.float32, device=flat.device),
@@ -303,7 +349,8 @@ def _create_moments(trainer: Any, step: float) -> None:
 def _link_moments(trainer: Any) -> None:
     """Let each parameter know its part of the moments.
 
-    DeepSpeed does it once, after the step of the first parameter group, when the later ones have no moments yet.
+    DeepSpeed does it once, after the step of the first parameter group, when the later ones have no
+    moments yet.
     """
     zero = trainer.deepspeed.optimizer
     zero._hp_optimizer_states_linked = False
@@ -336,16 +383,20 @@ def _release_deepspeed(trainer: Any) -> None:
     if sharded:
         for module in model.modules():
             module._parameters = dict(module._parameters)  # it was a ZeROOrderedDict
-            for name in [name for name in vars(module) if name.startswith("ds_") or name in _ZERO3_ATTRIBUTES]:
+            for name in [
+                name for name in vars(module) if name.startswith("ds_") or name in _ZERO3_ATTRIBUTES
+            ]:
                 del module.__dict__[name]
     engine.__dict__.pop("step", None)
-    # `destroy` leaves these two on the module, and with them the engine in memory; its finalizer would call it again.
+    # `destroy` leaves these two on the module, and with them the engine in memory; its finalizer
+    # would call it again.
     engine.module_forward_pre_hook.remove()
     engine.module_forward_post_hook.remove()
     engine.destroy()
     engine.destroy = lambda: None
     parameter_offload.FWD_MODULE_STACK.clear()
-    # While it is set, `generate` waits for all processes at every token, and `from_pretrained` shards what it loads.
+    # While it is set, `generate` waits for all processes at every token, and `from_pretrained`
+    # shards what it loads.
     unset_hf_deepspeed_config()
 
 

@@ -14,8 +14,8 @@ from coevolve.training.distributed.processes import Processes
 class SpreadEstimator(ProbabilityEstimator):
     """As the estimator it is made from, but each process works on its share of the examples.
 
-    Every process has to make the same calls, and gets all results, in order. Rewards, which differ from process to
-    process, ask the plain estimator.
+    Every process has to make the same calls, and gets all results, in order. Rewards, which differ
+    from process to process, ask the plain estimator.
     """
 
     def __init__(self, estimator: ProbabilityEstimator, processes: Processes):
@@ -42,7 +42,9 @@ class SpreadEstimator(ProbabilityEstimator):
         report = _scaled(progress, len(examples), self.processes.count)
         return self.processes.spread(
             costs,
-            lambda share: generate([examples[i] for i in share], seed=seed, temperature=temperature, progress=report),
+            lambda share: generate(
+                [examples[i] for i in share], seed=seed, temperature=temperature, progress=report
+            ),
         )
 
     def token_log_probs(
@@ -90,10 +92,18 @@ class SpreadEstimator(ProbabilityEstimator):
         report = _scaled(progress, len(pairs), self.processes.count)
 
         def work(share: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-            own = np.concatenate([places[context] for context in share]) if share else np.empty(0, dtype=np.int64)
+            own = (
+                np.concatenate([places[context] for context in share])
+                if share
+                else np.empty(0, dtype=np.int64)
+            )
             scores = score(examples, responses, reasoning, pairs[own], progress=report)
             ends = np.cumsum([len(places[context]) for context in share])[:-1]
-            return list(zip(np.split(scores.sum, ends), np.split(scores.tokens, ends), strict=True)) if share else []
+            return (
+                list(zip(np.split(scores.sum, ends), np.split(scores.tokens, ends), strict=True))
+                if share
+                else []
+            )
 
         total, tokens = np.empty(len(pairs)), np.empty(len(pairs), dtype=np.int64)
         for rows, (sums, counts) in zip(places, self.processes.spread(costs, work), strict=True):
@@ -102,7 +112,9 @@ class SpreadEstimator(ProbabilityEstimator):
 
 
 def _scaled(progress: Progress | None, total: int, count: int) -> Callable[[int], None] | None:
-    """Progress of one share, shown as progress of the whole: the shares go on at about the same pace."""
+    """Progress of one share, shown as progress of the whole: the shares go on at about the same
+    pace.
+    """
     if progress is None or count == 1:
         return progress
     done = shown = 0

@@ -1,8 +1,9 @@
-"""Leaving in time: a signal or a deadline asks the run to stop, and work that takes long looks whether it was asked.
+"""Leaving in time: a signal or a deadline asks the run to stop, and work that takes long looks
+whether it was asked.
 
-Slurm warns with SIGUSR1 or SIGTERM, torchrun ends its workers with SIGTERM, a person presses Ctrl-C: all mean "save
-and go". A second one means "go": at once, with the last checkpoint untouched, since a checkpoint becomes one only by
-the rename at its end.
+Slurm warns with SIGUSR1 or SIGTERM, torchrun ends its workers with SIGTERM, a person presses
+Ctrl-C: all mean "save and go". A second one means "go": at once, with the last checkpoint
+untouched, since a checkpoint becomes one only by the rename at its end.
 """
 
 import os
@@ -18,17 +19,23 @@ from coevolve.errors import RecipeError
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 INTERRUPTED = 75
-"""Exit status of a run that was asked to stop, saved, and can go on from there (EX_TEMPFAIL: try again later)."""
+"""Exit status of a run that was asked to stop, saved, and can go on from there (EX_TEMPFAIL: try
+again later).
+"""
 
 SAME_SECONDS = 1.0
-"""Signals so close together are one warning: Slurm may send it to a process and to its launcher, which passes it on."""
+"""Signals so close together are one warning: Slurm may send it to a process and to its launcher,
+which passes it on.
+"""
 
 ASK_SECONDS = 0.5
 """How often the other processes are asked whether one of them was told to stop."""
 
 
 class StopRequested(BaseException):
-    """Raised by `poll` in the middle of long work; no Exception, so that nothing in between takes it for a fault."""
+    """Raised by `poll` in the middle of long work; no Exception, so that nothing in between takes
+    it for a fault.
+    """
 
 
 class Stop:
@@ -104,5 +111,7 @@ def seconds_of(text: str) -> float:
         return float(text)
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise RecipeError(f"--deadline {text!r}: accepted is for example 3h50m, 90m, 45s, or seconds.")
+        raise RecipeError(
+            f"--deadline {text!r}: accepted is for example 3h50m, 90m, 45s, or seconds."
+        )
     return sum(float(number) * units[unit] for number, unit in parts)

@@ -10,13 +10,25 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("coevolve", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets", "wandb")
+PACKAGES = (
+    "coevolve",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "deepspeed",
+    "datasets",
+    "wandb",
+)
 
 GIB = 2**30
 
 
 def memory() -> dict[str, float]:
-    """Memory of this process in GiB: now, at its peak, and at its peak on the GPU where one is used."""
+    """Memory of this process in GiB: now, at its peak, and at its peak on the GPU where one is
+    used.
+    """
     import torch
 
     # Kilobytes, but on macOS bytes.
@@ -35,7 +47,8 @@ def environment_facts() -> dict[str, Any]:
 
     - packages: name -> version, None where it is not installed;
     - python: its version;
-    - git: {commit, dirty} of the checkout that holds this package; None where it is not part of one.
+    - git: {commit, dirty} of the checkout that holds this package; None where it is not part of
+      one.
     """
     return {
         "packages": {name: _version(name) for name in PACKAGES},
@@ -45,19 +58,25 @@ def environment_facts() -> dict[str, Any]:
 
 
 def git_facts(folder: Path) -> dict[str, Any] | None:
-    """{commit, dirty} of the git checkout that tracks `folder/__init__.py`; None where there is none.
+    """{commit, dirty} of the git checkout that tracks `folder/__init__.py`; None where there is
+    none.
 
-    A package that was installed into a folder below some other checkout is not part of it. `dirty` says whether
-    anything in `folder` differs from the commit.
+    A package that was installed into a folder below some other checkout is not part of it. `dirty`
+    says whether anything in `folder` differs from the commit.
     """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--", ".")),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
 

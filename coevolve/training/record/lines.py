@@ -35,7 +35,10 @@ class Table:
     def lines(self) -> list[dict[str, Any]]:
         """A JSON object per row."""
         head = {"step": self.step, **self.where, "table": self.title}
-        return [{**head, "sample": encoded(plain(dict(zip(self.columns, row, strict=True))))} for row in self.rows]
+        return [
+            {**head, "sample": encoded(plain(dict(zip(self.columns, row, strict=True))))}
+            for row in self.rows
+        ]
 
     @classmethod
     def read(cls, path: Path) -> dict[int, "Table"]:
@@ -43,14 +46,18 @@ class Table:
         tables: dict[int, Table] = {}
         for _, line in read_lines(path, SampleLine):
             step, title, sample = line.pop("step"), line.pop("table"), decoded(line.pop("sample"))
-            tables.setdefault(step, cls(step, title, tuple(sample), [], line)).rows.append(list(sample.values()))
+            tables.setdefault(step, cls(step, title, tuple(sample), [], line)).rows.append(
+                list(sample.values())
+            )
         return tables
 
 
 def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     # Not synced: that costs 5 ms a line, and `state` syncs before a checkpoint counts on the lines.
     with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+        file.write(
+            "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+        )
 
 
 def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]]:
@@ -79,11 +86,16 @@ def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """NumPy's scalars as Python's."""
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in values.items()
+    }
 
 
 def encoded(values: Mapping[str, Any]) -> dict[str, Any]:
-    odd = {name: repr(x) for name, x in values.items() if isinstance(x, float) and not math.isfinite(x)}
+    odd = {
+        name: repr(x) for name, x in values.items() if isinstance(x, float) and not math.isfinite(x)
+    }
     return {**values, **dict.fromkeys(odd), **({NOT_FINITE: odd} if odd else {})}
 
 

@@ -1,16 +1,18 @@
-"""The record of a run: what the terminal shows, `metrics.jsonl`, `samples.jsonl`, and trackers such as wandb.
+"""The record of a run: what the terminal shows, `metrics.jsonl`, `samples.jsonl`, and trackers such
+as wandb.
 
 The two files on disk are the truth, and what every tracker gets is taken from them:
 
-- A step that only grows numbers every line of either file. A resumed process cuts both back to the step of its
-  checkpoint and goes on from there, so that no point is there twice.
-- Trackers may lose points (wandb keeps up to 32 KiB in memory, which a kill -9 takes with it) or have more than a
-  checkpoint knows of. So they are asked, or told from a note on disk, up to which step they have the run; what they
-  lack is sent again from the files, what they have is not.
+- A step that only grows numbers every line of either file. A resumed process cuts both back to the
+  step of its checkpoint and goes on from there, so that no point is there twice.
+- Trackers may lose points (wandb keeps up to 32 KiB in memory, which a kill -9 takes with it) or
+  have more than a checkpoint knows of. So they are asked, or told from a note on disk, up to which
+  step they have the run; what they lack is sent again from the files, what they have is not.
 - A tracker that fails never ends a run, and never changes it.
 
-`report_to` of TRL's own trainers stays "none": a run has a dozen trainers, and each would open a run of its own, with
-steps from 0. The trackers that it names get everything from here instead, through accelerate's tracker classes.
+`report_to` of TRL's own trainers stays "none": a run has a dozen trainers, and each would open a
+run of its own, with steps from 0. The trackers that it names get everything from here instead,
+through accelerate's tracker classes.
 """
 
 import os
@@ -32,7 +34,16 @@ from coevolve.files import write_json, write_text
 from coevolve.progress import Advance, make_console, task
 from coevolve.training.documents import Line, SampleLine, Sent
 from coevolve.training.record.facts import memory
-from coevolve.training.record.lines import METRICS, SAMPLES, Table, append_lines, decoded, encoded, plain, read_lines
+from coevolve.training.record.lines import (
+    METRICS,
+    SAMPLES,
+    Table,
+    append_lines,
+    decoded,
+    encoded,
+    plain,
+    read_lines,
+)
 from coevolve.training.record.trackers import (
     PROJECT,
     AccelerateTracker,
@@ -90,7 +101,8 @@ class Record:
         return time.monotonic() - self._began
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the record, as JSON values. What was logged so far is safe on disk afterwards.
+        """What a checkpoint keeps of the record, as JSON values. What was logged so far is safe on
+        disk afterwards.
 
         - step: the number of the last line;
         - seconds: see `seconds`;
@@ -105,11 +117,13 @@ class Record:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken: to be called before anything is logged.
 
-        Lines with a later step are removed from the files: the resumed run writes them again. The state of a new
-        Record is that of a run that begins, and removes all that an attempt without a checkpoint left.
+        Lines with a later step are removed from the files: the resumed run writes them again. The
+        state of a new Record is that of a run that begins, and removes all that an attempt without
+        a checkpoint left.
 
         Raises:
-            DataError: a line of a file is damaged; it is named. A last line that was torn by a crash is just removed.
+            DataError: a line of a file is damaged; it is named. A last line that was torn by a
+                crash is just removed.
         """
         self._step = state["step"]
         self._began = time.monotonic() - state["seconds"]
@@ -125,14 +139,19 @@ class Record:
         write_json(note, {"step": self._sent})
         for path, rows in lines.items():
             if path.exists():
-                write_text(path, "".join(f"{text}\n" for text, values in rows if values["step"] <= self._step))
+                write_text(
+                    path,
+                    "".join(f"{text}\n" for text, values in rows if values["step"] <= self._step),
+                )
 
     def _noted(self, note: Path) -> int:
         """The step up to which the trackers may have been told."""
         if not os.path.lexists(note):
             return 0
         try:
-            return read_document(note, Sent, remedy="A tracker may get the last points once more.").step
+            return read_document(
+                note, Sent, remedy="A tracker may get the last points once more."
+            ).step
         except DataError as error:
             if note.is_dir():
                 raise DataError(f"{note}: is a folder, where a file belongs. Delete it.") from None
@@ -150,7 +169,8 @@ class Record:
     def log(self, values: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl` and one point of each tracker, under the next step.
 
-        A float that is not finite is null in the file, and `not_finite` says what it was: JSON has no name for it.
+        A float that is not finite is null in the file, and `not_finite` says what it was: JSON has
+        no name for it.
 
         Args:
             values: numbers and words by name.
@@ -163,9 +183,15 @@ class Record:
         self._tell(lambda tracker: tracker.log(step, line))
 
     def samples(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, where: Mapping[str, Any]
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        *,
+        where: Mapping[str, Any],
     ) -> None:
-        """A table of samples: a line of `samples.jsonl` per row, and one table in wandb, under the next step.
+        """A table of samples: a line of `samples.jsonl` per row, and one table in wandb, under the
+        next step.
 
         Args:
             title: the same for the tables that belong together, such as `samples/connector_rl`.
@@ -183,23 +209,32 @@ class Record:
         self._tell(lambda tracker: tracker.table(table))
 
     def artifact(self, folder: Path, *, name: str, type: str, metadata: Mapping[str, Any]) -> None:
-        """Keep a folder, such as the exported estimator, as an artifact of the wandb run, if there is one."""
+        """Keep a folder, such as the exported estimator, as an artifact of the wandb run, if there
+        is one.
+        """
         for tracker in self._trackers:
             try:
                 tracker.artifact(folder, name, type, metadata)
             except Exception as error:
-                self.say(f"{tracker.name}: {folder} could not be kept as an artifact: {in_words(error)}")
+                self.say(
+                    f"{tracker.name}: {folder} could not be kept as an artifact: {in_words(error)}"
+                )
 
     @contextmanager
     def task(
-        self, title: str, total: int, *, key: str | None = None, where: Mapping[str, Any] | None = None
+        self,
+        title: str,
+        total: int,
+        *,
+        key: str | None = None,
+        where: Mapping[str, Any] | None = None,
     ) -> Iterator[Work]:
         """A piece of work that takes a while: shown as it goes, and said when it is done.
 
         Args:
             total: units of work.
-            key: also log `time/<key>` (seconds, in this sitting), `tokens_per_second/<key>` if the work counted
-                tokens, and `memory()`.
+            key: also log `time/<key>` (seconds, in this sitting), `tokens_per_second/<key>` if the
+                work counted tokens, and `memory()`.
             where: round and phase, for that line.
 
         Yields:
@@ -227,9 +262,11 @@ class Record:
         config: Mapping[str, Any],
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Report to trackers as well: one run for all rounds, phases and sittings, with this record's steps.
+        """Report to trackers as well: one run for all rounds, phases and sittings, with this
+        record's steps.
 
-        What was logged before is sent to them too. One that cannot start is named in words and left out.
+        What was logged before is sent to them too. One that cannot start is named in words and left
+        out.
 
         Args:
             report_to: some of `TRACKERS`.
@@ -258,7 +295,9 @@ class Record:
                 self._ids[tracker_name] = tracker.start()
                 self._trackers.append(tracker)
             except Exception as error:
-                self.say(f"{tracker_name}: could not start, so the run goes on without it: {in_words(error)}")
+                self.say(
+                    f"{tracker_name}: could not start, so the run goes on without it: {in_words(error)}"
+                )
         self._tell(self._send_missing)
 
     def close(self, *, exit_code: int = 0) -> None:
@@ -285,7 +324,9 @@ class Record:
                 self._recover(tracker, error)
 
     def _recover(self, tracker: Tracker, error: Exception) -> bool:
-        """A tracker that failed starts anew if it can, and is left out if not. Returns whether it is there again."""
+        """A tracker that failed starts anew if it can, and is left out if not. Returns whether it
+        is there again.
+        """
         self.say(f"{tracker.name}: {in_words(error)}. The run goes on.")
         try:
             tracker.recover()

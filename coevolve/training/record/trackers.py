@@ -13,8 +13,19 @@ from typing import Any
 from coevolve.errors import RecipeError
 from coevolve.training.record.lines import SAMPLES, Table
 
-TRACKERS = ("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-"""What `report_to` may name: what transformers takes and accelerate has a tracker for. Each is also its package."""
+TRACKERS = (
+    "clearml",
+    "comet_ml",
+    "dvclive",
+    "mlflow",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+"""What `report_to` may name: what transformers takes and accelerate has a tracker for. Each is also
+its package.
+"""
 
 PROJECT = "coevolve"
 """Where runs go that nothing else gives a project."""
@@ -23,7 +34,9 @@ INIT_SECONDS = 30
 """wandb's server has so long to answer before the run goes on offline."""
 
 FINISH_SECONDS = 600
-"""wandb has so long to upload what is left at the end, before the run ends and says how to upload the rest."""
+"""wandb has so long to upload what is left at the end, before the run ends and says how to upload
+the rest.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,9 @@ class RunOfTracker:
     entity: str | None = None
 
     def as_in(self, environ: Mapping[str, str], *, project: str | None) -> "RunOfTracker":
-        """As wandb's own variables have it, where `project`, the recipe's, is silent. No recipe names a wandb run."""
+        """As wandb's own variables have it, where `project`, the recipe's, is silent. No recipe
+        names a wandb run.
+        """
         return replace(
             self,
             project=project or environ.get("WANDB_PROJECT") or self.project,
@@ -54,7 +69,8 @@ class RunOfTracker:
 
 
 class Tracker:
-    """Something that shows a run elsewhere. Any of its methods may raise; the record takes care of that.
+    """Something that shows a run elsewhere. Any of its methods may raise; the record takes care of
+    that.
 
     Attributes:
         sent: the last step that it has; earlier ones and that one are not sent to it again.
@@ -89,10 +105,11 @@ class Tracker:
 class WandbTracker(Tracker):
     """wandb, by its own interface.
 
-    Online, the server says up to which step it has the run. Offline, nothing can be asked, a crash leaves a file
-    that is empty or cut, `wandb sync` refuses all files if one is empty, and shifts the steps of a file that was
-    written to resume another. So each offline sitting writes a file that is whole, from step 1 on, and the files
-    before it are marked as if they were synced, which makes `wandb sync` leave them alone.
+    Online, the server says up to which step it has the run. Offline, nothing can be asked, a crash
+    leaves a file that is empty or cut, `wandb sync` refuses all files if one is empty, and shifts
+    the steps of a file that was written to resume another. So each offline sitting writes a file
+    that is whole, from step 1 on, and the files before it are marked as if they were synced, which
+    makes `wandb sync` leave them alone.
     """
 
     name = "wandb"
@@ -138,7 +155,8 @@ class WandbTracker(Tracker):
             shown = wandb.Table(columns=list(table.columns), data=table.rows)
             self.log(table.step, {**table.where, table.title: shown})
         except Exception as error:
-            # A table asks the server several things at once, so it can fail where points are just kept for later.
+            # A table asks the server several things at once, so it can fail where points are just
+            # kept for later.
             self.say(f"wandb: a table of {table.title} is in {SAMPLES} only: {in_words(error)}")
 
     def artifact(self, folder: Path, name: str, type: str, metadata: Mapping[str, Any]) -> None:
@@ -217,10 +235,12 @@ class WandbTracker(Tracker):
 
 
 class AccelerateTracker(Tracker):
-    """Any other tracker, through accelerate's class for it. It gets the numbers; words stay in `metrics.jsonl`.
+    """Any other tracker, through accelerate's class for it. It gets the numbers; words stay in
+    `metrics.jsonl`.
 
-    None of them can be asked what it has, so it counts as having what was written in earlier sittings: a point is
-    never sent twice, and one that a tracker had not stored when its process was killed is missing there.
+    None of them can be asked what it has, so it counts as having what was written in earlier
+    sittings: a point is never sent twice, and one that a tracker had not stored when its process
+    was killed is missing there.
 
     Args:
         sent: the last step that was written in an earlier sitting.
@@ -248,7 +268,12 @@ class AccelerateTracker(Tracker):
             "comet_ml": {"experiment_key": run.id},
             "dvclive": {"dir": str(run.folder / "dvclive"), "resume": run.resumed},
             "mlflow": {"run_name": run.name, "run_id": run.id if run.resumed else None},
-            "swanlab": {"name": run.name, "id": run.id, "resume": "allow", "log_dir": str(run.folder / "swanlab")},
+            "swanlab": {
+                "name": run.name,
+                "id": run.id,
+                "resume": "allow",
+                "log_dir": str(run.folder / "swanlab"),
+            },
             "tensorboard": {"logging_dir": str(run.folder / "tensorboard")},
             "trackio": {"name": f"{run.name}-{run.id[:8]}", "resume": "allow"},
         }
@@ -263,7 +288,11 @@ class AccelerateTracker(Tracker):
         return self._tracker.tracker.id if self.name == "clearml" else run.id
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        numbers = {name: x for name, x in values.items() if isinstance(x, (int, float)) and not isinstance(x, bool)}
+        numbers = {
+            name: x
+            for name, x in values.items()
+            if isinstance(x, (int, float)) and not isinstance(x, bool)
+        }
         if step > self.sent:
             self._tracker.log(numbers, step=step)
             self.sent = step
@@ -283,7 +312,9 @@ def require_tracker(name: str) -> None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested values as one level with dotted names, since not every tracker takes more; others than numbers as text."""
+    """Nested values as one level with dotted names, since not every tracker takes more; others than
+    numbers as text.
+    """
     flat: dict[str, str | int | float | bool] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

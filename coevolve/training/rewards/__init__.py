@@ -1,1 +1,3 @@
-"""What a completion is rewarded for: functions by name, or of the user's own, and the models that they ask."""
+"""What a completion is rewarded for: functions by name, or of the user's own, and the models that
+they ask.
+"""

@@ -1,4 +1,6 @@
-"""A user's own rewards: found by import path, and held to what TRL asks of a reward, built-in ones likewise."""
+"""A user's own rewards: found by import path, and held to what TRL asks of a reward, built-in ones
+likewise.
+"""
 
 import importlib
 import inspect
@@ -36,7 +38,10 @@ def check_rewards(recipe: Recipe) -> None:
     Raises:
         RecipeError, RewardError: as `custom_reward`.
     """
-    for name, settings in (("connector_rl", recipe.connector_rl), ("estimator_rl", recipe.estimator_rl)):
+    for name, settings in (
+        ("connector_rl", recipe.connector_rl),
+        ("estimator_rl", recipe.estimator_rl),
+    ):
         used = recipe.rounds.count and any(phase.name == name for phase in recipe.rounds.phases)
         for path in settings.rewards.custom if settings and used else ():
             custom_reward(f"{name}.rewards", path)
@@ -78,16 +83,25 @@ def checked(field: str, values: Any, count: int) -> list[float | None]:
         field: what to call the reward in an error.
 
     Raises:
-        RewardError: it is no list, has another length, or holds what is no finite number; the place is named.
+        RewardError: it is no list, has another length, or holds what is no finite number; the place
+            is named.
     """
-    found = list(values) if hasattr(values, "__iter__") and not isinstance(values, (str, bytes, Mapping)) else None
+    found = (
+        list(values)
+        if hasattr(values, "__iter__") and not isinstance(values, (str, bytes, Mapping))
+        else None
+    )
     if found is None:
         raise RewardError(
             f"{field} returned {type(values).__name__}; accepted is a list of {count} numbers, one for each completion."
         )
     if len(found) != count:
-        raise RewardError(f"{field} returned {len(found)} values for {count} completions; accepted is one for each.")
-    return [None if value is None else _number(field, place, value) for place, value in enumerate(found)]
+        raise RewardError(
+            f"{field} returned {len(found)} values for {count} completions; accepted is one for each."
+        )
+    return [
+        None if value is None else _number(field, place, value) for place, value in enumerate(found)
+    ]
 
 
 def failure(error: Exception) -> str:
@@ -105,7 +119,9 @@ def _check_signature(where: str, found: Any) -> None:
     try:
         inspect.signature(found).bind(**dict.fromkeys(GIVEN))
     except TypeError as error:
-        raise RewardError(f"{where} cannot be called with {', '.join(GIVEN)} ({error}); {ACCEPTED}.") from None
+        raise RewardError(
+            f"{where} cannot be called with {', '.join(GIVEN)} ({error}); {ACCEPTED}."
+        ) from None
 
 
 def _number(field: str, place: int, value: Any) -> float:
@@ -116,5 +132,7 @@ def _number(field: str, place: int, value: Any) -> float:
             f"{field} gave {value!r} ({type(value).__name__}) for completion {place} of the batch; it must be a number."
         )
     if not math.isfinite(plain):
-        raise RewardError(f"{field} gave {float(plain)} for completion {place} of the batch; it must be finite.")
+        raise RewardError(
+            f"{field} gave {float(plain)} for completion {place} of the batch; it must be finite."
+        )
     return float(plain)

@@ -1,7 +1,8 @@
-"""Rewards, as pure functions of texts, token ids and log-probabilities. `registry` gives them their names.
+"""Rewards, as pure functions of texts, token ids and log-probabilities. `registry` gives them their
+names.
 
-All of them are for a completion that can be judged; what one gets that is cut off, empty or unparsable stands in the
-registry.
+All of them are for a completion that can be judged; what one gets that is cut off, empty or
+unparsable stands in the registry.
 """
 
 import math
@@ -15,19 +16,23 @@ from numpy.typing import NDArray
 from coevolve.data.words import words
 from coevolve.prompts import core_features, missing_sections
 
-# Of the connector: what its reasoning does to the golden response's tokens, log q2(y_t | x, r, y_<t), shape (T,), nats.
+# Of the connector: what its reasoning does to the golden response's tokens, log q2(y_t | x, r,
+# y_<t), shape (T,), nats.
 
 
 def likelihood(log_probs: NDArray[np.float64]) -> float:
-    """exp(mean token log q2(y | x, r)): the geometric mean of the response's token probabilities, in (0, 1].
+    """exp(mean token log q2(y | x, r)): the geometric mean of the response's token probabilities,
+    in (0, 1].
 
-    Of the estimator's own response, under the estimator as the phase began, it is the reference-likelihood.
+    Of the estimator's own response, under the estimator as the phase began, it is the
+    reference-likelihood.
     """
     return math.exp(np.mean(log_probs))
 
 
 def mean_probability(log_probs: NDArray[np.float64]) -> float:
-    """The arithmetic mean of the response's token probabilities, in (0, 1] (RLPR, arXiv 2506.18254).
+    """The arithmetic mean of the response's token probabilities, in (0, 1] (RLPR, arXiv
+    2506.18254).
 
     One improbable token costs 1 / T of it at most, where it can cost all of the geometric mean.
     """
@@ -42,8 +47,8 @@ def log_likelihood(log_probs: NDArray[np.float64]) -> float:
 def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
     """Mean token log q2(y | x, r) - log q2(y | x), nats per token.
 
-    In a group, which shares x and y, it differs from `log_likelihood` by a constant; what it adds is a value that is
-    above 0 if and only if the reasoning helps.
+    In a group, which shares x and y, it differs from `log_likelihood` by a constant; what it adds
+    is a value that is above 0 if and only if the reasoning helps.
 
     Args:
         unaided: log-probabilities of the same tokens without a reasoning, shape (T,).
@@ -52,7 +57,9 @@ def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
 
 
 def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:
-    """0.5 for a well-formed core-features block, and 0.5 for all expected sections present and in order."""
+    """0.5 for a well-formed core-features block, and 0.5 for all expected sections present and in
+    order.
+    """
     has_features = core_features(reasoning, sections) is not None
     return 0.5 * has_features + 0.5 * (not missing_sections(reasoning, sections))
 
@@ -84,9 +91,9 @@ def word_overlap(candidate: str, golden: str) -> float:
 def similarity(one: Sequence[int], other: Sequence[int]) -> float:
     """How much two token sequences have in common, in [0, 1]: k(a, b) = |A & B| / sqrt(|A| |B|).
 
-    A and B are the sequences' tokens and pairs of neighbours, counted with repeats. The intersection of histograms is
-    a positive definite kernel (Barla, Odone, Verri, ICIP 2003), and stays one when it is normalised, which is what
-    makes `kernel_scores` proper.
+    A and B are the sequences' tokens and pairs of neighbours, counted with repeats. The
+    intersection of histograms is a positive definite kernel (Barla, Odone, Verri, ICIP 2003), and
+    stays one when it is normalised, which is what makes `kernel_scores` proper.
 
     Args:
         one, other: at least one token each.
@@ -95,18 +102,23 @@ def similarity(one: Sequence[int], other: Sequence[int]) -> float:
     return (a & b).total() / math.sqrt(a.total() * b.total())
 
 
-def kernel_scores(to_golden: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For a group of G samples of q, rewards whose policy gradient is that of the kernel score: (G,).
+def kernel_scores(
+    to_golden: NDArray[np.float64], among: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """For a group of G samples of q, rewards whose policy gradient is that of the kernel score:
+    (G,).
 
-    The kernel score S(q, y) = E k(X, y) - E k(X, X') / 2, with X and X' drawn from q, is proper: in expectation over
-    y ~ p nothing scores better than q = p (Gneiting & Raftery, JASA 2007, section 5.1). So it rewards likeness to the
-    golden response without rewarding a q that always says the same, which likeness alone does.
+    The kernel score S(q, y) = E k(X, y) - E k(X, X') / 2, with X and X' drawn from q, is proper: in
+    expectation over y ~ p nothing scores better than q = p (Gneiting & Raftery, JASA 2007, section
+    5.1). So it rewards likeness to the golden response without rewarding a q that always says the
+    same, which likeness alone does.
 
         reward_i = k(x_i, y) - sum_{j != i} k(x_i, x_j) / (G - 2)
 
-    A sample occurs in both arguments of the second term, which takes its 1/2 away; and a group's mean, which GRPO
-    subtracts, holds each k(x_i, x_j) twice, which makes G - 2 of the number of others, G - 1. With advantages
-    reward_i - mean, unscaled, E sum_i advantage_i grad log q(x_i) = (G - 1) grad S(q, y).
+    A sample occurs in both arguments of the second term, which takes its 1/2 away; and a group's
+    mean, which GRPO subtracts, holds each k(x_i, x_j) twice, which makes G - 2 of the number of
+    others, G - 1. With advantages reward_i - mean, unscaled, E sum_i advantage_i grad log q(x_i) =
+    (G - 1) grad S(q, y).
 
     Args:
         to_golden: k(x_i, y), shape (G,), in [0, 1].
@@ -117,13 +129,17 @@ def kernel_scores(to_golden: NDArray[np.float64], among: NDArray[np.float64]) ->
     """
     size = len(to_golden)
     if size < 3 or to_golden.shape != (size,) or among.shape != (size, size):
-        raise ValueError(f"kernel_scores needs shapes (G,) and (G, G), G >= 3; found {to_golden.shape}, {among.shape}.")
+        raise ValueError(
+            f"kernel_scores needs shapes (G,) and (G, G), G >= 3; found {to_golden.shape}, {among.shape}."
+        )
     others = among.sum(axis=1) - among.diagonal()
     return to_golden - others / (size - 2)
 
 
 def lowest_kernel_score(size: int) -> float:
-    """The lowest of `kernel_scores` in a group of `size`: unlike the golden response, and what all others say too."""
+    """The lowest of `kernel_scores` in a group of `size`: unlike the golden response, and what all
+    others say too.
+    """
     return -(size - 1) / (size - 2)
 
 

@@ -1,12 +1,14 @@
-"""The rewards that a recipe can name, as TRL calls them. (`coevolve.rewards` is something else: a finished estimator
-as a reward for training other models.)
+"""The rewards that a recipe can name, as TRL calls them. (`coevolve.rewards` is something else: a
+finished estimator as a reward for training other models.)
 
-A name in the recipe's `rewards` stands for an entry of CONNECTOR_REWARDS or ESTIMATOR_REWARDS; TRL logs each as
-`rewards/NAME/mean` and `/std`, before weighting. A completion that cannot be judged (cut off, empty, unparsable) gets
-the entry's lowest value, below which no other of the batch lies, and is counted in `rewards/NAME/lowest`. Weights are
-not negative, so the lowest value is also the lowest contribution.
+A name in the recipe's `rewards` stands for an entry of CONNECTOR_REWARDS or ESTIMATOR_REWARDS; TRL
+logs each as `rewards/NAME/mean` and `/std`, before weighting. A completion that cannot be judged
+(cut off, empty, unparsable) gets the entry's lowest value, below which no other of the batch lies,
+and is counted in `rewards/NAME/lowest`. Weights are not negative, so the lowest value is also the
+lowest contribution.
 
-A user's own reward is a function with TRL's signature, named in `rewards.custom` by its import path:
+A user's own reward is a function with TRL's signature, named in `rewards.custom` by its import
+path:
 
     # my_rewards.py
     def brevity(completions, **columns):
@@ -15,10 +17,11 @@ A user's own reward is a function with TRL's signature, named in `rewards.custom
     # config.yaml
     rewards: {likelihood: 1.0, custom: {"my_rewards:brevity": 0.5}}
 
-It gets the completions of one batch on this process, N texts (and `prompts` and `completion_ids`), with lists of N:
-`example` (rows of the RPGBench layout), `golden_response`, for the estimator `reasoning` (what it was shown), and what
-else TRL passes. It gives N finite numbers, or None where it has nothing to say. It is asked about every completion; but
-one that cannot be judged gets the lowest value that the function gave in the batch, and so does None.
+It gets the completions of one batch on this process, N texts (and `prompts` and `completion_ids`),
+with lists of N: `example` (rows of the RPGBench layout), `golden_response`, for the estimator
+`reasoning` (what it was shown), and what else TRL passes. It gives N finite numbers, or None where
+it has nothing to say. It is asked about every completion; but one that cannot be judged gets the
+lowest value that the function gave in the batch, and so does None.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,8 +61,8 @@ class Reward:
     Attributes:
         values: one for each completion of a batch; None where it cannot be judged.
         lowest: what such a one gets.
-        bounded: whether no value is below `lowest` anyway. Otherwise such a one gets the lowest of the batch, if that
-            is lower.
+        bounded: whether no value is below `lowest` anyway. Otherwise such a one gets the lowest of
+            the batch, if that is lower.
     """
 
     values: Callable[[Any], Values]
@@ -80,9 +83,13 @@ CONNECTOR_REWARDS: Mapping[str, Reward] = {
         lowest=lambda batch: batch.log_uniform,
         bounded=False,
     ),
-    "format": Reward(lambda batch: _each(partial(rewards.reasoning_format, sections=batch.sections), batch.texts)),
+    "format": Reward(
+        lambda batch: _each(partial(rewards.reasoning_format, sections=batch.sections), batch.texts)
+    ),
     "length": Reward(
-        lambda batch: _each(partial(rewards.features_length, target_words=batch.target_words), batch.features)
+        lambda batch: _each(
+            partial(rewards.features_length, target_words=batch.target_words), batch.features
+        )
     ),
 }
 
@@ -91,7 +98,8 @@ ESTIMATOR_REWARDS: Mapping[str, Reward] = {
     "format": Reward(lambda batch: _each(rewards.response_format, batch.texts)),
     "reference_likelihood": Reward(lambda batch: _each(rewards.likelihood, batch.reference)),
     "kernel_score": Reward(
-        lambda batch: batch.kernel_scores, lowest=lambda batch: rewards.lowest_kernel_score(batch.group)
+        lambda batch: batch.kernel_scores,
+        lowest=lambda batch: rewards.lowest_kernel_score(batch.group),
     ),
 }
 
@@ -119,22 +127,38 @@ class Judging:
     ):
         self.field, self.settings, self.named, self.processes = field, settings, named, processes
         self._read_batch = read
-        self._custom = {path: custom_reward(field, path) for path, weight in settings.custom.items() if weight}
+        self._custom = {
+            path: custom_reward(field, path) for path, weight in settings.custom.items() if weight
+        }
         self._latest: tuple[Sequence[Sequence[int]], Batch] | None = None
 
     def functions(self) -> list[tuple[str, Callable[..., list[float]], float]]:
         """(name, function as TRL calls it, weight) of the rewards whose weight is not 0."""
         weights = {name: getattr(self.settings, name) for name in self.named}
-        named = [(name, partial(self._ask_named, name), weight) for name, weight in weights.items() if weight]
+        named = [
+            (name, partial(self._ask_named, name), weight)
+            for name, weight in weights.items()
+            if weight
+        ]
         custom = self.settings.custom
-        return named + [(column_of(path), partial(self._ask_custom, path), custom[path]) for path in self._custom]
+        return named + [
+            (column_of(path), partial(self._ask_custom, path), custom[path])
+            for path in self._custom
+        ]
 
     def _ask_named(
-        self, name: str, *, completion_ids: list[list[int]], index: list[int], log_metric: LogMetric, **_: Any
+        self,
+        name: str,
+        *,
+        completion_ids: list[list[int]],
+        index: list[int],
+        log_metric: LogMetric,
+        **_: Any,
     ) -> list[float]:
         batch, reward = self._read(completion_ids, index, log_metric), self.named[name]
         values = self.processes.together(
-            lambda: checked(f"{self.field}.{name}", reward.values(batch), len(completion_ids)), heed_stop=False
+            lambda: checked(f"{self.field}.{name}", reward.values(batch), len(completion_ids)),
+            heed_stop=False,
         )
         lowest = reward.lowest(batch)
         if not reward.bounded:
@@ -142,10 +166,24 @@ class Judging:
         return self._filled(name, values, lowest, log_metric)
 
     def _ask_custom(
-        self, path: str, *, completion_ids: list[list[int]], index: list[int], log_metric: LogMetric, **columns: Any
+        self,
+        path: str,
+        *,
+        completion_ids: list[list[int]],
+        index: list[int],
+        log_metric: LogMetric,
+        **columns: Any,
     ) -> list[float]:
-        batch, field = self._read(completion_ids, index, log_metric), f"{self.field}.custom {path!r}"
-        given = {**columns, "completion_ids": completion_ids, "index": index, "log_metric": log_metric}
+        batch, field = (
+            self._read(completion_ids, index, log_metric),
+            f"{self.field}.custom {path!r}",
+        )
+        given = {
+            **columns,
+            "completion_ids": completion_ids,
+            "index": index,
+            "log_metric": log_metric,
+        }
 
         def ask() -> list[float | None]:
             try:
@@ -161,9 +199,13 @@ class Judging:
 
     def _of_all_processes(self, values: Values) -> list[float]:
         """The numbers among the values. A collective call: no process may have failed before it."""
-        return [value for share in self.processes.gather(values) for value in share if value is not None]
+        return [
+            value for share in self.processes.gather(values) for value in share if value is not None
+        ]
 
-    def _read(self, completion_ids: list[list[int]], index: list[int], log_metric: LogMetric) -> Batch:
+    def _read(
+        self, completion_ids: list[list[int]], index: list[int], log_metric: LogMetric
+    ) -> Batch:
         # TRL asks one reward after the other about the same list.
         if self._latest is None or self._latest[0] is not completion_ids:
             self._latest = completion_ids, self._read_batch(completion_ids, index)
@@ -171,7 +213,9 @@ class Judging:
                 log_metric(name, value)
         return self._latest[1]
 
-    def _filled(self, name: str, values: Values, lowest: float, log_metric: LogMetric) -> list[float]:
+    def _filled(
+        self, name: str, values: Values, lowest: float, log_metric: LogMetric
+    ) -> list[float]:
         unjudged = sum(value is None for value in values)
         # TRL takes the mean over the processes; so it becomes their sum.
         log_metric(f"rewards/{name}/lowest", unjudged * self.processes.count)

@@ -1,8 +1,8 @@
 """A batch of completions as all rewards of a role see it, with what the resident models say of it.
 
-Rewards share the passes of the models: each is made when the first reward asks for it, and kept as long as the batch.
-One value stands for each completion, None where a completion cannot be judged. One that was cut off counts as empty,
-since nobody can know what it would have become.
+Rewards share the passes of the models: each is made when the first reward asks for it, and kept as
+long as the batch. One value stands for each completion, None where a completion cannot be judged.
+One that was cut off counts as empty, since nobody can know what it would have become.
 """
 
 import math
@@ -62,15 +62,19 @@ class ConnectorBatch:
 
     @cached_property
     def golden(self) -> list[np.ndarray | None]:
-        """N arrays (T,): log q2 of the golden response's tokens, nats, given the reasoning's core features.
+        """N arrays (T,): log q2 of the golden response's tokens, nats, given the reasoning's core
+        features.
 
-        None where there are none, or where they are so long that the response does not fit the model behind them.
+        None where there are none, or where they are so long that the response does not fit the
+        model behind them.
         """
         return _in_place(self.usable, self._golden(_places(self.usable)))
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
-        """N arrays (T,): the same tokens under the same prompt without any core features; asked once per example."""
+        """N arrays (T,): the same tokens under the same prompt without any core features; asked
+        once per example.
+        """
         distinct = {example.sample_id: example for example in self.examples}
         examples = list(distinct.values())
         nothing = [NO_REASONING] * len(examples)
@@ -89,8 +93,13 @@ class ConnectorBatch:
                 examples, golden_responses(examples), [self.texts[place] for place in places]
             )
         except TooLongError:
-            # The data was checked with room for a reasoning, so this is rare; which one it was, each is asked alone.
-            return [None] if len(places) == 1 else [score for place in places for score in self._golden([place])]
+            # The data was checked with room for a reasoning, so this is rare; which one it was,
+            # each is asked alone.
+            return (
+                [None]
+                if len(places) == 1
+                else [score for place in places for score in self._golden([place])]
+            )
 
 
 class EstimatorBatch:
@@ -101,7 +110,8 @@ class EstimatorBatch:
         completion_ids: N completions, as TRL hands them over.
         index: of each completion, its place in `examples`.
         judge: who judges the match.
-        group: G, completions of one prompt; they lie side by side in the batch of all processes together.
+        group: G, completions of one prompt; they lie side by side in the batch of all processes
+            together.
 
     Attributes:
         texts: N texts; None where one is cut off or empty.
@@ -140,7 +150,10 @@ class EstimatorBatch:
         texts = [self.texts[place] for place in places]
         if self.judge == "overlap":
             golden = golden_responses([self.examples[place] for place in places])
-            values = [rewards.word_overlap(text, wanted) for text, wanted in zip(texts, golden, strict=True)]
+            values = [
+                rewards.word_overlap(text, wanted)
+                for text, wanted in zip(texts, golden, strict=True)
+            ]
         elif self.judge == "likelihood":
             values = self._ratios([float(self.reference[place].mean()) for place in places])
         else:
@@ -155,8 +168,12 @@ class EstimatorBatch:
 
     @cached_property
     def kernel_scores(self) -> list[float | None]:
-        """Each response's part in its group's kernel score; one that is cut off or empty is like no other."""
-        golden = [self.render.response_ids(response)[:-1] for response in golden_responses(self.examples)]
+        """Each response's part in its group's kernel score; one that is cut off or empty is like no
+        other.
+        """
+        golden = [
+            self.render.response_ids(response)[:-1] for response in golden_responses(self.examples)
+        ]
         mine = [
             (None if text is None else list(ids)[:-1], of)
             for text, ids, of in zip(self.texts, self.ids, golden, strict=True)
@@ -177,17 +194,24 @@ class EstimatorBatch:
         """What a user's reward gets beside what TRL gives it."""
         return {**_columns(self.examples), "reasoning": list(self.reasoning)}
 
-    def _group_scores(self, rows: Sequence[tuple[list[int] | None, list[int]]]) -> list[float | None]:
+    def _group_scores(
+        self, rows: Sequence[tuple[list[int] | None, list[int]]]
+    ) -> list[float | None]:
         def alike(one: list[int] | None, other: list[int] | None) -> float:
             return 0.0 if one is None or other is None else rewards.similarity(one, other)
 
         to_golden = np.array([alike(ids, golden) for ids, golden in rows])
         among = np.array([[alike(one, other) for other, _ in rows] for one, _ in rows])
         scores = rewards.kernel_scores(to_golden, among)
-        return [None if ids is None else float(score) for (ids, _), score in zip(rows, scores, strict=True)]
+        return [
+            None if ids is None else float(score)
+            for (ids, _), score in zip(rows, scores, strict=True)
+        ]
 
     def _ratios(self, candidates: Sequence[float]) -> list[float]:
-        """min(1, P(candidate) / P(golden)); a group shares its golden response, which is judged once."""
+        """min(1, P(candidate) / P(golden)); a group shares its golden response, which is judged
+        once.
+        """
         first: dict[int, int] = {}
         for place in _places(self.usable):
             first.setdefault(self._index[place], place)
@@ -206,14 +230,21 @@ class EstimatorBatch:
             return [float(values.mean()) for values in self._asked(places, responses)]
         # P(the frozen base answers that all of it is matched), the end of its answer included.
         render = self.render
-        prompts = [render.judge(self.reasoning[place], text) for place, text in zip(places, responses, strict=True)]
+        prompts = [
+            render.judge(self.reasoning[place], text)
+            for place, text in zip(places, responses, strict=True)
+        ]
         targets = [render.response_ids(render.prompts.judge_match)] * len(prompts)
         return [float(values.sum()) for values in self._scores(None, prompts, targets)]
 
     def _asked(self, places: Sequence[int], responses: Sequence[str]) -> list[np.ndarray]:
         """Token log-probabilities of responses under the estimator as the phase began, nats."""
-        prompts = [self.render.estimator(self.examples[place], self.reasoning[place]) for place in places]
-        return self._scores(REFERENCE, prompts, [self.render.response_ids(response) for response in responses])
+        prompts = [
+            self.render.estimator(self.examples[place], self.reasoning[place]) for place in places
+        ]
+        return self._scores(
+            REFERENCE, prompts, [self.render.response_ids(response) for response in responses]
+        )
 
     def _scores(
         self, actor: Literal["ref"] | None, prompts: Sequence[str], targets: Sequence[Sequence[int]]
@@ -232,13 +263,20 @@ class EstimatorBatch:
 def finished_texts(
     estimator: ProbabilityEstimator, role: Role, completion_ids: Sequence[Sequence[int]]
 ) -> list[str | None]:
-    """The completions' texts; None where the end of the turn was not reached, or nothing stands before it."""
+    """The completions' texts; None where the end of the turn was not reached, or nothing stands
+    before it.
+    """
     render, stops = estimator.renderer_of(role), estimator.stop_ids(role)
-    return [render.decode(ids) or None if ids and ids[-1] in stops else None for ids in completion_ids]
+    return [
+        render.decode(ids) or None if ids and ids[-1] in stops else None for ids in completion_ids
+    ]
 
 
 def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    return {"example": [example.to_row() for example in examples], "golden_response": golden_responses(examples)}
+    return {
+        "example": [example.to_row() for example in examples],
+        "golden_response": golden_responses(examples),
+    }
 
 
 def _places(usable: Sequence[bool]) -> list[int]:

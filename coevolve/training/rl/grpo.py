@@ -1,9 +1,10 @@
 """GRPO of one role with TRL's trainer as its engine; PPO and RLOO stand on it (`ppo`).
 
 Deviations from the plain trainer, beside those of `engines`:
-- Completions are sampled with noise that belongs to their place in the order (see `scoring.generate`).
-- The reference for the KL term is the role as it was when the phase began (TRL's own choice needs an adapter called
-  `default`, or a model that can be loaded from a path).
+- Completions are sampled with noise that belongs to their place in the order (see
+  `scoring.generate`).
+- The reference for the KL term is the role as it was when the phase began (TRL's own choice needs
+  an adapter called `default`, or a model that can be loaded from a path).
 - The estimator's GRPO may add the golden responses' negative log-likelihood to each step's loss.
 - A prompt that several completions share is run once, forward and backward (`shared_prompts`).
 """
@@ -58,7 +59,9 @@ def run_grpo(
         reference: what `Roles.frozen` yielded, where `kl_weight` is above 0.
         trainer: builds another trainer than GRPO's, such as PPO's.
     """
-    used, places = np.unique(order_of_completions(len(prompts), plan, settings), return_inverse=True)
+    used, places = np.unique(
+        order_of_completions(len(prompts), plan, settings), return_inverse=True
+    )
     columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
     with trainer_of(plan) as (model, scratch):
         return train(
@@ -66,7 +69,9 @@ def run_grpo(
             lambda: (trainer or SharedPromptTrainer)(
                 model=model,
                 reward_funcs=[_reward(plan, name, function) for name, function, _ in rewards],
-                args=_grpo_arguments(plan, settings, model, scratch, [weight for _, _, weight in rewards]),
+                args=_grpo_arguments(
+                    plan, settings, model, scratch, [weight for _, _, weight in rewards]
+                ),
                 train_dataset=Dataset.from_dict(columns),
                 processing_class=plan.renderer.tokenizer,
                 callbacks=[plan.callback],
@@ -82,21 +87,28 @@ def run_grpo(
 
 
 def order_of_completions(prompts: int, plan: Plan, settings: Grpo) -> np.ndarray:
-    """For each batch that the trainer asks for from the segment's step on, the prompt of each of its completions.
+    """For each batch that the trainer asks for from the segment's step on, the prompt of each of
+    its completions.
 
     TRL asks for the whole batch of completions at every micro-step and uses it when it generates.
     """
     _, accumulation = settings.micro_batch(plan.processes.count)
-    together = settings.train_batch_size * settings.updates_per_generation // settings.num_generations
+    together = (
+        settings.train_batch_size * settings.updates_per_generation // settings.num_generations
+    )
     updates = settings.updates_per_generation * settings.num_iterations
-    batches = order_of_rows(prompts, math.ceil(plan.steps / updates) * together, plan.seed).reshape(-1, together)
+    batches = order_of_rows(prompts, math.ceil(plan.steps / updates) * together, plan.seed).reshape(
+        -1, together
+    )
     batch_of_step = np.arange(plan.segment.step, plan.steps) // updates
     micro_steps = np.repeat(batch_of_step, accumulation)
     return np.repeat(batches[micro_steps], settings.num_generations, axis=1).reshape(-1)
 
 
 class RoleGRPOTrainer(Resumable, GRPOTrainer):
-    """TRL's GRPOTrainer on rendered prompts, with a reference of our own and an optional golden NLL term."""
+    """TRL's GRPOTrainer on rendered prompts, with a reference of our own and an optional golden NLL
+    term.
+    """
 
     def __init__(
         self,
@@ -112,7 +124,8 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         self._golden_rows = golden_rows
         self._golden_nll_weight = golden_nll_weight
         self._golden_batch = golden_batch
-        # Constructed with beta=0, TRL looks for no reference; from here on it uses the one that is already there.
+        # Constructed with beta=0, TRL looks for no reference; from here on it uses the one that is
+        # already there.
         self.beta = kl_weight
         if kl_reference is not None:
             trl_utils.add_fused_lm_head(kl_reference, temperature=self.temperature)
@@ -142,11 +155,14 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
             **{f"reward/{name}": values for name, values in self._logs["rewards"].items()},
             "advantage": self._logs["advantages"],
         }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)]
+        return [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)
+        ]
 
     def _load_rollouts(self) -> None:
         rollouts = self.plan.segment.rollouts
-        # Those of another number of processes are of no use: the batch is generated again, by the policy as it is now.
+        # Those of another number of processes are of no use: the batch is generated again, by the
+        # policy as it is now.
         if len(rollouts) == self.plan.processes.count:
             parts: dict[int, dict[str, Tensor]] = {}
             for key, value in rollouts[self.plan.processes.rank].items():
@@ -158,11 +174,17 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         # A rendered prompt already holds its control tokens, the beginning of the text included.
         return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Completions that depend on seed, place in the order and weights only, and that can be left in the middle."""
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Completions that depend on seed, place in the order and weights only, and that can be
+        left in the middle.
+        """
         if self.use_vllm:
             return self.plan.processes.together(
-                lambda: super(RoleGRPOTrainer, self)._generate_single_turn(prompt_ids, *args, **kwargs)
+                lambda: super(RoleGRPOTrainer, self)._generate_single_turn(
+                    prompt_ids, *args, **kwargs
+                )
             )
         batch = self._step // (self.args.steps_per_generation * self.num_iterations)
         first = self.plan.processes.rank * len(prompt_ids)
@@ -174,13 +196,17 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
                     max_new_tokens=self.max_completion_length,
                     stop_ids=self.eos_token_ids,
                     pad_id=self._tokenizer.pad_token_id,
-                    sampling=Sampling(derive_seed(self.plan.seed, "completions", batch), self.temperature),
+                    sampling=Sampling(
+                        derive_seed(self.plan.seed, "completions", batch), self.temperature
+                    ),
                     keys=range(first, first + len(prompt_ids)),
                     token_budget=self.plan.token_budget,
                     poll=self.plan.watcher.poll,
                 )
             )
-        return [[*done.ids, done.stopped_by] if done.finished else done.ids for done in generations], None
+        return [
+            [*done.ids, done.stopped_by] if done.finished else done.ids for done in generations
+        ], None
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         self._log_completion_extra("index", [row["index"] for row in inputs])
@@ -189,7 +215,9 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
 
     @contextmanager
     def _whole_model(self) -> Iterator[torch.nn.Module]:
-        """The bare model in evaluation mode, with all of its parameters on every process, also under ZeRO-3."""
+        """The bare model in evaluation mode, with all of its parameters on every process, also
+        under ZeRO-3.
+        """
         with sharding.bare_model(self) as model:
             training = model.training
             try:
@@ -202,7 +230,9 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         if self._golden_nll_weight and self.model.training:
             nll = self._golden_nll(model)
             total = self.accelerator.reduce(nll.detach(), reduction="mean").item()
-            self._metrics["train"]["golden_nll"].append(total * self.args.gradient_accumulation_steps)
+            self._metrics["train"]["golden_nll"].append(
+                total * self.args.gradient_accumulation_steps
+            )
             loss = loss + self._golden_nll_weight * nll
         return loss
 
@@ -211,19 +241,24 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         return super()._compute_loss(model, inputs)
 
     def _golden_nll(self, model: torch.nn.Module) -> Tensor:
-        """This micro-step's share of the mean negative log-likelihood per token (nats) of the step's golden responses.
+        """This micro-step's share of the mean negative log-likelihood per token (nats) of the
+        step's golden responses.
 
-        The shares of all processes and micro-steps add up to it, divided by the number of processes, by which the
-        averaging of gradients will divide.
+        The shares of all processes and micro-steps add up to it, divided by the number of
+        processes, by which the averaging of gradients will divide.
         """
         size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         step, micro_step = divmod(self._step, steps)
         rows = [
-            self._golden_rows[(step * self._golden_batch + place) % len(self._golden_rows)].columns()
+            self._golden_rows[
+                (step * self._golden_batch + place) % len(self._golden_rows)
+            ].columns()
             for place in range(self._golden_batch)
         ]
         tokens = sum(label != IGNORED for row in rows for label in row["labels"])
-        first = (micro_step * self.accelerator.num_processes + self.accelerator.process_index) * size
+        first = (
+            micro_step * self.accelerator.num_processes + self.accelerator.process_index
+        ) * size
         rows = rows[first : first + size]
         width = max(len(row["input_ids"]) for row in rows)
 
@@ -236,7 +271,9 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
             input_ids=padded("input_ids", self.processing_class.pad_token_id),
             attention_mask=torch.tensor(mask, device=self.accelerator.device),
             labels=padded("labels", IGNORED),
-            num_items_in_batch=torch.tensor(tokens / self.accelerator.num_processes, device=self.accelerator.device),
+            num_items_in_batch=torch.tensor(
+                tokens / self.accelerator.num_processes, device=self.accelerator.device
+            ),
         ).loss
 
 
@@ -252,9 +289,11 @@ def _grpo_arguments(
     arguments = GRPOConfig(
         **common_arguments(plan, settings, model, scratch),
         **_vllm_arguments(settings, plan.renderer.stop_ids(model)),
-        # TRL refuses groups of one, in which GRPO has no advantages. PPO needs no groups: TRL's check gets the whole
-        # batch as one group, and the trainer the truth.
-        num_generations=group if group > 1 else settings.train_batch_size * settings.updates_per_generation,
+        # TRL refuses groups of one, in which GRPO has no advantages. PPO needs no groups: TRL's
+        # check gets the whole batch as one group, and the trainer the truth.
+        num_generations=group
+        if group > 1
+        else settings.train_batch_size * settings.updates_per_generation,
         num_iterations=settings.num_iterations,
         steps_per_generation=accumulation * settings.updates_per_generation,
         max_completion_length=settings.max_completion_length,

@@ -1,11 +1,13 @@
 """The numerics of PPO and RLOO as pure functions on tensors.
 
-Shapes: B completions, T tokens each (padded on the right), N completions of whole groups. A mask is 1 at the tokens of
-a completion and 0 at padding, and what stands at padding never matters. Log-probabilities and KL are in nats.
+Shapes: B completions, T tokens each (padded on the right), N completions of whole groups. A mask is
+    1 at the tokens of
+a completion and 0 at padding, and what stands at padding never matters. Log-probabilities and KL
+are in nats.
 
-Where a figure is over all completions of a batch and each process has a part of them, `total` adds up a tensor over
-the processes; left out, this process has them all. Such sums are taken in float64, so that they hardly depend on how
-the batch is divided.
+Where a figure is over all completions of a batch and each process has a part of them, `total` adds
+up a tensor over the processes; left out, this process has them all. Such sums are taken in float64,
+so that they hardly depend on how the batch is divided.
 """
 
 from collections.abc import Callable
@@ -19,11 +21,12 @@ KlEstimator = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(log_probs_BT: Tensor, reference_BT: Tensor, kind: KlEstimator = "k1") -> Tensor:
-    """Estimates of KL(policy || reference) per token, from tokens that the policy sampled. Shape (B, T), nats.
+    """Estimates of KL(policy || reference) per token, from tokens that the policy sampled. Shape
+    (B, T), nats.
 
-    Schulman (2020), "Approximating KL divergence" (joschu.net/blog/kl-approx.html), with r = reference / policy:
-    k1 = -log r is unbiased but may be negative; k2 = (log r)^2 / 2 is biased and of low variance; k3 = r - 1 - log r
-    is unbiased and never negative.
+    Schulman (2020), "Approximating KL divergence" (joschu.net/blog/kl-approx.html), with r =
+    reference / policy: k1 = -log r is unbiased but may be negative; k2 = (log r)^2 / 2 is biased
+    and of low variance; k3 = r - 1 - log r is unbiased and never negative.
     """
     _same_shape(log_probs_BT, reference_BT)
     log_ratio_BT = reference_BT - log_probs_BT
@@ -38,21 +41,26 @@ def kl_estimate(log_probs_BT: Tensor, reference_BT: Tensor, kind: KlEstimator = 
 
 
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
-    """The reward of each token: -kl_coef * KL at every one, and the completion's score at its last. Shape (B, T).
+    """The reward of each token: -kl_coef * KL at every one, and the completion's score at its last.
+    Shape (B, T).
 
     Ziegler et al. (2019), "Fine-Tuning Language Models from Human Preferences", section 2.2:
-    R(x, y) = r(x, y) - beta * log(pi(y|x) / rho(y|x)), the second term told apart by tokens. A completion without
-    tokens has no place for its score.
+    R(x, y) = r(x, y) - beta * log(pi(y|x) / rho(y|x)), the second term told apart by tokens. A
+    completion without tokens has no place for its score.
     """
     _same_shape(kl_BT, mask_BT)
     if scores_B.shape != kl_BT.shape[:1]:
-        raise ValueError(f"scores must have shape {tuple(kl_BT.shape[:1])}, found {tuple(scores_B.shape)}")
+        raise ValueError(
+            f"scores must have shape {tuple(kl_BT.shape[:1])}, found {tuple(scores_B.shape)}"
+        )
     rewards_BT = (-kl_coef * kl_BT).masked_fill(mask_BT == 0, 0.0)
     return rewards_BT + last_token(mask_BT) * scores_B.unsqueeze(1)
 
 
 def last_token(mask_BT: Tensor) -> Tensor:
-    """1 at the last token of each completion, 0 elsewhere; all 0 for a completion without tokens. Shape (B, T), int."""
+    """1 at the last token of each completion, 0 elsewhere; all 0 for a completion without tokens.
+    Shape (B, T), int.
+    """
     following_BT = torch.cat([mask_BT[:, 1:], torch.zeros_like(mask_BT[:, :1])], dim=1)
     return ((mask_BT != 0) & (following_BT == 0)).to(torch.long)
 
@@ -60,9 +68,10 @@ def last_token(mask_BT: Tensor) -> Tensor:
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimates. Shape (B, T), 0 at padding.
 
-    Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 11, 12
-    and 16: delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}. A completion ends with its last
-    token, where V and A of the next state are 0, also if it was cut off: its score is all that it will get.
+    Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized Advantage
+    Estimation", eq. 11, 12 and 16: delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam
+    A_{t+1}. A completion ends with its last token, where V and A of the next state are 0, also if
+    it was cut off: its score is all that it will get.
 
     Args:
         values_BT: V of the state in which each token was chosen.
@@ -80,14 +89,20 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
     for t in reversed(range(rewards_BT.shape[1])):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
         # Padding has reward, value and advantage 0, so the last token sees zeros behind it.
-        next_advantage_B = (delta_B + gamma * lam * next_advantage_B).masked_fill(~alive_BT[:, t], 0.0)
+        next_advantage_B = (delta_B + gamma * lam * next_advantage_B).masked_fill(
+            ~alive_BT[:, t], 0.0
+        )
         next_value_B = values_BT[:, t]
         advantages_BT[:, t] = next_advantage_B
     return advantages_BT
 
 
-def moments(x_BT: Tensor, mask_BT: Tensor, total: Total | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(number of tokens, mean, sum of squared deviations from it) over all completions; float64 scalars."""
+def moments(
+    x_BT: Tensor, mask_BT: Tensor, total: Total | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(number of tokens, mean, sum of squared deviations from it) over all completions; float64
+    scalars.
+    """
     _same_shape(x_BT, mask_BT)
     total = total or _unchanged
     kept = x_BT.detach()[mask_BT != 0].double()
@@ -97,11 +112,14 @@ def moments(x_BT: Tensor, mask_BT: Tensor, total: Total | None = None) -> tuple[
     return count, mean, total((kept - mean).square().sum())
 
 
-def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, total: Total | None = None) -> Tensor:
-    """x with variance 1 over all tokens, and mean 0 unless the mean is to stay. Shape (B, T), 0 at padding.
+def whiten(
+    x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, total: Total | None = None
+) -> Tensor:
+    """x with variance 1 over all tokens, and mean 0 unless the mean is to stay. Shape (B, T), 0 at
+    padding.
 
-    As in Ziegler et al. (2019) and in TRL's PPO: the unbiased variance plus 1e-8 under the root. A single token has
-    no variance and is divided by nothing.
+    As in Ziegler et al. (2019) and in TRL's PPO: the unbiased variance plus 1e-8 under the root. A
+    single token has no variance and is divided by nothing.
     """
     count, mean, squares = moments(x_BT, mask_BT, total)
     variance = squares / (count - 1.0).clamp(min=1.0)
@@ -117,9 +135,9 @@ def clipped_policy_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss per token, whether the clipped term decided it), each of shape (B, T).
 
-    Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7, with the sign of a loss:
-    -min(ratio A, clip(ratio, 1 - low, 1 + high) A), where ratio = policy / policy that sampled. `low` and `high` are
-    both epsilon there.
+    Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7, with the sign of a
+    loss: -min(ratio A, clip(ratio, 1 - low, 1 + high) A), where ratio = policy / policy that
+    sampled. `low` and `high` are both epsilon there.
     """
     _same_shape(log_probs_BT, old_log_probs_BT, advantages_BT)
     ratio_BT = torch.exp(log_probs_BT - old_log_probs_BT)
@@ -133,8 +151,9 @@ def clipped_value_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss per token, whether the clipped term decided it), each of shape (B, T).
 
-    max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2: not in the PPO paper, but in its authors' code; described
-    in Engstrom et al. (2020), "Implementation Matters in Deep Policy Gradients", section 2. None clips nothing.
+    max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2: not in the PPO paper, but in its
+    authors' code; described in Engstrom et al. (2020), "Implementation Matters in Deep Policy
+    Gradients", section 2. None clips nothing.
     """
     _same_shape(values_BT, old_values_BT, returns_BT)
     free_BT = (values_BT - returns_BT).square()
@@ -146,17 +165,21 @@ def clipped_value_loss(
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> float:
-    """The coefficient for the next batch: raised where KL was above its target, lowered where below.
+    """The coefficient for the next batch: raised where KL was above its target, lowered where
+    below.
 
-    Ziegler et al. (2019), section 2.2: e = clip((KL - target) / target, -0.2, 0.2); beta' = beta (1 + K e), with
-    K = 0.1 there. KL and target are in nats per response.
+    Ziegler et al. (2019), section 2.2: e = clip((KL - target) / target, -0.2, 0.2); beta' = beta (1
+    + K e), with K = 0.1 there. KL and target are in nats per response.
     """
     error = min(max((kl - target) / target, -0.2), 0.2)
     return kl_coef * (1.0 + gain * error)
 
 
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, total: Total | None = None) -> Tensor:
-    """1 - Var(R - V) / Var(R) over all tokens: 1 is a perfect value function, 0 a constant, below 0 a worse one.
+def explained_variance(
+    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, total: Total | None = None
+) -> Tensor:
+    """1 - Var(R - V) / Var(R) over all tokens: 1 is a perfect value function, 0 a constant, below 0
+    a worse one.
 
     NaN where the returns do not vary. A float64 scalar.
     """
@@ -169,8 +192,8 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, t
 def leave_one_out(scores_N: Tensor, group: int) -> Tensor:
     """The score of each completion minus the mean score of the others of its group. Shape (N,).
 
-    Kool et al. (2019), "Buy 4 REINFORCE Samples, Get a Baseline for Free!", eq. 8; for language models Ahmadian et al.
-    (2024), "Back to Basics", section 3.2 (RLOO).
+    Kool et al. (2019), "Buy 4 REINFORCE Samples, Get a Baseline for Free!", eq. 8; for language
+    models Ahmadian et al. (2024), "Back to Basics", section 3.2 (RLOO).
 
     Args:
         scores_N: groups of `group` completions to one prompt, one group after the other.
@@ -194,4 +217,6 @@ def _unchanged(x: Tensor) -> Tensor:
 def _same_shape(first: Tensor, *others: Tensor) -> None:
     shapes = [tuple(x.shape) for x in (first, *others)]
     if first.dim() != 2 or len(set(shapes)) != 1:
-        raise ValueError(f"expected tensors of one shape (B, T), found {', '.join(map(str, shapes))}")
+        raise ValueError(
+            f"expected tensors of one shape (B, T), found {', '.join(map(str, shapes))}"
+        )

@@ -1,14 +1,18 @@
-"""PPO and RLOO on the machinery of GRPO: the same completions, minibatches, order and resuming, other advantages.
+"""PPO and RLOO on the machinery of GRPO: the same completions, minibatches, order and resuming,
+other advantages.
 
 Deviations from Schulman et al. (2017), Ziegler et al. (2019) and TRL's former PPOTrainer:
-- A completion that is cut off gets its score at its last token like any other; there is no value to bootstrap from.
+- A completion that is cut off gets its score at its last token like any other; there is no value to
+  bootstrap from.
 - Advantages are whitened over the whole batch of completions, not over the share of each process.
-- Losses are means over the tokens of the batch, however they are divided into minibatches (TRL's `dapo`).
-- Values are counted from the mean reward of the first batch of completions. From zero, a head would first have to
-  find that mean, with weights that see each token differently.
-- Sampling is without dropout, so the log-probabilities and values that updates are compared with are, too.
-- RLOO differs from TRL's in the loss, which is GRPO's with its `loss_type`: ratios are by token unless
-  `importance_sampling_level` says otherwise.
+- Losses are means over the tokens of the batch, however they are divided into minibatches (TRL's
+  `dapo`).
+- Values are counted from the mean reward of the first batch of completions. From zero, a head would
+  first have to find that mean, with weights that see each token differently.
+- Sampling is without dropout, so the log-probabilities and values that updates are compared with
+  are, too.
+- RLOO differs from TRL's in the loss, which is GRPO's with its `loss_type`: ratios are by token
+  unless `importance_sampling_level` says otherwise.
 
 Shapes: B completions of this process, T tokens, N completions of all processes.
 """
@@ -73,7 +77,9 @@ def run_rl(
 def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
     """The weights to go on from; empty at the beginning."""
     segment = plan.segment
-    weights = {name: value for name, value in segment.own.items() if name not in (KL_COEF, VALUE_OFFSET)}
+    weights = {
+        name: value for name, value in segment.own.items() if name not in (KL_COEF, VALUE_OFFSET)
+    }
     begun = segment.step > plan.first or bool(segment.optimizer)
     if begun and not any(HEAD in name.split(".") for name in weights):
         raise ArtifactError(
@@ -92,7 +98,9 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         self.has_reference = kl_weight > 0
         self.kl_coef = kl_weight
 
-    def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
+    def put_advantages(
+        self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
+    ) -> None:
         """Put the advantages, (B,) or (B, T), into the batch, and what else the loss needs.
 
         Args:
@@ -104,7 +112,9 @@ class KlInRewardTrainer(RoleGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        if "old_per_token_logps" not in batch:  # TRL leaves them out where each batch is used for one update
+        if (
+            "old_per_token_logps" not in batch
+        ):  # TRL leaves them out where each batch is used for one update
             batch["old_per_token_logps"] = self._log_probs(self.model, batch)
         log_ratio_BT = torch.zeros_like(batch["old_per_token_logps"])
         if self.has_reference:
@@ -112,7 +122,9 @@ class KlInRewardTrainer(RoleGRPOTrainer):
                 log_ratio_BT = (
                     batch["old_per_token_logps"]
                     - super()._get_per_token_logps_and_entropies(
-                        reference, *_sequence(batch), batch_size=self.args.per_device_train_batch_size
+                        reference,
+                        *_sequence(batch),
+                        batch_size=self.args.per_device_train_batch_size,
                     )[0]
                 )
         self.put_advantages(batch, self._own(self._scores_N), log_ratio_BT)
@@ -130,7 +142,9 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         self._scores_N = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         return rewards
 
-    def _get_per_token_logps_and_entropies(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _get_per_token_logps_and_entropies(
+        self, model: torch.nn.Module, *args: Any, **kwargs: Any
+    ) -> Any:
         with _as_sampled(model):
             return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
@@ -160,7 +174,9 @@ class KlInRewardTrainer(RoleGRPOTrainer):
 
     def _mean(self, values_B: Tensor) -> float:
         """Over the completions of all processes."""
-        return moments(values_B.unsqueeze(1), torch.ones_like(values_B).unsqueeze(1), self._total)[1].item()
+        return moments(values_B.unsqueeze(1), torch.ones_like(values_B).unsqueeze(1), self._total)[
+            1
+        ].item()
 
     def _log_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
         """Log the mean of each tensor over what the mask keeps, on all processes."""
@@ -170,9 +186,13 @@ class KlInRewardTrainer(RoleGRPOTrainer):
             self._metrics["train"][name].append(total / count)
 
     def _sums_of(self, values: dict[str, Tensor], mask: Tensor) -> dict[str, float]:
-        """The sum of each tensor over what the mask keeps, on all processes, and as COUNT how many that are."""
+        """The sum of each tensor over what the mask keeps, on all processes, and as COUNT how many
+        that are.
+        """
         kept = {COUNT: torch.ones_like(mask, dtype=torch.float64), **values}
-        sums = [value.detach().double().masked_fill(mask == 0, 0.0).sum() for value in kept.values()]
+        sums = [
+            value.detach().double().masked_fill(mask == 0, 0.0).sum() for value in kept.values()
+        ]
         return dict(zip(kept, self._total(torch.stack(sums)).tolist(), strict=True))
 
 
@@ -183,19 +203,25 @@ class RoleRLOOTrainer(KlInRewardTrainer):
         super().__init__(*args, **kwargs)
         self.normalize = normalize
 
-    def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
+    def put_advantages(
+        self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
+    ) -> None:
         mask_BT = batch["completion_mask"]
         if self.has_reference:
             self._log_means({"kl": log_ratio_BT}, mask_BT)
         scores_B = scores_B - self.kl_coef * (log_ratio_BT * mask_BT).sum(1)
         advantages_N = leave_one_out(self.accelerator.gather(scores_B), self.num_generations)
         if self.normalize:
-            advantages_N = whiten(advantages_N.unsqueeze(1), torch.ones_like(advantages_N).unsqueeze(1)).squeeze(1)
+            advantages_N = whiten(
+                advantages_N.unsqueeze(1), torch.ones_like(advantages_N).unsqueeze(1)
+            ).squeeze(1)
         batch["advantages"] = self._own(advantages_N)
 
 
 class RolePPOTrainer(KlInRewardTrainer):
-    """PPO: advantages by a value function of each token's state, which is trained beside the policy."""
+    """PPO: advantages by a value function of each token's state, which is trained beside the
+    policy.
+    """
 
     def __init__(self, *args: Any, value: ValueFunction, options: Ppo, **kwargs: Any):
         value.require_gradients()
@@ -208,8 +234,14 @@ class RolePPOTrainer(KlInRewardTrainer):
         self._values_BT: Tensor | None = None
         self._sums: dict[str, float] = {}
 
-    def put_advantages(self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor) -> None:
-        options, mask_BT, old_BT = self.options, batch["completion_mask"], batch["old_per_token_logps"]
+    def put_advantages(
+        self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
+    ) -> None:
+        options, mask_BT, old_BT = (
+            self.options,
+            batch["completion_mask"],
+            batch["old_per_token_logps"],
+        )
         kl_BT = kl_estimate(old_BT, old_BT - log_ratio_BT, options.kl_estimator)
         rewards_BT = token_rewards(scores_B, kl_BT, mask_BT, self.kl_coef)
         self._log_rollout(scores_B, kl_BT * mask_BT, old_BT * mask_BT)
@@ -244,7 +276,9 @@ class RolePPOTrainer(KlInRewardTrainer):
         self._metrics["train"].pop("frac_reward_zero_std", None)
         if self.options.kl_target is not None:
             kl = self._metrics["train"]["objective/kl"][-1]
-            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.options.kl_target, self.options.kl_gain)
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, kl, self.options.kl_target, self.options.kl_gain
+            )
 
     def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
         mask_BT, old_BT = inputs["completion_mask"], inputs["old_per_token_logps"]
@@ -279,7 +313,9 @@ class RolePPOTrainer(KlInRewardTrainer):
         return (loss_BT * mask_BT).sum() / self._tokens_per_step(inputs)
 
     def _log_update(self, values: dict[str, Tensor], mask: Tensor) -> None:
-        """Log the mean of each tensor over the tokens of a whole update, however it is divided into micro-steps."""
+        """Log the mean of each tensor over the tokens of a whole update, however it is divided into
+        micro-steps.
+        """
         for name, total in self._sums_of(values, mask).items():
             self._sums[name] = self._sums.get(name, 0.0) + total
         if self.accelerator.sync_gradients:  # the last micro-step
@@ -291,9 +327,13 @@ class RolePPOTrainer(KlInRewardTrainer):
                 self._metrics["train"][name].append(mean)
 
     def _tokens_per_step(self, inputs: dict[str, Any]) -> Tensor:
-        """Tokens of an update on one process, on average: gradients add up over micro-steps, not over processes."""
+        """Tokens of an update on one process, on average: gradients add up over micro-steps, not
+        over processes.
+        """
         updates = self.args.steps_per_generation / self.current_gradient_accumulation_steps
-        return inputs["num_items_in_batch"].clamp(min=1.0) / (self.accelerator.num_processes * updates)
+        return inputs["num_items_in_batch"].clamp(min=1.0) / (
+            self.accelerator.num_processes * updates
+        )
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -307,38 +347,55 @@ class RolePPOTrainer(KlInRewardTrainer):
         """TRL's, of the policy; beside it, in `_values_BT`, the values of the same states."""
         own_adapter = self.value.backbone == "adapter"
         with self.value.reading(width) as values:
-            found = super()._get_per_token_logps_and_entropies(model, ids, mask, width, batch_size=batch_size, **kwargs)
+            found = super()._get_per_token_logps_and_entropies(
+                model, ids, mask, width, batch_size=batch_size, **kwargs
+            )
             if own_adapter:
                 values.clear()
                 self._pass_through_adapter(model, ids, mask, batch_size or len(ids))
         self._values_BT = torch.cat(values) + (self.value_offset or 0.0)
         return found
 
-    def _pass_through_adapter(self, model: torch.nn.Module, ids: Tensor, mask: Tensor, rows: int) -> None:
+    def _pass_through_adapter(
+        self, model: torch.nn.Module, ids: Tensor, mask: Tensor, rows: int
+    ) -> None:
         with self.value.acting(), _as_sampled(model):
             for first in range(0, len(ids), rows):
                 part = slice(first, first + rows)
                 # Without labels there is nothing to project onto the vocabulary.
                 labels = torch.full_like(ids[part], IGNORED)
-                model(input_ids=ids[part], attention_mask=mask[part], labels=labels, fused_lm_head=True)
+                model(
+                    input_ids=ids[part],
+                    attention_mask=mask[part],
+                    labels=labels,
+                    fused_lm_head=True,
+                )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
         rate = self.options.value_learning_rate
         if rate is not None:
-            head = [value for name, value in self.value.parameters().items() if HEAD in name.split(".")]
+            head = [
+                value for name, value in self.value.parameters().items() if HEAD in name.split(".")
+            ]
             for group in optimizer.param_groups:
-                group["params"] = [value for value in group["params"] if not any(value is one for one in head)]
+                group["params"] = [
+                    value for value in group["params"] if not any(value is one for one in head)
+                ]
             optimizer.add_param_group({"params": head, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def own_state(self) -> dict[str, Tensor]:
-        weights = {name: value.detach().cpu().clone() for name, value in self.value.parameters().items()}
+        weights = {
+            name: value.detach().cpu().clone() for name, value in self.value.parameters().items()
+        }
         return {**weights, **self._numbers_of_step}
 
     def _numbers(self) -> dict[str, Tensor]:
         found = {KL_COEF: self.kl_coef, VALUE_OFFSET: self.value_offset}
-        return {name: torch.tensor(x, dtype=torch.float64) for name, x in found.items() if x is not None}
+        return {
+            name: torch.tensor(x, dtype=torch.float64) for name, x in found.items() if x is not None
+        }
 
     def _note_figures(self) -> None:
         super()._note_figures()

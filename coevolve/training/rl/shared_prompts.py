@@ -1,15 +1,18 @@
-"""Log-probabilities of a group's completions with the prompt that they share run once, forward and backward.
+"""Log-probabilities of a group's completions with the prompt that they share run once, forward and
+backward.
 
-TRL gives every completion a row with the prompt before it, so a group of 8 runs its prompt 8 times. Here a prompt and
-all of its completions that are in the batch stand in one row, and a mask keeps the completions apart:
+TRL gives every completion a row with the prompt before it, so a group of 8 runs its prompt 8 times.
+Here a prompt and all of its completions that are in the batch stand in one row, and a mask keeps
+the completions apart:
 
     ids        [ x0 ... x_{p-2} ][ x_{p-1} a0 ... a_{n-2} ][ x_{p-1} b0 ... b_{m-2} ]
     positions    0 ...  p-2        p-1     p  ...            p-1     p  ...
     predicts     nothing           a0      a1 ... a_{n-1}    b0      b1 ... b_{m-1}
     attends to   what is before    the prompt and itself     the prompt and itself
 
-The prompt's last token is repeated for each completion, since it predicts each one's first token. Values and gradients
-are those of separate rows, up to rounding; dropout draws one mask for the prompt instead of one for each row.
+The prompt's last token is repeated for each completion, since it predicts each one's first token.
+Values and gradients are those of separate rows, up to rounding; dropout draws one mask for the
+prompt instead of one for each row.
 
 Shapes: B rows, P prompt and C completion columns as TRL gives them; R packed rows of S tokens.
 """
@@ -33,7 +36,8 @@ class Packed:
         ids_RS, positions_RS: of each token.
         labels_RS: what each token predicts, IGNORED where nothing is asked for.
         segments_RS: 0 for the prompt, the number of the completion from 1 on, -1 for padding.
-        places_BC: for each token of each completion, where its prediction stands in the flattened rows.
+        places_BC: for each token of each completion, where its prediction stands in the flattened
+            rows.
     """
 
     ids_RS: Tensor
@@ -43,12 +47,16 @@ class Packed:
     places_BC: Tensor
 
     def mask(self) -> Tensor:
-        """(R, 1, S, S), True where a token attends to another. Padding attends to itself, for a softmax needs one."""
+        """(R, 1, S, S), True where a token attends to another. Padding attends to itself, for a
+        softmax needs one.
+        """
         query_RS1, key_R1S = self.segments_RS[:, :, None], self.segments_RS[:, None, :]
         width = self.segments_RS.shape[1]
         before_SS = torch.ones(width, width, dtype=torch.bool, device=self.ids_RS.device).tril()
         itself_SS = torch.eye(width, dtype=torch.bool, device=self.ids_RS.device)
-        return (((key_R1S == query_RS1) | (key_R1S == 0)) & before_SS & (key_R1S >= 0) | itself_SS)[:, None]
+        return (((key_R1S == query_RS1) | (key_R1S == 0)) & before_SS & (key_R1S >= 0) | itself_SS)[
+            :, None
+        ]
 
 
 def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
@@ -62,7 +70,9 @@ def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
     ids, mask = ids_BT.tolist(), mask_BT.bool().tolist()
     rows: dict[tuple[int, ...], list[int]] = {}
     for index, (row, real) in enumerate(zip(ids, mask, strict=True)):
-        rows.setdefault(tuple(row[place] for place in range(columns) if real[place]), []).append(index)
+        rows.setdefault(tuple(row[place] for place in range(columns) if real[place]), []).append(
+            index
+        )
     built: list[dict[str, list[int]]] = []
     starts = [(0, 0)] * len(ids)
     for prompt, members in rows.items():
@@ -74,7 +84,11 @@ def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
             "segments": [0] * shared,
         }
         for number, member in enumerate(members, start=1):
-            completion = [ids[member][columns + place] for place in range(width) if mask[member][columns + place]]
+            completion = [
+                ids[member][columns + place]
+                for place in range(width)
+                if mask[member][columns + place]
+            ]
             starts[member] = (len(built), len(row["ids"]))
             row["ids"] += [prompt[-1], *completion][: len(completion)]
             row["positions"] += range(shared, shared + len(completion))
@@ -84,25 +98,36 @@ def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
     longest = max(len(row["ids"]) for row in built)
 
     def filled(name: str, value: int) -> Tensor:
-        return torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in built], device=device)
+        return torch.tensor(
+            [row[name] + [value] * (longest - len(row[name])) for row in built], device=device
+        )
 
     first_B1 = torch.tensor([[row * longest + start] for row, start in starts], device=device)
     # Past a completion's end there is nothing; any place will do, as it is masked.
     places_BC = (first_B1 + torch.arange(width, device=device)).clamp(max=len(built) * longest - 1)
     return Packed(
-        filled("ids", 0), filled("positions", 0), filled("labels", IGNORED), filled("segments", -1), places_BC
+        filled("ids", 0),
+        filled("positions", 0),
+        filled("labels", IGNORED),
+        filled("segments", -1),
+        places_BC,
     )
 
 
 class SharedPrompts:
-    """A mixin before TRL's GRPOTrainer that runs a shared prompt once, where the model allows it and it costs less."""
+    """A mixin before TRL's GRPOTrainer that runs a shared prompt once, where the model allows it
+    and it costs less.
+    """
 
     def __init__(self, *args: Any, model: torch.nn.Module, **kwargs: Any):
         backbone = Backbone(model)
         self._cost = backbone.cost
-        # Angles that depend on a row's length, or a mask of another form: then a row of its own for each completion.
+        # Angles that depend on a row's length, or a mask of another form: then a row of its own for
+        # each completion.
         self._packs = (
-            backbone.ways.packs and backbone.plain_from() is None and backbone.config._attn_implementation == "sdpa"
+            backbone.ways.packs
+            and backbone.plain_from() is None
+            and backbone.config._attn_implementation == "sdpa"
         )
         super().__init__(*args, model=model, **kwargs)
 
@@ -117,10 +142,20 @@ class SharedPrompts:
         compute_aux_loss: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        options = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss, **kwargs}
+        options = {
+            "compute_entropy": compute_entropy,
+            "compute_aux_loss": compute_aux_loss,
+            **kwargs,
+        }
         whole = super()._get_per_token_logps_and_entropies
-        if compute_aux_loss or not self._packs or any(value is not None for value in kwargs.values()):
-            return whole(model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **options)
+        if (
+            compute_aux_loss
+            or not self._packs
+            or any(value is not None for value in kwargs.values())
+        ):
+            return whole(
+                model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **options
+            )
         rows = batch_size or len(input_ids)
         log_probs, entropies = [], []
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):

@@ -1,7 +1,8 @@
 """A value function on the policy's own backbone, for as long as a phase trains it.
 
-The head is a part of the model while it is attached, so that whatever divides, averages or steps the model's parameters
-does it to the head's as well. Before and after, the model has no trace of it: no export holds a value function.
+The head is a part of the model while it is attached, so that whatever divides, averages or steps
+the model's parameters does it to the head's as well. Before and after, the model has no trace of
+it: no export holds a value function.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,9 @@ ADAPTER = "critic"
 
 
 class ValueHead(torch.nn.Linear):
-    """One number from a hidden state. It begins with weights of zero: every value is 0 until something is learned."""
+    """One number from a hidden state. It begins with weights of zero: every value is 0 until
+    something is learned.
+    """
 
     def __init__(self, hidden_size: int, device: torch.device):
         super().__init__(hidden_size, 1, device=device, dtype=torch.float32)
@@ -53,7 +56,11 @@ class ValueFunction:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The head's and its adapter's, by their names in the model."""
         wanted = {HEAD, ADAPTER}
-        return {name: value for name, value in self.model.named_parameters() if wanted & set(name.split("."))}
+        return {
+            name: value
+            for name, value in self.model.named_parameters()
+            if wanted & set(name.split("."))
+        }
 
     @contextmanager
     def attached(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -68,7 +75,9 @@ class ValueFunction:
         device = next(self.model.parameters()).device
         if self.backbone == "adapter":
             self._add_adapter()  # before the head, which is a linear layer and must not get one itself
-        self._causal.add_module(HEAD, ValueHead(self._causal.config.get_text_config().hidden_size, device))
+        self._causal.add_module(
+            HEAD, ValueHead(self._causal.config.get_text_config().hidden_size, device)
+        )
         hook = self._causal.base_model.register_forward_hook(self._after_backbone)
         try:
             if weights:
@@ -83,7 +92,9 @@ class ValueFunction:
 
     @contextmanager
     def reading(self, width: int) -> Iterator[list[Tensor]]:
-        """The values of the last `width` tokens of each pass through the backbone made inside, in order."""
+        """The values of the last `width` tokens of each pass through the backbone made inside, in
+        order.
+        """
         self._width, self._read = width, []
         try:
             yield self._read

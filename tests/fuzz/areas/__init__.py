@@ -1,4 +1,6 @@
-"""The kinds of inputs. Shares are in a hundred, by what an input costs and how much there is to find."""
+"""The kinds of inputs. Shares are in a hundred, by what an input costs and how much there is to
+find.
+"""
 
 from tests.fuzz.areas import (
     arguments,
@@ -31,7 +33,9 @@ AREAS: tuple[Area, ...] = (
 
 
 def warm_up() -> None:
-    """Import what the commands import when they run, once, before processes are forked. Starts no thread."""
+    """Import what the commands import when they run, once, before processes are forked. Starts no
+    thread.
+    """
     import datasets
     import matplotlib.font_manager  # noqa: F401 (looks for all fonts once, under the home that is still the user's)
     import openai  # noqa: F401

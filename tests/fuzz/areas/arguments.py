@@ -1,7 +1,9 @@
-"""Arguments: every command with every option, found by walking the parser, so that a new command is in it.
+"""Arguments: every command with every option, found by walking the parser, so that a new command is
+in it.
 
-Whatever is typed, inputs and other people's files stay as they are, and nothing is made but where the output was
-meant to go: not in the folder that the command was started from, unless a relative path was given.
+Whatever is typed, inputs and other people's files stay as they are, and nothing is made but where
+the output was meant to go: not in the folder that the command was started from, unless a relative
+path was given.
 """
 
 import argparse
@@ -60,8 +62,19 @@ class Arguments:
                 words += _words(action, given[action.dest])
         if not case.untouched and case.chance(0.05):
             words.insert(case.rng.randrange(len(words) + 1), case.rng.choice(TEXTS))
-        case.note(" ".join(words).replace(str(case.folder), "CASE").replace(str(case.valid.folder), "VALID")[:400])
-        case.may_change += ["*/report.html", "*/report", "*/report/*", "report.html", "report", "report/*"]
+        case.note(
+            " ".join(words)
+            .replace(str(case.folder), "CASE")
+            .replace(str(case.valid.folder), "VALID")[:400]
+        )
+        case.may_change += [
+            "*/report.html",
+            "*/report",
+            "*/report/*",
+            "report.html",
+            "report",
+            "report/*",
+        ]
         case.command(*words, accepted=(0, 1, 3, 75) if command.words[0] == "status" else (0,))
         _check_places(case, words)
 
@@ -77,7 +90,9 @@ def commands() -> tuple[Command, ...]:
     found: list[Command] = []
 
     def walk(words: tuple[str, ...], parser: argparse.ArgumentParser) -> None:
-        below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        below = [
+            action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+        ]
         for action in below:
             for name, one in action.choices.items():
                 walk((*words, name), one)
@@ -153,7 +168,12 @@ def _places(case: Case) -> Places:
     (foreign / "thesis.txt").write_text("years of work\nwithout a final line break")
     checkpoint = run / "checkpoints" / newest.name
     out = case.outputs / "new"
-    files = (inputs / "dialogues.json", inputs / "perfect.jsonl", inputs / "judge.json", inputs / "recipe.yaml")
+    files = (
+        inputs / "dialogues.json",
+        inputs / "perfect.jsonl",
+        inputs / "judge.json",
+        inputs / "recipe.yaml",
+    )
     return Places(*files, checkpoint, inputs / "estimator", foreign, run, out)
 
 
@@ -168,7 +188,11 @@ def _plain(case: Case, command: Command, action: argparse.Action, places: Places
         "out": places.out.with_suffix(".jsonl") if kind in ("score", "respond") else places.out,
         "output_dir": places.out,
         "recipe": places.recipe,
-        "overrides": ["rounds.count=0", "cold_start.connector.steps=1", "cold_start.estimator.steps=1"],
+        "overrides": [
+            "rounds.count=0",
+            "cold_start.connector.steps=1",
+            "cold_start.estimator.steps=1",
+        ],
         "run_dir": places.run,
         "folder": places.run,
         "runs": [places.run],
@@ -208,7 +232,9 @@ def _odd(case: Case, action: argparse.Action, plain: Any, places: Places) -> Any
     elif how < 0.45:
         value = rng.choice(paths)
     elif how < 0.55 and isinstance(plain, str | Path):
-        value = f"{plain}{rng.choice(('/', '/.', '/..', '.bak', ' ', chr(0), '/x', '[/b]', 'x' * 250))}"
+        value = (
+            f"{plain}{rng.choice(('/', '/.', '/..', '.bak', ' ', chr(0), '/x', '[/b]', 'x' * 250))}"
+        )
     elif how < 0.6:
         return None
     else:
@@ -220,18 +246,32 @@ def _odd(case: Case, action: argparse.Action, plain: Any, places: Places) -> Any
 
 
 def _words(action: argparse.Action, value: Any) -> list[str]:
-    values = [] if value is True else [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    values = (
+        []
+        if value is True
+        else [str(one) for one in value]
+        if isinstance(value, list)
+        else [str(value)]
+    )
     if not action.option_strings:
         return values
     option = action.option_strings[-1]
-    return [f"{option}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [option, *values]
+    return (
+        [f"{option}={values[0]}"]
+        if len(values) == 1 and values[0].startswith("-")
+        else [option, *values]
+    )
 
 
 def _check_places(case: Case, words: list[str]) -> None:
     """Nothing stray where the command was started, unless a relative path says so."""
-    relative = {part.split("/")[0] for word in words for part in (word, word.partition("=")[2])} - {""}
+    relative = {part.split("/")[0] for word in words for part in (word, word.partition("=")[2])} - {
+        ""
+    }
     stray = [
-        path.name for path in (case.folder / "cwd").iterdir() if path.name not in relative or path.name.startswith("~")
+        path.name
+        for path in (case.folder / "cwd").iterdir()
+        if path.name not in relative or path.name.startswith("~")
     ]
     case.wrong_if(bool(stray), "something was made where the command was started", stray)
     with contextlib.suppress(OSError):

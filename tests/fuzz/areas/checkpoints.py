@@ -1,7 +1,7 @@
 """Checkpoints: read alone, found as the newest of a run, exported.
 
-What is accepted has the bits of the original, where the manifest was not written anew; and while an older checkpoint
-is whole, a damaged newer one costs nothing but the work since.
+What is accepted has the bits of the original, where the manifest was not written anew; and while an
+older checkpoint is whole, a damaged newer one costs nothing but the work since.
 """
 
 import hashlib
@@ -21,7 +21,10 @@ class Checkpoints:
     def run(self, case: Case) -> None:
         from coevolve.training.checkpoints import read_checkpoint
 
-        run, source = case.inputs / "run", case.valid.folder / case.rng.choice(("lora", "lora", "stopped"))
+        run, source = (
+            case.inputs / "run",
+            case.valid.folder / case.rng.choice(("lora", "lora", "stopped")),
+        )
         names = sorted(path.name for path in (source / "checkpoints").iterdir())[-2:]
         for name in names:
             shutil.copytree(source / "checkpoints" / name, run / "checkpoints" / name)
@@ -72,7 +75,11 @@ def _damage(case: Case, folder: Path) -> bool:
         return False
     weights = [file for file in files if file.suffix == ".safetensors"]
     file = folder / "state.json" if rng.random() < 0.5 else rng.choice(weights)
-    case.note(mutate_file(rng, file, as_json=0.9) if file.suffix == ".json" else mutate_tensors(case, file))
+    case.note(
+        mutate_file(rng, file, as_json=0.9)
+        if file.suffix == ".json"
+        else mutate_tensors(case, file)
+    )
     if rng.random() < 0.5:
         return False
     rewrite_manifest(folder)
@@ -98,7 +105,10 @@ def rewrite_manifest(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in manifest["files"]:
         content = (folder / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["files"][name] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
@@ -111,7 +121,9 @@ def _check(case: Case, found: Any, original: Any, rehashed: bool) -> None:
     case.wrong_if(json.dumps(found.state) != json.dumps(original.state), "another state")
     # The manifest names the files; one that names fewer is not all of the checkpoint.
     case.wrong_if(
-        found.tensors.keys() != original.tensors.keys(), "other files", found.tensors.keys() ^ original.tensors.keys()
+        found.tensors.keys() != original.tensors.keys(),
+        "other files",
+        found.tensors.keys() ^ original.tensors.keys(),
     )
     for group, tensors in original.tensors.items():
         equal = tensors.keys() == found.tensors[group].keys() and all(
@@ -125,7 +137,9 @@ def _check_export(case: Case, folder: Path, rehashed: bool) -> None:
     for role in ("connector", "estimator"):
         one, other = (place / role / "adapter_model.safetensors" for place in (folder, original))
         case.wrong_if(not one.is_file(), "exported without weights", role)
-        case.wrong_if(not rehashed and one.read_bytes() != other.read_bytes(), "exported other weights", role)
+        case.wrong_if(
+            not rehashed and one.read_bytes() != other.read_bytes(), "exported other weights", role
+        )
 
 
 AREA = Checkpoints()

@@ -1,6 +1,7 @@
 """Data files of every format: read by the readers, and by `coevolve shift`, which needs no model.
 
-An accepted corpus has exactly the rows that an independent reading of the damaged file finds, each well formed.
+An accepted corpus has exactly the rows that an independent reading of the damaged file finds, each
+well formed.
 """
 
 import csv
@@ -12,7 +13,15 @@ from typing import Any
 
 from tests.fuzz.core import Case
 from tests.fuzz.mutate import mutate_file, mutate_folder, mutate_json, to_json, to_jsonl
-from tests.fuzz.strict import Unreadable, as_meant, is_text, same, strict_json, strict_jsonl, without_nulls
+from tests.fuzz.strict import (
+    Unreadable,
+    as_meant,
+    is_text,
+    same,
+    strict_json,
+    strict_jsonl,
+    without_nulls,
+)
 
 SPLITS = ("IDTrain", "IDTest", "OOD1Test", "OOD2Test", "OOD3Test", "OOD4Test")
 ARROW = ("saved splits", "saved rows", "parquet", "folder of parquet")
@@ -67,12 +76,21 @@ def _shift(case: Case, path: Path, readable: Path | None) -> None:
     out = case.outputs / "shifted.json"
     kinds = ("word_order", "longer_turns", "unseen_character", "language")
     kind = "word_order" if case.untouched else case.rng.choice(kinds)
-    options: list[Any] = {"language": ["--language", "chinese"], "longer_turns": ["--turns", "1"]}.get(kind, [])
+    options: list[Any] = {
+        "language": ["--language", "chinese"],
+        "longer_turns": ["--turns", "1"],
+    }.get(kind, [])
     if kind == "unseen_character" and case.chance(0.7):
         pool = case.inputs / case.rng.choice(("pool.json", "pool.jsonl"))
-        characters = ["Ann, a sailor.", {"name": "Ben", "age": 7}, {"name": "Cy", "traits": ["calm"]}]
+        characters = [
+            "Ann, a sailor.",
+            {"name": "Ben", "age": 7},
+            {"name": "Cy", "traits": ["calm"]},
+        ]
         lines = pool.suffix == ".jsonl"
-        pool.write_text(to_jsonl(characters, case.rng) if lines else to_json(characters, case.rng), "utf-8")
+        pool.write_text(
+            to_jsonl(characters, case.rng) if lines else to_json(characters, case.rng), "utf-8"
+        )
         case.note(mutate_file(case.rng, pool))
         options = ["--characters", pool]
     case.command("shift", kind, "--data", path, "--out", out, "--samples", "1", *options)
@@ -80,7 +98,11 @@ def _shift(case: Case, path: Path, readable: Path | None) -> None:
     if readable is not None:
         for split, rows in _expected(case, readable).items():
             kept = without_nulls(written.get(split, []))
-            missing = [row["sample_ID"] for row in _canonical(rows) if not any(same(row, one) for one in kept)]
+            missing = [
+                row["sample_ID"]
+                for row in _canonical(rows)
+                if not any(same(row, one) for one in kept)
+            ]
             case.wrong_if(bool(missing), "shift lost or changed a row", missing)
 
 
@@ -90,16 +112,24 @@ def _persona_chat(case: Case) -> None:
 
     folder = case.inputs / "chat"
     folder.mkdir()
-    talk = "\n".join(f"User {1 + number % 2}: This is turn {number}, and so it goes." for number in range(16))
+    talk = "\n".join(
+        f"User {1 + number % 2}: This is turn {number}, and so it goes." for number in range(16)
+    )
     for name in ("train", "test"):
-        with open(folder / f"Synthetic-Persona-Chat_{name}.csv", "w", encoding="utf-8", newline="") as file:
+        with open(
+            folder / f"Synthetic-Persona-Chat_{name}.csv", "w", encoding="utf-8", newline=""
+        ) as file:
             rows = csv.writer(file)
             rows.writerow(["user 1 personas", "user 2 personas", "Best Generated Conversation"])
-            rows.writerows([[f"I am {name} {number}.\nI bake.", "I sail.", talk] for number in range(4)])
+            rows.writerows(
+                [[f"I am {name} {number}.\nI bake.", "I sail.", talk] for number in range(4)]
+            )
     if not case.untouched:
         files = sorted(folder.iterdir())
         case.note(
-            mutate_file(case.rng, case.rng.choice(files)) if case.chance(0.85) else mutate_folder(case.rng, folder)
+            mutate_file(case.rng, case.rng.choice(files))
+            if case.chance(0.85)
+            else mutate_folder(case.rng, folder)
         )
     corpus = case.call(persona_chat_corpus, folder, test_size=2, turns=2, long_turns=3)
     check_corpus(case, corpus.splits, None)
@@ -129,7 +159,9 @@ def _damaged(case: Case, form: str) -> Path:
             (path / f"{name}.{'jsonl' if jsonl else 'json'}").write_text(text, "utf-8")
     else:
         flat = [
-            {**row, "split": split} if isinstance(row, dict) else row for split, rows_ in rows.items() for row in rows_
+            {**row, "split": split} if isinstance(row, dict) else row
+            for split, rows_ in rows.items()
+            for row in rows_
         ]
         path = case.inputs / ("data.jsonl" if form == "lines" else "data.json")
         path.write_text(to_jsonl(flat, rng) if form == "lines" else to_json(flat, rng), "utf-8")
@@ -139,7 +171,12 @@ def _damaged(case: Case, form: str) -> Path:
 
 
 def _damaged_arrow(case: Case, form: str) -> Path:
-    saved = {"saved splits": "splits", "saved rows": "one", "parquet": "one.parquet", "nulls": "one.jsonl"}
+    saved = {
+        "saved splits": "splits",
+        "saved rows": "one",
+        "parquet": "one.parquet",
+        "nulls": "one.jsonl",
+    }
     source = case.valid.folder / "saved" / saved.get(form, "folder")
     path = case.inputs / source.name
     if source.is_dir():
@@ -169,7 +206,9 @@ def _damage_place(case: Case, path: Path, level: str) -> None:
 
 
 def _expected(case: Case, path: Path, *, splits_needed: bool = True) -> Mapping[str, list[Any]]:
-    """The rows of each split by an independent reading. What it cannot read should not have been accepted."""
+    """The rows of each split by an independent reading. What it cannot read should not have been
+    accepted.
+    """
     try:
         return _strict_rows(path, splits_needed)
     except Unreadable as error:
@@ -179,7 +218,11 @@ def _expected(case: Case, path: Path, *, splits_needed: bool = True) -> Mapping[
 
 def _strict_rows(path: Path, splits_needed: bool) -> dict[str, list[Any]]:
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix in (".json", ".jsonl") and file.name[0] != "."]
+        files = [
+            file
+            for file in path.iterdir()
+            if file.suffix in (".json", ".jsonl") and file.name[0] != "."
+        ]
         return {file.stem: _strict_file(file) for file in files}
     value = _strict_file(path)
     if isinstance(value, dict):
@@ -188,7 +231,9 @@ def _strict_rows(path: Path, splits_needed: bool) -> dict[str, list[Any]]:
         return {"all": value}
     grouped: dict[str, list[Any]] = {}
     for row in value:
-        grouped.setdefault(row["split"], []).append({key: part for key, part in row.items() if key != "split"})
+        grouped.setdefault(row["split"], []).append(
+            {key: part for key, part in row.items() if key != "split"}
+        )
     return grouped
 
 
@@ -197,13 +242,19 @@ def _strict_file(path: Path) -> Any:
     return strict_jsonl(content) if path.suffix == ".jsonl" else strict_json(content)
 
 
-def check_corpus(case: Case, splits: Mapping[str, Any], expected: Mapping[str, list[Any]] | None) -> None:
+def check_corpus(
+    case: Case, splits: Mapping[str, Any], expected: Mapping[str, list[Any]] | None
+) -> None:
     """An accepted corpus against what the file says."""
     case.wrong_if(not splits or not all(splits.values()), "an empty corpus or split")
     case.wrong_if(not set(splits) <= set(SPLITS), "an unknown split", list(splits))
     check_examples(case, [example for split in splits.values() for example in split])
     if expected is not None:
-        case.wrong_if(set(splits) != set(expected), "other splits than in the file", [list(splits), list(expected)])
+        case.wrong_if(
+            set(splits) != set(expected),
+            "other splits than in the file",
+            [list(splits), list(expected)],
+        )
         for split, rows in expected.items():
             _check_rows(case, split, splits[split], rows)
 
@@ -215,11 +266,20 @@ def check_examples(case: Case, examples: Any) -> None:
     case.wrong_if(len(set(ids)) != len(ids), "a sample_ID twice")
     for example in examples:
         texts = [example.user_persona, *(turn.text for turn in example.dialogue)]
-        ok = is_text(example.sample_id) and is_text(example.subset) and all(is_text(x, empty=True) for x in texts)
+        ok = (
+            is_text(example.sample_id)
+            and is_text(example.subset)
+            and all(is_text(x, empty=True) for x in texts)
+        )
         case.wrong_if(not ok, "a text that is empty, no string, or no UTF-8", example)
-        case.wrong_if(not example.dialogue or example.dialogue[-1].speaker != "user", "no user's turn at the end")
+        case.wrong_if(
+            not example.dialogue or example.dialogue[-1].speaker != "user",
+            "no user's turn at the end",
+        )
         for text in (example.golden_response, example.trace):
-            case.wrong_if(text is not None and not is_text(text), "a response or trace that is no text", text)
+            case.wrong_if(
+                text is not None and not is_text(text), "a response or trace that is no text", text
+            )
         if not isinstance(example.agent_character, str):
             try:
                 json.dumps(example.agent_character, allow_nan=False, ensure_ascii=False).encode()
@@ -231,22 +291,35 @@ def _check_rows(case: Case, split: str, examples: Any, rows: list[Any]) -> None:
     found = without_nulls([example.to_row() for example in examples])
     expected = _canonical(rows)
     case.wrong_if(
-        len(found) != len(expected), "more or fewer rows than in the file", (split, len(found), len(expected))
+        len(found) != len(expected),
+        "more or fewer rows than in the file",
+        (split, len(found), len(expected)),
     )
     for one, other in zip(found, expected, strict=True):
         if not same(one, other):
             names = [key for key in {**one, **other} if not same(one.get(key), other.get(key))]
-            case.wrong_if(True, f"another {names[0]} than in the file", (one.get(names[0]), other.get(names[0])))
+            case.wrong_if(
+                True,
+                f"another {names[0]} than in the file",
+                (one.get(names[0]), other.get(names[0])),
+            )
 
 
 def _canonical(rows: list[Any]) -> list[Any]:
-    """Rows as `Example.to_row` must give them: one name for a trace, nothing that is null, no judged response."""
+    """Rows as `Example.to_row` must give them: one name for a trace, nothing that is null, no
+    judged response.
+    """
     renamed = [
-        {"trace" if key == "SThought" else key: value for key, value in row.items()} if isinstance(row, dict) else row
+        {"trace" if key == "SThought" else key: value for key, value in row.items()}
+        if isinstance(row, dict)
+        else row
         for row in as_meant(rows)
     ]
     other = ("response", "model_response")
-    return [{k: v for k, v in row.items() if k not in other} if isinstance(row, dict) else row for row in renamed]
+    return [
+        {k: v for k, v in row.items() if k not in other} if isinstance(row, dict) else row
+        for row in renamed
+    ]
 
 
 AREA = DataFiles()

@@ -1,7 +1,8 @@
 """A server of the chat protocol that misspeaks it, and response files that are gone on with.
 
-An accepted response is the text of `choices[0].message.content` that was served for its sample, of a completion that
-had ended (or was cut off, where that is allowed and marked). A file that is gone on with keeps what it held.
+An accepted response is the text of `choices[0].message.content` that was served for its sample, of
+a completion that had ended (or was cut off, where that is allowed and marked). A file that is gone
+on with keeps what it held.
 """
 
 import json
@@ -70,7 +71,18 @@ def _row(name: str) -> dict[str, Any]:
 def _respond(case: Case, server: "_Server", data: Path) -> None:
     rng, out = case.rng, case.inputs / "responses.jsonl"
     keep = rng.random() < 0.3
-    options = ["--data", data, "--out", out, "--model", "m", "--endpoint", server.url, "--timeout", "0.5"]
+    options = [
+        "--data",
+        data,
+        "--out",
+        out,
+        "--model",
+        "m",
+        "--endpoint",
+        server.url,
+        "--timeout",
+        "0.5",
+    ]
     options += [
         "--retries",
         str(rng.choice((0, 0, 0, 0, 1))),
@@ -94,7 +106,9 @@ def _respond(case: Case, server: "_Server", data: Path) -> None:
             after = out.read_bytes() if out.is_file() else b""
             # Before the first question nothing may be changed; behind it, a torn end may be gone.
             kept = goes_on(before, after) if len(server.served) > asked else after == before
-            case.wrong_if(not kept, "a refused file is not what it was", (before[-200:], after[-300:]))
+            case.wrong_if(
+                not kept, "a refused file is not what it was", (before[-200:], after[-300:])
+            )
         raise
     after = out.read_bytes()
     lost = bool(before) and not goes_on(before, after)
@@ -103,7 +117,9 @@ def _respond(case: Case, server: "_Server", data: Path) -> None:
 
 
 def _begun(case: Case, server: "_Server", options: list[Any], out: Path) -> bytes:
-    """A file that an earlier command wrote, whole or damaged; its content, empty where it is no file any more."""
+    """A file that an earlier command wrote, whole or damaged; its content, empty where it is no
+    file any more.
+    """
     from coevolve.cli import main
 
     if main([str(part) for part in ("respond", *options)]):
@@ -112,7 +128,9 @@ def _begun(case: Case, server: "_Server", options: list[Any], out: Path) -> byte
     content = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(content[: case.rng.randrange(1, len(content) + 1)]))
     if not case.untouched:
-        case.note(mutate_file(case.rng, out) if case.chance(0.85) else mutate_folder(case.rng, out.parent))
+        case.note(
+            mutate_file(case.rng, out) if case.chance(0.85) else mutate_folder(case.rng, out.parent)
+        )
     return out.read_bytes() if out.is_file() and out.stat().st_size < 1 << 20 else b""
 
 
@@ -123,8 +141,15 @@ def _check_rows(case: Case, server: "_Server", after: bytes, before: bytes, keep
             continue
         row = strict_json(line)
         if "sample_ID" in row:
-            said = any(_stands_for(row, *answer, keep) for answer in server.served.get(row["sample_ID"], ()))
-            case.wrong_if(not said, "another response than was served, or one that had not ended", (row, server.served))
+            said = any(
+                _stands_for(row, *answer, keep)
+                for answer in server.served.get(row["sample_ID"], ())
+            )
+            case.wrong_if(
+                not said,
+                "another response than was served, or one that had not ended",
+                (row, server.served),
+            )
 
 
 def _stands_for(row: dict[str, Any], status: int, body: bytes, keep: bool) -> bool:
@@ -139,16 +164,35 @@ def _stands_for(row: dict[str, Any], status: int, body: bytes, keep: bool) -> bo
         return False
     said = content.rpartition("</think>")[2].strip() if "<think>" in content else content.strip()
     # A server may say nothing about how it ended; what it does say must be known.
-    ended = reason in ("stop", None, "") or (reason == "length" and keep and row.get("cut_off") is True)
-    return ended and row["response"] in (said, content.rpartition("</think>")[2].strip(), content.strip())
+    ended = reason in ("stop", None, "") or (
+        reason == "length" and keep and row.get("cut_off") is True
+    )
+    return ended and row["response"] in (
+        said,
+        content.rpartition("</think>")[2].strip(),
+        content.strip(),
+    )
 
 
 def _translate(case: Case, server: "_Server", data: Path) -> None:
     """`shift language` with a translator, and the ledger beside its output."""
     out = case.inputs / "german.json"
     case.may_change += ["german.json", "german.json.translations.jsonl"]
-    options = ["--data", data, "--out", out, "--language", "German", "--model", "m", "--endpoint", server.url]
-    server.content = lambda messages: messages[-1]["content"].replace("sailor", "Seemann").replace("Who", "Wer")
+    options = [
+        "--data",
+        data,
+        "--out",
+        out,
+        "--language",
+        "German",
+        "--model",
+        "m",
+        "--endpoint",
+        server.url,
+    ]
+    server.content = lambda messages: (
+        messages[-1]["content"].replace("sailor", "Seemann").replace("Who", "Wer")
+    )
     server.damaging = case.chance(0.7)
     if not server.damaging:
         from coevolve.cli import main
@@ -161,11 +205,19 @@ def _translate(case: Case, server: "_Server", data: Path) -> None:
         case.command("shift", "language", *options)
     else:
         case.command("shift", "language", *options, "--timeout", "0.5", "--retries", "0")
-    texts = {text for bodies in server.served.values() for _, body in bodies for text in _texts_in(body)}
+    texts = {
+        text for bodies in server.served.values() for _, body in bodies for text in _texts_in(body)
+    }
     for row in strict_json(out.read_bytes())["OOD1Test"]:
         turns = [text for turn in row["dialogue_context"] for text in turn.values()]
-        unknown = [text for text in (row["user_persona"], row["agent_golden_response"], *turns) if text not in texts]
-        case.wrong_if(server.damaging and bool(unknown), "a translation that was not served", unknown)
+        unknown = [
+            text
+            for text in (row["user_persona"], row["agent_golden_response"], *turns)
+            if text not in texts
+        ]
+        case.wrong_if(
+            server.damaging and bool(unknown), "a translation that was not served", unknown
+        )
 
 
 def _teach(case: Case, server: "_Server", data: Path) -> None:
@@ -180,14 +232,24 @@ def _teach(case: Case, server: "_Server", data: Path) -> None:
     trace = "\n".join(f"{section}\nwhat matters here" for section in prompts.sections)
     server.content, server.damaging = lambda messages: trace, True
     renderer = Renderer(prompts, load_tokenizer(str(case.valid.run / "base")))
-    teacher = EndpointTeacher(server.url, "m", renderer, concurrency=1, retries=0, timeout=0.5, attempts=2)
+    teacher = EndpointTeacher(
+        server.url, "m", renderer, concurrency=1, retries=0, timeout=0.5, attempts=2
+    )
     examples = list(read_corpus(data).require("IDTest"))
     how = case.rng.choice(("error", "drop"))
-    found = case.call(collect_traces, examples, teacher, case.outputs / "traces.jsonl", on_failure=how)
+    found = case.call(
+        collect_traces, examples, teacher, case.outputs / "traces.jsonl", on_failure=how
+    )
     for sample_id, text in found.items():
         rows = [{"response": text}]
-        said = any(_stands_for(row, *answer, False) for row in rows for answer in server.served[sample_id])
-        case.wrong_if(not said, "another trace than was served, or one that had not ended", (text, server.served))
+        said = any(
+            _stands_for(row, *answer, False) for row in rows for answer in server.served[sample_id]
+        )
+        case.wrong_if(
+            not said,
+            "another trace than was served, or one that had not ended",
+            (text, server.served),
+        )
 
 
 def _texts_in(body: bytes) -> set[str]:
@@ -214,10 +276,14 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, case: Case):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.case, self.damaging = case, False
-        self.content: Callable[[list[dict[str, str]]], str] = lambda messages: "Ahoy, I am a sailor."
+        self.content: Callable[[list[dict[str, str]]], str] = lambda messages: (
+            "Ahoy, I am a sailor."
+        )
         self.served: dict[str, list[tuple[int, bytes]]] = {}
         self.lock = threading.Lock()
-        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True
+        )
         self.thread.start()
 
     @property
@@ -246,7 +312,11 @@ class _Server(ThreadingHTTPServer):
                 if any(line.startswith(("Content-Length", "Transfer")) for line in head)
                 else [f"Content-Length: {len(body)}"]
             )
-            typed = [] if any(line.startswith("Content-Type") for line in head) else ["Content-Type: application/json"]
+            typed = (
+                []
+                if any(line.startswith("Content-Type") for line in head)
+                else ["Content-Type: application/json"]
+            )
             lines = [f"HTTP/1.1 {status} Well", *head, *typed, *length, "Connection: close"]
             whole = "\r\n".join(lines).encode("utf-8") + b"\r\n\r\n" + body
             if self.damaging and self.case.chance(0.05):

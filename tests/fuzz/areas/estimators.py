@@ -1,8 +1,10 @@
-"""Exported estimators: adapters and whole models, their manifests written anew as well, and the cache of their work.
+"""Exported estimators: adapters and whole models, their manifests written anew as well, and the
+cache of their work.
 
-One that is accepted scores a probe as the original does, unless what was changed says what scoring means (prompts,
-room for a reasoning), or a hash was put right with it. Even then it must not contradict itself: an adapter has the
-fingerprint that the manifest gives it, and so have its base model and its chat template.
+One that is accepted scores a probe as the original does, unless what was changed says what scoring
+means (prompts, room for a reasoning), or a hash was put right with it. Even then it must not
+contradict itself: an adapter has the fingerprint that the manifest gives it, and so have its base
+model and its chat template.
 """
 
 import hashlib
@@ -64,7 +66,9 @@ class Estimators:
         shutil.copytree(source, folder)
         rehashed = False if case.untouched else _damage(case, folder)
         by_command = case.chance(0.25)
-        found = _by_command(case, folder) if by_command else case.call(_scored, folder, case.valid.run)
+        found = (
+            _by_command(case, folder) if by_command else case.call(_scored, folder, case.valid.run)
+        )
         _check(case, folder, source, found, rehashed)
 
 
@@ -77,7 +81,9 @@ def _scored(folder: Path, run: Path) -> list[tuple[float, int, str]]:
 
 def _score(estimator: Any, examples: Any) -> list[tuple[float, int, str]]:
     reasoning = estimator.reason(examples)
-    scores = estimator.log_prob(examples, [example.golden_response for example in examples], reasoning)
+    scores = estimator.log_prob(
+        examples, [example.golden_response for example in examples], reasoning
+    )
     return [
         (float(total), int(tokens), text)
         for total, tokens, text in zip(scores.sum, scores.tokens, reasoning, strict=True)
@@ -89,7 +95,18 @@ def _by_command(case: Case, folder: Path) -> list[tuple[float, int, str]]:
 
     data, out = case.inputs / "probe.json", case.outputs / "scores.jsonl"
     Corpus({"IDTest": tuple(_probe(case.valid.run))}, "probe").to_json(data)
-    case.command("score", "--estimator", folder, "--data", data, "--device", "cpu", "--no-cache", "--out", out)
+    case.command(
+        "score",
+        "--estimator",
+        folder,
+        "--data",
+        data,
+        "--device",
+        "cpu",
+        "--no-cache",
+        "--out",
+        out,
+    )
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     return [(row["log_prob"], row["tokens"], row["reasoning"]) for row in rows]
 
@@ -116,7 +133,9 @@ def _damage(case: Case, folder: Path) -> bool:
     if how < 0.4:
         _damage_manifest(case, folder / "manifest.json")
         return False
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"
+    )
     weights = [file for file in files if file.suffix == ".safetensors"]
     configs = [file for file in files if file.name in ("adapter_config.json", "config.json")]
     file = rng.choice(rng.choice((weights, configs, files)))
@@ -142,8 +161,12 @@ def _damage(case: Case, folder: Path) -> bool:
 def _damage_manifest(case: Case, path: Path) -> None:
     manifest = json.loads(path.read_text("utf-8"))
     if case.chance(0.25):
-        name = case.rng.choice([name for name, value in manifest["prompts"].items() if isinstance(value, str)])
-        manifest["prompts"][name] = case.rng.choice((str(manifest["prompts"][name]), "")) + case.rng.choice(FIELDS)
+        name = case.rng.choice(
+            [name for name, value in manifest["prompts"].items() if isinstance(value, str)]
+        )
+        manifest["prompts"][name] = case.rng.choice(
+            (str(manifest["prompts"][name]), "")
+        ) + case.rng.choice(FIELDS)
         case.note(f"prompts.{name} -> {manifest['prompts'][name][-40:]!r}")
         path.write_text(json.dumps(manifest), "utf-8")
     elif case.chance(0.8):
@@ -168,11 +191,19 @@ def _rewrite_manifest(folder: Path) -> None:
     path.write_text(json.dumps(manifest), "utf-8")
 
 
-def _check(case: Case, folder: Path, source: Path, found: list[tuple[float, int, str]], rehashed: bool) -> None:
+def _check(
+    case: Case, folder: Path, source: Path, found: list[tuple[float, int, str]], rehashed: bool
+) -> None:
     expected = _expected(source, case.valid.run)
     case.wrong_if(len(found) != len(expected), "more or fewer scores than examples", len(found))
     for total, tokens, text in found:
-        ok = isinstance(total, float) and np.isfinite(total) and total <= 0 and tokens > 0 and isinstance(text, str)
+        ok = (
+            isinstance(total, float)
+            and np.isfinite(total)
+            and total <= 0
+            and tokens > 0
+            and isinstance(text, str)
+        )
         case.wrong_if(not ok, "a score that is no log-probability", (total, tokens))
     if _alike(found, expected):
         return
@@ -181,14 +212,17 @@ def _check(case: Case, folder: Path, source: Path, found: list[tuple[float, int,
         for contradiction in _contradictions(folder):
             case.wrong_if(True, contradiction, detail)
         return
-    before, after = (json.loads((place / "manifest.json").read_text("utf-8")) for place in (source, folder))
+    before, after = (
+        json.loads((place / "manifest.json").read_text("utf-8")) for place in (source, folder)
+    )
     says_otherwise = any(before[name] != after.get(name) for name in ("prompts", "reasoning"))
     case.wrong_if(not says_otherwise, "other scores than the original's", detail)
 
 
 def _alike(found: list[tuple[float, int, str]], expected: list[tuple[float, int, str]]) -> bool:
     return all(
-        one[1:] == other[1:] and abs(one[0] - other[0]) < 1e-3 for one, other in zip(found, expected, strict=True)
+        one[1:] == other[1:] and abs(one[0] - other[0]) < 1e-3
+        for one, other in zip(found, expected, strict=True)
     )
 
 
@@ -204,13 +238,17 @@ def _contradictions(folder: Path) -> list[str]:
             if entry.get("fingerprint", "") != adapter_fingerprint(folder / role):
                 found.append("an adapter has not the fingerprint that its manifest gives")
             base = entry["base"]
-            if base["folder"] and base["fingerprint"] != base_fingerprint(str(folder / base["folder"])):
+            if base["folder"] and base["fingerprint"] != base_fingerprint(
+                str(folder / base["folder"])
+            ):
                 found.append("a base model has not the fingerprint that its manifest gives")
     return found
 
 
 def _damaged_cache(case: Case, source: Path) -> None:
-    """Scores kept by an earlier command, damaged: they are found, or computed again, and the same either way."""
+    """Scores kept by an earlier command, damaged: they are found, or computed again, and the same
+    either way.
+    """
     from coevolve.scoring.estimator import ProbabilityEstimator
 
     estimator = ProbabilityEstimator.from_pretrained(source, device="cpu")
@@ -222,7 +260,11 @@ def _damaged_cache(case: Case, source: Path) -> None:
     if not case.untouched:
         files = sorted(kept.rglob("*.jsonl"))
         damage_file = case.chance(0.8)
-        did = mutate_file(case.rng, case.rng.choice(files)) if damage_file else mutate_folder(case.rng, kept)
+        did = (
+            mutate_file(case.rng, case.rng.choice(files))
+            if damage_file
+            else mutate_folder(case.rng, kept)
+        )
         case.note(f"cache: {did}")
     case.may_change.append("kept/*")
 
@@ -231,7 +273,11 @@ def _damaged_cache(case: Case, source: Path) -> None:
         return _score(estimator, probe)
 
     found = case.call(again)
-    case.wrong_if(not _alike(found, _expected(source, case.valid.run)), "other scores from a damaged cache", found)
+    case.wrong_if(
+        not _alike(found, _expected(source, case.valid.run)),
+        "other scores from a damaged cache",
+        found,
+    )
 
 
 AREA = Estimators()

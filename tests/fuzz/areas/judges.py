@@ -24,15 +24,21 @@ class Judges:
         corpus = read_corpus(case.valid.folder / "corpus.json")
         subsets = distributions(corpus)
         rows = [subset.row for subset in subsets]
-        row_of = {example.sample_id: subset.row for subset in subsets for example in subset.examples}
+        row_of = {
+            example.sample_id: subset.row for subset in subsets for example in subset.examples
+        }
         by = case.rng.choice(("subset", "sample_ID"))
         path = _damaged(case, by, rows if by == "subset" else list(row_of))
         left_out = set(case.rng.sample(sorted(row_of), 2)) if case.chance(0.3) else set()
         scores = case.call(read_judge_scores, path, MODELS, rows, row_of, left_out=left_out)
         expected = _independent(case, path, row_of, left_out)
-        case.wrong_if(set(scores) != set(expected), "other pairs than in the file", [*scores, *expected])
+        case.wrong_if(
+            set(scores) != set(expected), "other pairs than in the file", [*scores, *expected]
+        )
         for pair, score in scores.items():
-            close = isinstance(score, float) and math.isclose(score, expected[pair], rel_tol=1e-9, abs_tol=1e-12)
+            close = isinstance(score, float) and math.isclose(
+                score, expected[pair], rel_tol=1e-9, abs_tol=1e-12
+            )
             case.wrong_if(not close, "another mean than in the file", (pair, score, expected[pair]))
 
 
@@ -62,7 +68,9 @@ def _damaged(case: Case, by: str, names: list[str]) -> Path:
     return path
 
 
-def _independent(case: Case, path: Path, row_of: dict[str, str], left_out: set[str]) -> dict[tuple[str, str], float]:
+def _independent(
+    case: Case, path: Path, row_of: dict[str, str], left_out: set[str]
+) -> dict[tuple[str, str], float]:
     """(model, row) -> the mean over samples of the mean over judges."""
     content = path.read_bytes()
     try:
@@ -73,7 +81,9 @@ def _independent(case: Case, path: Path, row_of: dict[str, str], left_out: set[s
     given: dict[tuple[str, str], dict[str | None, float]] = defaultdict(dict)
     for row in rows:
         score, judge = row["score"], row.get("judge")
-        number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+        number = (
+            isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+        )
         case.wrong_if(not number, "a score that is no number", score)
         key = (row["model"], row["subset"] if "subset" in row else row["sample_ID"])
         case.wrong_if(judge in given[key], "two scores of one judge", row)
@@ -81,7 +91,9 @@ def _independent(case: Case, path: Path, row_of: dict[str, str], left_out: set[s
     by_pair: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (model, name), by_judge in given.items():
         if name not in left_out:
-            by_pair[model, row_of.get(name, name)].append(math.fsum(by_judge.values()) / len(by_judge))
+            by_pair[model, row_of.get(name, name)].append(
+                math.fsum(by_judge.values()) / len(by_judge)
+            )
     return {pair: math.fsum(values) / len(values) for pair, values in by_pair.items()}
 
 

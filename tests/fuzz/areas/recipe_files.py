@@ -1,7 +1,7 @@
 """Recipes: YAML text, sections, overrides, chains of `extends`.
 
-An accepted recipe is JSON, is the same when it is read again, and says under each key what YAML 1.2 says that the file
-says: true is not 1, 017 is not 15, a key is there once.
+An accepted recipe is JSON, is the same when it is read again, and says under each key what YAML 1.2
+says that the file says: true is not 1, 017 is not 15, a key is there once.
 """
 
 import json
@@ -90,14 +90,18 @@ class RecipeFiles:
             recipe = case.call(load_recipe, source, overrides)
         except RefusedError:
             if case.chance(0.3) and not case.untouched:
-                said = case.command("train", source, *overrides, "--output-dir", case.outputs / "run")
+                said = case.command(
+                    "train", source, *overrides, "--output-dir", case.outputs / "run"
+                )
                 case.wrong_if(said.status == 0, "train accepts a recipe that is refused elsewhere")
             raise
         _check(case, recipe, path, overrides)
 
 
 def _source(case: Case) -> Path:
-    """A copy of a shipped recipe, or of the tiny run's, alone in its folder but for what it extends."""
+    """A copy of a shipped recipe, or of the tiny run's, alone in its folder but for what it
+    extends.
+    """
     shipped = sorted((ROOT / "recipes").glob("*/*.yaml"))
     chosen = case.rng.choice([*shipped, *sorted((case.valid.folder / "recipes").glob("*.yaml"))])
     target = case.inputs / chosen.name
@@ -136,7 +140,11 @@ def _flow(value: Any) -> str:
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_flow(str(key))}: {_flow(item)}" for key, item in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_flow(str(key))}: {_flow(item)}" for key, item in value.items())
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(_flow, value)) + "]"
     if isinstance(value, Twice):
@@ -145,11 +153,15 @@ def _flow(value: Any) -> str:
 
 
 def _scalar(case: Case, path: Path) -> list[str]:
-    """One value of the text replaced by something that YAML 1.1 and 1.2, or people, read differently."""
+    """One value of the text replaced by something that YAML 1.1 and 1.2, or people, read
+    differently.
+    """
     text = path.read_text("utf-8")
     place = case.rng.choice(list(re.finditer(r"(?<=: )[^\s{}\[\],#&*][^\n,}\]#]*", text)))
     new = case.rng.choice(SCALARS)
-    case.note(f"{text[max(0, place.start() - 30) : place.start()]!r} {place.group()!r} -> {new[:60]!r}")
+    case.note(
+        f"{text[max(0, place.start() - 30) : place.start()]!r} {place.group()!r} -> {new[:60]!r}"
+    )
     path.write_text(text[: place.start()] + new + text[place.end() :], "utf-8")
     return []
 
@@ -159,7 +171,9 @@ def _lines(case: Case, path: Path) -> list[str]:
     line = case.rng.choice(LINES)
     other = path.with_name("other.yaml")
     other.write_text(
-        case.rng.choice((f"extends: {path.name}\n", "extends: other.yaml\n", "seed: 4\n", "- 1\n", "", "\x00"))
+        case.rng.choice(
+            (f"extends: {path.name}\n", "extends: other.yaml\n", "seed: 4\n", "- 1\n", "", "\x00")
+        )
     )
     lines = path.read_text("utf-8").split("\n")
     if line.startswith("extends"):
@@ -188,7 +202,9 @@ def _bomb(case: Case, path: Path) -> list[str]:
         lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
         text = "\n".join(lines) + "\n" + text
     elif kind == "merges":
-        lines = ["m0: &m0 {a: 1}"] + [f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 9)]
+        lines = ["m0: &m0 {a: 1}"] + [
+            f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 9)
+        ]
         text = "\n".join(lines) + "\n" + text
     elif kind == "depth":
         text += "\ndeep: " + case.rng.choice(("[" * 50_000, "{a: " * 20_000, "- " * 20_000)) + "\n"
@@ -222,7 +238,12 @@ def _override(case: Case, path: Path) -> list[str]:
         "logging.report_to",
         "extends",
     ]
-    keys += ["model.trust_remote_code", "traces.on_failure", "refresh.trace_share", "evaluation.marginal_samples"]
+    keys += [
+        "model.trust_remote_code",
+        "traces.on_failure",
+        "refresh.trace_share",
+        "evaluation.marginal_samples",
+    ]
     odd = [
         "",
         ".",
@@ -253,9 +274,12 @@ def _place(case: Case, path: Path) -> list[str]:
 def _plausible(case: Case, path: Path) -> list[str]:
     """Another number or word where one was, as a person would try it."""
     text = path.read_text("utf-8")
-    places = list(re.finditer(r"(?<=: )(?:[0-9.]+(?:e-?[0-9]+)?|true|false|[a-z_]+)(?=[,}\n])", text))
+    places = list(
+        re.finditer(r"(?<=: )(?:[0-9.]+(?:e-?[0-9]+)?|true|false|[a-z_]+)(?=[,}\n])", text)
+    )
     for place in sorted(
-        case.rng.sample(places, min(len(places), case.rng.choice((1, 2, 4)))), key=lambda one: -one.start()
+        case.rng.sample(places, min(len(places), case.rng.choice((1, 2, 4)))),
+        key=lambda one: -one.start(),
     ):
         old = place.group()
         new = case.rng.choice(WORDS if old.isalpha() else NUMBERS)
@@ -281,7 +305,9 @@ def _check(case: Case, recipe: Any, path: Path, overrides: list[str]) -> None:
     from coevolve.recipe import check_recipe, recipe_values
     from coevolve.training.schedule import turns_of
 
-    case.call(lambda: sum(1 for _ in turns_of(recipe)))  # what a run does first with it must come to an end
+    case.call(
+        lambda: sum(1 for _ in turns_of(recipe))
+    )  # what a run does first with it must come to an end
     values = case.call(recipe_values, recipe)
     try:
         text = json.dumps(values, allow_nan=False)
@@ -304,7 +330,9 @@ def _leaves(case: Case, path: Path) -> Iterator[tuple[tuple[Any, ...], yaml.Scal
     """Every scalar of the file and its keys. A key that is there twice is a failure here."""
     root = yaml.compose(path.read_text("utf-8-sig"), Loader=yaml.SafeLoader)
 
-    def below(node: yaml.Node, place: tuple[Any, ...], seen: tuple[yaml.Node, ...]) -> Iterator[tuple[tuple, Any]]:
+    def below(
+        node: yaml.Node, place: tuple[Any, ...], seen: tuple[yaml.Node, ...]
+    ) -> Iterator[tuple[tuple, Any]]:
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value]
             case.wrong_if(len(set(map(str, keys))) != len(keys), "a key twice", keys)
@@ -313,7 +341,11 @@ def _leaves(case: Case, path: Path) -> Iterator[tuple[tuple[Any, ...], yaml.Scal
                 if key.value == "<<":
                     merged = item.value if isinstance(item, yaml.SequenceNode) else [item]
                     for one in merged:
-                        yield from (leaf for leaf in below(one, place, seen) if leaf[0][len(place)] not in own)
+                        yield from (
+                            leaf
+                            for leaf in below(one, place, seen)
+                            if leaf[0][len(place)] not in own
+                        )
                 else:
                     yield from below(item, (*place, key.value), seen)
         elif isinstance(node, yaml.SequenceNode):
@@ -326,7 +358,9 @@ def _leaves(case: Case, path: Path) -> Iterator[tuple[tuple[Any, ...], yaml.Scal
 
 
 def _value_at(values: Any, place: tuple[Any, ...]) -> Any:
-    """What the recipe has there; `...` where it says it otherwise (a phase by its name, a source that lost)."""
+    """What the recipe has there; `...` where it says it otherwise (a phase by its name, a source
+    that lost).
+    """
     for part in place:
         if (isinstance(values, dict) and part in values) or (
             isinstance(values, list) and isinstance(part, int) and part < len(values)
@@ -339,18 +373,30 @@ def _value_at(values: Any, place: tuple[Any, ...]) -> Any:
 
 def _check_leaf(case: Case, place: tuple[Any, ...], scalar: yaml.ScalarNode, found: Any) -> None:
     said, where = yaml_1_2(scalar), ".".join(map(str, place))
-    if found is ... or place[:2] in (("data", "world"), ("data", "hub")) or place[0] == "extends" or found is None:
+    if (
+        found is ...
+        or place[:2] in (("data", "world"), ("data", "hub"))
+        or place[0] == "extends"
+        or found is None
+    ):
         return
     detail = f"{where}: the file says {scalar.value[:60]!r}, the recipe has {found!r}"
     if isinstance(found, bool):
-        # Words such as yes are text in YAML 1.2; taking them for what they mean harms nobody. Numbers are not words.
+        # Words such as yes are text in YAML 1.2; taking them for what they mean harms nobody.
+        # Numbers are not words.
         case.wrong_if(not isinstance(said, bool | str), "a number taken for true or false", detail)
     elif isinstance(found, int | float):
         case.wrong_if(isinstance(said, bool), "true or false taken for a number", detail)
         number = _number(said)
-        case.wrong_if(number is None or not math.isclose(number, found), "another number than in the file", detail)
+        case.wrong_if(
+            number is None or not math.isclose(number, found),
+            "another number than in the file",
+            detail,
+        )
     elif isinstance(found, str):
-        case.wrong_if(isinstance(said, str) and said != found, "another text than in the file", detail)
+        case.wrong_if(
+            isinstance(said, str) and said != found, "another text than in the file", detail
+        )
 
 
 def _number(said: Any) -> float | None:

@@ -1,6 +1,7 @@
 """Results that `coevolve report` is given: of a run, of `remid`, of `bound`.
 
-A page that is written has no cell that is no number where numbers stand, no script, and nothing from the network.
+A page that is written has no cell that is no number where numbers stand, no script, and nothing
+from the network.
 """
 
 import html
@@ -24,7 +25,9 @@ class Reports:
     share = 5
 
     def run(self, case: Case) -> None:
-        kind = case.rng.choices(list(FILES), (1, 2, 2))[0]  # a run has most pictures, and they take the time
+        kind = case.rng.choices(list(FILES), (1, 2, 2))[
+            0
+        ]  # a run has most pictures, and they take the time
         folder = case.inputs / kind
         folder.mkdir()
         for name in FILES[kind]:
@@ -32,7 +35,11 @@ class Reports:
         said = "".join(path.read_text("utf-8") for path in folder.iterdir())
         if not case.untouched:
             file = folder / case.rng.choice(FILES[kind])
-            case.note(mutate_file(case.rng, file, as_json=0.9) if case.chance(0.9) else mutate_folder(case.rng, folder))
+            case.note(
+                mutate_file(case.rng, file, as_json=0.9)
+                if case.chance(0.9)
+                else mutate_folder(case.rng, folder)
+            )
         case.note(kind)
         case.may_change += [f"{kind}/report.html", f"{kind}/report", f"{kind}/report/*"]
         case.command("report", folder)

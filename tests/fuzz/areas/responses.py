@@ -1,4 +1,6 @@
-"""Files of models' responses. Each accepted response is the one that an independent reading finds under its id."""
+"""Files of models' responses. Each accepted response is the one that an independent reading finds
+under its id.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,21 @@ class Responses:
             partial = case.call(read_partial_responses, path, examples)
             found = dict(partial.by_id)
             left = {*partial.missing, *partial.empty, *partial.duplicated}
-            case.wrong_if(left | set(found) != set(ids) or left & set(found), "samples that are nowhere, or twice")
+            case.wrong_if(
+                left | set(found) != set(ids) or left & set(found),
+                "samples that are nowhere, or twice",
+            )
         by_id = _independent(case, path)
-        case.wrong_if(not set(by_id) <= set(ids), "a sample_ID that is not in the data", list(by_id))
+        case.wrong_if(
+            not set(by_id) <= set(ids), "a sample_ID that is not in the data", list(by_id)
+        )
         for sample_id, text in found.items():
             said = by_id.get(sample_id, [])
-            case.wrong_if(said != [text] or not is_text(text), "another response than in the file", (said, text))
+            case.wrong_if(
+                said != [text] or not is_text(text),
+                "another response than in the file",
+                (said, text),
+            )
 
 
 def _damaged(case: Case, examples: list[Any]) -> Path:
@@ -65,8 +76,15 @@ def _row(case: Case, example: Any, index: int) -> dict[str, Any]:
     if form < 0.6:
         return {"sample_ID": example.sample_id, "response": text}
     if form < 0.8:
-        return {"sample_ID": example.sample_id, "model_response": text, "subset_tag": example.subset}
-    return {"sample_ID": example.sample_id, "model_response": {"model_response": text, "model": "m"}}
+        return {
+            "sample_ID": example.sample_id,
+            "model_response": text,
+            "subset_tag": example.subset,
+        }
+    return {
+        "sample_ID": example.sample_id,
+        "model_response": {"model_response": text, "model": "m"},
+    }
 
 
 def _independent(case: Case, path: Path) -> dict[str, list[str]]:

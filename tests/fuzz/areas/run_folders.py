@@ -1,7 +1,8 @@
-"""Run folders: `status`, and starting the same run again (`train` on a finished run, whose checkpoint is read anew).
+"""Run folders: `status`, and starting the same run again (`train` on a finished run, whose
+checkpoint is read anew).
 
-`status` changes nothing and agrees with the file. A run that is gone on with ends with the figures that it had, and
-one that is refused is left as it was.
+`status` changes nothing and agrees with the file. A run that is gone on with ends with the figures
+that it had, and one that is refused is left as it was.
 """
 
 import json
@@ -58,19 +59,39 @@ def _damage(case: Case, run: Path, light: bool) -> bool:
     how = rng.random()
     if light:
         name = rng.choice(("status.json", "status.json", "run.json"))
-        case.note(mutate_file(rng, run / name, as_json=0.8) if how < 0.8 else mutate_folder(rng, run))
+        case.note(
+            mutate_file(rng, run / name, as_json=0.8) if how < 0.8 else mutate_folder(rng, run)
+        )
         return False
     newest = sorted((run / "checkpoints").iterdir())[-1]
     if how < 0.4:
         name = rng.choice(
-            ("run.json", "run.json", "traces.jsonl", "metrics.jsonl", "status.json", "results.json", ".sent.json")
+            (
+                "run.json",
+                "run.json",
+                "traces.jsonl",
+                "metrics.jsonl",
+                "status.json",
+                "results.json",
+                ".sent.json",
+            )
         )
         path = run / name
-        case.note(mutate_file(rng, path, as_json=0.8) if path.is_file() else mutate_folder(rng, run))
+        case.note(
+            mutate_file(rng, path, as_json=0.8) if path.is_file() else mutate_folder(rng, run)
+        )
         return False
     if how < 0.75:
-        file = newest / "state.json" if rng.random() < 0.7 else rng.choice(sorted(newest.glob("*.safetensors")))
-        case.note(mutate_file(rng, file, as_json=1.0) if file.suffix == ".json" else mutate_tensors(case, file))
+        file = (
+            newest / "state.json"
+            if rng.random() < 0.7
+            else rng.choice(sorted(newest.glob("*.safetensors")))
+        )
+        case.note(
+            mutate_file(rng, file, as_json=1.0)
+            if file.suffix == ".json"
+            else mutate_tensors(case, file)
+        )
         rewrite_manifest(newest)
         case.note("the manifest fits")
         return True
@@ -86,12 +107,16 @@ def _status(case: Case, run: Path) -> None:
     state = _state(run / "status.json", case.valid.run / "status.json")
     if state is not None:
         expected = {"finished": 0, "failed": 1}.get(state, 75)
-        case.wrong_if(said.status != expected, "another exit status than the state's", (state, said.status))
+        case.wrong_if(
+            said.status != expected, "another exit status than the state's", (state, said.status)
+        )
     case.wrong_if("state: " not in said.out, "no state is shown", said.out)
 
 
 def _state(path: Path, original: Path) -> str | None:
-    """What the file says, where nothing else in it was damaged; what becomes of such a one is for the tool to say."""
+    """What the file says, where nothing else in it was damaged; what becomes of such a one is for
+    the tool to say.
+    """
     if not path.is_file():
         return None
     try:
@@ -116,9 +141,13 @@ def _resume(case: Case, run: Path, kind: str, rehashed: bool) -> None:
     case.may_change.append("run/*")
     figures = _figures(run / "results.json")
     if not rehashed:
-        case.wrong_if(figures != expected, "other figures than the run had", _difference(figures, expected))
+        case.wrong_if(
+            figures != expected, "other figures than the run had", _difference(figures, expected)
+        )
     for split, value in figures.get("perplexity", {}).get("full", {}).items():
-        case.wrong_if(not (isinstance(value, float) and 0 < value < 1e9), "no perplexity", (split, value))
+        case.wrong_if(
+            not (isinstance(value, float) and 0 < value < 1e9), "no perplexity", (split, value)
+        )
 
 
 def _figures(path: Path) -> dict[str, Any]:

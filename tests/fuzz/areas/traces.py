@@ -1,7 +1,8 @@
-"""Trace files of a user, and ledgers: the teacher's traces, which are gone on with and must never lose a line.
+"""Trace files of a user, and ledgers: the teacher's traces, which are gone on with and must never
+lose a line.
 
-A refusal leaves the ledger as it was. What is accepted keeps every whole line that was there, and each trace is the
-one that the file holds under its id.
+A refusal leaves the ledger as it was. What is accepted keeps every whole line that was there, and
+each trace is the one that the file holds under its id.
 """
 
 import json
@@ -37,11 +38,15 @@ def _own_file(case: Case, examples: list[Any], prompts: Any) -> None:
     headed = case.chance(0.3)
     _write(case, path, examples, prompts, headed=headed)
     found = case.call(read_traces, path, examples, prompts)
-    case.wrong_if(list(found) != [example.sample_id for example in examples], "other examples", list(found))
+    case.wrong_if(
+        list(found) != [example.sample_id for example in examples], "other examples", list(found)
+    )
     said = _independent(case, path)
     for sample_id, trace in found.items():
         texts = said.get(sample_id, [])
-        case.wrong_if(texts != [trace] or not is_text(trace), "another trace than in the file", (texts, trace))
+        case.wrong_if(
+            texts != [trace] or not is_text(trace), "another trace than in the file", (texts, trace)
+        )
 
 
 def _ledger(case: Case, examples: list[Any], prompts: Any) -> None:
@@ -65,13 +70,23 @@ def _ledger(case: Case, examples: list[Any], prompts: Any) -> None:
         case.check_untouched_inputs()
         raise
     case.may_change.append("traces.jsonl")
-    case.wrong_if(list(found) != [example.sample_id for example in examples], "other examples", list(found))
+    case.wrong_if(
+        list(found) != [example.sample_id for example in examples], "other examples", list(found)
+    )
     after = path.read_bytes()
     if before is not None:
-        case.wrong_if(not goes_on(before, after), "lines of the ledger were lost", (before[-200:], after[-400:]))
+        case.wrong_if(
+            not goes_on(before, after),
+            "lines of the ledger were lost",
+            (before[-200:], after[-400:]),
+        )
     said = _independent(case, path)
     for sample_id, trace in found.items():
-        case.wrong_if(said.get(sample_id) != [trace], "another trace than in the ledger", (said.get(sample_id), trace))
+        case.wrong_if(
+            said.get(sample_id) != [trace],
+            "another trace than in the ledger",
+            (said.get(sample_id), trace),
+        )
 
 
 def goes_on(before: bytes, after: bytes) -> bool:
@@ -89,7 +104,8 @@ def goes_on(before: bytes, after: bytes) -> bool:
 def _write(case: Case, path: Path, examples: list[Any], prompts: Any, *, headed: bool) -> None:
     text = "\n".join(f"{section} what matters here" for section in prompts.sections)
     rows: Any = [
-        {"sample_ID": example.sample_id, "trace": f"{text}, {number}"} for number, example in enumerate(examples)
+        {"sample_ID": example.sample_id, "trace": f"{text}, {number}"}
+        for number, example in enumerate(examples)
     ]
     if headed:
         rows.insert(0, {"teacher": {"kind": "rules"}, "prompts": "ab"})
@@ -105,7 +121,9 @@ def _write(case: Case, path: Path, examples: list[Any], prompts: Any, *, headed:
 def _damage(case: Case, path: Path, share_of_json: float = 0.5) -> None:
     rng = case.rng
     if rng.random() < share_of_json:
-        rows, did = mutate_json(rng, [json.loads(line) for line in path.read_text("utf-8").splitlines()])
+        rows, did = mutate_json(
+            rng, [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        )
         path.write_text(to_jsonl(rows, rng), "utf-8")
     elif rng.random() < 0.8:
         changed, did = mutate_bytes(rng, path.read_bytes())
