@@ -49,6 +49,7 @@ PROGRAMS = [
         "tokens_per_s",
     ),
     ("club_error", (*TINY, "--n", "6", "--peer-pairs", "4"), "error_ratio"),
+    ("self_check", TINY[:6], "ratio"),
     ("growth", ("--base", "tiny", *GROWTH), "growth"),
     (
         "qwen3_8b",

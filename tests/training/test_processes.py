@@ -15,6 +15,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from coevolve.scoring.models import load_tokenizer
 from coevolve.worlds.tiny import write_tiny_base
 
 ROUND = {
@@ -192,10 +193,11 @@ def value_function(folder):
 
 @pytest.mark.parametrize("kind", ["ddp", "zero2", "zero3"])
 def test_a_nan_stops_all_processes_before_the_step(kind, launcher, recipe_file, tmp_path):
-    """A base model whose logits are beyond float32."""
+    """A base model whose token for the end of a turn is beyond all norms; only prompts have it."""
     base = write_tiny_base(tmp_path / "base", seed=0, hidden=32, layers=1, heads=2)
     weights = load_file(base / "model.safetensors")
-    weights["lm_head.weight"] = weights["lm_head.weight"].sign() * 3e38
+    (end,) = load_tokenizer(base)("<|im_end|>", add_special_tokens=False)["input_ids"]
+    weights["model.embed_tokens.weight"][end] = 3e38
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     sft = {"steps": 4, "learning_rate": 1e-3, "warmup_ratio": 0.0, "train_batch_size": 8}
     recipe = recipe_file(cold_start={"connector": sft, "estimator": sft}, model={"base": str(base)})
