@@ -183,11 +183,12 @@ def _info_nce_at(contrast: Contrast, temperature: float) -> np.ndarray:
     top, own, other = _scaled(
         temperature * contrast.matched, temperature * contrast.mismatched, contrast
     )
-    return (
+    values: np.ndarray = (
         temperature * contrast.matched
         - top
         - np.log((own + groups.sum(other)) / (groups.counts + 1))
     )
+    return values
 
 
 def _fit_unrelated(terms: np.ndarray) -> tuple[float, float]:

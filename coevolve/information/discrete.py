@@ -33,7 +33,8 @@ def row_entropies(rows: ArrayLike) -> NDArray[np.float64]:
         raise DataError(
             "rows: a row along the last axis is no distribution; accepted are non-negative numbers that sum to 1."
         )
-    return -_x_log_x(rows).sum(axis=-1)
+    entropies: np.ndarray = -_x_log_x(rows).sum(axis=-1)
+    return entropies
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:

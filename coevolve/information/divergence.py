@@ -263,7 +263,8 @@ def unit_rows(vectors: Vectors) -> Vectors:
             f"vector {bad[0]} is zero or not finite ({bad.size} of {len(vectors)} are); a text's embedding has a "
             "direction. Check the embedder."
         )
-    return vectors / norms
+    unit: np.ndarray = vectors / norms
+    return unit
 
 
 def check_kernel(kernel: str) -> None:

@@ -88,7 +88,8 @@ def bootstrap(influence: Influence, draws: np.ndarray) -> np.ndarray:
     gathered = gathered - gathered.mean()
     spread = np.sqrt(np.mean(gathered**2) / gathered.size)
     scale = standard_error(influence) / spread if spread > 0 else 0.0
-    return draws @ gathered * (scale / gathered.size)
+    moved: np.ndarray = draws @ gathered * (scale / gathered.size)
+    return moved
 
 
 def interval(value: float, deviations: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
@@ -126,7 +127,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     stepped = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
+    return [float(value) for value in adjusted]
 
 
 def power(

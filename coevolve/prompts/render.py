@@ -189,7 +189,7 @@ class Renderer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without control tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     # Parts.
 

@@ -154,12 +154,11 @@ class PromptSet:
             raise RecipeError(
                 f"prompts: unknown field {sorted(unknown)[0]!r}; accepted are {', '.join(sorted(known))}."
             )
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**given)
 
 
 FEATURES_HEADING = "[Core Features of the Golden Response]"
@@ -174,7 +173,7 @@ _CONTEXT = """\
 ## Dialogue
 {dialogue}"""
 
-_DIALOGUE = {
+_DIALOGUE: dict[str, Any] = {
     "context": _CONTEXT,
     "user_turn": "User Query {k}: {text}",
     "agent_turn": "Agent Response {k}: {text}",

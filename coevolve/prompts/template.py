@@ -146,13 +146,14 @@ class ChatTemplate:
         """
         try:
             with time_limit():
-                return self.tokenizer.apply_chat_template(
+                text = self.tokenizer.apply_chat_template(
                     self.folded(messages),
                     tokenize=False,
                     add_generation_prompt=opening,
                     enable_thinking=False,
                     **self._clock,
                 )
+                return str(text)
         except TimeoutError as error:
             raise ArtifactError(
                 f"The chat template of {self._name!r} cannot be used: {error}. Use another model, or set "
@@ -184,7 +185,8 @@ class ChatTemplate:
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are the template's own; none are added."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an answer as it stands behind a prompt, without the closing; control tokens in it
@@ -198,7 +200,7 @@ class ChatTemplate:
 
     @property
     def _name(self) -> str:
-        return self.tokenizer.name_or_path
+        return str(self.tokenizer.name_or_path)
 
     def _ids_behind(self, before: str, head: tuple[int, ...], text: str) -> list[int]:
         ids = self._text_ids(before + text)
@@ -206,9 +208,10 @@ class ChatTemplate:
         return ids[len(head) :] if tuple(ids[: len(head)]) == head else self._text_ids(text)
 
     def _text_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
+        return ids
 
     def _pieces(self, text: str) -> Iterator[str]:
         """The text, cut inside each added token that is not special, which `split_special_tokens`
@@ -350,7 +353,7 @@ class ChatTemplate:
         return None
 
     def _tokens(self, ids: Sequence[int]) -> str:
-        return "|".join(self.tokenizer.decode([token]) for token in ids)
+        return "|".join(str(self.tokenizer.decode([token])) for token in ids)
 
     def _answered(self, messages: Messages, answer: str) -> Messages:
         return [*messages, message("assistant", self._thought + answer)]

@@ -40,7 +40,9 @@ def problem_of_template(template: str, fields: Collection[str]) -> str | None:
         return f"is no template of str.format ({error}); double a brace that is text"
     used = [field for _, field, _, _ in parts if field is not None]
     for _, field, specification, conversion in parts:
-        if field is not None and (field not in fields or specification or conversion):
+        if field is None:
+            continue
+        if field not in fields or specification or conversion:
             shown = (
                 field
                 + (f"!{conversion}" if conversion else "")

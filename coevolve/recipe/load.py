@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from coevolve.errors import DataError, RecipeError
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
@@ -117,7 +118,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _explain(fault: dict[str, Any]) -> str:
+def _explain(fault: ErrorDetails) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "recipe"
     if fault["type"] == "extra_forbidden":
         return f"{field}: unknown key{_accepted(fault['loc'])}."

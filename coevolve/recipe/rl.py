@@ -1,6 +1,6 @@
 """Reinforcement learning: algorithms, their options, and the rewards."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -199,6 +199,9 @@ class Rewards(Section):
     """Weights of a role's rewards; 0 leaves one out. What a completion gets that cannot be judged,
     and how to add rewards of one's own, stands in `coevolve.training.rewards.registry`.
     """
+
+    if TYPE_CHECKING:  # stands last in each role's section
+        custom: CustomRewards
 
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> "Rewards":

@@ -257,7 +257,7 @@ class Recipe(Section):
                 steps = phase.steps or (phase.until.at_most if phase.until else None)
                 if problem := settings and settings.too_many_rows(steps):
                     raise ValueError(f"rounds.phases: {phase.name}: {problem}")
-                if phase.tokens and settings.lr_scheduler_type != "constant":
+                if phase.tokens and settings and settings.lr_scheduler_type != "constant":
                     raise ValueError(
                         f"rounds.phases: {phase.name} has a budget of tokens, of which nobody knows how many steps it "
                         f"is; {phase.name}.lr_scheduler_type must be constant, found {settings.lr_scheduler_type}"

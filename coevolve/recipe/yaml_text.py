@@ -86,7 +86,7 @@ class _Composer(yaml.SafeLoader):
             for tag, pattern in _CORE.items():
                 if pattern.fullmatch(value):
                     return tag
-        return super().resolve(kind, None, (False, False))
+        return str(super().resolve(kind, None, (False, False)))
 
 
 class _Values:
