@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         name = module.__name__.rpartition(".")[2].replace("_", "-")
-        summary = (module.__doc__ or "").split("\n")[0]
+        summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace(command=None)
     try:
         parser = make_parser()
+        _require_text(sys.argv[1:] if arguments is None else arguments)
         options = _parsed(parser, arguments)
         claim_outputs(parser, options)
         code = options.run(options) or 0
@@ -95,6 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failed(options, message)
     finally:
         reader_is_gone()
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Every argument may end in a file or a message, and those are UTF-8."""
+    for number, text in enumerate(arguments, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise CoevolveError(
+                f"argument {number}: found {text!r:.200}, which is not UTF-8 as this process reads "
+                "it. Type it again, or give the file another name."
+            ) from None
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

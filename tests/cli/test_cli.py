@@ -380,6 +380,20 @@ def test_status(run, capsys):
     assert "state: finished" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [("shift", "longer_turns", "--tag"), ("score", "--data"), ()])
+def test_an_argument_that_is_no_text_is_named(words, capsys):
+    assert main([*words, "\ud800"]) == 2
+    said = capsys.readouterr().err
+    assert f"argument {len(words) + 1}: found '\\ud800', which is not UTF-8" in said
+
+
+def test_every_command_is_summed_up_in_a_whole_sentence(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "on fresh samples of the synthetic worlds of quickstart runs." in said
+
+
 def test_a_mistyped_option_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         main(["train", str(run.parent / "recipe.yaml"), "--output-dir", "x", "--colour=red"])

@@ -20,6 +20,8 @@ from tests.fuzz.core import CRASH, HANG, KINDS, Area, Result
 
 def main() -> int:
     options = _options()
+    # A failure may be about text that cannot be printed.
+    sys.stdout.reconfigure(errors="backslashreplace")
     if options.index is not None:
         places = runner.schedule(AREAS)
         area = next(

@@ -124,11 +124,13 @@ def _state(path: Path, original: Path) -> str | None:
     except Unreadable:
         return None
     known = isinstance(status, dict) and isinstance(status.get("state"), str)
-    return (
-        status["state"]
-        if known and {**status, "state": ""} == {**strict_json(original.read_bytes()), "state": ""}
-        else None
-    )
+    if not known:
+        return None
+    # As text: 3.0 is no 3 in a file.
+    texts = [
+        json.dumps({**said, "state": ""}) for said in (status, strict_json(original.read_bytes()))
+    ]
+    return status["state"] if texts[0] == texts[1] else None
 
 
 def _resume(case: Case, run: Path, kind: str, rehashed: bool) -> None:
