@@ -20,6 +20,7 @@ name is complete, and what the disk did to it afterwards shows in the manifest.
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -51,27 +52,28 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        state: what `state.json` holds, as `CheckpointState` describes it.
+        state: what `state.json` holds.
         tensors: file name without suffix -> name -> tensor, on the CPU.
     """
 
     folder: Path
-    state: dict[str, Any]
+    state: CheckpointState
     tensors: dict[str, dict[str, Tensor]]
 
     def require_fit(self, train: int, held_out: int, pair: Mapping[str, Weights]) -> None:
         """Raise ArtifactError unless it is of as many training and held-out examples, and of models
         like `pair`.
         """
-        counts = {"training": (len(self.state["reasoning"]), train)}
-        for name in ("probe", "gate"):
-            evaluated = self.state[name] and self.state[name].get("held_out", self.state[name])
-            if evaluated:
-                counts[f"held-out ({name})"] = (len(evaluated["reasoning"]), held_out)
-        for what, (found, expected) in counts.items():
-            if found != expected:
+        state, held = self.state, {}
+        held["training"] = len(state.reasoning), train
+        if state.probe is not None:
+            held["held-out (probe)"] = len(state.probe.reasoning), held_out
+        if state.gate is not None:
+            held["held-out (gate)"] = len(state.gate.reasoning), held_out
+        for what, (count, expected) in held.items():
+            if count != expected:
                 raise ArtifactError(
-                    f"{self.folder}: is of {found} {what} examples, and the run has {expected}. {REMEDY}"
+                    f"{self.folder}: is of {count} {what} examples, and the run has {expected}. {REMEDY}"
                 )
         for role, weights in pair.items():
             _require_alike(
@@ -91,10 +93,18 @@ class CheckpointWriter:
 
     folder: Path
     keep: int
+    seconds_taken: float = 0.0
+    """By the last one."""
     # Of the last checkpoint: id of the weights -> the weights, so that the id stays theirs; their
     # file; its hash.
     _written: dict[int, tuple[Weights, str, dict[str, Any]]] = field(default_factory=dict)
     _last: Path = Path()
+    _done: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds_since(self) -> float:
+        """Since the last one, or since the run began or went on."""
+        return time.monotonic() - self._done
 
     def write(
         self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Weights], *, best: bool
@@ -111,7 +121,7 @@ class CheckpointWriter:
             ArtifactError: it cannot be written; the disk may be full. Older checkpoints are as they
                 were.
         """
-        root = self.folder / CHECKPOINTS
+        began, root = time.monotonic(), self.folder / CHECKPOINTS
         number = max(map(number_of, finished_checkpoints(self.folder)), default=0) + 1
         final = root / f"{number:05d}-{name}"
         temporary = root / f".{final.name}.tmp"
@@ -149,6 +159,8 @@ class CheckpointWriter:
             ) from None
         self._last, self._written = final, written
         self._prune()
+        self._done = time.monotonic()
+        self.seconds_taken = self._done - began
         return final
 
     def _link(
@@ -251,7 +263,7 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
             raise ArtifactError(f"{file}: cannot be read ({error}). {REMEDY}") from None
     state = read_document(path / STATE, CheckpointState, remedy=REMEDY, error=ArtifactError)
     _require_tensors(path, state, tensors)
-    return Checkpoint(path, state.values(), tensors)
+    return Checkpoint(path, state, tensors)
 
 
 def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, Weights]) -> None:

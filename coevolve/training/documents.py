@@ -2,10 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field, JsonValue, model_validator
 
 from coevolve.documents import Document, Part
 from coevolve.remid.results import LARGEST, Count, Number, RemidResults
+from coevolve.scoring.scores import Scores
 
 STATE = "state.json"
 Perplexity = Annotated[Number, Field(gt=0)]
@@ -93,6 +95,15 @@ class ScoresOfExamples(Part):
             raise ValueError(f"{len(self.sum)} sums and {len(self.tokens)} numbers of tokens")
         return self
 
+    @classmethod
+    def of(cls, scores: Scores) -> "ScoresOfExamples":
+        """Exactly: a float's shortest decimal form is read back as the same float."""
+        return cls(sum=scores.sum.tolist(), tokens=scores.tokens.tolist())
+
+    def scores(self) -> Scores:
+        """What `of` was given."""
+        return Scores(np.array(self.sum, dtype=np.float64), np.array(self.tokens, dtype=np.int64))
+
 
 class EvaluatedExamples(Part):
     """`coevolve.training.evaluation.Evaluated`."""
@@ -170,6 +181,10 @@ class SegmentState(Part):
     step: Count
     figures: GatheredFigures | Nothing
     rollouts: Annotated[int, Field(ge=0, le=2**20)]
+
+    def gathered(self) -> dict[str, JsonValue]:
+        """The figures as the trainer gave them."""
+        return self.figures.values() if isinstance(self.figures, GatheredFigures) else {}
 
 
 class RecordState(Part):

@@ -156,7 +156,9 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     )
     for role in ROLES:
         estimator.roles.load_weights(role, found.tensors[role])
-    facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, found.state["facts"])
+    facts = training_facts(
+        recipe, run["data_fingerprint"], checkpoint.name, found.state.facts.values()
+    )
     return export_estimator(folder, estimator, recipe, origins, facts)
 
 
@@ -165,8 +167,8 @@ def require_parents(checkpoint: Checkpoint, origins: Origins) -> None:
     `origins`.
     """
     # Before version 0.3 only run.json said what a checkpoint's weights belong to.
-    for role, parent in checkpoint.state.get("parents", {}).items():
-        require_parent(f"{checkpoint.folder}: {role}", parent, origins[role])
+    for role, parent in (checkpoint.state.parents or {}).items():
+        require_parent(f"{checkpoint.folder}: {role}", parent.values(), origins[role])
 
 
 def training_facts(

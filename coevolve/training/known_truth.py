@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
+from coevolve.data.example import Example
 from coevolve.errors import ArtifactError
 from coevolve.files import write_jsonl
 from coevolve.information.log_probs import UNITS
@@ -104,6 +105,14 @@ class KnownTruth:
                 example.sample_id: text for example, text in zip(examples, texts, strict=True)
             }
         return answers
+
+    def responses_to(self, examples: Sequence[Example]) -> dict[str, dict[str, str]]:
+        """Those that are to some of the test examples."""
+        wanted = {example.sample_id for example in examples}
+        return {
+            name: {key: text for key, text in by_id.items() if key in wanted}
+            for name, by_id in self.responses.items()
+        }
 
     def write(self, folder: Path) -> None:
         """The world as files, as any other data would come: `dialogues.json`, and `NAME.jsonl` of
