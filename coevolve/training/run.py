@@ -28,7 +28,7 @@ from coevolve.training.known_truth import KnownTruth
 from coevolve.training.record.facts import environment_facts
 from coevolve.training.record.record import Record
 from coevolve.training.rewards.custom import check_rewards
-from coevolve.training.run_folder import Found, RunFolder, has_checkpoints
+from coevolve.training.run_folder import ResumePoint, RunFolder, has_checkpoints
 from coevolve.training.saving import restore
 from coevolve.training.setup import Origins, build_estimator, build_renderers, prepare_origins
 from coevolve.training.tracing import Log, Tracer
@@ -79,13 +79,13 @@ def train(
     failure: Exception | None = None
     try:
         with folder.held():
-            found = folder.find(recipe, resume, force=force)
+            start = folder.find(recipe, resume, force=force)
             record = Record(folder.path, main=processes.main)
             try:
-                context, found = prepare(inputs, folder, record, processes, found)
+                context, start = prepare(inputs, folder, record, processes, start)
                 names = [stage.name for stage in loop.stages(context)]
                 named = resume not in ("auto", "never")
-                return loop.run(context, restore(context, found, names, named=named))
+                return loop.run(context, restore(context, start, names, named=named))
             except Exception as error:
                 failure = processes.explain(error)
                 folder.say_failed(failure)
@@ -102,8 +102,8 @@ def train(
 
 
 def prepare(
-    inputs: Training, folder: RunFolder, record: Record, processes: Processes, found: Found
-) -> tuple[Context, Found]:
+    inputs: Training, folder: RunFolder, record: Record, processes: Processes, start: ResumePoint
+) -> tuple[Context, ResumePoint]:
     """Everything that a run needs, models and traces included; and what it goes on from, with what
     has to be done again since its data changed.
 
@@ -112,7 +112,7 @@ def prepare(
             began.
         DataError, TeacherError, TooLongError: a trace is missing, malformed or too long.
     """
-    recipe, data, checkpoint = inputs.recipe, inputs.data, found.checkpoint
+    recipe, data, checkpoint = inputs.recipe, inputs.data, start.checkpoint
     record.resume(record.state() if checkpoint is None else checkpoint.state.record.values())
     # What a resumed run finds out again is in its record already.
     log = record.log if checkpoint is None else lambda values: None
@@ -120,7 +120,7 @@ def prepare(
     origins = processes.on_main_first(lambda: prepare_origins(recipe, folder.path, say=record.say))
     date = folder.template_date(checkpoint)
     renderers = build_renderers(recipe, origins, date)
-    found = folder.begin(recipe, origins, data.corpus, date, found)
+    start = folder.begin(recipe, origins, data.corpus, date, start)
     truth = None
     if recipe.data.world:
         truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, data.corpus)
@@ -156,7 +156,7 @@ def prepare(
         truth=truth,
         responses=inputs.responses | (truth.responses_to(data.test_examples) if truth else {}),
     )
-    return context, found
+    return context, start
 
 
 def _load(

@@ -12,7 +12,7 @@ from coevolve.training.documents import RecordState
 from coevolve.training.engines import Segment
 from coevolve.training.export import require_parents
 from coevolve.training.outcome import Outcome
-from coevolve.training.run_folder import Found
+from coevolve.training.run_folder import ResumePoint
 from coevolve.training.schedule import scheduled_phases
 from coevolve.training.state import TRAINED, UNTRAINED, RunState
 
@@ -80,11 +80,13 @@ class Watch:
         self.context.processes.stop.poll()
 
 
-def restore(context: Context, found: Found, stages: Sequence[str], *, named: bool) -> RunState:
+def restore(
+    context: Context, start: ResumePoint, stages: Sequence[str], *, named: bool
+) -> RunState:
     """The state that a run goes on from, with its weights in the models.
 
     Args:
-        found: the checkpoint, and which stages are to be done again.
+        start: the checkpoint, and which stages are to be done again.
         stages: names of all that the run has.
         named: whether a person chose the checkpoint; otherwise the newest before it will do if it
             does not fit.
@@ -93,9 +95,9 @@ def restore(context: Context, found: Found, stages: Sequence[str], *, named: boo
         ArtifactError: the checkpoint is of other data or of other models.
     """
     begun = RunState.begin(context.roles, context.traces)
-    if found.checkpoint is None:
+    if start.checkpoint is None:
         return begun
-    checkpoint = _fitting(context, begun, found.checkpoint, named=named)
+    checkpoint = _fitting(context, begun, start.checkpoint, named=named)
     require_parents(checkpoint, context.origins)
     saved = checkpoint.state
     state = RunState.read(saved, checkpoint.tensors, context.data.tests)
@@ -107,7 +109,7 @@ def restore(context: Context, found: Found, stages: Sequence[str], *, named: boo
     if saved.stage != next((name for name in stages if name not in saved.done), None):
         state.segment, state.texts = None, []
     exported = (context.folder.path / "estimator").exists()
-    redo = [*found.redo, *([] if exported else ["export"])]
+    redo = [*start.redo, *([] if exported else ["export"])]
     state.done = [
         name for name in saved.done if not any(fnmatch(name, pattern) for pattern in redo)
     ]

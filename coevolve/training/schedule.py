@@ -50,10 +50,9 @@ class Budget:
     """How long a training phase goes on, and what its learning rate's schedule is about.
 
     Attributes:
-        steps: optimizer steps; with `tokens` the most that they can be.
-        schedule: optimizer steps that warm-up and decay go over.
-        done: of these, how many come before this phase; None for all that the run has done under
-            the phase's name.
+        steps: of the optimizer; with `tokens` the most that they can be.
+        schedule: steps that warm-up and decay go over.
+        done: of these, those before this phase; None for all of the run under the phase's name.
         tokens: ends the phase with the step that reaches it.
     """
 
@@ -89,11 +88,8 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
 def budget_of(
     recipe: Recipe, scheduled: ScheduledPhase, settings: Optimization, examples_per_epoch: int
 ) -> Budget:
-    """The budget of a phase that trains.
-
-    Args:
-        settings: the section of the phase's name.
-        examples_per_epoch: rows (completions in RL) of one pass over the data.
+    """The budget of a phase that trains by `settings`, the section of its name; in RL, an epoch is
+    counted in completions.
     """
     phase = scheduled.phase
     if phase.tokens is not None:

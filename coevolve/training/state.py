@@ -34,6 +34,10 @@ COLD, TRAINED = "cold", "trained"
 UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
+AS_IT_IS = ("done", "stage", "texts", "reasoning", "chosen", "where")
+AS_IT_IS += ("updates", "progress", "rounds", "trained_updates")
+"""Fields of the state that a checkpoint has under the same name."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -59,9 +63,8 @@ class Evaluated:
         return self
 
     def document(self) -> EvaluatedExamples:
-        return EvaluatedExamples(
-            scores=ScoresOfExamples.of(self.scores), reasoning=list(self.reasoning)
-        )
+        scores = ScoresOfExamples.of(self.scores)
+        return EvaluatedExamples(scores=scores, reasoning=list(self.reasoning))
 
     @classmethod
     def read(cls, saved: EvaluatedExamples) -> "Evaluated":
@@ -152,14 +155,12 @@ class RunState:
 
     def facts(self) -> Facts:
         """What the manifest of an exported estimator says of its training."""
-        held_out_perplexity = {
+        measured = {
             "form": "one greedy reasoning per example",
-            "validation": None if self.best is None else self.best.held_out.perplexity,
+            "validation": self.best and self.best.held_out.perplexity,
             **self.outcome.perplexities().get("full", {}),
         }
-        return Facts(
-            updates=self.trained_updates or self.updates, held_out_perplexity=held_out_perplexity
-        )
+        return Facts(updates=self.trained_updates or self.updates, held_out_perplexity=measured)
 
     # What is written of it.
 
@@ -186,46 +187,29 @@ class RunState:
     def document(
         self, *, processes: int, record: RecordState, parents: Mapping[Role, Any]
     ) -> CheckpointState:
-        """All that is no tensor.
-
-        Args:
-            processes: how many there are.
-            record: how far the record has come.
-            parents: what the weights started from.
-        """
-        segment = self.segment
+        """All that is no tensor, with what else a checkpoint is to tell."""
+        best, segment = self.best, self.segment
         return CheckpointState(
-            done=self.done,
-            stage=self.stage,
+            **{name: getattr(self, name) for name in AS_IT_IS},
             processes=processes,
             segment=segment
             and SegmentState(
                 step=segment.step, figures=segment.figures, rollouts=len(segment.rollouts)
             ),
-            texts=self.texts,
-            reasoning=self.reasoning,
-            chosen=self.chosen,
-            updates=self.updates,
-            progress=self.progress,
-            trained_updates=self.trained_updates,
-            rounds=self.rounds,
-            where=self.where,
-            gate=self._gate(),
+            gate=best
+            and GateState(
+                verdicts=self.verdicts,
+                held_out=best.held_out.document(),
+                best_reasoning=list(best.reasoning),
+                best_chosen=list(best.chosen),
+                reasoning=list(self.held_out_reasoning or ()),
+                written=self.held_out_written,
+            ),
             outcome=self.outcome.document(),
             record=record,
             parents=parents,
             probe=self.probe and self.probe.document(),
             facts=self.facts(),
-        )
-
-    def _gate(self) -> GateState | None:
-        return self.best and GateState(
-            verdicts=self.verdicts,
-            held_out=self.best.held_out.document(),
-            best_reasoning=list(self.best.reasoning),
-            best_chosen=list(self.best.chosen),
-            reasoning=list(self.held_out_reasoning or ()),
-            written=self.held_out_written,
         )
 
     @classmethod
@@ -256,16 +240,9 @@ class RunState:
         }
         rollouts = range(under_way.rollouts if under_way else 0)
         return cls(
+            **{name: getattr(saved, name) for name in AS_IT_IS},
             pair=now,
-            reasoning=saved.reasoning,
-            chosen=saved.chosen,
             optimizers=group("optimizer-"),
-            updates=saved.updates,
-            progress=saved.progress,
-            rounds=saved.rounds,
-            where=saved.where,
-            done=saved.done,
-            stage=saved.stage,
             segment=under_way
             and Segment(
                 step=under_way.step,
@@ -274,21 +251,19 @@ class RunState:
                 rollouts=[tensors.get(f"segment-rollouts-{rank}", {}) for rank in rollouts],
                 figures=under_way.gathered(),
             ),
-            texts=saved.texts,
             best=gate
             and Snapshot(
-                best,
-                group("best-optimizer-"),
-                gate.best_reasoning,
-                gate.best_chosen,
-                Evaluated.read(gate.held_out),
+                pair=best,
+                optimizers=group("best-optimizer-"),
+                reasoning=gate.best_reasoning,
+                chosen=gate.best_chosen,
+                held_out=Evaluated.read(gate.held_out),
             ),
             verdicts=gate.verdicts if gate else [],
             held_out_reasoning=gate and gate.reasoning,
             held_out_written=gate.written if gate else 0,
             probe=saved.probe and Evaluated.read(saved.probe),
             kept={name: pair(f"{name}-") for name in (COLD, TRAINED) if pair(f"{name}-")},
-            trained_updates=saved.trained_updates,
             outcome=Outcome.read(saved.outcome, splits),
         )
 

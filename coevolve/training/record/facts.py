@@ -5,6 +5,7 @@ import importlib.util
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ PACKAGES = (
     "accelerate",
     "deepspeed",
     "datasets",
-    "wandb",
 )
+"""What training stands on."""
 
 GIB = 2**30
 
@@ -51,7 +52,7 @@ def environment_facts() -> dict[str, Any]:
       one.
     """
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, "wandb")},
         "python": sys.version.split()[0],
         "git": git_facts(Path(__file__).parents[2]),
     }
@@ -86,3 +87,14 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level, with dotted names."""
+    level: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            level |= flat(value, f"{prefix}{name}.")
+        else:
+            level[f"{prefix}{name}"] = value
+    return level

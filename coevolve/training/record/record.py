@@ -101,12 +101,8 @@ class Record:
         return time.monotonic() - self._began
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the record, as JSON values. What was logged so far is safe on
+        """What a checkpoint keeps of the record (`RecordState`). What was logged so far is safe on
         disk afterwards.
-
-        - step: the number of the last line;
-        - seconds: see `seconds`;
-        - trackers: tracker name -> the id under which it knows this run.
         """
         for path in (self.path, self.samples_path):
             if self.main and path.exists():
@@ -115,11 +111,9 @@ class Record:
         return {"step": self._step, "seconds": self.seconds, "trackers": dict(self._ids)}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken: to be called before anything is logged.
-
-        Lines with a later step are removed from the files: the resumed run writes them again. The
-        state of a new Record is that of a run that begins, and removes all that an attempt without
-        a checkpoint left.
+        """Go on from where `state` was taken: to be called before anything is logged. Lines with a
+        later step are removed from the files: the resumed run writes them again. The state of a new
+        Record is that of a run that begins, and removes what an attempt without a checkpoint left.
 
         Raises:
             DataError: a line of a file is damaged; it is named. A last line that was torn by a
@@ -139,19 +133,16 @@ class Record:
         write_json(note, {"step": self._sent})
         for path, rows in lines.items():
             if path.exists():
-                write_text(
-                    path,
-                    "".join(f"{text}\n" for text, values in rows if values["step"] <= self._step),
-                )
+                kept = (f"{text}\n" for text, values in rows if values["step"] <= self._step)
+                write_text(path, "".join(kept))
 
     def _noted(self, note: Path) -> int:
         """The step up to which the trackers may have been told."""
         if not os.path.lexists(note):
             return 0
         try:
-            return read_document(
-                note, Sent, remedy="A tracker may get the last points once more."
-            ).step
+            remedy = "A tracker may get the last points once more."
+            return read_document(note, Sent, remedy=remedy).step
         except DataError as error:
             if note.is_dir():
                 raise DataError(f"{note}: is a folder, where a file belongs. Delete it.") from None
@@ -167,13 +158,9 @@ class Record:
         self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """One line of `metrics.jsonl` and one point of each tracker, under the next step.
-
-        A float that is not finite is null in the file, and `not_finite` says what it was: JSON has
-        no name for it.
-
-        Args:
-            values: numbers and words by name.
+        """One line of `metrics.jsonl` and one point of each tracker, under the next step: numbers
+        and words by name. A float that is not finite is null in the file, since JSON has no name
+        for it, and `not_finite` says what it was.
         """
         if not self.main:
             return
@@ -197,9 +184,6 @@ class Record:
             title: the same for the tables that belong together, such as `samples/connector_rl`.
             columns: names, one per entry of each row.
             where: round and phase.
-
-        Raises:
-            ValueError: a row has another number of entries than there are columns.
         """
         if not self.main:
             return
@@ -209,16 +193,13 @@ class Record:
         self._tell(lambda tracker: tracker.table(table))
 
     def artifact(self, folder: Path, *, name: str, type: str, metadata: Mapping[str, Any]) -> None:
-        """Keep a folder, such as the exported estimator, as an artifact of the wandb run, if there
-        is one.
-        """
+        """Keep a folder, such as the exported estimator, as an artifact of the wandb run, if any."""
         for tracker in self._trackers:
             try:
                 tracker.artifact(folder, name, type, metadata)
             except Exception as error:
-                self.say(
-                    f"{tracker.name}: {folder} could not be kept as an artifact: {in_words(error)}"
-                )
+                why = in_words(error)
+                self.say(f"{tracker.name}: {folder} could not be kept as an artifact: {why}")
 
     @contextmanager
     def task(
@@ -229,16 +210,13 @@ class Record:
         key: str | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> Iterator[Work]:
-        """A piece of work that takes a while: shown as it goes, and said when it is done.
+        """A piece of work of `total` units: shown as it goes on, and said when it is done. Yields
+        what advances it.
 
         Args:
-            total: units of work.
             key: also log `time/<key>` (seconds, in this sitting), `tokens_per_second/<key>` if the
                 work counted tokens, and `memory()`.
             where: round and phase, for that line.
-
-        Yields:
-            what advances it: `work(count)` or `work(count, tokens=...)`.
         """
         began = time.monotonic()
         with task(self.console, title, total) as advance:
@@ -263,10 +241,8 @@ class Record:
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Report to trackers as well: one run for all rounds, phases and sittings, with this
-        record's steps.
-
-        What was logged before is sent to them too. One that cannot start is named in words and left
-        out.
+        record's steps. What was logged before is sent to them too. One that cannot start is named
+        in words and left out.
 
         Args:
             report_to: some of `TRACKERS`.
@@ -295,17 +271,12 @@ class Record:
                 self._ids[tracker_name] = tracker.start()
                 self._trackers.append(tracker)
             except Exception as error:
-                self.say(
-                    f"{tracker_name}: could not start, so the run goes on without it: {in_words(error)}"
-                )
+                why = in_words(error)
+                self.say(f"{tracker_name}: could not start, so the run goes on without it: {why}")
         self._tell(self._send_missing)
 
     def close(self, *, exit_code: int = 0) -> None:
-        """End the trackers' runs.
-
-        Args:
-            exit_code: 0 for a run that reached its end; wandb shows others as failed.
-        """
+        """End the trackers' runs; wandb shows one whose `exit_code` is not 0 as failed."""
         for tracker in list(self._trackers):
             try:
                 tracker.close(exit_code)
@@ -324,9 +295,7 @@ class Record:
                 self._recover(tracker, error)
 
     def _recover(self, tracker: Tracker, error: Exception) -> bool:
-        """A tracker that failed starts anew if it can, and is left out if not. Returns whether it
-        is there again.
-        """
+        """A tracker that failed starts anew if it can, and is left out if not; whether it did."""
         self.say(f"{tracker.name}: {in_words(error)}. The run goes on.")
         try:
             tracker.recover()
