@@ -10,8 +10,8 @@ from coevolve.recipe import Recipe
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import Roles
 from coevolve.training.checkpoints import CheckpointWriter
+from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Processes
-from coevolve.training.distributed.spread import SpreadEstimator
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.record.record import Record
 from coevolve.training.run_folder import RunFolder
@@ -30,7 +30,7 @@ class Context:
         origins: what the roles started from.
         estimator: for work that differs from process to process, as rewards do. The weights in it
             are those that the state says.
-        everywhere: the same models, for work that all processes share.
+        distributed: the same models, for work that all processes share.
         checkpoints: writes them.
         truth: where the data is a synthetic world's.
         responses: of the models to be judged, by name and sample_ID.
@@ -42,7 +42,7 @@ class Context:
     traces: Sequence[str]
     origins: Origins
     estimator: ProbabilityEstimator
-    everywhere: SpreadEstimator
+    distributed: DistributedEstimator
     record: Record
     processes: Processes
     folder: RunFolder

@@ -29,7 +29,7 @@ def evaluate(
         reasoning: what to show the estimator; by default what the connector writes greedily. A list
             of None asks the question without reasoning.
     """
-    estimator, golden = context.everywhere, golden_responses(examples)
+    estimator, golden = context.distributed, golden_responses(examples)
     total = len(examples) * (2 if reasoning is None else 1)
     with context.record.task(title, total) as advance:
         if reasoning is None:
@@ -56,7 +56,7 @@ def evaluate_marginal(context: Context, state: RunState, name: str, split: str) 
     examples, samples = context.data.tests[split], context.recipe.evaluation.marginal_samples
     title = f"{name}: {split}, log-mean over {samples} sampled reasonings"
     with context.record.task(title, 2 * samples * len(examples)) as advance:
-        scores = context.everywhere.log_prob_marginal(
+        scores = context.distributed.log_prob_marginal(
             examples,
             golden_responses(examples),
             samples=samples,
@@ -78,7 +78,7 @@ def evaluate_oracle(context: Context, state: RunState, split: str) -> None:
 
 def diagnose_round(context: Context, state: RunState, index: int) -> None:
     """What shows whether the pair evolves as it should, on held-out examples."""
-    examples, estimator, probe = context.data.validation, context.everywhere, state.probe
+    examples, estimator, probe = context.data.validation, context.distributed, state.probe
     golden, reasoning = golden_responses(examples), state.best.held_out.reasoning
     title = f"round {index}: diagnosis on {len(examples)} held-out examples"
     with context.record.task(title, 1) as advance:

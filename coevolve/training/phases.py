@@ -109,7 +109,7 @@ def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> Non
         advance(len(texts))
         while len(texts) < len(rewritten):
             part = rewritten[len(texts) : len(texts) + REFRESHED_AT_ONCE]
-            texts += context.everywhere.reason(
+            texts += context.distributed.reason(
                 [train[index] for index in part],
                 seed=seed("sampling") if settings.temperature else None,
                 temperature=settings.temperature or 1.0,

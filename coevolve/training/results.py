@@ -44,7 +44,7 @@ def judge_models(context: Context, state: RunState) -> None:
     with context.record.task(title, total) as advance:
         report = from_totals(advance)
         state.outcome.remid = evaluate_remid(
-            context.everywhere,
+            context.distributed,
             Corpus(splits=tests, source=data.corpus.source),
             context.responses,
             negatives=recipe.remid.negatives,

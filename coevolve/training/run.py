@@ -21,8 +21,8 @@ from coevolve.scoring.roles import ESTIMATOR
 from coevolve.training import loop
 from coevolve.training.checkpoints import CheckpointWriter
 from coevolve.training.context import Context
+from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Interrupted, Processes
-from coevolve.training.distributed.spread import SpreadEstimator
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.record.facts import environment_facts
@@ -147,7 +147,7 @@ def prepare(
         traces=traces,
         origins=origins,
         estimator=estimator,
-        everywhere=SpreadEstimator(estimator, processes),
+        distributed=DistributedEstimator(estimator, processes),
         record=record,
         processes=processes,
         folder=folder,

@@ -19,8 +19,8 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
 from coevolve.training.checkpoints import CheckpointWriter
 from coevolve.training.context import Context
+from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Processes
-from coevolve.training.distributed.spread import SpreadEstimator
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.record.record import Record
 from coevolve.training.run_folder import RunFolder
@@ -162,7 +162,7 @@ def build_cold(recipe, folder):
         traces=[example.trace for example in train],
         origins=origins,
         estimator=estimator,
-        everywhere=SpreadEstimator(estimator, processes),
+        distributed=DistributedEstimator(estimator, processes),
         record=record,
         processes=processes,
         folder=RunFolder(folder, processes),
