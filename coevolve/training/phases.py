@@ -1,6 +1,6 @@
 """The phases of a round: what each trains on, and what rewards it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +31,8 @@ from coevolve.training.state import RunState
 REFRESHED_AT_ONCE = 512
 """Reasonings between two moments at which a refresh may be saved or left."""
 
-Samples = Sequence[Mapping[str, Any]]
-"""What an RL phase wrote last: `Segment.samples`."""
+Show = Callable[[int, str], dict[str, Any]]
+"""From the index of a prompt and a completion of it to the texts to be seen, by column."""
 
 
 def connector_rows(
@@ -82,16 +82,12 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         "connector_rl.rewards", settings.rewards, CONNECTOR_REWARDS, read, context.processes
     ).functions()
     prompts = Lazy(len(train), lambda index: render.connector(train[index]))
-    written = rl(context, state, CONNECTOR, scheduled, prompts, rewards, settings)
-    shown = [
-        {
-            "context": last_turn(train[sample["index"]]),
-            "reasoning": sample["completion"],
-            "response": train[sample["index"]].golden_response,
-        }
-        for sample in written
-    ]
-    show_samples(context, state, scheduled, written, shown)
+
+    def show(index: int, completion: str) -> dict[str, Any]:
+        golden = train[index].golden_response
+        return {"context": last_turn(train[index]), "reasoning": completion, "response": golden}
+
+    rl(context, state, CONNECTOR, scheduled, prompts, rewards, settings, show)
 
 
 def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
@@ -162,7 +158,12 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     ).functions()
     rows = estimator_rows(context.estimator, examples, reasoning)
     order = np.random.default_rng(derive_seed(context.recipe.seed, "golden")).permutation(len(rows))
-    written = rl(
+
+    def show(index: int, completion: str) -> dict[str, Any]:
+        shown = {"context": last_turn(examples[index]), "reasoning": reasoning[index]}
+        return {**shown, "response": completion}
+
+    rl(
         context,
         state,
         ESTIMATOR,
@@ -170,19 +171,11 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         Lazy(len(examples), lambda index: render.estimator(examples[index], reasoning[index])),
         rewards,
         settings,
+        show,
         golden_rows=Lazy(len(rows), lambda index: rows[order[index]]),
         golden_nll_weight=settings.golden_nll_weight,
         needs_reference=settings.rewards.asks_reference,
     )
-    shown = [
-        {
-            "context": last_turn(examples[sample["index"]]),
-            "reasoning": reasoning[sample["index"]],
-            "response": sample["completion"],
-        }
-        for sample in written
-    ]
-    show_samples(context, state, scheduled, written, shown)
 
 
 def sft(
@@ -212,12 +205,13 @@ def rl(
     prompts: Sequence[str],
     rewards: Sequence[tuple[str, RewardFunction, float]],
     settings: Grpo,
+    show: Show,
     *,
     needs_reference: bool = False,
     **options: Any,
-) -> Samples:
+) -> None:
     """RL of a role, beside a frozen copy of it as the phase began where the KL term or a reward
-    asks for one. Returns samples of what it wrote last.
+    asks for one. The first few of what it wrote last go into the table of samples.
 
     Args:
         prompts, rewards, options: as for `run_grpo`.
@@ -231,28 +225,14 @@ def rl(
         reference = held if settings.kl_weight else None
         segment = run_rl(plan, prompts, rewards, settings, reference=reference, **options)
         state.segment = segment
-    return segment.samples
-
-
-def show_samples(
-    context: Context,
-    state: RunState,
-    scheduled: ScheduledPhase,
-    written: Samples,
-    shown: Sequence[dict[str, Any]],
-) -> None:
-    """Put the first few of what an RL phase wrote last into the table of samples.
-
-    Args:
-        shown: of each, the texts to be seen, by column; rewards and advantage come after them.
-    """
-    rows = [
-        texts | {name: sample[name] for name in sample if name not in ("index", "completion")}
-        for texts, sample in zip(shown, written, strict=True)
-    ][: context.recipe.logging.samples]
+    rows = []
+    for sample in segment.samples[: context.recipe.logging.samples]:
+        index, completion, rewarded = sample["index"], sample["completion"], dict(sample)
+        del rewarded["index"], rewarded["completion"]
+        rows.append(show(index, completion) | rewarded)
     if rows:
-        title, values = f"samples/{scheduled.phase.name}", [list(row.values()) for row in rows]
-        context.record.samples(title, list(rows[0]), values, where=state.where)
+        values = [list(row.values()) for row in rows]
+        context.record.samples(f"samples/{name}", list(rows[0]), values, where=state.where)
 
 
 def last_turn(example: Example) -> str:

@@ -49,13 +49,13 @@ def save_if_cheap(context: Context, state: RunState) -> None:
         save(context, state)
 
 
-def save_if_due(context: Context, state: RunState, *, now: bool = False) -> None:
-    """Save if the last checkpoint is as old as the recipe allows, or `now` is the time."""
-    if _is_due(context, now=now):
+def save_if_due(context: Context, state: RunState) -> None:
+    """Save if the last checkpoint is as old as the recipe allows."""
+    if _is_due(context):
         save(context, state)
 
 
-def _is_due(context: Context, *, now: bool) -> bool:
+def _is_due(context: Context, *, now: bool = False) -> bool:
     late = context.checkpoints.seconds_since >= 60 * context.recipe.checkpoints.every_minutes
     return context.processes.agree((context.processes.main and late) or now)[0]
 

@@ -326,4 +326,5 @@ def test_a_completion_without_any_reward_is_refused(cold_of):
             ["a"] * 8,
             [("nothing", lambda completions, **_: [1.0, *[None] * (len(completions) - 1)], 1.0)],
             context.recipe.connector_rl,
+            lambda index, completion: {},
         )
