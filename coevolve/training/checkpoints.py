@@ -2,7 +2,7 @@
 
     run/
       run.json           recipe, base models and adapters, data fingerprint, package versions
-      status.json        where the run is: running, interrupted, finished; and after which checkpoint
+      status.json        whether it is running, interrupted or finished, and after what
       metrics.jsonl      every figure, a line at a time
       samples.jsonl      samples of what the models wrote, with their rewards
       traces.jsonl       the teacher's reasonings
@@ -155,7 +155,7 @@ class CheckpointWriter:
         return final
 
     def _link(self, path: Path, weights: Weights, written: Written) -> dict[str, Any] | None:
-        """Link a group that is written already, here or in the last checkpoint; None if it is not."""
+        """Link a group that is written already, here or in the last checkpoint; None if not."""
         for folder, groups in ((path.parent, written), (self._last, self._written)):
             _, name, description = groups.get(id(weights), (None, "", None))
             if description is not None and (folder / name).is_file():

@@ -67,7 +67,7 @@ def evaluate_marginal(context: Context, state: RunState, name: str, split: str) 
 
 
 def evaluate_oracle(context: Context, state: RunState, split: str) -> None:
-    """The ceiling: the teacher's own features of the test responses, which no connector can know."""
+    """The ceiling: the teacher's features of the test responses, which no connector can know."""
     path = context.folder.path / "oracle" / f"{split}.jsonl"
     kept, traces = context.processes.on_main_first(
         lambda: context.tracer.collect(context.data.tests[split], path, log=context.record.log)

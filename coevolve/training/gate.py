@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from coevolve.remid.results import LARGEST
 from coevolve.scoring.roles import CONNECTOR, ROLES
 from coevolve.training.context import Context
 from coevolve.training.documents import Verdict
@@ -43,8 +44,8 @@ def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
         phase=label,
         **({"part": scheduled.part} if phase.until else {}),
         before=before,
-        # What is beyond a float has no JSON, and is no better for it.
-        after=after if math.isfinite(after) else None,
+        # What is beyond all numbers has no JSON, and is no better for it.
+        after=after if after <= LARGEST else None,
         kept=None,
     )
     state.verdicts.append(verdict)

@@ -1,4 +1,4 @@
-"""From the budget of a training phase to the plan that an engine follows, and back into the state."""
+"""From the budget of a training phase to the plan that an engine follows, and back to the state."""
 
 import math
 from collections.abc import Iterator

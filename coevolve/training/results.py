@@ -1,4 +1,4 @@
-"""What a run ends with: the exported estimator, R-EMID of the models to be judged, `results.json`."""
+"""What a run ends with: the exported estimator, R-EMID of models to be judged, `results.json`."""
 
 from typing import Any
 

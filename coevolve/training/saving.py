@@ -129,7 +129,7 @@ def restore(
 def _fitting(
     context: Context, begun: RunState, checkpoint: Checkpoint, *, named: bool
 ) -> Checkpoint:
-    """The checkpoint, or else the newest before it that fits; one that a person `named` must fit."""
+    """The checkpoint, or else the newest before it that fits; one that was `named` must fit."""
     while True:
         try:
             checkpoint.require_fit(len(context.train), len(context.data.validation), begun.pair)

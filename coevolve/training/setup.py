@@ -1,4 +1,4 @@
-"""From a recipe to the models of a run: what they start from, both roles in memory, their prompts."""
+"""From a recipe to the models of a run: what they start from, both in memory, their prompts."""
 
 import logging
 import os

@@ -41,7 +41,7 @@ AS_IT_IS += ("updates", "progress", "rounds", "trained_updates")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Scores of the golden responses of some examples, with the reasonings they were scored with."""
+    """Scores of golden responses, with the reasonings that they were scored with."""
 
     scores: Scores
     reasoning: Sequence[str | None]

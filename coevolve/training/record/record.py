@@ -193,7 +193,7 @@ class Record:
         self._tell(lambda tracker: tracker.table(table))
 
     def artifact(self, folder: Path, *, name: str, type: str, metadata: Mapping[str, Any]) -> None:
-        """Keep a folder, such as the exported estimator, as an artifact of the wandb run, if any."""
+        """Keep a folder, such as the exported estimator, as an artifact of the wandb run."""
         for tracker in self._trackers:
             try:
                 tracker.artifact(folder, name, type, metadata)
