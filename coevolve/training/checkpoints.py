@@ -35,6 +35,7 @@ from torch import Tensor
 from coevolve.documents import Model, read_document
 from coevolve.errors import ArtifactError
 from coevolve.files import sha256_file, sync_folder, write_json, write_text
+from coevolve.scoring.roles import Role, Weights
 from coevolve.training.documents import STATE, CheckpointManifest, CheckpointState, RoleName
 from coevolve.training.status import CHECKPOINTS, finished_checkpoints, number_of
 
@@ -43,7 +44,6 @@ FORMAT = "coevolve-checkpoint"
 VERSION = 1
 REMEDY = "Use another checkpoint."
 
-Weights = Mapping[str, Tensor]
 Written = dict[int, tuple[Weights, str, dict[str, Any]]]
 """Of one checkpoint: id of the weights -> the weights, so that the id stays theirs; their file; its
 size and hash.
@@ -64,7 +64,7 @@ class Checkpoint:
     state: CheckpointState
     tensors: dict[str, dict[str, Tensor]]
 
-    def require_fit(self, train: int, held_out: int, pair: Mapping[str, Weights]) -> None:
+    def require_fit(self, train: int, held_out: int, pair: Mapping[Role, Weights]) -> None:
         """Raise ArtifactError unless it is of as many training and held-out examples, and of models
         like `pair`.
         """

@@ -1,6 +1,7 @@
 """Perplexity of golden responses on held-out and test examples, and what stands beside it."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from coevolve.data.example import Example
 from coevolve.seeds import derive_seed
@@ -12,8 +13,8 @@ from coevolve.training.state import Evaluated, RunState
 def golden_responses(examples: Sequence[Example]) -> list[str]:
     """The golden responses, which a corpus has for every example."""
     responses = [example.golden_response for example in examples]
-    assert all(response is not None for response in responses)
-    return responses
+    assert None not in responses
+    return cast(list[str], responses)
 
 
 def evaluate(
@@ -78,8 +79,10 @@ def evaluate_oracle(context: Context, state: RunState, split: str) -> None:
 
 def diagnose_round(context: Context, state: RunState, index: int) -> None:
     """What shows whether the pair evolves as it should, on held-out examples."""
-    examples, estimator, probe = context.data.validation, context.distributed, state.probe
-    golden, reasoning = golden_responses(examples), state.best.held_out.reasoning
+    examples, estimator = context.data.validation, context.distributed
+    golden, best, probe = golden_responses(examples), state.best, state.probe
+    assert best is not None and probe is not None  # since the first gate
+    reasoning = cast(list[str], best.held_out.reasoning)
     title = f"round {index}: diagnosis on {len(examples)} held-out examples"
     with context.record.task(title, 1) as advance:
         seed = derive_seed(context.recipe.seed, "diagnosis", index)

@@ -103,7 +103,7 @@ def _export_role(
             if not (folder / base).exists():
                 copy_model(Path(origin.base.path), folder / base)
         config = read_config(folder / role)
-        config[BASE_OF_ADAPTER] = from_anywhere(origin.base.path, base and final / base)
+        config[BASE_OF_ADAPTER] = from_anywhere(origin.base.path, final / base if base else None)
         write_json(folder / role / CONFIG, config)
     else:
         fingerprint = base_fingerprint(str(folder / role))

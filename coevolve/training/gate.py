@@ -38,6 +38,7 @@ def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
     written = state.updates[CONNECTOR] == state.held_out_written
     reasoning = state.held_out_reasoning if written else None
     held_out = _evaluate(context, state, f"after {label}", reasoning)
+    assert state.best is not None  # since `start`
     before, after = state.best.held_out.perplexity, held_out.perplexity
     verdict = Verdict(
         round=scheduled.round,
@@ -61,7 +62,7 @@ def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
     else:
         undone = ", ".join(dict.fromkeys(waiting.phase for waiting in _on_probation(state)))
         _settle(state, kept=False)
-        _roll_back(context, state)
+        _roll_back(context, state, state.best)
         record.say(f"{change}, got worse: rolled back {undone}")
     record.log({**state.where, "gate/perplexity": after, "gate/kept": state.verdicts[-1].kept})
 
@@ -102,8 +103,7 @@ def _settle(state: RunState, *, kept: bool) -> None:
     ]
 
 
-def _roll_back(context: Context, state: RunState) -> None:
-    best = state.best
+def _roll_back(context: Context, state: RunState, best: Snapshot) -> None:
     for role in ROLES:
         state.load(context.roles, role, best.pair[role])
     state.optimizers = dict(best.optimizers)

@@ -10,6 +10,7 @@ from rich.console import Console
 from coevolve.data.example import Example
 from coevolve.information.perplexity import compare_perplexities, perplexity
 from coevolve.progress import PlainTable
+from coevolve.remid.results import RemidResults
 from coevolve.remid.table import remid_table
 from coevolve.scoring.scores import Scores
 from coevolve.training.documents import OutcomeState, ScoresOfExamples
@@ -90,8 +91,8 @@ class Outcome:
                 for name, by_split in self.scores.items()
             },
             subsets=self.subsets,
-            remid=self.remid,
-            floors=self.floors,
+            remid=None if self.remid is None else RemidResults.model_validate(self.remid),
+            floors=None if self.floors is None else dict(self.floors),
             exact=None
             if self.exact is None
             else [(model, row, value) for (model, row), value in self.exact.items()],
@@ -108,7 +109,7 @@ class Outcome:
                 for name, by_split in saved.scores.items()
             },
             subsets=saved.subsets,
-            remid=saved.remid and saved.remid.values(),
+            remid=None if saved.remid is None else saved.remid.values(),
             floors=saved.floors,
             exact=None
             if saved.exact is None

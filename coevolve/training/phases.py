@@ -76,6 +76,7 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     the reward.
     """
     settings, train = context.recipe.connector_rl, context.train
+    assert settings is not None  # a recipe has the section of each of its phases
     render, words = context.estimator.connector_renderer, settings.rewards.target_words
     read = partial(ConnectorBatch, context.estimator, train, target_words=words)
     rewards = Judging(
@@ -143,6 +144,7 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     the loss.
     """
     settings, render = context.recipe.estimator_rl, context.estimator.renderer
+    assert settings is not None
     examples, reasoning = _refreshed(context, state)
     read = partial(
         EstimatorBatch,
@@ -246,8 +248,9 @@ def _sft_of_round(
     role: Role,
     scheduled: ScheduledPhase,
     rows: Sequence[SftRow],
-    settings: Sft,
+    settings: Sft | None,
 ) -> None:
+    assert settings is not None
     budget = budget_of(context.recipe, scheduled, settings, len(rows))
     sft(context, state, role, scheduled.phase.name, f"{role} SFT", rows, settings, budget)
 

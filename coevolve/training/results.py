@@ -60,8 +60,9 @@ def judge_models(context: Context, state: RunState) -> None:
 
 def compare_with_truth(context: Context, state: RunState) -> None:
     """Exact values beside the estimates."""
-    state.outcome.floors = context.truth.floors()
-    state.outcome.exact = context.truth.exact_remid(state.outcome.remid["unit"])
+    truth, outcome = context.truth, state.outcome
+    assert truth is not None and outcome.remid is not None  # the stage is there, after `remid`
+    outcome.floors, outcome.exact = truth.floors(), truth.exact_remid(outcome.remid["unit"])
 
 
 def finish(context: Context, state: RunState) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from accelerate import PartialState
 
+from coevolve.data.corpus import Corpus
 from coevolve.outputs import RUN, claim
 from coevolve.preflight.checks import Check, preflight
-from coevolve.preflight.dialogues import LeftOut, Renderers, world_seed
+from coevolve.preflight.dialogues import LeftOut, Renderers, Sifted, world_seed
 from coevolve.preflight.traces import fit_traces
 from coevolve.preflight.training import TRAINING, Training
 from coevolve.progress import quieten_libraries
@@ -66,8 +67,8 @@ def train(
         ProcessError: another process failed or died; it is named.
     """
     quieten_libraries()
-    output = Check("output", lambda draft: _claim(output_dir))
-    rewards = Check("rewards", lambda draft: check_rewards(draft.recipe))
+    output: Check[Training] = Check("output", lambda draft: _claim(output_dir))
+    rewards: Check[Training] = Check("rewards", lambda draft: check_rewards(draft.recipe))
     asks_teacher = not has_checkpoints(Path(output_dir))
     inputs = preflight(Training(recipe, environ, asks_teacher), (output, rewards, *TRAINING))
     # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a
@@ -76,7 +77,7 @@ def train(
     state = PartialState(cpu=choose_device(recipe.model.device).type == "cpu")
     processes = Processes(state.device, stop or Stop())
     folder = RunFolder(Path(output_dir), processes)
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         with folder.held():
             start = folder.find(recipe, resume, force=force)
@@ -87,13 +88,12 @@ def train(
                 named = resume not in ("auto", "never")
                 return loop.run(context, restore(context, start, names, named=named))
             except Exception as error:
-                failure = processes.explain(error)
-                folder.say_failed(failure)
-                raise failure from (None if failure is error else error)
+                failure = reason = processes.explain(error)
+                folder.say_failed(reason)
+                raise reason from (None if reason is error else error)
             finally:
-                record.close(
-                    exit_code=0 if failure is None or isinstance(failure, Interrupted) else 1
-                )
+                fine = failure is None or isinstance(failure, Interrupted)
+                record.close(exit_code=0 if fine else 1)
     except Exception as error:
         failure = error
         raise
@@ -112,11 +112,12 @@ def prepare(
             began.
         DataError, TeacherError, TooLongError: a trace is missing, malformed or too long.
     """
-    recipe, data, checkpoint = inputs.recipe, inputs.data, start.checkpoint
+    recipe, data, sifted, checkpoint = inputs.recipe, inputs.data, inputs.sifted, start.checkpoint
+    assert data is not None and sifted is not None  # preflight has built them
     record.resume(record.state() if checkpoint is None else checkpoint.state.record.values())
     # What a resumed run finds out again is in its record already.
     log = record.log if checkpoint is None else lambda values: None
-    _say_data(inputs, record, log, processes.count)
+    _say_data(recipe, data.corpus, sifted, record, log, processes.count)
     origins = processes.on_main_first(lambda: prepare_origins(recipe, folder.path, say=record.say))
     date = folder.template_date(checkpoint)
     renderers = build_renderers(recipe, origins, date)
@@ -125,11 +126,22 @@ def prepare(
     if recipe.data.world:
         truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, data.corpus)
         processes.on_main(lambda: truth.write(folder.path / "world"))
-    _start_trackers(inputs, record, origins, processes.count)
-
+    record.start_trackers(
+        recipe.logging.report_to,
+        project=recipe.logging.project,
+        name=recipe.name,
+        config={
+            "recipe": recipe_values(recipe),
+            "data_fingerprint": data.fingerprint,
+            "parents": {role: origin.parent() for role, origin in origins.items()},
+            "processes": processes.count,
+            **environment_facts(),
+        },
+        environ=inputs.environ,
+    )
     # A base model that cannot be scored is refused here, before a teacher is asked. A teacher on
     # this machine may then need the memory for itself.
-    estimator = _load(recipe, origins, renderers, processes)
+    estimator: ProbabilityEstimator | None = _load(recipe, origins, renderers, processes)
     if recipe.traces.teacher == "local":
         estimator = None
         gc.collect()
@@ -137,7 +149,7 @@ def prepare(
     tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date=date)
     path = folder.path / "traces.jsonl"
     traced = processes.on_main_first(lambda: tracer.collect(data.train, path, log=log))
-    train, traces, longer = fit_traces(recipe, *traced, renderers, inputs.sifted.needs)
+    train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
     _say_left_out([longer] if longer else [], record, log)
     estimator = estimator or _load(recipe, origins, renderers, processes)
     context = Context(
@@ -167,14 +179,15 @@ def _load(
     return estimator
 
 
-def _say_data(inputs: Training, record: Record, log: Log, count: int) -> None:
-    recipe, corpus = inputs.recipe, inputs.data.corpus
+def _say_data(
+    recipe: Recipe, corpus: Corpus, sifted: Sifted, record: Record, log: Log, count: int
+) -> None:
     processes = f", {count} processes" if count > 1 else ""
     record.say(f"coevolve: recipe {recipe.name}, seed {recipe.seed}{processes}")
     sizes = {split: len(examples) for split, examples in corpus.splits.items()}
     told = ", ".join(f"{split} {size}" for split, size in sizes.items())
     record.say(f"data: {corpus.source}: {told}")
-    _say_left_out(inputs.sifted.left_out, record, log)
+    _say_left_out(sifted.left_out, record, log)
     for split, limit in recipe.data.limit.items():
         if limit < sizes[split]:
             record.say(f"{split}: {limit} of {sizes[split]} examples, as data.limit says")
@@ -187,23 +200,6 @@ def _say_left_out(left_out: Sequence[LeftOut], record: Record, log: Log) -> None
             f"{part.split}: dropped {len(ids)} of {part.of} examples that {part.why} (first {ids[0]!r})"
         )
         log({"data/dropped_too_long": len(ids), "data/split": part.split, "data/dropped": ids})
-
-
-def _start_trackers(inputs: Training, record: Record, origins: Origins, count: int) -> None:
-    recipe = inputs.recipe
-    record.start_trackers(
-        recipe.logging.report_to,
-        project=recipe.logging.project,
-        name=recipe.name,
-        config={
-            "recipe": recipe_values(recipe),
-            "data_fingerprint": inputs.data.fingerprint,
-            "parents": {role: origin.parent() for role, origin in origins.items()},
-            "processes": count,
-            **environment_facts(),
-        },
-        environ=inputs.environ,
-    )
 
 
 def _claim(output_dir: str | Path) -> None:

@@ -145,7 +145,7 @@ class RunFolder:
             status = {"state": state, "stage": stage, **phase, **more, **_holder(), "updated": now}
             write_json(self.path / STATUS, status)
 
-    def say_failed(self, error: Exception) -> None:
+    def say_failed(self, error: BaseException) -> None:
         """Write to `status.json` that starting again will not help, as it does after an end by
         others.
         """
@@ -187,14 +187,14 @@ class RunFolder:
                 f"{self.path} holds a run already. Give another --output-dir, delete that one, or leave --resume at "
                 "auto to go on with it."
             )
-        checkpoint = newest_checkpoint(self.path, print_to_stderr)
-        if checkpoint is None:
+        newest = newest_checkpoint(self.path, print_to_stderr)
+        if newest is None:
             # Nothing was trained, so nothing is lost if it begins with another recipe, or other
             # data.
             for name in (RUN, "base", "world"):
                 remove(self.path / name)
             return ResumePoint()
-        return ResumePoint(checkpoint, _changed_stages(self.path, checkpoint, recipe, force))
+        return ResumePoint(newest, _changed_stages(self.path, newest, recipe, force))
 
     def _begin(
         self, facts: dict[str, Any], origins: Origins, checkpoint: Checkpoint | None

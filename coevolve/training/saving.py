@@ -138,7 +138,9 @@ def _fitting(
             if named:
                 raise
             context.record.say(f"damaged checkpoint, not used: {error}")
-        checkpoint = newest_checkpoint(context.folder.path, context.record.say, before=checkpoint)
+        older = newest_checkpoint(context.folder.path, context.record.say, before=checkpoint)
+        assert older is not None  # it raises where none is left
+        checkpoint = older
         context.record.resume(checkpoint.state.record.values())
 
 

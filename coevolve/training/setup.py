@@ -95,11 +95,10 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return Base("tiny", str(path), base_fingerprint(str(path)))
-    path = resolve_base(source, recipe.model.cache_dir)
-    if Path(path).is_dir():
-        # The run may be gone on with, or exported, from another folder.
-        path = os.path.abspath(path)
-    return Base(source, path, base_fingerprint(path))
+    resolved = resolve_base(source, recipe.model.cache_dir)
+    # The run may be gone on with, or exported, from another folder.
+    base = os.path.abspath(resolved) if Path(resolved).is_dir() else resolved
+    return Base(source, base, base_fingerprint(base))
 
 
 def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -> Renderers:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from coevolve.errors import DivergenceError
 from coevolve.information.perplexity import perplexity
@@ -34,7 +35,7 @@ COLD, TRAINED = "cold", "trained"
 UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
-AS_IT_IS = ("done", "stage", "texts", "reasoning", "chosen", "where")
+AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "where")
 AS_IT_IS += ("updates", "progress", "rounds", "trained_updates")
 """Fields of the state that a checkpoint has under the same name."""
 
@@ -155,9 +156,9 @@ class RunState:
 
     def facts(self) -> Facts:
         """What the manifest of an exported estimator says of its training."""
-        measured = {
+        measured: dict[str, Any] = {
             "form": "one greedy reasoning per example",
-            "validation": self.best and self.best.held_out.perplexity,
+            "validation": None if self.best is None else self.best.held_out.perplexity,
             **self.outcome.perplexities().get("full", {}),
         }
         return Facts(updates=self.trained_updates or self.updates, held_out_perplexity=measured)
@@ -166,7 +167,7 @@ class RunState:
 
     def tensors(self) -> dict[str, Weights]:
         """All that are not empty, by the name of their file."""
-        groups = {"": self.pair, "optimizer-": self.optimizers}
+        groups: dict[str, Mapping[Any, Weights]] = {"": self.pair, "optimizer-": self.optimizers}
         groups |= {f"{name}-": pair for name, pair in self.kept.items() if name != UNTRAINED}
         if self.best is not None:
             groups |= {"best-": self.best.pair, "best-optimizer-": self.best.optimizers}
@@ -185,36 +186,40 @@ class RunState:
         }
 
     def document(
-        self, *, processes: int, record: RecordState, parents: Mapping[Role, Any]
+        self, *, processes: int, record: RecordState, parents: dict[Role, Any]
     ) -> CheckpointState:
         """All that is no tensor, with what else a checkpoint is to tell."""
-        best, segment = self.best, self.segment
-        return CheckpointState(
-            **{name: getattr(self, name) for name in AS_IT_IS},
-            processes=processes,
-            segment=segment
-            and SegmentState(
-                step=segment.step, figures=segment.figures, rollouts=len(segment.rollouts)
-            ),
-            gate=best
-            and GateState(
+        under_way, gate, best = None, None, self.best
+        if self.segment is not None:
+            step, rollouts = self.segment.step, len(self.segment.rollouts)
+            under_way = SegmentState(step=step, figures=self.segment.figures, rollouts=rollouts)
+        if best is not None:
+            gate = GateState(
                 verdicts=self.verdicts,
                 held_out=best.held_out.document(),
                 best_reasoning=list(best.reasoning),
                 best_chosen=list(best.chosen),
                 reasoning=list(self.held_out_reasoning or ()),
                 written=self.held_out_written,
-            ),
+            )
+        return CheckpointState(
+            **{name: getattr(self, name) for name in AS_IT_IS},
+            processes=processes,
+            segment=under_way,
+            gate=gate,
             outcome=self.outcome.document(),
             record=record,
             parents=parents,
-            probe=self.probe and self.probe.document(),
+            probe=None if self.probe is None else self.probe.document(),
             facts=self.facts(),
         )
 
     @classmethod
     def read(
-        cls, saved: CheckpointState, tensors: Mapping[str, Weights], splits: Collection[str]
+        cls,
+        saved: CheckpointState,
+        tensors: Mapping[str, dict[str, Tensor]],
+        splits: Collection[str],
     ) -> "RunState":
         """What `document` and `tensors` gave.
 
@@ -232,40 +237,40 @@ class RunState:
         def pair(prefix: str) -> Pair:
             return {role: tensors[prefix + role] for role in ROLES if prefix + role in tensors}
 
-        now, gate, under_way = pair(""), saved.gate, saved.segment
-        # One object where it is one pair, so that it is known as the best and written once.
-        best = {
-            role: now[role] if _same(now[role], weights) else weights
-            for role, weights in pair("best-").items()
-        }
-        rollouts = range(under_way.rollouts if under_way else 0)
-        return cls(
+        state = cls(
             **{name: getattr(saved, name) for name in AS_IT_IS},
-            pair=now,
+            pair=pair(""),
             optimizers=group("optimizer-"),
-            segment=under_way
-            and Segment(
-                step=under_way.step,
-                weights=tensors.get("segment-weights", {}),
-                optimizer=tensors.get("segment-optimizer", {}),
-                rollouts=[tensors.get(f"segment-rollouts-{rank}", {}) for rank in rollouts],
-                figures=under_way.gathered(),
-            ),
-            best=gate
-            and Snapshot(
-                pair=best,
-                optimizers=group("best-optimizer-"),
-                reasoning=gate.best_reasoning,
-                chosen=gate.best_chosen,
-                held_out=Evaluated.read(gate.held_out),
-            ),
-            verdicts=gate.verdicts if gate else [],
-            held_out_reasoning=gate and gate.reasoning,
-            held_out_written=gate.written if gate else 0,
-            probe=saved.probe and Evaluated.read(saved.probe),
+            probe=None if saved.probe is None else Evaluated.read(saved.probe),
             kept={name: pair(f"{name}-") for name in (COLD, TRAINED) if pair(f"{name}-")},
             outcome=Outcome.read(saved.outcome, splits),
         )
+        if saved.gate is not None:
+            # One object where it is one pair, so that it is known as the best and written once.
+            best = {
+                role: state.pair[role] if _same(state.pair[role], weights) else weights
+                for role, weights in pair("best-").items()
+            }
+            state.best = Snapshot(
+                pair=best,
+                optimizers=group("best-optimizer-"),
+                reasoning=saved.gate.best_reasoning,
+                chosen=saved.gate.best_chosen,
+                held_out=Evaluated.read(saved.gate.held_out),
+            )
+            state.verdicts = saved.gate.verdicts
+            state.held_out_reasoning = saved.gate.reasoning
+            state.held_out_written = saved.gate.written
+        if saved.segment is not None:
+            ranks = range(saved.segment.rollouts)
+            state.segment = Segment(
+                step=saved.segment.step,
+                weights=tensors.get("segment-weights", {}),
+                optimizer=tensors.get("segment-optimizer", {}),
+                rollouts=[tensors.get(f"segment-rollouts-{rank}", {}) for rank in ranks],
+                figures=saved.segment.gathered(),
+            )
+        return state
 
 
 def _same(weights: Weights, others: Weights) -> bool:

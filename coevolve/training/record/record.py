@@ -28,7 +28,7 @@ from typing import Any
 
 from rich.console import Console
 
-from coevolve.documents import read_document
+from coevolve.documents import Part, read_document
 from coevolve.errors import DataError
 from coevolve.files import write_json, write_text
 from coevolve.progress import Advance, make_console, task
@@ -125,7 +125,7 @@ class Record:
         if not self.main:
             return
         note = self.folder / SENT
-        kinds = {self.path: Line, self.samples_path: SampleLine}
+        kinds: dict[Path, type[Part]] = {self.path: Line, self.samples_path: SampleLine}
         lines = {path: read_lines(path, kind) for path, kind in kinds.items()}
         steps = [values["step"] for rows in lines.values() for _, values in rows]
         self._sent = max([self._noted(note), *steps])
