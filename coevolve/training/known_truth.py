@@ -31,9 +31,7 @@ makes worse.
 
 @dataclass(frozen=True)
 class WorldOfRun:
-    """Which synthetic world a run was trained on, how strong its shifts are, and the run's exported
-    estimator.
-    """
+    """Which synthetic world a run was trained on, how strong its shifts are, and its export."""
 
     seed: int
     strength: float

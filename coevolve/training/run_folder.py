@@ -63,12 +63,12 @@ class ResumePoint:
     redo: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
 class RunFolder:
     """One run's directory, as all of its processes see it; made if it is not there."""
 
-    def __init__(self, path: Path, processes: Processes):
-        self.path = path
-        self.processes = processes
+    path: Path
+    processes: Processes
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -91,11 +91,11 @@ def budget_of(
     """The budget of a phase that trains by `settings`, the section of its name; in RL, an epoch is
     counted in completions.
     """
-    phase = scheduled.phase
+    phase, steps = scheduled.phase, _steps(scheduled, settings, examples_per_epoch)
     if phase.tokens is not None:
         # A prompt has a token at least, and so has what follows it.
-        steps = math.ceil(phase.tokens / (2 * settings.train_batch_size))
-        return Budget(steps, schedule=steps, tokens=phase.tokens)
+        most = math.ceil(phase.tokens / (2 * settings.train_batch_size))
+        return Budget(most, schedule=most, tokens=phase.tokens)
     if recipe.rounds.lr_schedule == "run":
         unit = updates_per_batch(settings)
         planned = [
@@ -103,24 +103,18 @@ def budget_of(
             for other in scheduled_phases(recipe)
             if other.phase.name == phase.name
         ]
-        return Budget(
-            _steps(scheduled, settings, examples_per_epoch), schedule=sum(planned), done=None
-        )
-    steps = _steps(scheduled, settings, examples_per_epoch)
+        return Budget(steps, schedule=sum(planned), done=None)
     if phase.until is None:
         return Budget(steps, schedule=steps)
-    return Budget(
-        steps, schedule=phase.until.at_most, done=(scheduled.part - 1) * phase.until.steps
-    )
+    done = (scheduled.part - 1) * phase.until.steps
+    return Budget(steps, schedule=phase.until.at_most, done=done)
 
 
 def updates_per_batch(settings: Optimization) -> int:
     """Optimizer steps that share one batch of completions; a phase begins with a new one."""
-    return (
-        settings.updates_per_generation * settings.num_iterations
-        if isinstance(settings, Grpo)
-        else 1
-    )
+    if not isinstance(settings, Grpo):
+        return 1
+    return settings.updates_per_generation * settings.num_iterations
 
 
 def _is_gated(phase: Phase, *, explicit: bool) -> bool:

@@ -59,14 +59,11 @@ SENT = ".sent.json"
 
 @dataclass
 class Work:
-    """What a piece of work calls as it goes on: `work(3)` says that three more units are done.
-
-    Attributes:
-        tokens: how many tokens were processed, where the work says so.
-    """
+    """What a piece of work calls as it goes on: `work(3)` says that three more units are done."""
 
     advance: Advance
     tokens: int = 0
+    """Processed so far, where the work says so."""
 
     def __call__(self, count: int, tokens: int = 0) -> None:
         self.tokens += tokens
@@ -114,10 +111,7 @@ class Record:
         """Go on from where `state` was taken: to be called before anything is logged. Lines with a
         later step are removed from the files: the resumed run writes them again. The state of a new
         Record is that of a run that begins, and removes what an attempt without a checkpoint left.
-
-        Raises:
-            DataError: a line of a file is damaged; it is named. A last line that was torn by a
-                crash is just removed.
+        Raises DataError where a line is damaged; a last one that a crash tore off is just removed.
         """
         self._step = state["step"]
         self._began = time.monotonic() - state["seconds"]
