@@ -16,7 +16,6 @@ from coevolve import progress
 from coevolve.cli.ending import let_any_text_through
 from coevolve.data.example import Example, Turn
 from coevolve.progress import PlainConsole, lead_nowhere, make_console, task
-from coevolve.recipe import check_recipe
 from coevolve.remid.blame import blame_table
 from coevolve.remid.bound import bound_table, shift_table
 from coevolve.remid.judge import Correlation, JudgeComparison, judge_table
@@ -101,13 +100,9 @@ def judge(name):
 
 
 def outcome(name):
-    sft = {"steps": 1, "learning_rate": 0.1}
-    values = {"name": "n", "data": {"path": "x"}, "model": {"base": "x"}, "rounds": {"count": 0}}
-    found = Outcome(
-        check_recipe({**values, "cold_start": {"connector": sft, "estimator": sft}}, "test")
-    )
+    found = Outcome()
     example = Example("i", name, "", "A", (Turn("user", "Hi."),), "g")
-    found.perplexity(name, name, [example] * 2, Scores(np.array([-1.0, -2.0]), np.array([1, 2])))
+    found.note(name, name, [example] * 2, Scores(np.array([-1.0, -2.0]), np.array([1, 2])))
     found.remid = remid(name)
     return found
 

@@ -2,19 +2,58 @@
 
 from collections.abc import Sequence
 
-from coevolve.data.example import Example
-from coevolve.scoring.roles import ESTIMATOR
-from coevolve.training.phases import Trainee, estimator_rows, sft
+from coevolve.recipe import Recipe
+from coevolve.scoring.roles import ESTIMATOR, ROLES, Role
+from coevolve.training.context import Context
+from coevolve.training.phases import estimator_rows, sft
 from coevolve.training.schedule import Budget
+from coevolve.training.state import COLD, UNTRAINED, RunState
 
 
-def continue_cold_start(
-    trainee: Trainee,
-    examples: Sequence[Example],
-    reasoning: Sequence[str | None],
+def baseline_parts(recipe: Recipe) -> int:
+    """In how many trainings the baselines do as many updates as the rounds: one for each
+    learning-rate schedule.
+    """
+    rounds = recipe.rounds
+    return rounds.count if rounds.lr_schedule == "phase" else min(rounds.count, 1)
+
+
+def go_back(context: Context, state: RunState, name: str, roles: Sequence[Role] = ROLES) -> None:
+    """Give roles the weights that were kept under a name."""
+    for role in roles:
+        state.load(context.roles, role, state.kept[name][role])
+
+
+def without_corl(context: Context, state: RunState, part: int) -> None:
+    """The pair after the cold start, its estimator trained on as long as by the rounds."""
+    if part == 1 and state.segment is None:
+        go_back(context, state, COLD)
+    state.where = {"coevolve/phase": "without_corl"}
+    _continue(context, state, "without_corl", part, context.traces)
+
+
+def without_reasoning_cold(context: Context, state: RunState) -> None:
+    """The cold start of q2(y | x)."""
+    if state.segment is None:
+        go_back(context, state, UNTRAINED, (ESTIMATOR,))
+    state.where = {"coevolve/phase": "without_reasoning"}
+    rows = estimator_rows(context.estimator, context.train, [None] * len(context.train))
+    name, title = "cold_without_reasoning", "without_reasoning: estimator SFT"
+    settings = context.recipe.cold_start.estimator
+    sft(context, state, ESTIMATOR, name, title, rows, settings, carry=False)
+
+
+def without_reasoning(context: Context, state: RunState, part: int) -> None:
+    """q2(y | x), trained as long as the pair."""
+    _continue(context, state, "without_reasoning", part, [None] * len(context.train))
+
+
+def _continue(
+    context: Context,
+    state: RunState,
     label: str,
     part: int,
-    parts: int,
+    reasoning: Sequence[str | None],
 ) -> None:
     """SFT of the estimator for as many further updates as the rounds gave it, whether by SFT or by
     RL.
@@ -22,9 +61,11 @@ def continue_cold_start(
     Where each phase has a learning-rate schedule of its own, part by part for each round, so that
     the baseline's rate decays as far, and goes on with the optimizer's state as the rounds do.
     """
-    steps = trainee.rounds[part - 1] if parts == len(trainee.rounds) else sum(trainee.rounds)
+    recipe, parts = context.recipe, baseline_parts(context.recipe)
+    steps = state.rounds[part - 1] if parts == len(state.rounds) else sum(state.rounds)
     if steps:
-        settings = trainee.recipe.estimator_sft or trainee.recipe.cold_start.estimator
-        rows = estimator_rows(trainee.estimator, examples, reasoning)
+        settings = recipe.estimator_sft or recipe.cold_start.estimator
+        rows = estimator_rows(context.estimator, context.train, reasoning)
         title = f"{label}: estimator SFT, part {part} of {parts}"
-        sft(trainee, ESTIMATOR, label, title, rows, settings, Budget(steps, schedule=steps))
+        budget = Budget(steps, schedule=steps)
+        sft(context, state, ESTIMATOR, label, title, rows, settings, budget)

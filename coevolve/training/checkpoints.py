@@ -1,17 +1,17 @@
-"""What a run leaves on disk on its way, and how it is found again.
+"""What a run leaves on disk on its way, and how it is read again.
 
-run/
-  run.json                  recipe, base models and adapters, data fingerprint, package versions
-  status.json               where the run is: running, interrupted, finished; and after which
-  checkpoint metrics.jsonl             every figure, a line at a time samples.jsonl
-  samples of what the models wrote, with their rewards traces.jsonl              the teacher's
-  reasonings checkpoints/00007-round-1-estimator_sft/
-    state.json              everything that is no tensor
-    connector.safetensors   the pair as it was, ...
-    ...                     the best pair, optimizer states, rollouts under way
-    manifest.json           last: sizes and SHA-256 of the other files
-  estimator/                the export
-  results.json              the figures at the end
+    run/
+      run.json           recipe, base models and adapters, data fingerprint, package versions
+      status.json        whether it is running, interrupted or finished, and after what
+      metrics.jsonl      every figure, a line at a time
+      samples.jsonl      samples of what the models wrote, with their rewards
+      traces.jsonl       the teacher's reasonings
+      checkpoints/00007-round-1-estimator_sft/
+        state.json       everything that is no tensor
+        connector.safetensors, ...    the pair, the best pair, optimizer states, rollouts under way
+        manifest.json    last: sizes and SHA-256 of the other files
+      estimator/         the export
+      results.json       the figures at the end
 
 A checkpoint is written under a temporary name, synced, and renamed; so a directory with a proper
 name is complete, and what the disk did to it afterwards shows in the manifest.
@@ -20,6 +20,7 @@ name is complete, and what the disk did to it afterwards shows in the manifest.
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,9 +32,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from coevolve.documents import read_document
+from coevolve.documents import Model, read_document
 from coevolve.errors import ArtifactError
 from coevolve.files import sha256_file, sync_folder, write_json, write_text
+from coevolve.scoring.roles import Role, Weights
 from coevolve.training.documents import STATE, CheckpointManifest, CheckpointState, RoleName
 from coevolve.training.status import CHECKPOINTS, finished_checkpoints, number_of
 
@@ -42,7 +44,10 @@ FORMAT = "coevolve-checkpoint"
 VERSION = 1
 REMEDY = "Use another checkpoint."
 
-Weights = Mapping[str, Tensor]
+Written = dict[int, tuple[Weights, str, dict[str, Any]]]
+"""Of one checkpoint: id of the weights -> the weights, so that the id stays theirs; their file; its
+size and hash.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,27 +56,28 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        state: what `state.json` holds, as `CheckpointState` describes it.
+        state: what `state.json` holds.
         tensors: file name without suffix -> name -> tensor, on the CPU.
     """
 
     folder: Path
-    state: dict[str, Any]
+    state: CheckpointState
     tensors: dict[str, dict[str, Tensor]]
 
-    def require_fit(self, train: int, held_out: int, pair: Mapping[str, Weights]) -> None:
+    def require_fit(self, train: int, held_out: int, pair: Mapping[Role, Weights]) -> None:
         """Raise ArtifactError unless it is of as many training and held-out examples, and of models
         like `pair`.
         """
-        counts = {"training": (len(self.state["reasoning"]), train)}
-        for name in ("probe", "gate"):
-            evaluated = self.state[name] and self.state[name].get("held_out", self.state[name])
-            if evaluated:
-                counts[f"held-out ({name})"] = (len(evaluated["reasoning"]), held_out)
-        for what, (found, expected) in counts.items():
-            if found != expected:
+        state, held = self.state, {}
+        held["training"] = len(state.reasoning), train
+        if state.probe is not None:
+            held["held-out (probe)"] = len(state.probe.reasoning), held_out
+        if state.gate is not None:
+            held["held-out (gate)"] = len(state.gate.reasoning), held_out
+        for what, (count, expected) in held.items():
+            if count != expected:
                 raise ArtifactError(
-                    f"{self.folder}: is of {found} {what} examples, and the run has {expected}. {REMEDY}"
+                    f"{self.folder}: is of {count} {what} examples, and the run has {expected}. {REMEDY}"
                 )
         for role, weights in pair.items():
             _require_alike(
@@ -81,20 +87,22 @@ class Checkpoint:
 
 @dataclass
 class CheckpointWriter:
-    """Writes the checkpoints of one run, on its main process, and deletes those that are no longer
-    wanted.
-
-    Args:
-        folder: the run's directory.
-        keep: so many of the newest stay, and the newest that holds the best pair.
+    """Writes the checkpoints into a run's directory, on its main process. Of the older ones the
+    newest `keep` stay, and the newest that holds the best pair.
     """
 
     folder: Path
     keep: int
-    # Of the last checkpoint: id of the weights -> the weights, so that the id stays theirs; their
-    # file; its hash.
-    _written: dict[int, tuple[Weights, str, dict[str, Any]]] = field(default_factory=dict)
+    seconds_taken: float = 0.0
+    """By the last one."""
+    _written: Written = field(default_factory=dict)
     _last: Path = Path()
+    _done: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds_since(self) -> float:
+        """Since the last one, or since the run began or went on."""
+        return time.monotonic() - self._done
 
     def write(
         self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Weights], *, best: bool
@@ -108,10 +116,9 @@ class CheckpointWriter:
             best: the pair in it is the best so far.
 
         Raises:
-            ArtifactError: it cannot be written; the disk may be full. Older checkpoints are as they
-                were.
+            ArtifactError: it cannot be written. Older checkpoints are as they were.
         """
-        root = self.folder / CHECKPOINTS
+        began, root = time.monotonic(), self.folder / CHECKPOINTS
         number = max(map(number_of, finished_checkpoints(self.folder)), default=0) + 1
         final = root / f"{number:05d}-{name}"
         temporary = root / f".{final.name}.tmp"
@@ -120,8 +127,8 @@ class CheckpointWriter:
             for leftover in root.glob(".*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)
             temporary.mkdir()
-            files = {}
-            written: dict[int, tuple[Weights, str, dict[str, Any]]] = {}
+            files: dict[str, Any] = {}
+            written: Written = {}
             for group, weights in tensors.items():
                 path = temporary / f"{group}.safetensors"
                 description = self._link(path, weights, written) or _save(path, weights)
@@ -130,14 +137,8 @@ class CheckpointWriter:
             # A figure that is gathered for the log may be NaN; Python reads its own NaN back.
             write_text(temporary / STATE, json.dumps(state, ensure_ascii=False))
             files[STATE] = _described(temporary / STATE)
-            manifest = {
-                "format": FORMAT,
-                "version": VERSION,
-                "name": name,
-                "best": best,
-                "files": files,
-            }
-            write_json(temporary / MANIFEST, manifest)
+            marks = {"format": FORMAT, "version": VERSION}
+            write_json(temporary / MANIFEST, {**marks, "name": name, "best": best, "files": files})
             sync_folder(temporary)
             temporary.rename(final)
             sync_folder(root)
@@ -149,17 +150,12 @@ class CheckpointWriter:
             ) from None
         self._last, self._written = final, written
         self._prune()
+        self._done = time.monotonic()
+        self.seconds_taken = self._done - began
         return final
 
-    def _link(
-        self,
-        path: Path,
-        weights: Weights,
-        written: Mapping[int, tuple[Weights, str, dict[str, Any]]],
-    ) -> dict[str, Any] | None:
-        """Link a group that has been written already, here or in the last checkpoint; None if it
-        has not.
-        """
+    def _link(self, path: Path, weights: Weights, written: Written) -> dict[str, Any] | None:
+        """Link a group that is written already, here or in the last checkpoint; None if not."""
         for folder, groups in ((path.parent, written), (self._last, self._written)):
             _, name, description = groups.get(id(weights), (None, "", None))
             if description is not None and (folder / name).is_file():
@@ -185,10 +181,8 @@ class CheckpointWriter:
 def newest_checkpoint(
     folder: Path, say: Callable[[str], None], *, before: Checkpoint | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint of a run that is undamaged; what is wrong with newer ones is said.
-
-    Args:
-        before: only those that are older than this one, which turned out to be of no use.
+    """The newest checkpoint of a run that is undamaged, and older than `before`; what is wrong with
+    newer ones is said.
 
     Raises:
         ArtifactError: there are checkpoints, and every one is damaged.
@@ -198,13 +192,13 @@ def newest_checkpoint(
         if before is not None and number_of(path) >= number_of(before.folder):
             continue
         try:
-            found = read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except ArtifactError as error:
             say(f"damaged checkpoint, not used: {error}")
             continue
         if path != complete[0]:
             say(f"lost: what was done after {path.name}; it will be done again")
-        return found
+        return checkpoint
     if complete:
         raise ArtifactError(
             f"{folder / CHECKPOINTS}: all {len(complete)} checkpoints are damaged. Restore one from a backup, or give "
@@ -214,22 +208,17 @@ def newest_checkpoint(
 
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """A checkpoint, after a check of every file against the manifest, of the state's fields, and of
-    the tensors' names.
+    """A checkpoint, once every file fits the manifest, and fields and tensors are what they should
+    be; raises ArtifactError, naming the file, where they are not.
 
     Args:
         verify: compare the hashes; sizes are always compared.
-
-    Raises:
-        ArtifactError: it is incomplete or damaged; the file is named.
     """
     if not os.path.lexists(path / MANIFEST):
         raise ArtifactError(
             f"{path / MANIFEST}: missing, so this is no complete checkpoint. {REMEDY}"
         )
-    manifest = read_document(
-        path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError
-    )
+    manifest = _read(path / MANIFEST, CheckpointManifest)
     if STATE not in manifest.files:
         raise ArtifactError(f"{path / MANIFEST}: files: {STATE} is missing. {REMEDY}")
     tensors = {}
@@ -249,9 +238,13 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
                 tensors[name.removesuffix(".safetensors")] = load_file(file)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{file}: cannot be read ({error}). {REMEDY}") from None
-    state = read_document(path / STATE, CheckpointState, remedy=REMEDY, error=ArtifactError)
+    state = _read(path / STATE, CheckpointState)
     _require_tensors(path, state, tensors)
-    return Checkpoint(path, state.values(), tensors)
+    return Checkpoint(path, state, tensors)
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    return read_document(path, model, remedy=REMEDY, error=ArtifactError)
 
 
 def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, Weights]) -> None:
@@ -294,8 +287,6 @@ def _described(path: Path) -> dict[str, Any]:
 
 def _holds_best(path: Path) -> bool:
     try:
-        return read_document(
-            path / MANIFEST, CheckpointManifest, remedy=REMEDY, error=ArtifactError
-        ).best
+        return _read(path / MANIFEST, CheckpointManifest).best
     except ArtifactError:
         return False  # damaged, so of no use as the best one

@@ -14,38 +14,23 @@ import numpy as np
 
 from coevolve.data.example import Example
 from coevolve.prompts import NO_REASONING, core_features
-from coevolve.scoring.estimator import ProbabilityEstimator, Progress
+from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import ROLES
 from coevolve.scoring.scores import Scores
 from coevolve.training.rewards.functions import word_overlap
 
+# Groups whose rewards are all alike have advantage 0: above this most sampling is for nothing.
 ZERO_VARIANCE_SHARE = 0.5
-"""Groups whose rewards are all alike have advantage 0: above this share most of the sampling is for
-nothing.
-"""
-
+# A completion that is cut off gets the lowest reward, so length decides instead of content.
 TRUNCATED_SHARE = 0.3
-"""A completion that is cut off gets the lowest reward whatever it says, so length decides instead
-of content.
-"""
-
+# The likelihood reward is the lowest where there are no core features to show to the estimator.
 UNPARSABLE_SHARE = 0.3
-"""The likelihood reward is the lowest where there are no core features to show to the estimator."""
-
+# Features that hold nearly every word of the response do not describe it: q2 only has to copy.
 LEAK_SHARE = 0.9
-"""Features that hold nearly every word of the response are no description of it: q2 only has to
-copy.
-"""
-
+# Per token. Below it the samples of a group are nearly the same text, with nothing to choose from.
 ENTROPY_NATS = 0.05
-"""Per token. Below it the samples of a group are nearly the same text, and there is nothing left to
-choose from.
-"""
-
+# Per token: the probability of the same words changed by a factor of e, too much for one round.
 DRIFT_NATS = 1.0
-"""Per token: the probability of the same words changed by a factor of e on average, which one round
-should not do.
-"""
 
 
 def diagnose(
@@ -55,7 +40,6 @@ def diagnose(
     reasoning: Sequence[str],
     *,
     seed: int,
-    progress: Progress | None = None,
 ) -> dict[str, float]:
     """How much the reasoning is worth to q2, and whether it just gives the response away.
 
@@ -68,7 +52,6 @@ def diagnose(
     Args:
         examples, responses, reasoning: N of each, N at least 2. Each is scored three times.
         seed: of whose reasoning the control takes.
-        progress: told of each score.
 
     Returns:
         Means over the examples; those with `_error` are their standard errors.
@@ -90,7 +73,7 @@ def diagnose(
         )
 
     def mean_log_prob(texts: Sequence[str]) -> np.ndarray:
-        return estimator.log_prob(examples, responses, texts, progress=progress).mean
+        return estimator.log_prob(examples, responses, texts).mean
 
     with_reasoning = mean_log_prob(reasoning)
     others = derangement(len(examples), seed)
@@ -109,21 +92,15 @@ def diagnose(
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """A permutation of `count` places, at least two, that leaves none in its place: one cycle,
-    drawn by seed.
-    """
+    """A permutation of `count` indices, at least two, without a fixed point: one cycle, by seed."""
     order = np.random.default_rng(seed).permutation(count)
-    places = np.empty(count, dtype=int)
-    places[order] = np.roll(order, 1)
-    return places.tolist()
+    others = np.empty(count, dtype=int)
+    others[order] = np.roll(order, 1)
+    return others.tolist()
 
 
 def drift(before: Scores, after: Scores) -> dict[str, float]:
-    """How far q2 moved on a fixed probe set: the same examples, responses and reasonings, scored
-    twice.
-
-    Args:
-        before, after: shape (N,).
+    """How far q2 moved on a fixed probe set: the same texts, scored twice, each of shape (N,).
 
     Returns:
         In nats per token, over the responses:
@@ -151,9 +128,8 @@ def warnings_in(values: Mapping[str, float | None]) -> list[str]:
     may help.
 
     Args:
-        values: figures under the names that they have in the record: a phase's last ones with the
-            role as prefix (`connector/entropy`), and those of `diagnose` and `drift`. What is not
-            there is not judged.
+        values: by their names in the record: a phase's last ones (`connector/entropy`, ...), and
+            those of `diagnose` and `drift`. What is not there is not judged.
     """
     said = []
     for name, value in values.items():
@@ -161,9 +137,8 @@ def warnings_in(values: Mapping[str, float | None]) -> list[str]:
             continue
         if not math.isfinite(value):
             if name.endswith(("/loss", "/grad_norm")):
-                said.append(
-                    f"{name} is {value}: the training has diverged. Try a lower learning_rate."
-                )
+                diverged = "the training has diverged. Try a lower learning_rate."
+                said.append(f"{name} is {value}: {diverged}")
         elif name in RULES and RULES[name].wrong(value):
             said.append(RULES[name].words.format(value=value, role=name.partition("/")[0]))
     return said

@@ -2,10 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal, TypeVar
 
+import numpy as np
 from pydantic import Field, JsonValue, model_validator
 
 from coevolve.documents import Document, Part
 from coevolve.remid.results import LARGEST, Count, Number, RemidResults
+from coevolve.scoring.scores import Scores
 
 STATE = "state.json"
 Perplexity = Annotated[Number, Field(gt=0)]
@@ -36,9 +38,7 @@ class OriginOfRole(Part):
 
 
 class RunFile(Document, extra="allow"):
-    """`run.json`: what a run is of, written before anything is trained. Other fields are kept when
-    it is rewritten.
-    """
+    """`run.json`: what a run is of, written before it trains. Unknown fields are kept in it."""
 
     recipe: dict[str, JsonValue]
     """Every value; `coevolve.recipe.check_recipe` knows which."""
@@ -50,8 +50,7 @@ class RunFile(Document, extra="allow"):
     splits: dict[str, str] = Field(default_factory=dict)
     """Fingerprint of each; absent before version 0.4."""
     template_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = Field(default=None)
-    """The day that chat templates which show one show in all of the run; absent before version 0.4.
-    """
+    """What chat templates that show a day show in all of the run; absent before version 0.4."""
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "RunFile":
@@ -93,9 +92,18 @@ class ScoresOfExamples(Part):
             raise ValueError(f"{len(self.sum)} sums and {len(self.tokens)} numbers of tokens")
         return self
 
+    @classmethod
+    def of(cls, scores: Scores) -> "ScoresOfExamples":
+        """Exactly: a float's shortest decimal form is read back as the same float."""
+        return cls(sum=scores.sum.tolist(), tokens=scores.tokens.tolist())
+
+    def scores(self) -> Scores:
+        """What `of` was given."""
+        return Scores(np.array(self.sum, dtype=np.float64), np.array(self.tokens, dtype=np.int64))
+
 
 class EvaluatedExamples(Part):
-    """`coevolve.training.evaluation.Evaluated`."""
+    """`coevolve.training.state.Evaluated`."""
 
     scores: ScoresOfExamples
     reasoning: list[str | None]
@@ -108,9 +116,7 @@ class EvaluatedExamples(Part):
 
 
 class Verdict(Part):
-    """What the gate made of a phase, by the held-out perplexity of the best pair before it and of
-    the pair after.
-    """
+    """What the gate made of a phase, by held-out perplexity: the best pair's, the pair's after it."""
 
     round: Count
     phase: str
@@ -124,7 +130,7 @@ class Verdict(Part):
 
 
 class GateState(Part):
-    """`coevolve.training.gate.Gate`."""
+    """What the gate goes by (`coevolve.training.gate`), beside the tensors of the best pair."""
 
     verdicts: list[Verdict]
     held_out: EvaluatedExamples
@@ -132,9 +138,7 @@ class GateState(Part):
     best_reasoning: list[str]
     best_chosen: Annotated[list[Count], Field(min_length=1)]
     reasoning: list[str | None]
-    """What the connector wrote for the held-out examples last, when it had been updated `written`
-    times.
-    """
+    """The connector's last for the held-out examples, after `written` updates of it."""
     written: Count
 
 
@@ -163,19 +167,19 @@ class GatheredFigures(Part):
 
 
 class SegmentState(Part):
-    """`coevolve.training.engines.Segment`: a training phase under way, with the rollouts of so many
-    processes.
-    """
+    """`coevolve.training.engines.Segment`: a phase under way, with rollouts of so many processes."""
 
     step: Count
     figures: GatheredFigures | Nothing
     rollouts: Annotated[int, Field(ge=0, le=2**20)]
 
+    def gathered(self) -> dict[str, JsonValue]:
+        """The figures as the trainer gave them."""
+        return self.figures.values() if isinstance(self.figures, GatheredFigures) else {}
+
 
 class RecordState(Part):
-    """`coevolve.training.record.record.Record`: its last line, its seconds, and its trackers' ids
-    of the run.
-    """
+    """`coevolve.training.record.record.Record`: its last line, its seconds, each tracker's id."""
 
     step: Count
     seconds: Annotated[float, Field(ge=0, le=1e12)]
@@ -242,31 +246,23 @@ class CheckpointState(Document):
         examples, chosen = len(self.reasoning), {"chosen": self.chosen}
         if self.gate is not None:
             chosen["gate.best_chosen"] = self.gate.best_chosen
-            if len(self.gate.best_reasoning) != examples:
-                raise ValueError(
-                    f"gate.best_reasoning: has {len(self.gate.best_reasoning)} of {examples} reasonings"
-                )
+            there = len(self.gate.best_reasoning)
+            if there != examples:
+                raise ValueError(f"gate.best_reasoning: has {there} of {examples} reasonings")
             if len(self.gate.reasoning) != len(self.gate.held_out.reasoning):
                 raise ValueError("gate: reasoning and held_out are of other examples")
         for name, indices in chosen.items():
-            if max(indices) >= examples:
-                raise ValueError(
-                    f"{name}: there is no example {max(indices)}; there are {examples}"
-                )
-        unknown = {split for by_split in self.outcome.scores.values() for split in by_split} - set(
-            self.outcome.subsets
-        )
-        if unknown:
-            raise ValueError(
-                f"outcome.subsets: {min(unknown)!r} is missing, and there are scores of it"
-            )
+            last = max(indices)
+            if last >= examples:
+                raise ValueError(f"{name}: there is no example {last}; there are {examples}")
+        scored = {split for by_split in self.outcome.scores.values() for split in by_split}
+        for split in sorted(scored - set(self.outcome.subsets)):
+            raise ValueError(f"outcome.subsets: {split!r} is missing, and there are scores of it")
         return self
 
 
 class Line(Part, extra="allow"):
-    """A line of `metrics.jsonl`: figures and words by name, such as
-    `connector/rewards/format/mean`.
-    """
+    """A line of `metrics.jsonl`: figures and words by name, such as `connector/entropy`."""
 
     step: Step
     """Only grows."""
@@ -279,20 +275,16 @@ class Line(Part, extra="allow"):
         for name, value in (self.__pydantic_extra__ or {}).items():
             if isinstance(value, int | float) and abs(value) <= LARGEST:
                 continue
-            words = all(
-                isinstance(word, str) for word in (value if isinstance(value, list) else [value])
-            )
+            several = value if isinstance(value, list) else [value]
+            words = all(isinstance(word, str) for word in several)
             if value is not None and (not words or name.endswith("/mean")):
-                raise ValueError(
-                    f"{name}: found {value!r:.60}; accepted is a finite number or null"
-                )
+                accepted = "accepted is a finite number or null"
+                raise ValueError(f"{name}: found {value!r:.60}; {accepted}")
         return self
 
 
 class SampleLine(Part, extra="allow"):
-    """A line of `samples.jsonl`: a row of a table of samples, by column, with the round and phase
-    that it is from.
-    """
+    """A line of `samples.jsonl`: a row of a table of samples, by column, with round and phase."""
 
     step: Step
     table: str

@@ -84,7 +84,7 @@ class Lazy(Sequence[T]):
 
 @dataclass
 class Segment:
-    """A training phase under way: where it begins, and, once it is left, how far it came.
+    """A training phase under way: where it begins, or how far it came.
 
     Attributes:
         step: optimizer steps done.
@@ -116,6 +116,14 @@ class Segment:
 def is_own(name: str) -> bool:
     """Whether an entry of `Segment.optimizer` is the trainer's own."""
     return name.startswith(f"{sharding.OWN}|")
+
+
+class LeftHalfway(Interrupted):
+    """A training phase was left; `segment` is where it goes on."""
+
+    def __init__(self, segment: Segment):
+        super().__init__()
+        self.segment = segment
 
 
 class Watcher(Protocol):
@@ -155,7 +163,7 @@ class Plan:
         steps: the one at which it ends, at the latest.
         tokens: ends it with the step by which the phase has been trained on so many, prompts
             included.
-        segment: where it goes on; holds how it ended afterwards.
+        segment: where it goes on.
         token_budget: tokens of one forward pass in generation.
         folder: the run's directory, for a batch that a step could not be taken on.
     """
@@ -193,7 +201,7 @@ def order_of_rows(rows: int, count: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:count]
 
 
-def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> None:
+def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> Segment:
     """Fine-tune the role on `rows`, from the segment's step to the end."""
     order = order_of_rows(len(rows), plan.steps * settings.train_batch_size, plan.seed)
     order = order[plan.segment.step * settings.train_batch_size :]
@@ -403,21 +411,24 @@ class _Steps(TrainerCallback):
         self.trainer.plan.watcher.between()
 
 
-def train(plan: Plan, build: Callable[[], Resumable]) -> None:
-    """Build the trainer and let it run to its end, or to where it is interrupted; the segment then
-    says how far.
+def train(plan: Plan, build: Callable[[], Resumable]) -> Segment:
+    """Build the trainer and let it run to its end; returns how it ended.
+
+    Raises:
+        LeftHalfway: it was interrupted.
     """
     trainer = build()
     trainer.remove_callback(PrinterCallback)  # the record shows the figures
-    left = None
+    left = False
     try:
         trainer.train()
-    except Interrupted as interrupted:
-        left = interrupted
-    vars(plan.segment).update(vars(trainer.capture()))
+    except Interrupted:
+        left = True
+    segment = trainer.capture()
     sharding.release(trainer)
-    if left is not None:
-        raise left
+    if left:
+        raise LeftHalfway(segment)
+    return segment
 
 
 @contextmanager

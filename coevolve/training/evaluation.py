@@ -1,76 +1,25 @@
-"""Held-out perplexity of golden responses, and what stands beside it."""
+"""Perplexity of golden responses on held-out and test examples, and what stands beside it."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
+from typing import cast
 
 from coevolve.data.example import Example
-from coevolve.errors import DivergenceError
-from coevolve.information.perplexity import perplexity
-from coevolve.scoring.estimator import ProbabilityEstimator
-from coevolve.scoring.scores import Scores
-from coevolve.training.record.record import Record
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Scores of the golden responses of some examples, with the reasonings they were scored with."""
-
-    scores: Scores
-    reasoning: Sequence[str | None]
-
-    @property
-    def perplexity(self) -> float:
-        """exp(-sum of log-probabilities / number of tokens), over all responses together."""
-        return perplexity(self.scores)
-
-    def measurable(self, what: str) -> "Evaluated":
-        """Itself; raises DivergenceError, naming `what` was evaluated, where its perplexity is
-        beyond all numbers.
-        """
-        if not math.isfinite(self.perplexity):
-            raise DivergenceError(
-                f"{what}: the perplexity of the golden responses is beyond all numbers, so the training diverged. "
-                "Lower the learning rate, or max_grad_norm, of what was trained last, and begin anew."
-            )
-        return self
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values, exactly."""
-        return {"scores": scores_to_json(self.scores), "reasoning": list(self.reasoning)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Evaluated":
-        """What `to_json` gave."""
-        return cls(scores_from_json(values["scores"]), values["reasoning"])
-
-
-def scores_to_json(scores: Scores) -> dict[str, list]:
-    """As JSON values; a float's shortest decimal form is read back as the same float."""
-    return {"sum": scores.sum.tolist(), "tokens": scores.tokens.tolist()}
-
-
-def scores_from_json(values: Mapping[str, list]) -> Scores:
-    """What `scores_to_json` gave."""
-    return Scores(
-        np.array(values["sum"], dtype=np.float64), np.array(values["tokens"], dtype=np.int64)
-    )
+from coevolve.seeds import derive_seed
+from coevolve.training.context import Context
+from coevolve.training.diagnostics import diagnose, drift, warnings_in
+from coevolve.training.state import Evaluated, RunState
 
 
 def golden_responses(examples: Sequence[Example]) -> list[str]:
     """The golden responses, which a corpus has for every example."""
     responses = [example.golden_response for example in examples]
-    assert all(response is not None for response in responses)
-    return responses
+    assert None not in responses
+    return cast(list[str], responses)
 
 
 def evaluate(
-    estimator: ProbabilityEstimator,
+    context: Context,
     examples: Sequence[Example],
-    record: Record,
     title: str,
     *,
     reasoning: Sequence[str | None] | None = None,
@@ -81,11 +30,65 @@ def evaluate(
         reasoning: what to show the estimator; by default what the connector writes greedily. A list
             of None asks the question without reasoning.
     """
+    estimator, golden = context.distributed, golden_responses(examples)
     total = len(examples) * (2 if reasoning is None else 1)
-    with record.task(title, total) as advance:
+    with context.record.task(title, total) as advance:
         if reasoning is None:
             reasoning = estimator.reason(examples, progress=advance)
-        scores = estimator.log_prob(
-            examples, golden_responses(examples), reasoning, progress=advance
-        )
+        scores = estimator.log_prob(examples, golden, reasoning, progress=advance)
     return Evaluated(scores, reasoning)
+
+
+def evaluate_split(
+    context: Context, state: RunState, name: str, split: str, *, without_reasoning: bool = False
+) -> None:
+    """The pair as it is, under a name, on a test split."""
+    examples = context.data.tests[split]
+    reasoning = [None] * len(examples) if without_reasoning else None
+    title = f"{name}: {split}, {len(examples)} examples"
+    evaluated = evaluate(context, examples, title, reasoning=reasoning).measurable(title)
+    state.outcome.note(name, split, examples, evaluated.scores)
+    figures = {f"eval/perplexity/{split}": evaluated.perplexity}
+    context.record.log({"coevolve/phase": name, **figures})
+
+
+def evaluate_marginal(context: Context, state: RunState, name: str, split: str) -> None:
+    """The same over several sampled reasonings for each example."""
+    examples, samples = context.data.tests[split], context.recipe.evaluation.marginal_samples
+    title = f"{name}: {split}, log-mean over {samples} sampled reasonings"
+    with context.record.task(title, 2 * samples * len(examples)) as advance:
+        scores = context.distributed.log_prob_marginal(
+            examples,
+            golden_responses(examples),
+            samples=samples,
+            seed=context.recipe.seed,
+            progress=advance,
+        )
+    state.outcome.note(f"{name}_marginal_{samples}", split, examples, scores)
+
+
+def evaluate_oracle(context: Context, state: RunState, split: str) -> None:
+    """The ceiling: the teacher's features of the test responses, which no connector can know."""
+    path = context.folder.path / "oracle" / f"{split}.jsonl"
+    kept, traces = context.processes.on_main_first(
+        lambda: context.tracer.collect(context.data.tests[split], path, log=context.record.log)
+    )
+    evaluated = evaluate(context, kept, f"oracle: {split}", reasoning=traces)
+    state.outcome.note("oracle", split, kept, evaluated.scores)
+
+
+def diagnose_round(context: Context, state: RunState, index: int) -> None:
+    """What shows whether the pair evolves as it should, on held-out examples."""
+    examples, estimator = context.data.validation, context.distributed
+    golden, best, probe = golden_responses(examples), state.best, state.probe
+    assert best is not None and probe is not None  # since the first gate
+    reasoning = cast(list[str], best.held_out.reasoning)
+    title = f"round {index}: diagnosis on {len(examples)} held-out examples"
+    with context.record.task(title, 1) as advance:
+        seed = derive_seed(context.recipe.seed, "diagnosis", index)
+        values = diagnose(estimator, examples, golden, reasoning, seed=seed)
+        values |= drift(probe.scores, estimator.log_prob(examples, golden, probe.reasoning))
+        advance(1)
+    context.record.log({"coevolve/round": index, **values})
+    for warning in warnings_in(values):
+        context.record.say(f"warning: {warning}")

@@ -75,7 +75,7 @@ def export_estimator(
 
 def _export_role(
     folder: Path,
-    place: Path,
+    final: Path,
     role: Role,
     estimator: ProbabilityEstimator,
     recipe: Recipe,
@@ -85,35 +85,28 @@ def _export_role(
     manifest entry.
 
     Args:
-        place: where `folder` will be.
+        final: where `folder` will be.
     """
-    tuning, parent = estimator.roles.tuning[role], origins[role].parent()
+    tuning, origin = estimator.roles.tuning[role], origins[role]
+    parent, tokenizer = origin.parent(), estimator.renderer_of(role).tokenizer
+    other_base = origins[CONNECTOR].base != origins[ESTIMATOR].base
+    own = "connector-" if role == CONNECTOR and other_base else ""
     estimator.roles.save(role, folder / role)
-    if tuning == "lora":
-        write_parent(folder / role, parent)
-        fingerprint, settings = (
-            adapter_fingerprint(folder / role),
-            base_settings(origins[role].base.path),
-        )
-    else:
-        fingerprint, settings = base_fingerprint(str(folder / role)), None
-    own = (
-        "connector-"
-        if role == CONNECTOR and origins[CONNECTOR].base != origins[ESTIMATOR].base
-        else ""
-    )
-    tokenizer = estimator.renderer_of(role).tokenizer
     if not (folder / f"{own}tokenizer").exists():
         tokenizer.save_pretrained(folder / f"{own}tokenizer")
-    base = f"{own}base" if tuning == "lora" and _includes_base(recipe, origins[role].base) else None
-    if base is not None and not (folder / base).exists():
-        copy_model(Path(origins[role].base.path), folder / base)
+    base, settings = None, None
     if tuning == "lora":
+        write_parent(folder / role, parent)
+        fingerprint, settings = adapter_fingerprint(folder / role), base_settings(origin.base.path)
+        if _includes_base(recipe, origin.base):
+            base = f"{own}base"
+            if not (folder / base).exists():
+                copy_model(Path(origin.base.path), folder / base)
         config = read_config(folder / role)
-        config[BASE_OF_ADAPTER] = from_anywhere(
-            origins[role].base.path, None if base is None else place / base
-        )
+        config[BASE_OF_ADAPTER] = from_anywhere(origin.base.path, final / base if base else None)
         write_json(folder / role / CONFIG, config)
+    else:
+        fingerprint = base_fingerprint(str(folder / role))
     return role_entry(
         parent,
         tuning=tuning,
@@ -141,7 +134,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
         inputs={f"the checkpoint {checkpoint}": checkpoint},
         overwrite=True,
     )
-    found = read_checkpoint(checkpoint)
+    saved = read_checkpoint(checkpoint)
     recipe, origins, run = read_run(checkpoint.parent.parent)
     for base in {origin.base for origin in origins.values()}:
         fingerprint = base_fingerprint(base.path)
@@ -150,13 +143,15 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
                 f"{base.path}: this base model's fingerprint is {fingerprint}; the run was trained on "
                 f"{base.fingerprint}. Put the original base model back."
             )
-    require_parents(found, origins)
+    require_parents(saved, origins)
     estimator = build_estimator(
         recipe, origins, build_renderers(recipe, origins, run.get("template_date"))
     )
     for role in ROLES:
-        estimator.roles.load_weights(role, found.tensors[role])
-    facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, found.state["facts"])
+        estimator.roles.load_weights(role, saved.tensors[role])
+    facts = training_facts(
+        recipe, run["data_fingerprint"], checkpoint.name, saved.state.facts.values()
+    )
     return export_estimator(folder, estimator, recipe, origins, facts)
 
 
@@ -165,23 +160,16 @@ def require_parents(checkpoint: Checkpoint, origins: Origins) -> None:
     `origins`.
     """
     # Before version 0.3 only run.json said what a checkpoint's weights belong to.
-    for role, parent in checkpoint.state.get("parents", {}).items():
-        require_parent(f"{checkpoint.folder}: {role}", parent, origins[role])
+    for role, parent in (checkpoint.state.parents or {}).items():
+        require_parent(f"{checkpoint.folder}: {role}", parent.values(), origins[role])
 
 
 def training_facts(
     recipe: Recipe, data_fingerprint: str, checkpoint: str, measured: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The part of a manifest that says how the estimator came about."""
-    return {
-        "training": {
-            "recipe": recipe.name,
-            "seed": recipe.seed,
-            "checkpoint": checkpoint,
-            "data_fingerprint": data_fingerprint,
-            **measured,
-        }
-    }
+    about = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": checkpoint}
+    return {"training": {**about, "data_fingerprint": data_fingerprint, **measured}}
 
 
 def _includes_base(recipe: Recipe, base: Base) -> bool:

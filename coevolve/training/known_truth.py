@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT, Corpus
+from coevolve.data.example import Example
 from coevolve.errors import ArtifactError
 from coevolve.files import write_jsonl
 from coevolve.information.log_probs import UNITS
@@ -30,13 +31,7 @@ makes worse.
 
 @dataclass(frozen=True)
 class WorldOfRun:
-    """Which synthetic world a run was trained on.
-
-    Attributes:
-        seed: of the world.
-        strength: of its shifts.
-        estimator: the run's exported estimator.
-    """
+    """Which synthetic world a run was trained on, how strong its shifts are, and its export."""
 
     seed: int
     strength: float
@@ -44,11 +39,8 @@ class WorldOfRun:
 
 
 def world_of_run(folder: str | Path) -> WorldOfRun:
-    """What `coevolve truth` needs of a finished run.
-
-    Raises:
-        ArtifactError: the folder holds no run, one that was not on a synthetic world, or no
-            exported estimator.
+    """What `coevolve truth` needs of a finished run; raises ArtifactError where the folder holds
+    none, or one that was not on a synthetic world.
     """
     folder = Path(folder)
     recipe, _, _ = read_run(folder)
@@ -78,9 +70,7 @@ class KnownTruth:
         }
 
     def floors(self) -> dict[str, float]:
-        """Split -> exp(H(Y | X) / tokens), the perplexity that no estimator can beat in
-        expectation.
-        """
+        """Split -> exp(H(Y | X) / tokens), the perplexity that none can beat in expectation."""
         return {split: information(world).perplexity_floor for split, world in self.worlds.items()}
 
     def policies(self) -> Sequence[Policy]:
@@ -91,19 +81,22 @@ class KnownTruth:
     @cached_property
     def responses(self) -> dict[str, dict[str, str]]:
         """Policy name -> sample_ID -> response, for every test example."""
+        splits = map(self.corpus.require, self.corpus.test_splits)
+        examples = [example for split in splits for example in split]
         answers = {}
         for policy in self.policies():
             rng = np.random.default_rng(derive_seed(self.seed, "responses", policy.name))
-            examples = [
-                example
-                for split in self.corpus.test_splits
-                for example in self.corpus.require(split)
-            ]
-            texts = policy.respond(examples, rng)
-            answers[policy.name] = {
-                example.sample_id: text for example, text in zip(examples, texts, strict=True)
-            }
+            texts = zip(examples, policy.respond(examples, rng), strict=True)
+            answers[policy.name] = {example.sample_id: text for example, text in texts}
         return answers
+
+    def responses_to(self, examples: Sequence[Example]) -> dict[str, dict[str, str]]:
+        """Those that are to some of the test examples."""
+        wanted = {example.sample_id for example in examples}
+        return {
+            name: {key: text for key, text in by_id.items() if key in wanted}
+            for name, by_id in self.responses.items()
+        }
 
     def write(self, folder: Path) -> None:
         """The world as files, as any other data would come: `dialogues.json`, and `NAME.jsonl` of
@@ -113,9 +106,7 @@ class KnownTruth:
             self.corpus.to_json(folder / "dialogues.json")
         for name, by_id in self.responses.items():
             if not (folder / f"{name}.jsonl").exists():
-                rows = [
-                    {"sample_ID": sample_id, "response": text} for sample_id, text in by_id.items()
-                ]
+                rows = [{"sample_ID": key, "response": text} for key, text in by_id.items()]
                 write_jsonl(folder / f"{name}.jsonl", rows)
 
     def exact_remid(self, unit: str = UNITS["per_token"]) -> dict[tuple[str, str], float]:

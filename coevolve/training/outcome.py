@@ -1,6 +1,7 @@
 """What a run measured: gathered as it goes, written to `results.json`, shown as tables."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,140 +10,50 @@ from rich.console import Console
 from coevolve.data.example import Example
 from coevolve.information.perplexity import compare_perplexities, perplexity
 from coevolve.progress import PlainTable
-from coevolve.recipe import Recipe
+from coevolve.remid.results import RemidResults
 from coevolve.remid.table import remid_table
 from coevolve.scoring.scores import Scores
-from coevolve.training.evaluation import scores_from_json, scores_to_json
-
-SCHEMA = "coevolve.run/1"
+from coevolve.training.documents import OutcomeState, ScoresOfExamples
 
 
+@dataclass
 class Outcome:
     """The figures of one run.
 
     Attributes:
-        gates: the gate's verdicts.
+        scores: model name -> split -> of its golden responses.
+        subsets: split -> the examples' subset tags.
         remid: results of `coevolve.remid.evaluate`, if models were judged.
-        exact: exact values for its table, where the truth is known.
         floors: exact perplexity floor per split, where the truth is known.
+        exact: (model, row) -> exact value for the R-EMID table, where the truth is known.
     """
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.gates: list[dict[str, Any]] = []
-        self.remid: dict[str, Any] | None = None
-        self.exact: Mapping[tuple[str, str], float] | None = None
-        self.floors: Mapping[str, float] | None = None
-        self._scores: dict[str, dict[str, Scores]] = {}
-        self._subsets: dict[str, list[str]] = {}
+    scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
+    subsets: dict[str, list[str]] = field(default_factory=dict)
+    remid: dict[str, Any] | None = None
+    floors: Mapping[str, float] | None = None
+    exact: Mapping[tuple[str, str], float] | None = None
 
-    def perplexity(
-        self, name: str, split: str, examples: Sequence[Example], scores: Scores
-    ) -> None:
+    def note(self, name: str, split: str, examples: Sequence[Example], scores: Scores) -> None:
         """Note the scores of a split's golden responses under the model called `name`."""
-        self._scores.setdefault(name, {})[split] = scores
+        self.scores.setdefault(name, {})[split] = scores
         # A later model may have been asked about fewer: the oracle, where its teacher gave no
         # trace.
-        self._subsets.setdefault(split, [example.subset for example in examples])
+        self.subsets.setdefault(split, [example.subset for example in examples])
 
     def perplexities(self) -> dict[str, dict[str, float]]:
         """Model name -> split -> perplexity."""
         return {
             name: {split: perplexity(scores) for split, scores in by_split.items()}
-            for name, by_split in self._scores.items()
+            for name, by_split in self.scores.items()
         }
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs of it, as JSON."""
-        scores = {
-            name: {split: scores_to_json(values) for split, values in by_split.items()}
-            for name, by_split in self._scores.items()
-        }
-        exact = (
-            None if self.exact is None else [[*place, value] for place, value in self.exact.items()]
-        )
-        return {
-            "scores": scores,
-            "subsets": self._subsets,
-            "remid": self.remid,
-            "floors": self.floors,
-            "exact": exact,
-        }
-
-    def restore(self, state: Mapping[str, Any], splits: Container[str]) -> None:
-        """Go on from what `state` gave of the splits that there are."""
-        self._scores = {
-            name: {
-                split: scores_from_json(values)
-                for split, values in by_split.items()
-                if split in splits
-            }
-            for name, by_split in state["scores"].items()
-        }
-        self._subsets = dict(state["subsets"])
-        self.remid = state["remid"]
-        self.floors = state["floors"]
-        if state["exact"] is not None:
-            self.exact = {(model, row): value for model, row, value in state["exact"]}
-
-    def forget(self) -> None:
-        """Forget what was measured: the run trains on."""
-        self._scores.clear()
-        self._subsets.clear()
-        self.remid = None
-
-    def results(self, *, seconds: float) -> dict[str, Any]:
-        """What `results.json` holds: `coevolve.training.documents.RunResults`."""
-        values: dict[str, Any] = self.perplexities()
-        if self.floors is not None:
-            values["floor"] = dict(self.floors)
-        return {
-            "schema": SCHEMA,
-            "recipe": self.recipe.name,
-            "seed": self.recipe.seed,
-            "seconds": round(seconds, 1),
-            "perplexity": values,
-            "by_subset": self._by_subset(),
-            "ratio": self._ratios(),
-            "gates": self.gates,
-            "remid": self.remid,
-            "exact_remid": None
-            if self.exact is None
-            else [
-                {"model": model, "row": row, "value": value}
-                for (model, row), value in self.exact.items()
-            ],
-        }
-
-    def show(self, console: Console) -> None:
-        """The tables, on a console."""
-        console.print(self._perplexity_table())
-        if self.remid is not None:
-            console.print(remid_table(self.remid, exact=self.exact))
-
-    def _perplexity_table(self) -> PlainTable:
-        values = self.results(seconds=0)["perplexity"]
-        splits = list(next(iter(values.values())))
-        table = PlainTable(title="Perplexity of golden responses (lower is better)")
-        table.add_column("", no_wrap=True)
-        for split in splits:
-            table.add_column(split, justify="right", no_wrap=True)
-        for name, by_split in values.items():
-            table.add_row(
-                name, *(f"{by_split[split]:.3f}" if split in by_split else "" for split in splits)
-            )
-        for name, by_split in self._ratios().items():
-            cells = [by_split.get(split) for split in splits]
-            table.add_row(
-                name, *(f"{c['ratio']:.3f} ± {c['standard_error']:.3f}" if c else "" for c in cells)
-            )
-        return table
-
-    def _ratios(self) -> dict[str, Any]:
-        ratios: dict[str, Any] = {}
+    def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
+        """`full/BASELINE` -> split -> ratio of the perplexities, with its standard error."""
+        ratios: dict[str, dict[str, dict[str, float]]] = {}
         for baseline in ("without_corl", "without_reasoning", "oracle"):
-            for split, scores in self._scores.get(baseline, {}).items():
-                full = self._scores.get("full", {}).get(split)
+            for split, scores in self.scores.get(baseline, {}).items():
+                full = self.scores.get("full", {}).get(split)
                 if full is None or full.sum.shape != scores.sum.shape or full.sum.size < 2:
                     continue
                 ratio = compare_perplexities(full, scores)
@@ -152,14 +63,88 @@ class Outcome:
                 }
         return ratios
 
-    def _by_subset(self) -> dict[str, Any]:
-        table: dict[str, Any] = {}
-        for name, by_split in self._scores.items():
+    def figures(self) -> dict[str, Any]:
+        """The part of `results.json` (`RunResults`) that was measured."""
+        exact = [
+            {"model": model, "row": row, "value": value}
+            for (model, row), value in (self.exact or {}).items()
+        ]
+        return {
+            "perplexity": self._with_floor(),
+            "by_subset": self._by_subset(),
+            "ratio": self.ratios(),
+            "remid": self.remid,
+            "exact_remid": None if self.exact is None else exact,
+        }
+
+    def show(self, console: Console) -> None:
+        """The tables, on a console."""
+        console.print(self._perplexity_table())
+        if self.remid is not None:
+            console.print(remid_table(self.remid, exact=self.exact))
+
+    def document(self) -> OutcomeState:
+        """What a checkpoint holds of it."""
+        return OutcomeState(
+            scores={
+                name: {split: ScoresOfExamples.of(scores) for split, scores in by_split.items()}
+                for name, by_split in self.scores.items()
+            },
+            subsets=self.subsets,
+            remid=None if self.remid is None else RemidResults.model_validate(self.remid),
+            floors=None if self.floors is None else dict(self.floors),
+            exact=None
+            if self.exact is None
+            else [(model, row, value) for (model, row), value in self.exact.items()],
+        )
+
+    @classmethod
+    def read(cls, saved: OutcomeState, splits: Collection[str]) -> "Outcome":
+        """What `document` gave, of the splits that there are."""
+        return cls(
+            scores={
+                name: {
+                    split: scores.scores() for split, scores in by_split.items() if split in splits
+                }
+                for name, by_split in saved.scores.items()
+            },
+            subsets=saved.subsets,
+            remid=None if saved.remid is None else saved.remid.values(),
+            floors=saved.floors,
+            exact=None
+            if saved.exact is None
+            else {(model, row): value for model, row, value in saved.exact},
+        )
+
+    def _with_floor(self) -> dict[str, dict[str, float]]:
+        return self.perplexities() | ({"floor": dict(self.floors)} if self.floors else {})
+
+    def _perplexity_table(self) -> PlainTable:
+        values = self._with_floor()
+        splits = list(next(iter(values.values())))
+        table = PlainTable(title="Perplexity of golden responses (lower is better)")
+        table.add_column("", no_wrap=True)
+        for split in splits:
+            table.add_column(split, justify="right", no_wrap=True)
+        for name, by_split in values.items():
+            table.add_row(
+                name, *(f"{by_split[split]:.3f}" if split in by_split else "" for split in splits)
+            )
+        for name, ratios in self.ratios().items():
+            cells = [ratios.get(split) for split in splits]
+            table.add_row(
+                name, *(f"{c['ratio']:.3f} ± {c['standard_error']:.3f}" if c else "" for c in cells)
+            )
+        return table
+
+    def _by_subset(self) -> dict[str, dict[str, dict[str, float]]]:
+        table: dict[str, dict[str, dict[str, float]]] = {}
+        for name, by_split in self.scores.items():
             for split, scores in by_split.items():
-                tags = np.array(self._subsets[split])
+                tags = np.array(self.subsets[split])
                 if tags.shape != scores.sum.shape:
                     continue
-                for tag in dict.fromkeys(self._subsets[split]):
+                for tag in dict.fromkeys(self.subsets[split]):
                     part = Scores(scores.sum[tags == tag], scores.tokens[tags == tag])
                     table.setdefault(name, {}).setdefault(split, {})[tag] = perplexity(part)
         return table

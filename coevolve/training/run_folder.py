@@ -29,24 +29,12 @@ from coevolve.scoring.roles import ROLES
 from coevolve.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
 from coevolve.training.distributed.processes import Interrupted, ProcessError, Processes
 from coevolve.training.documents import RunFile
+from coevolve.training.record.facts import PACKAGES, flat
 from coevolve.training.setup import Origins
 from coevolve.training.status import LOCK, RUN, STATUS, finished_checkpoints
 
-PACKAGES = (
-    "coevolve",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "deepspeed",
-    "datasets",
-)
-
 HARMLESS = ("logging.", "checkpoints.", "name", "data.path", "data.hub")
-"""What may change between two sittings: it does not touch what is trained. The data's own
-fingerprint is compared.
-"""
+"""What may change between two sittings. The data's own fingerprint is compared."""
 
 AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
     {
@@ -62,12 +50,12 @@ depend on it.
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumePoint:
     """What a run goes on from.
 
     Attributes:
         checkpoint: None to begin anew.
-        redo: patterns of the names of stages that are done again, as what they depend on has
+        redo: patterns of the names of stages that are done again, since what they depend on has
             changed.
     """
 
@@ -75,24 +63,17 @@ class Found:
     redo: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
 class RunFolder:
-    """One run's directory, as all of its processes see it.
+    """One run's directory, as all of its processes see it; made if it is not there."""
 
-    Args:
-        path: made if it is not there.
-    """
-
-    def __init__(self, path: Path, processes: Processes):
-        self.path = path
-        self.processes = processes
+    path: Path
+    processes: Processes
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Inside, no other run can use the directory. The system ends the hold with the process,
-        however that ends.
-
-        Raises:
-            ArtifactError: another run holds it; it is named. Or the directory cannot be written.
+        however that ends. Raises ArtifactError where another run holds it, or it cannot be written.
         """
         lock = self.processes.on_main(self._take)
         try:
@@ -101,72 +82,77 @@ class RunFolder:
             if lock is not None:
                 os.close(lock)
 
-    def find(self, recipe: Recipe, resume: str | Path, *, force: bool) -> Found:
+    def find(self, recipe: Recipe, resume: str | Path, *, force: bool) -> ResumePoint:
         """What to go on from.
 
         Raises:
             ArtifactError: the directory holds a run and `resume` is `never`, or its recipe is
                 another one, or its checkpoints are damaged.
         """
-        found = self.processes.on_main(lambda: self._find(recipe, resume, force))
-        path = None if found is None or found.checkpoint is None else str(found.checkpoint.folder)
-        path, redo = self.processes.gather((path, () if found is None else found.redo))[0]
-        if path is None or found is not None:
-            return found or Found()
+        start = self.processes.on_main(lambda: self._find(recipe, resume, force))
+        known = start and start.checkpoint and (str(start.checkpoint.folder), start.redo)
+        shared = self.processes.gather(known)[0]
+        if start is not None or shared is None:
+            return start or ResumePoint()
         # The main process has compared the hashes; the others need not do so again.
-        return Found(read_checkpoint(Path(path), verify=False), tuple(redo))
+        path, redo = shared
+        return ResumePoint(read_checkpoint(Path(path), verify=False), redo)
 
     def template_date(self, checkpoint: Checkpoint | None) -> str:
-        """The day that chat templates which show one show all the run long: the one on which it
-        began (ISO).
-
-        Args:
-            checkpoint: to go on from.
+        """The day (ISO) that chat templates which show one show all the run long: the one on which
+        the run of the checkpoint, or this one, began.
         """
-
-        def began() -> str | None:
-            folder = self.path if checkpoint is None else checkpoint.folder.parent.parent
-            return read_run(folder)[2].get("template_date") if (folder / RUN).is_file() else None
-
-        return self.processes.gather(began() or datetime.date.today().isoformat())[0]
+        folder = self.path if checkpoint is None else checkpoint.folder.parent.parent
+        run = read_run(folder)[2] if (folder / RUN).is_file() else {}
+        date = run.get("template_date") or datetime.date.today().isoformat()
+        return self.processes.gather(date)[0]
 
     def begin(
-        self, recipe: Recipe, origins: Origins, corpus: Corpus, template_date: str, found: Found
-    ) -> Found:
-        """Write `run.json`, or check that what it names is still what it was; returns `found` with
-        what that adds.
+        self,
+        recipe: Recipe,
+        origins: Origins,
+        corpus: Corpus,
+        template_date: str,
+        start: ResumePoint,
+    ) -> ResumePoint:
+        """Write `run.json`, or check that what it names is still what it was; returns `start` with
+        the stages that this adds.
 
         Raises:
             ArtifactError: the training data, a base model or an adapter has changed since the run
                 began.
         """
-        redo = self.processes.on_main(
-            lambda: self._begin(recipe, origins, corpus, template_date, found)
-        )
-        return replace(found, redo=tuple(self.processes.gather(redo or ())[0]))
+        facts = {
+            "recipe": recipe_values(recipe),
+            "origins": {role: asdict(origin) for role, origin in origins.items()},
+            "data_fingerprint": corpus.fingerprint,
+            "splits": corpus.split_fingerprints,
+            "template_date": template_date,
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+        redo = self.processes.on_main(lambda: self._begin(facts, origins, start.checkpoint)) or ()
+        return replace(start, redo=(*start.redo, *self.processes.gather(redo)[0]))
 
     def say_status(self, state: str, *, stage: str, where: Mapping[str, Any], **more: Any) -> None:
-        """Write `status.json` on the main process.
+        """Write `status.json` (`Status`) on the main process.
 
         Args:
-            state: `running`, `interrupted`, `failed` or `finished`.
-            stage: what is being done.
+            where: round and phase, as in the record.
         """
         if self.processes.main:
-            place = {name.removeprefix("coevolve/"): value for name, value in where.items()}
+            phase = {name.removeprefix("coevolve/"): value for name, value in where.items()}
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            status = {"state": state, "stage": stage, **place, **more, **_holder(), "updated": now}
+            status = {"state": state, "stage": stage, **phase, **more, **_holder(), "updated": now}
             write_json(self.path / STATUS, status)
 
-    def say_failed(self, error: Exception) -> None:
-        """Write to `status.json` that starting again will not help, as it does where a process was
-        stopped or died.
+    def say_failed(self, error: BaseException) -> None:
+        """Write to `status.json` that starting again will not help, as it does after an end by
+        others.
         """
         if not isinstance(error, (Interrupted, ProcessError)):
+            said = f"{type(error).__name__}: {error}"
             with contextlib.suppress(OSError):
-                self.say_status(
-                    "failed", stage="", where={}, error=f"{type(error).__name__}: {error}"
-                )
+                self.say_status("failed", stage="", where={}, error=said)
 
     def _take(self) -> int:
         try:
@@ -184,115 +170,65 @@ class RunFolder:
             raise ArtifactError(
                 f"{self.path} is in use by another run: {holder}. Wait for it, stop it, or give another --output-dir."
             ) from None
-        with contextlib.suppress(OSError):  # words for others; the lock itself holds without them
+        words = json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        with contextlib.suppress(OSError):  # for others; the lock itself holds without them
             os.ftruncate(descriptor, 0)
-            os.pwrite(
-                descriptor,
-                json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(),
-                0,
-            )
+            os.pwrite(descriptor, words.encode(), 0)
         return descriptor
 
-    def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> Found:
+    def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> ResumePoint:
         if resume not in ("auto", "never"):
-            checkpoint = read_checkpoint(Path(resume))
-            return Found(
-                checkpoint, self._compare(Path(resume).parent.parent, checkpoint, recipe, force)
-            )
+            checkpoint, folder = read_checkpoint(Path(resume)), Path(resume).parent.parent
+            return ResumePoint(checkpoint, _changed_stages(folder, checkpoint, recipe, force))
         if not (self.path / RUN).exists():
-            return Found()
+            return ResumePoint()
         if resume == "never":
             raise ArtifactError(
                 f"{self.path} holds a run already. Give another --output-dir, delete that one, or leave --resume at "
                 "auto to go on with it."
             )
-        checkpoint = newest_checkpoint(self.path, print_to_stderr)
-        if checkpoint is None:
+        newest = newest_checkpoint(self.path, print_to_stderr)
+        if newest is None:
             # Nothing was trained, so nothing is lost if it begins with another recipe, or other
             # data.
             for name in (RUN, "base", "world"):
                 remove(self.path / name)
-            return Found()
-        return Found(checkpoint, self._compare(self.path, checkpoint, recipe, force))
-
-    def _compare(
-        self, folder: Path, checkpoint: Checkpoint, recipe: Recipe, force: bool
-    ) -> tuple[str, ...]:
-        """Which stages are to be done again; raises ArtifactError where that would not be enough."""
-        before, after = _flat(read_run(folder)[2]["recipe"]), _flat(recipe_values(recipe))
-        redo: list[str] = []
-        changed = []
-        for name in sorted({*before, *after}):
-            if before.get(name) == after.get(name) or name.startswith(HARMLESS):
-                continue
-            split = name.removeprefix("data.limit.")
-            if split != name and split != TRAIN_SPLIT:
-                redo += _stages_of(split)
-            elif name.startswith(tuple(AFTER_TRAINING)):
-                redo += next(
-                    stages for prefix, stages in AFTER_TRAINING.items() if name.startswith(prefix)
-                )
-            elif not (
-                name == "rounds.count"
-                and after[name] > before[name]
-                and after["rounds.lr_schedule"] == "phase"
-            ):
-                changed.append(name)
-        if changed and not force:
-            lines = "\n".join(
-                f"  {name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed
-            )
-            raise ArtifactError(
-                f"{folder} holds a run of another recipe; what differs is:\n{lines}\n"
-                "Give another --output-dir, take the change back, or give --force to go on with it from here. "
-                f"{_keeping(checkpoint)}"
-            )
-        return tuple(redo)
+            return ResumePoint()
+        return ResumePoint(newest, _changed_stages(self.path, newest, recipe, force))
 
     def _begin(
-        self, recipe: Recipe, origins: Origins, corpus: Corpus, template_date: str, found: Found
-    ) -> tuple[str, ...]:
-        facts = {
-            "recipe": recipe_values(recipe),
-            "origins": {role: asdict(origin) for role, origin in origins.items()},
-            "data_fingerprint": corpus.fingerprint,
-            "splits": corpus.split_fingerprints,
-            "template_date": template_date,
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        }
+        self, facts: dict[str, Any], origins: Origins, checkpoint: Checkpoint | None
+    ) -> list[str]:
+        """Stages that are to be done again, since their data changed."""
         if not (self.path / RUN).exists():
             write_json(self.path / RUN, facts)
-            return found.redo
+            return []
         _, began, run = read_run(self.path)
+        splits = _changed_splits(run, facts)
         changes = []
         for role, now in origins.items():
-            before = began[role]
-            changes.append(
-                (f"the {role}'s base model", before.base.fingerprint, now.base.fingerprint)
-            )
-            changes.append(
-                (f"the adapter of the {role}", before.adapter_fingerprint, now.adapter_fingerprint)
-            )
-        splits = _changed_splits(run, facts)
+            was, adapter = began[role], f"the adapter of the {role}"
+            changes += [
+                (f"the {role}'s base model", was.base.fingerprint, now.base.fingerprint),
+                (adapter, was.adapter_fingerprint, now.adapter_fingerprint),
+            ]
         if TRAIN_SPLIT in splits:
-            changes.append(
-                ("the training data", run["data_fingerprint"], facts["data_fingerprint"])
-            )
+            name = "data_fingerprint"
+            changes.append(("the training data", run[name], facts[name]))
         for what, before, after in changes:
             if before != after:
                 raise ArtifactError(
                     f"{self.path}: {what} changed since the run began (fingerprint {before}, now {after}). Put it "
-                    f"back, or give another --output-dir. {_keeping(found.checkpoint)}"
+                    f"back, or give another --output-dir. {_keeping(checkpoint)}"
                 )
-        redo = (*found.redo, *(stage for split in splits for stage in _stages_of(split)))
-        data = {name: facts[name] for name in ("data_fingerprint", "splits")}
-        if redo or run["recipe"] != facts["recipe"]:
-            write_json(self.path / RUN, {**run, "recipe": facts["recipe"], **data})
-        return redo
+        renewed = {name: facts[name] for name in ("recipe", "data_fingerprint", "splits")}
+        if any(run.get(name) != value for name, value in renewed.items()):
+            write_json(self.path / RUN, {**run, **renewed})
+        return [stage for split in splits for stage in _stages_of(split)]
 
 
 def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
-    """The recipe, what the roles started from, and the rest of `run.json`.
+    """The recipe, what the roles started from, and all of `run.json`.
 
     Raises:
         ArtifactError: there is no run in the folder, or its `run.json` is damaged.
@@ -306,14 +242,11 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
     run = read_document(folder / RUN, RunFile, remedy=remedy, error=ArtifactError).values()
     # Before a role could have its own, a run had one base model.
     origins = run.get("origins") or {role: {"base": run["base"]} for role in ROLES}
-    return (
-        check_recipe(run["recipe"], str(folder / RUN)),
-        {
-            role: Origin(**{**origin, "base": _base(folder, origin["base"])})
-            for role, origin in origins.items()
-        },
-        run,
-    )
+    restored = {
+        role: Origin(**{**origin, "base": _base(folder, origin["base"])})
+        for role, origin in origins.items()
+    }
+    return check_recipe(run["recipe"], str(folder / RUN)), restored, run
 
 
 def _base(folder: Path, base: Mapping[str, Any]) -> Base:
@@ -326,6 +259,38 @@ def has_checkpoints(folder: Path) -> bool:
     return bool(finished_checkpoints(folder))
 
 
+def _changed_stages(
+    folder: Path, checkpoint: Checkpoint, recipe: Recipe, force: bool
+) -> tuple[str, ...]:
+    """Which stages are to be done again; raises ArtifactError where that would not be enough."""
+    before, after = flat(read_run(folder)[2]["recipe"]), flat(recipe_values(recipe))
+    redo: list[str] = []
+    changed = []
+    for name in sorted({*before, *after}):
+        if before.get(name) == after.get(name) or name.startswith(HARMLESS):
+            continue
+        split = name.removeprefix("data.limit.")
+        if split not in (name, TRAIN_SPLIT):
+            redo += _stages_of(split)
+        elif name.startswith(tuple(AFTER_TRAINING)):
+            redo += next(
+                AFTER_TRAINING[prefix] for prefix in AFTER_TRAINING if name.startswith(prefix)
+            )
+        elif not (
+            name == "rounds.count"
+            and after[name] > before[name]
+            and after["rounds.lr_schedule"] == "phase"
+        ):
+            changed.append(f"  {name}: {before.get(name)!r} -> {after.get(name)!r}\n")
+    if changed and not force:
+        raise ArtifactError(
+            f"{folder} holds a run of another recipe; what differs is:\n{''.join(changed)}"
+            "Give another --output-dir, take the change back, or give --force to go on with it from here. "
+            f"{_keeping(checkpoint)}"
+        )
+    return tuple(redo)
+
+
 def _holder() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
@@ -336,9 +301,7 @@ def _stages_of(split: str) -> tuple[str, ...]:
 
 
 def _changed_splits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Splits whose rows are others than when the run began; all of them where that was not written
-    down.
-    """
+    """Splits whose rows have changed since the run began; all where that was not written down."""
     if before["data_fingerprint"] == after["data_fingerprint"]:
         return []
     old, new = before.get("splits", {}), after["splits"]
@@ -346,18 +309,9 @@ def _changed_splits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
 
 
 def _keeping(checkpoint: Checkpoint | None) -> str:
-    place = "" if checkpoint is None else f" {checkpoint.folder}"
-    return f"The trained pair can be kept: coevolve export{place} --out DIR." if place else ""
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
+    if checkpoint is None:
+        return ""
+    return f"The trained pair can be kept: coevolve export {checkpoint.folder} --out DIR."
 
 
 def print_to_stderr(text: str) -> None:

@@ -1,6 +1,6 @@
-"""The recipe's rounds as a list of turns, and how long each of them is.
+"""The recipe's rounds as a list of phases, and how long each of them is.
 
-One turn is one phase in one round, or a part of it where a phase goes on until the held-out measure
+An entry is one phase in one round, or a part of it where a phase goes on until the held-out measure
 stops improving. Rounds of one update each and rounds of an epoch each are lists of different
 length, and nothing else.
 """
@@ -17,7 +17,7 @@ from coevolve.training.engines import steps_of
 
 
 @dataclass(frozen=True)
-class Turn:
+class ScheduledPhase:
     """A phase in its place.
 
     Attributes:
@@ -50,10 +50,9 @@ class Budget:
     """How long a training phase goes on, and what its learning rate's schedule is about.
 
     Attributes:
-        steps: optimizer steps; with `tokens` the most that they can be.
-        schedule: optimizer steps that warm-up and decay go over.
-        done: of these, how many come before this phase; None for all that the run has done under
-            the phase's name.
+        steps: of the optimizer; with `tokens` the most that they can be.
+        schedule: steps that warm-up and decay go over.
+        done: of these, those before this phase; None for all of the run under the phase's name.
         tokens: ends the phase with the step that reaches it.
     """
 
@@ -63,71 +62,69 @@ class Budget:
     tokens: int | None = None
 
 
-def turns_of(recipe: Recipe) -> Iterator[Turn]:
-    """All turns of a run, in order."""
+def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
+    """All phases of a run, in order."""
     rounds = recipe.rounds
     names = [phase.name for phase in rounds.phases]
     for index in range(1, rounds.count + 1):
-        places = [place for place, phase in enumerate(rounds.phases) if index % phase.every == 0]
-        for place in places:
-            phase = rounds.phases[place]
-            label = phase.name if names.count(phase.name) == 1 else f"{phase.name}-{place + 1}"
+        due = [number for number, phase in enumerate(rounds.phases) if index % phase.every == 0]
+        for number in due:
+            phase = rounds.phases[number]
+            label = phase.name if names.count(phase.name) == 1 else f"{phase.name}-{number + 1}"
             for part in range(1, phase.parts + 1):
-                yield Turn(
+                yield ScheduledPhase(
                     round=index,
                     phase=phase,
                     label=label,
                     part=part,
                     last_part=part == phase.parts,
                     estimator_sft_follows=any(
-                        names[later] == "estimator_sft" for later in places if later > place
+                        names[later] == "estimator_sft" for later in due if later > number
                     ),
                     gated=_is_gated(phase, explicit=rounds.explicit_gates),
                 )
 
 
 def budget_of(
-    recipe: Recipe, turn: Turn, settings: Optimization, examples_per_epoch: int
+    recipe: Recipe, scheduled: ScheduledPhase, settings: Optimization, examples_per_epoch: int
 ) -> Budget:
-    """The budget of a turn that trains.
-
-    Args:
-        settings: the section of the phase's name.
-        examples_per_epoch: rows (completions in RL) of one pass over the data.
+    """The budget of a phase that trains by `settings`, the section of its name; in RL, an epoch is
+    counted in completions.
     """
-    phase = turn.phase
+    phase, steps = scheduled.phase, _steps(scheduled, settings, examples_per_epoch)
     if phase.tokens is not None:
         # A prompt has a token at least, and so has what follows it.
-        steps = math.ceil(phase.tokens / (2 * settings.train_batch_size))
-        return Budget(steps, schedule=steps, tokens=phase.tokens)
+        most = math.ceil(phase.tokens / (2 * settings.train_batch_size))
+        return Budget(most, schedule=most, tokens=phase.tokens)
     if recipe.rounds.lr_schedule == "run":
-        turns = (other for other in turns_of(recipe) if other.phase.name == phase.name)
         unit = updates_per_batch(settings)
         planned = [
-            math.ceil(_steps(other, settings, examples_per_epoch) / unit) * unit for other in turns
+            math.ceil(_steps(other, settings, examples_per_epoch) / unit) * unit
+            for other in scheduled_phases(recipe)
+            if other.phase.name == phase.name
         ]
-        return Budget(_steps(turn, settings, examples_per_epoch), schedule=sum(planned), done=None)
-    steps = _steps(turn, settings, examples_per_epoch)
+        return Budget(steps, schedule=sum(planned), done=None)
     if phase.until is None:
         return Budget(steps, schedule=steps)
-    return Budget(steps, schedule=phase.until.at_most, done=(turn.part - 1) * phase.until.steps)
+    done = (scheduled.part - 1) * phase.until.steps
+    return Budget(steps, schedule=phase.until.at_most, done=done)
 
 
 def updates_per_batch(settings: Optimization) -> int:
     """Optimizer steps that share one batch of completions; a phase begins with a new one."""
-    return (
-        settings.updates_per_generation * settings.num_iterations
-        if isinstance(settings, Grpo)
-        else 1
-    )
+    if not isinstance(settings, Grpo):
+        return 1
+    return settings.updates_per_generation * settings.num_iterations
 
 
 def _is_gated(phase: Phase, *, explicit: bool) -> bool:
     return phase.kind == "evaluate" or (phase.trains and (phase.until is not None or not explicit))
 
 
-def _steps(turn: Turn, settings: Optimization, examples_per_epoch: int) -> int:
-    phase = turn.phase
+def _steps(scheduled: ScheduledPhase, settings: Optimization, examples_per_epoch: int) -> int:
+    phase = scheduled.phase
     if phase.until is not None:
-        return min(phase.until.steps, phase.until.at_most - (turn.part - 1) * phase.until.steps)
+        return min(
+            phase.until.steps, phase.until.at_most - (scheduled.part - 1) * phase.until.steps
+        )
     return phase.steps or steps_of(settings, examples_per_epoch)

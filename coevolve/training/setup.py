@@ -1,4 +1,4 @@
-"""From a recipe to the models of a run: what they start from, both roles in memory, their prompts."""
+"""From a recipe to the models of a run: what they start from, both in memory, their prompts."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ Origins = Mapping[Role, Origin]
 def prepare_origins(
     recipe: Recipe, folder: Path, *, say: Callable[[str], None] = logger.warning
 ) -> Origins:
-    """Make available what both roles start from: base models and adapters, each checked against the
+    """Make available what both roles start from: base models and adapters, checked against each
     other.
 
     Args:
@@ -62,16 +62,13 @@ def prepare_origins(
     }
     origins = {}
     for role, own in settings.items():
-        origin = Origin(
-            bases[own.base], recipe.model.quantization if own.tuning == "lora" else None
-        )
+        quantization = recipe.model.quantization if own.tuning == "lora" else None
+        origin = Origin(bases[own.base], quantization)
         if own.adapter is not None:
-            path = Path(own.adapter)
-            for note in check_adapter(path, origin.base, origin.quantization):
+            for note in check_adapter(Path(own.adapter), origin.base, quantization):
                 say(note)
-            origin = replace(
-                origin, adapter=own.adapter, adapter_fingerprint=adapter_fingerprint(path)
-            )
+            fingerprint = adapter_fingerprint(Path(own.adapter))
+            origin = replace(origin, adapter=own.adapter, adapter_fingerprint=fingerprint)
         origins[role] = origin
     return origins
 
@@ -92,23 +89,16 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
             temporary = folder / ".base.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             try:
-                write_tiny_base(
-                    temporary,
-                    recipe.seed,
-                    hidden=tiny.hidden_size,
-                    layers=tiny.layers,
-                    heads=tiny.heads,
-                )
+                size = {"hidden": tiny.hidden_size, "layers": tiny.layers, "heads": tiny.heads}
+                write_tiny_base(temporary, recipe.seed, **size)
                 temporary.rename(path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         return Base("tiny", str(path), base_fingerprint(str(path)))
-    path = resolve_base(source, recipe.model.cache_dir)
-    if Path(path).is_dir():
-        path = os.path.abspath(
-            path
-        )  # the run may be gone on with, or exported, from another folder
-    return Base(source, path, base_fingerprint(path))
+    resolved = resolve_base(source, recipe.model.cache_dir)
+    # The run may be gone on with, or exported, from another folder.
+    base = os.path.abspath(resolved) if Path(resolved).is_dir() else resolved
+    return Base(source, base, base_fingerprint(base))
 
 
 def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -> Renderers:

@@ -41,12 +41,8 @@ class Status(Document):
 
 def read_status(folder: Path) -> dict[str, Any]:
     """What `status.json` says, with `state` put right where the process was killed before it could
-    say so.
-
-    A damaged file is `note`d, and the state is then what the lock tells.
-
-    Raises:
-        ArtifactError: there is no run in the folder.
+    say so. A damaged file is `note`d, and the state is then what the lock tells. Raises
+    ArtifactError where there is no run in the folder.
     """
     if not (folder / RUN).is_file() and not (folder / STATUS).is_file():
         raise ArtifactError(
@@ -69,16 +65,12 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def status_code(status: Mapping[str, Any]) -> int:
-    """Exit status for a script: 0 finished, 1 failed, 3 running, 75 to be started again
-    (interrupted or killed).
-    """
+    """Exit status for a script: 0 finished, 1 failed, 3 running, 75 interrupted or killed."""
     return {"finished": 0, "failed": 1, "running": 3}.get(status["state"], INTERRUPTED)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the run's lock. Who may not look at the lock is told yes: the run is
-    to be let alone.
-    """
+    """Whether a process holds the run's lock; yes for who may not look, to let the run alone."""
     try:
         # Looking takes no right to write. Nor does it wait, whatever may lie under that name.
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK)
@@ -94,10 +86,8 @@ def is_held(folder: Path) -> bool:
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
-    """The directories of a run's finished checkpoints, by their names, oldest first.
-
-    Raises:
-        ArtifactError: nobody can tell.
+    """The directories of a run's finished checkpoints, oldest first; raises ArtifactError where
+    nobody can tell.
     """
     root = folder / CHECKPOINTS
     try:

@@ -1,6 +1,7 @@
 """The traces of the cold start, from whichever teacher the recipe names."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,24 @@ from coevolve.training.record.record import Record
 Log = Callable[[Mapping[str, Any]], None]
 
 
+@dataclass(frozen=True)
 class Tracer:
     """Gets traces r* for examples.
 
-    Args:
+    Attributes:
         corpus: all examples, of which a file may have traces.
         train: the training examples, from which a rule-based teacher learns which words are rare.
         environ: where an endpoint's key is looked up.
         date: ISO; what the chat template of a local teacher shows, if it shows one.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        corpus: Corpus,
-        train: Sequence[Example],
-        renderer: Renderer,
-        record: Record,
-        environ: Mapping[str, str],
-        date: str,
-    ):
-        self.recipe, self.corpus, self.train, self.renderer = recipe, corpus, train, renderer
-        self.record, self.environ = record, environ
-        self.date = date
+    recipe: Recipe
+    corpus: Corpus
+    train: Sequence[Example]
+    renderer: Renderer
+    record: Record
+    environ: Mapping[str, str]
+    date: str
 
     def collect(
         self, examples: Sequence[Example], path: Path, *, log: Log
@@ -62,9 +58,8 @@ class Tracer:
         traces = given_traces(self.recipe, examples, self.renderer.prompts, self.corpus)
         if traces is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self.record.task(
-                f"traces from teacher {settings.teacher!r}", len(examples)
-            ) as advance:
+            title = f"traces from teacher {settings.teacher!r}"
+            with self.record.task(title, len(examples)) as advance:
                 report = from_totals(advance)
                 traces = collect_traces(
                     examples,
@@ -75,10 +70,8 @@ class Tracer:
                 )
         kept = [example for example in examples if example.sample_id in traces]
         if len(kept) < len(examples):
-            dropped = len(examples) - len(kept)
-            self.record.say(
-                f"traces: {dropped} of {len(examples)} examples dropped, without a usable trace"
-            )
+            dropped, of = len(examples) - len(kept), len(examples)
+            self.record.say(f"traces: {dropped} of {of} examples dropped, without a usable trace")
             log({"data/dropped_without_trace": dropped})
         return kept, [traces[example.sample_id] for example in kept]
 

@@ -13,17 +13,21 @@ import psutil
 import pytest
 import torch
 
-from coevolve.preflight.dialogues import load_corpus
+from coevolve.preflight.dialogues import Dialogues, load_corpus
 from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
+from coevolve.training.checkpoints import CheckpointWriter
+from coevolve.training.context import Context
+from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Processes
-from coevolve.training.distributed.spread import SpreadEstimator
 from coevolve.training.distributed.stopping import Stop
-from coevolve.training.phases import Trainee
 from coevolve.training.record.record import Record
+from coevolve.training.run_folder import RunFolder
 from coevolve.training.schedule import Budget
 from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
+from coevolve.training.state import RunState
+from coevolve.training.tracing import Tracer
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -106,8 +110,8 @@ def recipe_of():
 
 @pytest.fixture(scope="session")
 def build():
-    """A function from a recipe and a folder to a trainee after a cold start of a few steps."""
-    return build_trainee
+    """A function from a recipe and a folder to context and state after a cold start of a few steps."""
+    return build_cold
 
 
 @pytest.fixture(scope="session")
@@ -133,66 +137,47 @@ class StopAfter(Stop):
         return self.reason is not None
 
 
-class Unwatched:
-    """Lets every phase go on to its end."""
-
-    def after_step(self, step, capture):
-        pass
-
-    def after_part(self):
-        pass
-
-    def between(self):
-        pass
-
-    def poll(self):
-        pass
-
-
-def build_trainee(recipe, folder):
-    """A trainee that writes well-formed reasonings, so that its rewards differ and there is
-    something to learn.
+def build_cold(recipe, folder):
+    """A pair that writes well-formed reasonings, so that its rewards differ and there is something
+    to learn.
 
     Adapters cannot teach a random base that much, so they get a base that can do it already.
     """
-    train = load_corpus(recipe).require("IDTrain")
+    corpus = load_corpus(recipe)
+    train = corpus.require("IDTrain")
     origins = prepare_origins(recipe, folder)
     if recipe.model.tuning == "lora":
         values = recipe_values(recipe)
         shared = {name: value for name, value in values["model"].items() if name not in ROLES}
         nothing = {"rounds": {"count": 0}, "connector_rl": None, "estimator_rl": None}
         whole = check_recipe({**values, **nothing, "model": {**shared, "tuning": "full"}}, "whole")
-        build_trainee(whole, folder / "whole").estimator.roles.save(
-            CONNECTOR, Path(origins[CONNECTOR].base.path)
-        )
+        context, _ = build_cold(whole, folder / "whole")
+        context.roles.save(CONNECTOR, Path(origins[CONNECTOR].base.path))
     estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
-    processes = Processes(torch.device("cpu"), Stop())
-    trainee = Trainee(
+    processes, record = Processes(torch.device("cpu"), Stop()), Record(folder, main=False)
+    context = Context(
         recipe=recipe,
-        estimator=estimator,
-        spread=SpreadEstimator(estimator, processes),
+        data=Dialogues(train=train, validation=train[:8], tests={}, corpus=corpus),
         train=train,
         traces=[example.trace for example in train],
-        record=Record(folder, main=False),
+        origins=origins,
+        estimator=estimator,
+        distributed=DistributedEstimator(estimator, processes),
+        record=record,
         processes=processes,
-        watcher=Unwatched(),
+        folder=RunFolder(folder, processes),
+        checkpoints=CheckpointWriter(folder, keep=1),
+        tracer=Tracer(recipe, corpus, train, estimator.renderer, record, {}, date="2026-01-01"),
     )
+    state = RunState.begin(context.roles, context.traces)
     rows = {
-        CONNECTOR: phases.connector_rows(estimator, train, trainee.reasoning),
-        ESTIMATOR: phases.estimator_rows(estimator, train, trainee.reasoning),
+        CONNECTOR: phases.connector_rows(estimator, train, context.traces),
+        ESTIMATOR: phases.estimator_rows(estimator, train, context.traces),
     }
+    settings, budget = recipe.cold_start.connector, Budget(60, 60)
     for role in ROLES:
-        phases.sft(
-            trainee,
-            role,
-            "cold",
-            "cold",
-            rows[role],
-            recipe.cold_start.connector,
-            Budget(60, 60),
-            carry=False,
-        )
-    return trainee
+        phases.sft(context, state, role, "cold", "cold", rows[role], settings, budget, carry=False)
+    return context, state
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ def names(folder):
 
 def test_what_was_written_is_read_to_the_bit(written):
     found = newest_checkpoint(written, pytest.fail)
-    assert found.state == state(3) | {
+    assert found.state.values() == state(3) | {
         "outcome": state(3)["outcome"] | {"exact": [("perfect", "IDTest", 0.1)]}
     }
     expected = tensors(3)
@@ -117,7 +117,7 @@ def test_figures_of_a_phase_under_way_come_back_as_they_were(tmp_path):
     figures = {"metrics": {"reward": [0.25, float("nan")], "num_tokens": [410]}, **numbers}
     under_way = state(1) | {"segment": {"step": 1, "figures": figures, "rollouts": 0}}
     written = CheckpointWriter(tmp_path, keep=1).write("x", under_way, groups(1), best=False)
-    assert repr(read_checkpoint(written).state["segment"]["figures"]) == repr(figures)
+    assert repr(read_checkpoint(written).state.segment.gathered()) == repr(figures)
 
 
 def test_the_newest_and_the_best_are_kept(written):
@@ -156,7 +156,7 @@ def test_damage_is_found_and_the_one_before_is_used(written, harm, file):
         path.unlink()
     said = []
     found = newest_checkpoint(written, said.append)
-    assert found.folder.name == "00002-stage-2" and found.state["segment"]["step"] == 2
+    assert found.folder.name == "00002-stage-2" and found.state.segment.step == 2
     assert str(path) in said[0] and "done after 00002-stage-2" in said[1]
 
 
@@ -194,7 +194,7 @@ except ArtifactError as error:
     assert "00004-big: the checkpoint could not be written" in done.stdout, done.stderr
     assert names(written) == ["00001-stage-1", "00002-stage-2", "00003-stage-3"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
-    assert newest_checkpoint(written, pytest.fail).state["segment"]["step"] == 3
+    assert newest_checkpoint(written, pytest.fail).state.segment.step == 3
 
 
 # What a hand, and no disk, has changed: sizes and hashes are right.

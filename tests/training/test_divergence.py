@@ -3,6 +3,7 @@ be looked at.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,14 +14,14 @@ from coevolve.errors import DivergenceError
 from coevolve.recipe.rounds import Phase
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
-from coevolve.training.schedule import Turn
+from coevolve.training.schedule import ScheduledPhase
 
-CONNECTOR_RL = Turn(1, Phase.model_validate("connector_rl"), "connector_rl")
-ESTIMATOR_SFT = Turn(1, Phase.model_validate("estimator_sft"), "estimator_sft")
+CONNECTOR_RL = ScheduledPhase(1, Phase.model_validate("connector_rl"), "connector_rl")
+ESTIMATOR_SFT = ScheduledPhase(1, Phase.model_validate("estimator_sft"), "estimator_sft")
 
 
 @pytest.fixture(scope="module")
-def trainee(recipe_of, build, tmp_path_factory):
+def cold(recipe_of, build, tmp_path_factory):
     return build(
         recipe_of(connector_rl={"per_device_train_batch_size": 4}), tmp_path_factory.mktemp("run")
     )
@@ -46,31 +47,32 @@ def poisoned(loss_of, poison):
     return compute_loss
 
 
-def run(trainee, algorithm):
+def run(context, state, algorithm):
     if algorithm == "sft":
-        return phases.estimator_sft(trainee, ESTIMATOR_SFT)
-    rl = trainee.recipe.connector_rl.model_copy(update={"algorithm": algorithm})
-    trainee.recipe = trainee.recipe.model_copy(update={"connector_rl": rl})
-    return phases.connector_rl(trainee, CONNECTOR_RL)
+        return phases.estimator_sft(context, state, ESTIMATOR_SFT)
+    rl = context.recipe.connector_rl.model_copy(update={"algorithm": algorithm})
+    recipe = context.recipe.model_copy(update={"connector_rl": rl})
+    return phases.connector_rl(replace(context, recipe=recipe), state, CONNECTOR_RL)
 
 
 @pytest.mark.parametrize("poison", [the_loss, the_gradient])
 @pytest.mark.parametrize("algorithm", ["sft", "grpo", "ppo", "rloo"])
-def test_it_stops_before_the_step_and_names_the_batch(trainee, monkeypatch, algorithm, poison):
-    roles, role = trainee.estimator.roles, ESTIMATOR if algorithm == "sft" else CONNECTOR
+def test_it_stops_before_the_step_and_names_the_batch(cold, monkeypatch, algorithm, poison):
+    context, state = cold
+    roles, role = context.roles, ESTIMATOR if algorithm == "sft" else CONNECTOR
     before = {each: roles.weights(each) for each in ROLES}
     for base in (GRPOTrainer, SFTTrainer):
         monkeypatch.setattr(base, "compute_loss", poisoned(base.compute_loss, poison))
     with pytest.raises(
         DivergenceError, match=rf"{role}, step 1: the loss is .* The step was not taken"
     ) as caught:
-        run(trainee, algorithm)
-    after, trainee.segment = {each: roles.weights(each) for each in ROLES}, None
+        run(context, state, algorithm)
+    after, state.segment = {each: roles.weights(each) for each in ROLES}, None
     assert all(bool(torch.isfinite(value).all()) for value in after[role].values())
     assert any(
         not torch.equal(before[role][name], after[role][name]) for name in after[role]
     )  # the first step
-    path = trainee.record.folder / "failed" / f"{role}-step-1-process-0"
+    path = context.record.folder / "failed" / f"{role}-step-1-process-0"
     assert str(path) in str(caught.value)
     described, tensors = (
         json.loads(path.with_name(f"{path.name}.json").read_text()),

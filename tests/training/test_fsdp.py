@@ -192,13 +192,11 @@ class Run:
         import torch
 
         from coevolve.scoring.roles import ROLES
-        from coevolve.training.distributed.processes import Interrupted
-        from coevolve.training.engines import Segment
+        from coevolve.training.engines import LeftHalfway, Segment
 
         before = {each: self.roles.weights(each) for each in ROLES}
         self.began = before[role]
-        whole = Segment()
-        train(self.plan(role, whole, Watch(self)))
+        whole = train(self.plan(role, Segment(), Watch(self)))
         self.check_plain()
         after = {each: self.roles.weights(each) for each in ROLES}
         for each in ROLES:
@@ -209,13 +207,13 @@ class Run:
         assert all(torch.equal(whole.weights[key], after[role][key]) for key in after[role])
 
         self.roles.load_weights(role, before[role])
-        left = Segment()
-        with pytest.raises(Interrupted):
-            train(self.plan(role, left, Watch(self, leave_after=interrupt_after)))
+        with pytest.raises(LeftHalfway) as caught:
+            train(self.plan(role, Segment(), Watch(self, leave_after=interrupt_after)))
+        left = caught.value.segment
         self.check_plain()
         assert left.step == interrupt_after and bool(left.rollouts) == (train == self.grpo)
         self.roles.load_weights(role, left.weights)
-        train(self.plan(role, left, Watch(self)))
+        left = train(self.plan(role, left, Watch(self)))
         for kind in ("weights", "optimizer"):
             one, two = getattr(whole, kind), getattr(left, kind)
             assert set(one) == set(two) and one
@@ -254,7 +252,7 @@ class Run:
     def sft(self, plan):
         from coevolve.training.engines import run_sft
 
-        run_sft(plan, self.rows(), self.recipe.estimator_sft)
+        return run_sft(plan, self.rows(), self.recipe.estimator_sft)
 
     def rows(self):
         from coevolve.training.phases import connector_rows
@@ -267,7 +265,7 @@ class Run:
         prompts = [self.estimator.renderer.connector(example) for example in self.train]
         rewards, settings = [("likelihood", self.reward, 1.0)], self.recipe.connector_rl
         with self.roles.frozen(plan.role, self.began) as reference:
-            run_grpo(
+            return run_grpo(
                 plan,
                 prompts,
                 rewards,

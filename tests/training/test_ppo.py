@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,13 +10,14 @@ import torch
 from coevolve.errors import ArtifactError, RewardError
 from coevolve.recipe.rounds import Phase
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
-from coevolve.training import phases
+from coevolve.training import phases, plans
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.record.record import Record
 from coevolve.training.rl.value_function import ADAPTER, HEAD, ValueFunction
-from coevolve.training.schedule import Turn
+from coevolve.training.schedule import ScheduledPhase
+from coevolve.training.state import RunState
 
-CONNECTOR_RL = Turn(1, Phase.model_validate("connector_rl"), "connector_rl")
+CONNECTOR_RL = ScheduledPhase(1, Phase.model_validate("connector_rl"), "connector_rl")
 
 OBJECTIVE = ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores")
 METRICS = {
@@ -40,8 +42,9 @@ KINDS = [
 
 
 @pytest.fixture(scope="module")
-def trainee_of(recipe_of, build, tmp_path_factory):
-    """A function from a tuning and the connector's RL settings to a trainee that logs every step.
+def cold_of(recipe_of, build, tmp_path_factory):
+    """A function from a tuning and the connector's RL settings to a context that logs every step, and
+    a state.
 
     The cold start, which is the same for all, is done once for each tuning.
     """
@@ -50,14 +53,13 @@ def trainee_of(recipe_of, build, tmp_path_factory):
     def make(tuning="full", **rl):
         recipe = recipe_of(tuning, connector_rl=rl, logging={"every": 1})
         if tuning not in built:
-            trainee = build(recipe, tmp_path_factory.mktemp(tuning))
-            built[tuning] = trainee, {role: trainee.estimator.roles.weights(role) for role in ROLES}
-        trainee, cold = built[tuning]
-        for role, weights in cold.items():
-            trainee.load(role, weights)
-        trainee.recipe, trainee.optimizers, trainee.progress, trainee.segment = recipe, {}, {}, None
-        trainee.record = Record(tmp_path_factory.mktemp("record"))
-        return trainee
+            built[tuning] = build(recipe, tmp_path_factory.mktemp(tuning))
+        context, cold = built[tuning]
+        state = RunState.begin(context.roles, context.traces)
+        for role, weights in cold.pair.items():
+            state.load(context.roles, role, weights)
+        record = Record(tmp_path_factory.mktemp("record"))
+        return replace(context, recipe=recipe, record=record), state
 
     return make
 
@@ -66,30 +68,30 @@ def same(before, after):
     return all(torch.equal(before[name], after[name]) for name in before)
 
 
-def logged(trainee):
+def logged(context):
     """The lines of a phase's steps."""
-    lines = [json.loads(line) for line in trainee.record.path.read_text().splitlines()]
+    lines = [json.loads(line) for line in context.record.path.read_text().splitlines()]
     return [line for line in lines if "connector/loss" in line]
 
 
 @pytest.mark.parametrize(("tuning", "backbone"), KINDS)
-def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tuning, backbone):
+def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(cold_of, tuning, backbone):
     rl = {"num_generations": 1, "num_iterations": 2, "steps": 4, "per_device_train_batch_size": 4}
-    trainee = trainee_of(tuning, algorithm="ppo", ppo={"value_backbone": backbone}, **rl)
-    roles = trainee.estimator.roles
+    context, state = cold_of(tuning, algorithm="ppo", ppo={"value_backbone": backbone}, **rl)
+    roles = context.roles
     before = {role: roles.weights(role) for role in ROLES}
     names = [name for name, _ in roles.module(CONNECTOR).named_parameters()]
-    phases.connector_rl(trainee, CONNECTOR_RL)
+    phases.connector_rl(context, state, CONNECTOR_RL)
     assert not same(before[CONNECTOR], roles.weights(CONNECTOR))
     assert same(before[ESTIMATOR], roles.weights(ESTIMATOR))
     module = roles.module(CONNECTOR)
     assert [name for name, _ in module.named_parameters()] == names
     assert not any(child._forward_hooks for child in module.modules())
-    assert set(trainee.pair[CONNECTOR]) == set(before[CONNECTOR])
-    own = {name for name in trainee.optimizers["connector_rl"] if name.startswith("own|")}
+    assert set(state.pair[CONNECTOR]) == set(before[CONNECTOR])
+    own = {name for name in state.optimizers["connector_rl"] if name.startswith("own|")}
     assert any(HEAD in name for name in own) and {"own|kl_coef", "own|value_offset"} <= own
     assert any(f".{ADAPTER}." in name for name in own) == (backbone == "adapter")
-    lines = logged(trainee)
+    lines = logged(context)
     assert len(lines) == 4
     rollouts = [line for line in lines if "connector/objective/kl" in line]
     assert set().union(*lines) >= METRICS and len(rollouts) == 2
@@ -100,7 +102,7 @@ def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(trainee_of, tunin
         0.0, abs=1e-4
     )  # nothing has moved yet
     # The first values are all the mean reward.
-    assert trainee.optimizers["connector_rl"]["own|value_offset"].item() == pytest.approx(
+    assert state.optimizers["connector_rl"]["own|value_offset"].item() == pytest.approx(
         rollouts[0]["connector/objective/rlhf_reward"], abs=1e-6
     )
     assert lines[0]["connector/val/ratio"] == pytest.approx(
@@ -134,7 +136,7 @@ class Leaves:
     ("tuning", "backbone"),
     [("full", "policy"), pytest.param("lora", "adapter", marks=pytest.mark.slow)],
 )
-def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
+def test_left_anywhere_it_goes_on_to_the_bit(cold_of, monkeypatch, tuning, backbone):
     """With dropout, three epochs of two minibatches, an adapted KL coefficient, and a value
     function to go on from.
     """
@@ -148,60 +150,59 @@ def test_left_anywhere_it_goes_on_to_the_bit(trainee_of, tuning, backbone):
     carried, progress = {}, {}
 
     def begun():
-        trainee = trainee_of(tuning, algorithm="ppo", num_generations=1, ppo=ppo, **batches)
-        trainee.optimizers, trainee.progress = dict(carried), dict(progress)
-        return trainee
+        context, state = cold_of(tuning, algorithm="ppo", num_generations=1, ppo=ppo, **batches)
+        state.optimizers, state.progress = dict(carried), dict(progress)
+        return context, state
 
-    trainee = begun()
-    phases.connector_rl(trainee, CONNECTOR_RL)
-    carried, progress = trainee.optimizers, trainee.progress
+    context, state = begun()
+    phases.connector_rl(context, state, CONNECTOR_RL)
+    carried, progress = state.optimizers, state.progress
     first = 12  # six updates share their completions, and seven were done
-    trainee = begun()
-    phases.connector_rl(trainee, CONNECTOR_RL)
+    context, state = begun()
+    phases.connector_rl(context, state, CONNECTOR_RL)
     weights, optimizer, lines = (
-        dict(trainee.pair[CONNECTOR]),
-        trainee.optimizers["connector_rl"],
-        figures(trainee),
+        dict(state.pair[CONNECTOR]),
+        state.optimizers["connector_rl"],
+        figures(context),
     )
     assert optimizer["own|kl_coef"] != carried["connector_rl"]["own|kl_coef"]
     for step, halfway in ((1, False), (6, False), (0, True), (3, True), (6, True)):
-        trainee = begun()
-        unwatched = trainee.watcher
-        trainee.watcher = Leaves(first, first + step, halfway=halfway)
-        with pytest.raises(Interrupted):
-            phases.connector_rl(trainee, CONNECTOR_RL)
-        trainee.watcher = unwatched
-        assert trainee.segment.step == first + step
-        phases.connector_rl(trainee, CONNECTOR_RL)
-        found = trainee.optimizers["connector_rl"]
+        context, state = begun()
+        leaves = Leaves(first, first + step, halfway=halfway)
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(plans, "Watch", lambda context, state: leaves)  # noqa: B023
+            phases.connector_rl(context, state, CONNECTOR_RL)
+        assert state.segment.step == first + step
+        phases.connector_rl(context, state, CONNECTOR_RL)
+        found = state.optimizers["connector_rl"]
         assert set(found) == set(optimizer) and all(
             torch.equal(found[name], optimizer[name]) for name in found
         )
-        assert same(weights, trainee.pair[CONNECTOR])
-        assert figures(trainee) == lines, (step, halfway)
+        assert same(weights, state.pair[CONNECTOR])
+        assert figures(context) == lines, (step, halfway)
 
 
-def figures(trainee):
+def figures(context):
     """What the phase logged, without what depends on the clock."""
     timed = ("seconds", "_time", "_runtime", "_per_second")
     return [
         {name: value for name, value in line.items() if not name.endswith(timed)}
-        for line in logged(trainee)
+        for line in logged(context)
     ]
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
-def test_the_reward_holds_the_kl(trainee_of, algorithm):
+def test_the_reward_holds_the_kl(cold_of, algorithm):
     """A KL that outweighs every other reward keeps the policy near to where the phase began."""
     last = {}
     for weight in (1e-6, 10.0):
         kl = {"ppo": {"kl_coef": weight}} if algorithm == "ppo" else {"beta": weight}
-        trainee = trainee_of(
+        context, state = cold_of(
             algorithm=algorithm, learning_rate=3e-3, steps=8, train_batch_size=32, **kl
         )
-        phases.connector_rl(trainee, CONNECTOR_RL)
+        phases.connector_rl(context, state, CONNECTOR_RL)
         name = "connector/objective/kl" if algorithm == "ppo" else "connector/kl"
-        found = [line[name] for line in logged(trainee)]
+        found = [line[name] for line in logged(context)]
         assert found[0] == pytest.approx(0.0, abs=1e-4)
         last[weight] = found[-1]
     assert last[1e-6] > 1e-3 and last[10.0] < 0.5 * last[1e-6], last
@@ -228,11 +229,11 @@ def test_the_reward_holds_the_kl(trainee_of, algorithm):
     ],
     ids=str,
 )
-def test_every_option_reaches_a_trainer_that_trains(trainee_of, rl):
-    trainee = trainee_of(**rl)
-    before = trainee.estimator.roles.weights(CONNECTOR)
-    phases.connector_rl(trainee, CONNECTOR_RL)
-    assert not same(before, trainee.estimator.roles.weights(CONNECTOR))
+def test_every_option_reaches_a_trainer_that_trains(cold_of, rl):
+    context, state = cold_of(**rl)
+    before = context.roles.weights(CONNECTOR)
+    phases.connector_rl(context, state, CONNECTOR_RL)
+    assert not same(before, context.roles.weights(CONNECTOR))
 
 
 @pytest.mark.parametrize(
@@ -244,8 +245,8 @@ def test_every_option_reaches_a_trainer_that_trains(trainee_of, rl):
         ("lora", "head", False),
     ],
 )
-def test_the_value_loss_reaches_the_policy_only_where_it_may(trainee_of, tuning, backbone, reaches):
-    model = trainee_of(tuning).estimator.roles.module(CONNECTOR)
+def test_the_value_loss_reaches_the_policy_only_where_it_may(cold_of, tuning, backbone, reaches):
+    model = cold_of(tuning)[0].roles.module(CONNECTOR)
     value = ValueFunction(model, CONNECTOR, backbone)
     with value.attached({}), value.reading(2) as read:
         own = value.parameters()
@@ -260,8 +261,8 @@ def test_the_value_loss_reaches_the_policy_only_where_it_may(trainee_of, tuning,
     model.zero_grad(set_to_none=True)
 
 
-def test_the_value_of_a_token_is_that_of_the_state_before_it(trainee_of):
-    model = trainee_of().estimator.roles.module(CONNECTOR).eval()
+def test_the_value_of_a_token_is_that_of_the_state_before_it(cold_of):
+    model = cold_of()[0].roles.module(CONNECTOR).eval()
     value = ValueFunction(model, CONNECTOR, "policy")
     with value.attached({}), value.reading(3) as read, torch.no_grad():
         next(iter(value.parameters().values())).normal_(generator=torch.Generator().manual_seed(0))
@@ -273,55 +274,57 @@ def test_the_value_of_a_token_is_that_of_the_state_before_it(trainee_of):
     assert bool((first != prompt_changed).all())
 
 
-def test_a_missing_or_other_value_head_is_named(trainee_of):
-    trainee = trainee_of(algorithm="ppo")
-    phases.connector_rl(trainee, CONNECTOR_RL)
-    carried = trainee.optimizers["connector_rl"]
-    trainee.optimizers["connector_rl"] = {
+def test_a_missing_or_other_value_head_is_named(cold_of):
+    context, state = cold_of(algorithm="ppo")
+    phases.connector_rl(context, state, CONNECTOR_RL)
+    carried = state.optimizers["connector_rl"]
+    state.optimizers["connector_rl"] = {
         name: value for name, value in carried.items() if HEAD not in name
     }
     with pytest.raises(
         ArtifactError, match=r"connector_rl.algorithm is ppo, but .* has no value head"
     ):
-        phases.connector_rl(trainee, CONNECTOR_RL)
-    trainee.segment = None
+        phases.connector_rl(context, state, CONNECTOR_RL)
+    state.segment = None
     odd = {
         name: value[:, :-1] if name.endswith(f"own|{HEAD}.weight") else value
         for name, value in carried.items()
     }
-    trainee.optimizers["connector_rl"] = odd
+    state.optimizers["connector_rl"] = odd
     with pytest.raises(
         ArtifactError,
         match=r"is not the one that ppo.value_backbone policy asks for.*value_head.weight",
     ):
-        phases.connector_rl(trainee, CONNECTOR_RL)
+        phases.connector_rl(context, state, CONNECTOR_RL)
 
 
-def test_a_new_optimizer_goes_on_with_the_value_head_that_there_is(trainee_of, recipe_of):
-    trainee = trainee_of(algorithm="ppo")
-    phases.connector_rl(trainee, CONNECTOR_RL)
-    head = trainee.optimizers["connector_rl"][f"own|{HEAD}.weight"]
+def test_a_new_optimizer_goes_on_with_the_value_head_that_there_is(cold_of, recipe_of):
+    context, state = cold_of(algorithm="ppo")
+    phases.connector_rl(context, state, CONNECTOR_RL)
+    head = state.optimizers["connector_rl"][f"own|{HEAD}.weight"]
     assert bool(head.any())
-    rounds = trainee.recipe.rounds.model_copy(update={"carry_optimizer": False})
-    frozen = trainee.recipe.connector_rl.model_copy(update={"learning_rate": 1e-30})
-    trainee.recipe = trainee.recipe.model_copy(update={"rounds": rounds, "connector_rl": frozen})
-    phases.connector_rl(trainee, CONNECTOR_RL)
-    carried = trainee.optimizers["connector_rl"]
+    rounds = context.recipe.rounds.model_copy(update={"carry_optimizer": False})
+    frozen = context.recipe.connector_rl.model_copy(update={"learning_rate": 1e-30})
+    recipe = context.recipe.model_copy(update={"rounds": rounds, "connector_rl": frozen})
+    phases.connector_rl(replace(context, recipe=recipe), state, CONNECTOR_RL)
+    carried = state.optimizers["connector_rl"]
     assert torch.allclose(carried[f"own|{HEAD}.weight"], head, atol=1e-6)
-    assert carried[f"step|{HEAD}.weight"].item() == trainee.recipe.connector_rl.steps
+    assert carried[f"step|{HEAD}.weight"].item() == context.recipe.connector_rl.steps
 
 
-def test_a_completion_without_any_reward_is_refused(trainee_of):
-    trainee = trainee_of(algorithm="ppo")
+def test_a_completion_without_any_reward_is_refused(cold_of):
+    context, state = cold_of(algorithm="ppo")
     with pytest.raises(
         RewardError,
         match="connector_rl: completion 1 of 8 got no value from any of the rewards nothing",
     ):
         phases.rl(
-            trainee,
+            context,
+            state,
             CONNECTOR,
             CONNECTOR_RL,
             ["a"] * 8,
             [("nothing", lambda completions, **_: [1.0, *[None] * (len(completions) - 1)], 1.0)],
-            trainee.recipe.connector_rl,
+            context.recipe.connector_rl,
+            lambda index, completion: {},
         )

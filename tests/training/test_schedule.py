@@ -14,7 +14,7 @@ from coevolve.recipe import check_recipe, recipe_values
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.export import export_checkpoint
 from coevolve.training.run import train
-from coevolve.training.schedule import budget_of, turns_of
+from coevolve.training.schedule import budget_of, scheduled_phases
 
 ALONE = {"without_corl": False, "without_reasoning": False}
 SMALL = {
@@ -132,7 +132,9 @@ def test_a_phase_that_goes_on_improving_ends_at_its_limit(recipe_of, tmp_path):
     phase = {"role": "connector", "kind": "sft", "until": until}
     recipe = recipe_of(**SMALL, rounds={"count": 1, "phases": [phase], "gate_tolerance": 1e9})
     train(recipe, tmp_path / "run")
-    steps = [budget_of(recipe, turn, recipe.connector_sft, 24).steps for turn in turns_of(recipe)]
+    steps = [
+        budget_of(recipe, turn, recipe.connector_sft, 24).steps for turn in scheduled_phases(recipe)
+    ]
     assert steps == [4, 4, 2]
 
 
@@ -161,12 +163,14 @@ def test_rollouts_are_never_shared_by_two_phases(recipe_of):
     recipe = recipe_of(
         connector_rl={"updates_per_generation": 2, "steps": 3}, **schedule(3, "connector_rl")
     )
-    budgets = [budget_of(recipe, turn, recipe.connector_rl, 160) for turn in turns_of(recipe)]
+    budgets = [
+        budget_of(recipe, turn, recipe.connector_rl, 160) for turn in scheduled_phases(recipe)
+    ]
     assert [(budget.steps, budget.schedule) for budget in budgets] == [(3, 12)] * 3
 
 
-def test_the_turns_of_the_default_rounds(recipe_of):
-    turns = list(turns_of(recipe_of(rounds={"count": 2})))
+def test_the_scheduled_phases_the_default_rounds(recipe_of):
+    turns = list(scheduled_phases(recipe_of(rounds={"count": 2})))
     assert [turn.name for turn in turns[:4]] == [
         "round-1-connector_rl",
         "round-1-refresh",
@@ -179,7 +183,9 @@ def test_the_turns_of_the_default_rounds(recipe_of):
 
 def test_a_phase_that_comes_twice_has_two_names(recipe_of):
     phases = ["connector_rl", "refresh", "estimator_sft", "connector_rl"]
-    names = [turn.name for turn in turns_of(recipe_of(rounds={"count": 1, "phases": phases}))]
+    names = [
+        turn.name for turn in scheduled_phases(recipe_of(rounds={"count": 1, "phases": phases}))
+    ]
     assert names == [
         "round-1-connector_rl-1",
         "round-1-refresh",

@@ -61,9 +61,9 @@ class Processes:
         self.distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
         self.count = dist.get_world_size() if self.distributed else 1
-        self._pulse = Pulse(self.rank, self.count) if self.count > 1 else None
-        if self._pulse is not None:
-            stop.share(self._pulse.store)
+        self._heartbeat = Heartbeat(self.rank, self.count) if self.count > 1 else None
+        if self._heartbeat is not None:
+            stop.share(self._heartbeat.store)
 
     @property
     def main(self) -> bool:
@@ -135,7 +135,9 @@ class Processes:
         rest = self.together(lambda: result if self.main else work(), heed_stop=False)
         return rest
 
-    def spread(self, costs: Sequence[float], work: Callable[[list[int]], Sequence[T]]) -> list[T]:
+    def distribute(
+        self, costs: Sequence[float], work: Callable[[list[int]], Sequence[T]]
+    ) -> list[T]:
         """Results of all items, in order and on every process, each item worked on by one process.
 
         Args:
@@ -156,9 +158,9 @@ class Processes:
         """What to raise for an error in a collective call: the death of another process, where that
         is what it was.
         """
-        if self._pulse is None or isinstance(error, CoevolveError):
+        if self._heartbeat is None or isinstance(error, CoevolveError):
             return error
-        lost = self._pulse.find_lost(within=4 * BEAT_SECONDS)
+        lost = self._heartbeat.find_lost(within=4 * BEAT_SECONDS)
         if lost is None:
             return error
         if not self.main:
@@ -172,13 +174,13 @@ class Processes:
 
     def close(self, error: BaseException | None = None) -> None:
         """Tell the others that this process leaves, and why."""
-        if self._pulse is not None:
-            self._pulse.stop(None if error is None else f"{type(error).__name__}: {error}")
+        if self._heartbeat is not None:
+            self._heartbeat.stop(None if error is None else f"{type(error).__name__}: {error}")
             if error is None and not self.main:
                 # Where one process has left, a launcher ends the others; the main one still has
                 # files to close.
-                self._pulse.wait_for_main(seconds=LAST_SECONDS)
-            self._pulse = None
+                self._heartbeat.wait_for_main(seconds=LAST_SECONDS)
+            self._heartbeat = None
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank, on every process."""
@@ -208,7 +210,7 @@ def shares(costs: Sequence[float], count: int) -> list[list[int]]:
 _STORE_GONE = "process 0 of the run, or the launcher that holds its store, is gone ({error})"
 
 
-class Pulse:
+class Heartbeat:
     """A thread that says that this process lives, and ends it when another one died or failed.
 
     A collective call cannot be left from Python, so a process whose peer is gone would hang in it;
@@ -223,7 +225,7 @@ class Pulse:
         self._leaving = threading.Event()
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._say_alive()
-        self._thread = threading.Thread(target=self._watch, name="coevolve-pulse", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="coevolve-heartbeat", daemon=True)
         self._thread.start()
 
     def _connect(self) -> dist.Store:

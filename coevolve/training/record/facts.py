@@ -5,6 +5,7 @@ import importlib.util
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ PACKAGES = (
     "accelerate",
     "deepspeed",
     "datasets",
-    "wandb",
 )
+"""What training stands on."""
 
 GIB = 2**30
 
@@ -43,40 +44,31 @@ def memory() -> dict[str, float]:
 
 
 def environment_facts() -> dict[str, Any]:
-    """What ran, as JSON values.
-
-    - packages: name -> version, None where it is not installed;
-    - python: its version;
-    - git: {commit, dirty} of the checkout that holds this package; None where it is not part of
-      one.
+    """What ran, as JSON values: versions of packages (None where one is not installed) and of
+    Python, and `git_facts` of this package.
     """
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, "wandb")},
         "python": sys.version.split()[0],
         "git": git_facts(Path(__file__).parents[2]),
     }
 
 
 def git_facts(folder: Path) -> dict[str, Any] | None:
-    """{commit, dirty} of the git checkout that tracks `folder/__init__.py`; None where there is
-    none.
-
-    A package that was installed into a folder below some other checkout is not part of it. `dirty`
-    says whether anything in `folder` differs from the commit.
+    """{commit, dirty} of the git checkout that tracks `folder/__init__.py`; None where none does,
+    as where the package was installed below some other checkout. `dirty` says whether anything in
+    `folder` differs from the commit.
     """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--", ".")),
-        }
+        commit, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".")
+        return {"commit": commit, "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -86,3 +78,14 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level, with dotted names."""
+    level: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            level |= flat(value, f"{prefix}{name}.")
+        else:
+            level[f"{prefix}{name}"] = value
+    return level

@@ -35,10 +35,8 @@ class Table:
     def lines(self) -> list[dict[str, Any]]:
         """A JSON object per row."""
         head = {"step": self.step, **self.where, "table": self.title}
-        return [
-            {**head, "sample": encoded(plain(dict(zip(self.columns, row, strict=True))))}
-            for row in self.rows
-        ]
+        samples = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        return [{**head, "sample": encoded(plain(sample))} for sample in samples]
 
     @classmethod
     def read(cls, path: Path) -> dict[int, "Table"]:
@@ -46,18 +44,16 @@ class Table:
         tables: dict[int, Table] = {}
         for _, line in read_lines(path, SampleLine):
             step, title, sample = line.pop("step"), line.pop("table"), decoded(line.pop("sample"))
-            tables.setdefault(step, cls(step, title, tuple(sample), [], line)).rows.append(
-                list(sample.values())
-            )
+            table = tables.setdefault(step, cls(step, title, tuple(sample), [], line))
+            table.rows.append(list(sample.values()))
         return tables
 
 
 def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     # Not synced: that costs 5 ms a line, and `state` syncs before a checkpoint counts on the lines.
+    texts = [json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines]
     with open(path, "a", encoding="utf-8") as file:
-        file.write(
-            "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-        )
+        file.writelines(texts)
 
 
 def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]]:

@@ -28,7 +28,7 @@ from typing import Any
 
 from rich.console import Console
 
-from coevolve.documents import read_document
+from coevolve.documents import Part, read_document
 from coevolve.errors import DataError
 from coevolve.files import write_json, write_text
 from coevolve.progress import Advance, make_console, task
@@ -59,14 +59,11 @@ SENT = ".sent.json"
 
 @dataclass
 class Work:
-    """What a piece of work calls as it goes on: `work(3)` says that three more units are done.
-
-    Attributes:
-        tokens: how many tokens were processed, where the work says so.
-    """
+    """What a piece of work calls as it goes on: `work(3)` says that three more units are done."""
 
     advance: Advance
     tokens: int = 0
+    """Processed so far, where the work says so."""
 
     def __call__(self, count: int, tokens: int = 0) -> None:
         self.tokens += tokens
@@ -101,12 +98,8 @@ class Record:
         return time.monotonic() - self._began
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the record, as JSON values. What was logged so far is safe on
+        """What a checkpoint keeps of the record (`RecordState`). What was logged so far is safe on
         disk afterwards.
-
-        - step: the number of the last line;
-        - seconds: see `seconds`;
-        - trackers: tracker name -> the id under which it knows this run.
         """
         for path in (self.path, self.samples_path):
             if self.main and path.exists():
@@ -115,15 +108,10 @@ class Record:
         return {"step": self._step, "seconds": self.seconds, "trackers": dict(self._ids)}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken: to be called before anything is logged.
-
-        Lines with a later step are removed from the files: the resumed run writes them again. The
-        state of a new Record is that of a run that begins, and removes all that an attempt without
-        a checkpoint left.
-
-        Raises:
-            DataError: a line of a file is damaged; it is named. A last line that was torn by a
-                crash is just removed.
+        """Go on from where `state` was taken: to be called before anything is logged. Lines with a
+        later step are removed from the files: the resumed run writes them again. The state of a new
+        Record is that of a run that begins, and removes what an attempt without a checkpoint left.
+        Raises DataError where a line is damaged; a last one that a crash tore off is just removed.
         """
         self._step = state["step"]
         self._began = time.monotonic() - state["seconds"]
@@ -131,7 +119,7 @@ class Record:
         if not self.main:
             return
         note = self.folder / SENT
-        kinds = {self.path: Line, self.samples_path: SampleLine}
+        kinds: dict[Path, type[Part]] = {self.path: Line, self.samples_path: SampleLine}
         lines = {path: read_lines(path, kind) for path, kind in kinds.items()}
         steps = [values["step"] for rows in lines.values() for _, values in rows]
         self._sent = max([self._noted(note), *steps])
@@ -139,19 +127,16 @@ class Record:
         write_json(note, {"step": self._sent})
         for path, rows in lines.items():
             if path.exists():
-                write_text(
-                    path,
-                    "".join(f"{text}\n" for text, values in rows if values["step"] <= self._step),
-                )
+                kept = (f"{text}\n" for text, values in rows if values["step"] <= self._step)
+                write_text(path, "".join(kept))
 
     def _noted(self, note: Path) -> int:
         """The step up to which the trackers may have been told."""
         if not os.path.lexists(note):
             return 0
         try:
-            return read_document(
-                note, Sent, remedy="A tracker may get the last points once more."
-            ).step
+            remedy = "A tracker may get the last points once more."
+            return read_document(note, Sent, remedy=remedy).step
         except DataError as error:
             if note.is_dir():
                 raise DataError(f"{note}: is a folder, where a file belongs. Delete it.") from None
@@ -167,13 +152,9 @@ class Record:
         self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """One line of `metrics.jsonl` and one point of each tracker, under the next step.
-
-        A float that is not finite is null in the file, and `not_finite` says what it was: JSON has
-        no name for it.
-
-        Args:
-            values: numbers and words by name.
+        """One line of `metrics.jsonl` and one point of each tracker, under the next step: numbers
+        and words by name. A float that is not finite is null in the file, since JSON has no name
+        for it, and `not_finite` says what it was.
         """
         if not self.main:
             return
@@ -197,9 +178,6 @@ class Record:
             title: the same for the tables that belong together, such as `samples/connector_rl`.
             columns: names, one per entry of each row.
             where: round and phase.
-
-        Raises:
-            ValueError: a row has another number of entries than there are columns.
         """
         if not self.main:
             return
@@ -209,16 +187,13 @@ class Record:
         self._tell(lambda tracker: tracker.table(table))
 
     def artifact(self, folder: Path, *, name: str, type: str, metadata: Mapping[str, Any]) -> None:
-        """Keep a folder, such as the exported estimator, as an artifact of the wandb run, if there
-        is one.
-        """
+        """Keep a folder, such as the exported estimator, as an artifact of the wandb run."""
         for tracker in self._trackers:
             try:
                 tracker.artifact(folder, name, type, metadata)
             except Exception as error:
-                self.say(
-                    f"{tracker.name}: {folder} could not be kept as an artifact: {in_words(error)}"
-                )
+                why = in_words(error)
+                self.say(f"{tracker.name}: {folder} could not be kept as an artifact: {why}")
 
     @contextmanager
     def task(
@@ -229,16 +204,13 @@ class Record:
         key: str | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> Iterator[Work]:
-        """A piece of work that takes a while: shown as it goes, and said when it is done.
+        """A piece of work of `total` units: shown as it goes on, and said when it is done. Yields
+        what advances it.
 
         Args:
-            total: units of work.
             key: also log `time/<key>` (seconds, in this sitting), `tokens_per_second/<key>` if the
                 work counted tokens, and `memory()`.
             where: round and phase, for that line.
-
-        Yields:
-            what advances it: `work(count)` or `work(count, tokens=...)`.
         """
         began = time.monotonic()
         with task(self.console, title, total) as advance:
@@ -263,10 +235,8 @@ class Record:
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Report to trackers as well: one run for all rounds, phases and sittings, with this
-        record's steps.
-
-        What was logged before is sent to them too. One that cannot start is named in words and left
-        out.
+        record's steps. What was logged before is sent to them too. One that cannot start is named
+        in words and left out.
 
         Args:
             report_to: some of `TRACKERS`.
@@ -295,17 +265,12 @@ class Record:
                 self._ids[tracker_name] = tracker.start()
                 self._trackers.append(tracker)
             except Exception as error:
-                self.say(
-                    f"{tracker_name}: could not start, so the run goes on without it: {in_words(error)}"
-                )
+                why = in_words(error)
+                self.say(f"{tracker_name}: could not start, so the run goes on without it: {why}")
         self._tell(self._send_missing)
 
     def close(self, *, exit_code: int = 0) -> None:
-        """End the trackers' runs.
-
-        Args:
-            exit_code: 0 for a run that reached its end; wandb shows others as failed.
-        """
+        """End the trackers' runs; wandb shows one whose `exit_code` is not 0 as failed."""
         for tracker in list(self._trackers):
             try:
                 tracker.close(exit_code)
@@ -324,9 +289,7 @@ class Record:
                 self._recover(tracker, error)
 
     def _recover(self, tracker: Tracker, error: Exception) -> bool:
-        """A tracker that failed starts anew if it can, and is left out if not. Returns whether it
-        is there again.
-        """
+        """A tracker that failed starts anew if it can, and is left out if not; whether it did."""
         self.say(f"{tracker.name}: {in_words(error)}. The run goes on.")
         try:
             tracker.recover()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coevolve.errors import RecipeError
+from coevolve.training.record.facts import flat
 from coevolve.training.record.lines import SAMPLES, Table
 
 TRACKERS = (
@@ -34,9 +35,7 @@ INIT_SECONDS = 30
 """wandb's server has so long to answer before the run goes on offline."""
 
 FINISH_SECONDS = 600
-"""wandb has so long to upload what is left at the end, before the run ends and says how to upload
-the rest.
-"""
+"""wandb has so long to upload what is left at the end; then the run says how to do it by hand."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,7 @@ class RunOfTracker:
     entity: str | None = None
 
     def as_in(self, environ: Mapping[str, str], *, project: str | None) -> "RunOfTracker":
-        """As wandb's own variables have it, where `project`, the recipe's, is silent. No recipe
-        names a wandb run.
-        """
+        """As wandb's own variables have it, where the recipe's `project` is silent."""
         return replace(
             self,
             project=project or environ.get("WANDB_PROJECT") or self.project,
@@ -69,8 +66,7 @@ class RunOfTracker:
 
 
 class Tracker:
-    """Something that shows a run elsewhere. Any of its methods may raise; the record takes care of
-    that.
+    """Something that shows a run elsewhere. Its methods may raise; the record takes care of that.
 
     Attributes:
         sent: the last step that it has; earlier ones and that one are not sent to it again.
@@ -281,18 +277,19 @@ class AccelerateTracker(Tracker):
         self._tracker = LOGGER_TYPE_TO_CLASS[self.name](first, **options[self.name])
         self._tracker.start()
         if not run.resumed:
-            self._tracker.store_init_configuration(_flat(self.config))
+            # Not every tracker takes more than one level, or others than numbers and text.
+            config = {
+                name: value if isinstance(value, (str, int, float)) else str(value)
+                for name, value in flat(self.config).items()
+            }
+            self._tracker.store_init_configuration(config)
         # These two give the ids themselves.
         if self.name == "mlflow":
             return self._tracker.tracker.info.run_id
         return self._tracker.tracker.id if self.name == "clearml" else run.id
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        numbers = {
-            name: x
-            for name, x in values.items()
-            if isinstance(x, (int, float)) and not isinstance(x, bool)
-        }
+        numbers = {name: x for name, x in values.items() if type(x) in (int, float)}
         if step > self.sent:
             self._tracker.log(numbers, step=step)
             self.sent = step
@@ -309,19 +306,6 @@ def require_tracker(name: str) -> None:
             f"logging.report_to: {name} is not installed. Install it with `pip install {name}`, or take it out of the "
             "recipe."
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested values as one level with dotted names, since not every tracker takes more; others than
-    numbers as text.
-    """
-    flat: dict[str, str | int | float | bool] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, (str, int, float)) else str(value)
-    return flat
 
 
 def in_words(error: Exception) -> str:

@@ -30,6 +30,7 @@ from coevolve.training.engines import (
     Plan,
     Resumable,
     RewardFunction,
+    Segment,
     SftRow,
     common_arguments,
     order_of_rows,
@@ -49,7 +50,7 @@ def run_grpo(
     golden_nll_weight: float = 0.0,
     reference: torch.nn.Module | None = None,
     trainer: "Callable[..., RoleGRPOTrainer] | None" = None,
-) -> None:
+) -> Segment:
     """GRPO of the role, from the segment's step to the end.
 
     Args:

@@ -28,7 +28,7 @@ from torch import Tensor
 from coevolve.errors import ArtifactError, RewardError
 from coevolve.recipe.rl import Grpo, Ppo
 from coevolve.scoring.roles import REFERENCE
-from coevolve.training.engines import IGNORED, Plan, RewardFunction
+from coevolve.training.engines import IGNORED, Plan, RewardFunction, Segment
 from coevolve.training.rl.grpo import RoleGRPOTrainer, run_grpo
 from coevolve.training.rl.policy_gradient import (
     adapted_kl_coef,
@@ -55,7 +55,7 @@ def run_rl(
     rewards: Sequence[tuple[str, RewardFunction, float]],
     settings: Grpo,
     **options: Any,
-) -> None:
+) -> Segment:
     """RL of the role by the algorithm that the settings name, from the segment's step to the end.
 
     The arguments are those of `run_grpo`.

@@ -303,10 +303,10 @@ _DAMAGE: dict[str, tuple[int, Callable[[Case, Path], list[str]]]] = {
 
 def _check(case: Case, recipe: Any, path: Path, overrides: list[str]) -> None:
     from coevolve.recipe import check_recipe, recipe_values
-    from coevolve.training.schedule import turns_of
+    from coevolve.training.schedule import scheduled_phases
 
     case.call(
-        lambda: sum(1 for _ in turns_of(recipe))
+        lambda: sum(1 for _ in scheduled_phases(recipe))
     )  # what a run does first with it must come to an end
     values = case.call(recipe_values, recipe)
     try:

@@ -37,7 +37,11 @@ def alone(stop=None):
 
 def test_one_process_does_it_all():
     processes = alone()
-    assert processes.spread([3, 1, 2], lambda share: [10 * index for index in share]) == [0, 10, 20]
+    assert processes.distribute([3, 1, 2], lambda share: [10 * index for index in share]) == [
+        0,
+        10,
+        20,
+    ]
     assert processes.agree(True, False) == (True, False)
     assert processes.on_main(lambda: 7) == 7 and processes.gather("x") == ["x"]
 

@@ -1,4 +1,4 @@
-"""The estimator's work spread over all processes of a run."""
+"""The estimator's work divided among all processes of a run."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from coevolve.scoring.scores import Scores
 from coevolve.training.distributed.processes import Processes
 
 
-class SpreadEstimator(ProbabilityEstimator):
+class DistributedEstimator(ProbabilityEstimator):
     """As the estimator it is made from, but each process works on its share of the examples.
 
     Every process has to make the same calls, and gets all results, in order. Rewards, which differ
@@ -40,7 +40,7 @@ class SpreadEstimator(ProbabilityEstimator):
         generate = super().generate_reasoning
         costs = [len(self.connector_renderer.connector(example)) for example in examples]
         report = _scaled(progress, len(examples), self.processes.count)
-        return self.processes.spread(
+        return self.processes.distribute(
             costs,
             lambda share: generate(
                 [examples[i] for i in share], seed=seed, temperature=temperature, progress=report
@@ -61,7 +61,7 @@ class SpreadEstimator(ProbabilityEstimator):
             for example, text, response in zip(examples, reasoning, responses, strict=True)
         ]
         report = _scaled(progress, len(examples), self.processes.count)
-        return self.processes.spread(
+        return self.processes.distribute(
             costs,
             lambda share: score(
                 [examples[i] for i in share],
@@ -83,22 +83,22 @@ class SpreadEstimator(ProbabilityEstimator):
         # A context goes to one process with all of its pairs, so that it is computed once.
         score = super().log_prob_pairs
         pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-        places = [np.flatnonzero(pairs[:, 0] == context) for context in range(len(examples))]
+        rows_of = [np.flatnonzero(pairs[:, 0] == context) for context in range(len(examples))]
         lengths = np.array([len(response) for response in responses])
         costs = [
             len(self.renderer.estimator(example, text)) + lengths[pairs[rows, 1]].sum()
-            for example, text, rows in zip(examples, reasoning, places, strict=True)
+            for example, text, rows in zip(examples, reasoning, rows_of, strict=True)
         ]
         report = _scaled(progress, len(pairs), self.processes.count)
 
         def work(share: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
             own = (
-                np.concatenate([places[context] for context in share])
+                np.concatenate([rows_of[context] for context in share])
                 if share
                 else np.empty(0, dtype=np.int64)
             )
             scores = score(examples, responses, reasoning, pairs[own], progress=report)
-            ends = np.cumsum([len(places[context]) for context in share])[:-1]
+            ends = np.cumsum([len(rows_of[context]) for context in share])[:-1]
             return (
                 list(zip(np.split(scores.sum, ends), np.split(scores.tokens, ends), strict=True))
                 if share
@@ -106,7 +106,9 @@ class SpreadEstimator(ProbabilityEstimator):
             )
 
         total, tokens = np.empty(len(pairs)), np.empty(len(pairs), dtype=np.int64)
-        for rows, (sums, counts) in zip(places, self.processes.spread(costs, work), strict=True):
+        for rows, (sums, counts) in zip(
+            rows_of, self.processes.distribute(costs, work), strict=True
+        ):
             total[rows], tokens[rows] = sums, counts
         return Scores(total, tokens)
 

@@ -1,0 +1,142 @@
+"""The method: a list of stages, each done once, and the loop that does them.
+
+Cold start of both roles; rounds of phases, each judged by the gate; the final pair measured and
+exported; baselines trained for as long. After every stage, and now and then inside a long one, the
+state is saved; a run that is started again finds its place, and does from there on what it would
+have done without the interruption, to the bit.
+
+Deviations from the published procedure: every phase is gated on held-out perplexity and rolled back
+if it made it worse; the gate looks at a part of IDTrain that nothing trains on, never at a test
+split.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from coevolve.scoring.roles import ROLES
+from coevolve.training import baselines, gate, results
+from coevolve.training.context import Context
+from coevolve.training.distributed.processes import Interrupted
+from coevolve.training.evaluation import (
+    diagnose_round,
+    evaluate_marginal,
+    evaluate_oracle,
+    evaluate_split,
+)
+from coevolve.training.phases import PHASE_TABLE, cold_start, run_phase
+from coevolve.training.saving import save, save_if_cheap
+from coevolve.training.schedule import scheduled_phases
+from coevolve.training.state import COLD, TRAINED, RunState
+
+
+class Stage(NamedTuple):
+    """A part of a run that is done once: `work(context, state, *arguments)`."""
+
+    name: str
+    work: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
+
+
+def run(context: Context, state: RunState) -> dict[str, Any]:
+    """Every stage that is not done yet, in order; returns what `results.json` holds.
+
+    Raises:
+        Interrupted: the run was asked to stop; it is saved.
+    """
+    say_status = context.folder.say_status
+    for stage in stages(context):
+        if stage.name in state.done:
+            continue
+        state.stage = stage.name
+        say_status("running", stage=stage.name, where=state.where)
+        try:
+            context.processes.agree()
+            stage.work(context, state, *stage.arguments)
+            state.done.append(stage.name)
+            # Rounds may be single updates.
+            (save_if_cheap if stage.name.startswith("round-") else save)(context, state)
+        except Interrupted:
+            name, reason = save(context, state), context.processes.stop.reason
+            where, left = state.where, {"checkpoint": name, "reason": reason}
+            say_status("interrupted", stage=stage.name, where=where, **left)
+            raise
+    return results.finish(context, state)
+
+
+def stages(context: Context) -> list[Stage]:
+    """The whole run, in order."""
+    return [
+        *(Stage(f"cold-start-{role}", cold_start, (role,)) for role in ROLES),
+        Stage("cold-start-gate", gate.start),
+        *_rounds(context),
+        Stage("trained", end_training),
+        *_evaluation(context, "full"),
+        Stage("export", results.export),
+        *([Stage("remid", results.judge_models)] if context.responses else []),
+        *_without_corl(context),
+        *_without_reasoning(context),
+        *([Stage("truth", results.compare_with_truth)] if context.truth else []),
+    ]
+
+
+def end_training(context: Context, state: RunState) -> None:
+    """What comes is measured on the pair as it is, and changes it no more."""
+    state.keep(TRAINED)
+    state.trained_updates = dict(state.updates)
+
+
+def _rounds(context: Context) -> list[Stage]:
+    rounds = []
+    by_round = groupby(scheduled_phases(context.recipe), key=lambda scheduled: scheduled.round)
+    for index, of_round in by_round:
+        phases = list(of_round)
+        for scheduled in phases:
+            if scheduled.phase.name in PHASE_TABLE:
+                rounds.append(Stage(scheduled.name, run_phase, (scheduled,)))
+            if scheduled.gated:
+                rounds.append(Stage(f"{scheduled.name}-gate", gate.judge, (scheduled,)))
+        if any(scheduled.gated for scheduled in phases):
+            rounds.append(Stage(f"round-{index}-diagnosis", diagnose_round, (index,)))
+    return rounds
+
+
+def _evaluation(context: Context, name: str) -> list[Stage]:
+    tests = context.data.tests
+    evaluation = [Stage(f"{name}-{split}", evaluate_split, (name, split)) for split in tests]
+    if context.recipe.evaluation.marginal_samples:
+        evaluation += [
+            Stage(f"{name}-marginal-{split}", evaluate_marginal, (name, split)) for split in tests
+        ]
+    return evaluation
+
+
+def _without_corl(context: Context) -> list[Stage]:
+    recipe, tests, name = context.recipe, context.data.tests, "without_corl"
+    if not (recipe.baselines.without_corl or recipe.baselines.oracle):
+        return []
+    parts = range(1, baselines.baseline_parts(recipe) + 1)
+    return [
+        *(Stage(f"{name}-{part}", baselines.without_corl, (part,)) for part in parts),
+        *([] if parts else [Stage(f"{name}-0", baselines.go_back, (COLD,))]),
+        *(_evaluation(context, name) if recipe.baselines.without_corl else []),
+        *(
+            Stage(f"oracle-{split}", evaluate_oracle, (split,))
+            for split in tests
+            if recipe.baselines.oracle
+        ),
+    ]
+
+
+def _without_reasoning(context: Context) -> list[Stage]:
+    name = "without_reasoning"
+    if not context.recipe.baselines.without_reasoning:
+        return []
+    parts = range(1, baselines.baseline_parts(context.recipe) + 1)
+    evaluate = partial(evaluate_split, without_reasoning=True)
+    return [
+        Stage(f"{name}-0", baselines.without_reasoning_cold),
+        *(Stage(f"{name}-{part}", baselines.without_reasoning, (part,)) for part in parts),
+        *(Stage(f"{name}-{split}", evaluate, (name, split)) for split in context.data.tests),
+    ]

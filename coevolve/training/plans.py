@@ -1,0 +1,145 @@
+"""From the budget of a training phase to the plan that an engine follows, and back to the state."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from coevolve.scoring.roles import Role
+from coevolve.seeds import derive_seed
+from coevolve.training.context import Context
+from coevolve.training.diagnostics import warnings_in
+from coevolve.training.engines import LeftHalfway, Plan, Schedule, Segment, is_own
+from coevolve.training.record.record import Record, Work
+from coevolve.training.saving import Watch
+from coevolve.training.schedule import Budget
+from coevolve.training.state import RunState
+
+OF_ONE_SITTING = (
+    "epoch",
+    "train_loss",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "total_flos",
+)
+"""Figures of a trainer's summary that are about the steps since it was built, or about its rows as
+one epoch.
+"""
+
+
+class TrainerReport(TrainerCallback):
+    """Hands a trainer's figures and its progress to the record.
+
+    Args:
+        where: round and phase, for each line.
+        role: what the figures' names begin with.
+        first: the optimizer step at which the phase begins.
+
+    Attributes:
+        latest: the figures that it logged last, under the names that they have in the record.
+    """
+
+    def __init__(self, record: Record, work: Work, where: dict[str, Any], role: Role, first: int):
+        self.record, self.work, self.where = record, work, where
+        self.role, self.first = role, first
+        self.latest: dict[str, Any] = {}
+        self._tokens = 0.0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        values = {f"{self.role}/{name}": logs[name] for name in logs if name not in OF_ONE_SITTING}
+        if values:
+            step = {f"{self.role}/phase_step": state.global_step - self.first}
+            self.record.log({**self.where, **step, **values})
+        self.latest.update(values)
+        tokens = logs.get("num_tokens")
+        if tokens is not None:
+            self.work(0, tokens=int(tokens - self._tokens))
+            self._tokens = tokens
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.work(1)
+
+
+@contextmanager
+def planned(
+    context: Context,
+    state: RunState,
+    role: Role,
+    name: str,
+    title: str,
+    budget: Budget,
+    *,
+    carry: bool = True,
+    updates: int = 1,
+) -> Iterator[Plan]:
+    """A training phase of a role, from where it was left. Inside, an engine is to follow the plan,
+    and its segment to become the state's; on leaving, the phase is over and the state has what came
+    of it.
+
+    Args:
+        name: phases of one name are one training, done in parts: seed, place in the data and
+            optimizer go on.
+        carry: go on with the optimizer's state as well, and leave it for the next phase of the
+            name.
+        updates: a phase begins at a multiple of so many steps, with completions of its own.
+    """
+    recipe, roles, record = context.recipe, context.roles, context.record
+    first = math.ceil(state.progress.get(name, 0) / updates) * updates
+    if state.segment is None:
+        carried = state.optimizers.get(name, {}) if carry else {}
+        # A new optimizer, where one is asked for, still goes on with the value function that there
+        # is.
+        whole = recipe.rounds.carry_optimizer
+        optimizer = {key: value for key, value in carried.items() if whole or is_own(key)}
+        state.segment = Segment(step=first, optimizer=optimizer)
+    if state.segment.weights:
+        roles.load_weights(role, state.segment.weights)
+    length = f"{budget.steps} steps" if budget.tokens is None else f"{budget.tokens} tokens"
+    key = str(state.where.get("coevolve/phase", role))
+    with record.task(f"{title}, {length}", budget.steps, key=key, where=state.where) as work:
+        work(state.segment.step - first)
+        report = TrainerReport(record, work, state.where, role, first)
+        try:
+            yield Plan(
+                roles=roles,
+                role=role,
+                renderer=context.estimator.renderer_of(role),
+                processes=context.processes,
+                first=first,
+                steps=first + budget.steps,
+                tokens=budget.tokens,
+                schedule=Schedule(
+                    0 if budget.done is None else first - budget.done, budget.schedule
+                ),
+                seed=derive_seed(recipe.seed, name),
+                log_every=recipe.logging.every,
+                callback=report,
+                watcher=Watch(context, state),
+                segment=state.segment,
+                token_budget=recipe.evaluation.token_budget,
+                folder=record.folder,
+            )
+        except LeftHalfway as left:
+            state.segment = left.segment
+            raise
+    for warning in warnings_in(report.latest):
+        record.say(f"warning: {warning}")
+    segment, state.segment = state.segment, None
+    state.pair[role] = segment.weights or roles.weights(role)
+    if carry:
+        state.optimizers[name] = segment.optimizer
+    state.updates[role] += segment.step - first
+    state.progress[name] = segment.step

@@ -1,0 +1,83 @@
+"""What a run ends with: the exported estimator, R-EMID of models to be judged, `results.json`."""
+
+from typing import Any
+
+from coevolve.data.corpus import Corpus
+from coevolve.files import write_json
+from coevolve.progress import from_totals
+from coevolve.remid.evaluate import evaluate_remid
+from coevolve.scoring.roles import ROLES
+from coevolve.training.context import Context
+from coevolve.training.export import export_estimator, training_facts
+from coevolve.training.state import TRAINED, RunState
+
+SCHEMA = "coevolve.run/1"
+
+
+def export(context: Context, state: RunState) -> None:
+    """Write the trained pair as an estimator's directory."""
+    recipe, folder = context.recipe, context.folder.path / "estimator"
+    measured = state.facts().values()
+    facts = training_facts(recipe, context.data.fingerprint, "end of the run", measured)
+    # Elsewhere than in the directory where it began, a run may come here when the baselines are in
+    # memory.
+    pair = dict(state.pair)
+    for role in ROLES:
+        state.load(context.roles, role, state.kept[TRAINED][role])
+    context.processes.on_main(
+        lambda: export_estimator(folder, context.estimator, recipe, context.origins, facts)
+    )
+    for role in ROLES:
+        state.load(context.roles, role, pair[role])
+    context.record.say(f"exported the probability estimator to {folder}")
+    context.record.artifact(
+        folder, name=f"{recipe.name}-estimator", type="model", metadata=facts["training"]
+    )
+
+
+def judge_models(context: Context, state: RunState) -> None:
+    """R-EMI and R-EMID of the models whose responses there are."""
+    data, recipe = context.data, context.recipe
+    tests = {split: tuple(rows) for split, rows in data.tests.items()}
+    total = len(data.test_examples)
+    title = f"R-EMID of {len(context.responses)} models, {total} contexts"
+    with context.record.task(title, total) as advance:
+        report = from_totals(advance)
+        state.outcome.remid = evaluate_remid(
+            context.distributed,
+            Corpus(splits=tests, source=data.corpus.source),
+            context.responses,
+            negatives=recipe.remid.negatives,
+            seed=recipe.seed,
+            contexts_at_once=32 * context.processes.count,
+            progress=lambda what, done, total: report(done),
+        )
+    for row in state.outcome.remid["subsets"]:
+        models = row["models"].items()
+        values = {f"eval/remi/{row['row']}/{name}": model["remi"] for name, model in models}
+        context.record.log({"coevolve/phase": "remid", **values})
+
+
+def compare_with_truth(context: Context, state: RunState) -> None:
+    """Exact values beside the estimates."""
+    truth, outcome = context.truth, state.outcome
+    assert truth is not None and outcome.remid is not None  # the stage is there, after `remid`
+    outcome.floors, outcome.exact = truth.floors(), truth.exact_remid(outcome.remid["unit"])
+
+
+def finish(context: Context, state: RunState) -> dict[str, Any]:
+    """Write and show the results (`RunResults`)."""
+    results = {
+        "schema": SCHEMA,
+        "recipe": context.recipe.name,
+        "seed": context.recipe.seed,
+        "seconds": round(context.record.seconds, 1),
+        **state.outcome.figures(),
+        "gates": [verdict.values() for verdict in state.verdicts],
+    }
+    path = context.folder.path / "results.json"
+    context.processes.on_main(lambda: write_json(path, results))
+    state.outcome.show(context.record.console)
+    context.record.say(f"results: {path}")
+    context.folder.say_status("finished", stage="", where={})
+    return results
