@@ -14,7 +14,7 @@ PACKAGE = ROOT / "coevolve"
 # Each layer may import from those before it, and from itself.
 LAYERS = [
     {"errors"},
-    {"files", "progress", "seeds"},
+    {"files", "progress", "seeds", "registry"},
     {"outputs", "documents"},
     {"information", "data", "recipe"},
     {"prompts"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"worlds", "teachers", "respond", "shifts", "remid"},
     {"preflight"},
     {"training"},
-    {"reference", "report", "rewards", "lm_eval"},
+    {"reference", "report", "estimator_reward", "lm_eval"},
     {"cli"},
 ]
 # What a layer may import from outside when it is loaded; elsewhere anything goes.

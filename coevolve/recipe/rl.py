@@ -1,6 +1,6 @@
 """Reinforcement learning: algorithms, their options, and the rewards."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from coevolve.recipe.section import (
     Section,
     Temperature,
 )
+from coevolve.registry import CUSTOM, IMPORT_PATH
 
 
 class Ppo(Section):
@@ -191,7 +192,7 @@ class Grpo(Optimization):
         return self
 
 
-ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+ImportPath = Annotated[str, Field(pattern=f"^({IMPORT_PATH})$")]
 CustomRewards = dict[ImportPath, Amount]
 
 
@@ -203,9 +204,20 @@ class Rewards(Section):
     if TYPE_CHECKING:  # stands last in each role's section
         custom: CustomRewards
 
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_the_others(cls, values: Any) -> Any:
+        # A user's own may stand among the built-in ones, as `custom:PATH`.
+        if not isinstance(values, dict) or not isinstance(values.get("custom", {}), dict):
+            return values
+        own = {name: value for name, value in values.items() if str(name).startswith(CUSTOM)}
+        rest = {name: value for name, value in values.items() if name not in own}
+        named = {name.removeprefix(CUSTOM): value for name, value in own.items()}
+        return {**rest, "custom": {**values.get("custom", {}), **named}} if own else values
+
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> "Rewards":
-        columns = [path.partition(":")[2] for path in self.custom]
+        columns = [path.rpartition(":")[2] for path in self.custom]
         taken = [
             name for name in columns if name in type(self).model_fields or columns.count(name) > 1
         ]
@@ -241,7 +253,8 @@ class ConnectorRewards(Rewards):
     """min(words in the features / target_words, 1)."""
     target_words: Positive = 600
     custom: CustomRewards = Field(default_factory=dict)
-    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names.
+    """A user's own: {package.module:function: weight}, or {file.py:function: weight}. This runs
+    Python code that the recipe names.
     """
 
 
@@ -272,7 +285,8 @@ class EstimatorRewards(Rewards):
     the others do.
     """
     custom: CustomRewards = Field(default_factory=dict)
-    """A user's own: {package.module:function: weight}. This runs Python code that the recipe names.
+    """A user's own: {package.module:function: weight}, or {file.py:function: weight}. This runs
+    Python code that the recipe names.
     """
 
     @property

@@ -21,8 +21,9 @@ from coevolve.training.context import Context
 from coevolve.training.engines import Lazy, RewardFunction, SftRow, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.plans import planned
-from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
-from coevolve.training.rewards.scorers import ConnectorBatch, EstimatorBatch
+from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
+from coevolve.training.rewards.phase import PhaseRewards
+from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS
 from coevolve.training.rl.ppo import run_rl
 from coevolve.training.saving import save_if_due
 from coevolve.training.schedule import Budget, ScheduledPhase, budget_of, updates_per_batch
@@ -79,7 +80,7 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     assert settings is not None  # a recipe has the section of each of its phases
     render, words = context.estimator.connector_renderer, settings.rewards.target_words
     read = partial(ConnectorBatch, context.estimator, train, target_words=words)
-    rewards = Judging(
+    rewards = PhaseRewards(
         "connector_rl.rewards", settings.rewards, CONNECTOR_REWARDS, read, context.processes
     ).functions()
     prompts = Lazy(len(train), lambda index: render.connector(train[index]))
@@ -155,7 +156,7 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         group=settings.num_generations,
         processes=context.processes,
     )
-    rewards = Judging(
+    rewards = PhaseRewards(
         "estimator_rl.rewards", settings.rewards, ESTIMATOR_REWARDS, read, context.processes
     ).functions()
     rows = estimator_rows(context.estimator, examples, reasoning)

@@ -28,7 +28,7 @@ from coevolve.training.distributed.stopping import Stop
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.record.facts import environment_facts
 from coevolve.training.record.record import Record
-from coevolve.training.rewards.custom import check_rewards
+from coevolve.training.rewards.registry import check_rewards
 from coevolve.training.run_folder import ResumePoint, RunFolder, has_checkpoints
 from coevolve.training.saving import restore
 from coevolve.training.setup import Origins, build_estimator, build_renderers, prepare_origins

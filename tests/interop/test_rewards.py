@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from coevolve.errors import ArtifactError, DataError, RecipeError, RewardError, TooLongError
-from coevolve.rewards import EstimatorReward
+from coevolve.estimator_reward import EstimatorReward
 from coevolve.scoring.models import load_model, load_tokenizer
 
 INPUTS = ("user_persona", "agent_character", "dialogue_context")

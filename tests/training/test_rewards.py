@@ -21,9 +21,13 @@ from coevolve.scoring.roles import ESTIMATOR
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.rewards import functions as rewards
-from coevolve.training.rewards.custom import check_rewards, checked
-from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Judging
-from coevolve.training.rewards.scorers import ConnectorBatch, EstimatorBatch
+from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
+from coevolve.training.rewards.phase import PhaseRewards, checked
+from coevolve.training.rewards.registry import (
+    CONNECTOR_REWARDS,
+    ESTIMATOR_REWARDS,
+    check_rewards,
+)
 from coevolve.training.run import train
 from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 
@@ -150,7 +154,7 @@ def test_what_cannot_be_judged_never_wins(rows):
     settings = ConnectorRewards(**ALL, format=0.0, length=0.0)
     batch = Given(golden, unaided)
     values, logged = ask(
-        Judging("x", settings, CONNECTOR_REWARDS, lambda ids, index: batch, alone()),
+        PhaseRewards("x", settings, CONNECTOR_REWARDS, lambda ids, index: batch, alone()),
         [[0]] * len(rows),
         [],
     )
@@ -215,7 +219,7 @@ def connector_judging(estimator, examples, **weights):
     def read(ids, index):
         return ConnectorBatch(estimator, examples, ids, index, target_words=settings.target_words)
 
-    return Judging("connector_rl.rewards", settings, CONNECTOR_REWARDS, read, alone())
+    return PhaseRewards("connector_rl.rewards", settings, CONNECTOR_REWARDS, read, alone())
 
 
 def estimator_judging(estimator, examples, group, **settings):
@@ -233,7 +237,7 @@ def estimator_judging(estimator, examples, group, **settings):
             processes=alone(),
         )
 
-    return Judging("estimator_rl.rewards", settings, ESTIMATOR_REWARDS, read, alone())
+    return PhaseRewards("estimator_rl.rewards", settings, ESTIMATOR_REWARDS, read, alone())
 
 
 ALL = dict.fromkeys(["log_likelihood", "mean_probability", "gain"], 1.0)

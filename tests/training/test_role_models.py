@@ -21,7 +21,7 @@ from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.export import export_checkpoint
 from coevolve.training.phases import connector_rows, estimator_rows
-from coevolve.training.rewards.scorers import ConnectorBatch
+from coevolve.training.rewards.batches import ConnectorBatch
 from coevolve.training.run import train
 from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 from coevolve.worlds.language import vocabulary

@@ -68,7 +68,7 @@ class ConnectorBatch:
         None where there are none, or where they are so long that the response does not fit the
         model behind them.
         """
-        return _in_place(self.usable, self._golden(_places(self.usable)))
+        return _filled_in(self.usable, self._golden(_indices(self.usable)))
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
@@ -86,20 +86,16 @@ class ConnectorBatch:
         """What a user's reward gets beside what TRL gives it."""
         return _columns(self.examples)
 
-    def _golden(self, places: Sequence[int]) -> list[np.ndarray | None]:
-        examples = [self.examples[place] for place in places]
+    def _golden(self, rows: Sequence[int]) -> list[np.ndarray | None]:
+        examples = [self.examples[row] for row in rows]
         try:
             return self.estimator.token_log_probs(
-                examples, golden_responses(examples), [self.texts[place] for place in places]
+                examples, golden_responses(examples), [self.texts[row] for row in rows]
             )
         except TooLongError:
             # The data was checked with room for a reasoning, so this is rare; which one it was,
             # each is asked alone.
-            return (
-                [None]
-                if len(places) == 1
-                else [score for place in places for score in self._golden([place])]
-            )
+            return [None] if len(rows) == 1 else [x for row in rows for x in self._golden([row])]
 
 
 class EstimatorBatch:
@@ -146,25 +142,22 @@ class EstimatorBatch:
     @cached_property
     def match(self) -> list[float | None]:
         """min(1, judged candidate / judged golden response)."""
-        places = _places(self.usable)
-        texts = [self.texts[place] for place in places]
+        rows = _indices(self.usable)
+        texts = [self.texts[row] for row in rows]
         if self.judge == "overlap":
-            golden = golden_responses([self.examples[place] for place in places])
-            values = [
-                rewards.word_overlap(text, wanted)
-                for text, wanted in zip(texts, golden, strict=True)
-            ]
+            golden = golden_responses([self.examples[row] for row in rows])
+            values = list(map(rewards.word_overlap, texts, golden))
         elif self.judge == "likelihood":
-            values = self._ratios([float(self.reference[place].mean()) for place in places])
+            values = self._ratios([float(self.reference[row].mean()) for row in rows])
         else:
-            values = self._ratios(self._judged(places, texts))
-        return _in_place(self.usable, values)
+            values = self._ratios(self._judged(rows, texts))
+        return _filled_in(self.usable, values)
 
     @cached_property
     def reference(self) -> list[np.ndarray | None]:
         """N arrays (T,): log-probabilities of the response's own tokens, nats, as the phase began."""
-        places = _places(self.usable)
-        return _in_place(self.usable, self._asked(places, [self.texts[place] for place in places]))
+        rows = _indices(self.usable)
+        return _filled_in(self.usable, self._asked(rows, [self.texts[row] for row in rows]))
 
     @cached_property
     def kernel_scores(self) -> list[float | None]:
@@ -212,39 +205,35 @@ class EstimatorBatch:
         """min(1, P(candidate) / P(golden)); a group shares its golden response, which is judged
         once.
         """
+        usable = _indices(self.usable)
         first: dict[int, int] = {}
-        for place in _places(self.usable):
-            first.setdefault(self._index[place], place)
-        rows = sorted(first)
-        places = [first[row] for row in rows]
-        responses = golden_responses([self.examples[place] for place in places])
-        golden = dict(zip(rows, self._judged(places, responses), strict=True))
+        for row in usable:
+            first.setdefault(self._index[row], row)
+        asked = [first[example] for example in sorted(first)]
+        responses = golden_responses([self.examples[row] for row in asked])
+        golden = dict(zip(sorted(first), self._judged(asked, responses), strict=True))
         return [
-            rewards.match_ratio(value, golden[self._index[place]])
-            for place, value in zip(_places(self.usable), candidates, strict=True)
+            rewards.match_ratio(value, golden[self._index[row]])
+            for row, value in zip(usable, candidates, strict=True)
         ]
 
-    def _judged(self, places: Sequence[int], responses: Sequence[str]) -> list[float]:
+    def _judged(self, rows: Sequence[int], responses: Sequence[str]) -> list[float]:
         """What the judge thinks of each response, as a log-probability in nats."""
         if self.judge == "likelihood":
-            return [float(values.mean()) for values in self._asked(places, responses)]
+            return [float(values.mean()) for values in self._asked(rows, responses)]
         # P(the frozen base answers that all of it is matched), the end of its answer included.
-        render = self.render
         prompts = [
-            render.judge(self.reasoning[place], text)
-            for place, text in zip(places, responses, strict=True)
+            self.render.judge(self.reasoning[row], text)
+            for row, text in zip(rows, responses, strict=True)
         ]
-        targets = [render.response_ids(render.prompts.judge_match)] * len(prompts)
+        targets = [self.render.response_ids(self.render.prompts.judge_match)] * len(prompts)
         return [float(values.sum()) for values in self._scores(None, prompts, targets)]
 
-    def _asked(self, places: Sequence[int], responses: Sequence[str]) -> list[np.ndarray]:
+    def _asked(self, rows: Sequence[int], responses: Sequence[str]) -> list[np.ndarray]:
         """Token log-probabilities of responses under the estimator as the phase began, nats."""
-        prompts = [
-            self.render.estimator(self.examples[place], self.reasoning[place]) for place in places
-        ]
-        return self._scores(
-            REFERENCE, prompts, [self.render.response_ids(response) for response in responses]
-        )
+        prompts = [self.render.estimator(self.examples[row], self.reasoning[row]) for row in rows]
+        targets = [self.render.response_ids(response) for response in responses]
+        return self._scores(REFERENCE, prompts, targets)
 
     def _scores(
         self, actor: Literal["ref"] | None, prompts: Sequence[str], targets: Sequence[Sequence[int]]
@@ -279,11 +268,11 @@ def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     }
 
 
-def _places(usable: Sequence[bool]) -> list[int]:
-    return [place for place, use in enumerate(usable) if use]
+def _indices(usable: Sequence[bool]) -> list[int]:
+    return [row for row, use in enumerate(usable) if use]
 
 
-def _in_place(usable: Sequence[bool], values: Iterable[Any]) -> list[Any]:
-    """The values where there are any, one after the other; None elsewhere."""
+def _filled_in(usable: Sequence[bool], values: Iterable[Any]) -> list[Any]:
+    """The values of the usable ones, one after the other, and None for the rest."""
     rest = iter(values)
     return [next(rest) if use else None for use in usable]

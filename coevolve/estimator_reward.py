@@ -1,7 +1,7 @@
 """The estimator as a reward function for TRL, to train a role-playing model on it.
 
     from trl import GRPOTrainer
-    from coevolve.rewards import EstimatorReward
+    from coevolve.estimator_reward import EstimatorReward
 
     trainer = GRPOTrainer(model, reward_funcs=EstimatorReward("runs/mine/estimator"),
     train_dataset=dataset, ...)
