@@ -135,6 +135,8 @@ def users_code(where: str, error: type[CoevolveError]) -> Iterator[None]:
     """
     try:
         yield
+    except error:
+        raise
     except (Exception, SystemExit) as fault:
         raise error(f"{where} {_failure(fault)}") from fault
 

@@ -22,10 +22,12 @@ from coevolve.preflight.models import BaseFacts, look_at_adapters, read_base
 from coevolve.preflight.traces import fit_traces, given_traces
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
+from coevolve.registry import CUSTOM
 from coevolve.remid.pairs import negative_pairs
 from coevolve.remid.score import distributions
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
+from coevolve.teachers import TEACHERS
 from coevolve.teachers.chat import require_teacher_prompt
 
 Responses = Mapping[str, Mapping[str, str]]
@@ -167,6 +169,8 @@ def _rl_room(draft: Training) -> Iterator[CoevolveError]:
 
 def _teacher(draft: Training) -> None:
     traces, prompts = draft.recipe.traces, prompt_set(draft.recipe.prompts)
+    if draft.asks_teacher and traces.teacher.startswith(CUSTOM):
+        TEACHERS.get(traces.teacher, "traces.teacher")
     if not draft.asks_teacher or traces.teacher not in ("endpoint", "local"):
         return
     require_teacher_prompt(prompts)

@@ -21,6 +21,7 @@ from coevolve.recipe.section import (
     PositiveAmount,
     Section,
     Seed,
+    one_of,
 )
 
 
@@ -82,9 +83,10 @@ class Data(Section):
 class Traces(Section):
     """Where the reasonings r* of the cold start come from."""
 
-    teacher: Literal["dataset", "rules", "file", "local", "endpoint"] = "rules"
+    teacher: Annotated[str, one_of("dataset", "file", "rules", "local", "endpoint")] = "rules"
     """`dataset`: the `trace` of each row; `rules`: the built-in one, which needs no model; `file`:
-    `path`; `local`: a chat model on this machine; `endpoint`: any OpenAI-compatible one.
+    `path`; `local`: a chat model on this machine; `endpoint`: any OpenAI-compatible one; or
+    `custom:` and the import path of one's own, as `coevolve.teachers.base.TEACHERS` has it.
     """
     path: PathText | None = None
     """For `file`: JSONL of {sample_ID, trace}."""

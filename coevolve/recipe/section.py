@@ -1,9 +1,12 @@
 """What all sections of a recipe have in common."""
 
 import os.path
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from coevolve.registry import CUSTOM, HOW_TO_NAME_ONES_OWN, IMPORT_PATH
 
 LARGEST = 10**9
 """Of all numbers without a bound of their own. Beside a larger one, float32 has no digits left for
@@ -32,6 +35,19 @@ PathText = Annotated[str, AfterValidator(_path)]
 """A path, or a name that stands for one. A leading `~` is written out when the recipe is read, and
 nowhere later.
 """
+
+
+def one_of(*names: str) -> AfterValidator:
+    """Accepts these names, and a user's own as `custom:` and an import path."""
+
+    def check(text: str) -> str:
+        own = text.startswith(CUSTOM) and re.fullmatch(IMPORT_PATH, text.removeprefix(CUSTOM))
+        if not own and text not in names:
+            accepted = ", ".join((*names, HOW_TO_NAME_ONES_OWN))
+            raise ValueError(f"found {text!r}; accepted are {accepted}")
+        return text
+
+    return AfterValidator(check)
 
 
 class Section(BaseModel):

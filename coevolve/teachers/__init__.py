@@ -1,16 +1,18 @@
 """Teachers: they are shown (x, y) and write the reasoning r* of the cold start."""
 
-from coevolve.teachers.base import Answer, Teacher
+from coevolve.teachers.base import TEACHERS, Answer, Teacher, make_teacher
 from coevolve.teachers.chat import EndpointTeacher, LocalTeacher
 from coevolve.teachers.rules import RuleTeacher
 from coevolve.teachers.traces import collect_traces, read_traces
 
 __all__ = [
+    "TEACHERS",
     "Answer",
     "EndpointTeacher",
     "LocalTeacher",
     "RuleTeacher",
     "Teacher",
     "collect_traces",
+    "make_teacher",
     "read_traces",
 ]

@@ -1,8 +1,9 @@
 """What every teacher is: something that answers examples with traces r*, and tells by what settings
-it did so.
+it did so. TEACHERS has those that a recipe can name.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from coevolve.data.example import Example
 from coevolve.errors import TeacherError
 from coevolve.prompts.reasoning import missing_sections
 from coevolve.prompts.sets import PromptSet
+from coevolve.recipe.schema import Traces
+from coevolve.registry import CUSTOM, Registry, users_code
 
 _SHOWN = 400  # characters of a faulty reply that an error quotes
 
@@ -47,6 +50,76 @@ class Teacher(Protocol):
                 answered.
         """
         ...
+
+
+TEACHERS: Registry[Callable[..., Teacher]] = Registry(
+    "teacher",
+    accepted=(
+        "a function or class (prompts, train, **more) that gives a teacher, with `prompts`, "
+        "`settings` and `answers` as coevolve.teachers.Teacher has them"
+    ),
+    given=("settings", "prompts", "renderer", "train", "environ", "seed", "device", "date"),
+    classes=True,
+    error=TeacherError,
+)
+"""What makes a teacher, by name. It is called with the recipe's `traces` as `settings`, the prompt
+set and a renderer of it, the training examples, the environment, and the run's seed, device and
+date.
+"""
+
+
+def make_teacher(settings: Traces, **given: Any) -> Teacher:
+    """The teacher that a recipe's `traces` name.
+
+    Args:
+        given: what else TEACHERS's are called with.
+
+    Raises:
+        RecipeError, TeacherError: as `Registry.get`, or a user's own is no teacher.
+    """
+    make = TEACHERS.get(settings.teacher, "traces.teacher")
+    if not settings.teacher.startswith(CUSTOM):
+        return make(settings=settings, **given)
+    where = f"traces.teacher {settings.teacher!r}"
+    with users_code(where, TeacherError):
+        teacher = make(settings=settings, **given)
+        lacking = [x for x in ("prompts", "settings", "answers") if not hasattr(teacher, x)]
+        if lacking:
+            raise TeacherError(
+                f"{where} gave {type(teacher).__name__}, which has no {lacking[0]!r}; accepted is "
+                f"{TEACHERS.accepted}."
+            )
+        json.dumps(teacher.settings)  # they are written beside the traces
+    return _UsersTeacher(teacher, where)
+
+
+class _UsersTeacher:
+    """A user's own teacher, each answer of which is looked at."""
+
+    def __init__(self, teacher: Teacher, where: str):
+        self.teacher, self.where = teacher, where
+        self.prompts, self.settings = teacher.prompts, teacher.settings
+
+    def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
+        waiting = {example.sample_id: example for example in examples}
+        with users_code(self.where, TeacherError):
+            for answer in self.teacher.answers(examples):
+                example = waiting.pop(getattr(answer, "sample_id", None), None)
+                if example is None:
+                    raise TeacherError(
+                        f"{self.where} answered with {answer!r}; accepted is one "
+                        "coevolve.teachers.Answer for each example that it is given."
+                    )
+                trace, problem = (
+                    (None, answer.problem)
+                    if answer.trace is None
+                    else read_reply(answer.trace, self.prompts.sections)
+                )
+                yield (
+                    unusable(example, problem) if trace is None else Answer(answer.sample_id, trace)
+                )
+        for example in waiting.values():
+            yield unusable(example, "the teacher gave no answer")
 
 
 def require_response(example: Example) -> str:

@@ -6,35 +6,28 @@ reply that lacks a section, or was cut off, is asked for again; only then is the
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from coevolve.chat.base import RETRY_TEMPERATURE, ChatModel, Completion, Question, require_positive
+from coevolve.chat.base import RETRY_TEMPERATURE, Completion, Question, require_positive
 from coevolve.chat.endpoint import Endpoint
 from coevolve.chat.local import LocalChat, load_chat_model
 from coevolve.data.example import Example
 from coevolve.errors import ChatError, RecipeError, TeacherError
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet
-from coevolve.teachers.base import Answer, read_reply, require_response, unusable
+from coevolve.recipe.schema import Traces
+from coevolve.teachers.base import TEACHERS, Answer, read_reply, require_response, unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class LocalTeacher:
-    """A transformers chat model on this machine.
-
-    The first attempt is greedy. Later ones are sampled, each with a seed of its own, and do not
-    depend on which examples share a batch.
+    """A transformers chat model on this machine. The first attempt is greedy, later ones are
+    sampled.
 
     Args:
-        model: in evaluation mode.
-        renderer: made with the teacher's own tokenizer, because it makes that tokenizer's control
-            tokens harmless.
-        max_new_tokens: a reply that has not ended by then counts as cut off.
-        batch_size: prompts in one pass.
-        attempts: how often an example is asked at most.
+        model, renderer, options: as for `LocalChat`.
         temperature: of every attempt but the first.
 
     Raises:
@@ -47,22 +40,20 @@ class LocalTeacher:
         renderer: Renderer,
         *,
         max_new_tokens: int = 1024,
-        batch_size: int = 8,
         attempts: int = 3,
         temperature: float = RETRY_TEMPERATURE,
-        seed: int = 0,
+        **options: Any,
     ):
         require_teacher_prompt(renderer.prompts)
         require_positive(temperature=temperature)
-        self.renderer = renderer
+        self.renderer, self.prompts = renderer, renderer.prompts
         self.chat = LocalChat(
             model,
             renderer,
             max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
             attempts=attempts,
             retry_temperature=temperature,
-            seed=seed,
+            **options,
         )
 
     @classmethod
@@ -79,10 +70,7 @@ class LocalTeacher:
         """Load a chat model and its tokenizer. Code that comes with a model is never run.
 
         Args:
-            source: a folder or hub id.
-            dtype: `float32`, `bfloat16` or `float16`.
-            device: `auto`, or what torch understands.
-            date: ISO; what a chat template that shows the date shows. Today by default.
+            source, prompts, dtype, device, date: as for `load_chat_model`.
             options: the constructor's keywords.
 
         Raises:
@@ -94,10 +82,6 @@ class LocalTeacher:
                 source, prompts, dtype=dtype, device=device, date=date
             )
         return cls(model, renderer, **options)
-
-    @property
-    def prompts(self) -> PromptSet:
-        return self.renderer.prompts
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,24 +104,12 @@ class LocalTeacher:
 class EndpointTeacher:
     """A chat model behind an OpenAI-compatible endpoint (a vLLM server, for example).
 
-    Requests that fail for the server's reasons (overload, time-out, status 429 or 5xx, an
-    unreadable body) are sent again, waiting longer each time. What is left then stops the run: a
-    server that is down must not look like bad replies.
+    A server that is down must not look like bad replies: what is left of its trouble after
+    `retries` stops the run.
 
     Args:
-        base_url: for example `http://localhost:8000/v1`.
-        model: the name by which the server knows the model.
+        base_url, model, options: as for `Endpoint`.
         renderer: renders the messages.
-        api_key_env: the name of the environment variable that holds the key; None for a server that
-            needs none.
-        environ: where that name is looked up; the command line passes the process's environment.
-        concurrency: requests under way at a time.
-        retries: times that a failed request is sent again.
-        timeout: seconds for one request.
-        temperature: None leaves it to the server.
-        max_tokens: a longer reply counts as cut off.
-        attempts: how often an example is asked at most, for replies that came but are not well
-            formed.
 
     Raises:
         TeacherError: the package `openai` is not installed.
@@ -151,34 +123,16 @@ class EndpointTeacher:
         model: str,
         renderer: Renderer,
         *,
-        api_key_env: str | None = None,
-        environ: Mapping[str, str] = MappingProxyType({}),
-        concurrency: int = 8,
-        retries: int = 5,
-        timeout: float = 60.0,
         temperature: float | None = 0.7,
-        max_tokens: int = 1024,
         attempts: int = 3,
+        **options: Any,
     ):
         require_teacher_prompt(renderer.prompts)
-        self.renderer = renderer
+        self.renderer, self.prompts = renderer, renderer.prompts
         with _as_teacher():
             self.chat = Endpoint(
-                base_url,
-                model,
-                api_key_env=api_key_env,
-                environ=environ,
-                concurrency=concurrency,
-                retries=retries,
-                timeout=timeout,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                attempts=attempts,
+                base_url, model, temperature=temperature, attempts=attempts, **options
             )
-
-    @property
-    def prompts(self) -> PromptSet:
-        return self.renderer.prompts
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -202,7 +156,39 @@ class EndpointTeacher:
         return _answers(self.chat, self.renderer, examples)
 
 
-def _answers(chat: ChatModel, renderer: Renderer, examples: Sequence[Example]) -> Iterator[Answer]:
+@TEACHERS.register("local")
+def _local(
+    settings: Traces, prompts: PromptSet, seed: int, device: str, date: str, **_: Any
+) -> LocalTeacher:
+    assert settings.model is not None  # the recipe sees to it, as below
+    return LocalTeacher.load(
+        settings.model,
+        prompts,
+        device=device,
+        max_new_tokens=settings.max_new_tokens,
+        seed=seed,
+        date=date,
+    )
+
+
+@TEACHERS.register("endpoint")
+def _endpoint(
+    settings: Traces, renderer: Renderer, environ: Mapping[str, str], **_: Any
+) -> EndpointTeacher:
+    assert settings.base_url is not None and settings.model is not None
+    return EndpointTeacher(
+        settings.base_url,
+        settings.model,
+        renderer,
+        api_key_env=settings.api_key_env,
+        environ=environ,
+        max_tokens=settings.max_new_tokens,
+    )
+
+
+def _answers(
+    chat: LocalChat | Endpoint, renderer: Renderer, examples: Sequence[Example]
+) -> Iterator[Answer]:
     sections = renderer.prompts.sections
 
     def read(_: Question, completion: Completion) -> tuple[str | None, str]:
@@ -233,6 +219,7 @@ def _as_teacher() -> Iterator[None]:
 
 
 def require_teacher_prompt(prompts: PromptSet) -> None:
+    """Raise RecipeError for a prompt set without words for a teacher."""
     if not prompts.teacher_user:
         raise RecipeError(
             f"prompts: the set {prompts.name!r} has no teacher_user, so a chat model cannot be asked for a trace. Use "

@@ -14,7 +14,8 @@ from coevolve.data.example import Example
 from coevolve.errors import RecipeError, TeacherError
 from coevolve.prompts.reasoning import missing_sections
 from coevolve.prompts.sets import PromptSet
-from coevolve.teachers.base import Answer, require_response
+from coevolve.recipe.schema import Traces
+from coevolve.teachers.base import TEACHERS, Answer, require_response
 from coevolve.teachers.features import (
     Features,
     Link,
@@ -138,6 +139,13 @@ class RuleTeacher:
         )
         turns = _counted(len(example.dialogue), "turn")
         return f"There have been {turns}. The user's last one: {acts}. Its topic: {topic}."
+
+
+@TEACHERS.register("rules")
+def _rules(settings: Traces, prompts: PromptSet, train: Sequence[Example], **_: Any) -> RuleTeacher:
+    return RuleTeacher(
+        prompts, train, keywords=settings.keywords, max_keywords=settings.max_keywords
+    )
 
 
 def _user_language(example: Example) -> str:

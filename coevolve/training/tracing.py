@@ -11,10 +11,7 @@ from coevolve.preflight.traces import given_traces
 from coevolve.progress import from_totals
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe
-from coevolve.teachers.base import Teacher
-from coevolve.teachers.chat import EndpointTeacher, LocalTeacher
-from coevolve.teachers.rules import RuleTeacher
-from coevolve.teachers.traces import collect_traces
+from coevolve.teachers import Teacher, collect_traces, make_teacher
 from coevolve.training.record.record import Record
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -76,25 +73,13 @@ class Tracer:
         return kept, [traces[example.sample_id] for example in kept]
 
     def _teacher(self) -> Teacher:
-        settings, prompts = self.recipe.traces, self.renderer.prompts
-        if settings.teacher == "rules":
-            return RuleTeacher(
-                prompts, self.train, keywords=settings.keywords, max_keywords=settings.max_keywords
-            )
-        if settings.teacher == "local":
-            return LocalTeacher.load(
-                settings.model,
-                prompts,
-                device=self.recipe.model.device,
-                max_new_tokens=settings.max_new_tokens,
-                seed=self.recipe.seed,
-                date=self.date,
-            )
-        return EndpointTeacher(
-            settings.base_url,
-            settings.model,
-            self.renderer,
-            api_key_env=settings.api_key_env,
+        return make_teacher(
+            self.recipe.traces,
+            prompts=self.renderer.prompts,
+            renderer=self.renderer,
+            train=self.train,
             environ=self.environ,
-            max_tokens=settings.max_new_tokens,
+            seed=self.recipe.seed,
+            device=self.recipe.model.device,
+            date=self.date,
         )
