@@ -9,15 +9,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coevolve.cli.chat_model import add_chat_arguments, load_chat
 from coevolve.cli.paths import add_input, add_output
 from coevolve.outputs import CORPUS, TRANSLATIONS, claim, write_output
 
 if TYPE_CHECKING:
-    from coevolve.data.corpus import Corpus
     from coevolve.data.example import Example
+    from coevolve.shifts.build import Shift
 
 TRANSLATION_ATTEMPTS = 3
 
@@ -56,14 +56,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw from these splits' characters (default OOD2Test)",
     )
 
+    own = _add_kind(kinds, "custom", "any: by a function of your own")
+    own.add_argument(
+        "make",
+        metavar="PATH:FUNCTION",
+        help="module or .py file, and a function (sources, corpus, seed, tag) that returns the rows",
+    )
+    own.add_argument("--into", required=True, metavar="SPLIT", help="the split that holds them")
+
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.data.corpus import read_corpus
     from coevolve.data.responses import read_responses
     from coevolve.files import json_text
     from coevolve.progress import make_console
-    from coevolve.shifts import SPLIT_OF_KIND, add_subset, draw_sources, with_golden
+    from coevolve.shifts import SHIFTS, add_subset, draw_sources, users_shift, with_golden
 
+    shift = (
+        users_shift(options.make.removeprefix("custom:"), options.into)
+        if options.kind == "custom"
+        else SHIFTS[options.kind]
+    )
     if getattr(options, "model", None):
         options.translations = claim(
             f"{options.out}.translations.jsonl", TRANSLATIONS, option="--out"
@@ -71,10 +84,13 @@ def run(options: argparse.Namespace) -> None:
     corpus = read_corpus(options.data, require_golden=False)
     sources = draw_sources(corpus, options.split, options.samples, options.seed or 0)
     tag = options.tag or _default_tag(options)
-    rows = _MAKERS[options.kind](options, corpus, sources, tag)
+    given = {"sources": sources, "corpus": corpus, "seed": options.seed or 0, "tag": tag}
+    given |= {name: getattr(options, name) for name in _OPTIONS.get(options.kind, ())}
+    translates = getattr(options, "model", None)
+    rows = _translated(options, shift, given) if translates else list(shift.make(**given))
     if options.golden:
         rows = with_golden(rows, read_responses(options.golden, rows))
-    split = SPLIT_OF_KIND[options.kind]
+    split = shift.split
     write_output(Path(options.out), CORPUS, json_text(add_subset(corpus, split, rows).to_splits()))
     console = make_console(sys.stderr)
     console.print(f"{options.out}: {len(rows)} rows in {split}, subset_tag {tag!r}")
@@ -124,79 +140,38 @@ def _add_kind(
 
 
 def _default_tag(options: argparse.Namespace) -> str:
+    if options.kind == "custom":
+        return options.make.rpartition(":")[2]
     if options.kind != "language":
         return options.kind
     return options.language if options.model else f"{options.language}_user"
 
 
-def _longer_turns(
-    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
+def _translated(
+    options: argparse.Namespace, shift: "Shift", given: dict[str, Any]
 ) -> "list[Example]":
-    from coevolve.shifts import longer_turns
-
-    in_distribution = [
-        example for split in ("IDTrain", "IDTest") for example in corpus.splits.get(split, ())
-    ]
-    return longer_turns(sources, in_distribution, turns=options.turns, seed=options.seed, tag=tag)
-
-
-def _word_order(
-    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
-) -> "list[Example]":
-    from coevolve.shifts import word_order
-
-    return word_order(sources, strength=options.strength, seed=options.seed, tag=tag)
-
-
-def _language(
-    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
-) -> "list[Example]":
-    from coevolve.errors import DataError
     from coevolve.progress import from_totals, make_console, task
-    from coevolve.shifts import pair_with_language, translate
 
-    if not options.model:
-        donors = [example for example in corpus.examples if example.subset == options.language]
-        if not donors:
-            subsets = ", ".join(dict.fromkeys(example.subset for example in corpus.examples))
-            raise DataError(
-                f"--language {options.language!r}: {options.data} has no such subset_tag; it has {subsets}."
-            )
-        return pair_with_language(
-            sources, donors, language=options.language, seed=options.seed or 0, tag=tag
-        )
     translator = load_chat(
         options, os.environ, ledger=options.translations, attempts=TRANSLATION_ATTEMPTS
     )
-    with task(
-        make_console(sys.stderr), f"translation into {options.language}", len(sources)
-    ) as advance:
+    title = f"translation into {options.language}"
+    with task(make_console(sys.stderr), title, len(given["sources"])) as advance:
         report = from_totals(advance)
-        return translate(
-            sources,
-            translator,
-            options.translations,
-            language=options.language,
-            tag=tag,
-            progress=lambda done, total: report(done),
+        return list(
+            shift.make(
+                **given,
+                translator=translator,
+                path=options.translations,
+                progress=lambda done, total: report(done),
+            )
         )
 
 
-def _unseen_character(
-    options: argparse.Namespace, corpus: "Corpus", sources: "tuple[Example, ...]", tag: str
-) -> "list[Example]":
-    from coevolve.shifts import characters_of_splits, read_characters, unseen_character
-
-    if options.characters:
-        pool = read_characters(options.characters, corpus)
-    else:
-        pool = characters_of_splits(corpus, options.characters_of)
-    return unseen_character(sources, pool, seed=options.seed, tag=tag)
-
-
-_MAKERS = {
-    "longer_turns": _longer_turns,
-    "word_order": _word_order,
-    "language": _language,
-    "unseen_character": _unseen_character,
+_OPTIONS = {
+    "longer_turns": ("turns",),
+    "word_order": ("strength",),
+    "language": ("language",),
+    "unseen_character": ("characters", "characters_of"),
 }
+"""What each kind is given beside what all are."""

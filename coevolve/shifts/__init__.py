@@ -14,10 +14,15 @@ says in its field `shift` what it was made from and how. A row depends on the se
 sample_ID and what it draws from, and not on which other rows are made.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from coevolve.shifts.build import add_subset, draw_sources, shifted, with_golden
+from coevolve.shifts.build import (
+    SHIFTS,
+    add_subset,
+    draw_sources,
+    shift,
+    shifted,
+    users_shift,
+    with_golden,
+)
 from coevolve.shifts.character import (
     Character,
     characters_of_splits,
@@ -27,17 +32,8 @@ from coevolve.shifts.character import (
 from coevolve.shifts.dialogue import longer_turns, word_order
 from coevolve.shifts.language import pair_with_language, translate
 
-SPLIT_OF_KIND: Mapping[str, str] = MappingProxyType(
-    {
-        "longer_turns": "OOD3Test",
-        "word_order": "OOD3Test",
-        "language": "OOD1Test",
-        "unseen_character": "OOD2Test",
-    }
-)
-
 __all__ = [
-    "SPLIT_OF_KIND",
+    "SHIFTS",
     "Character",
     "add_subset",
     "characters_of_splits",
@@ -45,9 +41,11 @@ __all__ = [
     "longer_turns",
     "pair_with_language",
     "read_characters",
+    "shift",
     "shifted",
     "translate",
     "unseen_character",
+    "users_shift",
     "with_golden",
     "word_order",
 ]

@@ -1,15 +1,70 @@
-"""From rows to a shifted subset of a corpus: drawing the sources, naming what was made of them,
-adding it.
+"""From rows to a shifted subset of a corpus: the kinds of shift there are, drawing the sources,
+naming what was made of them, adding it.
 """
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.errors import DataError, RecipeError
+from coevolve.registry import Registry, users_code
+
+Make = Callable[..., Sequence[Example]]
+"""From sources, the corpus that they are of, seed and tag, by keyword, and options of its own to
+one row for each source.
+"""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A kind of shift, and the split that holds its rows."""
+
+    make: Make
+    split: str
+
+
+SHIFTS: Registry[Any] = Registry(
+    "shift",
+    accepted="a function (sources, corpus, seed, tag) that returns a list of coevolve.Example",
+    given=("sources", "corpus", "seed", "tag"),
+    error=DataError,
+)
+
+
+def shift(name: str, split: str) -> Callable[[Make], Make]:
+    """A decorator that makes a kind of shift of a function."""
+
+    def add(make: Make) -> Make:
+        SHIFTS.register(name)(Shift(make, split))
+        return make
+
+    return add
+
+
+def users_shift(path: str, split: str) -> Shift:
+    """The shift that a user's own function at an import path makes, each row of which is looked at.
+
+    Raises:
+        RecipeError, DataError: as `Registry.custom`; when rows are made, it fails or gives others.
+    """
+    where = f"shift {path!r}"
+    function = SHIFTS.custom(path, where)
+
+    def make(**given: Any) -> list[Example]:
+        with users_code(where, DataError):
+            rows = list(function(**given))
+        for row in rows:
+            if not isinstance(row, Example):
+                raise DataError(
+                    f"{where} gave {row!r}; accepted is {SHIFTS.accepted} (see coevolve.shifts.shifted)."
+                )
+            Example.from_row(row.to_row(), f"a row of {where}")
+        return rows
+
+    return Shift(make, split)
 
 
 def draw_sources(corpus: Corpus, split: str, count: int | None, seed: int) -> tuple[Example, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from coevolve.data.corpus import TRAIN_SPLIT, Corpus, read_rows
 from coevolve.data.example import Example, character_field
 from coevolve.errors import DataError
-from coevolve.shifts.build import generator, shifted
+from coevolve.shifts.build import generator, shift, shifted
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,24 @@ def unseen_character(
         changes = {"agent_character": drawn.character, "golden_response": None}
         rows.append(shifted(example, tag, "unseen_character", record=record, **changes))
     return rows
+
+
+@shift("unseen_character", "OOD2Test")
+def _unseen_character(
+    sources: Sequence[Example],
+    corpus: Corpus,
+    seed: int,
+    tag: str,
+    characters: str | None = None,
+    characters_of: Sequence[str] = ("OOD2Test",),
+) -> list[Example]:
+    """From a file of characters, or from splits of the corpus."""
+    pool = (
+        read_characters(characters, corpus)
+        if characters
+        else characters_of_splits(corpus, characters_of)
+    )
+    return unseen_character(sources, pool, seed=seed, tag=tag)
 
 
 def character_key(character: str | Mapping[str, Any]) -> str:

@@ -7,10 +7,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example, Turn
 from coevolve.data.words import pieces
 from coevolve.errors import DataError, RecipeError
-from coevolve.shifts.build import generator, shifted
+from coevolve.shifts.build import generator, shift, shifted
 from coevolve.shifts.character import character_key
 
 Exchange = tuple[str, str]
@@ -42,17 +43,16 @@ def longer_turns(
     rows = []
     for example in examples:
         own, key = set(_exchanges(example)), character_key(example.agent_character)
-        eligible = [donor.sample_id for donor in donors if exchanges[donor.sample_id]]
         eligible = [
-            donor
-            for donor in eligible
-            if donor != example.sample_id and own.isdisjoint(exchanges[donor])
+            donor.sample_id
+            for donor in donors
+            if exchanges[donor.sample_id]
+            and donor.sample_id != example.sample_id
+            and own.isdisjoint(exchanges[donor.sample_id])
         ]
-        rng = generator(seed, "longer_turns", example)
-        rng.shuffle(eligible)
-        eligible.sort(
-            key=lambda donor: keys[donor] != key
-        )  # stable: random within each of the two groups
+        generator(seed, "longer_turns", example).shuffle(eligible)
+        # The sort is stable: random within each of the two groups.
+        eligible.sort(key=lambda donor: keys[donor] != key)
         before: list[Turn] = []
         used: list[dict[str, Any]] = []
         for donor in eligible:
@@ -109,6 +109,17 @@ def word_order(
     return rows
 
 
+@shift("longer_turns", "OOD3Test")
+def _longer_turns(sources: Sequence[Example], corpus: Corpus, **options: Any) -> list[Example]:
+    donors = [x for split in ("IDTrain", "IDTest") for x in corpus.splits.get(split, ())]
+    return longer_turns(sources, donors, **options)
+
+
+@shift("word_order", "OOD3Test")
+def _word_order(sources: Sequence[Example], corpus: Corpus, **options: Any) -> list[Example]:
+    return word_order(sources, **options)
+
+
 def _exchanges(example: Example) -> list[Exchange]:
     """The user's turns that are answered at once, with the answers."""
     pairs = zip(example.dialogue, example.dialogue[1:], strict=False)
@@ -121,18 +132,17 @@ def _exchanges(example: Example) -> list[Exchange]:
 
 def _permuted(text: str, strength: float, rng: random.Random) -> tuple[str, int]:
     """The text with words in other places, and how many words have moved."""
-    places = [match.span() for match in pieces(text)]
-    words = [text[begin:end] for begin, end in places]
-    if len(words) < 2:
+    spans = list(pieces(text))
+    if len(spans) < 2:
         return text, 0
+    words = [piece[0] for piece in spans]
     chosen = sorted(rng.sample(range(len(words)), max(2, round(strength * len(words)))))
     for to, source in zip(chosen, _cycle(chosen, rng), strict=True):
-        begin, end = places[source]
-        words[to] = text[begin:end]
+        words[to] = spans[source][0]
     parts, last = [], 0
-    for (begin, end), word in zip(places, words, strict=True):
-        parts += [text[last:begin], word]
-        last = end
+    for piece, word in zip(spans, words, strict=True):
+        parts += [text[last : piece.start()], word]
+        last = piece.end()
     return "".join([*parts, text[last:]]), len(chosen)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
+from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example, Turn, text_field
 from coevolve.data.ledger import (
     answers_by_id,
@@ -26,7 +27,7 @@ from coevolve.data.ledger import (
 )
 from coevolve.errors import ChatError, DataError
 from coevolve.files import parse_json
-from coevolve.shifts.build import generator, shifted
+from coevolve.shifts.build import generator, shift, shifted
 
 Progress = Callable[[int, int], None]
 """Called with the number of examples done and their total."""
@@ -125,6 +126,28 @@ def translate(
     return [
         _translated(example, done[example.sample_id], language, tag, by) for example in examples
     ]
+
+
+@shift("language", "OOD1Test")
+def _language(
+    sources: Sequence[Example],
+    corpus: Corpus,
+    seed: int,
+    tag: str,
+    language: str,
+    translator: ChatModel | None = None,
+    **options: Any,
+) -> list[Example]:
+    """By the translator, or with the users of the corpus's subset of that name."""
+    if translator is not None:
+        return translate(sources, translator, language=language, tag=tag, **options)
+    donors = [example for example in corpus.examples if example.subset == language]
+    if not donors:
+        subsets = ", ".join(dict.fromkeys(example.subset for example in corpus.examples))
+        raise DataError(
+            f"--language {language!r}: {corpus.source} has no such subset_tag; it has {subsets}."
+        )
+    return pair_with_language(sources, donors, language=language, seed=seed, tag=tag)
 
 
 def _texts(example: Example) -> dict[str, Any]:

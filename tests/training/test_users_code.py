@@ -1,0 +1,193 @@
+"""One of each that a user can add, from a file of their own in the working directory, run for real."""
+
+import json
+import sys
+import textwrap
+
+import pytest
+
+from coevolve.cli import main
+from coevolve.data.corpus import read_corpus
+from coevolve.errors import CoevolveError, RecipeError, TeacherError
+from coevolve.recipe import check_recipe
+from coevolve.registry import Registry
+from coevolve.teachers import TEACHERS
+from coevolve.training.run import train
+
+MINE = """
+    from coevolve.shifts import shifted
+    from coevolve.teachers import Answer
+
+    def brevity(completions, **columns):
+        return [-len(text.split()) / 10 for text in completions]
+
+    class Copying:
+        settings = {"kind": "copying"}
+
+        def __init__(self, prompts, **given):
+            self.prompts = prompts
+
+        def answers(self, examples):
+            for example in examples:
+                yield Answer(example.sample_id, "Here you are. " + example.trace)
+
+    def louder(sources, seed, tag, **given):
+        return [
+            shifted(x, tag, "louder", record={"seed": seed}, user_persona=x.user_persona.upper())
+            for x in sources
+        ]
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a file into a working directory that is not on Python's path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+
+    return write
+
+
+def test_a_reward_and_a_teacher_of_ones_own_train_a_run(recipe_of, write, tmp_path):
+    write("mine.py", MINE)
+    recipe = recipe_of(
+        traces={"teacher": "custom:mine.py:Copying"},
+        rounds={"phases": ["connector_rl"]},
+        connector_rl={"rewards": {"target_words": 5, "custom:mine:brevity": 0.5}},
+        baselines={"without_corl": False, "without_reasoning": False},
+        logging={"every": 1},
+    )
+    train(recipe, tmp_path / "run")
+    header, *traces = (tmp_path / "run" / "traces.jsonl").read_text().splitlines()
+    assert json.loads(header)["teacher"] == {"kind": "copying"}
+    assert len(traces) == 40 - 8
+    assert all(json.loads(line)["trace"].startswith("[Connections]") for line in traces)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    brevity = [json.loads(line).get("connector/rewards/brevity/mean") for line in metrics]
+    assert [value < 0 for value in brevity if value is not None] == [True, True]
+
+
+def test_a_shift_of_ones_own_makes_a_subset(write, tmp_path):
+    write("kinds/mine.py", MINE)
+    row = {
+        "sample_ID": "a",
+        "subset_tag": "x",
+        "user_persona": "I bake.",
+        "agent_character": "",
+        "dialogue_context": [{"user_query": "Hi"}],
+    }
+    write("data.json", json.dumps({"IDTest": [row]}))
+    command = [
+        "shift",
+        "custom",
+        "kinds/mine.py:louder",
+        "--data",
+        "data.json",
+        "--out",
+        "out.json",
+    ]
+    assert main([*command, "--into", "OOD1Test", "--seed", "3"]) == 0
+    (made,) = read_corpus(tmp_path / "out.json", require_golden=False).require("OOD1Test")
+    assert (made.sample_id, made.subset, made.user_persona) == ("louder:a", "louder", "I BAKE.")
+    assert made.shift == {"kind": "louder", "source": "a", "seed": 3, "golden": "none"}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("def odd(sources): ...", "cannot be called with sources, corpus, seed, tag"),
+        ("def odd(**given): return [1]", "gave 1; accepted is a function (sources, corpus"),
+        ("def odd(**given): return 1 / len(given['tag'][9:])", "odd.py:1)"),
+        ("odd = print(1", "SyntaxError"),
+        ("raise SystemExit(3)", "failed with SystemExit: 3"),
+        ("", "has no 'odd'"),
+    ],
+)
+def test_what_is_wrong_with_a_shift_is_one_message(write, tmp_path, capsys, function, message):
+    write("odd.py", function)
+    write(
+        "data.json",
+        json.dumps({"IDTest": []}).replace(
+            "[]",
+            json.dumps(
+                [
+                    {
+                        "sample_ID": "a",
+                        "subset_tag": "x",
+                        "user_persona": "",
+                        "agent_character": "",
+                        "dialogue_context": [{"user_query": "Hi"}],
+                    }
+                ]
+            ),
+        ),
+    )
+    command = ["shift", "custom", "odd.py:odd", "--data", "data.json", "--out", "out.json"]
+    assert main([*command, "--into", "OOD1Test"]) == 2
+    said = capsys.readouterr().err
+    assert "shift 'odd.py:odd'" in said and message in said and "Traceback" not in said
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("def odd(prompts, **given): return 1", "gave int, which has no 'prompts'"),
+        ("def odd(prompts): ...", "cannot be called with settings, prompts, renderer"),
+        ("odd = 1", "is int; accepted is a function or class (prompts, train, **more)"),
+        ("async def odd(**given): ...", "is asynchronous"),
+        ("def odd(prompts, **given): return given['sed']", "failed with KeyError: 'sed'"),
+        (
+            ANSWERS := """
+            class odd:
+                settings = {}
+                def __init__(self, prompts, **given): self.prompts = prompts
+                def answers(self, examples): ANSWERS
+         """.replace("ANSWERS", "yield from ()"),
+            "the teacher gave no answer",
+        ),
+        (ANSWERS.replace("yield from ()", "yield 'a trace'"), "answered with 'a trace'"),
+        (ANSWERS.replace("yield from ()", "yield 1 / 0"), "failed with ZeroDivisionError"),
+        (ANSWERS.replace("{}", "{1, 2}"), "not JSON serializable"),
+    ],
+)
+def test_what_is_wrong_with_a_teacher_is_one_message(recipe_of, write, tmp_path, teacher, message):
+    write("odd_teacher.py", teacher)
+    recipe = recipe_of(traces={"teacher": "custom:odd_teacher.py:odd"}, rounds={"count": 0})
+    with pytest.raises(TeacherError) as caught:
+        train(recipe, tmp_path / "run")
+    assert message in str(caught.value)
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_a_malformed_trace_of_a_users_teacher_is_named(recipe_of, write, tmp_path):
+    write("mine.py", textwrap.dedent(MINE).replace('"Here you are. " + example.trace', '"No."'))
+    recipe = recipe_of(traces={"teacher": "custom:mine.py:Copying"})
+    with pytest.raises(TeacherError, match=r"sample_ID 'IDTrain-\d+': no usable trace.*'No.'"):
+        train(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["endpoints", "custom:", "custom:my-file:f", "custom:mine"])
+def test_a_recipe_says_what_it_accepts(recipe_of, text):
+    with pytest.raises(RecipeError, match=r"traces.teacher: found .*; accepted are .*custom:file"):
+        recipe_of(traces={"teacher": text})
+
+
+def test_a_recipe_names_the_teachers_that_there_are(values_of):
+    for name in TEACHERS:
+        values = values_of(traces={"teacher": name, "model": "m", "base_url": "http://x"})
+        assert check_recipe(values, "tiny").traces.teacher == name
+
+
+def test_a_name_is_given_once_and_an_unknown_one_is_told_what_there_is():
+    kinds = Registry("kind", accepted="a function", given=())
+    kinds.register("one")(min)
+    assert kinds["one"] is min and list(kinds) == ["one"]
+    with pytest.raises(ValueError, match="two of the kind 'one'"):
+        kinds.register("one")(max)
+    with pytest.raises(CoevolveError, match="--kind: found 'two'; accepted are one, custom:"):
+        kinds.get("two", "--kind")
