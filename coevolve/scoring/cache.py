@@ -1,29 +1,22 @@
 """Work that is never done twice: reasonings and scores on disk, found again by what they were
 computed from.
 
-    CACHE/
-      FINGERPRINT/               of the role's weights, its base model, precision and device: see
-      `fingerprint`
-        HOST-PID-RANDOM.jsonl    one for each process that wrote, which appends to its own only
-
-A line is {"key", "value", "check"}: the SHA-256 of all that the value depends on besides the
-fingerprint, the value, and a CRC-32 of both. A writer that is killed leaves at most half a line,
-which nobody reads; a damaged line is said once, left out, and its work is done again. Nothing is
-ever changed or removed, so any number of processes may read and write at a time; the whole folder
-may be deleted at any time.
+All models share one SQLite database, CACHE/work.sqlite, which any number of commands may use at a
+time. A row is found by the SHA-256 of all that its value depends on: the model (see `fingerprint`),
+prompt, response, settings. Beyond MOST_BYTES the rows go that were not asked for the longest. A
+damaged value is left out by its CRC-32, a damaged database begun anew; either is said once, and its
+work is done again. The whole folder may be deleted at any time.
 """
 
-import base64
 import hashlib
 import json
 import logging
-import os
-import secrets
-import socket
+import sqlite3
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,100 +26,109 @@ from coevolve.scoring.batching import Ids
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-"""Goes up when the same question gets another answer."""
-DAMAGED = "%s: %d damaged %s; what they held is computed again."
+VERSION = 2
+"""Goes up when the same question gets another answer, or is kept in another form."""
+MOST_BYTES = 1 << 33
+"""Of the database: 8 GiB, about ten million scores."""
+_AT_ONCE = 500  # keys in one query
+_PATIENCE = 60.0  # seconds until another command's writing is taken for a fault
+_STALE = 3600  # seconds; that a row was asked for is noted no more often
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS work"
+    " (key BLOB PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL, used INTEGER NOT NULL)"
+)
 
 
 class WorkCache:
-    """What one model answered, on disk and in memory.
+    """What one model answered.
 
     Args:
-        folder: of all caches; made when something is written.
-        fingerprint: of the model, a name that is safe for a folder.
+        folder: of the database that all models share.
+        fingerprint: of the model.
 
     Attributes:
         asked, found: how many values were asked for and found, by kind.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str):
-        self.folder = Path(folder).expanduser() / fingerprint
+    def __init__(self, folder: str | Path, fingerprint: str, *, most_bytes: int = MOST_BYTES):
+        self.folder = Path(folder).expanduser()
+        self.path = self.folder / "work.sqlite"
+        self.fingerprint, self.most_bytes = fingerprint, most_bytes
         self.asked: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
-        self._values: dict[str, Any] = {}
-        self._read: dict[Path, int] = {}
-        self._own = (
-            self.folder / f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
-        )
+        self._opened: sqlite3.Connection | None = None
         self._warned: set[str] = set()
 
-    def get(
-        self, kind: str, keys: Sequence[str], usable: Sequence[Callable[[Any], bool]] = ()
-    ) -> list[Any]:
-        """The value of each key, None where there is none yet, or one that its entry of `usable`
-        refuses.
-        """
-        self._refresh()
-        values = [self._values.get(key) for key in keys]
-        odd = [
-            place
-            for place, fits in enumerate(usable)
-            if values[place] is not None and not fits(values[place])
-        ]
-        if odd:
-            self._warn("damage", DAMAGED, self.folder, len(odd), "values")
-        for place in odd:
-            values[place] = None
-        self.asked[kind] += len(keys)
-        self.found[kind] += sum(value is not None for value in values)
-        return values
-
-    def put(self, values: Iterable[tuple[str, Any]]) -> None:
-        """Keep JSON values by key. A disk that takes no more is said once, and stops nobody."""
-        new = dict(values)
-        self._values.update(new)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self._own, "ab") as file:
-                file.write(b"".join(_line(key, value) for key, value in new.items()))
-        except OSError as error:
-            self._warn(
-                "write", "%s: what is computed is not kept (%s).", self.folder, error.strerror
-            )
-
-    def _refresh(self) -> None:
-        """Read what was written since the last time, by others too."""
-        for path in sorted(self.folder.glob("*.jsonl")):
-            if path != self._own and path.is_file():
-                self._read_on(path)
-
-    def _read_on(self, path: Path) -> None:
-        start = self._read.get(path, 0)
-        try:
-            with open(path, "rb") as file:
-                file.seek(start)
-                content = file.read()
-        except OSError as error:
-            self._warn(
-                "read",
-                "%s: cannot be read (%s); what it holds is computed again.",
-                path,
-                error.strerror,
-            )
-            return
-        whole = (
-            content.rfind(b"\n") + 1
-        )  # the rest is being written, or was when its writer was killed
-        self._read[path] = start + whole
-        damaged = 0
-        for line in content[:whole].splitlines():
-            found = _parsed(line)
-            if found is None:
-                damaged += 1
-            else:
-                self._values[found[0]] = found[1]
+    def get(self, kind: str, keys: Sequence[str]) -> list[bytes | None]:
+        """The value of each key, None where there is none."""
+        hashes, values, damaged = [self._hash(key) for key in keys], dict[bytes, bytes](), 0
+        for start in range(0, len(hashes), _AT_ONCE):
+            for key, value, crc in self._rows(hashes[start : start + _AT_ONCE]):
+                whole = isinstance(key, bytes) and isinstance(value, bytes)
+                if whole and crc == zlib.crc32(key + value):
+                    values[key] = value
+                else:
+                    damaged += 1
         if damaged:
-            self._warn("damage", DAMAGED, path, damaged, "lines")
+            self._warn("damage", "%s: %d damaged values are computed again.", self.path, damaged)
+        self.asked[kind] += len(keys)
+        self.found[kind] += sum(key in values for key in hashes)
+        return [values.get(key) for key in hashes]
+
+    def put(self, values: Iterable[tuple[str, bytes]]) -> None:
+        """Keep values by key. A disk that takes no more is said once, and stops nobody."""
+        now = int(time.time())
+        rows = [(self._hash(key), value) for key, value in values]
+
+        def keep(database: sqlite3.Connection) -> None:
+            database.executemany(
+                "INSERT OR REPLACE INTO work VALUES (?, ?, ?, ?)",
+                [(key, value, zlib.crc32(key + value), now) for key, value in rows],
+            )
+            while _bytes_used(database) > self.most_bytes:
+                oldest = (
+                    "SELECT key FROM work ORDER BY used LIMIT (SELECT 1 + count(*) / 10 FROM work)"
+                )
+                if not database.execute(f"DELETE FROM work WHERE key IN ({oldest})").rowcount:
+                    break
+
+        self._in_database(keep)
+
+    def _rows(self, hashes: Sequence[bytes]) -> list[tuple[bytes, bytes, int]]:
+        """(key, value, CRC) of these keys, which are noted as used."""
+        among, now = f"key IN ({','.join('?' * len(hashes))})", int(time.time())
+        rows: list[tuple[bytes, bytes, int]] = []
+
+        def look(database: sqlite3.Connection) -> None:
+            rows.extend(database.execute(f"SELECT key, value, crc FROM work WHERE {among}", hashes))
+            noted = f"UPDATE work SET used = ? WHERE used < ? AND {among}"
+            database.execute(noted, (now, now - _STALE, *hashes))
+
+        self._in_database(look)
+        return rows
+
+    def _in_database(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Do work in a transaction. One that fails is undone and said once; it is no error."""
+        try:
+            if self._opened is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._opened = sqlite3.connect(self.path, timeout=_PATIENCE)
+                self._opened.execute(_TABLE)
+            with self._opened:
+                work(self._opened)
+        except (OSError, sqlite3.OperationalError) as error:
+            self._warn("use", "%s: what is computed is not kept (%s).", self.path, error)
+        except sqlite3.Error as error:
+            self._warn("damage", "%s: damaged, so it is begun anew (%s).", self.path, error)
+            if self._opened is not None:
+                self._opened.close()
+            self._opened = None
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+                self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
+
+    def _hash(self, key: str) -> bytes:
+        return hashlib.sha256(f"{self.fingerprint}\n{key}".encode()).digest()
 
     def _warn(self, about: str, message: str, *values: Any) -> None:
         if about not in self._warned:
@@ -153,28 +155,23 @@ def cached_scores(
 
     Args:
         pairs: integer array (Q, 2) of (prompt index, response index).
-        compute: takes some of the pairs and, as `found`, what to call with the place and values of
+        compute: takes some of the pairs and, as `found`, what to call with the index and values of
             each when known.
         progress: called with the number of pairs that were in the cache.
     """
     prompt_hash = {i: _ids_hash(prompts[i]) for i in np.unique(pairs[:, 0]).tolist()}
     response_hash = {j: _ids_hash(responses[j]) for j in np.unique(pairs[:, 1]).tolist()}
-    keys = [_key("score", prompt_hash[i], response_hash[j]) for i, j in pairs.tolist()]
-    usable = [partial(_is_scores, tokens=len(responses[j])) for _, j in pairs.tolist()]
-    values = cache.get("scores", keys, usable)
-    results = [None if value is None else _array(value) for value in values]
-    new = [place for place, values in enumerate(results) if values is None]
-    if progress is not None and len(new) < len(keys):
-        progress(len(keys) - len(new))
+    keys = [f"score {prompt_hash[i]} {response_hash[j]}" for i, j in pairs.tolist()]
+
+    def keep(known: Iterable[tuple[int, np.ndarray]]) -> None:
+        cache.put((keys[new[index]], np.asarray(x, dtype="<f8").tobytes()) for index, x in known)
+
+    values = cache.get("scores", keys)
+    results = [None if x is None else np.frombuffer(x, "<f8").astype(np.float64) for x in values]
+    new = _missing(values, progress)
     if new:
-        computed = compute(
-            pairs[new],
-            found=lambda known: cache.put(
-                (keys[new[place]], _text(values)) for place, values in known
-            ),
-        )
-        for place, values in zip(new, computed, strict=True):
-            results[place] = values
+        for index, computed in zip(new, compute(pairs[new], found=keep), strict=True):
+            results[index] = computed
     return results
 
 
@@ -185,8 +182,8 @@ def cached_texts(
     compute: Callable[[list[int]], list[tuple[list[int], bool]]],
     progress: Callable[[int], None] | None,
 ) -> list[tuple[list[int], bool]]:
-    """Generated ids, and whether each text was finished; `compute` is asked for the places that are
-    new.
+    """Generated ids, and whether each text was finished; `compute` is asked for the indices that
+    are new.
 
     Args:
         settings: for each prompt whatever else its text depends on: length, stop token, seed; JSON
@@ -194,83 +191,43 @@ def cached_texts(
         progress: called with the number of texts that were in the cache.
     """
     keys = [
-        _key("text", _ids_hash(prompt), json.dumps(options))
+        f"text {_ids_hash(prompt)} {json.dumps(options)}"
         for prompt, options in zip(prompts, settings, strict=True)
     ]
-    values = cache.get("reasonings", keys, [_is_text] * len(keys))
-    new = [place for place, value in enumerate(values) if value is None]
-    if progress is not None and len(new) < len(keys):
-        progress(len(keys) - len(new))
+    values = cache.get("reasonings", keys)
+    results = [None if value is None else tuple(json.loads(value)) for value in values]
+    new = _missing(values, progress)
     if new:
-        computed = compute(new)
-        cache.put(
-            (keys[place], [list(map(int, ids)), finished])
-            for place, (ids, finished) in zip(new, computed, strict=True)
-        )
-        for place, value in zip(new, computed, strict=True):
-            values[place] = value
-    return [(list(ids), finished) for ids, finished in values]
+        computed = [(list(map(int, ids)), finished) for ids, finished in compute(new)]
+        for index, text in zip(new, computed, strict=True):
+            results[index] = text
+        cache.put((keys[index], json.dumps(results[index]).encode()) for index in new)
+    return results
 
 
 def taken(caches: Sequence[WorkCache]) -> str:
     """In words, how much of the work was found."""
-    asked, found = Counter(), Counter()
-    for cache in caches:
-        asked.update(cache.asked)
-        found.update(cache.found)
+    asked = sum((cache.asked for cache in caches), Counter[str]())
+    found = sum((cache.found for cache in caches), Counter[str]())
     parts = [f"{found[kind]} of {asked[kind]} {kind}" for kind in sorted(asked)]
-    return f"{' and '.join(parts) or 'nothing'} taken from the cache in {caches[0].folder.parent}"
+    return f"{' and '.join(parts) or 'nothing'} taken from the cache in {caches[0].folder}"
 
 
-def _line(key: str, value: Any) -> bytes:
-    return json.dumps({"key": key, "value": value, "check": _check(key, value)}).encode() + b"\n"
+def _missing(values: Sequence[Any], progress: Callable[[int], None] | None) -> list[int]:
+    """The indices of the values that are new."""
+    new = [index for index, value in enumerate(values) if value is None]
+    if progress is not None and len(new) < len(values):
+        progress(len(values) - len(new))
+    return new
 
 
-def _parsed(line: bytes) -> tuple[str, Any] | None:
-    """Key and value of a line, None if it is damaged."""
-    try:
-        row = json.loads(line)
-        key, value, check = row["key"], row["value"], row["check"]
-        return (key, value) if isinstance(key, str) and check == _check(key, value) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _is_scores(value: Any, tokens: int) -> bool:
-    """Whether a value is a finite number for each token."""
-    try:
-        return _array(value).shape == (tokens,) and bool(np.isfinite(_array(value)).all())
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a value is a list of ids, and whether the text was finished."""
-    if not (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], list)
-        and type(value[1]) is bool
-    ):
-        return False
-    return all(type(number) is int and 0 <= number < 2**31 for number in value[0])
-
-
-def _check(key: str, value: Any) -> int:
-    return zlib.crc32(json.dumps([key, value]).encode())
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _bytes_used(database: sqlite3.Connection) -> int:
+    size, pages, free = (
+        database.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_size", "page_count", "freelist_count")
+    )
+    return size * (pages - free)
 
 
 def _ids_hash(ids: Ids) -> str:
     return hashlib.sha256(np.asarray(ids, dtype="<i8").tobytes()).hexdigest()
-
-
-def _text(values: np.ndarray) -> str:
-    return base64.b64encode(np.asarray(values, dtype="<f8").tobytes()).decode()
-
-
-def _array(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)

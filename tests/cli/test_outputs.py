@@ -196,7 +196,7 @@ WRITERS = {
     "training/setup.py": "a run's own folder",
     "training/divergence.py": "a run's own folder",
     "training/export.py": "inside a folder of outputs.py",
-    "scoring/cache.py": "appends to a file of its process's own",
+    "scoring/cache.py": "begins its damaged database anew",
     "scoring/roles.py": "inside a folder of outputs.py",
     "scoring/models.py": "converts a packaged model into the cache",
 }

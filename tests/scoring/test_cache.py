@@ -1,11 +1,10 @@
 """Work is found again by content, by any number of processes, and what is damaged is done again."""
 
-import base64
-import json
 import logging
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 
 from coevolve import ProbabilityEstimator
 from coevolve.errors import ArtifactError
-from coevolve.scoring.cache import WorkCache, _line, cached_scores, cached_texts, fingerprint, taken
+from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint, taken
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
 
 PROMPTS, RESPONSES = [[1, 2, 3], [1, 2], [9]], [[4], [5, 6]]
@@ -90,120 +89,66 @@ def test_a_text_is_found_by_its_settings_too(tmp_path):
         cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], drawn, never, None)
 
 
-@pytest.mark.parametrize("harm", ["flip", "not JSON", "another line's value"])
-def test_a_damaged_line_is_said_once_and_computed_again(tmp_path, harm, caplog):
+def database(folder):
+    return sqlite3.connect(folder / "work.sqlite")
+
+
+def test_a_damaged_value_is_said_once_and_computed_again(tmp_path, caplog):
     expected = scores(tmp_path, Model())
-    (file,) = (tmp_path / "model").glob("*.jsonl")
-    lines = file.read_bytes().splitlines(keepends=True)
-    for index in (1, 3):
-        if harm == "flip":
-            place = lines[index].index(b'"value": "') + 12
-            lines[index] = (
-                lines[index][:place] + bytes([lines[index][place] ^ 1]) + lines[index][place + 1 :]
-            )
-        elif harm == "not JSON":
-            lines[index] = b"\xff\x00{" + lines[index][3:]
-        else:
-            value = lines[0].partition(b'"value"')[2]
-            lines[index] = lines[index].partition(b'"value"')[0] + b'"value"' + value
-    file.write_bytes(b"".join(lines))
+    with database(tmp_path) as connection:
+        for (key,) in connection.execute("SELECT key FROM work").fetchall()[:2]:
+            connection.execute("UPDATE work SET value = ? WHERE key = ?", (b"another's", key))
     model = Model()
     with caplog.at_level(logging.WARNING):
         found = scores(tmp_path, model)
-    assert model.asked == [(0, 1), (1, 1)]
+    assert len(model.asked) == 2
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert [f"{file}: 2 damaged lines" in record.message for record in caplog.records] == [True]
-    with caplog.at_level(logging.WARNING):
-        scores(tmp_path, again := Model())
+    assert ["2 damaged values" in record.message for record in caplog.records] == [True]
+    scores(tmp_path, again := Model())
     assert again.asked == []
 
 
-def with_values(folder, make):
-    """Give each line of the cache another value, with the check that belongs to it."""
-    (file,) = (folder / "model").glob("*.jsonl")
-    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    file.write_bytes(b"".join(_line(row["key"], make(row["value"])) for row in rows))
-
-
-ODD = [
-    0,
-    1.5,
-    True,
-    "",
-    "x",
-    "é",
-    [],
-    {},
-    [1],
-    "AAAA",
-    base64.b64encode(np.array([np.nan] * 2).tobytes()).decode(),
-]
-
-
-@pytest.mark.parametrize("odd", ODD, ids=repr)
-def test_a_value_that_is_no_score_is_said_once_and_computed_again(tmp_path, odd, caplog):
-    expected = scores(tmp_path, Model())
-    with_values(tmp_path, lambda value: odd)
+@pytest.mark.parametrize("harm", ["another file", "holes", "another table"])
+def test_a_damaged_database_is_begun_anew(tmp_path, harm, caplog):
+    scores(tmp_path, Model())
+    file = tmp_path / "work.sqlite"
+    if harm == "another file":
+        file.write_bytes(b"no database" * 1000)
+    elif harm == "holes":
+        content = bytearray(file.read_bytes())
+        content[4096:] = b"\xff" * (len(content) - 4096)
+        file.write_bytes(content)
+    else:
+        with database(tmp_path) as connection:
+            connection.execute("DROP TABLE work")
+            connection.execute("CREATE TABLE work (something BLOB)")
     with caplog.at_level(logging.WARNING):
         found = scores(tmp_path, model := Model())
-    assert len(model.asked) == len(ALL) and [
-        record.message.count("6 damaged") for record in caplog.records
-    ] == [1]
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [0, "ab", [], [1, 2], [[1], 1], [[1.5], True], [["1"], True], [[-1], True], [[True], True]],
-)
-def test_a_value_that_is_no_text_is_written_again(tmp_path, odd):
-    def write(places):
-        return [([7], True) for _ in places]
-
-    cached_texts(WorkCache(tmp_path, "model"), PROMPTS, [{}] * 3, write, None)
-    with_values(tmp_path, lambda value: odd)
-    assert (
-        cached_texts(WorkCache(tmp_path, "model"), PROMPTS, [{}] * 3, write, None)
-        == [([7], True)] * 3
-    )
-
-
-def test_lines_that_are_no_lines_stop_nobody(tmp_path, caplog):
-    expected = scores(tmp_path, Model())
-    (file,) = (tmp_path / "model").glob("*.jsonl")
-    file.write_bytes(
-        b"\n".join(
-            [b"[" * 100_000, b'{"key": [], "value": 1, "check": 2}', b"null", b"9" * 5000, b""]
-        )
-    )
-    (tmp_path / "model" / "folder.jsonl").mkdir()
-    os.mkfifo(tmp_path / "model" / "pipe.jsonl")
-    with caplog.at_level(logging.WARNING):
-        found = scores(tmp_path, Model())
-    assert (
-        all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-        and len(caplog.records) == 1
-    )
-
-
-def test_half_a_line_is_not_read_until_it_is_whole(tmp_path, caplog):
+    assert len(model.asked) == len(ALL) == len(found)
+    assert len(caplog.records) == 1 and str(file) in caplog.records[0].message
     scores(tmp_path, Model())
-    (file,) = (tmp_path / "model").glob("*.jsonl")
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-20])
-    cache = WorkCache(tmp_path, "model")
-    model = Model()
-    cached_scores(cache, PROMPTS, RESPONSES, ALL[:5], model, None)
-    assert model.asked == []
-    file.write_bytes(whole)  # its writer goes on
-    cached_scores(cache, PROMPTS, RESPONSES, ALL, model, None)
-    assert model.asked == [] and not caplog.records
+    scores(tmp_path, again := Model())
+    assert len(again.asked) == (len(ALL) if harm == "another table" else 0)
+
+
+def test_what_was_not_asked_for_the_longest_goes_first(tmp_path):
+    cache = WorkCache(tmp_path, "model", most_bytes=200_000)
+    cache.put([("dear", b"kept")])
+    for count in range(40):
+        cache.put([(f"{count}", bytes([count]) * 9_000)])
+        with database(tmp_path) as connection:  # a day goes by
+            connection.execute("UPDATE work SET used = used - 86400")
+        assert cache.get("scores", ["dear"]) == [b"kept"]
+    values = cache.get("scores", [str(count) for count in range(40)])
+    gone = [value is None for value in values]
+    assert gone == sorted(gone, reverse=True) and 15 < sum(gone) < 35
+    assert (tmp_path / "work.sqlite").stat().st_size < 260_000
 
 
 def _write_for_ever(folder, number):
     cache = WorkCache(folder, "model")
     for count in range(1_000_000):
-        cache.put([(f"{number}-{count}", [number, count] * 40)])
+        cache.put([(f"{number}-{count}", f"{number} {count}".encode() * 40)])
 
 
 def test_killed_writers_leave_only_whole_values(tmp_path, caplog):
@@ -213,22 +158,18 @@ def test_killed_writers_leave_only_whole_values(tmp_path, caplog):
     ]
     for writer in writers:
         writer.start()
+    cache = WorkCache(tmp_path, "model")
+    keys = [f"{number}-{count}" for number in range(3) for count in range(3)]
     limit = time.monotonic() + 60
-    while len(list(tmp_path.rglob("*.jsonl"))) < 3 and time.monotonic() < limit:
+    while None in cache.get("scores", keys) and time.monotonic() < limit:
         time.sleep(0.02)
     for writer in writers:
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-    cache = WorkCache(tmp_path, "model")
-    keys = [f"{number}-{count}" for number in range(3) for count in range(20_000)]
-    found = {
-        key: value
-        for key, value in zip(keys, cache.get("scores", keys), strict=True)
-        if value is not None
-    }
-    assert {key.split("-")[0] for key in found} == {"0", "1", "2"}
-    assert all(value == list(map(int, key.split("-"))) * 40 for key, value in found.items())
-    assert not caplog.records
+    values = cache.get("scores", keys)
+    assert values == [key.replace("-", " ").encode() * 40 for key in keys]
+    cache.put([("another", b"value")])  # nobody is kept waiting by the dead
+    assert cache.get("scores", ["another"]) == [b"value"] and not caplog.records
 
 
 def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path, caplog):

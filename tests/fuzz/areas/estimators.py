@@ -255,13 +255,10 @@ def _damaged_cache(case: Case, source: Path) -> None:
     kept, probe = case.inputs / "kept", _probe(case.valid.run)
     estimator.use_cache(kept)
     _score(estimator, probe)
-    for file in sorted(kept.rglob("*.jsonl")):
-        file.rename(file.with_name("other-host-1-ab.jsonl"))
     if not case.untouched:
-        files = sorted(kept.rglob("*.jsonl"))
         damage_file = case.chance(0.8)
         did = (
-            mutate_file(case.rng, case.rng.choice(files))
+            mutate_file(case.rng, kept / "work.sqlite")
             if damage_file
             else mutate_folder(case.rng, kept)
         )
