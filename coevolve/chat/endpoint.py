@@ -7,6 +7,9 @@ What goes wrong is one of three things, and each is treated in its own way:
   long as the server asks to;
 - the server refuses this request (400, 413, 422): the question gets no answer;
 - the server refuses every request (401, 403, 404, ...): the work stops.
+
+The client's own retries would not do: each thread waits by itself, for a minute at most, and half a
+body or one without end is not sent for again.
 """
 
 import json
@@ -15,11 +18,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from coevolve.chat.base import (
@@ -43,7 +47,6 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again
 _LONGEST_ASKED_WAIT = 600.0  # seconds; a server that asks for more is as good as down
 _LONGEST_BODY = 1 << 24  # bytes; no answer is a hundredth of that
 _SHOWN = 200  # characters of an unreadable body that an error quotes
-
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -110,17 +113,10 @@ class Endpoint:
                 'An endpoint needs the package openai. Install it with: pip install "coevolve[teacher]"'
             ) from None
         key = _key(api_key_env, environ)
-        self.address = base_url
-        self.model = model
-        self.concurrency = concurrency
-        self.retries = retries
-        self.temperature = temperature
-        self.seed = seed
-        self.max_tokens = max_tokens
-        self.extra = dict(extra)
-        self.attempts = attempts
-        self.patience = patience
-        self._pace = _Pace(rate_limit)
+        self.address, self.model, self.extra = base_url, model, dict(extra)
+        self.temperature, self.seed, self.max_tokens = temperature, seed, max_tokens
+        self.concurrency, self.retries, self.attempts = concurrency, retries, attempts
+        self.patience, self._pace = patience, _Pace(rate_limit)
         # The key is always passed: the client would otherwise send whatever OPENAI_API_KEY holds to
         # this address.
         self._client = openai.OpenAI(
@@ -161,76 +157,72 @@ class Endpoint:
             work.stopped.set()
         if work.failure is not None:
             reply, in_a_row = work.failure
-            raise self._failure(reply, in_a_row)
+            others = f" ({in_a_row} questions in a row)" if in_a_row > 1 else ""
+            raise ChatError(
+                f"The endpoint {self.address} failed at sample_ID {reply.id!r}{others}: "
+                f"{reply.problem}. Answers that came before are kept. Check the address, the "
+                "model's name and the key, then start again."
+            )
 
     def _reply(self, question: Question, read: Read[Value], work: "_Work") -> Reply[Value] | None:
         """The reply to a question; None where the work stopped before, or because of it."""
-        try:
-            outcome = self._outcome(question, read, work)
-        except _StoppedError:
-            return None
-        return None if work.note(outcome) else outcome.reply
-
-    def _outcome(self, question: Question, read: Read[Value], work: "_Work") -> "_Outcome[Value]":
-        import openai
-
         problem = ""
         for attempt in range(1, self.attempts + 1):
             try:
                 completion = self._complete(question, attempt, work)
-            except openai.APIStatusError as error:
-                about_it = error.status_code in _ABOUT_ONE_REQUEST
-                problem = (
-                    f"the server refused the request: {self._told(error)}"
-                    if about_it
-                    else self._told(error)
-                )
-                reply = Reply(question.id, None, problem, attempt)
-                return _Outcome(
-                    reply, server_fault=not about_it, fatal=not (about_it or _is_for_now(error))
-                )
-            except openai.APIError as error:
-                return _Outcome(
-                    Reply(question.id, None, self._told(error), attempt), server_fault=True
-                )
-            except _UnreadableError as error:
-                problem = f"the server's answer cannot be read: {error}"
-                return _Outcome(Reply(question.id, None, problem, attempt), server_fault=True)
+            except _StoppedError:
+                return None
+            except _NoAnswerError as fault:
+                reply: Reply[Value] = Reply(question.id, None, str(fault), attempt)
+                return None if work.stops_at(reply, fault) else reply
             value, problem = examined(read, question, completion)
             if value is not None:
-                return _Outcome(Reply(question.id, value, "", attempt))
-        return _Outcome(Reply(question.id, None, problem, self.attempts))
+                break
+        work.goes_on()
+        return Reply(question.id, value, problem, attempt)
 
     def _complete(self, question: Question, attempt: int, work: "_Work") -> Completion:
-        """The server's completion, asked for again while the server is in trouble; then its last
-        error.
-        """
-        import openai
+        """The server's completion, asked for again while the server is in trouble.
 
+        Raises:
+            _NoAnswerError: the last one.
+            _StoppedError: nothing more is to be asked.
+        """
         request = self._request(question, attempt)
         for sent in range(1, self.retries + 2):
             self._pace.wait(work.stopped)
             if work.stopped.is_set():
-                raise _StoppedError
+                break
             try:
-                return _read_completion(self._answer(request))
-            except openai.APIStatusError as error:
-                asked = _asked_wait(error.response.headers)
-                if not _is_for_now(error) or asked > _LONGEST_ASKED_WAIT or sent > self.retries:
+                return self._send(request)
+            except _NoAnswerError as fault:
+                if not fault.for_now or fault.wait > _LONGEST_ASKED_WAIT or sent > self.retries:
                     raise
-                self._pace.hold(asked)
-                work.stopped.wait(0 if asked else _wait(sent))
-            except MemoryError:
-                raise
-            except (
-                Exception
-            ) as error:  # a body can be anything, and so can what the client makes of it
-                if sent > self.retries:
-                    if isinstance(error, openai.APIConnectionError | _UnreadableError):
-                        raise
-                    raise _UnreadableError(self._told(error)) from None
-                work.stopped.wait(_wait(sent))
-        raise AssertionError("the last try returns or raises")
+                self._pace.hold(fault.wait)
+                work.stopped.wait(0 if fault.wait else _wait(sent))
+        raise _StoppedError
+
+    def _send(self, request: Mapping[str, Any]) -> Completion:
+        import openai
+
+        try:
+            return _read_completion(self._answer(request))
+        except openai.APIStatusError as error:
+            status, told = error.status_code, self._told(error)
+            about_it = status in _ABOUT_ONE_REQUEST
+            raise _NoAnswerError(
+                f"the server refused the request: {told}" if about_it else told,
+                about_it=about_it,
+                for_now=status >= 500 or status in _FOR_NOW,
+                wait=_asked_wait(error.response.headers),
+            ) from None
+        except openai.APIConnectionError as error:
+            raise _NoAnswerError(self._told(error)) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # a body can be anything, and so what the client makes of it
+            told = str(error) if isinstance(error, _UnreadableError) else self._told(error)
+            raise _NoAnswerError(f"the server's answer cannot be read: {told}") from None
 
     def _request(self, question: Question, attempt: int) -> dict[str, Any]:
         request: dict[str, Any] = {
@@ -241,7 +233,8 @@ class Endpoint:
         if self.temperature is not None:
             request["temperature"] = temperature_of(attempt, self.temperature)
         if self.seed is not None:
-            request["seed"] = _mixed(self.seed + attempt - 1, question.id)
+            # The question's own, in the 31 bits that servers take.
+            request["seed"] = key_of(f"{self.seed + attempt - 1}:{question.id}") & 0x7FFFFFFF
         kept = {name: value for name, value in request.items() if name not in self.extra}
         # The client refuses names that are not OpenAI's; what is in extra_body it sends as it is.
         added = {name: value for name, value in self.extra.items() if value is not None}
@@ -262,29 +255,11 @@ class Endpoint:
         except (ValueError, RecursionError) as error:
             raise _UnreadableError(f"it is not JSON ({error}): {_quoted(body)}") from None
 
-    def _failure(self, reply: Reply[Any], in_a_row: int) -> ChatError:
-        others = f" ({in_a_row} questions in a row)" if in_a_row > 1 else ""
-        return ChatError(
-            f"The endpoint {self.address} failed at sample_ID {reply.id!r}{others}: {reply.problem}. Answers that "
-            "came before are kept. Check the address, the model's name and the key, then start again."
-        )
-
     def _told(self, error: Exception) -> str:
         """The error's kind and words, without the key, which some servers send back."""
         key = self._client.api_key
         words = str(error) if key == _NO_KEY else str(error).replace(key, "***")
         return f"{type(error).__name__}: {words.rstrip('.')}"
-
-
-@dataclass(frozen=True)
-class _Outcome(Generic[Value]):
-    """A reply; whether it lacks a value for the server's reasons, and whether no other question can
-    do better.
-    """
-
-    reply: Reply[Value]
-    server_fault: bool = False
-    fatal: bool = False
 
 
 class _UnreadableError(ValueError):
@@ -293,6 +268,22 @@ class _UnreadableError(ValueError):
 
 class _StoppedError(Exception):
     """The work stopped before the question was answered."""
+
+
+class _NoAnswerError(Exception):
+    """A request without an answer.
+
+    Attributes:
+        about_it: whether it is the request's fault, otherwise the server's.
+        for_now: whether it may be answered later.
+        wait: seconds for which the server asks to be left alone.
+    """
+
+    def __init__(
+        self, told: str, *, about_it: bool = False, for_now: bool = True, wait: float = 0.0
+    ):
+        super().__init__(told)
+        self.about_it, self.for_now, self.wait = about_it, for_now, wait
 
 
 class _Work:
@@ -312,16 +303,23 @@ class _Work:
         self._in_a_row = 0
         self._lock = threading.Lock()
 
-    def note(self, outcome: _Outcome[Any]) -> bool:
-        """Count an outcome; returns whether it is, or comes behind, the failure that stops the
-        work.
-        """
+    def goes_on(self) -> None:
+        """Note that the server answered."""
         with self._lock:
-            self._in_a_row = self._in_a_row + 1 if outcome.server_fault else 0
-            if self.failure is None and (outcome.fatal or self._in_a_row >= self._patience):
-                self.failure = (outcome.reply, self._in_a_row)
+            self._in_a_row = 0
+
+    def stops_at(self, reply: Reply[Any], fault: _NoAnswerError) -> bool:
+        """Count a fault; returns whether it is, or comes behind, the failure that stops the work."""
+        if fault.about_it:
+            self.goes_on()
+            return False
+        with self._lock:
+            self._in_a_row += 1
+            too_many = self._in_a_row >= self._patience
+            if self.failure is None and (too_many or not fault.for_now):
+                self.failure = (reply, self._in_a_row)
                 self.stopped.set()
-            return self.failure is not None and outcome.server_fault
+            return self.failure is not None
 
 
 class _Pace:
@@ -352,31 +350,27 @@ def _in_threads(
     work: Callable[[Item], Result], items: Sequence[Item], count: int
 ) -> Iterator[Result]:
     """Results in the order in which they come. The threads end with the process, so that Ctrl-C
-    waits for no server.
+    waits for no server (as it would with a ThreadPoolExecutor).
     """
     waiting: SimpleQueue[Item] = SimpleQueue()
-    done: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
+    done: SimpleQueue[Future[Result]] = SimpleQueue()
     for item in items:
         waiting.put(item)
 
     def serve() -> None:
-        while True:
-            try:
-                item = waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                done.put((work(item), None))
-            except BaseException as error:
-                done.put((None, error))
+        with suppress(Empty):
+            while True:
+                item, future = waiting.get_nowait(), Future[Result]()
+                try:
+                    future.set_result(work(item))
+                except BaseException as error:
+                    future.set_exception(error)
+                done.put(future)
 
     for _ in range(min(count, len(items))):
         threading.Thread(target=serve, name="endpoint", daemon=True).start()
     for _ in items:
-        result, error = done.get()
-        if error is not None:
-            raise error
-        yield result
+        yield done.get().result()
 
 
 def _read_completion(answer: Any) -> Completion:
@@ -408,12 +402,10 @@ def _asked_wait(headers: Mapping[str, str]) -> float:
     """Seconds that a server asks to be left alone for (Retry-After: seconds or a date); 0 where it
     does not say.
     """
-    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "0")
     try:
         if milliseconds is not None:
             seconds = float(milliseconds) / 1000
-        elif value is None:
-            seconds = 0.0
         elif value.replace(".", "", 1).isdigit():
             seconds = float(value)
         else:
@@ -421,15 +413,6 @@ def _asked_wait(headers: Mapping[str, str]) -> float:
     except (TypeError, ValueError):
         return 0.0
     return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
-
-
-def _is_for_now(error: Any) -> bool:
-    return error.status_code >= 500 or error.status_code in _FOR_NOW
-
-
-def _mixed(seed: int, question_id: str) -> int:
-    """A seed of the question's own, in the 31 bits that servers take."""
-    return key_of(f"{seed}:{question_id}") & 0x7FFFFFFF
 
 
 def _key(name: str | None, environ: Mapping[str, str]) -> str | None:
@@ -465,14 +448,10 @@ def _require_plain_url(base_url: str) -> None:
     )
     try:
         parts = urlsplit(base_url)
-        usable = (
-            parts.scheme in ("http", "https")
-            and bool(parts.hostname)
-            and (parts.port is None or parts.port > 0)
-        )
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
-        parts, usable = None, False
-    if parts is not None and (parts.username or parts.password or parts.query or parts.fragment):
+        parts, usable = urlsplit(""), None
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise RecipeError(
             f"base_url: found a user name, password or query in it; {accepted}. Use api_key_env for a key."
         )
