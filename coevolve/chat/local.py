@@ -28,52 +28,106 @@ if TYPE_CHECKING:
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+Asked = tuple[Question, list[int]]
+"""A question and its prompt's ids."""
 
-class LocalChat:
-    """A transformers chat model on this machine.
 
-    A sample depends on the seed and the question's id, and not on which questions share a batch.
+class ModelHere:
+    """What chat models on this machine have in common.
 
     Args:
-        model: in evaluation mode.
         renderer: made with the model's own tokenizer, because it makes that tokenizer's control
             tokens harmless.
         max_new_tokens: a completion that has not ended by then is cut off.
-        batch_size: prompts in one pass.
-        attempts: how often a question is asked at most, for completions that the asker cannot use.
-        temperature: of the first attempt; 0 is greedy.
-        retry_temperature: of later attempts, at least.
+        batch_size: prompts in one pass; their replies arrive together.
+        temperature: 0 is greedy.
         weights: the SHA-256 of what was loaded, under names.
 
     Raises:
         RecipeError: a number is out of range.
     """
 
+    kind = ""
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        weights: Mapping[str, str] = MappingProxyType({}),
+    ):
+        require_positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        require_not_negative(temperature=temperature)
+        self.renderer, self.max_tokens, self.batch_size = renderer, max_new_tokens, batch_size
+        self.temperature, self.seed, self.weights = temperature, seed, dict(weights)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an answer depends on besides the question."""
+        return {
+            "kind": self.kind,
+            **self.weights,
+            **self.renderer.shown_date,
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+    def harmless(self, text: str) -> str:
+        return self.renderer.harmless(text)
+
+    def fitting(
+        self, questions: Sequence[Question], positions: int
+    ) -> tuple[list[Asked], list[Reply[Any]]]:
+        """The questions that leave room for an answer, with their prompts' ids, and replies to the
+        others.
+        """
+        room = positions - self.max_tokens
+        asked = [(question, prompt_ids(self.renderer, question)) for question in questions]
+        problem = (
+            "the prompt has {} tokens, and beside {} new ones the model has room for {}. Lower "
+            "max_new_tokens, or use a model with more positions"
+        )
+        return [pair for pair in asked if len(pair[1]) <= room], [
+            Reply(question.id, None, problem.format(len(ids), self.max_tokens, room), attempts=0)
+            for question, ids in asked
+            if len(ids) > room
+        ]
+
+
+class LocalChat(ModelHere):
+    """A transformers chat model on this machine.
+
+    A sample depends on the seed and the question's id, and not on which questions share a batch.
+
+    Args:
+        model: in evaluation mode.
+        renderer, options: as for `ModelHere`.
+        attempts: how often a question is asked at most, for completions that the asker cannot use.
+        retry_temperature: of later attempts, at least.
+
+    Raises:
+        RecipeError: a number is out of range.
+    """
+
+    kind = "local"
+
     def __init__(
         self,
         model: "PreTrainedModel",
         renderer: Renderer,
         *,
-        max_new_tokens: int,
         batch_size: int = 8,
         attempts: int = 1,
-        temperature: float = 0.0,
         retry_temperature: float = RETRY_TEMPERATURE,
-        seed: int = 0,
-        weights: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
     ):
-        require_positive(max_new_tokens=max_new_tokens, batch_size=batch_size, attempts=attempts)
-        require_not_negative(temperature=temperature)
-        require_positive(retry_temperature=retry_temperature)
-        self.model = model
-        self.renderer = renderer
-        self.max_tokens = max_new_tokens
-        self.batch_size = batch_size
-        self.attempts = attempts
-        self.temperature = temperature
-        self.retry_temperature = retry_temperature
-        self.seed = seed
-        self.weights = dict(weights)
+        super().__init__(renderer, batch_size=batch_size, **options)
+        require_positive(attempts=attempts, retry_temperature=retry_temperature)
+        self.model, self.attempts, self.retry_temperature = model, attempts, retry_temperature
 
     @classmethod
     def load(
@@ -87,14 +141,8 @@ class LocalChat:
         date: str | None = None,
         **options: Any,
     ) -> "LocalChat":
-        """Load a chat model and its tokenizer.
-
-        Args:
-            source, prompts, adapter, dtype, device, date: as for `load_chat_model`.
-            options: the constructor's keywords but `weights`.
-
-        Raises:
-            ChatError, ArtifactError, RecipeError: as `load_chat_model`.
+        """Load a chat model and its tokenizer, as `load_chat_model`; `options` are the
+        constructor's keywords but `weights`.
         """
         model, renderer = load_chat_model(
             source, prompts, adapter=adapter, dtype=dtype, device=device, date=date
@@ -107,61 +155,30 @@ class LocalChat:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What an answer depends on besides the question."""
-        return {
-            "kind": "local",
-            **self.weights,
-            **self.renderer.shown_date,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "max_new_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "seed": self.seed,
-        }
-
-    def harmless(self, text: str) -> str:
-        return self.renderer.harmless(text)
+        return {**super().settings, "dtype": str(self.model.dtype).removeprefix("torch.")}
 
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
         """One reply per question, batch by batch; prompts of about the same length share a batch."""
         from coevolve.scoring.batching import max_positions
 
-        room = max_positions(self.model) - self.max_tokens
-        prompts = [(question, prompt_ids(self.renderer, question)) for question in questions]
-        for question, ids in prompts:
-            if len(ids) > room:
-                yield Reply(
-                    question.id,
-                    None,
-                    f"the prompt has {len(ids)} tokens, and beside {self.max_tokens} new ones the model has room "
-                    f"for {room}. Lower max_new_tokens, or use a model with more positions",
-                    attempts=0,
-                )
-        fitting = sorted(
-            (pair for pair in prompts if len(pair[1]) <= room), key=lambda pair: -len(pair[1])
-        )
-        for start in range(0, len(fitting), self.batch_size):
-            yield from self._batch(fitting[start : start + self.batch_size], read)
+        asked, too_long = self.fitting(questions, max_positions(self.model))
+        yield from too_long
+        asked.sort(key=lambda pair: -len(pair[1]))
+        for start in range(0, len(asked), self.batch_size):
+            waiting = asked[start : start + self.batch_size]
+            for attempt in range(1, self.attempts + 1):
+                failed = []
+                for pair, completion in zip(
+                    waiting, self._complete(waiting, attempt) if waiting else (), strict=True
+                ):
+                    value, problem = read(pair[0], completion)
+                    if value is not None or attempt == self.attempts:
+                        yield Reply(pair[0].id, value, problem, attempt)
+                    else:
+                        failed.append(pair)
+                waiting = failed
 
-    def _batch(
-        self, waiting: list[tuple[Question, list[int]]], read: Read[Value]
-    ) -> Iterator[Reply[Value]]:
-        for attempt in range(1, self.attempts + 1):
-            failed = []
-            for (question, ids), completion in zip(
-                waiting, self._complete(waiting, attempt), strict=True
-            ):
-                value, problem = read(question, completion)
-                if value is not None or attempt == self.attempts:
-                    yield Reply(question.id, value, problem, attempt)
-                else:
-                    failed.append((question, ids))
-            waiting = failed
-            if not waiting:
-                return
-
-    def _complete(
-        self, asked: Sequence[tuple[Question, list[int]]], attempt: int
-    ) -> list[Completion]:
+    def _complete(self, asked: Sequence[Asked], attempt: int) -> list[Completion]:
         from coevolve.scoring.generate import Sampling, generate
 
         pad_id = self.renderer.tokenizer.pad_token_id
@@ -175,10 +192,7 @@ class LocalChat:
             sampling=Sampling(self.seed + attempt, temperature) if temperature else None,
             keys=[key_of(question.id) for question, _ in asked],
         )
-        return [
-            Completion(self.renderer.decode(generation.ids), generation.finished)
-            for generation in generations
-        ]
+        return [Completion(self.renderer.decode(x.ids), x.finished) for x in generations]
 
 
 def prompt_ids(renderer: Renderer, question: Question) -> list[int]:
@@ -250,11 +264,11 @@ def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:
     from coevolve.scoring.models import base_fingerprint, resolve_base
 
     with _of_the_chat_model():
-        fingerprints = {"weights": base_fingerprint(resolve_base(source))}
+        weights = {"weights": base_fingerprint(resolve_base(source))}
     return (
-        fingerprints
+        weights
         if adapter is None
-        else {**fingerprints, "adapter": sha256_file(_adapter_weights(adapter))}
+        else weights | {"adapter": sha256_file(_adapter_weights(adapter))}
     )
 
 

@@ -4,23 +4,12 @@ A vLLM server is an `Endpoint`.
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from coevolve.chat.base import (
-    Completion,
-    Question,
-    Read,
-    Reply,
-    Value,
-    examined,
-    key_of,
-    require_not_negative,
-    require_positive,
-)
-from coevolve.chat.local import load_renderer, prompt_ids, weight_fingerprints
+from coevolve.chat.base import Completion, Question, Read, Reply, Value, examined, key_of
+from coevolve.chat.local import Asked, ModelHere, load_renderer, weight_fingerprints
 from coevolve.errors import ArtifactError, ChatError
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet
@@ -30,44 +19,31 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 
-class VllmChat:
+class VllmChat(ModelHere):
     """A chat model in vLLM's engine. Each question is asked once.
 
     Args:
         engine: a `vllm.LLM`.
-        renderer: made with the model's own tokenizer.
-        max_new_tokens: a completion that has not ended by then is cut off.
-        batch_size: prompts given to the engine in one call; their replies arrive together.
-        temperature: 0 is greedy.
+        renderer, options: as for `ModelHere`.
         adapter: the folder of a LoRA adapter to use.
-        weights: the SHA-256 of what was loaded, under names.
 
     Raises:
         RecipeError: a number is out of range.
     """
+
+    kind = "vllm"
 
     def __init__(
         self,
         engine: "LLM",
         renderer: Renderer,
         *,
-        max_new_tokens: int,
         batch_size: int = 256,
-        temperature: float = 0.0,
-        seed: int = 0,
         adapter: str | None = None,
-        weights: Mapping[str, str] = MappingProxyType({}),
+        **options: Any,
     ):
-        require_positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        require_not_negative(temperature=temperature)
-        self.engine = engine
-        self.renderer = renderer
-        self.max_tokens = max_new_tokens
-        self.batch_size = batch_size
-        self.temperature = temperature
-        self.seed = seed
-        self.adapter = adapter
-        self.weights = dict(weights)
+        super().__init__(renderer, batch_size=batch_size, **options)
+        self.engine, self.adapter = engine, adapter
 
     @classmethod
     def load(
@@ -83,11 +59,7 @@ class VllmChat:
         """Start vLLM's engine with a model. Code that comes with a model is never run.
 
         Args:
-            source: a folder or hub id.
-            prompts: whose headings are made harmless in what comes from data.
-            adapter: a PEFT folder with a LoRA adapter.
-            dtype: `float32`, `bfloat16` or `float16`.
-            date: ISO; what a chat template that shows the date shows. Today by default.
+            source, prompts, adapter, dtype, date: as for `load_chat_model`.
             options: the constructor's keywords but `adapter` and `weights`.
 
         Raises:
@@ -115,38 +87,17 @@ class VllmChat:
     def address(self) -> str:
         return self.renderer.tokenizer.name_or_path
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What an answer depends on besides the question."""
-        return {
-            "kind": "vllm",
-            **self.weights,
-            **self.renderer.shown_date,
-            "max_new_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "seed": self.seed,
-        }
-
-    def harmless(self, text: str) -> str:
-        return self.renderer.harmless(text)
-
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
         """One reply per question, in order, batch by batch."""
-        limit = self.engine.model_config.max_model_len
         for start in range(0, len(questions), self.batch_size):
-            asked = []
-            for question in questions[start : start + self.batch_size]:
-                ids = prompt_ids(self.renderer, question)
-                if len(ids) + self.max_tokens <= limit:
-                    asked.append((question, ids))
-                    continue
-                problem = f"the prompt has {len(ids)} tokens; with {self.max_tokens} new ones it exceeds {limit}"
-                yield Reply(question.id, None, problem, attempts=0)
+            batch = questions[start : start + self.batch_size]
+            asked, too_long = self.fitting(batch, self.engine.model_config.max_model_len)
+            yield from too_long
             for (question, _), completion in zip(asked, self._complete(asked), strict=True):
                 value, problem = examined(read, question, completion)
                 yield Reply(question.id, value, problem)
 
-    def _complete(self, asked: Sequence[tuple[Question, list[int]]]) -> list[Completion]:
+    def _complete(self, asked: Sequence[Asked]) -> list[Completion]:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
@@ -155,9 +106,8 @@ class VllmChat:
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
                 seed=(self.seed + key_of(question.id)) & 0x7FFFFFFF,
-                stop_token_ids=[
-                    self.renderer.end_of_turn_id
-                ],  # and those of the generation config, by itself
+                # And those of the generation config, by itself.
+                stop_token_ids=[self.renderer.end_of_turn_id],
             )
             for question, _ in asked
         ]
@@ -167,10 +117,9 @@ class VllmChat:
             use_tqdm=False,
             lora_request=None if self.adapter is None else LoRARequest("adapter", 1, self.adapter),
         )
-        completions = (output.outputs[0] for output in outputs)
+        answers = (output.outputs[0] for output in outputs)
         return [
-            Completion.ended(self.renderer.decode(done.token_ids), done.finish_reason)
-            for done in completions
+            Completion.ended(self.renderer.decode(x.token_ids), x.finish_reason) for x in answers
         ]
 
 

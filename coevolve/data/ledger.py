@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from coevolve.data.example import Example
 from coevolve.errors import DataError
@@ -31,55 +31,84 @@ Fingerprint = Callable[[Example], str]
 """Of what an answer depends on in its example."""
 
 
-def open_ledger(path: str | Path, header: Mapping[str, Any], compared: Iterable[str]) -> list[Line]:
-    """The lines behind the header of a ledger to go on with; one that is not there is begun.
+class Ledger(Generic[Value]):
+    """A ledger to go on with; one that is not there is begun.
 
     Args:
-        path: the file.
         header: JSON values that say what gives the answers.
         compared: the keys of `header` whose values decide an answer; the others are for the record.
+        examples: to be answered; answers about others stay in the file.
+
+    Attributes:
+        by_id: the examples by sample_ID.
+        answers: those that the file has, by sample_ID.
+        todo: the examples without one.
 
     Raises:
-        DataError: the file has no such header, or its answers come from something else.
+        DataError: two examples have one sample_ID; the file has no such header, or its answers come
+            from something else; or as `answers_by_id`.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise DataError(
-            f"{path}: is no file, so no answers can be kept there. Move it away, or name another file."
-        )
-    if not path.exists() or path.stat().st_size == 0:
-        write_jsonl(path, [header])
-        return []
-    lines = _lines(path)
-    (_, first), *rows = lines or [(1, None)]
-    if not is_header(first, header):
-        raise DataError(
-            f"{path}:1: does not say which {next(iter(header))} wrote the file, so it is not continued. Name another "
-            "file."
-        )
-    for part in compared:
-        if first[part] != json.loads(json.dumps(header[part])):
+
+    def __init__(
+        self,
+        path: str | Path,
+        header: Mapping[str, Any],
+        compared: Iterable[str],
+        examples: Iterable[Example],
+        read_row: ReadRow[Value],
+        fingerprint: Fingerprint,
+    ):
+        self.path, self.by_id, self._fingerprint = Path(path), index_by_id(examples), fingerprint
+        rows = self._lines_behind(header, compared)
+        self.answers = answers_by_id(path, rows, self.by_id, read_row, fingerprint, unknown="leave")
+        self.todo = [x for name, x in self.by_id.items() if name not in self.answers]
+
+    @contextmanager
+    def adding(self) -> Iterator[Callable[..., None]]:
+        """Inside, a function from sample_ID and the fields of an answer, by keyword, that appends
+        it and sees to it that it is on the disk. Only now is a torn last line taken out.
+        """
+        with open(self.path, "r+b") as file:
+            content = file.read()
+            whole = _whole(content)
+            if whole < len(content):
+                file.truncate(whole)
+            elif not content.endswith(b"\n"):
+                file.write(b"\n")
+        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+
+            def add(sample_id: str, **answer: Any) -> None:
+                about = self._fingerprint(self.by_id[sample_id])
+                row = {"sample_ID": sample_id, **answer, "example": about}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+            yield add
+
+    def _lines_behind(self, header: Mapping[str, Any], compared: Iterable[str]) -> list[Line]:
+        path = self.path
+        if path.exists() and not path.is_file():
             raise DataError(
-                f"{path}:1: what is there comes from other {part}: {_difference(first[part], header[part])}. Name "
-                "another file, or delete this one to ask again."
+                f"{path}: is no file, so no answers can be kept there. Move it away, or name another file."
             )
-    return rows
-
-
-@contextmanager
-def appending(path: Path) -> Iterator[TextIO]:
-    """A ledger that was opened and found good, to append answers to; only now is a torn last line
-    taken out of it.
-    """
-    with open(path, "r+b") as file:
-        content = file.read()
-        whole = _whole(content)
-        if whole < len(content):
-            file.truncate(whole)
-        elif not content.endswith(b"\n"):
-            file.write(b"\n")
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
-        yield file
+        if not path.exists() or path.stat().st_size == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(path, [header])
+            return []
+        (_, first), *rows = _lines(path) or [(1, None)]
+        if not is_header(first, header):
+            raise DataError(
+                f"{path}:1: does not say which {next(iter(header))} wrote the file, so it is not "
+                "continued. Name another file."
+            )
+        for part in compared:
+            if first[part] != json.loads(json.dumps(header[part])):
+                raise DataError(
+                    f"{path}:1: what is there comes from other {part}: {_difference(first[part], header[part])}. Name "
+                    "another file, or delete this one to ask again."
+                )
+        return rows
 
 
 def is_header(value: Any, keys: Iterable[str]) -> bool:
@@ -129,14 +158,6 @@ def answers_by_id(
             )
         answers[sample_id] = answer
     return answers
-
-
-def append_answer(file: TextIO, example: Example, fingerprint: Fingerprint, **answer: Any) -> None:
-    """Append an answer's line to an open ledger, and see to it that it is on the disk."""
-    row = {"sample_ID": example.sample_id, **answer, "example": fingerprint(example)}
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def index_by_id(examples: Iterable[Example]) -> dict[str, Example]:

@@ -15,14 +15,7 @@ from typing import Any, Literal
 
 from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
 from coevolve.data.example import Example, text_field
-from coevolve.data.ledger import (
-    answers_by_id,
-    append_answer,
-    appending,
-    digest,
-    index_by_id,
-    open_ledger,
-)
+from coevolve.data.ledger import Ledger, digest
 from coevolve.data.responses import HEADER, read_response_row
 from coevolve.errors import ChatError, DataError
 from coevolve.prompts.play import PARTS, play_messages
@@ -53,12 +46,6 @@ class Collection:
     dropped: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Response:
-    text: str
-    cut_off: bool
-
-
 def collect_responses(
     examples: Sequence[Example],
     model: ChatModel,
@@ -86,23 +73,19 @@ def collect_responses(
         DataError: the file was made by another model or with other settings, or for examples that
             have changed since.
     """
-    path = Path(path)
-    by_id = index_by_id(examples)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = dict(zip(HEADER, (model.settings, digest(PARTS), model.address), strict=True))
-    rows = open_ledger(path, header, compared=("model", "prompt"))
-    found = answers_by_id(path, rows, by_id, read_response_row, _fingerprint, unknown="leave")
-    todo = [example for example in examples if example.sample_id not in found]
+    ledger = Ledger(path, header, ("model", "prompt"), examples, read_response_row, _fingerprint)
+    found, todo = len(ledger.answers), ledger.todo
     questions = [
         Question(example.sample_id, play_messages(example, model.harmless)) for example in todo
     ]
     dropped: list[str] = []
     answered = cut_off = 0
-    with appending(path) as file:
+    with ledger.adding() as add:
         for reply in model.replies(questions, _reader(model.max_tokens, keep_cut_off)):
             if reply.value is not None:
-                answered, cut_off = answered + 1, cut_off + reply.value.cut_off
-                append_answer(file, by_id[reply.id], _fingerprint, **_fields(reply.value))
+                answered, cut_off = answered + 1, cut_off + ("cut_off" in reply.value)
+                add(reply.id, **reply.value)
             elif on_failure == "error":
                 raise ChatError(
                     f"sample_ID {reply.id!r}: no usable response: {reply.problem}. Allow such samples to be dropped "
@@ -112,45 +95,40 @@ def collect_responses(
                 dropped.append(f"sample_ID {reply.id!r}: {reply.problem}")
             if progress is not None:
                 note = f"{len(dropped)} dropped" if dropped else ""
-                progress(len(found) + answered + len(dropped), len(examples), note)
+                progress(found + answered + len(dropped), len(examples), note)
     if dropped and not (found or answered):
         raise ChatError(
             f"The model gave no usable response to any of {len(dropped)} samples. First: {dropped[0]}."
         )
-    return Collection(len(examples), len(found), len(todo), cut_off, tuple(dropped))
+    return Collection(len(examples), found, len(todo), cut_off, tuple(dropped))
 
 
-def _reader(max_tokens: int, keep_cut_off: bool) -> Read[_Response]:
-    def read(_: Question, completion: Completion) -> tuple[_Response | None, str]:
-        text = without_thinking(completion.text).strip()
+def _reader(max_tokens: int, keep_cut_off: bool) -> Read[dict[str, Any]]:
+    """Reads a row's fields `response` and, where it was, `cut_off`."""
+
+    def read(_: Question, completion: Completion) -> tuple[dict[str, Any] | None, str]:
+        text, problem = without_thinking(completion.text).strip(), ""
+        used_up = f"{max_tokens} tokens"
         if text.startswith(BEGIN_OF_THINKING):
-            return (
-                None,
-                f"the model had not ended its thinking after {max_tokens} tokens. Allow more of them",
-            )
-        if not text:
-            ended = (
-                ""
-                if completion.finished
-                else f", and {max_tokens} tokens are used up. Allow more of them"
-            )
-            return None, f"the response is empty{ended}"
-        try:
-            text_field({"response": text}, "response", "the answer")
-        except DataError as error:
-            return None, str(error).removesuffix(".")
-        if not (completion.finished or keep_cut_off):
-            return None, (
-                f"the response was cut off after {max_tokens} tokens: {text[:_SHOWN]!r}. Allow more tokens, or keep "
+            problem = f"the model had not ended its thinking after {used_up}. Allow more of them"
+        elif not text:
+            used = f", and {used_up} are used up. Allow more of them"
+            problem = f"the response is empty{'' if completion.finished else used}"
+        elif not (completion.finished or keep_cut_off):
+            problem = (
+                f"the response was cut off after {used_up}: {text[:_SHOWN]!r}. Allow more tokens, or keep "
                 "responses that are cut off (--keep-cut-off)"
             )
-        return _Response(text, not completion.finished), ""
+        if problem:
+            return None, problem
+        fields: dict[str, Any] = {"response": text}
+        try:
+            text_field(fields, "response", "the answer")
+        except DataError as error:
+            return None, str(error).removesuffix(".")
+        return fields if completion.finished else {**fields, "cut_off": True}, ""
 
     return read
-
-
-def _fields(response: _Response) -> dict[str, Any]:
-    return {"response": response.text} | ({"cut_off": True} if response.cut_off else {})
 
 
 def _fingerprint(example: Example) -> str:

@@ -17,14 +17,7 @@ from typing import Any
 from coevolve.chat.base import ChatModel, Completion, Question, Read, without_thinking
 from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example, Turn, text_field
-from coevolve.data.ledger import (
-    answers_by_id,
-    append_answer,
-    appending,
-    digest,
-    index_by_id,
-    open_ledger,
-)
+from coevolve.data.ledger import Ledger, digest
 from coevolve.errors import ChatError, DataError
 from coevolve.files import parse_json
 from coevolve.shifts.build import generator, shift, shifted
@@ -32,7 +25,7 @@ from coevolve.shifts.build import generator, shift, shifted
 Progress = Callable[[int, int], None]
 """Called with the number of examples done and their total."""
 
-_HEADER = ("translator", "language", "prompt", "address")
+_DECIDES = ("translator", "language", "prompt")
 _SYSTEM = (
     "You translate dialogues. You are given a JSON object. Translate every string in it into {language}, as a native "
     "speaker would put it in a conversation, and keep names. Answer with a JSON object of the same shape and nothing "
@@ -92,26 +85,17 @@ def translate(
         DataError: the file was made by another translator or for another language, or for examples
             that have changed.
     """
-    path = Path(path)
-    by_id = index_by_id(examples)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = dict(
-        zip(
-            _HEADER,
-            (translator.settings, language, digest(_SYSTEM), translator.address),
-            strict=True,
-        )
-    )
-    rows = open_ledger(path, header, compared=("translator", "language", "prompt"))
-    done = answers_by_id(path, rows, by_id, _read_row, _fingerprint, unknown="leave")
+    decide = zip(_DECIDES, (translator.settings, language, digest(_SYSTEM)), strict=True)
+    header = {**dict(decide), "address": translator.address}
+    ledger = Ledger(path, header, _DECIDES, examples, _read_row, _fingerprint)
+    done, by_id = ledger.answers, ledger.by_id
     for sample_id, translation in done.items():
         for problem in _differences(
             translation, _texts(by_id[sample_id]), f"the translation of {sample_id!r}"
         ):
             raise DataError(f"{path}: {problem}. Remove its line to have it asked again.")
-    todo = [example for example in examples if example.sample_id not in done]
-    questions = [_question(example, language, translator) for example in todo]
-    with appending(path) as file:
+    questions = [_question(example, language, translator) for example in ledger.todo]
+    with ledger.adding() as add:
         for reply in translator.replies(questions, _reader(by_id)):
             if reply.value is None:
                 raise ChatError(
@@ -119,7 +103,7 @@ def translate(
                     "Translations that came before are kept. Use another translator, or leave the example out."
                 )
             done[reply.id] = reply.value
-            append_answer(file, by_id[reply.id], _fingerprint, translation=reply.value)
+            add(reply.id, translation=reply.value)
             if progress is not None:
                 progress(len(done), len(examples))
     by = {"address": translator.address, **translator.settings}

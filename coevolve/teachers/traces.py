@@ -18,14 +18,12 @@ from typing import Any, Literal
 
 from coevolve.data.example import Example, plain_row
 from coevolve.data.ledger import (
+    Ledger,
     ReadRow,
     answers_by_id,
-    append_answer,
-    appending,
     digest,
     index_by_id,
     is_header,
-    open_ledger,
 )
 from coevolve.errors import DataError, TeacherError
 from coevolve.files import read_jsonl
@@ -66,22 +64,18 @@ def collect_traces(
         DataError: the file belongs to another teacher or prompt set, or to examples that have
             changed since.
     """
-    path = Path(path)
-    by_id = index_by_id(examples)
     for example in examples:
         require_response(example)
-    header = {"teacher": teacher.settings, "prompts": digest(teacher.prompts.to_dict())}
-    rows = open_ledger(path, header, compared=_HEADER)
-    found = answers_by_id(
-        path, rows, by_id, _row_reader(teacher.prompts.sections), _fingerprint, unknown="leave"
-    )
-    todo = [example for example in examples if example.sample_id not in found]
+    header = dict(zip(_HEADER, (teacher.settings, digest(teacher.prompts.to_dict())), strict=True))
+    read_row = _row_reader(teacher.prompts.sections)
+    ledger = Ledger(path, header, _HEADER, examples, read_row, _fingerprint)
+    traces = ledger.answers
     dropped: list[str] = []
-    with appending(path) as file:
-        for answer in teacher.answers(todo):
+    with ledger.adding() as add:
+        for answer in teacher.answers(ledger.todo):
             if answer.trace is not None:
-                found[answer.sample_id] = answer.trace
-                append_answer(file, by_id[answer.sample_id], _fingerprint, trace=answer.trace)
+                traces[answer.sample_id] = answer.trace
+                add(answer.sample_id, trace=answer.trace)
             elif on_failure == "error":
                 raise TeacherError(
                     f"{answer.problem}. Set on_failure to drop to go on without such examples."
@@ -89,20 +83,13 @@ def collect_traces(
             else:
                 dropped.append(answer.problem)
             if progress is not None:
-                progress(
-                    len(found) + len(dropped),
-                    len(examples),
-                    f"{len(dropped)} dropped" if dropped else "",
-                )
-    if dropped and not found:
+                note = f"{len(dropped)} dropped" if dropped else ""
+                progress(len(traces) + len(dropped), len(examples), note)
+    if dropped and not traces:
         raise TeacherError(
             f"The teacher gave no usable trace for any of {len(dropped)} examples. First: {dropped[0]}."
         )
-    return {
-        example.sample_id: found[example.sample_id]
-        for example in examples
-        if example.sample_id in found
-    }
+    return {name: traces[name] for name in ledger.by_id if name in traces}
 
 
 def read_traces(

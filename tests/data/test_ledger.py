@@ -5,7 +5,7 @@ import json
 import pytest
 
 from coevolve.data.example import Example
-from coevolve.data.ledger import answers_by_id, append_answer, appending, index_by_id, open_ledger
+from coevolve.data.ledger import Ledger
 from coevolve.errors import DataError
 
 HEADER = {"teacher": {"kind": "a", "seed": 1}, "prompts": "p", "address": "here"}
@@ -25,15 +25,19 @@ def examples(make_row):
     return [Example.from_row(make_row(name), name) for name in ("a", "b")]
 
 
+def opened(path, examples, header=HEADER):
+    return Ledger(path, header, COMPARED, examples, read_row, fingerprint)
+
+
 def append(path, *examples):
-    with appending(path) as file:
+    ledger = opened(path, examples)
+    with ledger.adding() as add:
         for example in examples:
-            append_answer(file, example, fingerprint, answer=f"of {example.sample_id}")
+            add(example.sample_id, answer=f"of {example.sample_id}")
 
 
 def answers(path, examples, header=HEADER):
-    rows = open_ledger(path, header, COMPARED)
-    return answers_by_id(path, rows, index_by_id(examples), read_row, fingerprint, unknown="leave")
+    return opened(path, examples, header).answers
 
 
 @pytest.mark.parametrize("ending", ["\n", "", '\n{"sample_ID": "b", "ans'])
