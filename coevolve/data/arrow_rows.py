@@ -32,9 +32,7 @@ def write_rows(files: list[str], out: IO[str]) -> None:
         try:
             for row in rows_of(file):
                 out.write(f"{json.dumps([number, row], ensure_ascii=False)}\n")
-        except (
-            Exception
-        ) as error:  # pyarrow raises several kinds, and Python its own for text and memory
+        except Exception as error:  # several kinds of pyarrow's, and of Python's own
             reason = " ".join(str(error).split()) or type(error).__name__
             out.write(f"{json.dumps({'error': reason[:300], 'file': number})}\n")
             return

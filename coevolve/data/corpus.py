@@ -141,32 +141,16 @@ def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:
             lacks a required golden response; two rows have the same `sample_ID`. The message names
             file and row.
     """
-    at_folder, path = is_folder(path), Path(path)
-    if not at_folder:
-        value = _read_file(path)
-        rows = _group_by_split(value, path) if isinstance(value, list) else value
-    elif arrow.is_saved(path):
-        saved = arrow.read_saved(path)
-        is_flat = isinstance(saved, list)
-        rows = (
-            _group_by_split(_located(saved, str(path)), path)
-            if is_flat
-            else locate_splits(saved, str(path))
-        )
-    else:
-        rows = _read_split_folder(path)
-    return build_corpus(rows, str(path), require_golden=require_golden)
+    rows = _read(path)
+    if isinstance(rows, list):
+        rows = _group_by_split(rows, Path(path))
+    return build_corpus(rows, str(Path(path)), require_golden=require_golden)
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read examples without regard to splits: those of `read_data`, splits concatenated in the
-    order of SHIFT_OF_SPLIT.
-
-    Raises:
-        DataError: as `read_data`.
-    """
-    found = read_data(path)
-    return list(found.examples) if isinstance(found, Corpus) else found
+    """Those of `read_data`, splits concatenated in the order of SHIFT_OF_SPLIT."""
+    data = read_data(path)
+    return list(data.examples) if isinstance(data, Corpus) else data
 
 
 def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list[Example]:
@@ -175,25 +159,17 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
     Accepted are a `.jsonl`, `.json` (a list) or `.parquet` file of rows without the field `split`,
     and everything that `read_corpus` accepts. In a file without splits the golden response is
     optional, and a row may carry a model's response (`response` or `model_response`), which is left
-    to `read_responses`.
-
-    Args:
-        path: of one of these.
-        require_golden: as for `read_corpus`, where there are splits.
-
-    Raises:
-        DataError: as `read_corpus`.
+    to `read_responses`. Raises as `read_corpus`.
     """
-    at_folder, path = is_folder(path), Path(path)
-    if at_folder:
+    if is_folder(path):
         return read_corpus(path, require_golden=require_golden)
-    rows = _read_file(path)
+    rows, path = _read(path), Path(path)
+    if isinstance(rows, list) and not rows:
+        raise DataError(f"{path}: has no rows. Give at least one.")
+    if isinstance(rows, list) and isinstance(rows[0][1], Mapping) and "split" in rows[0][1]:
+        rows = _group_by_split(rows, path)
     if isinstance(rows, Mapping):
         return build_corpus(rows, str(path), require_golden=require_golden)
-    if not rows:
-        raise DataError(f"{path}: has no rows. Give at least one.")
-    if isinstance(rows[0][1], Mapping) and "split" in rows[0][1]:
-        return build_corpus(_group_by_split(rows, path), str(path), require_golden=require_golden)
     examples = [(where, Example.from_row(_without_response(row), where)) for where, row in rows]
     _check_unique(examples)
     return [example for _, example in examples]
@@ -237,10 +213,8 @@ def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]
 def build_corpus(
     rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True
 ) -> Corpus:
-    """Check rows that are already grouped by split, and make a Corpus of them.
-
-    Raises:
-        DataError: as `read_corpus`.
+    """Check rows that are already grouped by split, and make a Corpus of them. Raises as
+    `read_corpus`.
     """
     _check_split_names(rows_by_split, source)
     if not rows_by_split:
@@ -274,12 +248,21 @@ def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, li
     return {name: _located(rows, f"{source}: {name}") for name, rows in rows_by_split.items()}
 
 
-def _read_file(path: Path) -> list[Row] | dict[str, list[Row]]:
-    """Rows, or rows by split where the file holds an object of splits."""
-    if _is_parquet(path):
-        return _located(arrow.read_parquet([path])[0], str(path))
-    value = _rows_or_object(path)
-    return value if isinstance(value, list) else locate_splits(value, str(path))
+def _read(path: str | Path) -> list[Row] | dict[str, list[Row]]:
+    """Rows, or rows by split where the file or folder holds splits."""
+    at_folder, path = is_folder(path), Path(path)
+    if at_folder and not arrow.is_saved(path):
+        return _read_split_folder(path)
+    if at_folder:
+        value: Any = arrow.read_saved(path)
+    elif _is_parquet(path):
+        value = arrow.read_parquet([path])[0]
+    else:
+        value = _rows_or_object(path)
+        return value if isinstance(value, list) else locate_splits(value, str(path))
+    return (
+        _located(value, str(path)) if isinstance(value, list) else locate_splits(value, str(path))
+    )
 
 
 def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
@@ -307,11 +290,7 @@ def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
     """
     suffixes = (".json", ".jsonl", ".parquet")
     try:
-        files = [
-            file
-            for file in folder.iterdir()
-            if file.suffix in suffixes and not file.name.startswith(".")
-        ]
+        files = [x for x in folder.iterdir() if x.suffix in suffixes and x.name[0] != "."]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
     if not files:
@@ -379,11 +358,10 @@ def _check_unique(examples: Iterable[tuple[str, Example]]) -> None:
 def _check_split_names(names: Iterable[str], source: str) -> None:
     unknown = [name for name in names if name not in SHIFT_OF_SPLIT]
     if unknown:
-        listed = ", ".join(map(repr, unknown[:8])) + (
-            f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        )
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         raise DataError(
-            f"{source}: unknown split {listed}; accepted are {', '.join(SHIFT_OF_SPLIT)}."
+            f"{source}: unknown split {', '.join(map(repr, unknown[:8]))}{more}; accepted are "
+            f"{', '.join(SHIFT_OF_SPLIT)}."
         )
 
 

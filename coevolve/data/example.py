@@ -3,7 +3,7 @@ response y.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,7 +66,8 @@ class Example:
                 f"{where}: found {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}."
             )
         row = plain_row(row)
-        where = _with_id(where, row)
+        if isinstance(row.get("sample_ID"), str) and row["sample_ID"]:
+            where = f"{where} (sample_ID {row['sample_ID']!r})"
         missing = [field for field in REQUIRED_FIELDS if field not in row]
         if missing:
             raise DataError(
@@ -100,13 +101,12 @@ class Example:
                 for turn in self.dialogue
             ],
         }
-        if self.golden_response is not None:
-            row["agent_golden_response"] = self.golden_response
-        if self.trace is not None:
-            row["trace"] = self.trace
-        if self.shift is not None:
-            row["shift"] = self.shift
-        return row
+        optional = {
+            "agent_golden_response": self.golden_response,
+            "trace": self.trace,
+            "shift": self.shift,
+        }
+        return row | {name: value for name, value in optional.items() if value is not None}
 
 
 def plain_row(value: Any) -> Any:
@@ -137,18 +137,11 @@ def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:
     turns = []
     for index, turn in enumerate(value):
         field = f"dialogue_context[{index}]"
-        if (
-            not isinstance(turn, Mapping)
-            or len(turn) != 1
-            or next(iter(turn)) not in ("user_query", "agent_response")
-        ):
-            found = (
-                f"an object with {sorted(map(str, turn))}"
-                if isinstance(turn, Mapping)
-                else kind(turn)
-            )
+        names = sorted(map(str, turn)) if isinstance(turn, Mapping) else None
+        if names not in (["user_query"], ["agent_response"]):
+            found = kind(turn) if names is None else f"an object with {names}"
             raise DataError(f"{where}: {field} is {found}; accepted is {accepted}.")
-        name = next(iter(turn))
+        (name,) = names
         text = text_field(turn, name, where, label=f"{field}.{name}", empty=True)
         turns.append(Turn("user" if name == "user_query" else "agent", text))
     if turns[-1].speaker != "user":
@@ -165,25 +158,18 @@ def character_field(row: Mapping[str, Any], where: str) -> str | Mapping[str, An
     value = row["agent_character"]
     if isinstance(value, str):
         return text_field(row, "agent_character", where, empty=True)
-    if not isinstance(value, Mapping):
-        raise DataError(
-            f"{where}: agent_character is {kind(value)}; accepted is a string or an object."
-        )
-    return _json_object(value, "agent_character", where)
+    return _json_object(value, "agent_character", where, "a string or an object")
 
 
 def _shift(row: Mapping[str, Any], where: str) -> Mapping[str, Any] | None:
-    value = row.get("shift")
-    if value is None:
+    if row.get("shift") is None:
         return None
+    return _json_object(row["shift"], "shift", where, "the object that `coevolve shift` wrote")
+
+
+def _json_object(value: Any, field: str, where: str, accepted: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise DataError(
-            f"{where}: shift is {kind(value)}; accepted is the object that `coevolve shift` wrote."
-        )
-    return _json_object(value, "shift", where)
-
-
-def _json_object(value: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
+        raise DataError(f"{where}: {field} is {kind(value)}; accepted is {accepted}.")
     try:
         # Now rather than when a checkpoint is written: NaN, a lone surrogate, or a value that JSON
         # does not know.
@@ -206,13 +192,6 @@ def _trace(row: Mapping[str, Any], where: str) -> str | None:
 
 def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str | None:
     return None if row.get(field) is None else text_field(row, field, where)
-
-
-def _with_id(where: str, row: Mapping[str, Any]) -> str:
-    sample_id = row.get("sample_ID")
-    return (
-        f"{where} (sample_ID {sample_id!r})" if isinstance(sample_id, str) and sample_id else where
-    )
 
 
 def text_field(
@@ -239,12 +218,11 @@ def text_field(
         )
     try:
         value.encode("utf-8")
-    except (
-        UnicodeEncodeError
-    ) as error:  # an escape such as \ud83d without its second half: JSON allows it, UTF-8 not
-        found = value[error.start]
+    except UnicodeEncodeError as error:
+        # An escape such as \\ud83d without its second half: JSON allows it, UTF-8 does not.
         raise DataError(
-            f"{where}: {label} has half of a surrogate pair ({found!r}) at character {error.start}; remove it."
+            f"{where}: {label} has half of a surrogate pair ({value[error.start]!r}) at character {error.start}; "
+            "remove it."
         ) from None
     return value
 
@@ -259,3 +237,8 @@ def kind(value: Any) -> str:
         str: "a string",
     }
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, quoted, for messages."""
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")

@@ -62,33 +62,22 @@ def corpus_from_folder(folder: str | Path) -> Corpus:
     """
     folder = Path(folder)
     files = [
-        file for file in sorted(folder.rglob("*.json*")) if not _is_hidden(file.relative_to(folder))
-    ]
-    by_split = [
-        file for file in files if file.stem in SHIFT_OF_SPLIT and file.suffix in (".json", ".jsonl")
-    ]
-    whole = [
         file
-        for file in files
-        if file.suffix == ".json" and file not in by_split and _holds_splits(file)
+        for file in sorted(folder.rglob("*.json*"))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
+    by_split = [x for x in files if x.stem in SHIFT_OF_SPLIT and x.suffix in (".json", ".jsonl")]
+    whole = [x for x in files if x.suffix == ".json" and x not in by_split and _holds_splits(x)]
     if by_split and not whole:
         return build_corpus(read_split_files(by_split, str(folder)), str(folder))
     if len(whole) == 1 and not by_split:
         return read_corpus(whole[0])
     problem = "more than one corpus" if whole else "no corpus"
-    names = (
-        ", ".join(str(file.relative_to(folder)) for file in (whole + by_split or files))
-        or "no JSON file"
-    )
+    names = ", ".join(str(file.relative_to(folder)) for file in (whole + by_split or files))
     raise DataError(
-        f"{folder}: {problem} among {names}; accepted is one JSON object of splits, or one file for each split "
-        f"({', '.join(SHIFT_OF_SPLIT)}). Name the file to use with data.path=FILE."
+        f"{folder}: {problem} among {names or 'no JSON file'}; accepted is one JSON object of splits, or one file for "
+        f"each split ({', '.join(SHIFT_OF_SPLIT)}). Name the file to use with data.path=FILE."
     )
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _holds_splits(file: Path) -> bool:
@@ -109,9 +98,7 @@ def _download(
             cache_dir=cache_dir,
             allow_patterns=patterns,
         )
-    except (
-        Exception
-    ) as error:  # network, HTTP, offline mode, access, disk: each its own kind, one remedy
+    except Exception as error:  # network, access, disk: each its own kind, one remedy
         raise _unavailable(name, revision, "huggingface_hub.snapshot_download", error) from error
     return Path(folder)
 

@@ -102,25 +102,19 @@ def read_conversations(path: str | Path) -> list[Conversation]:
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     conversations = []
     try:
-        missing = [
-            name
-            for name in (USER_PERSONAS, AGENT_PERSONAS, CONVERSATION)
-            if name not in (reader.fieldnames or [])
-        ]
-        if missing:
-            columns = ", ".join(map(repr, reader.fieldnames or [])) or "none"
-            raise DataError(
-                f"{path}:1: column {missing[0]!r} is missing; the columns are {columns}."
-            )
+        columns = list(reader.fieldnames or [])
+        for name in (USER_PERSONAS, AGENT_PERSONAS, CONVERSATION):
+            if name not in columns:
+                there = ", ".join(map(repr, columns)) or "none"
+                raise DataError(f"{path}:1: column {name!r} is missing; the columns are {there}.")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
                     f"{path}:{reader.line_num}: the row that ends here has too {'many' if None in row else 'few'} "
-                    f"fields; accepted are {len(reader.fieldnames)}. Download the file again."
+                    f"fields; accepted are {len(columns)}. Download the file again."
                 )
-            utterances, problem = _parse_conversation(row[CONVERSATION])
             personas = _lines(row[USER_PERSONAS]), _lines(row[AGENT_PERSONAS])
-            conversations.append(Conversation(*personas, utterances, problem))
+            conversations.append(Conversation(*personas, *_parse_conversation(row[CONVERSATION])))
     except csv.Error as error:
         raise DataError(
             f"{path}:{reader.reader.line_num}: not CSV ({error}). Download the file again."
@@ -179,15 +173,9 @@ def _examples(
             left_out[problem] += 1
     if left_out:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in left_out.most_common())
-        looked_at = len(examples) + left_out.total()
-        logger.warning(
-            "%s: %d of %d conversations left out of %s: %s",
-            path,
-            left_out.total(),
-            looked_at,
-            subset,
-            reasons,
-        )
+        number, of = left_out.total(), len(examples) + left_out.total()
+        told = "%s: %d of %d conversations left out of %s: %s"
+        logger.warning(told, path, number, of, subset, reasons)
     if len(examples) < (size or 1):
         raise DataError(
             f"{path}: has {len(examples)} usable conversations for {subset} ({turns} user turns each), asked for were "
@@ -219,15 +207,12 @@ def _example(conversation: Conversation, sample_id: str, subset: str, turns: int
 
 
 def _shuffle_words(example: Example, index: int, seed: int) -> Example:
-    # One generator for each example: what happens to it does not depend on how many others there
-    # are.
+    # Each example's own generator: what happens to it does not depend on how many others there are.
     generator = random.Random(f"{seed}:{example.sample_id}")
     dialogue = []
     for turn in example.dialogue:
         words = turn.text.split()
         generator.shuffle(words)
         dialogue.append(replace(turn, text=" ".join(words)))
-    subset = "word_composition"
-    return replace(
-        example, sample_id=f"{subset}-{index:05d}", subset=subset, dialogue=tuple(dialogue)
-    )
+    name = "word_composition"
+    return replace(example, sample_id=f"{name}-{index:05d}", subset=name, dialogue=tuple(dialogue))

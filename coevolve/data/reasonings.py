@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coevolve.data.example import Example, kind, text_field
+from coevolve.data.example import Example, kind, listed, text_field
 from coevolve.errors import DataError
 from coevolve.files import read_json, read_jsonl
 
@@ -45,9 +45,8 @@ def read_reasonings(
     wanted = [example.sample_id for example in examples]
     missing = [sample_id for sample_id in wanted if sample_id not in found]
     if missing:
-        listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{path}: lacks a reasoning for {len(missing)} of {len(wanted)} samples: {listed}. Add them."
+            f"{path}: lacks a reasoning for {len(missing)} of {len(wanted)} samples: {listed(missing)}. Add them."
         )
     return {sample_id: found[sample_id] for sample_id in wanted}
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coevolve.data.corpus import Corpus, Row, read_rows
-from coevolve.data.example import Example, kind, text_field
+from coevolve.data.corpus import Corpus, read_rows
+from coevolve.data.example import Example, kind, listed, text_field
+from coevolve.data.ledger import is_header
 from coevolve.errors import DataError
 from coevolve.files import write_jsonl
 
@@ -48,25 +49,22 @@ def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
         DataError: a row is malformed, its response is empty, its `sample_ID` is not in `examples`
             or was there before; or an example has no response.
     """
-    wanted = {example.sample_id for example in examples}
-    found: dict[str, tuple[str, str]] = {}
-    for where, row in _response_rows(path):
-        sample_id, response = read_response_row(row, where)
-        _require_known(sample_id, wanted, where)
-        if sample_id in found:
+    answered: dict[str, tuple[str, str]] = {}
+    for where, sample_id, response in _rows_of(path, examples):
+        if sample_id in answered:
             raise DataError(
-                f"{where}: sample_ID {sample_id!r} was answered before, in {found[sample_id][0]}; accepted is one "
+                f"{where}: sample_ID {sample_id!r} was answered before, in {answered[sample_id][0]}; accepted is one "
                 "response for each sample. Remove one of the two."
             )
-        found[sample_id] = (where, response)
-    missing = [example.sample_id for example in examples if example.sample_id not in found]
+        answered[sample_id] = (where, response)
+    ids = [example.sample_id for example in examples]
+    missing = [sample_id for sample_id in ids if sample_id not in answered]
     if missing:
-        listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{path}: lacks a response for {len(missing)} of {len(wanted)} samples: {listed}. Add a row for each, or "
-            "allow such samples to be left out (--missing drop)."
+            f"{path}: lacks a response for {len(missing)} of {len(set(ids))} samples: {listed(missing)}. Add a "
+            "row for each, or allow such samples to be left out (--missing drop)."
         )
-    return [found[example.sample_id][1] for example in examples]
+    return [answered[sample_id][1] for sample_id in ids]
 
 
 def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> PartialResponses:
@@ -79,24 +77,21 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
         DataError: a row is malformed or its `sample_ID` is not in `examples`, which no count could
             put right; or no sample has a usable response.
     """
-    wanted = {example.sample_id for example in examples}
-    found: dict[str, list[str]] = {}
-    for where, row in _response_rows(path):
-        sample_id, response = read_response_row(row, where, empty=True)
-        _require_known(sample_id, wanted, where)
-        found.setdefault(sample_id, []).append(response)
-    once = {sample_id: texts[0] for sample_id, texts in found.items() if len(texts) == 1}
-    by_id = {sample_id: text for sample_id, text in once.items() if text.strip()}
+    answered: dict[str, list[str]] = {}
+    for _, sample_id, response in _rows_of(path, examples, empty=True):
+        answered.setdefault(sample_id, []).append(response)
+    ids = [example.sample_id for example in examples]
+    once = {name: texts[0] for name in ids if len(texts := answered.get(name, [])) == 1}
+    by_id = {name: text for name, text in once.items() if text.strip()}
     if not by_id:
         raise DataError(
-            f"{path}: none of {len(wanted)} samples has a usable response. Check the file."
+            f"{path}: none of {len(set(ids))} samples has a usable response. Check the file."
         )
-    ids = [example.sample_id for example in examples]
     return PartialResponses(
-        by_id={sample_id: by_id[sample_id] for sample_id in ids if sample_id in by_id},
-        missing=tuple(sample_id for sample_id in ids if sample_id not in found),
-        empty=tuple(sample_id for sample_id in ids if sample_id in once and sample_id not in by_id),
-        duplicated=tuple(sample_id for sample_id in ids if len(found.get(sample_id, ())) > 1),
+        by_id=by_id,
+        missing=tuple(name for name in ids if name not in answered),
+        empty=tuple(name for name in ids if name in once and name not in by_id),
+        duplicated=tuple(name for name in ids if len(answered.get(name, ())) > 1),
     )
 
 
@@ -185,19 +180,18 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
     )
 
 
-def _response_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a responses file, without the first line that `coevolve respond` writes."""
-    rows = read_rows(path)
-    yield from rows[1:] if rows and _is_header(rows[0][1]) else rows
-
-
-def _is_header(row: Any) -> bool:
-    return isinstance(row, Mapping) and set(row) == set(HEADER)
-
-
-def _require_known(sample_id: str, wanted: set[str], where: str) -> None:
-    if sample_id not in wanted:
-        raise DataError(
-            f"{where}: sample_ID {sample_id!r} is not in the data ({len(wanted)} samples). "
-            "Check that the responses belong to this data, or remove the row."
-        )
+def _rows_of(
+    path: str | Path, examples: Sequence[Example], *, empty: bool = False
+) -> Iterator[tuple[str, str, str]]:
+    """(place, sample_ID, response) of each row of a responses file; the first line that `coevolve
+    respond` writes is passed over.
+    """
+    wanted, rows = {example.sample_id for example in examples}, read_rows(path)
+    for where, row in rows[1:] if rows and is_header(rows[0][1], HEADER) else rows:
+        sample_id, response = read_response_row(row, where, empty=empty)
+        if sample_id not in wanted:
+            raise DataError(
+                f"{where}: sample_ID {sample_id!r} is not in the data ({len(wanted)} samples). "
+                "Check that the responses belong to this data, or remove the row."
+            )
+        yield where, sample_id, response

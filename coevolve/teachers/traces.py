@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from coevolve.data.example import Example, plain_row
+from coevolve.data.example import Example, listed, plain_row
 from coevolve.data.ledger import (
     Ledger,
     ReadRow,
@@ -118,9 +118,8 @@ def read_traces(
     )
     missing = [sample_id for sample_id in by_id if sample_id not in traces]
     if missing:
-        listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{path}: lacks a trace for {len(missing)} of {len(by_id)} examples: {listed}. Add a row for each."
+            f"{path}: lacks a trace for {len(missing)} of {len(by_id)} examples: {listed(missing)}. Add a row for each."
         )
     return {sample_id: traces[sample_id] for sample_id in by_id}
 
