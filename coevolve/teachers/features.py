@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from coevolve.data.example import Example
 from coevolve.data.words import words as characters_and_words
-from coevolve.teachers.cues import DOWNCAST, MAIN_ACTS, OPENERS, PLEASED, QUESTION_ENDINGS
+from coevolve.teachers.cues import CUES, MAIN_ACTS, OPENING_ACTS
 from coevolve.teachers.languages import content_words, fold, keys, language_of, words
 
 ACTS = (
@@ -21,20 +21,13 @@ ACTS = (
     *("advise", "wish", "about self", "about user", "exclaim", "state"),
 )
 TONES = ("enthusiastic", "lively", "warm", "sad", "curious", "plain")
-LENGTHS = (
-    ("very short", 4),
-    ("short", 8),
-    ("medium", 14),
-    ("long", 24),
-    ("very long", math.inf),
-)  # most words
+_MOST_WORDS = {"very short": 4, "short": 8, "medium": 14, "long": 24, "very long": math.inf}
+LENGTHS = tuple(_MOST_WORDS.items())
 
 Source = Literal["user's persona", "character", "last turn", "earlier turns"]
 
 _MOST_ACTS = 3
-_LONGEST_KEYWORD = (
-    24  # characters: what is longer is a run of text that no rule here can cut into words
-)
+_LONGEST_KEYWORD = 24  # characters; what is longer is text that no rule here can cut into words
 # With the full-width marks of Chinese and Japanese (ff01, ff1f, 3002), Arabic's question mark and
 # Hindi's danda.
 _SENTENCE_END = re.compile(r"(?<=[.!?\u2026\u061f\u0964])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
@@ -78,9 +71,7 @@ class Rarity:
             language = language_of(" ".join(texts))
             for text in texts:
                 self._documents += 1
-                self._with.update(
-                    {key for word in content_words(text, language) for key in keys(word)}
-                )
+                self._with.update(_keys_of([text], language))
 
     def __call__(self, word: str) -> float:
         return max(math.log((1 + self._documents) / (1 + self._with[key])) for key in keys(word))
@@ -119,9 +110,7 @@ def speech_acts(text: str, language: str) -> tuple[str, ...]:
 
 def tone(text: str, acts: tuple[str, ...], language: str) -> str:
     """One of `TONES`."""
-    pleased, downcast = (
-        _has_cue(cues.get(language), text, language) for cues in (PLEASED, DOWNCAST)
-    )
+    pleased, downcast = (_has_cue(mood, text, language) for mood in ("pleased", "downcast"))
     if downcast and not pleased:
         return "sad"
     if _EXCLAMATION.search(text):
@@ -156,11 +145,9 @@ def rarest(candidates: Sequence[str], rarity: Rarity, most: int) -> tuple[str, .
     """Up to `most` of the words, the rarest ones, in the order given. A run of text too long for a
     word is left out.
     """
-    candidates = [word for word in candidates if len(word) <= _LONGEST_KEYWORD]
-    ranked = sorted(
-        range(len(candidates)), key=lambda at: (-rarity(candidates[at]), -len(candidates[at]), at)
-    )
-    return tuple(candidates[at] for at in sorted(ranked[:most]))
+    words = [word for word in candidates if len(word) <= _LONGEST_KEYWORD]
+    order = sorted(range(len(words)), key=lambda at: (-rarity(words[at]), -len(words[at]), at))
+    return tuple(words[at] for at in sorted(order[:most]))
 
 
 def _keywords(
@@ -171,33 +158,32 @@ def _keywords(
     most = max(0, min(most, len(words(response, language)) - 1))
     candidates = content_words(response, language)
     if mode == "context":
-        known = {
-            key
-            for _, text in _passages(example)
-            for word in content_words(text, language)
-            for key in keys(word)
-        }
+        known = _keys_of((text for _, text in _passages(example)), language)
         candidates = [word for word in candidates if keys(word) & known]
     return rarest(candidates, rarity, most)
 
 
+def _keys_of(texts: Iterable[str], language: str) -> set[str]:
+    return {key for text in texts for word in content_words(text, language) for key in keys(word)}
+
+
 def _passages(example: Example) -> list[tuple[Source, str]]:
     """Every fact and turn of x, with where it stands."""
-    passages: list[tuple[Source, str]] = [
-        ("user's persona", fact) for fact in facts(example.user_persona)
-    ]
-    passages += [("character", fact) for fact in facts(example.agent_character)]
-    passages += [("earlier turns", turn.text) for turn in example.dialogue[:-1]]
-    return [*passages, ("last turn", example.dialogue[-1].text)]
+    *earlier, last = [turn.text for turn in example.dialogue]
+    of_source: dict[Source, list[str]] = {
+        "user's persona": facts(example.user_persona),
+        "character": facts(example.agent_character),
+        "earlier turns": earlier,
+        "last turn": [last],
+    }
+    return [(source, text) for source, texts in of_source.items() for text in texts]
 
 
 def _links(example: Example, language: str, rarity: Rarity) -> list[Link]:
     """Per source the passage that shares most with y; the strongest first, a tie going to the
     nearer source.
     """
-    response = {
-        key for word in content_words(example.golden_response or "", language) for key in keys(word)
-    }
+    response = _keys_of([example.golden_response or ""], language)
     nearness = ("last turn", "character", "user's persona", "earlier turns")
     best: dict[Source, tuple[float, tuple[str, ...]]] = {}
     for source, text in _passages(example):
@@ -211,21 +197,22 @@ def _links(example: Example, language: str, rarity: Rarity) -> list[Link]:
 
 def _sentence_acts(sentence: str, language: str) -> list[str]:
     """An opening act, if there is one, and what the rest of the sentence does, if there is a rest."""
-    acts, rest = [], _plain(sentence)
-    for act, cues in OPENERS.get(language, {}).items():
-        opening = re.match(f"(?:{cues})" + ("" if language in _UNSPACED else r"\b"), rest)
+    acts, rest, cues = [], _plain(sentence), CUES.get(language, {})
+    for act in OPENING_ACTS if cues else ():
+        opening = re.match(f"(?:{cues[act]})" + ("" if language in _UNSPACED else r"\b"), rest)
         if opening:
             acts, rest = [act], rest[opening.end() :].strip()
             break
-    if _QUESTION.search(sentence) or re.search(QUESTION_ENDINGS.get(language, "(?!)"), rest):
+    if _QUESTION.search(sentence) or re.search(cues.get("ask", "(?!)"), rest):
         return [*acts, "ask"]
-    for act, cues in MAIN_ACTS.get(language, {}).items():
-        if _has_cue(cues, rest, language) and not (acts and act == "about user"):
+    for act in MAIN_ACTS:
+        if _has_cue(act, rest, language) and not (acts and act == "about user"):
             return [*acts, act]
     return acts or ["exclaim" if _EXCLAMATION.search(sentence) else "state"]
 
 
-def _has_cue(cues: str | None, text: str, language: str) -> bool:
+def _has_cue(act: str, text: str, language: str) -> bool:
+    cues = CUES.get(language, {}).get(act)
     if cues is None:
         return False
     pattern = f"(?:{cues})" if language in _UNSPACED else rf"\b(?:{cues})\b"

@@ -27,29 +27,21 @@ UNKNOWN = "unknown"
 
 _NAMED = {
     "Latin": (
-        "English",
-        "German",
-        "French",
-        "Italian",
-        "Spanish",
-        "Portuguese",
-        "Indonesian",
-        "Dutch",
+        *("English", "German", "French", "Italian"),
+        *("Spanish", "Portuguese", "Indonesian", "Dutch"),
     ),
     "Cyrillic": ("Russian", "Ukrainian"),
     "Arabic script": ("Arabic", "Persian"),
     "Devanagari": ("Hindi",),
 }
-_FUNCTION_WORDS = {
-    language: frozenset(listed.split()) for language, listed in FUNCTION_WORDS.items()
-}
+_FUNCTION_WORDS = {name: frozenset(listed.split()) for name, listed in FUNCTION_WORDS.items()}
 _KNOWN_BY = {
-    language: frozenset(listed.split())
-    for language, listed in {**FUNCTION_WORDS, **NAMING_WORDS}.items()
+    **_FUNCTION_WORDS,
+    **{name: frozenset(listed.split()) for name, listed in NAMING_WORDS.items()},
 }
 _OTHERS = [frozenset(listed.split()) for listed in OTHERS.values()]
 _LISTED_IN = Counter(
-    word for named in _NAMED.values() for language in named for word in _KNOWN_BY[language]
+    word for named in _NAMED.values() for name in named for word in _KNOWN_BY[name]
 )
 _CLEAR_LEAD, _WEAK_LEAD = 1.0, 0.5  # votes; with less than a clear one, the context has a say
 _MANY_WORDS = 5
@@ -130,17 +122,13 @@ def words(text: str, language: str) -> list[str]:
 
 def is_content(word: str, language: str) -> bool:
     """Whether the word can say what a text is about: no function word, no lone letter, no hiragana."""
-    plain = fold(word)
-    lone_letter = (
-        len(plain) == 1
-        and plain.isalpha()
-        and not _HAN_RUN.match(plain)
-        and not _HANGUL.match(plain)
-    )
-    stem = _without_particle(plain)
-    functions = _FUNCTION_WORDS.get(language, frozenset())
+    plain, functions = fold(word), _FUNCTION_WORDS.get(language, frozenset())
+    if len(plain) == 1 and plain.isalpha() and not (_HAN_RUN.match(plain) or _HANGUL.match(plain)):
+        return False
     return not (
-        lone_letter or _HIRAGANA_RUN.fullmatch(plain) or plain in functions or stem in functions
+        _HIRAGANA_RUN.fullmatch(plain)
+        or plain in functions
+        or _without_particle(plain) in functions
     )
 
 
@@ -195,21 +183,17 @@ def _script(text: str) -> str | None:
 def _named(text: str, context: str, languages: Sequence[str]) -> str:
     """The one of the languages that the text is in; its context, in the same script, may help."""
     alone = _Votes(text, languages)
-    if alone.lead >= (_CLEAR_LEAD if context else _WEAK_LEAD) and alone.is_likely(
-        alone.first, ahead=_WEAK_LEAD
-    ):
+    enough = _CLEAR_LEAD if context else _WEAK_LEAD
+    if alone.lead >= enough and alone.is_likely(alone.first, ahead=_WEAK_LEAD):
         return alone.first
     if context:
         both = _Votes(f"{text} {context}", languages)
+        first = both.first
         # What the text itself speaks against is not made likely by its context.
-        against = max(alone.others - alone.of[both.first], -alone.by_letters[both.first])
-        if (
-            both.lead > 0
-            and both.is_likely(both.first)
-            and against < _CLEAR_LEAD
-            and not alone.lacks(both.first)
-        ):
-            return both.first
+        against = max(alone.others - alone.of[first], -alone.by_letters[first])
+        likely = both.lead > 0 and both.is_likely(first) and not alone.lacks(first)
+        if likely and against < _CLEAR_LEAD:
+            return first
     return UNKNOWN
 
 
@@ -234,16 +218,11 @@ class _Votes:
         def weigh(listed: frozenset[str]) -> float:
             return sum(1 / max(_LISTED_IN[word], 1) for word in self.words if word in listed)
 
-        self.of = {
-            language: weigh(_KNOWN_BY[language]) + self.by_letters[language]
-            for language in languages
-        }
+        self.of = {name: weigh(_KNOWN_BY[name]) + self.by_letters[name] for name in languages}
         self.others = max(map(weigh, _OTHERS))
         ranked = sorted(languages, key=self.of.__getitem__, reverse=True)
-        self.first, self.lead = (
-            ranked[0],
-            self.of[ranked[0]] - (self.of[ranked[1]] if ranked[1:] else 0.0),
-        )
+        self.first = ranked[0]
+        self.lead = self.of[self.first] - (self.of[ranked[1]] if ranked[1:] else 0.0)
 
     def lacks(self, language: str) -> bool:
         """Whether the text is long enough to have words of the language, and has none."""
@@ -260,9 +239,8 @@ class _Votes:
         has = sum(word in _KNOWN_BY[language] for word in self.words)
         # A single word of one Latin language stands in some other as well.
         least = min(2, (len(self.words) + 1) // 2) if language in _NAMED["Latin"] else 1
-        enough = has >= max(least, 1) and has + self.by_letters[language] >= _LEAST_SHARE * len(
-            self.words
-        )
+        share = has + self.by_letters[language]
+        enough = has >= max(least, 1) and share >= _LEAST_SHARE * len(self.words)
         return enough and self.of[language] >= self.others + ahead
 
 

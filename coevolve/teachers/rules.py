@@ -29,13 +29,9 @@ from coevolve.teachers.languages import UNKNOWN, content_words, language_of
 
 Keywords = Literal["telling", "context"]
 
-_PERSONA, _CHARACTER, _DIALOGUE, _CONNECTIONS = (
-    *("[User Persona]", "[Agent Character]", "[Dialogue Context]"),
-    "[Connections]",
-)
-_VERSION = (
-    2  # of the rules; raise it when traces change, so that files of older ones are not continued
-)
+_KNOWN = ("[User Persona]", "[Agent Character]", "[Dialogue Context]", "[Connections]")
+_PERSONA, _CHARACTER, _DIALOGUE, _CONNECTIONS = _KNOWN
+_VERSION = 2  # of the rules; raised when traces change, so that older files are not continued
 
 
 class RuleTeacher:
@@ -63,11 +59,10 @@ class RuleTeacher:
         max_keywords: int = 3,
         keywords: Keywords = "telling",
     ):
-        known = (_PERSONA, _CHARACTER, _DIALOGUE, _CONNECTIONS)
-        unknown = [heading for heading in prompts.sections[:-1] if heading not in known]
+        unknown = [heading for heading in prompts.sections[:-1] if heading not in _KNOWN]
         if unknown:
             raise RecipeError(
-                f"prompts.sections: found {unknown[0]!r}; the rule-based teacher accepts {', '.join(known)} before the "
+                f"prompts.sections: found {unknown[0]!r}; the rule teacher accepts {', '.join(_KNOWN)} before the "
                 "features. Use another teacher, or traces from a file."
             )
         if keywords not in get_args(Keywords):
@@ -76,10 +71,8 @@ class RuleTeacher:
             )
         if max_keywords < 0:
             raise RecipeError(f"max_keywords: found {max_keywords}; accepted is a number from 0.")
-        self.prompts = prompts
-        self.max_keywords = max_keywords
+        self.prompts, self.max_keywords, self._rarity = prompts, max_keywords, Rarity(examples)
         self.keywords: Keywords = keywords
-        self._rarity = Rarity(examples)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -133,12 +126,11 @@ class RuleTeacher:
     def _last_turn(self, example: Example) -> str:
         turn, language = example.dialogue[-1].text, _user_language(example)
         acts = _listed(speech_acts(turn, language))
-        topic = (
-            _listed(rarest(content_words(turn, language), self._rarity, 3))
-            or "nothing in particular"
+        topic = _listed(rarest(content_words(turn, language), self._rarity, 3))
+        return (
+            f"There have been {_counted(len(example.dialogue), 'turn')}. The user's last one: {acts}. "
+            f"Its topic: {topic or 'nothing in particular'}."
         )
-        turns = _counted(len(example.dialogue), "turn")
-        return f"There have been {turns}. The user's last one: {acts}. Its topic: {topic}."
 
 
 @TEACHERS.register("rules")
@@ -167,14 +159,9 @@ def _full_connections(features: Features) -> str:
 
 
 def _full_features(features: Features) -> str:
-    return "\n".join(
-        (
-            f"Act: {_listed(features.acts)}.",
-            f"Words: {_listed(features.keywords) or 'none'}.",
-            f"Tone: {features.tone}.",
-            f"Length: {features.length}.",
-            f"Language: {features.language}.",
-        )
+    return (
+        f"Act: {_listed(features.acts)}.\nWords: {_listed(features.keywords) or 'none'}.\n"
+        f"Tone: {features.tone}.\nLength: {features.length}.\nLanguage: {features.language}."
     )
 
 
