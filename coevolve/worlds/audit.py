@@ -50,9 +50,7 @@ stands in theory.
 LEAST_LOSS = 0.1
 """Nats per response from which the sign of an EMID is asked for."""
 
-AUDIT_STREAM = (
-    5  # keeps the fresh samples apart from the splits, which are drawn from [seed, split]
-)
+AUDIT_STREAM = 5  # keeps the fresh samples apart from the splits, drawn from [seed, split]
 CONTEXTS_AT_ONCE = 16
 
 Row = dict[str, Any]
@@ -128,8 +126,7 @@ def audit_world(
     }
     policies = chosen_policies(worlds[IN_DISTRIBUTION], names)
     rows: list[Row] = []
-    of_home: dict[tuple[str, str, str], Row] = {}
-    emis_of_home: dict[tuple[str, str, str], Estimate] = {}
+    home: dict[tuple[str, str, str], tuple[Row, Estimate | None]] = {}
     for index, (split, world) in enumerate(worlds.items()):
         rng = np.random.default_rng([seed, AUDIT_STREAM, index])
         sample = _draw(split, world, policies, test, rng)
@@ -139,12 +136,11 @@ def audit_world(
             key = (row["policy"], row["source"], row["measure"])
             row = {"seed": seed, **row, "emid": None, "emid_error": None, "exact_emid": None}
             if split == IN_DISTRIBUTION:
-                of_home[key] = row
-                if estimated is not None:
-                    emis_of_home[key] = estimated
+                home[key] = row, estimated
             elif estimated is not None:
-                loss = emid(emis_of_home[key], estimated)
-                exact = of_home[key]["exact_emi"] - row["exact_emi"]
+                row_of_home, estimated_at_home = home[key]
+                loss = emid(estimated_at_home, estimated)
+                exact = row_of_home["exact_emi"] - row["exact_emi"]
                 row |= {"emid": loss.value, "emid_error": loss.standard_error, "exact_emid": exact}
             rows.append(row)
     return rows
@@ -167,21 +163,18 @@ def information_agreement(rows: Sequence[Row]) -> list[Row]:
         over seeds.
     """
     found = []
-    for measure, source, chosen in _groups([row for row in rows if row["policy"] == GOLDEN]):
-        by_seed = [
-            np.mean([row["information"] / row["exact_information"] for row in of_seed])
-            for of_seed in _by_seed(chosen)
-        ]
-        found.append(
-            {
-                "measure": measure,
-                "source": source,
-                "estimate": _mean(chosen, "information"),
-                "exact": _mean(chosen, "exact_information"),
-                "ratio": float(np.mean(by_seed)),
-                "ratio_spread": float(np.std(by_seed)),
-            }
-        )
+    for known, chosen in _groups([row for row in rows if row["policy"] == GOLDEN]):
+        by_seed = []
+        for of_seed in _by_seed(chosen):
+            estimate, exact = _columns(of_seed, "information", "exact_information")
+            by_seed.append(np.mean(estimate / exact))
+        numbers = {
+            "estimate": float(np.mean([row["information"] for row in chosen])),
+            "exact": float(np.mean([row["exact_information"] for row in chosen])),
+            "ratio": float(np.mean(by_seed)),
+            "ratio_spread": float(np.std(by_seed)),
+        }
+        found.append(known | numbers)
     return found
 
 
@@ -205,21 +198,19 @@ def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
         and (row["same_code"] or not same_code)
     ]
     found = []
-    for measure, source, chosen in _groups(wanted):
+    for known, chosen in _groups(wanted):
         by_seed = [_columns(of_seed, "exact_emi", "emi") for of_seed in _by_seed(chosen)]
-        ranked = [spearman(exact, found) for exact, found in by_seed if exact.size > 1]
-        linear = [pearson(exact, found) for exact, found in by_seed if exact.size > 1]
-        found.append(
-            {
-                "measure": measure,
-                "source": source,
-                "policies": by_seed[0][0].size,
-                "spearman": _mean_of(ranked),
-                "spearman_spread": None if _mean_of(ranked) is None else float(np.std(ranked)),
-                "pearson": _mean_of(linear),
-                "off": float(np.mean([np.abs(exact - found).mean() for exact, found in by_seed])),
-            }
-        )
+        ranked = [spearman(exact, emi) for exact, emi in by_seed if exact.size > 1]
+        linear = [pearson(exact, emi) for exact, emi in by_seed if exact.size > 1]
+        mean = _mean_of(ranked)
+        numbers = {
+            "policies": by_seed[0][0].size,
+            "spearman": mean,
+            "spearman_spread": None if mean is None else float(np.std(ranked)),
+            "pearson": _mean_of(linear),
+            "off": float(np.mean([np.abs(exact - emi).mean() for exact, emi in by_seed])),
+        }
+        found.append(known | numbers)
     return found
 
 
@@ -237,27 +228,24 @@ def emid_agreement(rows: Sequence[Row], *, same_code: bool, least: float = LEAST
         row for row in rows if row["emid"] is not None and (row["same_code"] or not same_code)
     ]
     found = []
-    for measure, source, chosen in _groups(wanted):
+    for known, chosen in _groups(wanted):
         exact, estimate, error = _columns(chosen, "exact_emid", "emid", "emid_error")
         large = np.abs(exact) > least
         right = np.sign(exact) == np.sign(estimate)
         sure = large & (np.abs(estimate) > 2 * error)
         varies = exact.size > 1 and np.ptp(exact) > 0
-        found.append(
-            {
-                "measure": measure,
-                "source": source,
-                "losses": int(exact.size),
-                "large": int(large.sum()),
-                "right": _share(right[large]),
-                "sure": int(sure.sum()),
-                "right_when_sure": _share(right[sure]),
-                "spearman": spearman(exact, estimate) if varies else None,
-                "pearson": pearson(exact, estimate) if varies else None,
-                "slope": float(np.polyfit(exact, estimate, 1)[0]) if varies else None,
-                "off": float(np.abs(exact - estimate).mean()),
-            }
-        )
+        numbers = {
+            "losses": int(exact.size),
+            "large": int(large.sum()),
+            "right": _share(right[large]),
+            "sure": int(sure.sum()),
+            "right_when_sure": _share(right[sure]),
+            "spearman": spearman(exact, estimate) if varies else None,
+            "pearson": pearson(exact, estimate) if varies else None,
+            "slope": float(np.polyfit(exact, estimate, 1)[0]) if varies else None,
+            "off": float(np.abs(exact - estimate).mean()),
+        }
+        found.append(known | numbers)
     return found
 
 
@@ -319,12 +307,10 @@ def _judge(
                 information = mutual_information(contrast, form)
                 row["information"] = information.value
                 ours = golden.setdefault((source, measure), information)
-                estimated = None if name == GOLDEN else difference(information, ours)
-                row["emi"] = None if estimated is None else estimated.value
-                row["emi_error"] = (
-                    None if estimated is None else standard_error(estimated.influence)
-                )
-                yield row, estimated
+                emi = None if name == GOLDEN else difference(information, ours)
+                row["emi"] = None if emi is None else emi.value
+                row["emi_error"] = None if emi is None else standard_error(emi.influence)
+                yield row, emi
 
 
 def _score(
@@ -365,12 +351,12 @@ def _marginals(
     }
 
 
-def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
     for measure in MEASURES:
         for source in SOURCES:
             chosen = [row for row in rows if row["measure"] == measure and row["source"] == source]
             if chosen:
-                yield measure, source, chosen
+                yield {"measure": measure, "source": source}, chosen
 
 
 def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
@@ -382,10 +368,6 @@ def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _columns(rows: Sequence[Row], *names: str) -> tuple[NDArray[np.float64], ...]:
     return tuple(np.array([row[name] for row in rows]) for name in names)
-
-
-def _mean(rows: Sequence[Row], name: str) -> float:
-    return float(np.mean([row[name] for row in rows]))
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:

@@ -1,6 +1,6 @@
 """An audit as tables for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from rich import box
@@ -25,6 +25,7 @@ LEGEND = (
     f"All responses have {RESPONSE_TOKENS} tokens: the published form, CLUB per token, is club / {RESPONSE_TOKENS}."
 )
 SHOWN_LOSSES = ("calibrated", "club")
+KINDS = {"same words": True, "all": False}
 
 
 def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
@@ -43,145 +44,119 @@ def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
 
 
 def _information_table(rows: Sequence[Row]) -> PlainTable:
-    table = _table("Mutual information of golden responses, means over splits and seeds")
-    sources = [
-        source for source in _sources(rows) if source != "own"
-    ]  # of golden responses that is the ideal one
-    for heading in ("measure", "exact", *sources, *(f"{source} / exact" for source in sources)):
-        _column(table, heading)
+    # Of golden responses `own` is the ideal one.
+    sources = [source for source in _sources(rows) if source != "own"]
     found = {(row["measure"], row["source"]): row for row in information_agreement(rows)}
+    lines = []
     for measure in MEASURES:
         of_source = [found[measure, source] for source in sources]
         estimates = [f"{row['estimate']:.2f}" for row in of_source]
         ratios = [f"{row['ratio']:.3f} ± {row['ratio_spread']:.3f}" for row in of_source]
-        table.add_row(measure, f"{of_source[0]['exact']:.2f}", *estimates, *ratios)
-    return table
+        lines.append((measure, f"{of_source[0]['exact']:.2f}", *estimates, *ratios))
+    return _table(
+        "Mutual information of golden responses, means over splits and seeds",
+        ("measure", "exact", *sources, *(f"{source} / exact" for source in sources)),
+        lines,
+    )
 
 
 def _emi_table(rows: Sequence[Row]) -> PlainTable:
     """Exact EMI, what the ideal golden estimator can read of it, and the estimates, by policy."""
-    audited = _audited(rows)
-    table = _table(f"EMI in distribution, by the {audited}, means over seeds")
-    for heading in ("policy", "exact", "readable", *MEASURES):
-        _column(table, heading)
-    ours = [row for row in rows if row["split"] == IN_DISTRIBUTION and row["source"] == audited]
-    readable_golden = _mean(
-        [row for row in ours if row["policy"] == GOLDEN], "readable_information"
-    )
+    audited, readable = _sources(rows)[0], "readable_information"
+    ours = _of(rows, split=IN_DISTRIBUTION, source=audited)
+    golden = _mean(_of(ours, policy=GOLDEN), readable)
+    lines = []
     for policy in _policies(ours):
-        chosen = [row for row in ours if row["policy"] == policy]
-        readable = _mean(chosen, "readable_information") - readable_golden
-        estimates = [
-            _mean([row for row in chosen if row["measure"] == measure], "emi")
-            for measure in MEASURES
-        ]
-        table.add_row(policy, *map(_signed, (_mean(chosen, "exact_emi"), readable, *estimates)))
-    return table
+        chosen = _of(ours, policy=policy)
+        values = [_mean(chosen, "exact_emi"), _mean(chosen, readable) - golden]
+        values += [_mean(_of(chosen, measure=measure), "emi") for measure in MEASURES]
+        lines.append((policy, *map(_signed, values)))
+    title = f"EMI in distribution, by the {audited}, means over seeds"
+    return _table(title, ("policy", "exact", "readable", *MEASURES), lines)
 
 
 def _ranking_table(rows: Sequence[Row]) -> PlainTable:
-    table = _table(
-        "How EMI ranks the policies: Spearman's correlation with the exact EMI, mean ± over seeds"
-    )
-    _column(table, "measure")
-    kinds = {"same words": True, "all": False}
     found = {
         (kind, row["measure"], row["source"]): row
-        for kind, same_code in kinds.items()
+        for kind, same_code in KINDS.items()
         for row in emi_agreement(rows, same_code=same_code)
     }
-    counts = {
-        kind: next(row["policies"] for key, row in found.items() if key[0] == kind)
-        for kind in kinds
-    }
     sources = _sources(rows)
-    for kind in kinds:
-        for source in sources:
-            _column(table, f"{kind} ({counts[kind]}): {source}")
-    _column(table, "off (same words)")
+    columns = [(kind, source) for kind in KINDS for source in sources]
+    lines = []
     for measure in MEASURES:
-        cells = [found[kind, measure, source] for kind in kinds for source in sources]
+        cells = [found[kind, measure, source] for kind, source in columns]
         ranked = [
-            _optional(row["spearman"], "{:.2f}", row["spearman_spread"], " ± {:.2f}")
+            f"{_optional(row['spearman'])}"
+            + ("" if row["spearman"] is None else f" ± {row['spearman_spread']:.2f}")
             for row in cells
         ]
-        table.add_row(measure, *ranked, f"{found['same words', measure, sources[0]]['off']:.2f}")
-    return table
+        lines.append((measure, *ranked, f"{cells[0]['off']:.2f}"))
+    counts = {kind: found[kind, MEASURES[0], sources[0]]["policies"] for kind in KINDS}
+    return _table(
+        "How EMI ranks the policies: Spearman's correlation with the exact EMI, mean ± over seeds",
+        ("measure", *(f"{k} ({counts[k]}): {source}" for k, source in columns), "off (same words)"),
+        lines,
+    )
 
 
 def _emid_table(rows: Sequence[Row]) -> PlainTable:
-    audited = _audited(rows)
-    table = _table(
-        f"EMID by shift, exact | {' | '.join(SHOWN_LOSSES)}, by the {audited}, means over seeds"
-    )
-    ours = [row for row in rows if row["emid"] is not None and row["source"] == audited]
+    audited = _sources(rows)[0]
+    ours = [row for row in _of(rows, source=audited) if row["emid"] is not None]
     shifts = list(dict.fromkeys(row["shift"] for row in ours))
-    for heading in ("policy", *shifts):
-        _column(table, heading)
+    lines = []
     for policy in _policies(ours):
         cells = []
         for shift in shifts:
-            chosen = [row for row in ours if (row["policy"], row["shift"]) == (policy, shift)]
-            of_measure = [
-                [row for row in chosen if row["measure"] == measure] for measure in SHOWN_LOSSES
-            ]
-            numbers = [
-                _mean(chosen, "exact_emid"),
-                *(_mean(of_one, "emid") for of_one in of_measure),
-            ]
-            cells.append(" | ".join(map(_signed, numbers)))
-        table.add_row(policy, *cells)
-    return table
+            chosen = _of(ours, policy=policy, shift=shift)
+            values = [_mean(chosen, "exact_emid")]
+            values += [_mean(_of(chosen, measure=measure), "emid") for measure in SHOWN_LOSSES]
+            cells.append(" | ".join(map(_signed, values)))
+        lines.append((policy, *cells))
+    title = f"EMID by shift, exact | {' | '.join(SHOWN_LOSSES)}, by the {audited}, means over seeds"
+    return _table(title, ("policy", *shifts), lines)
 
 
 def _loss_table(rows: Sequence[Row]) -> PlainTable:
-    audited = _audited(rows)
+    audited = _sources(rows)[0]
+    lines = [
+        (
+            row["measure"],
+            kind,
+            f"{_optional(row['right'])} of {row['large']}",
+            f"{_optional(row['right_when_sure'])} of {row['sure']}",
+            *(_optional(row[name]) for name in ("spearman", "pearson", "slope", "off")),
+        )
+        for kind, same_code in KINDS.items()
+        for row in _of(emid_agreement(rows, same_code=same_code), source=audited)
+    ]
+    signs = ("right sign, large", "right sign, sure")
     table = _table(
-        f"How EMID is measured, by the {audited}; large: over {LEAST_LOSS} nats; sure: over 2 standard errors"
+        f"How EMID is measured, by the {audited}; large: over {LEAST_LOSS} nats; sure: over 2 standard errors",
+        ("measure", "policies", *signs, "Spearman", "Pearson", "slope", "off"),
+        lines,
     )
-    for heading in (
-        "measure",
-        "policies",
-        "right sign, large",
-        "right sign, sure",
-        "Spearman",
-        "Pearson",
-        "slope",
-        "off",
-    ):
-        _column(table, heading)
-    for kind, same_code in {"same words": True, "all": False}.items():
-        for row in emid_agreement(rows, same_code=same_code):
-            if row["source"] == audited:
-                signs = [
-                    f"{_optional(row[share], '{:.2f}')} of {row[count]}"
-                    for share, count in (("right", "large"), ("right_when_sure", "sure"))
-                ]
-                fits = [
-                    _optional(row[name], "{:.2f}")
-                    for name in ("spearman", "pearson", "slope", "off")
-                ]
-                table.add_row(row["measure"], kind, *signs, *fits)
-    table.caption = LEGEND
-    table.caption_justify = "left"
+    table.caption, table.caption_justify = LEGEND, "left"
     return table
 
 
+def _table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> PlainTable:
+    table = PlainTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for index, heading in enumerate(columns):
+        table.add_column(heading.replace("_", " "), justify="right" if index else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _of(rows: Sequence[Row], **wanted: str) -> list[Row]:
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
 def _sources(rows: Sequence[Row]) -> list[str]:
+    """The sources there are; the first is the one that is audited."""
     found = {row["source"] for row in rows}
     return [source for source in SOURCES if source in found]
-
-
-def _audited(rows: Sequence[Row]) -> str:
-    return _sources(rows)[0]
-
-
-def _table(title: str) -> PlainTable:
-    return PlainTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-
-
-def _column(table: PlainTable, heading: str) -> None:
-    table.add_column(heading.replace("_", " "), justify="right" if table.columns else "left")
 
 
 def _policies(rows: Sequence[Row]) -> list[str]:
@@ -196,9 +171,5 @@ def _signed(value: float) -> str:
     return f"{value:+z.2f}"
 
 
-def _optional(value: float | None, form: str, *more: float | str | None) -> str:
-    """`value` in its form and whatever follows in theirs, or that it is absent."""
-    if value is None:
-        return ABSENT
-    pairs = zip((value, *more[::2]), (form, *more[1::2]), strict=True)
-    return "".join(text.format(number) for number, text in pairs)
+def _optional(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.2f}"
