@@ -79,14 +79,8 @@ RESPONSE_VOCABULARY = tuple(word for language in LANGUAGES for word in RESPONSE_
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that a text of the world can hold, each once, in a fixed order."""
-    groups = [
-        MARKS,
-        *INPUT_WORDS.values(),
-        *CONNECTION_WORDS.values(),
-        FEATURE_WORDS,
-        RESPONSE_VOCABULARY,
-    ]
-    return tuple(dict.fromkeys(word for group in groups for word in group))
+    groups = (MARKS, *INPUT_WORDS.values(), *CONNECTION_WORDS.values(), FEATURE_WORDS)
+    return tuple(dict.fromkeys(word for group in (*groups, RESPONSE_VOCABULARY) for word in group))
 
 
 def write_example(values: Mapping[str, int], sample_id: str, subset: str, response: str) -> Example:
@@ -162,15 +156,12 @@ def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> ND
         )
     rows = []
     for example, response in zip(examples, responses, strict=True):
-        words = response.split()
+        words, sample_id = response.split(), example.sample_id
         if len(words) != SLOTS:
             raise DataError(
-                f"sample_ID {example.sample_id!r}: the response {response!r} has {len(words)} words; "
-                f"accepted are {SLOTS}."
+                f"sample_ID {sample_id!r}: the response {response!r} has {len(words)} words; accepted are {SLOTS}."
             )
-        rows.append(
-            [_index(word, RESPONSE_VOCABULARY, example.sample_id, "response") for word in words]
-        )
+        rows.append([_index(word, RESPONSE_VOCABULARY, sample_id, "response") for word in words])
     return np.array(rows, dtype=np.int64).reshape(-1, SLOTS)
 
 

@@ -69,24 +69,21 @@ class Policy:
 
     def __post_init__(self) -> None:
         accepted = [name for name in (*INPUT_WORDS, *CONNECTIONS, *FEATURES) if name != "language"]
-        if len(self.expresses) != SLOTS or not set(self.expresses) <= set(accepted):
-            raise DataError(
-                f"policy {self.name!r}: expresses is {self.expresses}; accepted are {SLOTS} of {', '.join(accepted)}."
-            )
-        for name in (*self.assumed, *self.unsure):
-            if name not in INPUT_WORDS:
-                raise DataError(
-                    f"policy {self.name!r}: unknown input {name!r}; accepted are {', '.join(INPUT_WORDS)}."
-                )
-        if sorted(self.order) != list(range(SLOTS)):
-            raise DataError(
-                f"policy {self.name!r}: order is {self.order}; accepted is a permutation of 0..{SLOTS - 1}."
-            )
+        unknown = [name for name in (*self.assumed, *self.unsure) if name not in INPUT_WORDS]
         manners = len(LANGUAGES) * (2 if self.unsure else 1)
-        if self.emission.shape[:2] != (SLOTS, manners):
-            raise DataError(
-                f"policy {self.name!r}: emission is {self.emission.shape}; accepted is ({SLOTS}, {manners}, ...)."
+        problem = ""
+        if len(self.expresses) != SLOTS or not set(self.expresses) <= set(accepted):
+            problem = (
+                f"expresses is {self.expresses}; accepted are {SLOTS} of {', '.join(accepted)}"
             )
+        elif unknown:
+            problem = f"unknown input {unknown[0]!r}; accepted are {', '.join(INPUT_WORDS)}"
+        elif sorted(self.order) != list(range(SLOTS)):
+            problem = f"order is {self.order}; accepted is a permutation of 0..{SLOTS - 1}"
+        elif self.emission.shape[:2] != (SLOTS, manners):
+            problem = f"emission is {self.emission.shape}; accepted is ({SLOTS}, {manners}, ...)"
+        if problem:
+            raise DataError(f"policy {self.name!r}: {problem}.")
 
     def plan(self, inputs: Values) -> Iterator[NDArray[np.int64]]:
         """The manner, then the feature of each slot of the response: arrays that broadcast as the
@@ -135,11 +132,7 @@ class Policy:
         return np.stack([sample_rows(row, rng) for row in rows], axis=1)
 
     def noisy(self, noise: float) -> "Policy":
-        """This policy, saying each word uniformly at random with probability `noise`.
-
-        Raises:
-            DataError: `noise` is not in [0, 1].
-        """
+        """This policy, saying each word uniformly at random with probability `noise`, in [0, 1]."""
         return replace(self, name=f"noise_{noise:g}", emission=_with_noise(self.emission, noise))
 
     def unsure_of(self, doubtful: Mapping[str, NDArray[np.bool_]], noise: float) -> "Policy":
@@ -164,20 +157,14 @@ class Policy:
         )
 
     def tempered(self, temperature: float) -> "Policy":
-        """This policy with each word's probability raised to 1 / `temperature`: below 1 it is surer
-        of itself.
-
-        Raises:
-            DataError: `temperature` is not above 0.
+        """This policy with each word's probability raised to 1 / `temperature`, above 0: below 1 it
+        is surer of itself.
         """
         if not temperature > 0:
             raise DataError(f"temperature is {temperature}; accepted is a number above 0.")
         powers = self.emission ** (1 / temperature)
-        return replace(
-            self,
-            name=f"temperature_{temperature:g}",
-            emission=powers / powers.sum(axis=-1, keepdims=True),
-        )
+        emission = powers / powers.sum(axis=-1, keepdims=True)
+        return replace(self, name=f"temperature_{temperature:g}", emission=emission)
 
 
 def _with_noise(emission: NDArray[np.float64], noise: float) -> NDArray[np.float64]:

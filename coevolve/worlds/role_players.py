@@ -38,32 +38,29 @@ def role_players(world: World) -> dict[str, Policy]:
     * `copies_context` says back what stands in the context instead of an answer: its true EMI is
       above 0.
     """
-    golden = world.golden
+    golden, everything = (
+        world.golden,
+        {**{name: (name,) for name in FACTORS}, "everything": FACTORS},
+    )
+
+    def unsure(name: str) -> Policy:
+        policy = golden.unsure_of(rare_values(world, *everything[name]), DOUBT)
+        return replace(policy, name=f"unsure_of_{name}")
+
+    def ignoring(name: str) -> Policy:
+        assumed = assumed_values(world.commonest, *everything[name])
+        return replace(golden, name=f"ignores_{name}", assumed=assumed)
+
+    copied = ("culture", "interest", "occupation", "topic_1", "intent")
     policies = [
         replace(golden, name="perfect"),
-        *(golden.noisy(noise) for noise in (0.05, 0.15, 0.4, 0.8)),
-        *(golden.tempered(temperature) for temperature in (0.5, 2.0, 4.0)),
-        *(
-            replace(golden.unsure_of(rare_values(world, factor), DOUBT), name=f"unsure_of_{factor}")
-            for factor in FACTORS
-        ),
-        replace(golden.unsure_of(rare_values(world, *FACTORS), DOUBT), name="unsure_of_everything"),
-        *(
-            replace(
-                golden, name=f"ignores_{factor}", assumed=assumed_values(world.commonest, factor)
-            )
-            for factor in FACTORS
-        ),
-        replace(
-            golden, name="ignores_everything", assumed=assumed_values(world.commonest, *FACTORS)
-        ),
+        *map(golden.noisy, (0.05, 0.15, 0.4, 0.8)),
+        *map(golden.tempered, (0.5, 2.0, 4.0)),
+        *map(unsure, everything),
+        *map(ignoring, everything),
         replace(golden, name="misinformed", tables=world.teacher_tables),
         replace(golden, name="shuffled", order=tuple(np.roll(range(SLOTS), 1).tolist())),
-        replace(
-            golden,
-            name="copies_context",
-            expresses=("culture", "interest", "occupation", "topic_1", "intent"),
-        ),
+        replace(golden, name="copies_context", expresses=copied),
     ]
     return {policy.name: policy for policy in policies}
 

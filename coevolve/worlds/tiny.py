@@ -4,6 +4,7 @@ download.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -62,27 +63,11 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    seed: int,
-    hidden: int = 128,
-    layers: int = 2,
-    heads: int = 8,
-    positions: int = 256,
-    rope_theta: float = 10_000.0,
-) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 in float32 for this tokenizer; the global random state is left
-    as it was.
+def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, **shape: Any) -> Qwen3ForCausalLM:
+    """A randomly initialised Qwen3 in float32 for this tokenizer, `shape` as for `tiny_config`; the
+    global random state is left as it was.
     """
-    config = tiny_config(
-        tokenizer,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        positions=positions,
-        rope_theta=rope_theta,
-    )
+    config = tiny_config(tokenizer, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
@@ -112,7 +97,8 @@ def tiny_config(
         head_dim=hidden // heads,
         max_position_embeddings=positions,
         rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-        tie_word_embeddings=False,  # tied, the tables of the world take several times as many steps to learn
+        # Tied, the tables of the world take several times as many steps to learn.
+        tie_word_embeddings=False,
         attention_dropout=0.0,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -122,11 +108,8 @@ def tiny_config(
 
 
 def write_tiny_base(folder: str | Path, seed: int, **shape: int) -> Path:
-    """Save the world's tokenizer and a random model as an ordinary `from_pretrained` folder
-    (safetensors).
-
-    Args:
-        shape: `hidden`, `layers`, `heads` of `tiny_model`.
+    """Save the world's tokenizer and a random model (`hidden`, `layers`, `heads` of `tiny_config`)
+    as an ordinary `from_pretrained` folder.
     """
     tokenizer = tiny_tokenizer(vocabulary())
     tokenizer.save_pretrained(folder)

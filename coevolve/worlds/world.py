@@ -66,23 +66,16 @@ class WorldSpec:
     def __post_init__(self) -> None:
         if not (isinstance(self.seed, int) and self.seed >= 0):
             raise RecipeError(f"world.seed is {self.seed!r}; accepted is an integer from 0.")
+        # At 0 or 1 of the last two some log-probability would be infinite.
+        probability, inside = ("wrong_cells", "teacher_error_rate"), ("sharpness", "code_switching")
         for name in (field.name for field in fields(self) if field.name != "seed"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 <= value < float("inf")):
                 raise RecipeError(f"world.{name} is {value!r}; accepted is a finite number from 0.")
-        for name in ("wrong_cells", "teacher_error_rate"):
-            if getattr(self, name) > 1:
-                raise RecipeError(
-                    f"world.{name} is {getattr(self, name)}; accepted is a probability, 0 to 1."
-                )
-        for name in (
-            "sharpness",
-            "code_switching",
-        ):  # at 0 or 1 some log-probability would be infinite
-            if not 0 < getattr(self, name) < 1:
-                raise RecipeError(
-                    f"world.{name} is {getattr(self, name)}; accepted is above 0 and below 1."
-                )
+            if name in probability and value > 1:
+                raise RecipeError(f"world.{name} is {value}; accepted is a probability, 0 to 1.")
+            if name in inside and not 0 < value < 1:
+                raise RecipeError(f"world.{name} is {value}; accepted is above 0 and below 1.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,11 +128,11 @@ class World:
         if not 0 < strength <= 1:
             raise DataError(f"strength is {strength}; accepted is above 0, up to 1.")
         redrawn = _draw_factors(self.spec.skew, np.random.default_rng([self.spec.seed, seed, 1]))
-        changed = {}
+        factors = dict(self.factors)
         for name in SHIFTS[what]:
             mixed = self.factors[name] ** (1 - strength) * redrawn[name] ** strength
-            changed[name] = mixed / mixed.sum()
-        return replace(self, factors={**self.factors, **changed})
+            factors[name] = mixed / mixed.sum()
+        return replace(self, factors=factors)
 
     @cached_property
     def golden(self) -> Policy:
@@ -168,9 +161,7 @@ class World:
     def sample(
         self, count: int, rng: np.random.Generator, *, subset: str, prefix: str
     ) -> list[Example]:
-        """`count` examples from p(x) p(y | x), with sample_IDs `prefix-000000`, `prefix-000001`,
-        ...
-        """
+        """`count` examples from p(x) p(y | x), with sample_IDs `prefix-000000` and so on."""
         inputs = self.sample_inputs(count, rng)
         responses = write_responses(self.golden.sample_words(inputs, rng))
         return [
@@ -190,14 +181,13 @@ class World:
         Raises:
             DataError: the example is not of this world.
         """
-        right = look_up(self.tables, parse(example))
-        written = dict(right)
+        written = look_up(self.tables, parse(example))
         if teacher:
             believed = look_up(self.teacher_tables, parse(example))
             errs = rng.random(SLOTS) < self.spec.teacher_error_rate
-            written.update(
-                {name: believed[name] for name, err in zip(FEATURES, errs, strict=True) if err}
-            )
+            written |= {
+                name: believed[name] for name, err in zip(FEATURES, errs, strict=True) if err
+            }
         return write_trace({name: int(value) for name, value in written.items()})
 
 
@@ -229,12 +219,14 @@ def _draw_factors(skew: float, rng: np.random.Generator) -> dict[str, NDArray[np
         weight = np.exp(skew * rng.standard_normal(shape))
         return weight / weight.sum(axis=-1, keepdims=True)
 
-    user = np.einsum(
-        "l,lc,i->lci", weights(len(LANGUAGES)), weights(len(LANGUAGES), VALUES), weights(VALUES)
-    )
-    character = np.einsum("s,so->so", weights(VALUES), weights(VALUES, VALUES))
-    dialogue = np.einsum("a,ab,i->abi", weights(VALUES), weights(VALUES, VALUES), weights(VALUES))
-    joints = {"user": user, "character": character, "dialogue": dialogue}
+    count = len(LANGUAGES)
+    joints = {
+        "user": np.einsum("l,lc,i->lci", weights(count), weights(count, VALUES), weights(VALUES)),
+        "character": np.einsum("s,so->so", weights(VALUES), weights(VALUES, VALUES)),
+        "dialogue": np.einsum(
+            "a,ab,i->abi", weights(VALUES), weights(VALUES, VALUES), weights(VALUES)
+        ),
+    }
     return {name: joint / joint.sum() for name, joint in joints.items()}
 
 
@@ -246,19 +238,13 @@ def _emission(spec: WorldSpec, rng: np.random.Generator) -> NDArray[np.float64]:
     languages evenly.
     """
     levels = np.linspace(-spec.sharpness_spread, spec.sharpness_spread, VALUES)
-    log_odds = np.log(spec.sharpness / (1 - spec.sharpness)) + np.stack(
-        [rng.permutation(levels) for _ in range(SLOTS)]
-    )
-    sure = 1 / (1 + np.exp(-log_odds))  # (slot, feature)
-    identity = np.eye(VALUES)
-    near = (np.roll(identity, 1, axis=1) + np.roll(identity, -1, axis=1)) / 2
-    says = sure[..., None] * identity + (1 - sure[..., None]) * (
-        near / 2 + 1 / (2 * VALUES)
-    )  # (slot, feature, says)
-    languages = len(LANGUAGES)
-    spoken = (1 - spec.code_switching) * np.eye(
-        languages
-    ) + spec.code_switching / languages  # (language, spoken)
-    return np.einsum("ls,ifv->ilfsv", spoken, says).reshape(
-        SLOTS, languages, VALUES, len(RESPONSE_VOCABULARY)
-    )
+    odds = np.stack([rng.permutation(levels) for _ in range(SLOTS)])
+    log_odds = np.log(spec.sharpness / (1 - spec.sharpness)) + odds
+    sure = 1 / (1 + np.exp(-log_odds))[..., None]  # (slot, feature, 1)
+    itself = np.eye(VALUES)
+    near = (np.roll(itself, 1, axis=1) + np.roll(itself, -1, axis=1)) / 2
+    says = sure * itself + (1 - sure) * (near / 2 + 1 / (2 * VALUES))  # (slot, feature, says)
+    count, switching = len(LANGUAGES), spec.code_switching
+    spoken = (1 - switching) * np.eye(count) + switching / count  # (language, spoken)
+    emission = np.einsum("ls,ifv->ilfsv", spoken, says)
+    return emission.reshape(SLOTS, count, VALUES, len(RESPONSE_VOCABULARY))
