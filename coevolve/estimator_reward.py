@@ -87,11 +87,11 @@ class EstimatorReward:
             RewardError: a score that is not a finite number.
         """
         examples = _examples(columns, len(completions))
-        texts = [_text(completion) for completion in completions]
+        # Of a conversation the last message is scored.
+        texts = [x if isinstance(x, str) else x[-1]["content"] or "" for x in completions]
         likelihood = self.scale == "likelihood"
-        rewards = [0.0 if likelihood else -math.log(len(self.estimator.renderer.tokenizer))] * len(
-            texts
-        )
+        nothing = 0.0 if likelihood else -math.log(len(self.estimator.renderer.tokenizer))
+        rewards = [nothing] * len(texts)
         spoken = [index for index, text in enumerate(texts) if text.strip()]
         asked = [examples[index] for index in spoken]
         scores = self.estimator.log_prob(
@@ -108,11 +108,7 @@ class EstimatorReward:
     def _reasonings(self, examples: Sequence[Example]) -> list[str]:
         """Each example's reasoning; written for those dialogues that were not met before."""
         keys = [_key(example) for example in examples]
-        new = {
-            key: example
-            for key, example in zip(keys, examples, strict=True)
-            if key not in self._reasoning
-        }
+        new = {k: x for k, x in zip(keys, examples, strict=True) if k not in self._reasoning}
         if new:
             self._reasoning.update(zip(new, self.estimator.reason(list(new.values())), strict=True))
         return [self._reasoning[key] for key in keys]
@@ -122,10 +118,8 @@ def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
     if "example" in columns:
         rows = [_parsed(row, index) for index, row in enumerate(columns["example"])]
     elif all(name in columns for name in INPUTS):
-        rows = [
-            dict(zip(INPUTS, values, strict=True))
-            for values in zip(*(columns[name] for name in INPUTS), strict=True)
-        ]
+        values = zip(*(columns[name] for name in INPUTS), strict=True)
+        rows = [dict(zip(INPUTS, of_one, strict=True)) for of_one in values]
     else:
         missing = next(name for name in INPUTS if name not in columns)
         raise DataError(
@@ -154,11 +148,6 @@ def _parsed(row: Any, index: int) -> Mapping[str, Any]:
             f"example of completion {index}: found {parsed!r}; accepted is a row as a JSON object."
         )
     return parsed
-
-
-def _text(completion: Any) -> str:
-    """A completion's text; of a conversation the last message's."""
-    return completion if isinstance(completion, str) else completion[-1]["content"] or ""
 
 
 def _key(example: Example) -> str:

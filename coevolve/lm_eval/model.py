@@ -79,7 +79,12 @@ class EstimatorLM(LM):
         self.estimator = ProbabilityEstimator.from_pretrained(
             pretrained, device=device, dtype=dtype, base=base, token_budget=int(token_budget)
         )
+        self.render = self.estimator.renderer
         self._reasoning: dict[str, str] = {}
+        self._batching = {
+            "pad_id": self.render.tokenizer.pad_token_id,
+            "token_budget": self.estimator.token_budget,
+        }
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log q2(response, end of turn | context) in nats, whether greedy decoding would write it)
@@ -95,18 +100,11 @@ class EstimatorLM(LM):
                     f"request {index}: the continuation is empty; a response needs a visible character."
                 )
         prompts = self._prompts([request.args[0] for request in requests])
-        targets = [self.estimator.renderer.response_ids(request.args[1]) for request in requests]
+        targets = [self.render.response_ids(request.args[1]) for request in requests]
         with self.estimator.roles.acting(ESTIMATOR) as model:
-            scores = score_rows(
-                model, prompts, targets, pad_id=self._pad_id, token_budget=self._budget
-            )
-            greedy = greedy_rows(
-                model, prompts, targets, pad_id=self._pad_id, token_budget=self._budget
-            )
-        results = [
-            (float(values.sum()), is_greedy)
-            for values, is_greedy in zip(scores, greedy, strict=True)
-        ]
+            scores = score_rows(model, prompts, targets, **self._batching)
+            greedy = greedy_rows(model, prompts, targets, **self._batching)
+        results = list(zip([float(values.sum()) for values in scores], greedy, strict=True))
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, result)
         return results
@@ -119,18 +117,14 @@ class EstimatorLM(LM):
         """
         results = []
         with self.estimator.roles.acting(ESTIMATOR) as model:
+            # A window holds its prefix beside the tokens it predicts.
+            room = max_positions(model) - 1
             for request in requests:
-                ids = self.estimator.renderer.tokenizer(request.args[0], add_special_tokens=False)[
-                    "input_ids"
-                ]
-                # A window holds its prefix beside the tokens it predicts.
-                windows = get_rolling_token_windows(
-                    ids, self._first_id, max_positions(model) - 1, 1
-                )
+                ids = self.render.tokenizer(request.args[0], add_special_tokens=False)["input_ids"]
+                windows = get_rolling_token_windows(ids, self._first_id, room, 1)
                 pairs = [make_disjoint_window(window) for window in windows]
-                rows = score_rows(
-                    model, *_columns(pairs), pad_id=self._pad_id, token_budget=self._budget
-                )
+                prompts, targets = [left for left, _ in pairs], [right for _, right in pairs]
+                rows = score_rows(model, prompts, targets, **self._batching)
                 results.append(math.fsum(float(row.sum()) for row in rows))
                 self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
         return results
@@ -159,15 +153,12 @@ class EstimatorLM(LM):
                     [prompts[index] for index in indices],
                     max_new_tokens=length,
                     stop_ids=self.estimator.stop_ids(ESTIMATOR),
-                    pad_id=self._pad_id,
-                    token_budget=self._budget,
+                    **self._batching,
                 )
                 for index, generation in zip(indices, generations, strict=True):
-                    text = self.estimator.renderer.decode(generation.ids)
-                    results[index] = _cut(text, requests[index].args[1].get("until") or [])
-                    self.cache_hook.add_partial(
-                        "generate_until", requests[index].args, results[index]
-                    )
+                    text, asked = self.render.decode(generation.ids), requests[index].args
+                    results[index] = _cut(text, asked[1].get("until") or [])
+                    self.cache_hook.add_partial("generate_until", asked, results[index])
         return results
 
     def apply_chat_template(
@@ -179,19 +170,18 @@ class EstimatorLM(LM):
         if _dialogue(chat_history[-1]["content"], "chat") is not None:
             return chat_history[-1]["content"]
         if add_generation_prompt:
-            return self.estimator.renderer.chat(chat_history)
-        tokenizer = self.estimator.renderer.tokenizer
-        return tokenizer.apply_chat_template(
+            return self.render.chat(chat_history)
+        return self.render.tokenizer.apply_chat_template(
             chat_history, tokenize=False, continue_final_message=True
         )
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The estimator's own; there is no other to choose."""
-        return self.estimator.renderer.tokenizer.chat_template
+        return self.render.tokenizer.chat_template
 
     @property
     def tokenizer_name(self) -> str:
-        return self.estimator.renderer.tokenizer.name_or_path.replace("/", "__")
+        return self.render.tokenizer.name_or_path.replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results."""
@@ -204,36 +194,25 @@ class EstimatorLM(LM):
 
     def _prompts(self, contexts: Sequence[str]) -> list[list[int]]:
         """The ids of each context; reasonings are written once for each dialogue."""
-        dialogues = [
-            _dialogue(context, f"request {index}") for index, context in enumerate(contexts)
-        ]
+        dialogues = {x: _dialogue(x, f"request {index}") for index, x in enumerate(contexts)}
         new = {
-            context: example
-            for context, example in zip(contexts, dialogues, strict=True)
-            if example is not None and context not in self._reasoning
+            x: example for x, example in dialogues.items() if example and x not in self._reasoning
         }
         if new:
             self._reasoning.update(zip(new, self.estimator.reason(list(new.values())), strict=True))
-        renderer = self.estimator.renderer
         texts = [
-            context if example is None else renderer.estimator(example, self._reasoning[context])
-            for context, example in zip(contexts, dialogues, strict=True)
+            context
+            if (example := dialogues[context]) is None
+            else self.render.estimator(example, self._reasoning[context])
+            for context in contexts
         ]
-        return [renderer.prompt_ids(text) or [self._first_id] for text in texts]
+        return [self.render.prompt_ids(text) or [self._first_id] for text in texts]
 
     @property
     def _first_id(self) -> int:
         """What stands in for a context where there is none."""
-        begin = self.estimator.renderer.tokenizer.bos_token_id
-        return self.estimator.renderer.end_of_turn_id if begin is None else begin
-
-    @property
-    def _pad_id(self) -> int:
-        return self.estimator.renderer.tokenizer.pad_token_id
-
-    @property
-    def _budget(self) -> int:
-        return self.estimator.token_budget
+        begin = self.render.tokenizer.bos_token_id
+        return self.render.end_of_turn_id if begin is None else begin
 
 
 @torch.no_grad()
@@ -292,9 +271,3 @@ def _cut(text: str, until: str | Iterable[str]) -> str:
     for stop in [until] if isinstance(until, str) else until:
         text = text.partition(stop)[0] if stop else text
     return text
-
-
-def _columns(
-    pairs: Sequence[tuple[list[int], list[int]]],
-) -> tuple[list[list[int]], list[list[int]]]:
-    return [left for left, _ in pairs], [right for _, right in pairs]
