@@ -94,7 +94,6 @@ def add_adapters(adapters: Sequence[Adapter]) -> Adapter:
     A module that one of them leaves alone gets zeros from it. They must be of one base model
     (`check_fit`).
     """
-    ranks = [adapter.config["r"] for adapter in adapters]
     shapes = {
         module: (a.shape[1], b.shape[0])
         for adapter in adapters
@@ -102,14 +101,15 @@ def add_adapters(adapters: Sequence[Adapter]) -> Adapter:
     }
     matrices = {}
     for module, (inputs, outputs) in shapes.items():
-        a_rows, b_columns = [], []
-        for adapter, rank in zip(adapters, ranks, strict=True):
+        parts = []
+        for adapter in adapters:
+            rank = adapter.config["r"]
             zeros = torch.zeros(rank, inputs), torch.zeros(outputs, rank)
             a, b = adapter.matrices.get(module, zeros)
-            a_rows.append(a.float())
-            b_columns.append(adapter.scale * b.float())
+            parts.append((a.float(), adapter.scale * b.float()))
+        a_rows, b_columns = zip(*parts, strict=True)
         matrices[module] = torch.cat(a_rows, dim=0), torch.cat(b_columns, dim=1)
-    rank = sum(ranks)
+    rank = sum(adapter.config["r"] for adapter in adapters)
     config = {
         **adapters[0].config,
         "r": rank,
@@ -118,9 +118,7 @@ def add_adapters(adapters: Sequence[Adapter]) -> Adapter:
         "init_lora_weights": True,
         "inference_mode": True,
         "target_modules": list(shapes),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
     }
     return Adapter(" + ".join(adapter.source for adapter in adapters), config, matrices)
 
@@ -141,11 +139,7 @@ def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool
                     f"{adapter.source}: module {name!r} is none of the base model {base}."
                 )
             # GPT-2's layers hold the transpose of what a Linear holds.
-            shape = (
-                tuple(reversed(weight.shape))
-                if adapter.config.get("fan_in_fan_out")
-                else tuple(weight.shape)
-            )
+            shape = tuple(weight.shape)[:: -1 if adapter.config.get("fan_in_fan_out") else 1]
             if shape != (b.shape[0], a.shape[1]):
                 raise ArtifactError(
                     f"{adapter.source}: module {name!r} is {b.shape[0]} x {a.shape[1]}, in the base model {base} "

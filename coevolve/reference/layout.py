@@ -92,10 +92,8 @@ def find_release(checkout: Path, *, name: str | None = None, number: int | None 
 
 def _chosen_name(folder: Path, name: str | None) -> str:
     """`name`, or the only one that the SFT folders have."""
-    matches = [_SFT_FOLDER.fullmatch(path.name) for path in _folders(folder)]
-    names = sorted(
-        {match["name"] for match in matches if match and match["kind"] in METHOD.values()}
-    )
+    matches = _matching(_SFT_FOLDER, folder)
+    names = sorted({match["name"] for match in matches if match["kind"] in METHOD.values()})
     if name is None and len(names) == 1:
         return names[0]
     if not names:
@@ -111,11 +109,12 @@ def _chosen_name(folder: Path, name: str | None) -> str:
 
 
 def _rounds(folder: Path, role: Role, name: str) -> list[int]:
-    matches = [_GRPO_FOLDER.fullmatch(path.name) for path in _folders(folder)]
-    return sorted(
-        int(m["round"]) for m in matches if m and (m["kind"], m["name"]) == (POLICY[role], name)
-    )
+    matches, wanted = _matching(_GRPO_FOLDER, folder), (POLICY[role], name)
+    return sorted(int(match["round"]) for match in matches if match.group("kind", "name") == wanted)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+def _matching(pattern: re.Pattern[str], folder: Path) -> list[re.Match[str]]:
+    """The names of the folder's folders that match."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    matches = [pattern.fullmatch(path.name) for path in paths if path.is_dir()]
+    return [match for match in matches if match]

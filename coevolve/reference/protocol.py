@@ -57,18 +57,9 @@ SEED = 42
 # The public evaluation goes through its subsets in this order, which decides the pairs that each
 # one draws.
 PUBLISHED_ORDER = (
-    "IDTest",
-    "german",
-    "spanish",
-    "chinese",
-    "japanese",
-    "korean",
-    "Literature",
-    "Film & Television",
-    "Theater",
-    "Gaming",
-    "TurnLevelComposition",
-    "WordLevelComposition",
+    *("IDTest", "german", "spanish", "chinese", "japanese", "korean"),
+    *("Literature", "Film & Television", "Theater", "Gaming"),
+    *("TurnLevelComposition", "WordLevelComposition"),
 )
 
 NO_AVERAGE_ERRORS = dict.fromkeys(("remid_error", "remid_low", "remid_high", "chance_of_loss"))
@@ -130,13 +121,9 @@ def reference_scores(
     """
     total, tokens = np.zeros(len(windows)), np.zeros(len(windows), dtype=np.int64)
     filled = [index for index, window in enumerate(windows) if window.start < len(window.ids)]
-    values = score_rows(
-        model,
-        [windows[index].ids[: windows[index].start] for index in filled],
-        [windows[index].ids[windows[index].start :] for index in filled],
-        pad_id=pad_id,
-        token_budget=token_budget,
-    )
+    prompts = [windows[index].ids[: windows[index].start] for index in filled]
+    targets = [windows[index].ids[windows[index].start :] for index in filled]
+    values = score_rows(model, prompts, targets, pad_id=pad_id, token_budget=token_budget)
     for index, row in zip(filled, values, strict=True):
         total[index], tokens[index] = row.sum(), len(row)
     return Scores(total, tokens)
@@ -270,17 +257,13 @@ class _Scorer:
     def club(
         self, subset: Subset, model: str | None, texts: Mapping[str, str], generator: random.Random
     ) -> _Club:
-        count = len(subset.examples)
-        contexts = self._contexts_of(subset)
+        count, contexts = len(subset.examples), self._contexts_of(subset)
         self._reporter.step(f"{subset.row}: scoring {'golden' if model is None else model}")
-        pairs = np.concatenate(
-            [np.stack([np.arange(count)] * 2, axis=1), reference_pairs(count, generator)]
-        )
+        matched = np.stack([np.arange(count)] * 2, axis=1)
+        pairs = np.concatenate([matched, reference_pairs(count, generator)])
         renderer = self._estimator.renderer
-        targets = [
-            renderer.prompts.response_start + texts[example.sample_id]
-            for example in subset.examples
-        ]
+        start = renderer.prompts.response_start
+        targets = [start + texts[example.sample_id] for example in subset.examples]
         windows = [reference_window(renderer.tokenizer, contexts[i], targets[j]) for i, j in pairs]
         with self._estimator.roles.acting(ESTIMATOR) as module:
             scores = reference_scores(

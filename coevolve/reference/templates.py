@@ -82,30 +82,24 @@ def read_templates(checkout: Path) -> dict[str, str]:
         tree = ast.parse(read_text(path))
     except DataError as error:
         raise ArtifactError(str(error)) from None
-    except (
-        SyntaxError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # a null byte; brackets without end
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        # The last two: brackets without end.
         line = getattr(error, "lineno", None) or 1
         raise ArtifactError(
             f"{path}:{line}: not Python ({error}). Take the file from the release again."
         ) from None
     found: dict[str, str] = {}
     for statement in tree.body:
-        for name in _assigned(statement):
-            if name not in (*CONSTANTS, EXPORT):
-                continue
-            value = statement.value
+        for name in {*_assigned(statement)} & {*CONSTANTS, EXPORT}:
+            where, value = f"{path}:{statement.lineno}", statement.value
             if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
                 raise ArtifactError(
-                    f"{path}:{statement.lineno}: {name} is no plain string (the file is read, never executed); "
+                    f"{where}: {name} is no plain string (the file is read, never executed); "
                     'accepted is name = """text""".'
                 )
             if name in found:
                 raise ArtifactError(
-                    f"{path}:{statement.lineno}: {name} is assigned a second time; remove one of them."
+                    f"{where}: {name} is assigned a second time; remove one of them."
                 )
             found[name] = value.value
     missing = [name for name in CONSTANTS if name not in found]
@@ -120,18 +114,20 @@ def write_templates(checkout: Path, constants: Mapping[str, str]) -> None:
     """A `templates.py` with these constants and the function by which the public scripts ask for
     them.
     """
-    lines = ["# Prompts of an estimator that coevolve exported.", ""]
-    lines += [f"{name} = {value!r}" for name, value in constants.items()]
-    lines += [
-        "",
-        "",
-        "def import_template(mode):",
-        "    return {",
-        f'        "thought_completion": ({CONNECTOR_SYSTEM}, {CONNECTOR_USER}),',
-        f'        "model_pxy": ({ESTIMATOR_SYSTEM}, {ESTIMATOR_USER}),',
-        "    }[mode]",
-    ]
-    write_text(checkout / FILE, "\n".join(lines) + "\n")
+    assigned = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
+    write_text(
+        checkout / FILE,
+        f"""# Prompts of an estimator that coevolve exported.
+
+{assigned}
+
+def import_template(mode):
+    return {{
+        "thought_completion": ({CONNECTOR_SYSTEM}, {CONNECTOR_USER}),
+        "model_pxy": ({ESTIMATOR_SYSTEM}, {ESTIMATOR_USER}),
+    }}[mode]
+""",
+    )
 
 
 def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
@@ -148,12 +144,11 @@ def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
     for name in CONSTANTS:
         if not constants[name].strip():
             raise ArtifactError(f"{where}: {name} is empty; accepted is text.")
-    connector = _substituted(
-        constants[CONNECTOR_USER], CONNECTOR_FIELDS, f"{where}: {CONNECTOR_USER}", INPUTS
-    )
-    estimator = _substituted(
-        constants[ESTIMATOR_USER], INPUTS, f"{where}: {ESTIMATOR_USER}", INPUTS
-    )
+
+    def part(name: str, fields: Mapping[str, str]) -> str:
+        return _substituted(constants[name], fields, f"{where}: {name}", INPUTS)
+
+    connector, estimator = part(CONNECTOR_USER, CONNECTOR_FIELDS), part(ESTIMATOR_USER, INPUTS)
     try:
         return replace(
             _SCRIPTS,
@@ -168,11 +163,9 @@ def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
 
 def exported_constants(prompts: PromptSet) -> dict[str, str]:
     """The four constants that come closest to a prompt set; exact where `shows_the_same`."""
-    public = {"user_persona": "{user_persona}", "agent_character": "{agent_character}"}
-    context = _substituted(
-        prompts.context, {**public, "dialogue": "{str_dialogue_context}"}, "context"
-    )
-    inputs = {**public, "dialogue": "{str_dialogue_context}", "context": context}
+    inputs = {field: f"{{{field}}}" for field in ("user_persona", "agent_character")}
+    inputs["dialogue"] = "{str_dialogue_context}"
+    inputs["context"] = context = _substituted(prompts.context, inputs, "context")
     return {
         CONNECTOR_SYSTEM: prompts.connector_system,
         CONNECTOR_USER: _substituted(prompts.connector_user, inputs, "connector_user"),
