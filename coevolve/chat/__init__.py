@@ -1,6 +1,4 @@
-"""Chat models to ask: on this machine, with vLLM, or behind an OpenAI-compatible endpoint; all with
-one interface.
-"""
+"""Chat models with one interface: on this machine, in vLLM, or behind an endpoint."""
 
 from coevolve.chat.base import ChatModel, Completion, Question, Reply
 from coevolve.chat.endpoint import Endpoint

@@ -1,6 +1,4 @@
-"""What every chat model is: something that is asked questions and hands out replies as they become
-ready.
-"""
+"""What every chat model is: it is asked questions and hands out replies as they come."""
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -87,9 +85,7 @@ class Reply(Generic[Value]):
 
 
 Read = Callable[[Question, Completion], tuple[Value | None, str]]
-"""(value, "") of a completion that the asker can use, or (None, what is wrong with it), which is
-asked again.
-"""
+"""(value, "") of a completion that can be used, or (None, problem), which is asked again."""
 
 
 class ChatModel(Protocol):
@@ -137,9 +133,7 @@ def without_thinking(text: str) -> str:
 
 
 def key_of(question_id: str) -> int:
-    """A number that stands for a question wherever it is asked: the same in every process and
-    batch.
-    """
+    """A number that stands for a question, the same in every process and batch."""
     return zlib.crc32(question_id.encode("utf-8", "surrogatepass"))
 
 

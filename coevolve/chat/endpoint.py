@@ -349,9 +349,7 @@ class _Pace:
 def _in_threads(
     work: Callable[[Item], Result], items: Sequence[Item], count: int
 ) -> Iterator[Result]:
-    """Results in the order in which they come. The threads end with the process, so that Ctrl-C
-    waits for no server (as it would with a ThreadPoolExecutor).
-    """
+    """Results as they come. Unlike an executor's, these threads do not hold up Ctrl-C."""
     waiting: SimpleQueue[Item] = SimpleQueue()
     done: SimpleQueue[Future[Result]] = SimpleQueue()
     for item in items:
@@ -392,16 +390,12 @@ def _quoted(value: Any) -> str:
 
 
 def _wait(sent: int) -> float:
-    """Seconds after the `sent`-th failure: doubled each time, scattered so that requests do not
-    come back at once.
-    """
+    """Seconds after the `sent`-th failure: doubled each time, and scattered."""
     return min(_FIRST_WAIT * 2 ** (sent - 1), _LONGEST_WAIT) * random.uniform(0.75, 1.0)
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to be left alone for (Retry-After: seconds or a date); 0 where it
-    does not say.
-    """
+    """Seconds of rest that a server asks for (Retry-After: seconds or a date); 0 if none."""
     milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "0")
     try:
         if milliseconds is not None:
@@ -440,9 +434,7 @@ def _require_plain_extra(extra: Mapping[str, Any]) -> None:
 
 
 def _require_plain_url(base_url: str) -> None:
-    """The address is written into files, so nothing secret may be in it; hence it is not shown,
-    either.
-    """
+    """The address is written into files: nothing secret may be in it, and none is shown."""
     accepted = (
         "accepted is http:// or https://, a host, and a path, for example http://localhost:8000/v1"
     )

@@ -82,9 +82,7 @@ class ModelHere:
     def fitting(
         self, questions: Sequence[Question], positions: int
     ) -> tuple[list[Asked], list[Reply[Any]]]:
-        """The questions that leave room for an answer, with their prompts' ids, and replies to the
-        others.
-        """
+        """The questions that leave room for an answer, with their ids; replies to the others."""
         room = positions - self.max_tokens
         asked = [(question, prompt_ids(self.renderer, question)) for question in questions]
         problem = (
@@ -141,9 +139,7 @@ class LocalChat(ModelHere):
         date: str | None = None,
         **options: Any,
     ) -> "LocalChat":
-        """Load a chat model and its tokenizer, as `load_chat_model`; `options` are the
-        constructor's keywords but `weights`.
-        """
+        """As `load_chat_model`; `options` are the constructor's keywords but `weights`."""
         model, renderer = load_chat_model(
             source, prompts, adapter=adapter, dtype=dtype, device=device, date=date
         )

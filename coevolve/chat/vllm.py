@@ -124,9 +124,7 @@ class VllmChat(ModelHere):
 
 
 def _rank(adapter: str) -> int:
-    """What vLLM has to reserve for the adapter: it takes certain ranks only, and refuses an adapter
-    above.
-    """
+    """What vLLM has to reserve for the adapter: it takes certain ranks only."""
     rank = read_config(Path(adapter)).get("r")
     if not isinstance(rank, int):
         raise ArtifactError(f"{adapter}: r is {rank!r}; accepted is the rank of a LoRA adapter.")

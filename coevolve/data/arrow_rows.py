@@ -65,9 +65,7 @@ def read_table(file: str) -> "pa.Table":
 
 
 def decoder(kind: "pa.DataType") -> Callable[[Any], Any]:
-    """What makes the values of a type plain: `datasets` keeps objects of different keys as JSON
-    text.
-    """
+    """What makes a type's values plain: `datasets` keeps uneven objects as JSON text."""
     import pyarrow as pa
 
     if isinstance(kind, pa.JsonType):

@@ -1,6 +1,4 @@
-"""A corpus: the training split, the in-distribution test split, and the shifted ones, read from
-whatever holds them.
-"""
+"""A corpus: training split, in-distribution test split and shifted ones, from any format."""
 
 import hashlib
 import json
@@ -108,9 +106,7 @@ class Corpus:
         return {name: tuple(group) for name, group in groups.items()}
 
     def to_splits(self) -> dict[str, list[dict[str, Any]]]:
-        """The RPGBench layout, one JSON object of splits, which `read_corpus` reads back from a
-        file.
-        """
+        """The RPGBench layout, one JSON object of splits, which `read_corpus` reads back."""
         return {
             name: [example.to_row() for example in self.splits[name]]
             for name in _in_order(self.splits)
@@ -213,9 +209,7 @@ def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]
 def build_corpus(
     rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True
 ) -> Corpus:
-    """Check rows that are already grouped by split, and make a Corpus of them. Raises as
-    `read_corpus`.
-    """
+    """A Corpus of rows that are grouped by split, checked. Raises as `read_corpus`."""
     _check_split_names(rows_by_split, source)
     if not rows_by_split:
         raise DataError(f"{source}: has no splits; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
@@ -285,9 +279,7 @@ def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
 
 
 def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
-    """The rows of every data file in `folder`. Other kinds of files, such as a README, may lie
-    beside them.
-    """
+    """The rows of every data file in `folder`, beside which other files may lie."""
     suffixes = (".json", ".jsonl", ".parquet")
     try:
         files = [x for x in folder.iterdir() if x.suffix in suffixes and x.name[0] != "."]

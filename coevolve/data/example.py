@@ -1,6 +1,4 @@
-"""One dialogue example x = (user persona, agent character, dialogue context) with its reference
-response y.
-"""
+"""One example x = (user persona, agent character, dialogue) with its response y."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -152,9 +150,7 @@ def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:
 
 
 def character_field(row: Mapping[str, Any], where: str) -> str | Mapping[str, Any]:
-    """The character in `row["agent_character"]`: text, or a JSON object. Raises DataError for
-    anything else.
-    """
+    """The character in `row["agent_character"]`: text, or a JSON object, or a DataError."""
     value = row["agent_character"]
     if isinstance(value, str):
         return text_field(row, "agent_character", where, empty=True)

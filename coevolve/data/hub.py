@@ -1,6 +1,4 @@
-"""Corpora from the Hugging Face hub. Each is a download and a pure function on the folder that it
-leaves.
-"""
+"""Corpora from the Hugging Face hub: a download, and a pure function on its folder."""
 
 from dataclasses import replace
 from pathlib import Path

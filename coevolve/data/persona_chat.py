@@ -154,9 +154,7 @@ def _lines(text: str) -> tuple[str, ...]:
 def _examples(
     conversations: Sequence[Conversation], path: Path, subset: str, turns: int, size: int | None
 ) -> list[Example]:
-    """The first `size` usable conversations (None: all), cut after the agent's answer to user turn
-    number `turns`.
-    """
+    """The first `size` usable conversations (None: all), up to the agent's answer `turns`."""
     if turns < 1 or (size is not None and size < 1):
         raise DataError(
             f"{subset}: asked for {size} examples of {turns} user turns; accepted are numbers from 1."

@@ -1,6 +1,4 @@
-"""`python -m coevolve.lm_eval`: the harness's command, with the model `coevolve` and the task
-`coevolve_roleplay`.
-"""
+"""`python -m coevolve.lm_eval`: the harness's command, knowing our model and our task."""
 
 import sys
 

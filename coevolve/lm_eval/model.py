@@ -164,9 +164,7 @@ class EstimatorLM(LM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The rendered chat; a dialogue stays what it is, since it is rendered with its reasoning
-        later.
-        """
+        """The rendered chat; a dialogue stays: it is rendered with its reasoning later."""
         if _dialogue(chat_history[-1]["content"], "chat") is not None:
             return chat_history[-1]["content"]
         if add_generation_prompt:

@@ -1,6 +1,4 @@
-"""The functions that `roleplay.yaml` names. Reading it registers the model, which is what imports
-this file.
-"""
+"""The functions that `roleplay.yaml` names, and with them the model, by an import."""
 
 import json
 from typing import Any
@@ -37,8 +35,6 @@ def dialogues(
 
 
 def measures(document: dict[str, str], results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """`log_prob` in nats per response, and what `bits_per_byte` is made from: (nats, bytes of the
-    response).
-    """
+    """`log_prob` in nats per response; `bits_per_byte` from (nats, the response's bytes)."""
     log_prob, _ = results[0]
     return {"log_prob": log_prob, "bits_per_byte": (log_prob, len(document["response"].encode()))}

@@ -1,3 +1,1 @@
-"""The paper's public code: its release's layout, read and written, and its protocol of scoring,
-reproduced.
-"""
+"""The paper's public code: its release's layout, read and written, and its protocol."""

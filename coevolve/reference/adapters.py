@@ -124,9 +124,7 @@ def add_adapters(adapters: Sequence[Adapter]) -> Adapter:
 
 
 def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool = False) -> None:
-    """Raise ArtifactError unless the base model has every module of the adapters, in its shape.
-    Loads no weights.
-    """
+    """Raise ArtifactError unless the base has every module of the adapters, in its shape."""
     with explained(f"The model {base!r} cannot be loaded", SAVED), torch.device("meta"):
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -97,9 +97,7 @@ def export_reference(
 
 
 def require_adapters(manifest: Mapping[str, Any], source: Path) -> None:
-    """Raise ArtifactError, naming `source`, unless a manifest says that an estimator is two
-    adapters of one base.
-    """
+    """Raise ArtifactError, naming `source`, unless it is two adapters of one base."""
     entries = manifest["roles"]
     whole = [role for role in ROLES if entries[role]["tuning"] != "lora"]
     if whole:

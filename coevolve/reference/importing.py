@@ -137,9 +137,7 @@ def import_reference(
 def _parents(
     release: Release, base: Base, export: EmbeddedExport | None
 ) -> dict[Role, dict[str, Any]]:
-    """What each role's adapter was trained on, after a check of what the export and the adapters'
-    records say of it.
-    """
+    """What each role's adapter was trained on, held against all that was recorded of it."""
     if export is not None:
         said = {"base": {"source": export.base_source, "fingerprint": export.base_fingerprint}}
         require_base("the adapters", said, base.fingerprint, base.path)

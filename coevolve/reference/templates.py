@@ -22,9 +22,7 @@ ESTIMATOR_SYSTEM, ESTIMATOR_USER = "system_prompt_for_model_pxy", "base_prompt_f
 CONSTANTS = (CONNECTOR_SYSTEM, CONNECTOR_USER, ESTIMATOR_SYSTEM, ESTIMATOR_USER)
 
 EXPORT = "coevolve_export"
-"""A further constant, which only a file written by coevolve has: JSON of what the other four cannot
-say.
-"""
+"""A further constant in files of coevolve: JSON of what the other four cannot say."""
 
 # What the public scripts put where the teacher would see the golden response.
 NO_GOLDEN_RESPONSE = "Please give your analysis without any given reference response"
@@ -111,9 +109,7 @@ def read_templates(checkout: Path) -> dict[str, str]:
 
 
 def write_templates(checkout: Path, constants: Mapping[str, str]) -> None:
-    """A `templates.py` with these constants and the function by which the public scripts ask for
-    them.
-    """
+    """A `templates.py` with these constants, and the function that the public scripts call."""
     assigned = "".join(f"{name} = {value!r}\n" for name, value in constants.items())
     write_text(
         checkout / FILE,
@@ -175,9 +171,7 @@ def exported_constants(prompts: PromptSet) -> dict[str, str]:
 
 
 def shows_the_same(prompts: PromptSet, constants: Mapping[str, str]) -> bool:
-    """Whether the public scripts with these constants show models what coevolve shows them with
-    this prompt set.
-    """
+    """Whether the public scripts with these constants show models what this set shows."""
     try:
         imported = imported_prompts(constants, FILE)
     except ArtifactError:

@@ -1,6 +1,4 @@
-"""From rows to a shifted subset of a corpus: the kinds of shift there are, drawing the sources,
-naming what was made of them, adding it.
-"""
+"""From rows to a shifted subset: the kinds there are, drawing, naming and adding rows."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +11,7 @@ from coevolve.errors import DataError, RecipeError
 from coevolve.registry import Registry, users_code
 
 Make = Callable[..., Sequence[Example]]
-"""From sources, the corpus that they are of, seed and tag, by keyword, and options of its own to
-one row for each source.
-"""
+"""From (sources, corpus, seed, tag) and options of its own, by keyword, to the new rows."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +118,7 @@ def shifted(
 
 
 def with_golden(examples: Sequence[Example], golden: Sequence[str]) -> list[Example]:
-    """The examples with these golden responses, one for each, and a note in each row that they were
-    given.
-    """
+    """The examples with these golden responses, noted in each row as given."""
     return [
         replace(
             example, golden_response=response, shift={**(example.shift or {}), "golden": "given"}

@@ -147,9 +147,7 @@ def _permuted(text: str, strength: float, rng: random.Random) -> tuple[str, int]
 
 
 def _cycle(items: Sequence[int], rng: random.Random) -> list[int]:
-    """The items permuted in one cycle, drawn uniformly, so that none stays in its place (Sattolo,
-    1986).
-    """
+    """The items permuted in one cycle, drawn uniformly: none stays (Sattolo, 1986)."""
     order = list(items)
     for index in range(len(order) - 1, 0, -1):
         other = rng.randrange(index)

@@ -1,6 +1,4 @@
-"""What every teacher is: something that answers examples with traces r*, and tells by what settings
-it did so. TEACHERS has those that a recipe can name.
-"""
+"""What every teacher is, which ones a recipe can name, and what a user's own is held to."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

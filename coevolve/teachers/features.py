@@ -1,6 +1,4 @@
-"""What a rule can say about a response y to a context x: its acts, telling words, tone, length,
-language, and links.
-"""
+"""What a rule can say of a response y to x: acts, words, tone, length, language, links."""
 
 import hashlib
 import json
@@ -121,9 +119,7 @@ def tone(text: str, acts: tuple[str, ...], language: str) -> str:
 
 
 def length(text: str, language: str) -> str:
-    """The name of a bucket of `LENGTHS`; in scripts without spaces two characters count as one
-    word.
-    """
+    """The name of a bucket of `LENGTHS`; without spaces two characters are one word."""
     n_words = len(words(text, language))
     if language in ("Chinese", "Japanese", "Thai"):
         n_words = math.ceil(len(characters_and_words(text)) / 2)
@@ -142,9 +138,7 @@ def facts(character: str | Mapping[str, Any]) -> list[str]:
 
 
 def rarest(candidates: Sequence[str], rarity: Rarity, most: int) -> tuple[str, ...]:
-    """Up to `most` of the words, the rarest ones, in the order given. A run of text too long for a
-    word is left out.
-    """
+    """Up to `most` of the words, the rarest ones, in the order given; no long run of text."""
     words = [word for word in candidates if len(word) <= _LONGEST_KEYWORD]
     order = sorted(range(len(words)), key=lambda at: (-rarity(words[at]), -len(words[at]), at))
     return tuple(words[at] for at in sorted(order[:most]))
@@ -180,9 +174,7 @@ def _passages(example: Example) -> list[tuple[Source, str]]:
 
 
 def _links(example: Example, language: str, rarity: Rarity) -> list[Link]:
-    """Per source the passage that shares most with y; the strongest first, a tie going to the
-    nearer source.
-    """
+    """Per source the passage that shares most with y; strongest first, then nearest."""
     response = _keys_of([example.golden_response or ""], language)
     nearness = ("last turn", "character", "user's persona", "earlier turns")
     best: dict[Source, tuple[float, tuple[str, ...]]] = {}

@@ -171,9 +171,7 @@ OTHERS: Mapping[str, str] = MappingProxyType(
         "Nepali": "छ छन् म मलाई र यो त्यो को मा हो हुन् के छौ तिमी धेरै छैन",
     }
 )
-"""Languages that are not named, by the words to know them by: what is in one of them is in none of
-the named.
-"""
+"""Languages without a name here: what is in one of them is in none of the named."""
 
 ALPHABETS: Mapping[str, str] = MappingProxyType(
     {

@@ -169,9 +169,7 @@ def fold(text: str) -> str:
 
 
 def _script(text: str) -> str | None:
-    """The script of most letters. A fifth of kana is enough for Japanese, whose other letters are
-    Han.
-    """
+    """The script of most letters; for Japanese, which has Han too, a fifth of kana is enough."""
     counts = {script: len(pattern.findall(text)) for script, pattern in _SCRIPT_PATTERNS.items()}
     if counts["kana"] and 5 * counts["kana"] >= counts["kana"] + counts["Han"] + counts["Latin"]:
         return "kana"

@@ -1,3 +1,1 @@
-"""A synthetic role-play world with a closed-form p(y | x): every estimate can be put beside the
-truth.
-"""
+"""A synthetic role-play world with a closed-form p(y | x): a truth for every estimate."""

@@ -43,9 +43,7 @@ GOLDEN = "golden"
 SOURCES = ("estimator", "ideal", "own")
 EXACT_MARGINAL = "exact_marginal"
 MEASURES = (*FORMS, EXACT_MARGINAL)
-"""The forms, and the difference of entropies with the exact p(y): Barber and Agakov's bound as it
-stands in theory.
-"""
+"""The forms, and Barber and Agakov's bound as it stands in theory, with the exact p(y)."""
 
 LEAST_LOSS = 0.1
 """Nats per response from which the sign of an EMID is asked for."""
@@ -273,9 +271,7 @@ def _judge(
     estimator: Estimator | None,
     advance: Report | None,
 ) -> Iterator[tuple[Row, Estimate | None]]:
-    """Rows of one sample, each with its estimate of EMI (None for golden responses), still without
-    EMID.
-    """
+    """A sample's rows, still without EMID, each with its estimate of EMI (golden: None)."""
     scored = None if estimator is None else _score(estimator, sample, advance)
     golden_policy = sample.world.golden
     golden: dict[tuple[str, str], Estimate] = {}
@@ -316,9 +312,7 @@ def _judge(
 def _score(
     estimator: Estimator, sample: Sample, advance: Report | None
 ) -> dict[str, NDArray[np.float64]]:
-    """Policy name -> (N, N) log-probabilities by the estimator; a response that several gave is
-    scored once.
-    """
+    """Policy name -> (N, N) log-probabilities by the estimator; equal texts scored once."""
     texts = [text for responses in sample.responses.values() for text in responses]
     different, place = np.unique(texts, return_inverse=True)
     scores = np.empty((len(sample.examples), different.size))
@@ -342,9 +336,7 @@ def _contrast(matrix: NDArray[np.float64], marginal: NDArray[np.float64] | None)
 def _marginals(
     world: World, policy: Policy, responses: Sequence[str], words: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Measure -> log m(y) of each response, for the measures that need one; the end of turn is
-    certain.
-    """
+    """Measure -> log m(y) of each response, where one is needed; the end of turn is certain."""
     return {
         "difference_of_entropies": bigram_log_probs([response.split() for response in responses]),
         EXACT_MARGINAL: np.log(truth.response_distribution(world, policy)[tuple(words.T)]),

@@ -1,6 +1,4 @@
-"""A synthetic world as a corpus in the RPGBench layout: IDTrain with the teacher's traces, a test
-split per shift.
-"""
+"""A synthetic world as a corpus: IDTrain with the teacher's traces, a test split per shift."""
 
 from dataclasses import replace
 

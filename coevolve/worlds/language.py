@@ -166,9 +166,7 @@ def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> ND
 
 
 def write_trace(latents: Mapping[str, int]) -> str:
-    """One line: the connections in the order of their hops, then the features in the order of their
-    slots.
-    """
+    """One line: the connections in the order of their hops, then the features by slot."""
     connections = (CONNECTION_WORDS[name][latents[name]] for name in CONNECTIONS)
     features = (FEATURE_WORDS[latents[name]] for name in FEATURES)
     return " ".join((CONNECTIONS_HEADING, *connections, FEATURES_HEADING, *features))

@@ -86,9 +86,7 @@ class Policy:
             raise DataError(f"policy {self.name!r}: {problem}.")
 
     def plan(self, inputs: Values) -> Iterator[NDArray[np.int64]]:
-        """The manner, then the feature of each slot of the response: arrays that broadcast as the
-        inputs do.
-        """
+        """The manner, then the feature of each slot; the arrays broadcast as the inputs do."""
         seen = {
             name: np.full_like(values, self.assumed[name]) if name in self.assumed else values
             for name, values in inputs.items()
@@ -157,9 +155,7 @@ class Policy:
         )
 
     def tempered(self, temperature: float) -> "Policy":
-        """This policy with each word's probability raised to 1 / `temperature`, above 0: below 1 it
-        is surer of itself.
-        """
+        """Each word's probability raised to 1 / `temperature`, above 0: below 1 it is surer."""
         if not temperature > 0:
             raise DataError(f"temperature is {temperature}; accepted is a number above 0.")
         powers = self.emission ** (1 / temperature)
@@ -181,7 +177,5 @@ def sample_rows(rows: NDArray[np.float64], rng: np.random.Generator) -> NDArray[
 
 
 def assumed_values(commonest: Mapping[str, int], *factors: str) -> dict[str, int]:
-    """What a policy that ignores these factors takes for granted: the commonest value of each of
-    their inputs.
-    """
+    """What a policy that ignores these factors assumes: the commonest value of each input."""
     return {name: commonest[name] for factor in factors for name in FACTORS[factor]}

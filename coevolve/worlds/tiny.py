@@ -1,6 +1,4 @@
-"""A tiny Qwen3-architecture model and its word-level tokenizer, from random initialisation: no
-download.
-"""
+"""A tiny random Qwen3-architecture model and its word-level tokenizer: no download."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,9 +62,7 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int, **shape: Any) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 in float32 for this tokenizer, `shape` as for `tiny_config`; the
-    global random state is left as it was.
-    """
+    """A random Qwen3 in float32, `shape` as for `tiny_config`; no global random state moves."""
     config = tiny_config(tokenizer, **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,9 +104,7 @@ def tiny_config(
 
 
 def write_tiny_base(folder: str | Path, seed: int, **shape: int) -> Path:
-    """Save the world's tokenizer and a random model (`hidden`, `layers`, `heads` of `tiny_config`)
-    as an ordinary `from_pretrained` folder.
-    """
+    """Save the world's tokenizer and a random model (`shape` of `tiny_config`) in a folder."""
     tokenizer = tiny_tokenizer(vocabulary())
     tokenizer.save_pretrained(folder)
     tiny_model(tokenizer, seed=seed, **shape).save_pretrained(folder)

@@ -38,16 +38,12 @@ class Information:
 
     @property
     def perplexity_floor(self) -> float:
-        """exp(H(Y | X) / tokens): the per-token perplexity that no estimator can beat in
-        expectation.
-        """
+        """exp(H(Y | X) / tokens): the perplexity that no estimator can beat on average."""
         return float(np.exp(self.conditional_entropy / RESPONSE_TOKENS))
 
 
 def information(world: World, policy: Policy | None = None) -> Information:
-    """H(Y) and H(Y | X) for contexts of `world` and responses of `policy` (default: the golden
-    ones).
-    """
+    """H(Y) and H(Y | X) for contexts of `world` and responses of `policy` (golden)."""
     policy = policy or world.golden
     plans = plan_distribution(world, policy)
     marginals = _plan_marginals(plans)  # (slot, manner, feature)
@@ -61,9 +57,7 @@ def emi(world: World, policy: Policy) -> float:
 
 
 def emid(world: World, shifted: World, policy: Policy) -> float:
-    """EMI on `world` minus EMI on the shifted one: the exact value of EMID, and of R-EMID as r is a
-    function of x.
-    """
+    """EMI on `world` minus EMI on the shifted one: exact EMID, and R-EMID, as x gives r."""
     return emi(world, policy) - emi(shifted, policy)
 
 

@@ -198,9 +198,7 @@ def _latin_square(rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _with_errors(tables: Tables, share: float, rng: np.random.Generator) -> Tables:
-    """The tables with `share` of each feature table's cells moved to another value; connections
-    stay right.
-    """
+    """The tables with `share` of each feature table's cells moved; connections stay right."""
     changed = dict(tables)
     for name in FEATURES:
         cells = rng.choice(VALUES**2, size=round(share * VALUES**2), replace=False)
@@ -211,9 +209,7 @@ def _with_errors(tables: Tables, share: float, rng: np.random.Generator) -> Tabl
 
 
 def _draw_factors(skew: float, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
-    """Joint distributions of the user, character and dialogue inputs, log-normal weights
-    throughout.
-    """
+    """Joint distributions of the three factors' inputs, log-normal weights throughout."""
 
     def weights(*shape: int) -> NDArray[np.float64]:
         weight = np.exp(skew * rng.standard_normal(shape))

@@ -1,3 +1,1 @@
-"""What a completion is rewarded for: functions by name, or of the user's own, and the models that
-they ask.
-"""
+"""What a completion is rewarded for: functions by name, or a user's own."""

@@ -72,9 +72,7 @@ class ConnectorBatch:
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
-        """N arrays (T,): the same tokens under the same prompt without any core features; asked
-        once per example.
-        """
+        """N arrays (T,): the same tokens without core features; asked once per example."""
         distinct = {example.sample_id: example for example in self.examples}
         examples = list(distinct.values())
         nothing = [NO_REASONING] * len(examples)
@@ -161,9 +159,7 @@ class EstimatorBatch:
 
     @cached_property
     def kernel_scores(self) -> list[float | None]:
-        """Each response's part in its group's kernel score; one that is cut off or empty is like no
-        other.
-        """
+        """Each response's part in its group's kernel score; None for no usable response."""
         golden = [
             self.render.response_ids(response)[:-1] for response in golden_responses(self.examples)
         ]
@@ -202,9 +198,7 @@ class EstimatorBatch:
         ]
 
     def _ratios(self, candidates: Sequence[float]) -> list[float]:
-        """min(1, P(candidate) / P(golden)); a group shares its golden response, which is judged
-        once.
-        """
+        """min(1, P(candidate) / P(golden)); a group's golden response is judged once."""
         usable = _indices(self.usable)
         first: dict[int, int] = {}
         for row in usable:
@@ -252,9 +246,7 @@ class EstimatorBatch:
 def finished_texts(
     estimator: ProbabilityEstimator, role: Role, completion_ids: Sequence[Sequence[int]]
 ) -> list[str | None]:
-    """The completions' texts; None where the end of the turn was not reached, or nothing stands
-    before it.
-    """
+    """The completions' texts; None for one that is cut off or empty."""
     render, stops = estimator.renderer_of(role), estimator.stop_ids(role)
     return [
         render.decode(ids) or None if ids and ids[-1] in stops else None for ids in completion_ids

@@ -57,9 +57,7 @@ def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
 
 
 def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:
-    """0.5 for a well-formed core-features block, and 0.5 for all expected sections present and in
-    order.
-    """
+    """0.5 for a well-formed core-features block, 0.5 for all sections, present in order."""
     has_features = core_features(reasoning, sections) is not None
     return 0.5 * has_features + 0.5 * (not missing_sections(reasoning, sections))
 
@@ -137,9 +135,7 @@ def kernel_scores(
 
 
 def lowest_kernel_score(size: int) -> float:
-    """The lowest of `kernel_scores` in a group of `size`: unlike the golden response, and what all
-    others say too.
-    """
+    """The lowest of `kernel_scores` among `size`: unlike golden, and like all others."""
     return -(size - 1) / (size - 2)
 
 
