@@ -111,11 +111,8 @@ class ChatModel(Protocol):
         ...
 
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
-        """One reply per question, as they become ready, in any order.
-
-        Raises:
-            ChatError: the model itself is out of order, so that no further question would be
-                answered.
+        """One reply per question, as they become ready, in any order. Raises ChatError: the model
+        itself is out of order, so that no further question would be answered.
         """
         ...
 

@@ -140,11 +140,9 @@ class Endpoint:
         return text
 
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
-        """One reply per question, in the order in which the server finishes them.
-
-        Raises:
-            ChatError: the server cannot be reached, refuses every request, or failed `patience`
-                times in a row. Replies that were under way are handed out first.
+        """One reply per question, in the order in which the server finishes them. Raises ChatError:
+        the server cannot be reached, refuses every request, or failed `patience` times in a row.
+        Replies that were under way are handed out first.
         """
         work = _Work(self.patience)
         try:

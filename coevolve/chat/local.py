@@ -192,10 +192,8 @@ class LocalChat(ModelHere):
 
 
 def prompt_ids(renderer: Renderer, question: Question) -> list[int]:
-    """The question as the model's chat template renders it.
-
-    Raises:
-        ChatError: the template refuses the messages.
+    """The question as the model's chat template renders it. Raises ChatError: the template refuses
+    the messages.
     """
     try:
         return renderer.prompt_ids(renderer.chat(question.messages))
@@ -251,11 +249,9 @@ def load_renderer(source: str, prompts: PromptSet, date: str | None = None) -> R
 
 
 def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:
-    """The SHA-256 of a model's weights, as `weights`, and of its adapter's, as `adapter`.
-
-    Raises:
-        ChatError: the model cannot be found or has no safetensors files, or the adapter's folder
-            holds no PEFT adapter in safetensors.
+    """The SHA-256 of a model's weights, as `weights`, and of its adapter's, as `adapter`. Raises
+    ChatError: the model cannot be found or has no safetensors files, or the adapter's folder holds
+    no PEFT adapter in safetensors.
     """
     from coevolve.scoring.models import base_fingerprint, resolve_base
 

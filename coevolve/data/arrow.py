@@ -37,10 +37,8 @@ def is_saved(folder: Path) -> bool:
 
 
 def read_saved(folder: Path) -> dict[str, list[dict[str, Any]]] | list[dict[str, Any]]:
-    """The rows of each split of a saved DatasetDict, or the rows of a saved Dataset.
-
-    Raises:
-        DataError: the folder lacks something, or a file in it is damaged.
+    """The rows of each split of a saved DatasetDict, or the rows of a saved Dataset. Raises
+    DataError: the folder lacks something, or a file in it is damaged.
     """
     if not is_file(folder / SPLITS):
         return _rows_of_dataset(folder)
@@ -48,11 +46,7 @@ def read_saved(folder: Path) -> dict[str, list[dict[str, Any]]] | list[dict[str,
 
 
 def read_parquet(files: Sequence[Path]) -> list[list[dict[str, Any]]]:
-    """The rows of each Parquet file.
-
-    Raises:
-        DataError: a file is missing, damaged, or not Parquet.
-    """
+    """The rows of each Parquet file. Raises DataError: a file is missing, damaged, or not Parquet."""
     return _read(files, "Parquet", "Write the file again.")
 
 

@@ -82,11 +82,7 @@ class Corpus:
         return tuple(example for name in _in_order(self.splits) for example in self.splits[name])
 
     def require(self, split: str) -> tuple[Example, ...]:
-        """The examples of `split`.
-
-        Raises:
-            DataError: the corpus does not have it.
-        """
+        """The examples of `split`. Raises DataError: the corpus does not have it."""
         if split not in self.splits:
             found = ", ".join(_in_order(self.splits)) or "no split"
             raise DataError(
@@ -95,10 +91,8 @@ class Corpus:
         return self.splits[split]
 
     def subsets(self, split: str) -> dict[str, tuple[Example, ...]]:
-        """The examples of `split` by their `subset_tag`, in order of first appearance.
-
-        Raises:
-            DataError: the corpus does not have `split`.
+        """The examples of `split` by their `subset_tag`, in order of first appearance. Raises
+        DataError: the corpus does not have `split`.
         """
         groups: dict[str, list[Example]] = {}
         for example in self.require(split):
@@ -173,9 +167,7 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
 
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a `.jsonl` file, or of a `.json` file that holds a list, each with its place.
-
-    Raises:
-        DataError: the file is missing, of another kind, not UTF-8 or not JSON.
+    Raises DataError: the file is missing, of another kind, not UTF-8 or not JSON.
     """
     rows = _rows_or_object(Path(path))
     if not isinstance(rows, list):
@@ -186,10 +178,8 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]:
-    """The rows of files that are named after the split they hold, such as `IDTrain.jsonl`.
-
-    Raises:
-        DataError: a file is named otherwise or cannot be read, or two files hold the same split.
+    """The rows of files that are named after the split they hold, such as `IDTrain.jsonl`. Raises
+    DataError: a file is named otherwise or cannot be read, or two files hold the same split.
     """
     files = sorted(files)
     _check_split_names([file.stem for file in files], source)
@@ -228,10 +218,8 @@ def build_corpus(
 
 
 def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, list[Row]]:
-    """Give every row of an object of splits its place, for example `data.json: IDTrain[3]`.
-
-    Raises:
-        DataError: a split is unknown, or not a list.
+    """Give every row of an object of splits its place, for example `data.json: IDTrain[3]`. Raises
+    DataError: a split is unknown, or not a list.
     """
     _check_split_names(rows_by_split, source)
     for name, rows in rows_by_split.items():

@@ -161,11 +161,7 @@ def answers_by_id(
 
 
 def index_by_id(examples: Iterable[Example]) -> dict[str, Example]:
-    """The examples by sample_ID.
-
-    Raises:
-        DataError: two have the same.
-    """
+    """The examples by sample_ID. Raises DataError: two have the same."""
     by_id: dict[str, Example] = {}
     for example in examples:
         if example.sample_id in by_id:

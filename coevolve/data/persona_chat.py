@@ -93,11 +93,8 @@ def persona_chat_corpus(
 
 
 def read_conversations(path: str | Path) -> list[Conversation]:
-    """The rows of one CSV file.
-
-    Raises:
-        DataError: the file is missing, not UTF-8, not CSV, lacks a column, or a row has too few or
-            too many fields.
+    """The rows of one CSV file. Raises DataError: the file is missing, not UTF-8, not CSV, lacks a
+    column, or a row has too few or too many fields.
     """
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     conversations = []

@@ -97,10 +97,8 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
 
 def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -> Corpus:
     """The corpus with the test examples that every model has answered: the pairs must be the same
-    for all of them.
-
-    Raises:
-        DataError: a subset of a test split has no such example, so that its row would vanish.
+    for all of them. Raises DataError: a subset of a test split has no such example, so that its row
+    would vanish.
     """
     splits = dict(corpus.splits)
     for name in corpus.test_splits:
@@ -122,11 +120,9 @@ def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -
 def write_responses(
     path: str | Path, examples: Sequence[Example], responses: Sequence[str]
 ) -> None:
-    """Write JSONL rows `{sample_ID, response}`, which `read_responses` reads back.
-
-    Raises:
-        DataError: the numbers differ, or a response is not text with a visible character; nothing
-            is written then.
+    """Write JSONL rows `{sample_ID, response}`, which `read_responses` reads back. Raises
+    DataError: the numbers differ, or a response is not text with a visible character; nothing is
+    written then.
     """
     if len(examples) != len(responses):
         raise DataError(

@@ -131,10 +131,7 @@ class EstimatorLM(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The estimator's own responses, decoded greedily up to the end of turn or one of the
-        `until` texts.
-
-        Raises:
-            DataError: a request asks for sampling.
+        `until` texts. Raises DataError: a request asks for sampling.
         """
         results: list[str] = [""] * len(requests)
         prompts = self._prompts([request.args[0] for request in requests])
@@ -250,10 +247,8 @@ def greedy_rows(
 
 
 def _dialogue(context: str, where: str) -> Example | None:
-    """The example that a context holds as JSON, or None for other text.
-
-    Raises:
-        DataError: it is a malformed example.
+    """The example that a context holds as JSON, or None for other text. Raises DataError: it is a
+    malformed example.
     """
     if not context.lstrip().startswith("{"):
         return None

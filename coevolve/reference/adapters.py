@@ -66,11 +66,8 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """An adapter from a PEFT directory.
-
-    Raises:
-        ArtifactError: it is missing, incomplete, damaged or pickled, or is more than a plain LoRA
-            of linear layers.
+    """An adapter from a PEFT directory. Raises ArtifactError: it is missing, incomplete, damaged or
+    pickled, or is more than a plain LoRA of linear layers.
     """
     config, tensors = read_config(folder), read_weights(folder)
     _check_config(config, folder / CONFIG)

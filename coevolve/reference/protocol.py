@@ -114,10 +114,7 @@ def reference_scores(
     token_budget: int = TOKEN_BUDGET,
 ) -> Scores:
     """Log-probabilities of the scored positions: sums in nats per response, and their numbers,
-    which may be 0; (R,).
-
-    Raises:
-        TooLongError: a window does not fit the model's positions.
+    which may be 0; (R,). Raises TooLongError: a window does not fit the model's positions.
     """
     total, tokens = np.zeros(len(windows)), np.zeros(len(windows), dtype=np.int64)
     filled = [index for index, window in enumerate(windows) if window.start < len(window.ids)]

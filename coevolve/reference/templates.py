@@ -65,11 +65,8 @@ class EmbeddedExport:
 
 def read_templates(checkout: Path) -> dict[str, str]:
     """The string constants of a checkout's `templates.py`: the four prompts, and `EXPORT` where it
-    is there.
-
-    Raises:
-        ArtifactError: the file is missing or no Python, or a constant is missing, doubled or no
-            plain string.
+    is there. Raises ArtifactError: the file is missing or no Python, or a constant is missing,
+    doubled or no plain string.
     """
     path = checkout / FILE
     if not is_file(path):
@@ -180,10 +177,8 @@ def shows_the_same(prompts: PromptSet, constants: Mapping[str, str]) -> bool:
 
 
 def embedded_export(constants: Mapping[str, str], where: str) -> EmbeddedExport | None:
-    """What an export of coevolve says of itself; None in the public release's own file.
-
-    Raises:
-        ArtifactError: it is damaged.
+    """What an export of coevolve says of itself; None in the public release's own file. Raises
+    ArtifactError: it is damaged.
     """
     if EXPORT not in constants:
         return None
@@ -216,11 +211,8 @@ def _assigned(statement: ast.stmt) -> list[str]:
 def _substituted(
     template: str, fields: Mapping[str, str], where: str, required: Collection[str] = ()
 ) -> str:
-    """The template with each field replaced by a part of a template.
-
-    Raises:
-        ArtifactError: it cannot be parsed, a field is unknown or has a conversion or format, or one
-            is missing.
+    """The template with each field replaced by a part of a template. Raises ArtifactError: it
+    cannot be parsed, a field is unknown or has a conversion or format, or one is missing.
     """
     try:
         parts = list(Formatter().parse(template))

@@ -42,9 +42,8 @@ def shift(name: str, split: str) -> Callable[[Make], Make]:
 
 def users_shift(path: str, split: str) -> Shift:
     """The shift that a user's own function at an import path makes, each row of which is looked at.
-
-    Raises:
-        RecipeError, DataError: as `Registry.custom`; when rows are made, it fails or gives others.
+    Raises RecipeError, DataError: as `Registry.custom`; when rows are made, it fails or gives
+    others.
     """
     where = f"shift {path!r}"
     function = SHIFTS.custom(path, where)
@@ -128,10 +127,8 @@ def with_golden(examples: Sequence[Example], golden: Sequence[str]) -> list[Exam
 
 
 def add_subset(corpus: Corpus, split: str, examples: Sequence[Example]) -> Corpus:
-    """The corpus with the examples as a further subset of `split`.
-
-    Raises:
-        DataError: the split has a subset of that name, or the corpus an example of that sample_ID.
+    """The corpus with the examples as a further subset of `split`. Raises DataError: the split has
+    a subset of that name, or the corpus an example of that sample_ID.
     """
     present = corpus.splits.get(split, ())
     subsets = {example.subset for example in present}

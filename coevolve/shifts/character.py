@@ -26,10 +26,8 @@ class Character:
 
 
 def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
-    """The characters of a `.json` list or a `.jsonl` file: strings, or objects.
-
-    Raises:
-        DataError: a row is neither or empty, is there twice, or is a character of IDTrain.
+    """The characters of a `.json` list or a `.jsonl` file: strings, or objects. Raises DataError: a
+    row is neither or empty, is there twice, or is a character of IDTrain.
     """
     trained = _trained(corpus)
     seen: dict[str, str] = {}
@@ -54,9 +52,7 @@ def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
 
 def characters_of_splits(corpus: Corpus, splits: Sequence[str]) -> list[Character]:
     """The characters of these splits that IDTrain does not have, each once, in order of appearance.
-
-    Raises:
-        DataError: a split is not there, IDTrain neither, or they have no such character.
+    Raises DataError: a split is not there, IDTrain neither, or they have no such character.
     """
     seen = _trained(corpus)
     characters = []
@@ -81,10 +77,7 @@ def unseen_character(
     tag: str = "unseen_character",
 ) -> list[Example]:
     """The examples with characters drawn uniformly from the pool, never an example's own, and no
-    golden response.
-
-    Raises:
-        DataError: the pool has no other character than an example's own.
+    golden response. Raises DataError: the pool has no other character than an example's own.
     """
     rows = []
     for example in examples:

@@ -41,11 +41,8 @@ class Teacher(Protocol):
     def settings(self) -> dict[str, Any]: ...
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """One answer per example, as they become ready, in any order.
-
-        Raises:
-            TeacherError: the teacher itself is out of order, so that no further example would be
-                answered.
+        """One answer per example, as they become ready, in any order. Raises TeacherError: the
+        teacher itself is out of order, so that no further example would be answered.
         """
         ...
 
@@ -121,10 +118,8 @@ class _UsersTeacher:
 
 
 def require_response(example: Example) -> str:
-    """The golden response, which every teacher must be shown.
-
-    Raises:
-        TeacherError: the example has none.
+    """The golden response, which every teacher must be shown. Raises TeacherError: the example has
+    none.
     """
     if example.golden_response is None:
         raise TeacherError(

@@ -147,11 +147,9 @@ class EndpointTeacher:
         }
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """One answer per example, in the order in which the server finishes them.
-
-        Raises:
-            TeacherError: the server cannot be reached, or refuses every request. Answers that were
-                under way are handed out first.
+        """One answer per example, in the order in which the server finishes them. Raises
+        TeacherError: the server cannot be reached, or refuses every request. Answers that were
+        under way are handed out first.
         """
         return _answers(self.chat, self.renderer, examples)
 

@@ -86,10 +86,8 @@ class RuleTeacher:
         }
 
     def trace(self, example: Example) -> str:
-        """r*, well formed for the prompt set; always the same for the same example.
-
-        Raises:
-            TeacherError: the example has no golden response.
+        """r*, well formed for the prompt set; always the same for the same example. Raises
+        TeacherError: the example has no golden response.
         """
         require_response(example)
         features = response_features(example, self._rarity, self.max_keywords, self.keywords)

@@ -107,10 +107,7 @@ class Policy:
         self, examples: Sequence[Example], responses: Sequence[str]
     ) -> NDArray[np.float64]:
         """log p_theta(y | x) of each response: shape (N,), nats per response (its end of turn is
-        certain).
-
-        Raises:
-            DataError: an example or response that is not of this world.
+        certain). Raises DataError: an example or response that is not of this world.
         """
         manner, *features = self.plan(parse_all(examples))
         words, emissions = parse_responses(examples, responses), self.slot_emissions()

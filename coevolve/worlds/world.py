@@ -176,10 +176,7 @@ class World:
 
     def trace(self, example: Example, *, teacher: bool, rng: np.random.Generator) -> str:
         """The reasoning for an example: the right one, or the teacher's, which errs in the cells it
-        has wrong.
-
-        Raises:
-            DataError: the example is not of this world.
+        has wrong. Raises DataError: the example is not of this world.
         """
         written = look_up(self.tables, parse(example))
         if teacher:

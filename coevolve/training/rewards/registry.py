@@ -74,10 +74,8 @@ CONNECTOR_REWARDS, ESTIMATOR_REWARDS = _registry(), _registry()
 
 
 def check_rewards(recipe: Recipe) -> None:
-    """Find the recipe's custom rewards, before anything is loaded or trained.
-
-    Raises:
-        RecipeError, RewardError: as `Registry.custom`.
+    """Find the recipe's custom rewards, before anything is loaded or trained. Raises RecipeError,
+    RewardError: as `Registry.custom`.
     """
     for section, named in (
         ("connector_rl", CONNECTOR_REWARDS),
