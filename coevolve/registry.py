@@ -41,6 +41,7 @@ class Registry(Generic[Item]):
         given: the keywords that a user's own is called with, all of which it must take.
         classes: whether a class will do, which is then called to make one.
         error: raised for what cannot be used as one.
+        adopt: makes one of a user's own and of what to call it in errors; by default it is one.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Registry(Generic[Item]):
         given: Sequence[str],
         classes: bool = False,
         error: type[CoevolveError] = RecipeError,
+        adopt: Callable[[Any, str], Item] = lambda found, where: found,
     ):
         self.noun, self.accepted, self.given = noun, accepted, tuple(given)
-        self.classes, self.error = classes, error
+        self.classes, self.error, self.adopt = classes, error, adopt
         self._items: dict[str, Item] = {}
 
     def register(self, name: str) -> Callable[[Item], Item]:
@@ -88,8 +90,8 @@ class Registry(Generic[Item]):
         if name.startswith(CUSTOM):
             return self.custom(name.removeprefix(CUSTOM), f"{where} {name!r}")
         if name not in self._items:
-            accepted = ", ".join((*self._items, HOW_TO_NAME_ONES_OWN))
-            raise RecipeError(f"{where}: found {name!r}; accepted are {accepted}.")
+            accepted = ", ".join((*map(repr, self._items), HOW_TO_NAME_ONES_OWN))
+            raise RecipeError(f"{where} is {name!r}; accepted are {accepted}.")
         return self._items[name]
 
     def custom(self, path: str, where: str) -> Item:
@@ -102,9 +104,9 @@ class Registry(Generic[Item]):
         module = _file(source, where) if source.endswith(".py") else _module(source, where)
         if not hasattr(module, name):
             raise RecipeError(f"{where}: the module {source} ({module.__file__}) has no {name!r}.")
-        found = getattr(module, name)
+        found: Item = getattr(module, name)
         self._require_callable(found, where)
-        return found
+        return self.adopt(found, where)
 
     def _require_callable(self, found: Any, where: str) -> None:
         if not callable(found) or (inspect.isclass(found) and not self.classes):

@@ -251,6 +251,9 @@ def _check_choices(options: argparse.Namespace) -> None:
 def _measure(text: str) -> "Measure":
     from coevolve.remid.evaluate import Measure
 
+    if text.startswith("custom:"):  # custom:FILE:NAME, and perhaps :NORMALISATION
+        parts = text.split(":")
+        return Measure(":".join(parts[:3]), ":".join(parts[3:]) or "per_response")
     form, _, normalisation = text.partition(":")
     return Measure(form, normalisation or "per_response")
 

@@ -68,13 +68,13 @@ class Ledger(Generic[Value]):
         """Inside, a function from sample_ID and the fields of an answer, by keyword, that appends
         it and sees to it that it is on the disk. Only now is a torn last line taken out.
         """
-        with open(self.path, "r+b") as file:
-            content = file.read()
+        with open(self.path, "r+b") as old:
+            content = old.read()
             whole = _whole(content)
             if whole < len(content):
-                file.truncate(whole)
+                old.truncate(whole)
             elif not content.endswith(b"\n"):
-                file.write(b"\n")
+                old.write(b"\n")
         with open(self.path, "a", encoding="utf-8", newline="\n") as file:
 
             def add(sample_id: str, **answer: Any) -> None:

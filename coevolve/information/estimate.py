@@ -1,16 +1,17 @@
 """Estimates of mutual information by name: what goes in, what comes out, and which forms there are."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
-from coevolve.errors import RecipeError
+from coevolve.errors import DataError
 from coevolve.information import density_ratio
 from coevolve.information.club import club, fidelity
 from coevolve.information.contrast import Contrast
 from coevolve.information.influence import Influence
 from coevolve.information.marginal import difference_of_entropies
+from coevolve.registry import Registry, users_code
 
 
 @dataclass(frozen=True)
@@ -51,39 +52,55 @@ class Form:
     bias: str
 
 
-def _of_terms(terms: Callable[[Contrast], density_ratio.Terms], bias: str) -> Form:
+def _of_user(function: Callable[..., tuple[float, Influence]], where: str) -> Form:
+    def estimate(contrast: Contrast) -> tuple[float, Influence]:
+        with users_code(where, DataError):
+            found = function(contrast=contrast)
+            value, influence = found if isinstance(found, tuple) and len(found) == 2 else (None, 0)
+        if not (isinstance(value, float | int) and math.isfinite(value)) or not (
+            isinstance(influence, Influence) and influence.matched.shape == contrast.matched.shape
+        ):
+            raise DataError(f"{where} gave {repr(found)[:200]}; accepted is {FORMS.accepted}.")
+        return float(value), influence
+
+    needs = getattr(function, "needs", "mismatched of each response")
+    return Form(estimate, needs, getattr(function, "bias", "a measure of the user's own"))
+
+
+FORMS: Registry[Form] = Registry(
+    "form",
+    accepted=(
+        "a function (contrast) that returns (value, influence): a finite number and a "
+        "coevolve.information.influence.Influence over the contrast's examples"
+    ),
+    given=("contrast",),
+    adopt=_of_user,
+)
+"""Estimators of mutual information by name. A user's own may have attributes `needs` and `bias` as
+those of `Form`.
+"""
+
+
+def _terms(name: str, terms: Callable[[Contrast], density_ratio.Terms], bias: str) -> None:
     def estimate(contrast: Contrast) -> tuple[float, Influence, bool]:
         found = terms(contrast)
         return *found.estimate(contrast), found.at_floor
 
-    return Form(estimate, "mismatched of each response", bias)
+    FORMS.register(name)(Form(estimate, "mismatched of each response", bias))
 
 
-FORMS: Mapping[str, Form] = MappingProxyType(
-    {
-        "calibrated": _of_terms(
-            density_ratio.calibrated, "a lower bound for any q, at most log K + 0.58"
-        ),
-        "barber_agakov": _of_terms(
-            density_ratio.barber_agakov, "a lower bound for any q, at most log K + 0.58"
-        ),
-        "info_nce": _of_terms(
-            density_ratio.info_nce, "a lower bound for any q, at most log(K + 1)"
-        ),
-        "leave_one_out": _of_terms(
-            density_ratio.leave_one_out, "too large for the true q, without a ceiling"
-        ),
-        "difference_of_entropies": Form(
-            difference_of_entropies, "marginal", "on either side of the truth, without a ceiling"
-        ),
-        "club": Form(
-            club,
-            "mismatched",
-            "far too large for the true q, on either side otherwise, without a ceiling",
-        ),
-        "fidelity": Form(fidelity, "matched", "no information: the control without negatives"),
-    }
-)
+_LOWER = "a lower bound for any q, at most log K + 0.58"
+_terms("calibrated", density_ratio.calibrated, _LOWER)
+_terms("barber_agakov", density_ratio.barber_agakov, _LOWER)
+_terms("info_nce", density_ratio.info_nce, "a lower bound for any q, at most log(K + 1)")
+_LARGE = "too large for the true q, without a ceiling"
+_terms("leave_one_out", density_ratio.leave_one_out, _LARGE)
+_SIDES = "on either side of the truth, without a ceiling"
+FORMS.register("difference_of_entropies")(Form(difference_of_entropies, "marginal", _SIDES))
+_FAR = "far too large for the true q, on either side otherwise, without a ceiling"
+FORMS.register("club")(Form(club, "mismatched", _FAR))
+_NONE = "no information: the control without negatives"
+FORMS.register("fidelity")(Form(fidelity, "matched", _NONE))
 
 
 def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
@@ -93,12 +110,10 @@ def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
         RecipeError: an unknown form.
         DataError: the contrast lacks what the form needs.
     """
-    check_form(form)
-    value, influence, *at_floor = FORMS[form].estimate(contrast)
+    value, influence, *at_floor = FORMS.get(form).estimate(contrast)
     return Estimate(value, contrast.unit, form, influence, *at_floor)
 
 
 def check_form(form: str) -> None:
     """Raise RecipeError unless `form` names an estimator."""
-    if form not in FORMS:
-        raise RecipeError(f"form is {form!r}; accepted are {', '.join(map(repr, FORMS))}.")
+    FORMS.get(form)

@@ -126,13 +126,12 @@ def length(text: str, language: str) -> str:
     return next(name for name, most in LENGTHS if n_words <= most)
 
 
-def facts(character: str | Mapping[str, Any]) -> list[str]:
+def facts(character: str | Mapping[str, Any] | Sequence[Any]) -> list[str]:
     """The single statements of a persona or character: lines of a text, leaves of an object."""
     if isinstance(character, str):
         return [line.strip() for line in character.split("\n") if line.strip()]
-    values = character.values() if isinstance(character, Mapping) else character
     found: list[str] = []
-    for value in values:
+    for value in character.values() if isinstance(character, Mapping) else character:
         found += facts(value if isinstance(value, (str, Mapping, list, tuple)) else str(value))
     return found
 

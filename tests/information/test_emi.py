@@ -45,7 +45,7 @@ def test_emid_by_hand():
     assert (emid(p, q).unit, emid(p, q).form) == ("nats per response", "club")
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", list(FORMS))
 @settings(max_examples=15)
 @given(matrices)
 def test_emi_of_golden_responses_is_zero_without_doubt(form, matrix):
@@ -54,7 +54,7 @@ def test_emi_of_golden_responses_is_zero_without_doubt(form, matrix):
     assert not found.influence.of_examples().any()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", list(FORMS))
 @settings(max_examples=15)
 @given(matrices, matrices)
 def test_emi_is_antisymmetric_in_model_and_golden(form, a, b):

@@ -15,6 +15,7 @@ from coevolve.teachers import TEACHERS
 from coevolve.training.run import train
 
 MINE = """
+    from coevolve.information.influence import Influence
     from coevolve.shifts import shifted
     from coevolve.teachers import Answer
 
@@ -30,6 +31,13 @@ MINE = """
         def answers(self, examples):
             for example in examples:
                 yield Answer(example.sample_id, "Here you are. " + example.trace)
+
+    def spread(contrast):
+        value = contrast.matched.std()
+        empty = contrast.mismatched * 0
+        return value, Influence(contrast.matched - contrast.matched.mean(), empty, contrast.pairs)
+
+    spread.needs = "matched"
 
     def louder(sources, seed, tag, **given):
         return [
@@ -52,7 +60,7 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-def test_a_reward_and_a_teacher_of_ones_own_train_a_run(recipe_of, write, tmp_path):
+def test_a_reward_a_teacher_and_a_measure_of_ones_own(recipe_of, write, tmp_path, capsys):
     write("mine.py", MINE)
     recipe = recipe_of(
         traces={"teacher": "custom:mine.py:Copying"},
@@ -69,6 +77,18 @@ def test_a_reward_and_a_teacher_of_ones_own_train_a_run(recipe_of, write, tmp_pa
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     brevity = [json.loads(line).get("connector/rewards/brevity/mean") for line in metrics]
     assert [value < 0 for value in brevity if value is not None] == [True, True]
+
+    remid = ["remid", "--estimator", "run/estimator", "--data", "run/world/dialogues.json"]
+    remid += ["--responses", "perfect=run/world/perfect.jsonl", "--device", "cpu", "--out", "remid"]
+    assert main([*remid, "--measures", "custom:mine.py:spread:per_token", "club"]) == 0
+    results = json.loads((tmp_path / "remid" / "results.json").read_text())
+    assert (results["form"], results["unit"]) == ("custom:mine.py:spread", "nats per token")
+    for subset in results["subsets"]:
+        assert subset["golden"]["mutual_information"] > 0
+    assert "custom:mine.py:spread" in capsys.readouterr().out
+    write("odd.py", "def odd(contrast): return contrast.matched")
+    assert main([*remid, "--overwrite", "--measures", "custom:odd.py:odd"]) == 2
+    assert "form 'custom:odd.py:odd' gave array(" in capsys.readouterr().err
 
 
 def test_a_shift_of_ones_own_makes_a_subset(write, tmp_path):
@@ -189,5 +209,5 @@ def test_a_name_is_given_once_and_an_unknown_one_is_told_what_there_is():
     assert kinds["one"] is min and list(kinds) == ["one"]
     with pytest.raises(ValueError, match="two of the kind 'one'"):
         kinds.register("one")(max)
-    with pytest.raises(CoevolveError, match="--kind: found 'two'; accepted are one, custom:"):
+    with pytest.raises(CoevolveError, match="--kind is 'two'; accepted are 'one', custom:"):
         kinds.get("two", "--kind")
