@@ -123,6 +123,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.asarray(p_values, dtype=np.float64)
     if np.any(~((p >= 0) & (p <= 1))):
         raise DataError(f"p-values are {list(p_values)}; accepted are numbers from 0 to 1.")
+    # SciPy has no Holm, and statsmodels would be a large dependency for three lines.
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1))
     adjusted = np.empty_like(p)
