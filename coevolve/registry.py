@@ -128,16 +128,19 @@ class Registry(Generic[Item]):
 
 
 @contextmanager
-def users_code(where: str, error: type[CoevolveError]) -> Iterator[None]:
+def users_code(
+    where: str, error: type[CoevolveError], *, passing: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
     """What a user's code raises, as one error that names it and the line.
 
     Args:
         where: what to call it.
-        error: what to raise instead.
+        error: what to raise instead; one that is so already stays.
+        passing: what stays as it is, too.
     """
     try:
         yield
-    except error:
+    except (error, *passing):
         raise
     except (Exception, SystemExit) as fault:
         raise error(f"{where} {_failure(fault)}") from fault

@@ -7,11 +7,12 @@ from pydantic import Field, model_validator
 
 from coevolve.recipe.optimization import MOST_ROWS
 from coevolve.recipe.section import Amount, Count, Positive, Section
+from coevolve.registry import CUSTOM, HOW_TO_NAME_ONES_OWN, IMPORT_PATH
 
 MOST_TURNS = 10_000
 """Phases of a run, counted in every round, and parts of phases that end when nothing improves."""
 
-Kind = Literal["rl", "sft", "refresh", "evaluate"]
+Kind = Literal["rl", "sft", "refresh", "evaluate", "custom"]
 
 
 class Until(Section):
@@ -29,7 +30,8 @@ class Until(Section):
 
 class Phase(Section):
     """One entry of `rounds.phases`: who does what, for how long. `connector_rl` alone stands for
-    `{role: connector, kind: rl}`, and `refresh` and `evaluate` for themselves.
+    `{role: connector, kind: rl}`, `refresh` and `evaluate` for themselves, and `custom:PATH` for a
+    phase of one's own (`coevolve.training.phases.PHASES`).
 
     How a role is trained stands in the section of the phase's name, `connector_rl`,
     `estimator_sft`, ..., and so does the budget, unless one is given here.
@@ -39,7 +41,11 @@ class Phase(Section):
     """Who is trained; a refresh is the connector's, an evaluation is of both."""
     kind: Kind
     """`rl` and `sft` train; `refresh` has the connector write the reasonings anew; `evaluate` keeps
-    the pair or goes back to the best one.
+    the pair or goes back to the best one; `custom` does what the function at `path` does.
+    """
+    path: Annotated[str, Field(pattern=f"^({IMPORT_PATH})$")] | None = None
+    """For `custom`: package.module:function or file.py:function. Nothing is judged after it, unless
+    an `evaluate` follows.
     """
     steps: Positive | None = None
     """A budget in optimizer steps."""
@@ -55,11 +61,18 @@ class Phase(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, values: Any) -> Any:
+        if isinstance(values, str) and values.startswith(CUSTOM):
+            return {"kind": "custom", "path": values.removeprefix(CUSTOM)}
         if isinstance(values, str):
             role, _, kind = values.rpartition("_")
-            if kind not in get_args(Kind) or role not in ("connector", "estimator", ""):
+            if (
+                kind not in get_args(Kind)
+                or kind == "custom"
+                or role not in ("connector", "estimator", "")
+            ):
                 raise ValueError(
-                    f"found {values!r}; accepted are {', '.join(PHASES)}, or a mapping with role and kind"
+                    f"found {values!r}; accepted are {', '.join(PHASES)}, {HOW_TO_NAME_ONES_OWN}, or a "
+                    "mapping with role and kind"
                 )
             return {"role": role or None, "kind": kind}
         return values
@@ -68,6 +81,10 @@ class Phase(Section):
     def _makes_sense(self) -> "Phase":
         if self.trains and self.role is None:
             raise ValueError(f"kind {self.kind!r} needs a role: connector or estimator")
+        if (self.kind == "custom") != (self.path is not None):
+            raise ValueError(f"kind custom and path go together; found kind {self.kind!r}")
+        if self.path is not None and self.name in PHASES:
+            raise ValueError(f"path: a phase is called {self.name!r} already; rename the function")
         if self.kind == "evaluate" and self.role is not None:
             raise ValueError("an evaluation is of both roles; leave role out")
         if self.kind == "refresh" and self.role == "estimator":
@@ -94,9 +111,16 @@ class Phase(Section):
     @property
     def name(self) -> str:
         """`connector_rl`, `estimator_sft`, ..., `refresh` or `evaluate`; of the section that
-        describes it, if any.
+        describes it, if any. One's own is called as its function.
         """
+        if self.path is not None:
+            return self.path.rpartition(":")[2]
         return f"{self.role}_{self.kind}" if self.trains else self.kind
+
+    @property
+    def entry(self) -> str:
+        """What the registry of phases finds it by."""
+        return self.name if self.path is None else f"{CUSTOM}{self.path}"
 
 
 PHASES = ("connector_rl", "connector_sft", "refresh", "estimator_sft", "estimator_rl", "evaluate")

@@ -25,7 +25,7 @@ from coevolve.training.evaluation import (
     evaluate_oracle,
     evaluate_split,
 )
-from coevolve.training.phases import PHASE_TABLE, cold_start, run_phase
+from coevolve.training.phases import cold_start, run_phase
 from coevolve.training.saving import save, save_if_cheap
 from coevolve.training.schedule import scheduled_phases
 from coevolve.training.state import COLD, TRAINED, RunState
@@ -93,7 +93,7 @@ def _rounds(context: Context) -> list[Stage]:
     for index, of_round in by_round:
         phases = list(of_round)
         for scheduled in phases:
-            if scheduled.phase.name in PHASE_TABLE:
+            if scheduled.phase.kind != "evaluate":
                 rounds.append(Stage(scheduled.name, run_phase, (scheduled,)))
             if scheduled.gated:
                 rounds.append(Stage(f"{scheduled.name}-gate", gate.judge, (scheduled,)))

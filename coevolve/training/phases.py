@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 
 from coevolve.data.example import Example
+from coevolve.errors import CoevolveError, RecipeError
 from coevolve.prompts import core_features
+from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import Grpo
 from coevolve.recipe.rounds import Kind
+from coevolve.registry import Registry, users_code
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
 from coevolve.seeds import derive_seed
 from coevolve.training import gate
 from coevolve.training.context import Context
+from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.engines import Lazy, RewardFunction, SftRow, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.plans import planned
@@ -275,16 +279,36 @@ class PhaseEntry:
     kind: Kind
 
 
-PHASE_TABLE: dict[str, PhaseEntry] = {
+def _of_user(function: Callable[..., Any], where: str) -> PhaseEntry:
+    def run(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
+        with users_code(where, RecipeError, passing=(Interrupted, CoevolveError)):
+            function(context=context, state=state, scheduled=scheduled)
+
+    return PhaseEntry(run, None, "custom")
+
+
+PHASES: Registry[PhaseEntry] = Registry(
+    "rounds.phases",
+    accepted="a function (context, state, scheduled) that changes the state and the models",
+    given=("context", "state", "scheduled"),
+    adopt=_of_user,
+)
+"""Every phase by its name in a recipe; `evaluate`, which does nothing but be judged, has none."""
+for _name, _entry in {
     "connector_rl": PhaseEntry(connector_rl, CONNECTOR, "rl"),
     "connector_sft": PhaseEntry(connector_sft, CONNECTOR, "sft"),
     "refresh": PhaseEntry(refresh, None, "refresh"),
     "estimator_sft": PhaseEntry(estimator_sft, ESTIMATOR, "sft"),
     "estimator_rl": PhaseEntry(estimator_rl, ESTIMATOR, "rl"),
-}
-"""Every phase by its name in a recipe. One without an entry (`evaluate`) does nothing but be
-judged.
-"""
+}.items():
+    PHASES.register(_name)(_entry)
+
+
+def check_phases(recipe: Recipe) -> None:
+    """Find the recipe's own phases, before anything is trained. Raises as `Registry.get`."""
+    for phase in recipe.rounds.phases if recipe.rounds.count else ():
+        if phase.kind != "evaluate":
+            PHASES.get(phase.entry)
 
 
 def run_phase(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
@@ -295,6 +319,6 @@ def run_phase(context: Context, state: RunState, scheduled: ScheduledPhase) -> N
     state.where = {"coevolve/round": index, "coevolve/phase": name}
     context.record.say(f"round {index} of {context.recipe.rounds.count}: {scheduled.label}")
     before = state.updates[ESTIMATOR]
-    PHASE_TABLE[name].run(context, state, scheduled)
+    PHASES[scheduled.phase.entry].run(context, state, scheduled)
     state.rounds += [0] * (index - len(state.rounds))
     state.rounds[index - 1] += state.updates[ESTIMATOR] - before

@@ -26,6 +26,7 @@ from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.known_truth import KnownTruth
+from coevolve.training.phases import check_phases
 from coevolve.training.record.facts import environment_facts
 from coevolve.training.record.record import Record
 from coevolve.training.rewards.registry import check_rewards
@@ -69,8 +70,11 @@ def train(
     quieten_libraries()
     output: Check[Training] = Check("output", lambda draft: _claim(output_dir))
     rewards: Check[Training] = Check("rewards", lambda draft: check_rewards(draft.recipe))
+    phases: Check[Training] = Check("phases", lambda draft: check_phases(draft.recipe))
     asks_teacher = not has_checkpoints(Path(output_dir))
-    inputs = preflight(Training(recipe, environ, asks_teacher), (output, rewards, *TRAINING))
+    inputs = preflight(
+        Training(recipe, environ, asks_teacher), (output, rewards, phases, *TRAINING)
+    )
     # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a
     # million objects.
     gc.freeze()

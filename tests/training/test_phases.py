@@ -12,7 +12,7 @@ from coevolve.recipe.rounds import Phase
 from coevolve.scoring.models import load_model
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import gate, phases
-from coevolve.training.phases import PHASE_TABLE
+from coevolve.training.phases import PHASES
 from coevolve.training.schedule import Budget, ScheduledPhase, scheduled_phases
 from coevolve.training.setup import prepare_origins
 
@@ -38,7 +38,7 @@ def test_a_phase_moves_its_own_role_only(cold):
     context, state = cold
     before_all = dict(state.updates)
     for scheduled in scheduled_phases(context.recipe):
-        name, entry = scheduled.phase.name, PHASE_TABLE[scheduled.phase.name]
+        name, entry = scheduled.phase.name, PHASES[scheduled.phase.name]
         assert (entry.role, entry.kind) == (scheduled.phase.role, scheduled.phase.kind)
         before = {role: context.roles.weights(role) for role in ROLES}
         reasoning = list(state.reasoning)

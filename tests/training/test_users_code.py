@@ -39,6 +39,10 @@ MINE = """
 
     spread.needs = "matched"
 
+    def forgetful(context, state, scheduled):
+        state.reasoning = list(context.traces)
+        context.record.log({**state.where, "forgetful/round": scheduled.round})
+
     def louder(sources, seed, tag, **given):
         return [
             shifted(x, tag, "louder", record={"seed": seed}, user_persona=x.user_persona.upper())
@@ -60,11 +64,11 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-def test_a_reward_a_teacher_and_a_measure_of_ones_own(recipe_of, write, tmp_path, capsys):
+def test_a_reward_a_teacher_a_phase_and_a_measure_of_ones_own(recipe_of, write, tmp_path, capsys):
     write("mine.py", MINE)
     recipe = recipe_of(
         traces={"teacher": "custom:mine.py:Copying"},
-        rounds={"phases": ["connector_rl"]},
+        rounds={"phases": ["connector_rl", "custom:mine.py:forgetful"]},
         connector_rl={"rewards": {"target_words": 5, "custom:mine:brevity": 0.5}},
         baselines={"without_corl": False, "without_reasoning": False},
         logging={"every": 1},
@@ -77,6 +81,8 @@ def test_a_reward_a_teacher_and_a_measure_of_ones_own(recipe_of, write, tmp_path
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     brevity = [json.loads(line).get("connector/rewards/brevity/mean") for line in metrics]
     assert [value < 0 for value in brevity if value is not None] == [True, True]
+    (line,) = [json.loads(line) for line in metrics if "forgetful" in line]
+    assert line["forgetful/round"] == 1 and line["coevolve/phase"] == "forgetful"
 
     remid = ["remid", "--estimator", "run/estimator", "--data", "run/world/dialogues.json"]
     remid += ["--responses", "perfect=run/world/perfect.jsonl", "--device", "cpu", "--out", "remid"]
@@ -182,6 +188,20 @@ def test_what_is_wrong_with_a_teacher_is_one_message(recipe_of, write, tmp_path,
         train(recipe, tmp_path / "run")
     assert message in str(caught.value)
     assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ("def odd(state): ...", "cannot be called with context, state, scheduled"),
+        ("def odd(context, **given): return 1 / 0", "failed with ZeroDivisionError"),
+    ],
+)
+def test_what_is_wrong_with_a_phase_is_one_message(recipe_of, write, tmp_path, phase, message):
+    write("odd_phase.py", phase)
+    recipe = recipe_of(rounds={"phases": ["custom:odd_phase.py:odd"]})
+    with pytest.raises(RecipeError, match="rounds.phases 'custom:odd_phase.py:odd'.*" + message):
+        train(recipe, tmp_path / "run")
 
 
 def test_a_malformed_trace_of_a_users_teacher_is_named(recipe_of, write, tmp_path):
