@@ -163,6 +163,8 @@ class RunFolder:
                 f"--output-dir {self.path}: cannot be written ({error.strerror}). Give a directory that can."
             ) from None
         try:
+            # Not filelock's: `status` looks at this one without a right to write, and the file says
+            # whose it is.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
@@ -263,7 +265,8 @@ def _changed_stages(
     folder: Path, checkpoint: Checkpoint, recipe: Recipe, force: bool
 ) -> tuple[str, ...]:
     """Which stages are to be done again; raises ArtifactError where that would not be enough."""
-    before, after = flat(read_run(folder)[2]["recipe"]), flat(recipe_values(recipe))
+    # As this version reads it: a field that is new since then has its default in both.
+    before, after = flat(recipe_values(read_run(folder)[0])), flat(recipe_values(recipe))
     redo: list[str] = []
     changed = []
     for name in sorted({*before, *after}):
