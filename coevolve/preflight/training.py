@@ -23,7 +23,7 @@ from coevolve.preflight.traces import fit_traces, given_traces
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
 from coevolve.remid.pairs import negative_pairs
-from coevolve.remid.score import distributions
+from coevolve.remid.subsets import distributions
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
 from coevolve.teachers.chat import require_teacher_prompt
