@@ -90,14 +90,14 @@ def check_document(
         ) from None
     for mark in getattr(models[0], "marks", ()):
         accepted = [(known, model) for model in models for known in _accepted(model, mark)]
-        found = value.get(mark)
+        of_file = value.get(mark)
         # True is not version 1.
         models = tuple(
-            model for known, model in accepted if type(known) is type(found) and known == found
+            model for known, model in accepted if type(known) is type(of_file) and known == of_file
         )
         if not models:
             names = " or ".join(str(known) for known, _ in accepted)
-            raise error(f"{where}: {mark} is {_shown(found)}; accepted is {names}. {remedy}")
+            raise error(f"{where}: {mark} is {_shown(of_file)}; accepted is {names}. {remedy}")
     try:
         return models[0].model_validate(value)
     except ValidationError as fault:

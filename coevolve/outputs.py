@@ -292,7 +292,14 @@ REMID = Kind(
     "the results of coevolve remid",
     True,
     _in_folder("results.json", "schema", "coevolve.remid/"),
-    parts=("results.csv", "results.tex", "contributions.jsonl", "judge.json", "results.json"),
+    parts=(
+        "results.csv",
+        "results.tex",
+        "results.md",
+        "contributions.jsonl",
+        "judge.json",
+        "results.json",
+    ),
 )
 BOUND = Kind(
     "the results of coevolve bound",

@@ -17,8 +17,11 @@ from coevolve.cli.ending import let_any_text_through
 from coevolve.data.example import Example, Turn
 from coevolve.progress import PlainConsole, lead_nowhere, make_console, task
 from coevolve.remid.blame import blame_table
-from coevolve.remid.bound import bound_table, shift_table
-from coevolve.remid.judge import Correlation, JudgeComparison, judge_table
+from coevolve.remid.bound import bound_grid, shift_grid
+from coevolve.remid.bound_results import BlameResults, BoundResults
+from coevolve.remid.grid import grid_table
+from coevolve.remid.judge import JudgeComparison, judge_grid
+from coevolve.remid.results import RemidResults
 from coevolve.remid.table import remid_table
 from coevolve.scoring.scores import Scores
 from coevolve.training.outcome import Outcome
@@ -45,58 +48,76 @@ CONSOLES = {
 
 
 def remid(name):
-    numbers = {"remi": 0.1, "remi_error": 0.1, "remid": 0.2, "remid_error": 0.1, "holm_p": 0.01}
+    numbers = {"mutual_information": 0.0, "positive": 0.0, "negative": 0.0, "remi": 0.1}
+    lost = {"remi": 0.1, "remid": 0.2, "remid_error": 0.1}
     rows = [
-        {
-            "shift": shift,
-            "subset": name,
-            "row": f"{split}/{name}",
-            "examples": 4,
-            "models": {name: numbers},
-        }
-        for shift, split in ((None, "IDTest"), ("user", "OOD1Test"))
+        {"split": "IDTest", "shift": None, "models": {name: {**numbers, "remid": None}}},
+        {"split": "OOD1Test", "shift": "user", "models": {name: {**numbers, **lost}}},
+        {"split": "OOD2Test", "shift": "character", "models": {name: None}},
     ]
-    rows[1]["reason"] = f"for {name}"
-    pair = {"models": [name, "b"], "value": 0.1, "low": 0.0, "high": 0.2}
-    common = {"form": "club", "unit": "nats", "negatives": "all", "seed": 0, "level": 0.9}
-    comparisons = [{**pair, "measure": "remi"}, {**pair, "measure": "remid"}]
-    return {
-        "models": [name],
-        "subsets": rows,
-        "average": {name: numbers},
-        "comparisons": comparisons,
-        **common,
-    }
+    rows = [{"row": f"{x['split']}/{name}", "subset": name, "examples": 4, **x} for x in rows]
+    rows[2]["reason"] = f"for {name}"
+    between = dict.fromkeys(("value", "error", "low", "high", "chance_above_0"), 0.1)
+    comparison = {"models": [name, name], **between}
+    return RemidResults.model_validate(
+        {
+            "schema": "coevolve.remid/2",
+            **{"form": "club", "normalisation": "per_token", "unit": "nats"},
+            **{"negatives": "all", "seed": 0, "level": 0.9, "models": [name], "subsets": rows},
+            **{"by_shift": {"user": {name: lost}}, "average": {name: lost}},
+            "comparisons": [{**comparison, "measure": "remi"}, {**comparison, "measure": "remid"}],
+        }
+    )
 
 
 def bound(name):
-    terms = {
-        "inputs": dict.fromkeys("abc", 1.0),
-        "output_p": 1.0,
-        "output_q": 1.0,
-        "total": 5.0,
-        "noise_floor": 1.0,
-    }
-    found = {"published": terms, "scale_adjusted": terms, "entropy": {"largest": 9.0}, "remid": 0.1}
-    inputs = {"jsd": 0.1, "floor": 0.1, "size": 4}
-    row = {"row": name, "models": {name: found}, "blame": [{"input": name, "share": 0.5}]}
-    row["inputs"] = dict.fromkeys(("user", "character", "dialogue"), inputs)
-    return {"subsets": [row], "embedder": name, "kernel": "linear", "form": "club"}
+    each = ("user", "character", "dialogue")
+    terms = {"inputs": dict.fromkeys(each, 1.0), "output_p": 1.0, "output_q": 1.0}
+    terms |= {"total": 5.0, "noise_floor": 1.0}
+    jsd = dict.fromkeys(("jsd", "jsd_sd", "floor", "floor_sd", "excess"), 0.1)
+    jsd |= {"size": 4, "repetitions": 1}
+    of_model = {"published": terms, "scale_adjusted": terms, "output_p": jsd, "output_q": jsd}
+    of_model |= {"entropy": {"largest": 9.0, "mean": 1.0}, "remid": 0.1}
+    row = {"row": name, "split": "OOD1Test", "subset": name, "shift": "user", "examples": 4}
+    row |= {"inputs": dict.fromkeys(each, jsd), "models": {name: of_model}}
+    row |= {"blame": [{"input": "user", "excess": 0.1, "share": 0.5}]}
+    return BoundResults.model_validate(
+        {
+            **{"schema": "coevolve.bound/1", "unit": "nats", "form": "club", "embedder": name},
+            **{"kernel": "linear", "widths": {}, "repetitions": 1, "seed": 0, "models": [name]},
+            "subsets": [row],
+        }
+    )
 
 
 def blame(name):
-    example = {"loss": 1.0, "tokens": [{"text": name, "contribution": -1.0}]}
-    example |= dict.fromkeys(("sample_ID", "last_turn", "golden", "response"), name)
-    found = {"loss": 0.5, "worst": [example], "best": [example]}
-    return {"subsets": [{"row": name, "models": {name: found}}], "unit": "nats", "form": "club"}
+    numbers = ("loss", "contribution", "matched", "as_context", "as_response")
+    token = {"text": name, "log_prob": -1.0, "elsewhere": 0.0, "contribution": -1.0}
+    example = {**dict.fromkeys(numbers, 1.0), "tokens": [token], "golden_tokens": [token]}
+    texts = ("sample_ID", "last_turn", "golden", "response", "user_persona", "agent_character")
+    example |= dict.fromkeys(texts, name)
+    of_model = {"loss": 0.5, "examples": [], "worst": [example], "best": [example]}
+    return BlameResults.model_validate(
+        {
+            **{"schema": "coevolve.blame/1", "form": "club", "normalisation": "per_token"},
+            **{"unit": "nats", "other_contexts": 1, "seed": 0, "models": [name]},
+            "subsets": [{"row": name, "shift": None, "models": {name: of_model}}],
+        }
+    )
 
 
 def judge(name):
-    number = Correlation(0.5, 0.1, 0.9, 0)
+    number = {"value": 0.5, "low": 0.1, "high": 0.9, "undefined": 0}
     comparison = JudgeComparison(
-        {name: {"pearson": number}}, 3, ((name, "IDTest"),), ((name, "IDTest"),), 0.9, 10, 0
+        pairs=3,
+        unscored=((name, "IDTest"),),
+        unmeasured=((name, "IDTest"),),
+        level=0.9,
+        resamples=10,
+        seed=0,
+        measures={name: {"pearson": number}},
     )
-    return judge_table(comparison)
+    return judge_grid(comparison)
 
 
 def outcome(name):
@@ -120,10 +141,10 @@ def audited():
 
 TABLES = {
     "remid": lambda name, console: console.print(remid_table(remid(name))),
-    "shift": lambda name, console: console.print(shift_table(bound(name))),
-    "bound": lambda name, console: console.print(bound_table(bound(name), name)),
+    "shift": lambda name, console: console.print(grid_table(shift_grid(bound(name)))),
+    "bound": lambda name, console: console.print(grid_table(bound_grid(bound(name), name))),
     "blame": lambda name, console: console.print(blame_table(blame(name), name)),
-    "judge": lambda name, console: console.print(judge(name)),
+    "judge": lambda name, console: console.print(grid_table(judge(name))),
     "outcome": lambda name, console: outcome(name).show(console),
     "audit": lambda name, console: [console.print(table) for table in audit_tables(audit(name))],
 }

@@ -19,8 +19,8 @@ LAYERS = [
     {"information", "data", "recipe"},
     {"prompts"},
     {"scoring"},
-    {"chat"},
-    {"worlds", "teachers", "respond", "shifts", "remid"},
+    {"chat", "remid"},
+    {"worlds", "teachers", "respond", "shifts"},
     {"preflight"},
     {"training"},
     {"reference", "report", "estimator_reward", "lm_eval"},
@@ -78,8 +78,6 @@ def test_imports_run_one_way(path):
     own = part(path)
     level = next(index for index, layer in enumerate(LAYERS) if own in layer)
     below = set().union(*LAYERS[:level]) | {own}
-    if own == "remid":
-        below.add("scoring")
     ours = {
         name.split(".")[1] for name in imports(path, on_load=False) if name.startswith("coevolve.")
     } & PARTS
@@ -112,7 +110,7 @@ def test_scoring_runs_where_trl_and_datasets_are_missing():
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['trl', 'datasets', 'deepspeed', 'wandb', 'pydantic']))\n"
         "from coevolve import Example, ProbabilityEstimator\n"
-        "import coevolve.remid.evaluate, coevolve.data.corpus, coevolve.worlds.corpus\n"
+        "import coevolve.remid.score, coevolve.data.corpus, coevolve.worlds.corpus\n"
         "print(ProbabilityEstimator.__name__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

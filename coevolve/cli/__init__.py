@@ -8,21 +8,9 @@ else is a bug and keeps its traceback.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from coevolve import __version__
-from coevolve.cli import (
-    bound,
-    export,
-    import_reference,
-    remid,
-    report,
-    respond,
-    score,
-    shift,
-    status,
-    train,
-    truth,
-)
 from coevolve.cli.ending import (
     failed,
     let_any_text_through,
@@ -37,26 +25,20 @@ from coevolve.errors import CoevolveError
 INTERRUPTED, READER_GONE = 130, 141
 """Exit statuses, as shells have them for SIGINT and SIGPIPE."""
 
-COMMANDS = (
-    train,
-    status,
-    respond,
-    shift,
-    score,
-    remid,
-    bound,
-    report,
-    truth,
-    export,
-    import_reference,
+_NAMES = (
+    *("train", "status", "respond", "shift", "score", "remid", "bound", "report", "schema"),
+    *("truth", "export", "import_reference"),
 )
+COMMANDS = tuple(import_module(f"coevolve.cli.{name}") for name in _NAMES)
+"""Each with `add_arguments` and `run`; its docstring is its help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="coevolve",
-        description="Co-evolving reinforcement learning of a probability model of role-play responses, and R-EMID.",
+        description="Co-evolving reinforcement learning of a probability model of role-play "
+        "responses, and R-EMID.",
     )
     parser.add_argument("--version", action="version", version=f"coevolve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

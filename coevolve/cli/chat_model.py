@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from coevolve.cli.paths import add_input
+from coevolve.cli.paths import adders
 
 if TYPE_CHECKING:
     from coevolve.chat import ChatModel
@@ -20,64 +20,31 @@ OPTIONS_OF_KIND = {
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    add_input(
-        parser,
-        "--model",
-        required=required,
-        metavar="MODEL",
-        help="a folder or hub id; with --endpoint, the name that the server knows",
+    add, reads, _ = adders(parser)
+    one, *_ = adders(parser.add_mutually_exclusive_group())
+    what = "a folder or hub id; with --endpoint, the name that the server knows"
+    reads("--model", what, required=required, metavar="MODEL")
+    what = "an OpenAI-compatible server, e.g. http://localhost:8000/v1"
+    one("--endpoint", what, metavar="URL")
+    one("--vllm", "run the model with vLLM instead of transformers", action="store_true")
+    add("--temperature", "0 (default) is greedy", type=float, default=0.0)
+    add("--seed", "of sampling (default 0; an endpoint is sent none)", type=int)
+    add("--max-new-tokens", "of one answer (default 512)", type=int, default=512)
+    reads("--adapter", "local, vLLM: a PEFT adapter to put on the model", metavar="DIR")
+    add("--batch-size", "local, vLLM: prompts at a time (default 8, 256)", type=int)
+    add("--device", "local: auto (default), cpu, cuda, cuda:1, ...")
+    dtypes = ("float32", "bfloat16", "float16")
+    add("--dtype", "local, vLLM (default bfloat16, on a CPU float32)", choices=dtypes)
+    add("--api-key-env", "endpoint: environment variable that holds the key", metavar="VAR")
+    add("--concurrency", "endpoint: requests under way at a time (default 8)", type=int)
+    add("--timeout", "endpoint: of one request (default 60)", type=float, metavar="SECONDS")
+    add("--retries", "endpoint: times that a failed request is sent again (default 5)", type=int)
+    add("--rate-limit", "endpoint: requests a minute at most", type=float, metavar="PER_MINUTE")
+    what = (
+        "endpoint: fields added to each request, null takes one out; they are written into the "
+        'file. For example \'{"top_p": 0.9, "chat_template_kwargs": {"enable_thinking": false}}\''
     )
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--endpoint",
-        metavar="URL",
-        help="an OpenAI-compatible server, e.g. http://localhost:8000/v1",
-    )
-    kinds.add_argument(
-        "--vllm", action="store_true", help="run the model with vLLM instead of transformers"
-    )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    parser.add_argument(
-        "--seed", type=int, help="of sampling (default 0; an endpoint is sent none)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=512, help="of one answer (default 512)"
-    )
-    add_input(
-        parser, "--adapter", metavar="DIR", help="local, vLLM: a PEFT adapter to put on the model"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, help="local, vLLM: prompts at a time (default 8, 256)"
-    )
-    parser.add_argument("--device", help="local: auto (default), cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="local, vLLM (default bfloat16, on a CPU float32)",
-    )
-    parser.add_argument(
-        "--api-key-env", metavar="VAR", help="endpoint: environment variable that holds the key"
-    )
-    parser.add_argument(
-        "--concurrency", type=int, help="endpoint: requests under way at a time (default 8)"
-    )
-    parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="endpoint: of one request (default 60)"
-    )
-    parser.add_argument(
-        "--retries",
-        type=int,
-        help="endpoint: times that a failed request is sent again (default 5)",
-    )
-    parser.add_argument(
-        "--rate-limit", type=float, metavar="PER_MINUTE", help="endpoint: requests a minute at most"
-    )
-    parser.add_argument(
-        "--extra",
-        metavar="JSON",
-        help="endpoint: fields added to each request, null takes one out; they are written into the file. "
-        'For example \'{"top_p": 0.9, "chat_template_kwargs": {"enable_thinking": false}}\'',
-    )
+    add("--extra", what, metavar="JSON")
 
 
 def load_chat(

@@ -16,14 +16,8 @@ from typing import TextIO
 HUSH_SECONDS = 5
 
 REFUSALS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-    errno.EROFS,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EFBIG,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG),
 )
 """What a machine answers whatever the file is; its other errors count where they name one."""
 

@@ -5,46 +5,28 @@ an estimator.
 import argparse
 from pathlib import Path
 
-from coevolve.cli.paths import add_input, add_output
-from coevolve.outputs import ESTIMATOR, REFERENCE
+from coevolve.cli.paths import adders
+from coevolve.outputs import ESTIMATOR, REFERENCE, Kind
 
 LAYOUTS = ("coevolve", "reference")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    add_input(
-        source,
-        "source",
-        nargs="?",
-        help="RUN/checkpoints/NAME; for the reference layout an estimator directory as well",
-    )
-    add_input(
-        source,
-        "--base",
-        metavar="MODEL",
-        help="make an estimator of this base model as it is, without training",
-    )
-    add_output(
-        parser,
-        "--out",
-        kind=lambda options: REFERENCE if options.layout == "reference" else ESTIMATOR,
-        required=True,
-        metavar="DIR",
-        help="the directory to write",
-    )
-    parser.add_argument(
-        "--layout", default="coevolve", choices=LAYOUTS, help="whose layout (default coevolve)"
-    )
-    parser.add_argument(
-        "--name", help="reference layout: the base model's name in the folders' names"
-    )
-    parser.add_argument(
-        "--prompts", help="with --base: the prompt set, such as brief (default) or roleplay"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="with --base: room for a reasoning (default 512)"
-    )
+    add, _, writes = adders(parser)
+    _, reads, _ = adders(parser.add_mutually_exclusive_group(required=True))
+    what = "RUN/checkpoints/NAME; for the reference layout an estimator directory as well"
+    reads("source", what, nargs="?")
+    what = "make an estimator of this base model as it is, without training"
+    reads("--base", what, metavar="MODEL")
+
+    def kind(options: argparse.Namespace) -> Kind:
+        return REFERENCE if options.layout == "reference" else ESTIMATOR
+
+    writes("--out", "the directory to write", kind=kind, required=True, metavar="DIR")
+    add("--layout", "whose layout (default coevolve)", default="coevolve", choices=LAYOUTS)
+    add("--name", "reference layout: the base model's name in the folders' names")
+    add("--prompts", "with --base: the prompt set, such as brief (default) or roleplay")
+    add("--max-new-tokens", "with --base: room for a reasoning (default 512)", type=int)
 
 
 def run(options: argparse.Namespace) -> None:

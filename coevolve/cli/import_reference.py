@@ -2,50 +2,22 @@
 
 import argparse
 
-from coevolve.cli.paths import add_input, add_output
+from coevolve.cli.paths import adders
 from coevolve.outputs import ESTIMATOR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(
-        parser,
-        "checkout",
-        help="the folder of the public code with templates.py and estimator_training/",
-    )
-    add_input(
-        parser,
-        "--base",
-        required=True,
-        metavar="MODEL",
-        help="the base model of its adapters: folder or hub id",
-    )
-    add_output(
-        parser,
-        "--out",
-        kind=ESTIMATOR,
-        required=True,
-        metavar="DIR",
-        help="the estimator directory to write",
-    )
-    parser.add_argument(
-        "--name", help="the base model's name in the folders' names, where there are several"
-    )
-    parser.add_argument(
-        "--round",
-        type=int,
-        help="of reinforcement learning (default: the last one); 0 is SFT alone",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="room for a reasoning (default 2048, as published)"
-    )
-    parser.add_argument(
-        "--no-base-copy",
-        action="store_true",
-        help="leave a base model that is a folder where it is",
-    )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run the base model's own code"
-    )
+    add, reads, writes = adders(parser)
+    reads("checkout", "the folder of the public code with templates.py and estimator_training/")
+    what = "the base model of its adapters: folder or hub id"
+    reads("--base", what, required=True, metavar="MODEL")
+    what = "the estimator directory to write"
+    writes("--out", what, kind=ESTIMATOR, required=True, metavar="DIR")
+    add("--name", "the base model's name in the folders' names, where there are several")
+    add("--round", "of reinforcement learning (default: the last one); 0 is SFT alone", type=int)
+    add("--max-new-tokens", "room for a reasoning (default 2048, as published)", type=int)
+    add("--no-base-copy", "leave a base model that is a folder where it is", action="store_true")
+    add("--trust-remote-code", "run the base model's own code", action="store_true")
 
 
 def run(options: argparse.Namespace) -> None:

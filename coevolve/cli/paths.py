@@ -6,6 +6,7 @@ runs; a command cannot forget to. Every path may begin with `~`.
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,39 @@ from coevolve.outputs import Kind, claim, plain_path
 
 Outputs = Kind | Callable[[argparse.Namespace], Kind]
 """A kind, or what tells it from the other options."""
+Adder = Callable[..., object]
 
 
-def add_input(parser: argparse._ActionsContainer, *names: str, **options: Any) -> None:
+def add_option(
+    parser: argparse._ActionsContainer, name: str, what: str | None, **options: Any
+) -> argparse.Action:
+    """An argument, `what` being its help."""
+    return parser.add_argument(name, help=what, **options)
+
+
+def adders(parser: argparse._ActionsContainer) -> tuple[Adder, Adder, Adder]:
+    """`add_option`, `add_input` and `add_output` of a parser."""
+    return partial(add_option, parser), partial(add_input, parser), partial(add_output, parser)
+
+
+def add_input(parser: argparse._ActionsContainer, name: str, what: str, **options: Any) -> None:
     """A path that the command reads, or several with `nargs`; `NAME=FILE` where the metavar says
     so.
     """
     is_named = options.get("metavar") == "NAME=FILE"
-    action = parser.add_argument(*names, type=_named_path if is_named else _path, **options)
-    action.reads = _path_of_named if is_named else Path
+    action = add_option(parser, name, what, type=_named_path if is_named else _path, **options)
+    vars(action)["reads"] = _path_of_named if is_named else Path
 
 
 def add_output(
-    parser: argparse._ActionsContainer, *names: str, kind: Outputs, **options: Any
+    parser: argparse._ActionsContainer, name: str, what: str, *, kind: Outputs, **options: Any
 ) -> None:
     """A path that the command writes, and `--overwrite` where older work there may be replaced."""
-    action = parser.add_argument(*names, **options)
-    action.writes = kind
+    vars(add_option(parser, name, what, **options))["writes"] = kind
     asks = not isinstance(kind, Kind) or kind.policy == "ask"
     if asks and "--overwrite" not in parser._option_string_actions:
-        parser.add_argument(
-            "--overwrite", action="store_true", help="replace older work of the same kind"
-        )
+        what = "replace older work of the same kind"
+        add_option(parser, "--overwrite", what, action="store_true")
 
 
 def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -77,11 +89,7 @@ def _chosen(
 
 
 def _called(action: argparse.Action) -> str:
-    return (
-        action.option_strings[0]
-        if action.option_strings
-        else (action.metavar or action.dest).upper()
-    )
+    return next(iter(action.option_strings), str(action.metavar or action.dest).upper())
 
 
 def _listed(value: Any) -> list[str]:

@@ -2,17 +2,17 @@
 
 import argparse
 
-from coevolve.cli.paths import add_output
+from coevolve.cli.paths import adders
 from coevolve.outputs import REPORT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output(
-        parser,
+    _, _, writes = adders(parser)
+    writes(
         "folder",
+        "the --output-dir of coevolve train, or the --out directory of coevolve remid and coevolve bound",
         kind=REPORT,
         metavar="DIR",
-        help="the --output-dir of coevolve train, or the --out directory of coevolve remid and coevolve bound",
     )
 
 

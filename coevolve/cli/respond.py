@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from coevolve.cli.chat_model import add_chat_arguments, load_chat
-from coevolve.cli.paths import add_input, add_output
+from coevolve.cli.paths import adders
+from coevolve.cli.scoring import add_data_argument
 from coevolve.outputs import RESPONSES
 
 if TYPE_CHECKING:
@@ -19,44 +20,18 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(
-        parser,
-        "--data",
-        required=True,
-        metavar="FILE",
-        help="examples, in any layout that train reads",
-    )
-    add_output(
-        parser,
-        "--out",
-        kind=RESPONSES,
-        required=True,
-        metavar="FILE",
-        help="JSONL to begin or to go on with",
-    )
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        metavar="SPLIT",
-        help="of data that has splits (default: all but IDTrain)",
-    )
-    parser.add_argument(
-        "--subsets", nargs="+", metavar="TAG", help="of these splits (default: all)"
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="the first N samples of each split and subset only"
-    )
-    parser.add_argument(
-        "--on-failure",
-        default="error",
-        choices=("error", "drop"),
-        help="stop at a sample without a usable response (default), or go on and count it",
-    )
-    parser.add_argument(
-        "--keep-cut-off",
-        action="store_true",
-        help="keep a response that reached --max-new-tokens, and mark it",
-    )
+    add, _, writes = adders(parser)
+    add_data_argument(parser)
+    what = "JSONL to begin or to go on with"
+    writes("--out", what, kind=RESPONSES, required=True, metavar="FILE")
+    what = "of data that has splits (default: all but IDTrain)"
+    add("--splits", what, nargs="+", metavar="SPLIT")
+    add("--subsets", "of these splits (default: all)", nargs="+", metavar="TAG")
+    add("--limit", "the first N samples of each split and subset only", type=int, metavar="N")
+    what = "stop at a sample without a usable response (default), or go on and count it"
+    add("--on-failure", what, default="error", choices=("error", "drop"))
+    what = "keep a response that reached --max-new-tokens, and mark it"
+    add("--keep-cut-off", what, action="store_true")
     add_chat_arguments(parser, required=True)
 
 

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coevolve.cli.loading import add_estimator_arguments, load_estimator, look_first, report_cache
-from coevolve.cli.paths import add_input, add_output
-from coevolve.cli.responses import add_missing_argument
+import coevolve.cli.scoring as door
+from coevolve.cli.paths import adders
 from coevolve.outputs import SCORES, write_output
 
 if TYPE_CHECKING:
@@ -19,91 +18,61 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_estimator_arguments(parser)
-    add_input(
-        parser,
-        "--data",
-        required=True,
-        metavar="FILE",
-        help="examples, in any layout that train reads",
-    )
-    add_input(
-        parser,
-        "--responses",
-        metavar="FILE",
-        help="JSONL of {sample_ID, response}; default: golden responses",
-    )
-    add_missing_argument(parser)
-    reasoning = parser.add_mutually_exclusive_group()
-    reasoning.add_argument(
-        "--seed", type=int, help="sample the reasoning with this seed instead of decoding greedily"
-    )
-    add_input(
-        reasoning,
-        "--reasoning",
-        metavar="FILE",
-        help="reasonings that were written before: JSONL of {sample_ID, reasoning}, or a JSON object of them (the "
-        "public code's SThought_dict.json)",
-    )
-    add_output(parser, "--out", kind=SCORES, required=True, metavar="FILE", help="JSONL to write")
+    add, _, writes = adders(parser)
+    door.add_estimator_arguments(parser)
+    door.add_data_argument(parser)
+    door.add_responses_arguments(parser, of_models=False)
+    door.add_reasoning_arguments(parser)
+    what = "of sampled reasonings; without --reasoning they are sampled with it"
+    add("--seed", what, type=int)
+    what = "JSONL to write"
+    writes("--out", what, kind=SCORES, required=True, metavar="FILE")
 
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.data.corpus import read_examples
     from coevolve.files import jsonl_text
     from coevolve.progress import make_console, task
+    from coevolve.remid.results import ScoreLine
+    from coevolve.remid.score import score_examples
 
+    if options.seed is not None and options.reasoning is None:
+        options.reasoning = "sampled"
     every = read_examples(options.data)
     given = _responses(options, every)
     examples = [example for example in every if example.sample_id in given]
-    responses = list(given.values())
-    reasoning, origin = _reasoning(options, examples, every)
-    look_first(
-        options,
-        lambda: [(str(options.data), [x]) for x in examples],
-        [given],
-        writes_reasoning=reasoning is None,
-    )
-    estimator = load_estimator(options)
+    reasoning = door.chosen_reasoning(options, examples, every)
+    alone = [(str(options.data), [example]) for example in examples]
+    door.look_at_examples(options, alone, [given], reasoning)
+    estimator = door.load_estimator(options)
     console = make_console(sys.stderr)
-    origin["estimator_identity"] = estimator.manifest["identity"]
-    work, steps = ("reasoning and scoring", 2) if reasoning is None else ("scoring", 1)
-    with task(console, f"{work} of {len(examples)} examples", steps * len(examples)) as advance:
-        if reasoning is None:
-            reasoning = estimator.reason(examples, seed=options.seed, progress=advance)
-        scores = estimator.log_prob(examples, responses, reasoning, progress=advance)
-    rows = [
-        {
-            "sample_ID": example.sample_id,
-            "log_prob": float(total),
-            "tokens": int(tokens),
-            "reasoning": text,
-        }
-        | origin
-        for example, total, tokens, text in zip(
-            examples, scores.sum, scores.tokens, reasoning, strict=True
+    work, steps = ("reasoning and scoring", 2) if reasoning.is_written else ("scoring", 1)
+    total = steps * len(examples) * reasoning.samples
+    with task(console, f"{work} of {len(examples)} examples", total) as advance:
+        scores, written = score_examples(
+            estimator, examples, list(given.values()), reasoning, advance
         )
+    origin = {"estimator_identity": estimator.manifest["identity"]}
+    if reasoning.sha256 is not None:
+        origin["reasoning_sha256"] = reasoning.sha256
+    lines = [
+        ScoreLine(
+            sample_ID=example.sample_id,
+            log_prob=float(scores.sum[index]),
+            tokens=int(scores.tokens[index]),
+            reasoning=written[0][index]
+            if reasoning.kind != "marginal"
+            else [str(of_all[index]) for of_all in written],
+            **origin,
+        )
+        for index, example in enumerate(examples)
     ]
-    write_output(Path(options.out), SCORES, jsonl_text(rows))
-    report_cache(console, estimator)
+    write_output(Path(options.out), SCORES, jsonl_text(line.values() for line in lines))
+    door.report_cache(console, estimator)
     console.print(f"{len(examples)} scores (nats per response) written to {options.out}")
     if len(examples) < len(every):
-        console.print(
-            f"{len(every) - len(examples)} of {len(every)} examples left out, without a usable response"
-        )
-
-
-def _reasoning(
-    options: argparse.Namespace, examples: "Sequence[Example]", every: "Sequence[Example]"
-) -> tuple[list[str] | None, dict[str, str]]:
-    """The reasonings that were given, if any, and what results are to say of their file."""
-    from coevolve.data.reasonings import read_reasonings
-    from coevolve.files import sha256_file
-
-    if options.reasoning is None:
-        return None, {}
-    texts = read_reasonings(options.reasoning, examples, every)
-    return list(texts.values()), {"reasoning_sha256": sha256_file(options.reasoning)}
+        left = len(every) - len(examples)
+        console.print(f"{left} of {len(every)} examples left out, without a usable response")
 
 
 def _responses(options: argparse.Namespace, examples: "Sequence[Example]") -> dict[str, str]:
@@ -124,7 +93,7 @@ def _responses(options: argparse.Namespace, examples: "Sequence[Example]") -> di
     lacking = [sample_id for sample_id in ids if sample_id not in golden]
     if lacking and (options.missing == "error" or not golden):
         raise DataError(
-            f"{options.data}: sample_ID {lacking[0]!r} has no agent_golden_response ({len(lacking)} have none). "
-            "Add it, or give --responses FILE."
+            f"{options.data}: sample_ID {lacking[0]!r} has no agent_golden_response "
+            f"({len(lacking)} have none). Add it, or give --responses FILE."
         )
     return golden

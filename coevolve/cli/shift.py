@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coevolve.cli.chat_model import add_chat_arguments, load_chat
-from coevolve.cli.paths import add_input, add_output
+from coevolve.cli.paths import add_input, add_option, adders
+from coevolve.cli.scoring import add_data_argument
 from coevolve.outputs import CORPUS, TRANSLATIONS, claim, write_output
 
 if TYPE_CHECKING:
@@ -27,34 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     turns = _add_kind(
         kinds, "longer_turns", "dialogue: exchanges of other dialogues before the first turn"
     )
-    turns.add_argument("--turns", type=int, default=4, help="exchanges to add (default 4)")
+    add_option(turns, "--turns", "exchanges to add (default 4)", type=int, default=4)
     words = _add_kind(kinds, "word_order", "dialogue: words of the user's turns in other places")
-    words.add_argument(
-        "--strength", type=float, default=1.0, help="share of the words that move (default 1)"
-    )
+    what = "share of the words that move (default 1)"
+    add_option(words, "--strength", what, type=float, default=1.0)
     language = _add_kind(
         kinds,
         "language",
         "user: another language, from the data's own users or translated by a model",
     )
-    language.add_argument(
-        "--language",
-        required=True,
-        help="with --model, the language to translate into; without, a subset_tag whose users to take",
-    )
+    what = "with --model, the language to translate into; without, a subset_tag whose users to take"
+    add_option(language, "--language", what, required=True)
     add_chat_arguments(language, required=False)
     character = _add_kind(kinds, "unseen_character", "character: one that IDTrain does not have")
     pool = character.add_mutually_exclusive_group()
-    add_input(
-        pool, "--characters", metavar="FILE", help="JSON list or JSONL of characters to draw from"
-    )
-    pool.add_argument(
-        "--characters-of",
-        nargs="+",
-        default=["OOD2Test"],
-        metavar="SPLIT",
-        help="draw from these splits' characters (default OOD2Test)",
-    )
+    add_input(pool, "--characters", "JSON list or JSONL of characters to draw from", metavar="FILE")
+    what = "draw from these splits' characters (default OOD2Test)"
+    default = ["OOD2Test"]
+    add_option(pool, "--characters-of", what, nargs="+", default=default, metavar="SPLIT")
 
     own = _add_kind(kinds, "custom", "any: by a function of your own")
     own.add_argument(
@@ -106,36 +97,16 @@ def _add_kind(
     kinds: "argparse._SubParsersAction", name: str, summary: str
 ) -> argparse.ArgumentParser:
     parser = kinds.add_parser(name, help=summary, description=summary)
-    add_input(
-        parser,
-        "--data",
-        required=True,
-        metavar="FILE",
-        help="a corpus, in any layout that train reads",
-    )
-    add_output(
-        parser, "--out", kind=CORPUS, required=True, metavar="FILE", help="the .json file to write"
-    )
-    parser.add_argument(
-        "--split", default="IDTest", help="the split to start from (default IDTest)"
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        metavar="N",
-        help="start from N samples, drawn at random (default: all)",
-    )
-    parser.add_argument(
-        "--tag", help="the new rows' subset_tag (default: the kind, or the language)"
-    )
-    add_input(
-        parser,
-        "--golden",
-        metavar="FILE",
-        help="golden responses to the new rows: JSONL of {sample_ID, response}",
-    )
+    add, reads, writes = adders(parser)
+    add_data_argument(parser, "a corpus, in any layout that train reads")
+    writes("--out", "the .json file to write", kind=CORPUS, required=True, metavar="FILE")
+    add("--split", "the split to start from (default IDTest)", default="IDTest")
+    add("--samples", "start from N samples, drawn at random (default: all)", type=int, metavar="N")
+    add("--tag", "the new rows' subset_tag (default: the kind, or the language)")
+    what = "golden responses to the new rows: JSONL of {sample_ID, response}"
+    reads("--golden", what, metavar="FILE")
     if name != "language":  # add_chat_arguments has it there
-        parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
+        add("--seed", "of all that is drawn (default 0)", type=int, default=0)
     return parser
 
 

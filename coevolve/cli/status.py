@@ -7,11 +7,12 @@
 
 import argparse
 
-from coevolve.cli.paths import add_input
+from coevolve.cli.paths import adders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, "run_dir", metavar="DIR", help="the --output-dir of a run")
+    _, reads, _ = adders(parser)
+    reads("run_dir", "the --output-dir of a run", metavar="DIR")
 
 
 def run(options: argparse.Namespace) -> int:

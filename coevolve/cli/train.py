@@ -8,35 +8,23 @@ explains.
 import argparse
 import os
 
-from coevolve.cli.paths import add_input, add_output
+from coevolve.cli.paths import adders
 from coevolve.outputs import RUN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_input(parser, "recipe", help="a recipe's folder or YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="dotted keys, for example data.path=FILE"
+    add, reads, writes = adders(parser)
+    reads("recipe", "a recipe's folder or YAML file")
+    add("overrides", "dotted keys, for example data.path=FILE", nargs="*", metavar="key=value")
+    what = "the run's directory; one that holds this run is resumed"
+    writes("--output-dir", what, kind=RUN, required=True)
+    what = (
+        "go on with the run in --output-dir (auto, the default), refuse one, or go on from this "
+        "checkpoint"
     )
-    add_output(
-        parser,
-        "--output-dir",
-        kind=RUN,
-        required=True,
-        help="the run's directory; one that holds this run is resumed",
-    )
-    add_input(
-        parser,
-        "--resume",
-        default="auto",
-        metavar="auto|never|DIR",
-        help="go on with the run in --output-dir (auto, the default), refuse one, or go on from this checkpoint",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="resume although the recipe has changed"
-    )
-    parser.add_argument(
-        "--deadline", metavar="3h50m", help="save and leave by itself after so long"
-    )
+    reads("--resume", what, default="auto", metavar="auto|never|DIR")
+    add("--force", "resume although the recipe has changed", action="store_true")
+    add("--deadline", "save and leave by itself after so long", metavar="3h50m")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from coevolve.data import arrow
 from coevolve.data.example import Example, kind, plain_row
@@ -16,7 +16,8 @@ from coevolve.files import is_folder, look, read_json, read_jsonl, write_json
 
 # Which factor of x = (user, character, dialogue) each split shifts. The last one is an addition to
 # the RPGBench layout: worlds with a known truth use it to shift every factor at once.
-SHIFT_OF_SPLIT: Mapping[str, str | None] = MappingProxyType(
+Shift = Literal["user", "character", "dialogue", "all"]
+SHIFT_OF_SPLIT: Mapping[str, Shift | None] = MappingProxyType(
     {
         "IDTrain": None,
         "IDTest": None,

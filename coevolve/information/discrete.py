@@ -62,7 +62,7 @@ def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
     return float(np.clip(divergence, 0.0, np.log(2)))  # rounding alone can leave the range
 
 
-def mutual_information(joint: ArrayLike) -> float:
+def joint_information(joint: ArrayLike) -> float:
     """I(A; B) in nats of a joint distribution of shape (A, B).
 
     Raises:

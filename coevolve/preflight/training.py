@@ -24,7 +24,7 @@ from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
 from coevolve.registry import CUSTOM
 from coevolve.remid.pairs import negative_pairs
-from coevolve.remid.score import distributions
+from coevolve.remid.subsets import distributions
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
 from coevolve.teachers import TEACHERS

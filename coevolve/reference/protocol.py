@@ -27,22 +27,21 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from coevolve.data.corpus import Corpus
-from coevolve.data.example import Example
 from coevolve.errors import DataError
 from coevolve.information.estimate import FORMS
 from coevolve.information.log_probs import UNITS
 from coevolve.prompts import Renderer
 from coevolve.remid.evaluate import SCHEMA
-from coevolve.remid.score import (
-    Progress,
-    Reasoning,
-    Reporter,
+from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.results import Golden, Losses, OfModel, RemidResults, SubsetResults
+from coevolve.remid.score import OnStep, Reporter
+from coevolve.remid.subsets import (
     Responses,
     Subset,
     distributions,
     evaluated_examples,
-    golden_by_id,
     responses_by_id,
+    texts_by_model,
 )
 from coevolve.scoring.batching import TOKEN_BUDGET
 from coevolve.scoring.estimator import ProbabilityEstimator
@@ -62,9 +61,11 @@ PUBLISHED_ORDER = (
     *("TurnLevelComposition", "WordLevelComposition"),
 )
 
-NO_AVERAGE_ERRORS = dict.fromkeys(("remid_error", "remid_low", "remid_high", "chance_of_loss"))
-NO_ERRORS = (
-    dict.fromkeys(("remi_error", "remi_low", "remi_high", "remid", "holm_p")) | NO_AVERAGE_ERRORS
+NO_LOSS_ERRORS: dict[str, Any] = dict.fromkeys(
+    ("remid_error", "remid_low", "remid_high", "chance_of_loss")
+)
+NO_ERRORS: dict[str, Any] = (
+    dict.fromkeys(("remi_error", "remi_low", "remi_high", "holm_p")) | NO_LOSS_ERRORS
 )
 
 Messages = Sequence[Mapping[str, str]]
@@ -149,9 +150,9 @@ def evaluate_reference(
     corpus: Corpus,
     responses: Mapping[str, Responses],
     *,
-    reasoning: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+    reasoning: Reasoning | None = None,
+    progress: OnStep | None = None,
+) -> RemidResults:
     """R-EMI and R-EMID by the public code's protocol.
 
     Args:
@@ -160,35 +161,35 @@ def evaluate_reference(
         responses: per model, sample_ID -> response for all test examples, or a list in
             `evaluated_examples` order. Their order is part of the protocol, since all draw pairs
             from one generator.
-        reasoning: sample_ID -> the connector's text for all test examples; by default the estimator
-            writes them.
+        reasoning: greedy, which is the default, or given for all test examples.
         progress: called with what is happening, the contexts done, and the contexts in all: each
             one counts once for golden and once for every model.
 
     Returns:
-        Results of the schema that `coevolve.remid.results` describes, with null for what this
-        protocol does not give (errors, intervals, chances, contexts), no comparisons and nothing
-        beside; `reasoning` is left out where it was given. In addition `protocol`: {name,
-        max_length, windows, cut (longer than max_length), empty (no token left to score, counted as
-        0)}. Golden's perplexity is over the scored positions, null without any.
+        Null for what this protocol does not give (errors, intervals, chances, contexts), no
+        comparisons and nothing beside. In addition `protocol`: {name, max_length, windows, cut
+        (longer than max_length), empty (no token left to score, counted as 0)}. Golden's perplexity
+        is over the scored positions, null without any.
 
     Raises:
         DataError: IDTest is absent, no model is given, a response or reasoning is missing, or a
             subset has a single example. Raised before anything is scored.
         TooLongError: a window does not fit the model's positions.
     """
+    reasoning = reasoning or Reasoning()
     subsets = distributions(corpus)
-    examples = evaluated_examples(corpus)
-    texts = _texts_by_model(corpus, examples, responses)
+    texts = texts_by_model(corpus, responses)
     for subset in subsets:
         if len(subset.examples) < 2:
             raise DataError(
-                f"{corpus.source}: {subset.row}: found a single example ({subset.examples[0].sample_id!r}), for which "
-                "there is no mismatched pair. Add examples or leave the subset out."
+                f"{corpus.source}: {subset.row}: found a single example "
+                f"({subset.examples[0].sample_id!r}), for which there is no mismatched pair. Add "
+                "examples or leave the subset out."
             )
-    if reasoning is not None:
-        reasoning = responses_by_id("reasoning", reasoning, examples)
-    scorer = _Scorer(estimator, reasoning, Reporter(progress, len(examples) * (len(responses) + 1)))
+    examples = evaluated_examples(corpus)
+    if reasoning.kind == "given":
+        responses_by_id("reasoning", reasoning.texts, examples)
+    scorer = _Scorer(estimator, reasoning, Reporter(progress, len(examples) * len(texts)))
     generator = random.Random(SEED)
     scored: dict[tuple[str | None, str], _Club] = {}
     in_order = sorted(subsets, key=_published_place)
@@ -197,8 +198,7 @@ def evaluate_reference(
             scored[model, subset.row] = scorer.club(subset, model, texts[model], generator)
             if (None, subset.row) not in scored:
                 scored[None, subset.row] = scorer.club(subset, None, texts[None], generator)
-    results = _results(subsets, list(responses), scored)
-    return results if reasoning else results | {"reasoning": Reasoning("greedy").describe()}
+    return _results(subsets, list(responses), scored, reasoning)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class _Scorer:
     def __init__(
         self,
         estimator: ProbabilityEstimator,
-        reasoning: Mapping[str, str] | None,
+        reasoning: Reasoning,
         reporter: Reporter,
     ):
         plain = estimator.renderer
@@ -280,31 +280,14 @@ class _Scorer:
     def _contexts_of(self, subset: Subset) -> list[list[dict[str, str]]]:
         """The estimator's chat messages for each example."""
         if subset.row not in self._contexts:
-            if self._reasoning is None:
-                self._reporter.step(f"{subset.row}: writing reasoning")
-                reasoning = self._estimator.reason(subset.examples)
-            else:
-                reasoning = [self._reasoning[example.sample_id] for example in subset.examples]
+            self._reporter.step(f"{subset.row}: writing reasoning")
+            (reasoning,) = self._reasoning.write(self._estimator, subset.examples)
             render = self._estimator.renderer.estimator_messages
             self._contexts[subset.row] = [
                 render(example, text)
                 for example, text in zip(subset.examples, reasoning, strict=True)
             ]
         return self._contexts[subset.row]
-
-
-def _texts_by_model(
-    corpus: Corpus, examples: Sequence[Example], responses: Mapping[str, Responses]
-) -> dict[str | None, Mapping[str, str]]:
-    """Golden under None, then each model's, by sample_ID, all checked."""
-    if not responses:
-        raise DataError(
-            "no model's responses were given; accepted is a mapping from model name to its responses."
-        )
-    golden: dict[str | None, Mapping[str, str]] = {None: golden_by_id(examples, corpus.source)}
-    return golden | {
-        name: responses_by_id(name, given, examples) for name, given in responses.items()
-    }
 
 
 def _published_place(subset: Subset) -> int:
@@ -330,91 +313,93 @@ def _rendered_ids(
 
 
 def _results(
-    subsets: Sequence[Subset], models: Sequence[str], scored: Mapping[tuple[str | None, str], _Club]
-) -> dict[str, Any]:
-    rows = [_row(subset, models, scored) for subset in subsets]
-    for row in rows:
-        for name in models:
-            numbers = row["models"][name]
-            if row is not rows[0]:
-                numbers["remid"] = rows[0]["models"][name]["remi"] - numbers["remi"]
-    shifted = rows[1:]
-    shifts = dict.fromkeys(row["shift"] for row in shifted)
-    return {
-        "schema": SCHEMA,
-        "form": "club",
-        "normalisation": "per_token",
-        "unit": UNITS["per_token"],
-        "bias": FORMS["club"].bias,
-        "negatives": NEGATIVES,
-        "seed": SEED,
-        "protocol": {
+    subsets: Sequence[Subset],
+    models: Sequence[str],
+    scored: Mapping[tuple[str | None, str], _Club],
+    reasoning: Reasoning,
+) -> RemidResults:
+    remi = {
+        (name, subset.row): scored[name, subset.row].mutual_information
+        - scored[None, subset.row].mutual_information
+        for name in models
+        for subset in subsets
+    }
+    home, *shifted = (subset.row for subset in subsets)
+    remid = {(name, row): remi[name, home] - remi[name, row] for name in models for row in shifted}
+
+    def average(rows: Sequence[str]) -> dict[str, Losses]:
+        return {
+            name: Losses(
+                remi=float(np.mean([remi[name, row] for row in rows])),
+                remid=float(np.mean([remid[name, row] for row in rows])),
+                **NO_LOSS_ERRORS,
+            )
+            for name in models
+        }
+
+    shifts = dict.fromkeys(subset.shift for subset in subsets if subset.shift)
+    clubs = scored.values()
+    return RemidResults(
+        schema=SCHEMA,
+        form="club",
+        normalisation="per_token",
+        unit=UNITS["per_token"],
+        bias=FORMS["club"].bias,
+        negatives=NEGATIVES,
+        seed=SEED,
+        reasoning=reasoning.describe(),
+        protocol={
             "name": "reference",
             "max_length": MAX_LENGTH,
-            "windows": sum(
-                len(club.positive.sum) + len(club.negative.sum) for club in scored.values()
-            ),
-            "cut": sum(club.cut for club in scored.values()),
-            "empty": sum(club.empty for club in scored.values()),
+            "windows": sum(len(club.positive.sum) + len(club.negative.sum) for club in clubs),
+            "cut": sum(club.cut for club in clubs),
+            "empty": sum(club.empty for club in clubs),
         },
-        "models": list(models),
-        "subsets": rows,
-        "by_shift": {
-            shift: _average([row for row in shifted if row["shift"] == shift], models)
+        models=list(models),
+        subsets=[_row(subset, models, scored, remi, remid) for subset in subsets],
+        by_shift={
+            shift: average([subset.row for subset in subsets if subset.shift == shift])
             for shift in shifts
         },
-        "average": _average(shifted, models) if shifted else {},
-        "comparisons": [],
-        "beside": [],
-    }
+        average=average(shifted) if shifted else {},
+        comparisons=[],
+        beside=[],
+    )
 
 
 def _row(
-    subset: Subset, models: Sequence[str], scored: Mapping[tuple[str | None, str], _Club]
-) -> dict[str, Any]:
+    subset: Subset,
+    models: Sequence[str],
+    scored: Mapping[tuple[str | None, str], _Club],
+    remi: Mapping[tuple[str, str], float],
+    remid: Mapping[tuple[str, str], float],
+) -> SubsetResults:
     golden = scored[None, subset.row]
     tokens = int(golden.positive.tokens.sum())
-    numbers = {name: _numbers(scored[name, subset.row]) for name in models}
-    for values in numbers.values():
-        values |= NO_ERRORS | {"remi": values["mutual_information"] - golden.mutual_information}
-    return {
-        "row": subset.row,
-        "split": subset.split,
-        "subset": subset.name,
-        "shift": subset.shift,
-        "examples": len(subset.examples),
-        "negatives": len(golden.negative.sum),
-        "contexts": None,
-        "reason": None,
-        "golden": {
-            **_numbers(golden),
-            "perplexity": float(np.exp(-golden.positive.sum.sum() / tokens)) if tokens else None,
-            "tokens": tokens,
+    perplexity = float(np.exp(-golden.positive.sum.sum() / tokens)) if tokens else None
+    return SubsetResults(
+        **subset.identity,
+        negatives=len(golden.negative.sum),
+        contexts=None,
+        reason=None,
+        golden=Golden(**_numbers(golden), perplexity=perplexity, tokens=tokens),
+        models={
+            name: OfModel(
+                **_numbers(scored[name, subset.row]),
+                remi=remi[name, subset.row],
+                remid=remid.get((name, subset.row)),
+                **NO_ERRORS,
+            )
+            for name in models
         },
-        "models": numbers,
-    }
+    )
 
 
-def _numbers(club: _Club) -> dict[str, float]:
+def _numbers(club: _Club) -> dict[str, Any]:
     positive, negative = club.means
     return {
         "mutual_information": club.mutual_information,
         "mutual_information_error": None,
         "positive": positive,
         "negative": negative,
-    }
-
-
-def _average(
-    rows: Sequence[Mapping[str, Any]], models: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            **NO_AVERAGE_ERRORS,
-            **{
-                measure: float(np.mean([row["models"][name][measure] for row in rows]))
-                for measure in ("remi", "remid")
-            },
-        }
-        for name in models
     }

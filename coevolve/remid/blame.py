@@ -23,25 +23,34 @@ nats. Over a response's tokens they add up to the response's own contrast. A tok
 likelier elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich import box
 
+from coevolve.data.example import Example
 from coevolve.errors import RecipeError
 from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
 from coevolve.information.log_probs import UNITS, Normalisation
 from coevolve.progress import PlainTable
-from coevolve.remid.score import Responses, ScoredSubset, golden_by_id, responses_by_id
-from coevolve.remid.unanswered import row_label
+from coevolve.remid.bound_results import (
+    BlamedExample,
+    BlameOfModel,
+    BlameResults,
+    BlameSubset,
+    ShownExample,
+    Token,
+)
+from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.score import ScoredCorpus, ScoredSubset
 
 if TYPE_CHECKING:
     from coevolve.scoring.estimator import ProbabilityEstimator
 
-SCHEMA = "coevolve.blame/1"
+SCHEMA: Literal["coevolve.blame/1"] = "coevolve.blame/1"
 LEAST_TOKENS = 3
 
 
@@ -62,19 +71,17 @@ class Contributions:
     @property
     def total(self) -> np.ndarray:
         """The contribution; its mean is R-EMI."""
-        return self.matched + self.as_context + self.as_response
+        total: np.ndarray = self.matched + self.as_context + self.as_response
+        return total
 
 
 def contributions(remi: Estimate) -> Contributions:
     """The contribution of each example to an estimate of R-EMI."""
-    influence = remi.influence
+    values, count = remi.influence.mismatched, remi.influence.matched.size
     by_context, by_response = (
-        np.bincount(
-            influence.pairs[:, end], weights=influence.mismatched, minlength=influence.matched.size
-        )
-        for end in (0, 1)
+        np.bincount(remi.influence.pairs[:, end], weights=values, minlength=count) for end in (0, 1)
     )
-    return Contributions(remi.value + influence.matched, by_context, by_response)
+    return Contributions(remi.value + remi.influence.matched, by_context, by_response)
 
 
 def losses(
@@ -90,10 +97,10 @@ def losses(
         RecipeError: an unknown form or normalisation.
         DataError: the scores lack what the form needs.
     """
-    found = [remi_of(subset, model, form, normalisation) for subset in scored]
-    parts = [contributions(remi) for remi in found]
+    remis = [remi_of(subset, model, form, normalisation) for subset in scored]
+    parts = [contributions(remi) for remi in remis]
     return [
-        (part, (found[0].value if index else 0.0) - part.total) for index, part in enumerate(parts)
+        (part, (remis[0].value if index else 0.0) - part.total) for index, part in enumerate(parts)
     ]
 
 
@@ -102,165 +109,169 @@ def remi_of(scored: ScoredSubset, model: str, form: str, normalisation: Normalis
     return emi(scored.contrast(model, normalisation), scored.contrast(None, normalisation), form)
 
 
+@dataclass(frozen=True)
+class TokenScoring:
+    """How the tokens of the examples shown are scored.
+
+    Attributes:
+        estimator, reasoning: those that gave the scores.
+        other_contexts: contexts of the subset in which each response is scored for comparison; all
+            there are, if fewer.
+        seed: of the choice of these contexts.
+    """
+
+    estimator: "ProbabilityEstimator"
+    reasoning: Reasoning
+    other_contexts: int = 8
+    seed: int = 0
+
+    def tokens_of(
+        self, own: Sequence[int], texts: Sequence[str], subset: ScoredSubset
+    ) -> list[list[Token]]:
+        """Each text's tokens with their log-probability in their own context and elsewhere, the end
+        of turn last.
+
+        Args:
+            own: for each text, the index of its context in the subset.
+            texts: the responses.
+        """
+        examples = subset.subset.examples
+        rng = np.random.default_rng(self.seed)
+        others = {
+            index: _others(index, len(examples), self.other_contexts, rng)
+            for index in sorted(set(own))
+        }  # the same for every text of a context, so that golden and model compare
+        used = sorted({context for index, of in others.items() for context in (index, *of)})
+        number_of = {context: number for number, context in enumerate(used)}
+        pairs = [
+            (number_of[context], number)
+            for number, index in enumerate(own)
+            for context in (index, *others[index])
+        ]  # a context is shared by the texts of several examples, and is computed once
+        scores = self._token_scores([examples[context] for context in used], texts, np.array(pairs))
+        listed, start = [], 0
+        for index, text in zip(own, texts, strict=True):
+            end = start + 1 + len(others[index])
+            here, elsewhere = scores[start], np.mean(scores[start + 1 : end], axis=0)
+            listed.append(self._tokens(text, here, elsewhere))
+            start = end
+        return listed
+
+    def _tokens(self, text: str, here: np.ndarray, elsewhere: np.ndarray) -> list[Token]:
+        renderer = self.estimator.renderer
+        return [
+            Token(
+                text=str(renderer.tokenizer.decode([token])),
+                log_prob=float(ours),
+                elsewhere=float(theirs),
+                contribution=float(ours - theirs),
+            )
+            for token, ours, theirs in zip(
+                renderer.response_ids(text), here, elsewhere, strict=True
+            )
+        ]
+
+    def _token_scores(
+        self, contexts: Sequence[Example], texts: Sequence[str], pairs: np.ndarray
+    ) -> list[np.ndarray]:
+        """log q(y_t | x, y_<t) of each pair's tokens; of several reasonings, by their mixture."""
+        scores = [
+            self.estimator.token_log_prob_pairs(contexts, texts, written, pairs)
+            for written in self.reasoning.write(self.estimator, contexts)
+        ]
+        if len(scores) == 1:
+            return scores[0]
+        # Of the mixture, log q(y_<=t) is the log mean of what each reasoning gives it.
+        so_far = (
+            np.logaddexp.reduce(np.cumsum(s, axis=1), axis=0) for s in zip(*scores, strict=True)
+        )
+        return [np.diff(of_pair, prepend=np.log(len(scores))) for of_pair in so_far]
+
+
 def blame_examples(
     estimator: "ProbabilityEstimator",
-    scored: Sequence[ScoredSubset],
-    responses: Mapping[str, Responses],
+    scored: ScoredCorpus,
     *,
     form: str = "club",
     normalisation: Normalisation = "per_token",
     shown: int = 3,
     other_contexts: int = 8,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> BlameResults:
     """Every example's contribution, and the worst and best of each subset with their texts and
     tokens.
 
     Args:
         estimator: the one that gave the scores.
-        scored: the in-distribution subset first, then the shifted ones.
-        responses: per model, sample_ID -> response for the examples of all subsets, or a list in
-            their order.
         form: the estimator of mutual information, a key of `coevolve.information.estimate.FORMS`.
         normalisation: of contributions and losses; tokens are in nats.
         shown: examples at either end of each subset whose tokens are scored; fewer where a subset
             is small.
-        other_contexts: contexts of the subset in which each of their responses is scored for
-            comparison; all there are, if fewer.
-        seed: of the choice of these contexts.
-
-    Returns:
-        JSON values: `coevolve.remid.results.BlameResults` has every field.
+        other_contexts, seed: as in `TokenScoring`.
 
     Raises:
         RecipeError: `shown` or `other_contexts` below 1, or an unknown form or normalisation.
-        DataError: a response is missing or blank, or the scores lack what the form needs.
+        DataError: the scores lack what the form needs.
     """
     if shown < 1 or other_contexts < 1:
         raise RecipeError(
-            f"shown is {shown}, other_contexts is {other_contexts}; accepted are integers from 1 up."
+            f"shown is {shown}, other_contexts is {other_contexts}; accepted are integers from 1 "
+            "up."
         )
-    examples = [example for subset in scored for example in subset.subset.examples]
-    golden = golden_by_id(examples, "blame")
-    texts = {name: responses_by_id(name, given, examples) for name, given in responses.items()}
-    rows = [
-        {"row": subset.subset.row, "shift": subset.subset.shift, "models": {}} for subset in scored
-    ]
-    for name in texts:
-        for row, subset, (parts, loss) in zip(
-            rows, scored, losses(scored, name, form, normalisation), strict=True
-        ):
-            listed = [_numbers(subset, parts, loss, index) for index in range(len(loss))]
-            order = np.argsort(-loss, kind="stable")
-            ends = {"worst": order[:shown], "best": order[::-1][:shown]}
-            chosen = sorted({int(index) for indices in ends.values() for index in indices})
-            details = _details(estimator, subset, chosen, texts[name], golden, other_contexts, seed)
-            row["models"][name] = {
-                "loss": float(loss.mean()),
-                "examples": listed,
-                **{
-                    end: [listed[i] | details[int(i)] for i in indices]
-                    for end, indices in ends.items()
-                },
-            }
-    return {
-        "schema": SCHEMA,
-        "form": form,
-        "normalisation": normalisation,
-        "unit": UNITS[normalisation],
-        "other_contexts": other_contexts,
-        "seed": seed,
-        "models": list(texts),
-        "subsets": rows,
-    }
+    tokens = TokenScoring(estimator, scored.scoring.reasoning, other_contexts, seed)
+    of_models: list[dict[str, BlameOfModel]] = [{} for _ in scored.subsets]
+    for name in scored.models:
+        parts = losses(scored.subsets, name, form, normalisation)
+        for blamed, subset, of_subset in zip(of_models, scored.subsets, parts, strict=True):
+            blamed[name] = _of_model(tokens, subset, scored, name, shown, *of_subset)
+    return BlameResults(
+        schema=SCHEMA,
+        form=form,
+        normalisation=normalisation,
+        unit=UNITS[normalisation],
+        other_contexts=other_contexts,
+        seed=seed,
+        reasoning=scored.scoring.reasoning.describe(),
+        models=scored.models,
+        subsets=[
+            BlameSubset(row=subset.subset.row, shift=subset.subset.shift, models=blamed)
+            for subset, blamed in zip(scored.subsets, of_models, strict=True)
+        ],
+    )
 
 
-def blame_table(results: Mapping[str, Any], model: str) -> PlainTable:
+def blame_table(results: BlameResults, model: str) -> PlainTable:
     """The worst and best examples of a model, subset by subset, with the tokens that say least of
     their context.
     """
     table = PlainTable(
         box=box.SIMPLE_HEAD,
         title=f"{model}: the largest and smallest losses",
-        caption=f"loss: {results['unit']}, by {results['form']}; its mean over a subset is R-EMID (in distribution: "
-        "-R-EMI). Tokens: log-probability here minus elsewhere, nats, the lowest first.",
+        caption=f"loss: {results.unit}, by {results.form}; its mean over a subset is R-EMID (in "
+        "distribution: -R-EMI). Tokens: log-probability here minus elsewhere, nats, the lowest "
+        "first.",
         caption_justify="left",
     )
     table.add_column("loss", justify="right")
     for heading in ("sample", "last turn", "golden", "response", "tokens that say least"):
         table.add_column(heading, overflow="fold")
-    for subset in results["subsets"]:
-        found = subset["models"][model]
-        row = row_label(results, subset["row"])
-        table.add_row(f"{found['loss']:+z.3f}", f"{row}, mean", style="bold")
-        for end in ("worst", "best"):
-            for example in found[end]:
-                least = sorted(example["tokens"], key=lambda token: token["contribution"])[
-                    :LEAST_TOKENS
-                ]
-                table.add_row(
-                    f"{example['loss']:+z.3f}",
-                    *(example[field] for field in ("sample_ID", "last_turn", "golden", "response")),
-                    ", ".join(f"{token['text']!r} {token['contribution']:+.2f}" for token in least),
-                )
-            if end == "worst":
-                table.add_row("...")
+    for subset in results.subsets:
+        of_model = subset.models[model]
+        label = results.label(subset.row)
+        table.add_row(f"{of_model.loss:+z.3f}", f"{label}, mean", style="bold")
+        for example in of_model.worst:
+            table.add_row(*_cells(example))
+        table.add_row("...")
+        for example in of_model.best:
+            table.add_row(*_cells(example))
     return table
 
 
-def token_contributions(
-    estimator: "ProbabilityEstimator",
-    own: Sequence[int],
-    texts: Sequence[str],
-    subset: ScoredSubset,
-    *,
-    other_contexts: int,
-    seed: int,
-) -> list[list[dict[str, Any]]]:
-    """Each text's tokens with their log-probability in their own context and elsewhere.
-
-    Args:
-        own: for each text, the index of its context in the subset.
-        texts: the responses.
-
-    Returns:
-        For each text a list of {text, log_prob, elsewhere, contribution}, its end of turn last;
-        nats.
-    """
-    examples = subset.subset.examples
-    rng = np.random.default_rng(seed)
-    others = {
-        index: _others(index, len(examples), other_contexts, rng) for index in sorted(set(own))
-    }  # the same for every text of a context, so that golden and model compare
-    used = sorted({context for index, found in others.items() for context in (index, *found)})
-    reasoning = estimator.reason([examples[index] for index in used])
-    place = {context: number for number, context in enumerate(used)}
-    pairs = [
-        (place[context], number)
-        for number, index in enumerate(own)
-        for context in (index, *others[index])
-    ]  # a context is shared by the texts of several examples, and is computed once
-    scores = estimator.token_log_prob_pairs(
-        [examples[context] for context in used], texts, reasoning, np.array(pairs)
-    )
-    found, start = [], 0
-    for index, text in zip(own, texts, strict=True):
-        end = start + 1 + len(others[index])
-        here, elsewhere = scores[start], np.mean(scores[start + 1 : end], axis=0)
-        start = end
-        ids = estimator.renderer.response_ids(text)
-        found.append(
-            [
-                {
-                    "text": estimator.renderer.tokenizer.decode([token]),
-                    "log_prob": float(ours),
-                    "elsewhere": float(theirs),
-                    "contribution": float(ours - theirs),
-                }
-                for token, ours, theirs in zip(ids, here, elsewhere, strict=True)
-            ]
-        )
-    return found
+def _cells(example: ShownExample) -> list[str]:
+    least = sorted(example.tokens, key=lambda token: token.contribution)[:LEAST_TOKENS]
+    listed = ", ".join(f"{token.text!r} {token.contribution:+.2f}" for token in least)
+    texts = [example.sample_ID, example.last_turn, example.golden, example.response]
+    return [f"{example.loss:+z.3f}", *texts, listed]
 
 
 def _others(index: int, count: int, wanted: int, rng: np.random.Generator) -> list[int]:
@@ -269,52 +280,50 @@ def _others(index: int, count: int, wanted: int, rng: np.random.Generator) -> li
     return sorted(int(other + (other >= index)) for other in chosen)
 
 
-def _details(
-    estimator: "ProbabilityEstimator",
+def _of_model(
+    tokens: TokenScoring,
     subset: ScoredSubset,
-    chosen: Sequence[int],
-    responses: Mapping[str, str],
-    golden: Mapping[str, str],
-    other_contexts: int,
-    seed: int,
-) -> dict[int, dict[str, Any]]:
-    """Index -> texts and tokens of the examples shown."""
-    examples = [subset.subset.examples[index] for index in chosen]
-    ours, reference = (
-        [given[example.sample_id] for example in examples] for given in (responses, golden)
-    )
-    tokens = token_contributions(
-        estimator,
-        [*chosen, *chosen],
-        [*ours, *reference],
-        subset,
-        other_contexts=other_contexts,
-        seed=seed,
-    )
-    return {
-        index: {
-            "user_persona": example.user_persona,
-            "agent_character": example.agent_character,
-            "last_turn": example.dialogue[-1].text,
-            "golden": golden_text,
-            "response": text,
-            "tokens": tokens[place],
-            "golden_tokens": tokens[place + len(chosen)],
-        }
-        for place, (index, example, text, golden_text) in enumerate(
-            zip(chosen, examples, ours, reference, strict=True)
+    scored: ScoredCorpus,
+    model: str,
+    shown: int,
+    parts: Contributions,
+    loss: np.ndarray,
+) -> BlameOfModel:
+    """Every example's numbers, and those at either end with their texts and tokens."""
+    examples = subset.subset.examples
+    listed = [
+        BlamedExample(
+            sample_ID=example.sample_id,
+            loss=float(loss[index]),
+            contribution=float(parts.total[index]),
+            matched=float(parts.matched[index]),
+            as_context=float(parts.as_context[index]),
+            as_response=float(parts.as_response[index]),
         )
+        for index, example in enumerate(examples)
+    ]
+    order = [int(index) for index in np.argsort(-loss, kind="stable")]
+    worst, best = order[:shown], order[::-1][:shown]
+    chosen = sorted({*worst, *best})
+    ids = [examples[index].sample_id for index in chosen]
+    ours, golden = ([scored.texts[name][sample_id] for sample_id in ids] for name in (model, None))
+    scored_tokens = tokens.tokens_of([*chosen, *chosen], [*ours, *golden], subset)
+    details = {
+        index: ShownExample(
+            **listed[index].values(),
+            user_persona=examples[index].user_persona,
+            agent_character=examples[index].agent_character,
+            last_turn=examples[index].dialogue[-1].text,
+            golden=golden[number],
+            response=ours[number],
+            tokens=scored_tokens[number],
+            golden_tokens=scored_tokens[number + len(chosen)],
+        )
+        for number, index in enumerate(chosen)
     }
-
-
-def _numbers(
-    subset: ScoredSubset, parts: Contributions, loss: np.ndarray, index: int
-) -> dict[str, Any]:
-    return {
-        "sample_ID": subset.subset.examples[index].sample_id,
-        "loss": float(loss[index]),
-        "contribution": float(parts.total[index]),
-        "matched": float(parts.matched[index]),
-        "as_context": float(parts.as_context[index]),
-        "as_response": float(parts.as_response[index]),
-    }
+    return BlameOfModel(
+        loss=float(loss.mean()),
+        examples=listed,
+        worst=[details[index] for index in worst],
+        best=[details[index] for index in best],
+    )

@@ -22,15 +22,13 @@ The bound is of mutual information in nats per response, so it stands beside R-E
 form that is too large, as CLUB is, may exceed it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from rich import box
 
-from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.errors import DataError
 from coevolve.information.bound import Bound, Divergences, published_bound, scale_adjusted_bound
@@ -43,28 +41,28 @@ from coevolve.information.divergence import (
     measure_divergence,
     median_width,
 )
-from coevolve.progress import PlainTable
 from coevolve.prompts.render import character_text
 from coevolve.remid.blame import remi_of
-from coevolve.remid.embeddings import Embedder
-from coevolve.remid.pairs import PUBLISHED_NEGATIVES, Negatives, negative_pairs
-from coevolve.remid.score import (
-    Estimator,
-    Progress,
-    Reporter,
-    Responses,
-    ScoredSubset,
-    distributions,
-    evaluated_examples,
-    golden_by_id,
-    responses_by_id,
-    score_subset,
+from coevolve.remid.bound_results import (
+    Blamed,
+    BoundOfModel,
+    BoundResults,
+    BoundSubset,
+    Divergence,
+    Entropy,
+    SmallSubset,
+    Terms,
 )
-from coevolve.remid.unanswered import row_label, unanswered_line
+from coevolve.remid.embeddings import Embedder
+from coevolve.remid.grid import Block, Grid
+from coevolve.remid.results import Input
+from coevolve.remid.score import OnStep, Reporter, ScoredCorpus, ScoredSubset
 
-SCHEMA = "coevolve.bound/1"
+SCHEMA: Literal["coevolve.bound/1"] = "coevolve.bound/1"
+LEAST_EXAMPLES = 4
+"""Of a subset, so that a divergence has a noise floor."""
 
-INPUT_TEXTS: Mapping[str, Callable[[Example], str]] = MappingProxyType(
+INPUT_TEXTS: Mapping[Input, Callable[[Example], str]] = MappingProxyType(
     {
         "user": lambda example: example.user_persona,
         "character": lambda example: character_text(example.agent_character),
@@ -94,315 +92,252 @@ class Measuring:
     def __post_init__(self) -> None:
         check_kernel(self.kernel)
 
-
-def score_corpus(
-    estimator: Estimator,
-    corpus: Corpus,
-    responses: Mapping[str, Responses],
-    *,
-    negatives: Negatives = PUBLISHED_NEGATIVES,
-    seed: int = 0,
-    contexts_at_once: int = 32,
-    progress: Progress | None = None,
-) -> list[ScoredSubset]:
-    """The scores of golden and model responses on a corpus's test splits: what bound and blame are
-    made of.
-
-    Arguments and errors as for `coevolve.remid.evaluate.evaluate_remid`; in distribution first.
-    """
-    subsets = distributions(corpus)
-    examples = evaluated_examples(corpus)
-    by_id: dict[str | None, dict[str, str]] = {None: golden_by_id(examples, corpus.source)}
-    by_id |= {name: responses_by_id(name, given, examples) for name, given in responses.items()}
-    reporter = Reporter(progress, len(examples))
-    scored = []
-    for subset in subsets:
-        where = f"{corpus.source}: {subset.row}"
-        pairs = negative_pairs(
-            [x.sample_id for x in subset.examples], negatives, seed=seed, where=where
+    def divergence(self, p: np.ndarray, q: np.ndarray, width: float | None) -> MeasuredDivergence:
+        """Of two kinds of texts, whose vectors are given, (N, d) and (M, d)."""
+        return measure_divergence(
+            p,
+            q,
+            kernel=self.kernel,
+            width=width,
+            repetitions=self.repetitions,
+            largest=self.largest,
+            seed=self.seed,
         )
-        scored.append(score_subset(estimator, subset, by_id, pairs, contexts_at_once, reporter))
-    return scored
 
 
 def evaluate_bound(
-    scored: Sequence[ScoredSubset],
-    responses: Mapping[str, Responses],
+    scored: ScoredCorpus,
     embedder: Embedder,
     *,
     form: str = "club",
     measuring: Measuring | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+    progress: OnStep | None = None,
+) -> BoundResults:
     """The bound of each model's R-EMID in every shifted subset.
 
     Args:
-        scored: the in-distribution subset first, then the shifted ones; with every model's scores.
-        responses: per model, sample_ID -> response for the examples of all subsets, or a list in
-            their order.
         embedder: of all texts.
         form: of the R-EMID beside the bound, a key of `coevolve.information.estimate.FORMS`.
-        progress: called with what is happening, the texts done, and the texts in all.
-
-    Returns:
-        JSON values: `coevolve.remid.results.BoundResults` has every field.
+        progress: told of the texts.
 
     Raises:
-        DataError: no shifted subset, one with fewer than 4 examples, or a response is missing or
-            blank.
+        DataError: no shifted subset, or one with fewer than 4 examples where small subsets are not
+            to be shown.
         RecipeError: unusable `measuring`, or an unknown form.
     """
     measuring = measuring or Measuring()
-    if len(scored) < 2:
-        raise DataError(
-            "there is no shifted subset; a bound of R-EMID needs IDTest and at least one shifted split."
-        )
-    for subset in scored:
-        if len(subset.subset.examples) < 4:
+    small = [*scored.left_out]
+    small += [x.subset for x in scored.subsets if len(x.subset.examples) < LEAST_EXAMPLES]
+    for subset in small:
+        if scored.scoring.small_subsets == "error" or subset.shift is None:
             raise DataError(
-                f"{subset.subset.row}: found {len(subset.subset.examples)} examples; a divergence with its noise floor "
-                "needs at least 4. Add examples or leave the subset out."
+                f"{subset.row}: found {len(subset.examples)} examples; a divergence with its noise "
+                f"floor needs at least {LEAST_EXAMPLES}. Add examples or leave the subset out."
             )
-    vectors = _embed(scored, responses, embedder, progress)
-    widths: dict[str, float | None] = dict.fromkeys((*INPUT_TEXTS, "response"))
-    if measuring.kernel == "gaussian":
-        widths = {
-            kind: median_width(found)
-            for kind, found in {**vectors[0].inputs, "response": vectors[0].golden}.items()
-        }
-
-    def measure(kind: str, p: np.ndarray, q: np.ndarray) -> MeasuredDivergence:
-        return measure_divergence(
-            p,
-            q,
-            kernel=measuring.kernel,
-            width=widths[kind],
-            repetitions=measuring.repetitions,
-            largest=measuring.largest,
-            seed=measuring.seed,
+    home, *shifted = (one for one in scored.subsets if one.subset not in small)
+    if not shifted:
+        raise DataError(
+            "there is no shifted subset; a bound of R-EMID needs IDTest and at least one shifted "
+            "split."
         )
+    why = f"fewer than the {LEAST_EXAMPLES} examples that a bound needs"
+    in_home, *in_shifted = _embed([home, *shifted], scored, embedder, progress)
+    kinds = {str(name): vectors for name, vectors in in_home.inputs.items()}
+    kinds["response"] = in_home.of_models[None]
+    gaussian = measuring.kernel == "gaussian"
+    widths = {kind: median_width(v) if gaussian else None for kind, v in kinds.items()}
 
-    outputs = [
-        {name: measure("response", found.models[name], found.golden) for name in responses}
-        for found in vectors
-    ]
+    def outputs(vectors: _Vectors) -> dict[str, MeasuredDivergence]:
+        golden, width = vectors.of_models[None], widths["response"]
+        of_models = {name: vectors.of_models[name] for name in scored.models}
+        return {name: measuring.divergence(v, golden, width) for name, v in of_models.items()}
+
+    outputs_p = outputs(in_home)
     rows = []
-    for index, subset in enumerate(scored[1:], start=1):
+    for one, vectors in zip(shifted, in_shifted, strict=True):
         inputs = {
-            name: measure(name, vectors[0].inputs[name], vectors[index].inputs[name])
+            name: measuring.divergence(in_home.inputs[name], vectors.inputs[name], widths[name])
             for name in INPUT_TEXTS
         }
+        outputs_q = outputs(vectors)
         rows.append(
-            {
-                "row": subset.subset.row,
-                "split": subset.subset.split,
-                "subset": subset.subset.name,
-                "shift": subset.subset.shift,
-                "examples": len(subset.subset.examples),
-                "inputs": {name: _listed(found) for name, found in inputs.items()},
-                "blame": rank_inputs(inputs),
-                "models": {
-                    name: _of_model(
-                        scored[0],
-                        subset,
-                        name,
-                        form,
-                        inputs,
-                        outputs[0][name],
-                        outputs[index][name],
-                    )
-                    for name in responses
+            BoundSubset(
+                **one.subset.identity,
+                inputs={name: _listed(divergence) for name, divergence in inputs.items()},
+                blame=rank_inputs(inputs),
+                models={
+                    name: _of_model(home, one, name, form, inputs, outputs_p[name], outputs_q[name])
+                    for name in scored.models
                 },
-            }
+            )
         )
-    return {
-        "schema": SCHEMA,
-        "unit": "nats per response",
-        "form": form,
-        "embedder": embedder.name,
-        "kernel": measuring.kernel,
-        "widths": widths,
-        "repetitions": measuring.repetitions,
-        "seed": measuring.seed,
-        "models": list(responses),
-        "subsets": rows,
-    }
+    return BoundResults(
+        schema=SCHEMA,
+        unit="nats per response",
+        form=form,
+        embedder=embedder.name,
+        kernel=measuring.kernel,
+        widths=widths,
+        repetitions=measuring.repetitions,
+        seed=measuring.seed,
+        reasoning=scored.scoring.reasoning.describe(),
+        models=scored.models,
+        subsets=rows,
+        small_subsets=[
+            SmallSubset(row=subset.row, examples=len(subset.examples), reason=why)
+            for subset in small
+        ],
+    )
 
 
-def rank_inputs(inputs: Mapping[str, MeasuredDivergence]) -> list[dict[str, Any]]:
-    """The inputs by how far their shift exceeds its noise floor, most first: [{input, excess,
-    share}].
-    """
-    total = sum(found.excess for found in inputs.values())
-    ranked = sorted(inputs, key=lambda name: -inputs[name].excess)
+def rank_inputs(inputs: Mapping[Input, MeasuredDivergence]) -> list[Blamed]:
+    """The inputs by how far their shift exceeds its noise floor, most first."""
+    total = sum(divergence.excess for divergence in inputs.values())
     return [
-        {
-            "input": name,
-            "excess": inputs[name].excess,
-            "share": inputs[name].excess / total if total else None,
-        }
-        for name in ranked
+        Blamed(
+            input=name, excess=divergence.excess, share=divergence.excess / total if total else None
+        )
+        for name, divergence in sorted(inputs.items(), key=lambda item: -item[1].excess)
     ]
 
 
-def largest_and_mean_entropy(subsets: Sequence[ScoredSubset], model: str) -> tuple[float, float]:
-    """H of the bound, estimated: largest and mean -log q2(golden) - log q2(response), nats per
-    response.
-    """
-    total = np.concatenate(
-        [-subset.positive[None].sum - subset.positive[model].sum for subset in subsets]
-    )
-    return float(total.max()), float(total.mean())
+def entropy_of(home: ScoredSubset, subset: ScoredSubset, model: str) -> Entropy:
+    """H of the bound, estimated: -log q2(golden) - log q2(response), nats per response."""
+    sides = (home, subset)
+    total = np.concatenate([-side.positive[None].sum - side.positive[model].sum for side in sides])
+    return Entropy(largest=float(total.max()), mean=float(total.mean()))
 
 
-def shift_table(results: Mapping[str, Any]) -> PlainTable:
+def shift_grid(results: BoundResults) -> Grid:
     """Which input shifted in which subset: the JSDs beside their noise floors, and what is to
     blame.
     """
-    table = PlainTable(
-        box=box.SIMPLE_HEAD,
-        title="shift of the inputs, JSD in nats (noise floor)",
-        caption="\n".join(_shift_caption(results)),
-        caption_justify="left",
+    rows = []
+    for row in results.subsets:
+        jsds = [row.inputs[name] for name in INPUT_TEXTS]
+        cells = [_with_floor(one.jsd, one.floor, 4) for one in jsds]
+        first, size = row.blame[0], str(row.inputs["user"].size)
+        blamed = "nothing above the noise"
+        if first.share is not None:
+            blamed = f"{first.input} ({first.share:.0%})"
+        rows.append([results.label(row.row), *cells, size, blamed])
+    caption = [
+        "How far texts are from those of IDTest: representation JSD in nats, in brackets what noise "
+        f"alone gives. {results.embedder}, {results.kernel} kernel.",
+        *(f"{one.row}: {one.examples}, {one.reason}." for one in results.small_subsets),
+        results.unanswered_line(),
+    ]
+    return Grid(
+        ["subset", *INPUT_TEXTS, "size", "to blame"],
+        [Block("", rows)],
+        [line for line in caption if line],
+        "shift of the inputs, JSD in nats (noise floor)",
     )
-    table.add_column("subset")
-    for name in (*INPUT_TEXTS, "size"):
-        table.add_column(name, justify="right")
-    table.add_column("to blame")
-    for row in results["subsets"]:
-        cells = [
-            _with_floor(row["inputs"][name]["jsd"], row["inputs"][name]["floor"], 4)
-            for name in INPUT_TEXTS
-        ]
-        first = row["blame"][0]
-        blamed = (
-            "nothing above the noise"
-            if first["share"] is None
-            else f"{first['input']} ({first['share']:.0%})"
-        )
-        table.add_row(
-            row_label(results, row["row"]), *cells, str(row["inputs"]["user"]["size"]), blamed
-        )
-    return table
 
 
-def bound_table(results: Mapping[str, Any], model: str) -> PlainTable:
+def bound_grid(results: BoundResults, model: str) -> Grid:
     """A model's bound in each shifted subset, term by term, beside the measured R-EMID."""
-    table = PlainTable(
-        box=box.SIMPLE_HEAD,
-        title=f"{model}: upper bound of R-EMID, nats per response (without any shift: noise floor)",
-        caption="H: largest entropy, an estimate from above. Outputs: golden and the model's responses in "
-        f"distribution (P) and in the subset (Q).\nR-EMID by {results['form']}. "
-        "scale-adjusted: all factors 1, no unit, for comparing.",
-        caption_justify="left",
-    )
-    table.add_column("subset")
-    for name in ("H", *INPUT_TEXTS, "output P", "output Q", "bound", "R-EMID", "scale-adjusted"):
-        table.add_column(name, justify="right")
-    for row in results["subsets"]:
-        found = row["models"][model]
-        published, adjusted = found["published"], found["scale_adjusted"]
-        terms = [*published["inputs"].values(), published["output_p"], published["output_q"]]
-        table.add_row(
-            row_label(results, row["row"]),
-            f"{found['entropy']['largest']:.1f}",
-            *(f"{term:.2f}" for term in terms),
-            _with_floor(published["total"], published["noise_floor"], 2),
-            f"{found['remid']:+z.3f}",
-            _with_floor(adjusted["total"], adjusted["noise_floor"], 2),
-        )
-    return table
+    columns = ["H", *INPUT_TEXTS, "output P", "output Q", "bound", "R-EMID", "scale-adjusted"]
+    rows = []
+    for row in results.subsets:
+        of_model = row.models[model]
+        published, adjusted = of_model.published, of_model.scale_adjusted
+        inputs = [published.inputs[name] for name in INPUT_TEXTS]
+        cells = [f"{of_model.entropy.largest:.1f}"]
+        cells += [f"{term:.2f}" for term in (*inputs, published.output_p, published.output_q)]
+        cells.append(_with_floor(published.total, published.noise_floor, 2))
+        cells.append(f"{of_model.remid:+z.3f}")
+        cells.append(_with_floor(adjusted.total, adjusted.noise_floor, 2))
+        rows.append([results.label(row.row), *cells])
+    caption = [
+        "In brackets the bound if nothing had shifted, from noise alone. H: largest entropy, an "
+        "estimate from above.",
+        "Outputs: golden and the model's responses in distribution (P) and in the subset (Q).",
+        f"R-EMID by {results.form}. scale-adjusted: all factors 1, no unit, for comparing.",
+    ]
+    title = f"{model}: upper bound of R-EMID, nats per response (without any shift: noise floor)"
+    return Grid(["subset", *columns], [Block("", rows)], caption, title)
 
 
 @dataclass(frozen=True)
 class _Vectors:
-    """A subset's embeddings, (N, d) each: of every input, of the golden responses, of every
-    model's.
+    """A subset's embeddings, (N, d) each: of every input; of every model's responses, golden's
+    under None.
     """
 
-    inputs: Mapping[str, np.ndarray]
-    golden: np.ndarray
-    models: Mapping[str, np.ndarray]
+    inputs: Mapping[Input, np.ndarray]
+    of_models: Mapping[str | None, np.ndarray]
 
 
 def _embed(
-    scored: Sequence[ScoredSubset],
-    responses: Mapping[str, Responses],
+    subsets: list[ScoredSubset],
+    scored: ScoredCorpus,
     embedder: Embedder,
-    progress: Progress | None,
+    progress: OnStep | None,
 ) -> list[_Vectors]:
-    examples = [example for subset in scored for example in subset.subset.examples]
-    golden = golden_by_id(examples, "bound")
-    by_model = {name: responses_by_id(name, given, examples) for name, given in responses.items()}
-    reporter = Reporter(progress, len(examples) * (len(INPUT_TEXTS) + 1 + len(by_model)))
+    count = sum(len(one.subset.examples) for one in subsets)
+    reporter = Reporter(progress, count * (len(INPUT_TEXTS) + len(scored.texts)))
 
-    def embedded(subset: ScoredSubset, text: Callable[[Example], str]) -> np.ndarray:
-        reporter.step(f"{subset.subset.row}: embedding")
-        vectors = embedder([text(example) for example in subset.subset.examples])
-        reporter.step(f"{subset.subset.row}: embedded", finished=len(vectors))
+    def embedded(one: ScoredSubset, text: Callable[[Example], str]) -> np.ndarray:
+        reporter.step(f"{one.subset.row}: embedding")
+        vectors = embedder([text(example) for example in one.subset.examples])
+        reporter.step(f"{one.subset.row}: embedded", finished=len(vectors))
         return vectors
+
+    def response_in(texts: Mapping[str, str]) -> Callable[[Example], str]:
+        return lambda example: texts[example.sample_id]
 
     return [
         _Vectors(
-            {name: embedded(subset, text) for name, text in INPUT_TEXTS.items()},
-            embedded(subset, lambda example: golden[example.sample_id]),
-            {
-                name: embedded(subset, lambda example, given=given: given[example.sample_id])
-                for name, given in by_model.items()
-            },
+            {name: embedded(one, text) for name, text in INPUT_TEXTS.items()},
+            {name: embedded(one, response_in(texts)) for name, texts in scored.texts.items()},
         )
-        for subset in scored
+        for one in subsets
     ]
 
 
 def _of_model(
-    p: ScoredSubset,
-    q: ScoredSubset,
+    home: ScoredSubset,
+    subset: ScoredSubset,
     model: str,
     form: str,
-    inputs: Mapping[str, MeasuredDivergence],
+    inputs: Mapping[Input, MeasuredDivergence],
     output_p: MeasuredDivergence,
     output_q: MeasuredDivergence,
-) -> dict[str, Any]:
-    largest, mean = largest_and_mean_entropy((p, q), model)
-    measured = Divergences(
-        {name: found.jsd for name, found in inputs.items()}, output_p.jsd, output_q.jsd
+) -> BoundOfModel:
+    entropy = entropy_of(home, subset, model)
+    measured, floors = (
+        Divergences(
+            {name: getattr(one, field) for name, one in inputs.items()},
+            getattr(output_p, field),
+            getattr(output_q, field),
+        )
+        for field in ("jsd", "floor")
     )
-    floors = Divergences(
-        {name: found.floor for name, found in inputs.items()}, output_p.floor, output_q.floor
+    remi_p, remi_q = (remi_of(side, model, form, "per_response").value for side in (home, subset))
+    h = entropy.largest
+    return BoundOfModel(
+        output_p=_listed(output_p),
+        output_q=_listed(output_q),
+        entropy=entropy,
+        published=_terms(published_bound(measured, h), published_bound(floors, h)),
+        scale_adjusted=_terms(scale_adjusted_bound(measured), scale_adjusted_bound(floors)),
+        remid=remi_p - remi_q,
     )
-    remi_p, remi_q = (remi_of(side, model, form, "per_response").value for side in (p, q))
-    return {
-        "output_p": _listed(output_p),
-        "output_q": _listed(output_q),
-        "entropy": {"largest": largest, "mean": mean},
-        "published": _terms(published_bound(measured, largest), published_bound(floors, largest)),
-        "scale_adjusted": _terms(scale_adjusted_bound(measured), scale_adjusted_bound(floors)),
-        "remid": remi_p - remi_q,
-    }
 
 
-def _shift_caption(results: Mapping[str, Any]) -> list[str]:
-    """How the JSDs were measured, and what was left out, a line each."""
-    measured = (
-        f"Representation JSD against IDTest: {results['embedder']}, {results['kernel']} kernel."
+def _terms(bound: Bound, floor: Bound) -> Terms:
+    return Terms(
+        inputs={name: bound.inputs[name] for name in INPUT_TEXTS},
+        output_p=bound.output_p,
+        output_q=bound.output_q,
+        total=bound.total,
+        noise_floor=floor.total,
     )
-    unanswered = unanswered_line(results)
-    return [measured, unanswered] if unanswered else [measured]
 
 
-def _terms(bound: Bound, floor: Bound) -> dict[str, Any]:
-    return {
-        "inputs": dict(bound.inputs),
-        "output_p": bound.output_p,
-        "output_q": bound.output_q,
-        "total": bound.total,
-        "noise_floor": floor.total,
-    }
-
-
-def _listed(found: MeasuredDivergence) -> dict[str, Any]:
-    return {**asdict(found), "excess": found.excess}
+def _listed(divergence: MeasuredDivergence) -> Divergence:
+    return Divergence(**asdict(divergence), excess=divergence.excess)
 
 
 def _with_floor(value: float, floor: float, digits: int) -> str:

@@ -53,13 +53,9 @@ class HiddenStates:
     """Mean last hidden states of a model.
 
     Attributes:
-        name: of the model, for the results.
-        tokenizer: of the model.
         acting: a context in which the model is in evaluation mode.
-        before: ids in front of every window of a text.
-        after: ids behind it.
-        causal: a causal language model, whose frame is left out of the mean; otherwise the frame
-            counts.
+        before, after: ids that frame every window of a text.
+        causal: whether the frame is left out of the mean, as of a causal language model.
         window: tokens that the model reads at once, the frame included.
         token_budget: tokens of one forward pass.
     """
@@ -85,8 +81,8 @@ class HiddenStates:
         total = np.zeros((len(distinct), sums.shape[1]))
         np.add.at(total, owners, sums)
         vectors = total / np.bincount(owners, weights=counts)[:, None]
-        place = {text: index for index, text in enumerate(distinct)}
-        return vectors[[place[text] for text in texts]]
+        row_of = {text: row for row, text in enumerate(distinct)}
+        return vectors[[row_of[text] for text in texts]]
 
     def _windows(self, text: str) -> Iterator[list[int]]:
         ids = self.tokenizer(
@@ -106,23 +102,19 @@ class HiddenStates:
         counts = np.zeros(len(rows))
         with self.acting() as model, torch.no_grad():
             for batch in batches_by_tokens([len(row) for row in rows], self.token_budget):
-                ids, mask = pad(
-                    [rows[index] for index in batch], self.tokenizer.pad_token_id, left=False
-                )
+                chosen = [rows[index] for index in batch]
+                ids, mask = pad(chosen, self.tokenizer.pad_token_id, left=False)
+                given = {"input_ids": ids, "attention_mask": mask}
                 output = model(
-                    input_ids=ids.to(device_of(model)),
-                    attention_mask=mask.to(device_of(model)),
+                    **{name: tensor.to(device_of(model)) for name, tensor in given.items()},
                     output_hidden_states=True,
                     **({"logits_to_keep": 1, "use_cache": False} if self.causal else {}),
                 )
-                for index, states in zip(
-                    batch, output.hidden_states[-1].double().cpu().numpy(), strict=True
-                ):
+                last = output.hidden_states[-1].double().cpu().numpy()
+                for index, states in zip(batch, last, strict=True):
                     counted = self._counted(len(rows[index]))
-                    sums[index], counts[index] = (
-                        states[counted].sum(axis=0),
-                        counted.stop - counted.start,
-                    )
+                    sums[index] = states[counted].sum(axis=0)
+                    counts[index] = counted.stop - counted.start
         return np.stack(sums), counts
 
     def _counted(self, length: int) -> slice:
@@ -135,21 +127,19 @@ class HiddenStates:
 def make_embedder(
     name: EmbedderName, estimator: "ProbabilityEstimator", base: str | None = None
 ) -> HiddenStates:
-    """The embedder of that name, on the estimator's device.
-
-    Args:
-        base: where the base model lies; needed only for `base` with an estimator that was trained
-            in full.
-
-    Raises:
-        ArtifactError: the base model is not to be had, or is another one; or the sentence embedder
-            is not installed.
-    """
+    """The embedder of that name, on the estimator's device. Errors as for the two below."""
     return base_embedder(estimator, base) if name == "base" else minilm_embedder(estimator)
 
 
 def base_embedder(estimator: "ProbabilityEstimator", base: str | None = None) -> HiddenStates:
-    """Hidden states of the untouched base model. Arguments and errors as for `make_embedder`."""
+    """Hidden states of the untouched base model.
+
+    Args:
+        base: where it lies; needed only with an estimator that was trained in full.
+
+    Raises:
+        ArtifactError: it is not to be had, or is another one.
+    """
     from coevolve.scoring.batching import max_positions
 
     tokenizer = estimator.renderer.tokenizer
@@ -185,12 +175,10 @@ def minilm_embedder(estimator: "ProbabilityEstimator") -> HiddenStates:
     folder = _minilm_folder()
     with estimator.roles.acting(ESTIMATOR) as model:
         device = device_of(model)
-    with explained(
-        f"The sentence embedder in {folder} cannot be loaded", f"Install {MINILM_PACKAGE} again"
-    ):
-        sentence_model = (
-            AutoModel.from_pretrained(folder, use_safetensors=True).float().to(device).eval()
-        )
+    fault = f"The sentence embedder in {folder} cannot be loaded"
+    with explained(fault, f"Install {MINILM_PACKAGE} again"):
+        loaded = AutoModel.from_pretrained(folder, use_safetensors=True)
+        sentence_model = loaded.float().to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return HiddenStates(
         name=f"all-MiniLM-L6-v2 ({MINILM_PACKAGE})",
@@ -221,10 +209,10 @@ def _acting_base(
             )
         return lambda: estimator.roles.acting(None)
     where = resolve_base(base)
-    found = base_fingerprint(where)
-    if expected and found != expected["fingerprint"]:
+    fingerprint = base_fingerprint(where)
+    if expected and fingerprint != expected["fingerprint"]:
         raise ArtifactError(
-            f"{base}: this base model's fingerprint is {found}; the estimator was trained from "
+            f"{base}: this base model's fingerprint is {fingerprint}; the estimator was trained from "
             f"{expected['fingerprint']} ({expected['source']}). Give the right one."
         )
     with estimator.roles.acting(ESTIMATOR) as model:

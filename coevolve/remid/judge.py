@@ -7,77 +7,57 @@ each response.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from rich import box
+from pydantic import Field
 
 from coevolve.data.corpus import Row, read_rows
 from coevolve.data.example import kind, text_field
+from coevolve.documents import Document, Part
 from coevolve.errors import DataError, RecipeError
-from coevolve.progress import PlainTable
+from coevolve.remid.grid import Block, Grid
+from coevolve.remid.results import Count, RemidResults
 
 Pair = tuple[str, str]
 """(model, row of the results, for example `IDTest` or `OOD1Test/german`)."""
+Coefficient = Annotated[float, Field(ge=-1.000001, le=1.000001)]
+Pairs = Annotated[tuple[Pair, ...], Field(strict=False)]
 
 MINIMUM_PAIRS = 3
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """A rank or linear correlation of a measure with the judge's scores over pairs.
+class Correlation(Part):
+    """A rank or linear correlation of a measure with the judge's scores over pairs."""
 
-    Attributes:
-        value: in [-1, 1]; None where it is undefined, because one side has the same value
-            everywhere.
-        low, high: the bootstrap interval; None where no resample has a defined value.
-        undefined: resamples without a defined value, which the interval leaves out.
+    value: Coefficient | None
+    """Null where it is undefined, because one side has the same value everywhere."""
+    low: Coefficient | None
+    """Lower end of the bootstrap interval; null where no resample has a defined value."""
+    high: Coefficient | None = Field(description="Upper end of the interval.")
+    undefined: Count
+    """Resamples without a defined value, which the interval leaves out."""
+
+
+class JudgeComparison(Document):
+    """`judge.json`: what a judge's scores say about measures."""
+
+    marks: ClassVar = ("schema",)
+    schema_id: Literal["coevolve.judge/1"] = Field(default="coevolve.judge/1", alias="schema")
+    """What the file is, and of which version."""
+    pairs: Count
+    """Model x subset pairs that were compared, the same for every measure."""
+    unscored: Pairs = Field(description="Pairs of the results that the judge has no score for.")
+    unmeasured: Pairs
+    """Pairs that the judge has a score for and the results have no numbers for."""
+    level: float = Field(description="Of the intervals.")
+    resamples: Count = Field(description="Of the bootstrap.")
+    seed: int = Field(description="Of its generator.")
+    measures: dict[str, dict[str, Correlation]]
+    """Measure, for example `R-EMI, club per_token` -> statistic (`pearson`, `spearman`, `kendall`)
+    -> its correlation.
     """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    undefined: int
-
-
-@dataclass(frozen=True)
-class JudgeComparison:
-    """What a judge's scores say about measures.
-
-    Attributes:
-        measures: measure, for example `R-EMI, club per_token` -> statistic (`pearson`, `spearman`,
-            `kendall`) -> its correlation.
-        pairs: pairs that were compared, the same for every measure.
-        unscored: pairs of the results that the judge has no score for.
-        unmeasured: pairs that the judge has a score for and the results have no numbers for.
-        level: of the intervals.
-        resamples, seed: of the bootstrap.
-    """
-
-    measures: Mapping[str, Mapping[str, Correlation]]
-    pairs: int
-    unscored: tuple[Pair, ...]
-    unmeasured: tuple[Pair, ...]
-    level: float
-    resamples: int
-    seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values, for `results.json`."""
-        return {
-            "pairs": self.pairs,
-            "unscored": [list(pair) for pair in self.unscored],
-            "unmeasured": [list(pair) for pair in self.unmeasured],
-            "level": self.level,
-            "resamples": self.resamples,
-            "seed": self.seed,
-            "measures": {
-                measure: {name: vars(correlation) for name, correlation in statistics.items()}
-                for measure, statistics in self.measures.items()
-            },
-        }
 
 
 def read_judge_scores(
@@ -132,10 +112,10 @@ def read_judge_scores(
 
 
 def judge_correlations(
-    results: Mapping[str, Any],
+    results: RemidResults,
     scores: Mapping[Pair, float],
     *,
-    plain: Mapping[str, Any] | None = None,
+    plain: RemidResults | None = None,
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -195,31 +175,31 @@ def judge_correlations(
         for name, values in measures.items()
     }
     return JudgeComparison(
-        compared,
-        len(pairs),
+        schema="coevolve.judge/1",
+        pairs=len(pairs),
         unscored=tuple(pair for pair in measured if pair not in scores),
         unmeasured=tuple(pair for pair in scores if pair not in measured),
         level=level,
         resamples=resamples,
         seed=seed,
+        measures=compared,
     )
 
 
-def judge_table(comparison: JudgeComparison) -> PlainTable:
-    """The comparison for a terminal."""
+def judge_grid(comparison: JudgeComparison) -> Grid:
+    """The comparison as a table."""
     caption = (
         f"Correlation with the judge's scores over {comparison.pairs} model x subset pairs; "
-        f"{comparison.level:.0%} bootstrap intervals ({comparison.resamples:,} resamples, seed {comparison.seed})."
+        f"{comparison.level:.0%} bootstrap intervals ({comparison.resamples:,} resamples, seed "
+        f"{comparison.seed})."
     )
-    caption = "\n".join([caption, *_notes(comparison)])
-    table = PlainTable(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    table.add_column("measure")
     names = list(next(iter(comparison.measures.values())))
-    for name in names:
-        table.add_column(name.capitalize(), justify="right")
-    for measure, statistics in comparison.measures.items():
-        table.add_row(measure, *(_cell(statistics[name]) for name in names))
-    return table
+    rows = [
+        [measure, *(_cell(statistics[name]) for name in names)]
+        for measure, statistics in comparison.measures.items()
+    ]
+    columns = ["measure", *map(str.capitalize, names)]
+    return Grid(columns, [Block("", rows)], [caption, *_notes(comparison)])
 
 
 LARGEST_SCORE = 1e100
@@ -231,15 +211,11 @@ _ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, with
 def _field_of(rows: Sequence[Row]) -> str:
     """Whether a file scores subsets or samples, by its first row."""
     where, first = rows[0]
-    fields = [
-        name for name in ("subset", "sample_ID") if isinstance(first, Mapping) and name in first
-    ]
+    names = list(first) if isinstance(first, Mapping) else []
+    fields = [name for name in ("subset", "sample_ID") if name in names]
     if len(fields) != 1:
-        found = (
-            ", ".join(map(repr, first)) or "no fields"
-            if isinstance(first, Mapping)
-            else kind(first)
-        )
+        fieldless = "no fields" if isinstance(first, Mapping) else kind(first)
+        found = ", ".join(map(repr, names)) or fieldless
         raise DataError(f"{where}: found {found}; accepted is {_ACCEPTED}.")
     return fields[0]
 
@@ -269,14 +245,11 @@ def _require_known(
 
 
 def _score(value: Any, where: str) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not abs(value) <= LARGEST_SCORE
-    ):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= LARGEST_SCORE:
         raise DataError(
-            f"{where}: score is {value!r}; accepted is a finite number, higher being better, of at most "
-            f"{LARGEST_SCORE:g}."
+            f"{where}: score is {value!r}; accepted is a finite number, higher being better, of at "
+            f"most {LARGEST_SCORE:g}."
         )
     return float(value)
 
@@ -285,35 +258,34 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _pairs(results: Mapping[str, Any]) -> list[Pair]:
-    return [(model, row["row"]) for row in results["subsets"] for model in results["models"]]
+def _pairs(results: RemidResults) -> list[Pair]:
+    return [(model, subset.row) for subset in results.subsets for model in results.models]
 
 
-def _values(results: Mapping[str, Any]) -> dict[str, dict[Pair, float]]:
+def _values(results: RemidResults) -> dict[str, dict[Pair, float]]:
     """Each measure's values by pair, under its name; pairs of a subset without numbers are not
     there.
     """
-    without = results.get("reasoning", {}).get("kind") == "none"
-    values = {}
-    for block in (results, *results.get("beside", ())):
-        name = f"{'EMI' if without else 'R-EMI'}, {block['form']} {block['normalisation']}"
-        values[name] = {
-            (model, row["row"]): float(numbers["remi"])
-            for row in block["subsets"]
-            for model, numbers in row["models"].items()
+    return {
+        f"{results.names[0]}, {part.form} {part.normalisation}": {
+            (model, subset.row): numbers.remi
+            for subset in part.subsets
+            for model, numbers in subset.models.items()
             if numbers is not None
         }
-    return values
+        for part in results.by_measure()
+    }
 
 
 def _require_known_pairs(
-    scores: Mapping[Pair, float], known: Sequence[Pair], results: Mapping[str, Any]
+    scores: Mapping[Pair, float], known: Sequence[Pair], results: RemidResults
 ) -> None:
     for model, row in scores:
         if (model, row) not in known:
+            rows = ", ".join(subset.row for subset in results.subsets)
             raise DataError(
-                f"the judge scores model {model!r} on {row!r}; accepted are the models {', '.join(results['models'])} "
-                f"and the rows {', '.join(row['row'] for row in results['subsets'])}."
+                f"the judge scores model {model!r} on {row!r}; accepted are the models "
+                f"{', '.join(results.models)} and the rows {rows}."
             )
 
 
@@ -338,15 +310,15 @@ def _with_interval(
     indices.
     """
     if not (_varies(values) and _varies(judged)):
-        return Correlation(None, None, None, len(draws))
+        return Correlation(value=None, low=None, high=None, undefined=len(draws))
     usable = [draw for draw in draws if _varies(values[draw]) and _varies(judged[draw])]
     resampled = [statistic(values[draw], judged[draw]) for draw in usable]
-    low, high = (
-        map(float, np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]))
-        if usable
-        else (None, None)
-    )
-    return Correlation(float(statistic(values, judged)), low, high, len(draws) - len(usable))
+    ends: list[float | None] = [None, None]
+    if usable:
+        ends = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    value = float(statistic(values, judged))
+    undefined = len(draws) - len(usable)
+    return Correlation(value=value, low=ends[0], high=ends[1], undefined=undefined)
 
 
 def _varies(values: np.ndarray) -> bool:
@@ -369,18 +341,14 @@ def _notes(comparison: JudgeComparison) -> list[str]:
         (comparison.unmeasured, "numbers in the results"),
     ):
         if pairs:
-            model, row = pairs[0]
-            notes.append(
-                f"Left out without {lack}: {len(pairs)} pairs, the first {model} on {row}."
-            )
+            first = " on ".join(pairs[0])
+            notes.append(f"Left out without {lack}: {len(pairs)} pairs, the first {first}.")
     for measure, statistics in comparison.measures.items():
         correlation = next(iter(statistics.values()))
         if correlation.value is None:
-            notes.append(
-                f"{measure}: undefined, as it or the judge's score is the same for every pair."
-            )
+            why = "undefined, as it or the judge's score is the same for every pair"
+            notes.append(f"{measure}: {why}.")
         elif correlation.undefined:
-            notes.append(
-                f"{measure}: {correlation.undefined} resamples had the same value throughout and are left out."
-            )
+            same = "resamples had the same value throughout and are left out"
+            notes.append(f"{measure}: {correlation.undefined} {same}.")
     return notes

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -70,16 +70,17 @@ def negative_pairs(
         )
     order = np.array(sorted(range(count), key=sample_ids.__getitem__))
     rng = np.random.default_rng(seed)
+    pairs: np.ndarray
     if negatives == "all" or isinstance(negatives, PerContext) or negatives >= count * (count - 1):
-        distances = (
-            count - 1 if not isinstance(negatives, PerContext) else min(negatives.count, count - 1)
-        )
-        return order[_regular_design(count, distances, rng)]
+        wanted = negatives.count if isinstance(negatives, PerContext) else count
+        pairs = order[_regular_design(count, min(wanted, count - 1), rng)]
+        return pairs
     chosen = rng.choice(count * (count - 1), size=negatives, replace=False)
     context, response = np.divmod(chosen, count - 1)
     response += response >= context  # the pairs are counted row by row without the diagonal
     pairs = np.stack([order[context], order[response]], axis=1)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    return pairs
 
 
 def contexts_per_response(pairs: np.ndarray, count: int) -> int:
@@ -100,7 +101,9 @@ def check_negatives(negatives: Negatives) -> None:
     )
 
 
-def negatives_value(negatives: Negatives) -> Any:
+def negatives_value(
+    negatives: Negatives,
+) -> int | Literal["all"] | dict[Literal["per_context"], int]:
     """For results: "all", a number, or {"per_context": K}."""
     return {"per_context": negatives.count} if isinstance(negatives, PerContext) else negatives
 

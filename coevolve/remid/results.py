@@ -1,16 +1,17 @@
-"""What `results.json` of `coevolve remid`, `bound.json` and `blame.json` hold: the schemas, by
-which they are read.
+"""What `coevolve remid` and `coevolve score` write: the schemas, by which files are written, read
+and shown.
 
 Numbers but perplexities, counts and probabilities are in the `unit` that stands beside them.
 `_error` is a standard error, `_low` and `_high` are the ends of a bootstrap interval: absent in
 files of `coevolve.remid/1`, and null in results of the public code's protocol, which has none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, JsonValue, model_validator
 
+from coevolve.data.corpus import Shift
 from coevolve.documents import Document, Part
 
 LARGEST = 1e300
@@ -18,23 +19,34 @@ LARGEST = 1e300
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Shift = Literal["user", "character", "dialogue", "all"]
+Perplexity = Annotated[Number, Field(gt=0)]
 Input = Literal["user", "character", "dialogue"]
 Normalisation = Literal["per_token", "per_response"]
 T = TypeVar("T")
 OfInputs = Annotated[dict[Input, T], Field(min_length=3)]
 """Something of each kind of input."""
+Row = Annotated[str, Field(description="`IDTest`, or split and subset tag: `OOD1Test/german`.")]
+SampleId = Annotated[str, Field(description="Of the example.")]
+Split = Annotated[str, Field(description="For example `OOD1Test`.")]
+Tag = Annotated[str, Field(description="Its subset tag.")]
+Examples = Annotated[Count, Field(description="How many there are.")]
+Form = Annotated[str, Field(description="A key of `coevolve.information.estimate.FORMS`.")]
+Unit = Annotated[str, Field(description="Of the numbers.")]
+Divided = Annotated[Normalisation, Field(description="Per token, or per response.")]
+RowShift = Annotated[Shift | None, Field(description="Null in distribution.")]
+Exact = Mapping[tuple[str, str], float]
+"""True values in the results' unit by (model, row): R-EMI for `IDTest`, R-EMID for a shifted
+subset.
+"""
 
 
 class Information(Part):
-    """Mutual information, and the mean log-probabilities of matched (positive) and mismatched
-    pairs.
-    """
+    """Mutual information, and the mean log-probabilities of which it is made."""
 
-    mutual_information: Number
-    mutual_information_error: Number | None = None
-    positive: Number
-    negative: Number
+    mutual_information: Number = Field(description="Of responses and what they answer.")
+    mutual_information_error: Number | None = Field(default=None, description="Its standard error.")
+    positive: Number = Field(description="Mean log-probability of matched pairs.")
+    negative: Number = Field(description="Mean log-probability of mismatched pairs.")
     at_floor: bool = False
     """Whether the fit of `calibrated` ended at its lowest temperature, so that information is
     underestimated.
@@ -42,22 +54,21 @@ class Information(Part):
 
 
 class Golden(Information):
-    """The golden responses of a subset; not beside the main results: their perplexity, and their
-    tokens in all.
-    """
+    """The golden responses of a subset."""
 
-    perplexity: Annotated[Number, Field(gt=0)] | None = None
-    tokens: Count | None = None
+    perplexity: Perplexity | None = Field(default=None, description="Beside the main measure only.")
+    tokens: Count | None = Field(default=None, description="In all; beside the main measure only.")
 
 
 class Losses(Part):
-    """A model's R-EMI, and R-EMID: R-EMI in distribution less R-EMI here; null in distribution."""
+    """A model's R-EMI, and what is lost of it."""
 
-    remi: Number
+    remi: Number = Field(description="R-EMI: mutual information less that of golden responses.")
     remid: Number | None
-    remid_error: Number | None = None
-    remid_low: Number | None = None
-    remid_high: Number | None = None
+    """R-EMID: R-EMI in distribution less R-EMI here; null in distribution."""
+    remid_error: Number | None = Field(default=None, description="Its standard error.")
+    remid_low: Number | None = Field(default=None, description="Lower end of its interval.")
+    remid_high: Number | None = Field(default=None, description="Upper end of its interval.")
     chance_of_loss: Probability | None = None
     """Share of bootstrap replicates with an R-EMID above 0."""
 
@@ -71,87 +82,85 @@ class Losses(Part):
 class OfModel(Losses, Information):
     """A model on a subset."""
 
-    remi_error: Number | None = None
-    remi_low: Number | None = None
-    remi_high: Number | None = None
+    remi_error: Number | None = Field(default=None, description="Standard error of R-EMI.")
+    remi_low: Number | None = Field(default=None, description="Lower end of its interval.")
+    remi_high: Number | None = Field(default=None, description="Upper end of its interval.")
     holm_p: Probability | None = None
     """p-value of "R-EMID is at most 0", adjusted (Holm) for the model's subsets."""
 
 
-class Scored(Part):
+class SubsetNumbers(Part):
     """A subset by one measure."""
 
-    row: str
-    """Its name: `IDTest`, or split and subset tag as in `OOD1Test/german`."""
+    row: Row
     golden: Golden | None = None
+    """The golden responses; null where there are no numbers."""
     models: dict[str, OfModel | None]
     """By name; null where there are no numbers."""
 
 
-class Subset(Scored):
+class SubsetResults(SubsetNumbers):
     """A subset with all that is known of it."""
 
-    split: str
-    subset: str
-    """Its subset tag."""
-    shift: Shift | None
-    """Null in distribution."""
-    examples: Count
-    negatives: Count = 0
-    """Mismatched pairs that were used."""
+    split: Split
+    subset: Tag
+    shift: RowShift
+    examples: Examples
+    negatives: Count = Field(default=0, description="Mismatched pairs that were used.")
     contexts: Count | None = None
     """In how many other contexts each response was scored, the least of them."""
-    reason: str | None = None
-    """Null, or why there are no numbers."""
+    reason: str | None = Field(default=None, description="Null, or why there are no numbers.")
 
 
 class Comparison(Part):
-    """Of two models a and b, paired over examples: a's `remi` in distribution, or mean `remid`,
-    less b's.
-    """
+    """Of two models a and b, paired over examples: a's number less b's."""
 
-    models: list[str]
-    measure: Literal["remi", "remid"]
-    value: Number
-    error: Number
-    low: Number
-    high: Number
-    chance_above_0: Probability
+    models: list[str] = Field(description="a and b.")
+    measure: Literal["remi", "remid"] = Field(description="R-EMI in distribution, or mean R-EMID.")
+    value: Number = Field(description="The difference.")
+    error: Number = Field(description="Its standard error.")
+    low: Number = Field(description="Lower end of its interval.")
+    high: Number = Field(description="Upper end of its interval.")
+    chance_above_0: Probability = Field(description="Share of bootstrap replicates above 0.")
 
 
 class Measured(Part):
     """Everything by one measure."""
 
-    form: str
-    """A key of `coevolve.information.estimate.FORMS`."""
-    normalisation: Normalisation
-    unit: str
-    bias: str = ""
-    """What is known of the form's errors, in words."""
+    form: Form
+    normalisation: Divided
+    unit: Unit
+    bias: str = Field(default="", description="What is known of the form's errors, in words.")
     by_shift: dict[Shift, dict[str, Losses]]
     """Model by model, means over the subsets of that shift."""
     average: dict[str, Losses]
     """Means over all shifted subsets; empty where there are none. Each subset weighs the same."""
-    comparisons: list[Comparison] = Field(default_factory=list)
+    comparisons: list[Comparison] = Field(default_factory=list, description="Of every two models.")
+
+    @property
+    def form_name(self) -> str:
+        """The form in words: `CLUB`, `difference of entropies`."""
+        return self.form.upper() if self.form == "club" else self.form.replace("_", " ")
 
 
 class Beside(Measured):
     """A further measure, beside the main one."""
 
-    subsets: list[Scored]
+    subsets: list[SubsetNumbers] = Field(description="Those with numbers.")
 
 
-class Reasoning(Part):
+class ChosenReasoning(Part):
     """How the reasonings were chosen."""
 
     kind: Literal["greedy", "sampled", "marginal", "none", "given"]
+    """As in `coevolve.remid.reasoning.Reasoning`."""
     samples: Count | None = None
-    seed: int | None = None
-    sha256: str | None = None
-    """Of the file that gave them."""
+    """Reasonings for each context, where they are drawn."""
+    seed: int | None = Field(default=None, description="Of what is drawn.")
+    sha256: str | None = Field(default=None, description="Of the file that gave them.")
 
     @model_validator(mode="after")
-    def _drawn_ones_have_a_seed(self) -> "Reasoning":
+    def _drawn_ones_have_a_seed(self) -> "ChosenReasoning":
         if self.kind in ("sampled", "marginal") and None in (self.samples, self.seed):
             raise ValueError(f"{self.kind} needs samples and seed")
         if self.kind == "given" and self.sha256 is None:
@@ -159,16 +168,26 @@ class Reasoning(Part):
         return self
 
 
-class Unanswered(Part):
-    """What was left out because a model has no usable response to it: how many of a row, and each
-    model's faults.
-    """
+class LeftOut(Part):
+    """Of a row, examples that one model has not answered."""
 
-    rows: dict[str, Annotated[dict[Literal["left_out", "of"], Count], Field(min_length=2)]]
-    models: dict[
-        str,
-        Annotated[dict[Literal["missing", "empty", "duplicated"], list[str]], Field(min_length=3)],
-    ]
+    left_out: Count = Field(description="How many were left out.")
+    of: Count = Field(description="How many there were.")
+
+
+class Faults(Part):
+    """The sample_IDs to which a model has no usable response."""
+
+    missing: list[str] = Field(description="There is none.")
+    empty: list[str] = Field(description="It is blank.")
+    duplicated: list[str] = Field(description="There are several.")
+
+
+class Unanswered(Part):
+    """What was left out, for all models, because one has no usable response to it."""
+
+    rows: dict[str, LeftOut] = Field(description="Those that are not whole.")
+    models: dict[str, Faults] = Field(description="By name.")
 
 
 class Evaluation(Document):
@@ -177,73 +196,127 @@ class Evaluation(Document):
     marks: ClassVar = ("schema",)
     models: Annotated[list[str], Field(min_length=1)]
     """Names, in the order given."""
-    seed: int
-    estimator: str | None = None
-    """Its directory."""
-    estimator_identity: str | None = None
-    data_fingerprint: str | None = None
-    """Of the whole corpus."""
+    seed: int = Field(description="Of the choice of pairs and of all that is drawn.")
+    estimator: str | None = Field(default=None, description="Its directory.")
+    estimator_identity: str | None = Field(default=None, description="`identity` of its manifest.")
+    data_fingerprint: str | None = Field(default=None, description="Of the whole corpus.")
     unanswered: Unanswered | None = None
+    """What was left out for want of a response; null where nothing was."""
+
+    def left_out(self, row: str) -> int:
+        """How many examples of a row were left out."""
+        of_row = self.unanswered.rows.get(row) if self.unanswered else None
+        return of_row.left_out if of_row else 0
+
+    def label(self, row: str, name: str | None = None, reason: str | None = None) -> str:
+        """The row's name, and in brackets what was left out of it, or why it has no numbers."""
+        of_row = self.unanswered.rows.get(row) if self.unanswered else None
+        note = f"{of_row.left_out} of {of_row.of} left out" if of_row else None
+        notes = "; ".join(filter(None, (note, reason)))
+        return (name or row) + (f" ({notes})" if notes else "")
+
+    def unanswered_line(self) -> str | None:
+        """Why examples were left out, model by model; None where none was."""
+        if self.unanswered is None:
+            return None
+        faults = {
+            name: [f"{len(ids)} {fault}" for fault, ids in of_model.values().items() if ids]
+            for name, of_model in self.unanswered.models.items()
+        }
+        listed = "; ".join(
+            f"{name} has {', '.join(found)}" for name, found in faults.items() if found
+        )
+        return f"Left out for all models are examples that one has no usable response to: {listed}."
 
 
 class RemidResults(Evaluation, Measured):
-    """R-EMI of each subset and R-EMID of each shifted one, by the main measure and those beside it."""
+    """R-EMI of each subset and R-EMID of each shifted one, by the main measure and those beside."""
 
     schema_id: Literal["coevolve.remid/2", "coevolve.remid/1"] = Field(alias="schema")
+    """What the file is, and of which version."""
     negatives: (
         Count | Literal["all"] | Annotated[dict[Literal["per_context"], Count], Field(min_length=1)]
     )
-    reasoning: Reasoning = Field(default=None)
-    """May be absent, and is then not null."""
+    """Mismatched pairs: so many of a subset, all, or so many of each context."""
+    reasoning: ChosenReasoning | None = None
+    """How the reasonings were chosen; may be absent."""
     protocol: dict[str, JsonValue] | None = None
     """Of the public code, where it was asked for: how many windows were scored, cut, and empty."""
-    level: Annotated[float, Field(gt=0, lt=1)] = Field(default=None)
-    """Of the intervals; absent, and not null, where there are none."""
-    replicates: Count | None = None
-    """Of the bootstrap."""
-    subsets: Annotated[list[Subset], Field(min_length=1)]
+    level: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of the intervals; absent where there are none."""
+    replicates: Count | None = Field(default=None, description="Of the bootstrap.")
+    subsets: Annotated[list[SubsetResults], Field(min_length=1)]
     """The one in distribution first."""
     beside: list[Beside] = Field(default_factory=list)
+    """Further measures of the same scores."""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """(R-EMI, R-EMID), or without the R where no reasoning was shown."""
+        without = self.reasoning is not None and self.reasoning.kind == "none"
+        return ("EMI", "EMID") if without else ("R-EMI", "R-EMID")
+
+    def shifted(self, shift: Shift | None = None) -> list[SubsetResults]:
+        """The shifted subsets with numbers, or those of one shift."""
+        return [
+            subset
+            for subset in self.subsets
+            if subset.shift is not None and not subset.reason and shift in (None, subset.shift)
+        ]
+
+    def by_measure(self) -> "list[RemidResults]":
+        """The results of each measure in the layout of the main one's, which is the first."""
+        views = [self]
+        for measured in self.beside:
+            numbers = {
+                one.row: {"golden": one.golden, "models": one.models} for one in measured.subsets
+            }
+            subsets = [one.model_copy(update=numbers.get(one.row, {})) for one in self.subsets]
+            own = {name: getattr(measured, name) for name in measured.model_fields_set}
+            views.append(self.model_copy(update={**own, "subsets": subsets, "beside": []}))
+        return views
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "RemidResults":
-        _require_once("models", self.models)
-        _require_once("subsets", (subset.row for subset in self.subsets))
+        require_once("models", self.models)
+        require_once("subsets", [subset.row for subset in self.subsets])
         first, *others = self.subsets
-        if (
-            first.shift is not None
-            or first.reason
-            or any(subset.shift is None for subset in others)
-        ):
+        if first.shift or first.reason or any(subset.shift is None for subset in others):
             raise ValueError(
                 "subsets: the first, and no other, must be in distribution (shift null), with numbers"
             )
-        shifts = {subset.row: subset.shift for subset in self.subsets if not subset.reason}
+        with_numbers = [subset for subset in self.subsets if not subset.reason]
+        shifts = {subset.row: subset.shift for subset in with_numbers}
         for subset in self.subsets:
-            _require_same(f"subsets: {subset.row!r}: models", subset.models, self.models)
-        self._check("", self, [subset for subset in self.subsets if not subset.reason], shifts)
+            require_same(f"subsets: {subset.row!r}: models", subset.models, self.models)
+        self._check("", self, with_numbers, shifts)
         for measured in self.beside:
             self._check(f"beside: {measured.form}: ", measured, measured.subsets, shifts)
         return self
 
     def _check(
-        self, where: str, measured: Measured, subsets: list[Scored], shifts: dict[str, Shift | None]
+        self,
+        where: str,
+        measured: Measured,
+        subsets: Sequence[SubsetNumbers],
+        shifts: Mapping[str, Shift | None],
     ) -> None:
         """Raise ValueError unless a measure has the numbers of the same models and subsets in all
         of its parts.
         """
-        _require_same(f"{where}subsets", (subset.row for subset in subsets), shifts)
+        require_same(f"{where}subsets", [subset.row for subset in subsets], shifts)
         for subset in subsets:
-            _require_same(f"{where}subsets: {subset.row!r}: models", subset.models, self.models)
+            place = f"{where}subsets: {subset.row!r}"
+            require_same(f"{place}: models", subset.models, self.models)
             for numbers in subset.models.values():
                 if numbers is None or (numbers.remid is None) != (shifts[subset.row] is None):
                     raise ValueError(
-                        f"{where}subsets: {subset.row!r}: numbers must be there, with a remid if it is shifted"
+                        f"{place}: numbers must be there, with a remid if it is shifted"
                     )
-        shifted = set(shifts.values()) - {None}
-        _require_same(f"{where}by_shift", measured.by_shift, shifted)
+        shifted = {shift for shift in shifts.values() if shift}
+        require_same(f"{where}by_shift", measured.by_shift, shifted)
         for name, means in (*measured.by_shift.items(), ("average", measured.average)):
-            _require_same(f"{where}{name}", means, self.models if shifted else ())
+            require_same(f"{where}{name}", means, self.models if shifted else ())
             if any(loss.remid is None for loss in means.values()):
                 raise ValueError(f"{where}{name}: remid is null")
             if self.level is None and any(loss.remid_low is not None for loss in means.values()):
@@ -255,175 +328,46 @@ class RemidResults(Evaluation, Measured):
                 )
 
 
-class Divergence(Part):
-    """`coevolve.information.divergence.MeasuredDivergence`; excess is what the JSD is above its
-    floor, or 0.
-    """
+class ScoreLine(Part):
+    """A line of what `coevolve score` writes: the score of a response."""
 
-    jsd: Number
-    jsd_sd: Number
-    floor: Number
-    floor_sd: Number
-    size: Count
-    repetitions: Count
-    excess: Number
-
-
-class Blamed(Part):
-    """An input by how far it shifted: its share of all excess; null where there is none."""
-
-    input: Input
-    excess: Number
-    share: Probability | None
-
-
-class Terms(Part):
-    """A bound, term by term; its noise floor is the total if nothing had shifted."""
-
-    inputs: OfInputs[Number]
-    output_p: Number
-    """What the model's own distance from the golden responses can cost in distribution; output_q:
-    in the subset.
-    """
-    output_q: Number
-    total: Number
-    noise_floor: Number
-
-
-class BoundOfModel(Part):
-    """Nats per response, but for `scale_adjusted`, which has no unit."""
-
-    output_p: Divergence
-    output_q: Divergence
-    entropy: Annotated[dict[Literal["largest", "mean"], Number], Field(min_length=2)]
-    published: Terms
-    scale_adjusted: Terms
-    remid: Number
-    """As measured."""
-
-
-class BoundSubset(Part):
-    """The bound of a shifted subset, term by term, and which input is to blame."""
-
-    row: str
-    split: str
-    subset: str
-    shift: Shift
-    examples: Count
-    inputs: OfInputs[Divergence]
-    blame: Annotated[list[Blamed], Field(min_length=1)]
-    """Most to blame first."""
-    models: dict[str, BoundOfModel]
-
-
-class BoundResults(Evaluation):
-    """The bound of each model's R-EMID in every shifted subset."""
-
-    schema_id: Literal["coevolve.bound/1"] = Field(alias="schema")
-    unit: str
-    form: str
-    """Of the R-EMID beside the bound."""
-    embedder: str
-    kernel: Literal["linear", "gaussian"]
-    widths: dict[str, Number | None]
-    """Of the kernel, by kind of text; null for the linear one."""
-    repetitions: Count
-    subsets: Annotated[list[BoundSubset], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> "BoundResults":
-        _require_once("models", self.models)
-        for subset in self.subsets:
-            _require_same(f"subsets: {subset.row!r}: models", subset.models, self.models)
-        return self
-
-
-class Token(Part):
-    """A response's token; nats in its own context, in the mean over others of the subset, and the
-    difference.
-    """
-
-    text: str
+    sample_ID: SampleId
     log_prob: Number
-    elsewhere: Number
-    contribution: Number
-
-    @model_validator(mode="after")
-    def _is_the_difference(self) -> "Token":
-        if abs(self.log_prob - self.elsewhere - self.contribution) > 1e-6 * (
-            1 + abs(self.log_prob)
-        ):
-            raise ValueError("contribution is not log_prob less elsewhere")
-        return self
+    """Sum over the response's tokens and its end of turn, nats."""
+    tokens: Annotated[int, Field(ge=1)] = Field(description="How many these are.")
+    reasoning: str | list[str] | None
+    """What the estimator was shown: one, K of which the mean is taken, or null for none."""
+    reasoning_sha256: str | None = None
+    """Of the file that gave the reasonings, where one did."""
+    estimator_identity: str = Field(description="`identity` of the estimator's manifest.")
 
 
-class BlamedExample(Part):
-    """What an example adds to R-EMI, and by which of its pairs: `coevolve.remid.blame`."""
+class ShareLine(Part):
+    """A line of `contributions.jsonl`: what an example adds to a model's R-EMI; over a subset they
+    average to it.
+    """
 
-    sample_ID: str
-    loss: Number
-    contribution: Number
-    matched: Number
-    as_context: Number
-    as_response: Number
-
-
-class ShownExample(BlamedExample):
-    """An example at either end of its subset, with what its tokens contribute."""
-
-    user_persona: str
-    agent_character: str | dict[str, JsonValue]
-    last_turn: str
-    golden: str
-    response: str
-    tokens: Annotated[list[Token], Field(min_length=1)]
-    golden_tokens: Annotated[list[Token], Field(min_length=1)]
+    row: Row
+    sample_ID: SampleId
+    model: Annotated[str, Field(description="Its name.")]
+    remi: Annotated[Number, Field(description="By the main measure.")]
 
 
-class BlameOfModel(Part):
-    """Its loss is the mean over the examples: R-EMID, or -R-EMI in distribution."""
-
-    loss: Number
-    examples: list[BlamedExample]
-    """In the subset's order."""
-    worst: Annotated[list[ShownExample], Field(min_length=1)]
-    """The largest loss first; in `best` the smallest."""
-    best: Annotated[list[ShownExample], Field(min_length=1)]
+def mean_exact(exact: Exact, model: str, subsets: Iterable[SubsetNumbers]) -> float | None:
+    """A model's true value, the mean over subsets; None unless that of each is known."""
+    values = [exact.get((model, subset.row)) for subset in subsets]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-class BlameSubset(Part):
-    """The worst and the best examples of a subset, model by model."""
-
-    row: str
-    shift: Shift | None
-    models: dict[str, BlameOfModel]
-
-
-class BlameResults(Evaluation):
-    """Which examples and which tokens the losses come from."""
-
-    schema_id: Literal["coevolve.blame/1"] = Field(alias="schema")
-    form: str
-    normalisation: Normalisation
-    unit: str
-    other_contexts: Count
-    """In how many other contexts of the subset the tokens were scored, at most."""
-    subsets: list[BlameSubset]
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> "BlameResults":
-        for subset in self.subsets:
-            _require_same(f"subsets: {subset.row!r}: models", subset.models, self.models)
-        return self
-
-
-def _require_once(what: str, names: Iterable[str]) -> None:
-    listed = list(names)
-    if len(set(listed)) < len(listed):
+def require_once(what: str, names: Collection[str]) -> None:
+    """Raise ValueError if a name is there twice."""
+    if len(set(names)) < len(names):
         raise ValueError(f"{what}: a name is there twice")
 
 
-def _require_same(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
-    odd = sorted(set(found) ^ set(expected))
+def require_same(what: str, names: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise ValueError unless the same names are in both."""
+    odd = sorted(set(names) ^ set(expected))
     if odd:
         raise ValueError(f"{what}: {odd[0]!r} is not in both places that name them")

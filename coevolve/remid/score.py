@@ -1,27 +1,37 @@
-"""Scoring golden and model responses over the matched and mismatched pairs of each subset."""
+"""The door to scoring: golden and model responses over the matched and mismatched pairs of each
+subset, by one choice of pairs, reasonings and subsets, whatever is then made of the scores.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 
-from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus
+from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, DataError, RecipeError
-from coevolve.information.estimate import Contrast
+from coevolve.information.contrast import Contrast
 from coevolve.information.log_probs import Normalisation
 from coevolve.information.marginal import bigram_log_probs
-from coevolve.remid.pairs import contexts_per_response
+from coevolve.remid.measures import Measure
+from coevolve.remid.pairs import (
+    PUBLISHED_NEGATIVES,
+    Negatives,
+    check_negatives,
+    contexts_per_response,
+    negative_pairs,
+)
+from coevolve.remid.reasoning import Advance, Connector, Reasoning, mixture
+from coevolve.remid.subsets import Responses, Subset, Texts, distributions, texts_by_model
 from coevolve.scoring.scores import Scores
 
-IN_DISTRIBUTION = "IDTest"
+OnStep = Callable[[str, int, int], None]
+"""Told what is happening, how much is done, and how much there is in all."""
+SmallSubsets = Literal["error", "show"]
 
-Responses = Mapping[str, str] | Sequence[str]
-Progress = Callable[[str, int, int], None]  # what is happening, contexts done, contexts in all
 
-
-class Renderer(Protocol):
+class Tokeniser(Protocol):
     """The tokeniser's part of an estimator."""
 
     def response_ids(self, response: str) -> list[int]:
@@ -29,15 +39,23 @@ class Renderer(Protocol):
         ...
 
 
-class Estimator(Protocol):
-    """The part of `coevolve.ProbabilityEstimator` that the evaluation needs."""
+class Estimator(Connector, Protocol):
+    """The part of `coevolve.ProbabilityEstimator` that scoring needs."""
 
-    renderer: Renderer  # for `difference_of_entropies` only
+    @property
+    def renderer(self) -> Tokeniser:
+        """For measures that need a model of the responses alone."""
+        ...
 
-    def reason(self, examples: Sequence[Example], *, seed: int | None = None) -> list[str]:
-        """One reasoning per example, written without a look at its response; sampled if a seed is
-        given.
-        """
+    def log_prob(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        *,
+        progress: Advance | None = None,
+    ) -> Scores:
+        """Scores, (N,), of each response to its own example."""
         ...
 
     def log_prob_pairs(
@@ -53,83 +71,56 @@ class Estimator(Protocol):
         ...
 
 
-ReasoningKind = Literal["greedy", "sampled", "marginal", "none", "given"]
-
-
 @dataclass(frozen=True)
-class Reasoning:
-    """The protocol by which the condition r is chosen; it moves perplexities by 6 to 8 %, so
-    results state it.
+class Scoring:
+    """What is scored, and how.
 
     Attributes:
-        kind: `greedy`, one decoded without chance; `sampled`, one drawn from q1(r | x); `marginal`,
-            log mean over `samples` drawn ones of q2(y | x, r), for every pair; `none`, q2(y | x):
-            EMI instead of R-EMI; `given`, one that was written elsewhere.
-        samples: K of `marginal`; a mixture of K is to be compared with mixtures of K only.
-        seed: of what is drawn.
-        texts: of `given`, sample_ID -> reasoning.
-        sha256: of `given`, of the file that they came from, for results.
+        negatives: mismatched pairs per subset: a number (published: 1,000, or all where there are
+            fewer), "all", or `PerContext(K)`. Forms that average over contexts want all, or K in
+            the hundreds.
+        seed: of the choice of pairs, and of the bootstrap.
+        reasoning: the protocol by which r is chosen.
+        small_subsets: what becomes of a shifted subset of one example: an error, or it is shown
+            without numbers.
+        contexts_at_once: contexts given to the estimator in one call, between two reports of
+            progress.
     """
 
-    kind: ReasoningKind = "greedy"
-    samples: int = 1
+    negatives: Negatives = PUBLISHED_NEGATIVES
     seed: int = 0
-    texts: Mapping[str, str] = field(default_factory=dict)
-    sha256: str | None = None
+    reasoning: Reasoning = field(default_factory=Reasoning)
+    small_subsets: SmallSubsets = "error"
+    contexts_at_once: int = 32
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(ReasoningKind):
+        check_negatives(self.negatives)
+        if self.contexts_at_once < 1:
             raise RecipeError(
-                f"reasoning is {self.kind!r}; accepted are {', '.join(map(repr, get_args(ReasoningKind)))}."
+                f"contexts_at_once is {self.contexts_at_once}; accepted are integers from 1 up."
             )
-        if (
-            type(self.samples) is not int
-            or self.samples < 1
-            or (self.samples > 1 and self.kind != "marginal")
-        ):
+        if self.small_subsets not in ("error", "show"):
             raise RecipeError(
-                f"reasoning {self.kind!r} with {self.samples!r} samples; accepted are integers from 1 up, and more "
-                "than one for 'marginal' only."
+                f"small_subsets is {self.small_subsets!r}; accepted are 'error' and 'show'."
             )
 
-    def write(self, estimator: Estimator, examples: Sequence[Example]) -> list[list[str | None]]:
-        """K lists of one reasoning per example."""
-        if self.kind == "none":
-            return [[None] * len(examples)]
-        if self.kind == "given":
-            return [[self.texts[example.sample_id] for example in examples]]
-        if self.kind == "greedy":
-            return [list(estimator.reason(examples))]
-        return [list(estimator.reason(examples, seed=self.seed + k)) for k in range(self.samples)]
+    def subsets_with_pairs(
+        self, corpus: Corpus
+    ) -> tuple[list[tuple[Subset, np.ndarray]], list[Subset]]:
+        """(subsets with their mismatched pairs, in distribution first; those that are too small).
 
-    def describe(self) -> dict[str, Any]:
-        """For results: what makes the protocol repeatable."""
-        if self.kind == "given":
-            return {"kind": self.kind, "sha256": self.sha256}
-        drawn = (
-            {} if self.kind in ("greedy", "none") else {"samples": self.samples, "seed": self.seed}
-        )
-        return {"kind": self.kind, **drawn}
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Examples of one distribution.
-
-    Attributes:
-        row: its name in results and tables: `IDTest`, or split and subset tag as in
-            `OOD1Test/german`.
-        split: for example `OOD1Test`.
-        name: its subset tag; `IDTest` for the pooled in-distribution examples.
-        shift: `user`, `character`, `dialogue`, `all`, or None in distribution.
-        examples: N of them, in the corpus's order.
-    """
-
-    row: str
-    split: str
-    name: str
-    shift: str | None
-    examples: tuple[Example, ...]
+        Raises:
+            DataError: there is no IDTest, or a subset has no pair and is not to be shown.
+        """
+        subsets = distributions(corpus)
+        small = [s for s in subsets[1:] if self.small_subsets == "show" and len(s.examples) < 2]
+        chosen = []
+        for subset in subsets:
+            if subset not in small:
+                where = f"{corpus.source}: {subset.row}"
+                pairs = negative_pairs(subset.ids, self.negatives, seed=self.seed, where=where)
+                chosen.append((subset, pairs))
+        return chosen, small
 
 
 @dataclass(frozen=True)
@@ -159,21 +150,37 @@ class ScoredSubset:
 
     def contrast(self, model: str | None, normalisation: Normalisation) -> Contrast:
         """The contrast of a model's responses, or of the golden ones for None."""
-        return Contrast.from_pairs(
-            self.positive[model],
-            self.negative[model],
-            self.pairs,
-            normalisation,
-            self.marginal.get(model),
-        )
+        matched, mismatched = self.positive[model], self.negative[model]
+        marginal = self.marginal.get(model)
+        return Contrast.from_pairs(matched, mismatched, self.pairs, normalisation, marginal)
+
+
+@dataclass(frozen=True)
+class ScoredCorpus:
+    """The scores of a corpus, and by what choices they came about.
+
+    Attributes:
+        scoring: these choices.
+        subsets: the one in distribution first.
+        left_out: shifted subsets that were too small to be scored.
+        texts: what was scored.
+    """
+
+    scoring: Scoring
+    subsets: Sequence[ScoredSubset]
+    left_out: Sequence[Subset]
+    texts: Texts
+
+    @property
+    def models(self) -> list[str]:
+        """Names, in the order given."""
+        return [name for name in self.texts if name is not None]
 
 
 class Reporter:
-    """Counts contexts over all subsets and passes each step on to a progress function, if there is
-    one.
-    """
+    """Counts contexts over all subsets and passes each step on, if anybody listens."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: OnStep | None, total: int) -> None:
         self._progress = progress
         self._total = total
         self._done = 0
@@ -185,198 +192,165 @@ class Reporter:
             self._progress(what, self._done, self._total)
 
 
-def distributions(corpus: Corpus) -> list[Subset]:
-    """What a corpus is evaluated on: all of IDTest as one distribution, then each shifted subset.
-
-    Raises:
-        DataError: there is no IDTest.
-    """
-    pooled = corpus.require(IN_DISTRIBUTION)
-    subsets = [Subset(IN_DISTRIBUTION, IN_DISTRIBUTION, IN_DISTRIBUTION, None, pooled)]
-    for split in corpus.test_splits:
-        if split != IN_DISTRIBUTION:
-            for name, examples in corpus.subsets(split).items():
-                subsets.append(
-                    Subset(f"{split}/{name}", split, name, SHIFT_OF_SPLIT[split], examples)
-                )
-    return subsets
-
-
-def evaluated_examples(corpus: Corpus) -> list[Example]:
-    """The examples of all test splits in the corpus's order, which is the order of a list of
-    responses.
-    """
-    return [example for split in corpus.test_splits for example in corpus.splits[split]]
-
-
-def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -> dict[str, str]:
-    """A model's responses as sample_ID -> text, checked to be one for each example.
-
-    Args:
-        model: its name, for errors.
-        given: a mapping by sample_ID, or a list aligned with `examples`.
-
-    Raises:
-        DataError: a sample without response, a response without sample, or one that is not a text
-            or is blank.
-    """
-    ids = [example.sample_id for example in examples]
-    where = f"responses of {model!r}"
-    if not isinstance(given, Mapping):
-        if isinstance(given, str) or len(given) != len(ids):
-            raise DataError(
-                f"{where}: found {'a string' if isinstance(given, str) else f'a list of {len(given)}'}; accepted is "
-                f"one response for each of the {len(ids)} test examples, in their order, or a mapping by sample_ID."
-            )
-        given = dict(zip(ids, given, strict=True))
-    missing = [sample_id for sample_id in ids if sample_id not in given]
-    unknown = sorted(set(given) - set(ids))
-    for samples, fault in (
-        (missing, "test examples lack a response"),
-        (unknown, "responses are of no test example"),
-    ):
-        if samples:
-            raise DataError(
-                f"{where}: {len(samples)} {fault} ({', '.join(map(repr, samples[:3]))}{', ...' * (len(samples) > 3)}); "
-                f"accepted is one response for each of the {len(ids)} test examples. Check the file and the data."
-            )
-    for sample_id in ids:
-        if not isinstance(given[sample_id], str) or not given[sample_id].strip():
-            raise DataError(
-                f"{where}: sample {sample_id!r} has {given[sample_id]!r}; accepted is a string with at least one "
-                "visible character. Generate this response again."
-            )
-    return {sample_id: given[sample_id] for sample_id in ids}
-
-
-def golden_by_id(examples: Sequence[Example], source: str) -> dict[str, str]:
-    """The golden responses as sample_ID -> text; DataError names the first example without one."""
-    golden = {}
-    for example in examples:
-        if example.golden_response is None:
-            raise DataError(
-                f"{source}: sample {example.sample_id!r} has no agent_golden_response; every test example needs one."
-            )
-        golden[example.sample_id] = example.golden_response
-    return golden
-
-
-def score_subset(
+def score_corpus(
     estimator: Estimator,
-    subset: Subset,
-    responses: Mapping[str | None, Mapping[str, str]],
-    pairs: np.ndarray,
-    contexts_at_once: int,
-    reporter: Reporter,
+    corpus: Corpus,
+    responses: Mapping[str, Responses],
+    scoring: Scoring | None = None,
     *,
-    reasoning: Reasoning | None = None,
-    marginal: bool = False,
-) -> ScoredSubset:
-    """Score all responses of one subset; a context, with its reasoning, is given to the estimator
-    once for all.
-
-    A text that several models, or several examples, have as response is scored once per context.
+    measures: Sequence[Measure] = (),
+    progress: OnStep | None = None,
+) -> ScoredCorpus:
+    """The log-probabilities that every measure, the bound and the blame are made of.
 
     Args:
-        responses: sample_ID -> text under each model's name; golden under None.
-        pairs: (P, 2) mismatched pairs.
-        contexts_at_once: contexts per call of the estimator.
-        reasoning: the protocol; greedy by default.
-        marginal: whether `difference_of_entropies` will be asked for.
+        estimator: writes the reasonings, shared by golden and all models, and scores responses.
+        corpus: IDTest is required; its shifted splits are compared with it.
+        responses: per model, sample_ID -> response for all test examples, or a list in
+            `evaluated_examples` order.
+        measures: what will be asked of the scores, so that what they lack is an error before
+            anything is scored.
+        progress: told of the contexts.
+
+    Raises:
+        DataError: IDTest is absent, no model is given, a response is missing, blank or of an
+            unknown sample, a subset has a single example, or a measure needs pairs that the scoring
+            does not give. Raised before anything is scored.
+        ArtifactError: the estimator gave scores of another shape, or one that is not a finite
+            number.
+    """
+    scoring = scoring or Scoring()
+    distributions(corpus)
+    texts = texts_by_model(corpus, responses)
+    chosen, left_out = scoring.subsets_with_pairs(corpus)
+    for subset, pairs in chosen:
+        _check_pairs(subset, pairs, measures)
+    reporter = Reporter(progress, sum(len(subset.examples) for subset, _ in chosen))
+    marginal = any(measure.needs_marginal for measure in measures)
+    scored = [
+        _score_subset(estimator, subset, texts, pairs, scoring, reporter, marginal=marginal)
+        for subset, pairs in chosen
+    ]
+    return ScoredCorpus(scoring, scored, left_out, texts)
+
+
+def score_examples(
+    estimator: Estimator,
+    examples: Sequence[Example],
+    responses: Sequence[str],
+    reasoning: Reasoning,
+    advance: Advance | None = None,
+) -> tuple[Scores, list[list[str | None]]]:
+    """(scores, (N,), of each response to its own example; K lists of the reasonings shown).
+
+    `advance` is told of each reasoning that is written and of each response that is scored.
+    """
+    written = reasoning.write(estimator, examples, advance)
+    scores = [estimator.log_prob(examples, responses, r, progress=advance) for r in written]
+    return mixture(scores), written
+
+
+def score_pairs(
+    estimator: Estimator,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    reasonings: Sequence[Sequence[str | None]],
+    pairs: np.ndarray,
+    where: str,
+) -> Scores:
+    """Scores, (P,), of pairs (index into `examples`, index into `texts`), the mean over K lists of
+    reasonings.
 
     Raises:
         ArtifactError: the estimator gave scores of another shape, or one that is not a finite
             number.
     """
-    reasoning = reasoning or Reasoning()
+    scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in reasonings]
+    for given in scores:
+        if np.shape(given.sum) != (len(pairs),):
+            raise ArtifactError(
+                f"{where}: the estimator gave scores of shape {np.shape(given.sum)} for "
+                f"{len(pairs)} pairs."
+            )
+        bad = int(np.sum(~np.isfinite(given.sum)))
+        if bad:
+            raise ArtifactError(
+                f"{where}: the estimator gave {bad} of {len(pairs)} pairs a log-probability that is "
+                "not a finite number; its weights may be damaged or diverged. Evaluate another "
+                "checkpoint."
+            )
+    return mixture(scores)
+
+
+def _score_subset(
+    estimator: Estimator,
+    subset: Subset,
+    responses: Texts,
+    pairs: np.ndarray,
+    scoring: Scoring,
+    reporter: Reporter,
+    *,
+    marginal: bool,
+) -> ScoredSubset:
+    """Score all responses of one subset; a context, with its reasoning, is given to the estimator
+    once for all.
+
+    A text that several models, or several examples, have as response is scored once per context.
+    """
     count = len(subset.examples)
-    texts = [
-        given[example.sample_id] for given in responses.values() for example in subset.examples
-    ]
+    texts = [given[sample_id] for given in responses.values() for sample_id in subset.ids]
     different = list(dict.fromkeys(texts))
     number = {text: index for index, text in enumerate(different)}
-    places = np.array([number[text] for text in texts])
-    of_one = np.concatenate(
-        [np.stack([np.arange(count)] * 2, axis=1), pairs]
-    )  # matched pairs first
+    text_of = np.array([number[text] for text in texts])
+    # Of one model: matched pairs first.
+    of_one = np.concatenate([np.stack([np.arange(count)] * 2, axis=1), pairs])
     wanted = np.concatenate([np.add(of_one, [0, count * index]) for index in range(len(responses))])
-    wanted = np.stack([wanted[:, 0], places[wanted[:, 1]]], axis=1)
+    wanted = np.stack([wanted[:, 0], text_of[wanted[:, 1]]], axis=1)
     total, tokens = np.empty(len(wanted)), np.empty(len(wanted), dtype=np.int64)
-    for start in range(0, count, contexts_at_once):
-        block = subset.examples[start : start + contexts_at_once]
+    for start in range(0, count, scoring.contexts_at_once):
+        block = subset.examples[start : start + scoring.contexts_at_once]
         rows = np.flatnonzero((wanted[:, 0] >= start) & (wanted[:, 0] < start + len(block)))
-        asked, place = np.unique(wanted[rows], axis=0, return_inverse=True)
+        asked, asked_of_row = np.unique(wanted[rows], axis=0, return_inverse=True)
         used, response = np.unique(asked[:, 1], return_inverse=True)
         reporter.step(f"{subset.row}: writing reasoning")
-        written = reasoning.write(estimator, block)
+        written = scoring.reasoning.write(estimator, block)
         reporter.step(f"{subset.row}: scoring responses")
+        block_texts = [different[index] for index in used]
         block_pairs = np.stack([asked[:, 0] - start, response], axis=1)
-        scores = _score_block(
-            estimator, block, [different[index] for index in used], written, block_pairs, subset.row
-        )
-        total[rows], tokens[rows] = scores.sum[place], scores.tokens[place]
+        scores = score_pairs(estimator, block, block_texts, written, block_pairs, subset.row)
+        total[rows], tokens[rows] = scores.sum[asked_of_row], scores.tokens[asked_of_row]
         reporter.step(f"{subset.row}: scored", finished=len(block))
-    marginals = _marginals(estimator, subset, responses) if marginal else {}
-    return _by_model(subset, pairs, list(responses), total, tokens, marginals)
-
-
-def _score_block(
-    estimator: Estimator,
-    examples: Sequence[Example],
-    texts: Sequence[str],
-    written: Sequence[Sequence[str | None]],
-    pairs: np.ndarray,
-    where: str,
-) -> Scores:
-    """log mean over the reasonings of q2(y | x, r), for each pair."""
-    sums = []
-    for reasoning in written:
-        scores = estimator.log_prob_pairs(examples, texts, reasoning, pairs)
-        _check(scores, len(pairs), where)
-        sums.append(scores.sum)
-    return Scores(np.logaddexp.reduce(sums, axis=0) - np.log(len(sums)), scores.tokens)
+    sums = dict(zip(responses, total.reshape(len(responses), -1), strict=True))
+    lengths = dict(zip(responses, tokens.reshape(len(responses), -1), strict=True))
+    return ScoredSubset(
+        subset,
+        pairs,
+        {model: Scores(sums[model][:count], lengths[model][:count]) for model in responses},
+        {model: Scores(sums[model][count:], lengths[model][count:]) for model in responses},
+        _marginals(estimator, subset.ids, responses) if marginal else {},
+    )
 
 
 def _marginals(
-    estimator: Estimator, subset: Subset, responses: Mapping[str | None, Mapping[str, str]]
+    estimator: Estimator, ids: Sequence[str], responses: Texts
 ) -> dict[str | None, np.ndarray]:
     """log m(y) of each model's responses, m being fitted to that model's responses to this subset."""
+    ids_of = estimator.renderer.response_ids
     return {
-        model: bigram_log_probs(
-            [estimator.renderer.response_ids(given[x.sample_id]) for x in subset.examples]
-        )
+        model: bigram_log_probs([ids_of(given[sample_id]) for sample_id in ids])
         for model, given in responses.items()
     }
 
 
-def _by_model(
-    subset: Subset,
-    pairs: np.ndarray,
-    models: Sequence[str | None],
-    total: np.ndarray,
-    tokens: np.ndarray,
-    marginals: Mapping[str | None, np.ndarray],
-) -> ScoredSubset:
-    """Take apart scores that lie model after model, each with its matched pairs first."""
-    count = len(subset.examples)
-    positive, negative = {}, {}
-    shape = (len(models), count + len(pairs))
-    for model, sums, counts in zip(
-        models, total.reshape(shape), tokens.reshape(shape), strict=True
-    ):
-        positive[model] = Scores(sums[:count], counts[:count])
-        negative[model] = Scores(sums[count:], counts[count:])
-    return ScoredSubset(subset, pairs, positive, negative, marginals)
-
-
-def _check(scores: Scores, count: int, where: str) -> None:
-    if np.shape(scores.sum) != (count,):
-        raise ArtifactError(
-            f"{where}: the estimator gave scores of shape {np.shape(scores.sum)} for {count} pairs."
-        )
-    bad = int(np.sum(~np.isfinite(scores.sum)))
-    if bad:
-        raise ArtifactError(
-            f"{where}: the estimator gave {bad} of {count} pairs a log-probability that is not a finite number; "
-            "its weights may be damaged or diverged. Evaluate another checkpoint."
-        )
+def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure]) -> None:
+    """DataError if a measure wants each response in as many other contexts as any other and the
+    pairs do not.
+    """
+    used = np.bincount(pairs[:, 1], minlength=len(subset.examples))
+    for measure in measures:
+        if measure.of_each_response and used.min() != used.max():
+            raise DataError(
+                f"{subset.row}: {measure.form} needs each response in equally many other contexts; "
+                f"a sample of {len(pairs)} pairs has them in {used.min()} to {used.max()}. Give "
+                "negatives 'all' or so many per context."
+            )

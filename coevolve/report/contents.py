@@ -1,22 +1,18 @@
 """What a folder holds that can be reported."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coevolve.documents import read_document
 from coevolve.errors import DataError
-from coevolve.remid.results import BlameResults, BoundResults, RemidResults
-from coevolve.remid.table import Exact
+from coevolve.remid.bound_results import BlameResults, BoundResults
+from coevolve.remid.results import Exact, RemidResults
 from coevolve.training.documents import Line, RunResults
 from coevolve.training.record.lines import METRICS, read_lines
 
-READ = {
-    "results.json": (RunResults, RemidResults),
-    "bound.json": (BoundResults,),
-    "blame.json": (BlameResults,),
-}
+FILES = ("results.json", "bound.json", "blame.json")
 REMEDY = "Write the file with this version of coevolve."
 
 
@@ -25,19 +21,17 @@ class Contents:
     """What was found; a part that the folder lacks is None or empty.
 
     Attributes:
-        run: `coevolve.training.documents.RunResults`.
-        remid: `coevolve.remid.results.RemidResults`, a run's own or those of `coevolve remid`.
+        remid: a run's own results, or those of `coevolve remid`.
         exact: true values in the unit of `remid`, where they are known.
         metrics: a run's log, in the order of its steps.
-        bound, blame: `BoundResults` and `BlameResults` of the same file.
     """
 
-    run: Mapping[str, Any] | None
-    remid: Mapping[str, Any] | None
-    exact: Exact
-    metrics: Sequence[Mapping[str, Any]]
-    bound: Mapping[str, Any] | None
-    blame: Mapping[str, Any] | None
+    run: RunResults | None = None
+    remid: RemidResults | None = None
+    exact: Exact = field(default_factory=dict)
+    metrics: Sequence[dict[str, Any]] = ()
+    bound: BoundResults | None = None
+    blame: BlameResults | None = None
 
 
 def read_contents(folder: str | Path) -> Contents:
@@ -48,22 +42,22 @@ def read_contents(folder: str | Path) -> Contents:
             with a field that is wrong.
     """
     folder = Path(folder)
-    found = {
-        name: read_document(folder / name, *models, remedy=REMEDY).values()
-        for name, models in READ.items()
-        if (folder / name).is_file()
-    }
+    results, bound, blame = (folder / name if (folder / name).is_file() else None for name in FILES)
     metrics = [values for _, values in read_lines(folder / METRICS, Line)]
-    if not found and not metrics:
+    if not (results or bound or blame or metrics):
         raise DataError(
-            f"{folder}: found none of {', '.join(READ)} and {METRICS}. Accepted is the --output-dir of "
-            "`coevolve train`, or the --out directory of `coevolve remid` or `coevolve bound`."
+            f"{folder}: found none of {', '.join(FILES)} and {METRICS}. Accepted is the "
+            "--output-dir of `coevolve train`, or the --out directory of `coevolve remid` or "
+            "`coevolve bound`."
         )
-    results = found.get("results.json")
-    run = results if results and "perplexity" in results else None
-    remid = run["remid"] if run else results
-    exact = {
-        (row["model"], row["row"]): row["value"]
-        for row in (run["exact_remid"] if run else None) or ()
-    }
-    return Contents(run, remid, exact, metrics, found.get("bound.json"), found.get("blame.json"))
+    read = results and read_document(results, RunResults, RemidResults, remedy=REMEDY)
+    run = read if isinstance(read, RunResults) else None
+    remid = read if isinstance(read, RemidResults) else None
+    return Contents(
+        run=run,
+        remid=remid or (run.remid if run else None),
+        exact={(one.model, one.row): one.value for one in (run and run.exact_remid) or ()},
+        metrics=metrics,
+        bound=read_document(bound, BoundResults, remedy=REMEDY) if bound else None,
+        blame=read_document(blame, BlameResults, remedy=REMEDY) if blame else None,
+    )

@@ -7,6 +7,7 @@ setting.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,14 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coevolve.remid.table import Exact
-from coevolve.report.summary import OTHER, losses
+from coevolve.remid.bound import INPUT_TEXTS
+from coevolve.remid.bound_results import BoundResults
+from coevolve.remid.results import Exact, RemidResults
+from coevolve.report.summary import losses
+from coevolve.training.documents import Verdict
 
-INK, FAINT, ACCENT, ORANGE, GREEN, PALE = (
-    "#737b83",
-    "#9aa1a8",
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#b8bec4",
-)
+INK, FAINT, PALE = "#737b83", "#9aa1a8", "#b8bec4"
+ACCENT, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 VARIABLES = MappingProxyType(
     {
         INK: "currentColor",
@@ -39,19 +37,14 @@ VARIABLES = MappingProxyType(
     }
 )
 """Colour in the files -> in the page."""
-STYLE = MappingProxyType(
+STYLE: Any = MappingProxyType(  # matplotlib wants a dict of its own keys
     {
         "font.size": 9,
         "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
+        **{"axes.titlelocation": "left", "axes.titleweight": "bold"},
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
         "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
+        **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
         "legend.frameon": False,
         "legend.fontsize": 8,
         "savefig.transparent": True,
@@ -63,19 +56,12 @@ STYLE = MappingProxyType(
 WIDTH = 4.6  # inches
 TALLEST = 30000  # pixels
 MARKERS = "osv^DPX*<>"
+LOOKS = ((ACCENT, "o"), (ORANGE, "s"), (GREEN, "^"), (FAINT, "v"))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure.
-
-    Attributes:
-        name: of its files, without the ending.
-        title: what it shows.
-        caption: how to read it.
-        svg: the file's text.
-        png: the file's bytes.
-    """
+    """A figure, `name` being that of its files without the ending."""
 
     name: str
     title: str
@@ -91,167 +77,142 @@ class Picture:
         text = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{self.name}-", text)
         for colour, variable in VARIABLES.items():
             text = text.replace(colour, variable)
-        return text.replace(
-            "<svg ", '<svg role="img" aria-labelledby="' + self.name + '-title" ', 1
-        )
+        label = f'<svg role="img" aria-labelledby="{self.name}-title" '
+        return text.replace("<svg ", label, 1)
 
 
-def remid_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
+def remid_picture(remid: RemidResults, exact: Exact) -> Picture:
     """R-EMID per shift with intervals, a panel per model; the exact value where it is known."""
     with rc_context(STYLE):
-        found = {model: losses(remid, model, exact) for model in remid["models"]}
-        rows = max(map(len, found.values()))
-        figure, panels = _panels(len(found), 0.45 + 0.24 * rows)
-        known = any(loss.exact is not None for listed in found.values() for loss in listed)
-        intervals = any(loss.low is not None for listed in found.values() for loss in listed)
-        for axes, (model, listed) in zip(panels, found.items(), strict=True):
+        of_models = {model: losses(remid, model, exact) for model in remid.models}
+        every = [loss for listed in of_models.values() for loss in listed]
+        rows = len(every) // len(of_models)
+        figure, panels = _panels(len(of_models), 0.45 + 0.24 * rows)
+        for axes, (model, listed) in zip(panels, of_models.items(), strict=True):
             axes.set_title(model)
             axes.axvline(0, color=FAINT, linewidth=0.8)
-            for place, loss in enumerate(listed):
-                if loss.low is not None:
-                    axes.plot(
-                        [loss.low, loss.high],
-                        [place, place],
-                        color=ACCENT,
-                        linewidth=2,
-                        solid_capstyle="butt",
-                    )
-                axes.plot(loss.value, place, "o", color=ACCENT, markersize=6)
+            for y, loss in enumerate(listed):
+                if loss.low is not None and loss.high is not None:
+                    ends = [loss.low, loss.high]
+                    axes.plot(ends, [y, y], color=ACCENT, linewidth=2, solid_capstyle="butt")
+                axes.plot(loss.value, y, "o", color=ACCENT, markersize=6)
                 if loss.exact is not None:
-                    axes.plot(loss.exact, place, "D", color=INK, markersize=6, fillstyle="none")
-            axes.set_yticks(range(rows), [OTHER.get(loss.shift, "mean of all") for loss in listed])
-            axes.set_ylim(rows - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
-        panels[-1].set_xlabel(f"R-EMID, {remid['unit']}")
+                    axes.plot(loss.exact, y, "D", color=INK, markersize=6, fillstyle="none")
+            _name_rows(axes, [loss.name for loss in listed])
+        panels[-1].set_xlabel(f"R-EMID, {remid.unit}")
         caption = ["Dot: the estimate; further right is worse."]
-        caption.append(
-            f"Bar: its {remid['level']:.0%} interval."
-            if intervals
-            else "No intervals: the results hold none."
-        )
-        if known:
+        if remid.level is not None and any(loss.low is not None for loss in every):
+            caption.append(f"Bar: its {remid.level:.0%} interval.")
+        else:
+            caption.append("No intervals: the results hold none.")
+        if any(loss.exact is not None for loss in every):
             caption.append(
                 "Diamond: the exact value, known because the dialogues come from a synthetic world."
             )
         return _picture(figure, "remid", "What is lost under each shift", " ".join(caption))
 
 
-def truth_picture(remid: Mapping[str, Any], exact: Exact) -> Picture:
+def exact_pairs(remid: RemidResults, exact: Exact, model: str) -> list[tuple[float, float]]:
+    """(exact, estimated) R-EMID of each shifted subset where both are known."""
+    return [
+        (exact[model, subset.row], numbers.remid)
+        for subset in remid.shifted()
+        if (numbers := subset.models[model]) is not None
+        and numbers.remid is not None
+        and (model, subset.row) in exact
+    ]
+
+
+def truth_picture(remid: RemidResults, exact: Exact) -> Picture:
     """R-EMID estimated against exact, a point per model and shifted subset; `exact` must hold some
     of them.
     """
     with rc_context(STYLE):
         figure, (axes,) = _panels(1, 3.2)
         both: list[float] = []
-        for marker, model in zip(MARKERS * len(remid["models"]), remid["models"], strict=False):
-            points = [
-                (exact[model, subset["row"]], subset["models"][model]["remid"])
-                for subset in remid["subsets"]
-                if (model, subset["row"]) in exact
-                and subset["shift"] is not None
-                and not subset.get("reason")
-            ]
+        for marker, model in zip(MARKERS * len(remid.models), remid.models, strict=False):
+            points = exact_pairs(remid, exact, model)
             if points:
                 both += [number for point in points for number in point]
+                label = f" {model}"  # a label that begins with _ is not shown
                 axes.plot(
-                    *zip(*points, strict=True),
-                    marker,
-                    color=ACCENT,
-                    fillstyle="none",
-                    label=f" {model}",
-                )  # a label that begins with _ is not shown
+                    *zip(*points, strict=True), marker, color=ACCENT, fillstyle="none", label=label
+                )
         ends = min(both), max(both)
         axes.plot(ends, ends, color=FAINT, linewidth=0.8, linestyle="--")
-        axes.set_xlabel(f"exact R-EMID, {remid['unit']}")
+        axes.set_xlabel(f"exact R-EMID, {remid.unit}")
         axes.set_ylabel("estimated R-EMID")
         axes.legend()
-        caption = "One point per model and shift. On the dashed line the estimate is exact; above it is too large."
+        caption = (
+            "One point per model and shift. On the dashed line the estimate is exact; above it is "
+            "too large."
+        )
         return _picture(figure, "truth", "The estimate against the truth", caption)
 
 
-def bound_picture(bound: Mapping[str, Any]) -> Picture:
+def bound_picture(bound: BoundResults) -> Picture:
     """The bound's terms stacked beside the measured R-EMID, a panel per model."""
-    terms = {
-        "user": ACCENT,
-        "character": ORANGE,
-        "dialogue": GREEN,
-        "output P": FAINT,
-        "output Q": PALE,
-    }
+    colours = (ACCENT, ORANGE, GREEN, FAINT, PALE)
     with rc_context(STYLE):
-        rows = bound["subsets"]
-        figure, panels = _panels(len(bound["models"]), 0.55 + 0.3 * len(rows), above=0.45)
-        for axes, model in zip(panels, bound["models"], strict=True):
+        figure, panels = _panels(len(bound.models), 0.55 + 0.3 * len(bound.subsets), above=0.45)
+        for axes, model in zip(panels, bound.models, strict=True):
             axes.set_title(model)
-            for place, row in enumerate(rows):
-                found = row["models"][model]
-                published, left = found["published"], 0.0
-                widths = {
-                    **published["inputs"],
-                    "output P": published["output_p"],
-                    "output Q": published["output_q"],
-                }
-                for name, colour in terms.items():
-                    label = name if place == 0 and axes is panels[0] else None
-                    axes.barh(
-                        place, widths[name], left=left, color=colour, height=0.55, label=label
-                    )
-                    left += widths[name]
-                floor = published["noise_floor"]
-                axes.plot([floor, floor], [place - 0.4, place + 0.4], color=INK, linewidth=1.5)
-                axes.plot(found["remid"], place, "D", color=INK, markersize=6, fillstyle="none")
-            axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
-            axes.set_ylim(len(rows) - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
+            for y, row in enumerate(bound.subsets):
+                terms, left = row.models[model].published, 0.0
+                widths: dict[str, float] = {name: terms.inputs[name] for name in INPUT_TEXTS}
+                widths |= {"output P": terms.output_p, "output Q": terms.output_q}
+                for (name, width), colour in zip(widths.items(), colours, strict=True):
+                    label = name if y == 0 and axes is panels[0] else None
+                    axes.barh(y, width, left=left, color=colour, height=0.55, label=label)
+                    left += width
+                floor, remid = terms.noise_floor, row.models[model].remid
+                axes.plot([floor, floor], [y - 0.4, y + 0.4], color=INK, linewidth=1.5)
+                axes.plot(remid, y, "D", color=INK, markersize=6, fillstyle="none")
+            _name_rows(axes, [row.row for row in bound.subsets])
         panels[-1].set_xlabel("nats per response")
-        figure.legend(
-            loc="outside upper left",
-            ncols=5,
-            columnspacing=0.8,
-            handlelength=0.9,
-            handletextpad=0.4,
-        )
+        tight = {"columnspacing": 0.8, "handlelength": 0.9, "handletextpad": 0.4}
+        figure.legend(loc="outside upper left", ncols=5, **tight)
         caption = (
-            "Stacked: the bound's terms, that is what shifted inputs (user, character, dialogue) and the model's own "
-            "distance from the golden responses (output P: as usual, Q: shifted) can cost at worst. Line: the same "
-            "bound if nothing had shifted, from noise alone. Diamond: R-EMID as measured."
+            "Stacked: the bound's terms, that is what shifted inputs (user, character, dialogue) and "
+            "the model's own distance from the golden responses (output P: as usual, Q: shifted) can "
+            "cost at worst. Line: the same bound if nothing had shifted, from noise alone. Diamond: "
+            "R-EMID as measured."
         )
         return _picture(figure, "bound", "How bad it can get, term by term", caption)
 
 
-def gates_picture(gates: Sequence[Mapping[str, Any]]) -> Picture:
+def gates_picture(gates: Sequence[Verdict]) -> Picture:
     """Held-out perplexity after every gated phase, and what was kept."""
     with rc_context(STYLE):
         figure, (axes,) = _panels(1, 2.6)
-        places = range(1, len(gates) + 1)
-        in_use = (gate["after"] if gate["kept"] else gate["before"] for gate in gates)
-        current = [gates[0]["before"], *in_use]
-        axes.step([0, *places], current, where="post", color=ACCENT, linewidth=1.5)
+        steps = range(1, len(gates) + 1)
+        in_use = [gate.after if gate.kept and gate.after else gate.before for gate in gates]
+        current = [gates[0].before, *in_use]
+        axes.step([0, *steps], current, where="post", color=ACCENT, linewidth=1.5)
         for kept, marker, colour, label in (
             (True, "o", ACCENT, "kept"),
             (False, "x", ORANGE, "rolled back"),
         ):
             points = [
-                (place, gate["after"])
-                for place, gate in zip(places, gates, strict=True)
-                if gate["kept"] is kept and gate["after"] is not None
+                (step, gate.after)
+                for step, gate in zip(steps, gates, strict=True)
+                if gate.kept is kept and gate.after is not None
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
-        axes.plot(0, gates[0]["before"], "s", color=INK, fillstyle="none", label="cold start")
-        starts = [
-            place
-            for place, gate in zip(places, gates, strict=True)
-            if _begins_round(gates, place - 1)
-        ]
-        for start in starts:
+        axes.plot(0, gates[0].before, "s", color=INK, fillstyle="none", label="cold start")
+        rounds: dict[int, int] = {}
+        for step, gate in zip(steps, gates, strict=True):
+            rounds.setdefault(gate.round, step)
+        for start in rounds.values():
             axes.axvline(start - 0.5, color=PALE, linewidth=0.8)
-        axes.set_xticks(
-            starts, [f"round {gates[start - 1]['round']}" for start in starts], ha="left"
-        )
+        axes.set_xticks(list(rounds.values()), [f"round {number}" for number in rounds], ha="left")
         axes.set_ylabel("held-out perplexity")
         axes.legend()
-        caption = "A phase that makes perplexity worse is rolled back. Lower is better; the line is the pair in use."
+        caption = (
+            "A phase that makes perplexity worse is rolled back. Lower is better; the line is the "
+            "pair in use."
+        )
         return _picture(figure, "rounds", "Perplexity by round", caption)
 
 
@@ -269,18 +230,11 @@ def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
         for axes, role in zip(panels, roles, strict=True):
             axes.set_title(role)
             parts = [key for key, (of, _) in names.items() if of == role]
-            looks = [*zip((ACCENT, ORANGE, GREEN, FAINT), ("o", "s", "^", "v"), strict=True)]
-            for index, key in enumerate(parts):
-                colour, marker = looks[index % len(looks)]
+            for key, (colour, marker) in zip(parts, itertools.cycle(LOOKS), strict=False):
                 for number, points in enumerate(_by_round(metrics, key)):
                     label = names[key][1] if number == 0 else None
-                    axes.plot(
-                        *zip(*points, strict=True),
-                        color=colour,
-                        marker=marker,
-                        markersize=4,
-                        label=label,
-                    )
+                    x, y = zip(*points, strict=True)
+                    axes.plot(x, y, color=colour, marker=marker, markersize=4, label=label)
             axes.set_ylabel("mean reward")
             lowest, highest = axes.get_ylim()  # log-probabilities and scores may lie below 0
             axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))
@@ -301,8 +255,11 @@ def _by_round(metrics: Sequence[Mapping[str, Any]], key: str) -> list[list[tuple
     return list(rounds.values())
 
 
-def _begins_round(gates: Sequence[Mapping[str, Any]], index: int) -> bool:
-    return index == 0 or gates[index]["round"] != gates[index - 1]["round"]
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names on the vertical axis, the first at the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
 
 
 def _panels(count: int, height: float, *, above: float = 0.0) -> tuple[Figure, list[Axes]]:

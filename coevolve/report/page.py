@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,26 +10,23 @@ from markupsafe import Markup, escape
 
 from coevolve.files import write_file
 from coevolve.information.agreement import spearman
-from coevolve.remid.bound import INPUT_TEXTS
-from coevolve.remid.table import (
-    Exact,
-    Value,
-    difference_caption,
-    difference_rows,
-    remid_caption,
-    remid_rows,
-)
-from coevolve.remid.unanswered import row_label, unanswered_line
+from coevolve.remid.bound import bound_grid, shift_grid
+from coevolve.remid.bound_results import BlameResults, ShownExample, Token
+from coevolve.remid.grid import Block, Grid
+from coevolve.remid.results import Exact, RemidResults
+from coevolve.remid.table import difference_grid, remid_grids
 from coevolve.report.contents import Contents
 from coevolve.report.figures import (
     Picture,
     bound_picture,
+    exact_pairs,
     gates_picture,
     remid_picture,
     rewards_picture,
     truth_picture,
 )
 from coevolve.report.summary import cards, judged, scale, size_warning
+from coevolve.training.documents import RunResults, Verdict
 
 WORST_SHOWN, BEST_SHOWN = 2, 1
 """Examples at either end of each subset: enough to see what goes wrong, few enough to scroll past.
@@ -42,29 +38,7 @@ would pale the rest.
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows of a table under a heading of their own (empty: none)."""
-
-    heading: str
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of text.
-
-    Attributes:
-        columns: their headings; the first column names the rows.
-        caption: what the numbers are, a line each.
-    """
-
-    columns: Sequence[str]
-    blocks: Sequence[Block]
-    caption: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Token:
+class Shade:
     """A token of the heat map: `share` from -1 (likelier elsewhere) to 1 (says most of its
     context).
     """
@@ -74,36 +48,61 @@ class Token:
     share: float
 
 
+@dataclass(frozen=True)
+class HeatMap:
+    """An example with its tokens shaded; `end` is `worst` or `best`."""
+
+    end: str
+    example: ShownExample
+    tokens: Sequence[Shade]
+    golden_tokens: Sequence[Shade]
+
+    @property
+    def character(self) -> str:
+        character = self.example.agent_character
+        if isinstance(character, str):
+            return character
+        return "; ".join(f"{name}: {value}" for name, value in character.items())
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """The examples shown of a model on a subset, and its loss there by `measure`."""
+
+    row: str
+    model: str
+    measure: str
+    loss: float
+    examples: Sequence[HeatMap]
+
+
 def write_report(contents: Contents, folder: str | Path) -> list[Path]:
     """Write `report.html`, and its figures as SVG and PNG in `report/`; returns what was written,
     the page first.
     """
-    folder = Path(folder)
-    pictures = make_pictures(contents)
-    written = [folder / "report.html"]
+    page, pictures = Path(folder) / "report.html", make_pictures(contents)
+    written: dict[Path, str | bytes] = {}
     for picture in pictures.values():
-        stem = folder / "report" / picture.name
-        for path, content in (
-            (stem.with_suffix(".svg"), picture.svg),
-            (stem.with_suffix(".png"), picture.png),
-        ):
-            write_file(path, content)
-            written.append(path)
-    write_file(written[0], render(contents, pictures))
-    return written
+        stem = page.with_suffix("") / picture.name
+        written |= {stem.with_suffix(".svg"): picture.svg, stem.with_suffix(".png"): picture.png}
+    for path, content in written.items():
+        write_file(path, content)
+    write_file(page, render(contents, pictures))
+    return [page, *written]
 
 
 def make_pictures(contents: Contents) -> dict[str, Picture]:
     """The figures that the contents are enough for, by name."""
-    remid, pictures = contents.remid, []
-    if remid and remid["average"]:
-        pictures.append(remid_picture(remid, contents.exact))
-        if _exact_pairs(remid, contents.exact):
-            pictures.append(truth_picture(remid, contents.exact))
+    remid, exact = contents.remid, contents.exact
+    pictures: list[Picture | None] = []
+    if remid and remid.average:
+        pictures.append(remid_picture(remid, exact))
+        if _pairs(remid, exact):
+            pictures.append(truth_picture(remid, exact))
     if contents.bound:
         pictures.append(bound_picture(contents.bound))
-    if contents.run and contents.run["gates"]:
-        pictures.append(gates_picture(contents.run["gates"]))
+    if contents.run and contents.run.gates:
+        pictures.append(gates_picture(contents.run.gates))
     pictures.append(rewards_picture(contents.metrics))
     return {picture.name: picture for picture in pictures if picture}
 
@@ -119,22 +118,27 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
     )
     environment.filters["breakable"] = _breakable
     remid, run, bound = contents.remid, contents.run, contents.bound
-    found = cards(remid, contents.exact) if remid else []
+    losers = cards(remid, contents.exact) if remid else []
     return environment.get_template("page.html").render(
         pictures=pictures,
         remid=remid,
-        judged=judged(remid) if remid else None,
-        cards=found,
-        scale=scale(remid) if found else None,
-        size_warning=size_warning(remid, found) if found else None,
-        level=f"{remid['level']:.0%} interval" if remid and "level" in remid else None,
-        remid_grids=remid_grids(remid, contents.exact) if remid else [],
-        agreement=_agreement(remid, contents) if remid else None,
-        bound_grids=[shift_grid(bound), *(bound_grid(bound, model) for model in bound["models"])]
+        judged=remid and judged(remid),
+        cards=losers,
+        scale=remid and scale(remid),
+        size_warning=remid and size_warning(remid, losers),
+        level=f"{remid.level:.0%} interval" if remid and remid.level else None,
+        remid_grids=[
+            *remid_grids(remid, contents.exact, exact_below=True),
+            *difference_grid(remid),
+        ]
+        if remid
+        else [],
+        agreement=remid and _agreement(remid, contents.exact),
+        bound_grids=[shift_grid(bound), *(bound_grid(bound, model) for model in bound.models)]
         if bound
         else [],
-        perplexity=perplexity_grid(run) if run and run["perplexity"] else None,
-        gates=gates_grid(run["gates"]) if run and run["gates"] else None,
+        perplexity=perplexity_grid(run) if run and run.perplexity else None,
+        gates=gates_grid(run.gates) if run and run.gates else None,
         blame=contents.blame,
         examples=heat_maps(contents.blame) if contents.blame else [],
         worst_shown=WORST_SHOWN,
@@ -142,119 +146,36 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
     )
 
 
-def remid_grids(remid: Mapping[str, Any], exact: Exact) -> list[Grid]:
-    """The result table of the main measure, then of those beside it, then the models' paired
-    differences.
-    """
-    main = _remid_grid(remid, exact, remid_caption(remid).splitlines())
-    grids = [main]
-    for measured in remid.get("beside", ()):
-        numbers = {row["row"]: row for row in measured["subsets"]}
-        subsets = [{**row, **numbers.get(row["row"], {})} for row in remid["subsets"]]
-        part = {**remid, **measured, "subsets": subsets}
-        # What is said below the first table holds for all, but for the unit in its first line.
-        grids.append(_remid_grid(part, {}, remid_caption(part).splitlines()[:1]))
-    differences = difference_rows(remid)
-    if differences:
-        columns = ["models", "in distribution, R-EMI", "mean R-EMID"]
-        grids.append(Grid(columns, [Block("", differences)], [difference_caption(remid)]))
-    return grids
-
-
-def _remid_grid(remid: Mapping[str, Any], exact: Exact, caption: Sequence[str]) -> Grid:
-    """A column per model; its exact values stand below the estimates."""
-    _, rows = remid_rows(remid, exact)
-    known = {model for model, _ in exact}
-    blocks: dict[str, list[list[str]]] = {}
-    for row in rows:
-        values = iter(row.values)
-        cells = []
-        for model in remid["models"]:
-            cells.append(_value_cell(next(values)))
-            if model in known:
-                cells[-1] += f"\nexact {_value_cell(next(values))}"
-        blocks.setdefault(row.heading, []).append([row.label, *cells])
-    return Grid(
-        ["subset", *remid["models"]],
-        [Block(heading, listed) for heading, listed in blocks.items()],
-        caption,
-    )
-
-
-def _value_cell(value: Value) -> str:
-    return "not known" if value.number is None else str(value)
-
-
-def shift_grid(bound: Mapping[str, Any]) -> Grid:
-    """How far each input shifted, beside what noise alone gives, and which one is to blame."""
-    rows = []
-    for row in bound["subsets"]:
-        first = row["blame"][0]
-        blamed = (
-            "nothing above the noise"
-            if first["share"] is None
-            else f"{first['input']} ({first['share']:.0%})"
-        )
-        found = [row["inputs"][name] for name in INPUT_TEXTS]
-        label = row_label(bound, row["row"])
-        rows.append([label, *(f"{one['jsd']:.4f} ({one['floor']:.4f})" for one in found), blamed])
-    caption = [
-        "How far texts are from the usual ones: JSD in nats, in brackets what noise alone gives."
-    ]
-    unanswered = unanswered_line(bound)
-    if unanswered:
-        caption.append(unanswered)
-    return Grid(["subset", *INPUT_TEXTS, "to blame"], [Block("", rows)], caption)
-
-
-def bound_grid(bound: Mapping[str, Any], model: str) -> Grid:
-    """A model's bound, its terms, and the measured R-EMID."""
-    rows = []
-    for row in bound["subsets"]:
-        found = row["models"][model]
-        terms = found["published"]
-        numbers = [
-            *(terms["inputs"][name] for name in INPUT_TEXTS),
-            terms["output_p"],
-            terms["output_q"],
-        ]
-        total = f"{terms['total']:.2f} ({terms['noise_floor']:.2f})"
-        cells = [*(f"{number:.2f}" for number in numbers), total, f"{found['remid']:+z.3f}"]
-        rows.append([row_label(bound, row["row"]), *cells])
-    columns = ["subset", *INPUT_TEXTS, "output P", "output Q", "bound", "R-EMID"]
-    return Grid(
-        columns,
-        [Block(model, rows)],
-        ["Nats per response; in brackets the bound if nothing had shifted."],
-    )
-
-
-def perplexity_grid(run: Mapping[str, Any]) -> Grid:
+def perplexity_grid(run: RunResults) -> Grid:
     """Perplexities, then the ratios to them, by split."""
-    values, ratios = run["perplexity"], run["ratio"]
-    splits = list(dict.fromkeys(split for by_split in values.values() for split in by_split))
-
-    def line(name: str, by_split: Mapping[str, Any]) -> list[str]:
-        return [name, *(_perplexity_cell(by_split.get(split)) for split in splits)]
-
-    return Grid(
-        ["", *splits],
-        [
-            Block("perplexity ↓", [line(*item) for item in values.items()]),
-            *(
-                [Block("ratio ↓, ± standard error", [line(*item) for item in ratios.items()])]
-                if ratios
-                else []
-            ),
-        ],
-        [
-            "Perplexity of golden responses: how many tokens (words or pieces of them) the model wavers between. "
-            "Lower is better.",
-            " ".join(
-                f"{name}: {meaning}." for name, meaning in _VARIANTS.items() if name in values
-            ),
-        ],
-    )
+    splits = list(dict.fromkeys(split for of in run.perplexity.values() for split in of))
+    perplexities = {
+        name: {split: f"{value:.3f}" for split, value in of.items()}
+        for name, of in run.perplexity.items()
+    }
+    ratios = {
+        name: {split: f"{one.ratio:.3f} ± {one.standard_error:.3f}" for split, one in of.items()}
+        for name, of in run.ratio.items()
+    }
+    tables = {"perplexity ↓": perplexities, "ratio ↓, ± standard error": ratios}
+    blocks = [
+        Block(
+            heading,
+            [
+                [name, *(of.get(split, "not measured") for split in splits)]
+                for name, of in rows.items()
+            ],
+        )
+        for heading, rows in tables.items()
+        if rows
+    ]
+    meanings = [f"{name}: {text}." for name, text in _VARIANTS.items() if name in run.perplexity]
+    caption = [
+        "Perplexity of golden responses: how many tokens (words or pieces of them) the model wavers "
+        "between. Lower is better.",
+        " ".join(meanings),
+    ]
+    return Grid(["", *splits], blocks, caption)
 
 
 _VARIANTS = {
@@ -266,114 +187,74 @@ _VARIANTS = {
 }
 
 
-def _perplexity_cell(value: Any) -> str:
-    if value is None:
-        return "not measured"
-    return (
-        f"{value:.3f}"
-        if isinstance(value, float)
-        else f"{value['ratio']:.3f} ± {value['standard_error']:.3f}"
-    )
-
-
-def gates_grid(gates: Sequence[Mapping[str, Any]]) -> Grid:
+def gates_grid(gates: Sequence[Verdict]) -> Grid:
     """The gate's verdict on every phase."""
     rows = [
         [
-            f"{gate['round']}, {gate['phase']}",
-            f"{gate['before']:.3f}",
-            "beyond all numbers" if gate["after"] is None else f"{gate['after']:.3f}",
-            {True: "kept", False: "rolled back", None: "on probation"}[gate["kept"]],
+            f"{gate.round}, {gate.phase}",
+            f"{gate.before:.3f}",
+            "beyond all numbers" if gate.after is None else f"{gate.after:.3f}",
+            {True: "kept", False: "rolled back", None: "on probation"}[gate.kept],
         ]
         for gate in gates
     ]
-    return Grid(["round, phase", "before", "after", "verdict"], [Block("", rows)], [])
+    return Grid(["round, phase", "before", "after", "verdict"], [Block("", rows)])
 
 
-def heat_maps(blame: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per subset and model {row, model, measure, loss, examples}, the largest R-EMID first; tokens
-    as `Token`s.
+def heat_maps(blame: BlameResults) -> list[HeatMaps]:
+    """Per subset and model the examples at either end, the largest R-EMID first.
 
     In distribution the loss is -R-EMI, which does not compare with R-EMID, so these come last.
     """
-    found = []
-    for subset in blame["subsets"]:
-        for model, of_model in subset["models"].items():
-            worst, best = of_model["worst"][:WORST_SHOWN], of_model["best"][:BEST_SHOWN]
-            ids = {example["sample_ID"] for example in worst}
-            shown = [("worst", example) for example in worst]
-            shown += [("best", example) for example in best if example["sample_ID"] not in ids]
+    maps = []
+    for subset in blame.subsets:
+        measure = "-R-EMI" if subset.shift is None else "R-EMID"
+        for model, of_model in subset.models.items():
+            worst = of_model.worst[:WORST_SHOWN]
+            ids = {example.sample_ID for example in worst}
+            best = [one for one in of_model.best[:BEST_SHOWN] if one.sample_ID not in ids]
+            shown = [*(("worst", one) for one in worst), *(("best", one) for one in best)]
             sizes = [
-                abs(token["contribution"])
-                for _, example in shown
-                for token in (*example["tokens"], *example["golden_tokens"])
+                abs(token.contribution)
+                for _, one in shown
+                for token in (*one.tokens, *one.golden_tokens)
             ]
             full = float(np.quantile(sizes, FULL_COLOUR)) or 1.0
             examples = [
-                {
-                    **{
-                        name: example[name]
-                        for name in ("sample_ID", "loss", "user_persona", "last_turn")
-                    },
-                    "end": end,
-                    "agent_character": _character(example["agent_character"]),
-                    "tokens": _tokens(example["tokens"], full),
-                    "golden_tokens": _tokens(example["golden_tokens"], full),
-                }
-                for end, example in shown
+                HeatMap(end, one, _shades(one.tokens, full), _shades(one.golden_tokens, full))
+                for end, one in shown
             ]
-            found.append(
-                {
-                    "row": subset["row"],
-                    "model": model,
-                    "measure": "-R-EMI" if subset["shift"] is None else "R-EMID",
-                    "loss": of_model["loss"],
-                    "examples": examples,
-                }
-            )
-    return sorted(found, key=lambda group: (group["measure"] != "R-EMID", -group["loss"]))
+            maps.append(HeatMaps(subset.row, model, measure, of_model.loss, examples))
+    return sorted(maps, key=lambda group: (group.measure != "R-EMID", -group.loss))
 
 
-def _tokens(tokens: Sequence[Mapping[str, Any]], full: float) -> list[Token]:
+def _shades(tokens: Sequence[Token], full: float) -> list[Shade]:
     return [
-        Token(
-            token["text"].replace("\n", "↵"),
-            token["contribution"],
-            max(-1.0, min(1.0, token["contribution"] / full)),
+        Shade(
+            token.text.replace("\n", "↵"),
+            token.contribution,
+            max(-1.0, min(1.0, token.contribution / full)),
         )
         for token in tokens
     ]
 
 
-def _character(character: Any) -> str:
-    if isinstance(character, Mapping):
-        return "; ".join(f"{name}: {value}" for name, value in character.items())
-    return str(character)
-
-
-def _exact_pairs(remid: Mapping[str, Any], exact: Exact) -> list[tuple[float, float]]:
+def _pairs(remid: RemidResults, exact: Exact) -> list[tuple[float, float]]:
     """(exact, estimated) R-EMID wherever both are known."""
-    return [
-        (exact[model, subset["row"]], subset["models"][model]["remid"])
-        for subset in remid["subsets"]
-        if subset["shift"] is not None and not subset.get("reason")
-        for model in remid["models"]
-        if (model, subset["row"]) in exact
-    ]
+    return [pair for model in remid.models for pair in exact_pairs(remid, exact, model)]
 
 
-def _agreement(remid: Mapping[str, Any], contents: Contents) -> str | None:
-    pairs = _exact_pairs(remid, contents.exact)
+def _agreement(remid: RemidResults, exact: Exact) -> str | None:
+    pairs = _pairs(remid, exact)
     if len(pairs) < 3:
         return None
-    rank = spearman(*zip(*pairs, strict=True))
-    error = float(np.mean([abs(estimated - true) for true, estimated in pairs]))
-    ranks = (
-        "no rank correlation, for one side does not vary"
-        if rank is None
-        else f"rank correlation {rank:.2f}"
-    )
-    return f"Over {len(pairs)} pairs: {ranks}; off by {error:.3f} {remid['unit']} on average."
+    true, estimated = np.array(pairs).T
+    rank = spearman(true, estimated)
+    error = float(np.abs(estimated - true).mean())
+    ranks = "no rank correlation, for one side does not vary"
+    if rank is not None:
+        ranks = f"rank correlation {rank:.2f}"
+    return f"Over {len(pairs)} pairs: {ranks}; off by {error:.3f} {remid.unit} on average."
 
 
 def _breakable(text: str) -> Markup:

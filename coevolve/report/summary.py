@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
-from coevolve.remid.table import Exact
+from coevolve.data.corpus import Shift
+from coevolve.remid.results import Exact, Losses, RemidResults, mean_exact
 
-OTHER = MappingProxyType(
+OTHER: Mapping[str, str] = MappingProxyType(
     {
         "user": "other users",
         "character": "other characters",
@@ -21,11 +21,8 @@ NO_INTERVAL = "no interval in this file (coevolve remid gives one)"
 
 @dataclass(frozen=True)
 class Loss:
-    """An R-EMID with its interval and, where it is known, its true value; all in the results' unit.
-
-    Attributes:
-        shift: a key of `OTHER`; None for the mean over all shifted subsets.
-        low, high: ends of the interval; None where the results have none.
+    """An R-EMID with its interval and its true value, where these are known, in the results' unit;
+    of a shift, or None for the mean over all shifted subsets.
     """
 
     shift: str | None
@@ -38,6 +35,18 @@ class Loss:
     def interval(self) -> str:
         """`-0.100 to +0.300`, or why there is none."""
         return NO_INTERVAL if self.low is None else f"{self.low:+z.3f} to {self.high:+z.3f}"
+
+    @property
+    def name(self) -> str:
+        """What is other than in distribution."""
+        return OTHER[self.shift] if self.shift else "mean of all"
+
+    @property
+    def outside(self) -> bool:
+        """Whether the true value is known and lies outside the interval."""
+        if self.exact is None or self.low is None or self.high is None:
+            return False
+        return not self.low <= self.exact <= self.high
 
     @property
     def certain(self) -> bool:
@@ -56,104 +65,80 @@ class Card:
     blame: str
 
 
-def losses(remid: Mapping[str, Any], model: str, exact: Exact) -> list[Loss]:
+def losses(remid: RemidResults, model: str, exact: Exact) -> list[Loss]:
     """A model's R-EMID per shift, and over all shifted subsets last."""
-    measured = [
-        _loss(remid, shift, found[model], exact, model)
-        for shift, found in remid["by_shift"].items()
-    ]
-    return (
-        [*measured, _loss(remid, None, remid["average"][model], exact, model)] if measured else []
-    )
-
-
-def cards(remid: Mapping[str, Any], exact: Exact) -> list[Card]:
-    """One per model, the largest loss first; empty where there is no shifted subset."""
-    found = {model: losses(remid, model, exact) for model in remid["models"]}
-    listed = [
-        Card(
-            model, of_model[-1], _usual(remid, model), _meaning(of_model[-1]), _blame(of_model[:-1])
+    means: list[tuple[Shift | None, dict[str, Losses]]] = [*remid.by_shift.items()]
+    means += [(None, remid.average)] if means else []
+    return [
+        Loss(
+            shift,
+            of_models[model].remid or 0.0,
+            of_models[model].remid_low,
+            of_models[model].remid_high,
+            mean_exact(exact, model, remid.shifted(shift)),
         )
-        for model, of_model in found.items()
-        if of_model
+        for shift, of_models in means
     ]
+
+
+def cards(remid: RemidResults, exact: Exact) -> list[Card]:
+    """One per model, the largest loss first; empty where there is no shifted subset."""
+    listed = []
+    for model in remid.models:
+        of_shifts = losses(remid, model, exact)
+        if of_shifts:
+            average = of_shifts.pop()
+            usual = _usual(remid, model)
+            listed.append(Card(model, average, usual, _meaning(average), _blame(of_shifts)))
     return sorted(listed, key=lambda card: -card.average.value)
 
 
-def judged(remid: Mapping[str, Any]) -> str:
+def judged(remid: RemidResults) -> str:
     """How many models, on how many dialogues."""
-    usual = sum(subset["examples"] for subset in remid["subsets"] if subset["shift"] is None)
-    shifted = sum(subset["examples"] for subset in remid["subsets"] if subset["shift"] is not None)
-    count = len(remid["models"])
+    usual, *shifted = (subset.examples for subset in remid.subsets)
+    count = len(remid.models)
     models = f"{count} role-playing models" if count > 1 else "One role-playing model"
-    return f"{models}, on {usual:,} dialogues of the usual kind and {shifted:,} where something is different"
+    return (
+        f"{models}, on {usual:,} dialogues of the usual kind and {sum(shifted):,} where something "
+        "is different"
+    )
 
 
-def scale(remid: Mapping[str, Any]) -> str | None:
+def scale(remid: RemidResults) -> str | None:
     """What a loss can be compared with: what the golden responses say of their dialogues, by the
     same measure.
     """
-    usual = next(
-        (subset for subset in remid["subsets"] if subset["shift"] is None and subset["golden"]),
-        None,
-    )
-    if usual is None:
+    golden = remid.subsets[0].golden
+    if golden is None:
         return None
     return (
         "For scale: by the same measure the reference (golden) responses to the usual dialogues say "
-        f"{usual['golden']['mutual_information']:.3f} {remid['unit']} of what they answer."
+        f"{golden.mutual_information:.3f} {remid.unit} of what they answer."
     )
 
 
-def size_warning(remid: Mapping[str, Any], found: Sequence[Card]) -> str | None:
+def size_warning(remid: RemidResults, shown: Sequence[Card]) -> str | None:
     """Why exact values lie outside the intervals, where they do."""
-    averages = [card.average for card in found]
-    outside = [
-        x for x in averages if None not in (x.exact, x.low) and not x.low <= x.exact <= x.high
-    ]
+    outside = [card for card in shown if card.average.outside]
     if not outside:
         return None
+    measure = f"{remid.form_name} {remid.normalisation.replace('_', ' ')}"
     return (
-        f"{len(outside)} of {len(averages)} exact values lie outside their intervals: this measure "
-        f"({measure_name(remid)}) makes losses look larger or smaller than they are. Read the order, not the size."
+        f"{len(outside)} of {len(shown)} exact values lie outside their intervals: this measure "
+        f"({measure}) makes losses look larger or smaller than they are. Read the order, not the "
+        "size."
     )
 
 
-def measure_name(remid: Mapping[str, Any]) -> str:
-    """`CLUB per token`."""
-    form = remid["form"].upper() if remid["form"] == "club" else remid["form"].replace("_", " ")
-    return f"{form} {remid['normalisation'].replace('_', ' ')}"
-
-
-def _loss(
-    remid: Mapping[str, Any],
-    shift: str | None,
-    numbers: Mapping[str, Any],
-    exact: Exact,
-    model: str,
-) -> Loss:
-    rows = [
-        subset["row"]
-        for subset in remid["subsets"]
-        if subset["shift"] is not None
-        and not subset.get("reason")
-        and shift in (None, subset["shift"])
-    ]
-    known = [exact.get((model, row)) for row in rows]
-    mean = None if None in known else sum(known) / len(known)
-    return Loss(shift, numbers["remid"], numbers.get("remid_low"), numbers.get("remid_high"), mean)
-
-
-def _usual(remid: Mapping[str, Any], model: str) -> str:
+def _usual(remid: RemidResults, model: str) -> str:
     """Its fit in distribution, for a model that fits nothing has nothing to lose."""
-    remi = next(
-        subset["models"][model]["remi"] for subset in remid["subsets"] if subset["shift"] is None
-    )
+    usual = remid.subsets[0].models[model]
+    remi = usual.remi if usual else 0.0
     return f"On the usual dialogues it stands at {remi:+z.3f} against the reference responses."
 
 
 def _meaning(average: Loss) -> str:
-    if average.low is None:
+    if average.low is None or average.high is None:
         way = "less well" if average.value > 0 else "no worse"
         return f"By this estimate its responses fit {way} when things change."
     if average.low > 0:
@@ -168,11 +153,11 @@ def _blame(shifts: Sequence[Loss]) -> str:
     if not single:
         return "Only shifts of everything at once were measured, so none can be singled out."
     worst = max(single, key=lambda loss: loss.value)
-    place = f"{OTHER[worst.shift]} ({worst.value:+z.3f})"
+    said = f"{worst.name} ({worst.value:+z.3f})"
     if len(single) == 1:
-        return f"The only single shift that was measured: {place}."
+        return f"The only single shift that was measured: {said}."
     if worst.value <= 0:
         return "No single shift costs anything."
     if worst.certain or worst.low is None:
-        return f"Most to blame: {place}."
-    return f"No single shift stands out from chance; the largest is {place}."
+        return f"Most to blame: {said}."
+    return f"No single shift stands out from chance; the largest is {said}."

@@ -60,8 +60,12 @@ class RunFile(Document, extra="allow"):
 
 
 class FileOfCheckpoint(Part):
+    """A file beside the manifest."""
+
     bytes: Count
+    """Its size."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of its content."""
 
 
 class CheckpointManifest(Document):
@@ -69,7 +73,9 @@ class CheckpointManifest(Document):
 
     marks: ClassVar = ("format", "version")
     format: Literal["coevolve-checkpoint"]
+    """What the file is."""
     version: Literal[1]
+    """Of the format."""
     name: str
     """What had just been done."""
     best: bool
@@ -119,10 +125,13 @@ class Verdict(Part):
     """What the gate made of a phase, by held-out perplexity: the best pair's, the pair's after it."""
 
     round: Count
+    """From 1."""
     phase: str
+    """For example `connector_rl`."""
     part: Count = 1
     """Of a phase that goes on until nothing improves."""
     before: Perplexity
+    """Of the best pair before it."""
     after: Perplexity | None
     """Null where it is beyond all numbers."""
     kept: bool | None
@@ -267,6 +276,7 @@ class Line(Part, extra="allow"):
     step: Step
     """Only grows."""
     round: Count | None = Field(default=None, alias="coevolve/round")
+    """In which it was written."""
     not_finite: dict[str, Literal["nan", "inf", "-inf"]] = Field(default_factory=dict)
     """What the numbers were that are null because JSON does not have them."""
 
@@ -287,8 +297,11 @@ class SampleLine(Part, extra="allow"):
     """A line of `samples.jsonl`: a row of a table of samples, by column, with round and phase."""
 
     step: Step
+    """That of the line of `metrics.jsonl` beside it."""
     table: str
+    """Its name."""
     sample: dict[str, JsonValue]
+    """By column."""
 
 
 class Sent(Document):
@@ -301,15 +314,20 @@ class Ratio(Part):
     """Of two perplexities, paired over examples."""
 
     ratio: Number
+    """Of the first to the second."""
     standard_error: Number
+    """Of the ratio."""
 
 
 class ExactValue(Part):
     """A true R-EMI (in distribution) or R-EMID, in the unit of the R-EMID results beside it."""
 
     model: str
+    """Its name."""
     row: str
+    """As in the R-EMID results."""
     value: Number
+    """R-EMI, or R-EMID."""
 
 
 class RunResults(Document):
@@ -317,9 +335,13 @@ class RunResults(Document):
 
     marks: ClassVar = ("schema",)
     schema_id: Literal["coevolve.run/1"] = Field(alias="schema")
+    """What the file is, and of which version."""
     recipe: str | None = None
+    """Its name."""
     seed: int | None = None
+    """Of the run."""
     seconds: Number | None = None
+    """That it took, over all its starts."""
     perplexity: dict[str, dict[str, Perplexity]]
     """Model -> split -> value. `full` is the co-evolved pair, `without_corl` the cold start with as
     many estimator updates, `without_reasoning` q2(y | x) with as many, `oracle` is shown the
@@ -332,7 +354,9 @@ class RunResults(Document):
     ratio: dict[str, dict[str, Ratio]]
     """`full/without_corl`, ... -> split -> ratio."""
     gates: list[Verdict]
+    """One for each phase that was gated."""
     remid: RemidResults | None
+    """Null where no model was judged."""
     exact_remid: list[ExactValue] | None
     """From the known truth; null where it is not known."""
 

@@ -23,14 +23,14 @@ class Outcome:
     Attributes:
         scores: model name -> split -> of its golden responses.
         subsets: split -> the examples' subset tags.
-        remid: results of `coevolve.remid.evaluate`, if models were judged.
+        remid: R-EMI and R-EMID, if models were judged.
         floors: exact perplexity floor per split, where the truth is known.
         exact: (model, row) -> exact value for the R-EMID table, where the truth is known.
     """
 
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     subsets: dict[str, list[str]] = field(default_factory=dict)
-    remid: dict[str, Any] | None = None
+    remid: RemidResults | None = None
     floors: Mapping[str, float] | None = None
     exact: Mapping[tuple[str, str], float] | None = None
 
@@ -73,7 +73,7 @@ class Outcome:
             "perplexity": self._with_floor(),
             "by_subset": self._by_subset(),
             "ratio": self.ratios(),
-            "remid": self.remid,
+            "remid": None if self.remid is None else self.remid.values(),
             "exact_remid": None if self.exact is None else exact,
         }
 
@@ -91,7 +91,7 @@ class Outcome:
                 for name, by_split in self.scores.items()
             },
             subsets=self.subsets,
-            remid=None if self.remid is None else RemidResults.model_validate(self.remid),
+            remid=self.remid,
             floors=None if self.floors is None else dict(self.floors),
             exact=None
             if self.exact is None
@@ -109,7 +109,7 @@ class Outcome:
                 for name, by_split in saved.scores.items()
             },
             subsets=saved.subsets,
-            remid=None if saved.remid is None else saved.remid.values(),
+            remid=saved.remid,
             floors=saved.floors,
             exact=None
             if saved.exact is None

@@ -6,6 +6,7 @@ from coevolve.data.corpus import Corpus
 from coevolve.files import write_json
 from coevolve.progress import from_totals
 from coevolve.remid.evaluate import evaluate_remid
+from coevolve.remid.score import Scoring
 from coevolve.scoring.roles import ROLES
 from coevolve.training.context import Context
 from coevolve.training.export import export_estimator, training_facts
@@ -47,14 +48,16 @@ def judge_models(context: Context, state: RunState) -> None:
             context.distributed,
             Corpus(splits=tests, source=data.corpus.source),
             context.responses,
-            negatives=recipe.remid.negatives,
-            seed=recipe.seed,
-            contexts_at_once=32 * context.processes.count,
+            Scoring(
+                negatives=recipe.remid.negatives,
+                seed=recipe.seed,
+                contexts_at_once=32 * context.processes.count,
+            ),
             progress=lambda what, done, total: report(done),
         )
-    for row in state.outcome.remid["subsets"]:
-        models = row["models"].items()
-        values = {f"eval/remi/{row['row']}/{name}": model["remi"] for name, model in models}
+    for row in state.outcome.remid.subsets:
+        models = row.models.items()
+        values = {f"eval/remi/{row.row}/{name}": model.remi for name, model in models if model}
         context.record.log({"coevolve/phase": "remid", **values})
 
 
@@ -62,7 +65,7 @@ def compare_with_truth(context: Context, state: RunState) -> None:
     """Exact values beside the estimates."""
     truth, outcome = context.truth, state.outcome
     assert truth is not None and outcome.remid is not None  # the stage is there, after `remid`
-    outcome.floors, outcome.exact = truth.floors(), truth.exact_remid(outcome.remid["unit"])
+    outcome.floors, outcome.exact = truth.floors(), truth.exact_remid(outcome.remid.unit)
 
 
 def finish(context: Context, state: RunState) -> dict[str, Any]:

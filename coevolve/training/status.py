@@ -24,10 +24,13 @@ class Status(Document):
     """`status.json`: where a run said last that it is."""
 
     state: Literal["running", "interrupted", "failed", "finished"]
+    """As the run itself knows it."""
     stage: str
     """What is being done, or was; empty at the end."""
     round: int | None = None
+    """Of the stage, if it is in one."""
     phase: str | None = None
+    """Of the stage, if it is one."""
     checkpoint: str | None = None
     """What an interrupted run goes on from."""
     reason: str | None = None
@@ -35,8 +38,11 @@ class Status(Document):
     error: str | None = None
     """Why it failed."""
     host: str | None = None
+    """Where it runs, or ran."""
     pid: int | None = None
+    """Of its first process there."""
     updated: str | None = None
+    """When this was written."""
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ A response has as many tokens as any other, so that per token every number is th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from coevolve.information.emi import difference, emid
 from coevolve.information.estimate import FORMS, Estimate, mutual_information
 from coevolve.information.marginal import bigram_log_probs
 from coevolve.information.uncertainty import standard_error
+from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.score import Estimator, score_pairs
 from coevolve.scoring.scores import Scores
 from coevolve.worlds import truth
 from coevolve.worlds.corpus import worlds_by_split
@@ -53,20 +55,6 @@ CONTEXTS_AT_ONCE = 16
 
 Row = dict[str, Any]
 Report = Callable[[int], None]
-
-
-class Estimator(Protocol):
-    """The part of `coevolve.ProbabilityEstimator` that an audit needs."""
-
-    def reason(self, examples: Sequence[Example]) -> list[str]: ...
-
-    def log_prob_pairs(
-        self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
-        reasoning: Sequence[str],
-        pairs: np.ndarray,
-    ) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +81,7 @@ def audit_world(
     strength: float = 1.0,
     test: int = 256,
     names: Sequence[str] | None = None,
+    reasoning: Reasoning | None = None,
     advance: Report | None = None,
 ) -> list[Row]:
     """Estimates and exact values for the world of a seed.
@@ -103,6 +92,7 @@ def audit_world(
         strength: of its shifts.
         test: examples per split, all pairs of which are scored.
         names: of the policies judged; None for all of `coevolve.worlds.role_players`.
+        reasoning: how the estimator's reasonings are chosen; greedy by default.
         advance: called with the number of contexts scored since the last call; there are 5 x `test`
             in all.
 
@@ -130,7 +120,10 @@ def audit_world(
         sample = _draw(split, world, policies, test, rng)
         if estimator is None and advance is not None:
             advance(test)
-        for row, estimated in _judge(sample, policies, estimator, advance):
+        scored = None
+        if estimator is not None:
+            scored = _score(estimator, reasoning or Reasoning(), sample, advance)
+        for row, estimated in _judge(sample, policies, scored):
             key = (row["policy"], row["source"], row["measure"])
             row = {"seed": seed, **row, "emid": None, "emid_error": None, "exact_emid": None}
             if split == IN_DISTRIBUTION:
@@ -268,11 +261,11 @@ def _draw(
 def _judge(
     sample: Sample,
     policies: Mapping[str, Policy],
-    estimator: Estimator | None,
-    advance: Report | None,
+    scored: Mapping[str, NDArray[np.float64]] | None,
 ) -> Iterator[tuple[Row, Estimate | None]]:
-    """A sample's rows, still without EMID, each with its estimate of EMI (golden: None)."""
-    scored = None if estimator is None else _score(estimator, sample, advance)
+    """Rows of one sample, each with its estimate of EMI (None for golden responses), still without
+    EMID. `scored` is by the estimator, as `_score` gives it.
+    """
     golden_policy = sample.world.golden
     golden: dict[tuple[str, str], Estimate] = {}
     exact_golden = truth.information(sample.world).mutual_information
@@ -310,7 +303,7 @@ def _judge(
 
 
 def _score(
-    estimator: Estimator, sample: Sample, advance: Report | None
+    estimator: Estimator, reasoning: Reasoning, sample: Sample, advance: Report | None
 ) -> dict[str, NDArray[np.float64]]:
     """Policy name -> (N, N) log-probabilities by the estimator; equal texts scored once."""
     texts = [text for responses in sample.responses.values() for text in responses]
@@ -319,7 +312,8 @@ def _score(
     for start in range(0, len(sample.examples), CONTEXTS_AT_ONCE):
         block = sample.examples[start : start + CONTEXTS_AT_ONCE]
         pairs = np.argwhere(np.ones((len(block), different.size), dtype=bool))
-        found = estimator.log_prob_pairs(block, different.tolist(), estimator.reason(block), pairs)
+        written = reasoning.write(estimator, block)
+        found = score_pairs(estimator, block, different.tolist(), written, pairs, sample.split)
         scores[start : start + len(block)] = found.sum.reshape(len(block), -1)
         if advance is not None:
             advance(len(block))

@@ -17,7 +17,7 @@ from coevolve.information.bound import (
     published_bound,
     scale_adjusted_bound,
 )
-from coevolve.information.discrete import entropy, jensen_shannon, mutual_information, row_entropies
+from coevolve.information.discrete import entropy, jensen_shannon, joint_information, row_entropies
 
 INPUTS = ("user", "character", "dialogue")
 
@@ -42,7 +42,7 @@ class Case:
         return (x[..., None] * responses).reshape(x.size, -1)
 
     def emi(self, inputs):
-        return mutual_information(self.joint(inputs, self.model)) - mutual_information(
+        return joint_information(self.joint(inputs, self.model)) - joint_information(
             self.joint(inputs, self.golden)
         )
 

@@ -13,17 +13,33 @@ from coevolve.errors import DataError
 from coevolve.reference import protocol
 from coevolve.reference.protocol import (
     Window,
-    evaluate_reference,
     reference_means,
     reference_pairs,
     reference_scores,
     reference_window,
 )
-from coevolve.remid.evaluate import PUBLISHED, evaluate_remid
+from coevolve.remid.evaluate import evaluate_remid
+from coevolve.remid.measures import PUBLISHED
+from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.results import RemidResults
+from coevolve.remid.score import Scoring
 from coevolve.remid.table import remid_csv, remid_text
 from coevolve.scoring.roles import ESTIMATOR
 
 LIMIT = 4096
+
+
+def typed_reference(*given, reasoning=None, **options):
+    if reasoning is not None:
+        reasoning = Reasoning("given", texts=reasoning, sha256="f")
+    return protocol.evaluate_reference(*given, reasoning=reasoning, **options)
+
+
+def evaluate_reference(*given, **options):
+    """The results as a file holds them."""
+    return typed_reference(*given, **options).values()
+
+
 NEGATIVES = 4  # fewer than the pairs of most subsets, so that the draw matters
 SUBSETS = (
     "IDTest",
@@ -176,7 +192,7 @@ def test_the_numbers_are_those_of_a_literal_reading(
         )
         assert by_name["german"]["models"][name]["remid"] == pytest.approx(difference)
     assert found["protocol"]["cut"] == found["protocol"]["empty"] == 0
-    assert "german" in remid_text(found)
+    assert "german" in remid_text(RemidResults.model_validate(found))
 
 
 def test_the_rows_are_the_corpus_s_and_the_averages_theirs(estimator, corpus, responses, reasoning):
@@ -198,7 +214,8 @@ def test_the_results_have_the_fields_of_every_other_evaluation(
     estimator, corpus, responses, reasoning
 ):
     found = evaluate_reference(estimator, corpus, responses)
-    usual = evaluate_remid(estimator, corpus, responses, measures=[PUBLISHED], negatives="all")
+    scoring = Scoring(negatives="all")
+    usual = evaluate_remid(estimator, corpus, responses, scoring, measures=[PUBLISHED]).values()
 
     def fields(value):
         if isinstance(value, dict):
@@ -212,7 +229,7 @@ def test_the_results_have_the_fields_of_every_other_evaluation(
     for name in set(found) & set(usual) - {"comparisons"}:
         assert fields(found[name]) == fields(usual[name]), name
     assert json.loads(json.dumps(found)) == found
-    assert remid_csv(found).count("\n") == 1 + 2 * (5 + 1)
+    assert remid_csv(RemidResults.model_validate(found)).count("\n") == 1 + 2 * (5 + 1)
 
 
 def test_without_given_reasoning_the_connector_writes_it(estimator, corpus, responses):
@@ -227,7 +244,9 @@ def test_without_given_reasoning_the_connector_writes_it(estimator, corpus, resp
     steps = []
     found = evaluate_reference(estimator, small, given, progress=lambda *step: steps.append(step))
     assert found.pop("reasoning") == {"kind": "greedy"}
-    assert found == evaluate_reference(estimator, small, given, reasoning=written)
+    again = evaluate_reference(estimator, small, given, reasoning=written)
+    assert again.pop("reasoning") == {"kind": "given", "sha256": "f"}
+    assert found == again
     assert steps[-1][1:] == (12, 12)  # 4 contexts, for golden and each of 2 models
     assert found["average"] == {}
 

@@ -15,16 +15,17 @@ from coevolve.information.contrast import Contrast
 from coevolve.information.emi import emi
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.remid.blame import (
+    TokenScoring,
     blame_examples,
     blame_table,
     contributions,
     losses,
     remi_of,
-    token_contributions,
 )
-from coevolve.remid.bound import score_corpus
 from coevolve.remid.pairs import negative_pairs
-from coevolve.remid.score import evaluated_examples
+from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.score import Scoring, score_corpus, score_examples
+from coevolve.remid.subsets import evaluated_examples
 from coevolve.scoring.models import load_model, load_tokenizer
 from coevolve.scoring.roles import SeparateRoles
 from coevolve.scoring.scores import Scores
@@ -95,7 +96,7 @@ def test_an_examples_contribution_is_what_leaving_it_out_takes_away():
 
 
 def test_losses_average_to_remid_over_sampled_pairs(corpus, estimator, responses):
-    scored = score_corpus(estimator, corpus, responses, negatives=5)
+    scored = score_corpus(estimator, corpus, responses, Scoring(negatives=5)).subsets
     for name in responses:
         remi = [remi_of(subset, name, "club", "per_token").value for subset in scored]
         for index, (_, loss) in enumerate(losses(scored, name)):
@@ -130,7 +131,7 @@ def world():
 
 def test_mixed_up_responses_are_the_worst(world):
     corpus, responses = world
-    scored = score_corpus(Truth(), corpus, responses, negatives="all")
+    scored = score_corpus(Truth(), corpus, responses, Scoring(negatives="all")).subsets
     for subset, (_, loss) in zip(
         scored, losses(scored, "mixed up", normalisation="per_response"), strict=True
     ):
@@ -170,31 +171,52 @@ def small(world):
 
 def test_tokens_add_up_to_the_responses_contrast(tiny, small):
     corpus, responses = small
-    subset = score_corpus(tiny, corpus, responses, negatives="all")[1]
+    subset = score_corpus(tiny, corpus, responses, Scoring(negatives="all")).subsets[1]
     examples = subset.subset.examples
     texts = [examples[2].golden_response, responses["mixed up"][examples[5].sample_id]]
-    found = token_contributions(tiny, [2, 5], texts, subset, other_contexts=len(examples), seed=0)
+    scoring = TokenScoring(tiny, Reasoning(), other_contexts=len(examples))
+    found = scoring.tokens_of([2, 5], texts, subset)
     matrix = tiny.log_prob_matrix(examples, texts, tiny.reason(examples)).sum
     for column, (index, text, tokens) in enumerate(zip([2, 5], texts, found, strict=True)):
-        assert [token["text"] for token in tokens] == [*text.split(), "<|im_end|>"]
-        assert sum(token["log_prob"] for token in tokens) == pytest.approx(
+        assert [token.text for token in tokens] == [*text.split(), "<|im_end|>"]
+        assert sum(token.log_prob for token in tokens) == pytest.approx(
             matrix[index, column], abs=1e-4
         )
         others = np.delete(matrix[:, column], index)
         contrast = matrix[index, column] - others.mean()
-        assert sum(token["contribution"] for token in tokens) == pytest.approx(contrast, abs=1e-4)
+        assert sum(token.contribution for token in tokens) == pytest.approx(contrast, abs=1e-4)
+
+
+def test_tokens_of_a_mixture_add_up_to_the_mixtures_score(tiny, small):
+    """Which is the log mean over its reasonings of what each gives the response."""
+    corpus, responses = small
+    reasoning = Reasoning("marginal", samples=3, seed=7)
+    scoring = Scoring(negatives="all", reasoning=reasoning)
+    subset = score_corpus(tiny, corpus, responses, scoring).subsets[0]
+    examples = subset.subset.examples
+    texts = [responses["mixed up"][x.sample_id] for x in examples]
+    found = TokenScoring(tiny, reasoning).tokens_of(range(len(examples)), texts, subset)
+    sums = [sum(token.log_prob for token in tokens) for tokens in found]
+    np.testing.assert_allclose(sums, subset.positive["mixed up"].sum, atol=1e-4)
+    scores, written = score_examples(tiny, examples, texts, reasoning)
+    each = [tiny.log_prob(examples, texts, tiny.reason(examples, seed=7 + k)).sum for k in range(3)]
+    np.testing.assert_allclose(scores.sum, np.log(np.mean(np.exp(each), axis=0)), atol=1e-4)
+    np.testing.assert_allclose(scores.sum, sums, atol=1e-4)
+    assert written == [tiny.reason(examples, seed=7 + k) for k in range(3)]
+    assert len({*map(tuple, written)}) > 1
 
 
 def test_worst_and_best_are_shown_with_text_and_tokens(tiny, small):
     corpus, responses = small
-    scored = score_corpus(tiny, corpus, responses, negatives=20)
-    found = blame_examples(tiny, scored, responses, shown=2, other_contexts=3)
+    scored = score_corpus(tiny, corpus, responses, Scoring(negatives=20))
+    blamed = blame_examples(tiny, scored, shown=2, other_contexts=3)
+    found = blamed.values()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert [row["row"] for row in found["subsets"]] == ["IDTest", "OOD3Test/dialogue"]
     console = Console(file=io.StringIO(), width=220)
-    console.print(blame_table(found, "mixed up"))
+    console.print(blame_table(blamed, "mixed up"))
     table = console.file.getvalue()
-    for row, subset in zip(found["subsets"], scored, strict=True):
+    for row, subset in zip(found["subsets"], scored.subsets, strict=True):
         model = row["models"]["mixed up"]
         assert [x["sample_ID"] for x in model["examples"]] == [
             x.sample_id for x in subset.subset.examples
@@ -207,8 +229,7 @@ def test_worst_and_best_are_shown_with_text_and_tokens(tiny, small):
             assert shown["response"] == responses["mixed up"][shown["sample_ID"]]
             assert len(shown["tokens"]) == len(shown["golden_tokens"]) == SLOTS + 1
             assert shown["sample_ID"] in table and shown["response"] in table
-    again = blame_examples(tiny, scored, responses, shown=2, other_contexts=3)
-    assert again == found
+    assert blame_examples(tiny, scored, shown=2, other_contexts=3) == blamed
 
 
 def test_an_example_in_many_sampled_pairs_is_not_worse_for_it():
@@ -228,6 +249,6 @@ def test_an_example_in_many_sampled_pairs_is_not_worse_for_it():
 
 def test_unusable_numbers_are_refused(tiny, small):
     corpus, responses = small
-    scored = score_corpus(tiny, corpus, responses, negatives=5)
+    scored = score_corpus(tiny, corpus, responses, Scoring(negatives=5))
     with pytest.raises(RecipeError, match="shown is 0"):
-        blame_examples(tiny, scored, responses, shown=0)
+        blame_examples(tiny, scored, shown=0)

@@ -19,12 +19,14 @@ from coevolve.remid.blame import remi_of
 from coevolve.remid.bound import (
     INPUT_TEXTS,
     Measuring,
-    bound_table,
+    bound_grid,
     evaluate_bound,
-    score_corpus,
-    shift_table,
+    shift_grid,
 )
-from coevolve.remid.score import evaluated_examples
+from coevolve.remid.bound_results import BoundResults
+from coevolve.remid.grid import grid_table
+from coevolve.remid.score import Scoring, score_corpus
+from coevolve.remid.subsets import evaluated_examples
 from coevolve.scoring.scores import Scores
 from coevolve.worlds.corpus import world_corpus, world_of, worlds_by_split
 from coevolve.worlds.language import SLOTS
@@ -110,7 +112,7 @@ def scored(corpus, responses):
 
 @pytest.fixture(scope="module")
 def results(corpus, responses, scored):
-    return evaluate_bound(scored, responses, Words(texts_of(corpus, responses)))
+    return evaluate_bound(scored, Words(texts_of(corpus, responses))).values()
 
 
 def test_the_input_that_shifted_is_to_blame(results):
@@ -126,9 +128,7 @@ def test_the_input_that_shifted_is_to_blame(results):
 @pytest.mark.parametrize("kernel", ["linear", "gaussian"])
 def test_the_shift_is_found_by_either_kernel(corpus, responses, scored, kernel):
     measuring = Measuring(kernel=kernel, repetitions=3, largest=80)
-    found = evaluate_bound(
-        scored, responses, Words(texts_of(corpus, responses)), measuring=measuring
-    )
+    found = evaluate_bound(scored, Words(texts_of(corpus, responses)), measuring=measuring).values()
     assert [row["blame"][0]["input"] for row in found["subsets"][:3]] == [
         "user",
         "character",
@@ -146,7 +146,7 @@ def test_with_one_hot_vectors_the_jsd_is_the_exact_one_and_its_noise():
         corpus, splits={split: corpus.splits[split] for split in ("IDTest", "OOD2Test")}
     )
     golden = {x.sample_id: x.golden_response for x in evaluated_examples(corpus)}
-    scored = score_corpus(Truth(world_of(SEED)), corpus, {"golden": golden}, negatives=100)
+    scored = score_corpus(Truth(world_of(SEED)), corpus, {"golden": golden}, Scoring(negatives=100))
     one_hot = OneHot([INPUT_TEXTS["character"](x) for x in evaluated_examples(corpus)])
 
     class CharactersOnly:
@@ -155,9 +155,7 @@ def test_with_one_hot_vectors_the_jsd_is_the_exact_one_and_its_noise():
         def __call__(self, texts):
             return one_hot(texts) if texts[0] in one_hot.place else np.ones((len(texts), 1))
 
-    found = evaluate_bound(
-        scored, {"golden": golden}, CharactersOnly(), measuring=Measuring(largest=800)
-    )
+    found = evaluate_bound(scored, CharactersOnly(), measuring=Measuring(largest=800)).values()
     measured = found["subsets"][0]["inputs"]["character"]
     exact = factor_divergences(world_of(SEED), worlds_by_split(SEED)["OOD2Test"])["character"]
     assert measured["excess"] < measured["jsd"] == pytest.approx(exact, rel=0.2)
@@ -185,14 +183,15 @@ def test_terms_follow_from_what_stands_beside_them(results):
 def test_bound_holds_for_the_exact_emid_and_remid_is_the_measured_one(scored, results):
     policies = role_players(world_of(SEED))
     worlds = worlds_by_split(SEED)
-    for subset, row in zip(scored[1:], results["subsets"], strict=True):
+    for subset, row in zip(scored.subsets[1:], results["subsets"], strict=True):
         for shown, name in {
             "user": "perfect",
             "[bold]noisy": "noise_0.8",
             "unsure": "unsure_of_user",
         }.items():
             remi = [
-                remi_of(side, shown, "club", "per_response").value for side in (scored[0], subset)
+                remi_of(side, shown, "club", "per_response").value
+                for side in (scored.subsets[0], subset)
             ]
             assert row["models"][shown]["remid"] == pytest.approx(remi[0] - remi[1])
             exact = emid(worlds["IDTest"], worlds[row["split"]], policies[name])
@@ -200,10 +199,10 @@ def test_bound_holds_for_the_exact_emid_and_remid_is_the_measured_one(scored, re
 
 
 def test_entropy_is_the_largest_surprise_of_both_distributions(scored, results):
-    for subset, row in zip(scored[1:], results["subsets"], strict=True):
+    for subset, row in zip(scored.subsets[1:], results["subsets"], strict=True):
         surprise = [
             -golden - model
-            for side in (scored[0], subset)
+            for side in (scored.subsets[0], subset)
             for golden, model in zip(
                 side.positive[None].sum, side.positive["unsure"].sum, strict=True
             )
@@ -223,9 +222,10 @@ def test_a_models_outputs_are_further_from_golden_the_noisier_it_is(results):
 
 def test_results_are_json_and_tables_show_every_subset(results):
     json.dumps(results, allow_nan=False)
-    for table in (shift_table(results), bound_table(results, "[bold]noisy")):
+    typed = BoundResults.model_validate(results)
+    for grid in (shift_grid(typed), bound_grid(typed, "[bold]noisy")):
         console = Console(file=io.StringIO(), width=200)
-        console.print(table)
+        console.print(grid_table(grid))
         text = console.file.getvalue()
         assert all(row["row"] in text for row in results["subsets"])
     assert "[bold]noisy" in text
@@ -235,7 +235,6 @@ def test_progress_counts_every_text_once(corpus, responses, scored):
     steps = []
     evaluate_bound(
         scored,
-        responses,
         Words(texts_of(corpus, responses)),
         measuring=Measuring(repetitions=1, largest=8),
         progress=lambda what, done, total: steps.append((done, total)),
@@ -249,9 +248,7 @@ def test_progress_counts_every_text_once(corpus, responses, scored):
 def test_what_cannot_be_measured_is_refused(corpus, responses, scored):
     words = Words(texts_of(corpus, responses))
     with pytest.raises(DataError, match="no shifted subset"):
-        evaluate_bound(scored[:1], responses, words)
-    with pytest.raises(DataError, match="lack a response"):
-        evaluate_bound(scored, {"short": dict(list(responses["user"].items())[1:])}, words)
+        evaluate_bound(replace(scored, subsets=scored.subsets[:1]), words)
     with pytest.raises(RecipeError, match="kernel is 'rbf'"):
         Measuring(kernel="rbf")
     few = Corpus(
@@ -259,7 +256,22 @@ def test_what_cannot_be_measured_is_refused(corpus, responses, scored):
     )
     given = {"user": {x.sample_id: responses["user"][x.sample_id] for x in evaluated_examples(few)}}
     with pytest.raises(DataError, match="OOD1Test/user: found 3 examples"):
-        evaluate_bound(score_corpus(Truth(world_of(SEED)), few, given), given, words)
+        evaluate_bound(score_corpus(Truth(world_of(SEED)), few, given), words)
+
+
+def test_small_subsets_are_listed_where_that_is_asked_for(corpus, responses):
+    splits = dict(corpus.splits)
+    splits |= {"OOD1Test": corpus.splits["OOD1Test"][:1], "OOD2Test": corpus.splits["OOD2Test"][:3]}
+    small = Corpus(splits, "small")
+    given = {
+        "user": {x.sample_id: responses["user"][x.sample_id] for x in evaluated_examples(small)}
+    }
+    scored = score_corpus(Truth(world_of(SEED)), small, given, Scoring(small_subsets="show"))
+    results = evaluate_bound(scored, Words(texts_of(small, given)))
+    listed = [(one.row, one.examples) for one in results.small_subsets]
+    assert listed == [("OOD1Test/user", 1), ("OOD2Test/character", 3)]
+    assert [row.row for row in results.subsets] == ["OOD3Test/dialogue", "OOD4Test/all"]
+    assert "OOD2Test/character: 3, fewer than the 4" in " ".join(shift_grid(results).caption)
 
 
 def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys):

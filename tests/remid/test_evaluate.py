@@ -15,20 +15,23 @@ from coevolve.information.contrast import Contrast
 from coevolve.information.emi import emi
 from coevolve.information.estimate import FORMS
 from coevolve.information.uncertainty import standard_error
+from coevolve.remid import evaluate
 from coevolve.remid import results as results_module
-from coevolve.remid.evaluate import (
-    PUBLISHED,
-    RECOMMENDED,
-    Measure,
-    contributions,
-    evaluate_remid,
-    score_corpus,
-)
+from coevolve.remid.evaluate import shares_of_examples
+from coevolve.remid.measures import PUBLISHED, RECOMMENDED, Measure
 from coevolve.remid.pairs import PerContext
-from coevolve.remid.score import Reasoning, evaluated_examples
+from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.score import Scoring, score_corpus
+from coevolve.remid.subsets import evaluated_examples
 from coevolve.scoring.scores import Scores
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "roleplay-shared.json"
+
+
+def evaluate_remid(estimator, corpus, responses, *, measures=(), progress=None, **scoring):
+    """The results as a file holds them."""
+    how = {"measures": measures, "progress": progress}
+    return evaluate.evaluate_remid(estimator, corpus, responses, Scoring(**scoring), **how).values()
 
 
 def rows_of(results):
@@ -383,7 +386,8 @@ def test_by_default_the_published_form_stands_beside_the_recommended_one(
 def test_every_form_is_the_function_of_the_scores_that_its_name_says(corpus, estimator, responses):
     measures = [Measure(form, "per_token") for form in FORMS]
     results = evaluate_remid(estimator, corpus, responses, measures=measures, negatives="all")
-    scored, _ = score_corpus(estimator, corpus, responses, measures=measures, negatives="all")
+    scoring = Scoring(negatives="all")
+    scored = score_corpus(estimator, corpus, responses, scoring, measures=measures).subsets
     for block in (results, *results["beside"]):
         for row, subset in zip(block["subsets"], scored, strict=True):
             for name in responses:
@@ -406,7 +410,8 @@ def test_remid_compares_at_the_smaller_number_of_contexts(corpus, estimator, res
     """
     measures = [Measure("info_nce")]
     results = evaluate_remid(estimator, corpus, responses, measures=measures, negatives="all")
-    scored, _ = score_corpus(estimator, corpus, responses, measures=measures, negatives="all")
+    scoring = Scoring(negatives="all")
+    scored = score_corpus(estimator, corpus, responses, scoring, measures=measures).subsets
 
     def remi(subset, name, contexts):
         limited = [
@@ -440,13 +445,13 @@ def test_comparisons_are_paired(corpus, estimator, responses):
 
 def test_contributions_average_to_remi(corpus, estimator, responses):
     for measure in (PUBLISHED, RECOMMENDED):
-        scored, _ = score_corpus(estimator, corpus, responses, negatives="all")
+        scored = score_corpus(estimator, corpus, responses, Scoring(negatives="all"))
         results = evaluate_remid(estimator, corpus, responses, measures=[measure], negatives="all")
-        shares = list(contributions(scored, measure))
+        shares = list(shares_of_examples(scored, measure))
         assert len(shares) == len(responses) * len(evaluated_examples(corpus))
         for row in results["subsets"]:
             for name in responses:
-                own = [x["remi"] for x in shares if (x["row"], x["model"]) == (row["row"], name)]
+                own = [x.remi for x in shares if (x.row, x.model) == (row["row"], name)]
                 assert np.mean(own) == pytest.approx(row["models"][name]["remi"])
 
 
@@ -488,7 +493,8 @@ def test_a_sample_of_pairs_is_refused_for_forms_that_average_over_contexts(
 
 def test_reasoning_protocols(corpus, estimator, responses):
     def matched(reasoning):
-        scored, _ = score_corpus(estimator, corpus, responses, reasoning=reasoning)
+        scoring = Scoring(reasoning=reasoning)
+        scored = score_corpus(estimator, corpus, responses, scoring).subsets
         return scored[0].positive["echo"].sum, scored[0].negative["echo"].sum
 
     examples = corpus.splits["IDTest"]
@@ -504,7 +510,7 @@ def test_reasoning_protocols(corpus, estimator, responses):
         ]
         return np.log(np.mean(np.exp(of_each), axis=0))
 
-    np.testing.assert_allclose(matched(None)[0], literal([estimator.reason(examples)]))
+    np.testing.assert_allclose(matched(Reasoning())[0], literal([estimator.reason(examples)]))
     np.testing.assert_allclose(matched(Reasoning("none"))[0], literal([[None] * 3]))
     np.testing.assert_allclose(
         matched(Reasoning("sampled", seed=5))[0], literal([estimator.reason(examples, seed=5)])

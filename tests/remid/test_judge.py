@@ -13,7 +13,17 @@ from rich.console import Console
 from coevolve.errors import DataError, RecipeError
 from coevolve.files import write_json, write_jsonl
 from coevolve.remid.evaluate import evaluate_remid
-from coevolve.remid.judge import judge_correlations, judge_table, read_judge_scores
+from coevolve.remid.grid import grid_table
+from coevolve.remid.judge import judge_correlations, judge_grid, read_judge_scores
+from coevolve.remid.results import (
+    Beside,
+    ChosenReasoning,
+    OfModel,
+    RemidResults,
+    SubsetNumbers,
+    SubsetResults,
+)
+from coevolve.remid.score import Scoring
 
 MODELS = [f"m{index}" for index in range(5)]
 ROWS = ["IDTest", "OOD1Test/german", "OOD1Test/french", "OOD3Test/word_order"]
@@ -31,30 +41,37 @@ BESIDE = "R-EMI, club per_token"
 PLAIN = "EMI, calibrated per_response"
 
 
-def rows_of(values):
+def rows_of(values, model_of_rows):
     """Rows of results whose R-EMI is an array (model, row); NaN stands for a subset without
     numbers.
     """
     return [
-        {
-            "row": row,
-            "models": {
-                model: None if np.isnan(values[i, j]) else {"remi": float(values[i, j])}
+        model_of_rows.model_construct(
+            row=row,
+            golden=None,
+            models={
+                model: None
+                if np.isnan(values[i, j])
+                else OfModel.model_construct(remi=float(values[i, j]))
                 for i, model in enumerate(MODELS)
             },
-        }
+        )
         for j, row in enumerate(ROWS)
     ]
 
 
 def results_of(values, beside=None, kind="greedy"):
-    blocks = (
-        []
+    club = {"form": "club", "normalisation": "per_token"}
+    return RemidResults.model_construct(
+        models=MODELS,
+        reasoning=ChosenReasoning(kind=kind),
+        form="calibrated",
+        normalisation="per_response",
+        subsets=rows_of(values, SubsetResults),
+        beside=[]
         if beside is None
-        else [{"form": "club", "normalisation": "per_token", "subsets": rows_of(beside)}]
+        else [Beside.model_construct(**club, subsets=rows_of(beside, SubsetNumbers))],
     )
-    main = {"form": "calibrated", "normalisation": "per_response", "subsets": rows_of(values)}
-    return {"models": MODELS, "reasoning": {"kind": kind}, **main, "beside": blocks}
 
 
 def scores_of(values):
@@ -73,7 +90,7 @@ def measured():
 
 def text_of(comparison):
     console = Console(file=io.StringIO(), width=160)
-    console.print(judge_table(comparison))
+    console.print(grid_table(judge_grid(comparison)))
     return console.file.getvalue()
 
 
@@ -150,20 +167,20 @@ def test_plain_emi_and_what_stands_beside_are_compared_too(measured):
     assert only.measures == {MAIN: comparison.measures[MAIN]}  # the resamples are the same
     assert only != judge_correlations(results_of(remi), scores_of(judged), resamples=30, seed=5)
     assert (
-        json.loads(json.dumps(comparison.to_dict()))["measures"][PLAIN]["kendall"]["undefined"] == 0
+        json.loads(json.dumps(comparison.values()))["measures"][PLAIN]["kendall"]["undefined"] == 0
     )
     assert "R-EMI" in text_of(comparison) and "20 model x subset pairs" in text_of(comparison)
-    plain["models"] = MODELS[1:]
+    plain = plain.model_copy(update={"models": MODELS[1:]})
     with pytest.raises(DataError, match="without reasoning are of other models or rows"):
         judge_correlations(results_of(remi), scores_of(judged), plain=plain)
 
 
 def test_the_results_of_an_evaluation_are_compared(corpus, estimator, responses):
-    results = evaluate_remid(estimator, corpus, responses, negatives="all")
+    results = evaluate_remid(estimator, corpus, responses, Scoring(negatives="all"))
     scores = {
-        (model, row["row"]): row["models"][model]["remi"]
-        for row in results["subsets"]
-        for model in results["models"]
+        (model, row.row): row.models[model].remi
+        for row in results.subsets
+        for model in results.models
     }
     comparison = judge_correlations(results, scores, resamples=20)
     first = next(iter(comparison.measures.values()))

@@ -11,9 +11,11 @@ from rich.console import Console
 from coevolve.data.corpus import Corpus
 from coevolve.errors import DataError
 from coevolve.information import density_ratio
-from coevolve.remid.evaluate import PUBLISHED, RECOMMENDED, evaluate_remid
+from coevolve.remid import evaluate
+from coevolve.remid.measures import PUBLISHED, RECOMMENDED
 from coevolve.remid.pairs import PerContext
-from coevolve.remid.score import Reasoning
+from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.score import Scoring
 from coevolve.remid.table import (
     AVERAGE,
     CSV_COLUMNS,
@@ -25,6 +27,11 @@ from coevolve.remid.table import (
     remid_table,
     remid_text,
 )
+
+
+def evaluate_remid(estimator, corpus, responses, *, measures=(), **scoring):
+    scoring = Scoring(**scoring)
+    return evaluate.evaluate_remid(estimator, corpus, responses, scoring, measures=measures)
 
 
 @pytest.fixture
@@ -68,14 +75,14 @@ def test_a_fit_that_ended_at_its_lowest_temperature_is_spoken_of(
     )
     results = evaluate_remid(estimator, corpus, responses, **given)
     marked = [
-        f"{name} in {row['row']}"
-        for row in results["subsets"]
-        for name in ("golden", *results["models"])
-        if row["examples"] == 3
+        f"{name} in {row.row}"
+        for row in results.subsets
+        for name in ("golden", *results.models)
+        if row.examples == 3
     ]
     assert marked
     assert f"information is underestimated: {', '.join(marked)}. There a" in remid_text(results)
-    assert all("at_floor" not in row["golden"] for row in results["subsets"])
+    assert not any(row.golden.at_floor for row in results.subsets)
 
 
 def numbers_of(row):
@@ -92,17 +99,17 @@ def test_rows_are_the_leaderboards(results):
         ("dialogue shift, R-EMID ↓", "word_composition"),
         ("over all shifted subsets, R-EMID ↓", AVERAGE),
     ]
-    by_row = {row["row"]: row["models"] for row in results["subsets"]}
+    by_row = {row.row: row.models for row in results.subsets}
     assert numbers_of(rows[0]) == [
-        by_row["IDTest"]["echo"]["remi"],
-        by_row["IDTest"]["persona"]["remi"],
+        by_row["IDTest"]["echo"].remi,
+        by_row["IDTest"]["persona"].remi,
     ]
     assert rows[1].values[0] == Value(
-        by_row["OOD1Test/german"]["echo"]["remid"],
-        by_row["OOD1Test/german"]["echo"]["remid_error"],
-        by_row["OOD1Test/german"]["echo"]["holm_p"] < 0.05,
+        by_row["OOD1Test/german"]["echo"].remid,
+        by_row["OOD1Test/german"]["echo"].remid_error,
+        by_row["OOD1Test/german"]["echo"].holm_p < 0.05,
     )
-    assert rows[-1].values[1].number == results["average"]["persona"]["remid"]
+    assert rows[-1].values[1].number == results.average["persona"].remid
 
 
 def test_a_value_says_how_sure_it_is():
@@ -150,18 +157,18 @@ def test_differences_between_models_are_shown_with_their_intervals(
     corpus, estimator, responses, results
 ):
     ((pair, remi, remid),) = difference_rows(results)
-    by_measure = {row["measure"]: row for row in results["comparisons"]}
+    by_measure = {row.measure: row for row in results.comparisons}
     assert pair == "echo - persona"
     for cell, measure in ((remi, "remi"), (remid, "remid")):
         row = by_measure[measure]
-        assert cell == f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        assert cell == f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
     one = evaluate_remid(estimator, corpus, {"echo": responses["echo"]}, measures=[PUBLISHED])
     assert difference_rows(one) == []
     many = {f"model {index}": responses["echo"] for index in range(5)} | {
         "persona": responses["persona"]
     }
     found = evaluate_remid(estimator, corpus, many, measures=[PUBLISHED])
-    best = min(found["models"], key=lambda name: found["average"][name]["remid"])
+    best = min(found.models, key=lambda name: found.average[name].remid)
     listed = difference_rows(found)
     assert len(listed) == 5 and all(best in pair for pair, *_ in listed)  # of 15 pairs
 
@@ -209,8 +216,8 @@ def test_each_measure_has_its_table(two_measures):
     first, second = remid_text(two_measures).split("subset ")[1:]
     assert "nats per response" in first and "calibrated" in first
     assert "nats per token" in second and "CLUB" in second
-    beside = {row["row"]: row["models"] for row in two_measures["beside"][0]["subsets"]}
-    assert f"{beside['OOD1Test/german']['echo']['remid']:+z.3f}" in second
+    beside = {row.row: row.models for row in two_measures.beside[0].subsets}
+    assert f"{beside['OOD1Test/german']['echo'].remid:+z.3f}" in second
 
 
 def test_a_subset_without_numbers_says_why(with_a_small_subset):
@@ -230,15 +237,15 @@ def test_csv_holds_every_number(two_measures):
     assert tuple(lines[0]) == CSV_COLUMNS
     assert len(lines) == 2 * 2 * (4 + 1)  # measures, models, subsets and the average
     found = {(line["form"], line["subset"], line["model"]): line for line in lines}
-    numbers = two_measures["subsets"][1]["models"]["persona"]
+    numbers = two_measures.subsets[1].models["persona"]
     line = found["calibrated", "german", "persona"]
-    assert float(line["value"]) == numbers["remid"]
-    assert float(line["standard_error"]) == numbers["remid_error"]
-    assert float(line["holm_p"]) == numbers["holm_p"]
+    assert float(line["value"]) == numbers.remid
+    assert float(line["standard_error"]) == numbers.remid_error
+    assert float(line["holm_p"]) == numbers.holm_p
     assert (line["measure"], line["shift"], line["examples"]) == ("R-EMID", "user", "2")
     assert float(found["calibrated", "IDTest", "echo"]["exact"]) == -0.5
     assert found["club", "IDTest", "echo"]["exact"] == ""
-    average = two_measures["beside"][0]["average"]["echo"]["remid"]
+    average = two_measures.beside[0].average["echo"].remid
     assert float(found["club", AVERAGE, "echo"]["value"]) == average
 
 

@@ -12,9 +12,17 @@ from coevolve.data.corpus import Corpus
 from coevolve.data.responses import answered_by_all, read_partial_responses
 from coevolve.files import write_jsonl
 from coevolve.remid.evaluate import evaluate_remid
-from coevolve.remid.score import evaluated_examples
-from coevolve.remid.table import AVERAGE, remid_csv, remid_latex, remid_rows, remid_text
-from coevolve.remid.unanswered import count_unanswered, row_label
+from coevolve.remid.score import Scoring
+from coevolve.remid.subsets import evaluated_examples
+from coevolve.remid.table import (
+    AVERAGE,
+    remid_csv,
+    remid_latex,
+    remid_markdown,
+    remid_rows,
+    remid_text,
+)
+from coevolve.remid.unanswered import count_unanswered
 
 LEFT_OUT = {"i1", "i3", "g1"}
 LABELS = [
@@ -69,20 +77,21 @@ def results(estimator, whole, partial):
         name: {sample_id: found.by_id[sample_id] for sample_id in ids}
         for name, found in partial.items()
     }
-    found = evaluate_remid(estimator, answered, given, negatives="all")
-    return found | {"unanswered": count_unanswered(whole, answered, partial)}
+    results = evaluate_remid(estimator, answered, given, Scoring(negatives="all"))
+    unanswered = count_unanswered(whole, answered, partial)
+    return results.model_copy(update={"unanswered": unanswered})
 
 
 def test_the_faults_are_counted_by_model_and_by_row(results):
     none = {"missing": [], "empty": [], "duplicated": []}
-    assert results["unanswered"] == {
+    assert results.unanswered.values() == {
         "rows": {"IDTest": {"left_out": 2, "of": 6}, "OOD1Test/german": {"left_out": 1, "of": 4}},
         "models": {
             "echo": none | {"missing": ["i1"], "empty": ["g1"]},
             "persona": none | {"duplicated": ["i3"]},
         },
     }
-    assert [row["examples"] for row in results["subsets"]] == [4, 3, 4, 4]
+    assert [row.examples for row in results.subsets] == [4, 3, 4, 4]
 
 
 def test_the_numbers_are_those_of_a_corpus_without_these_examples(
@@ -99,15 +108,18 @@ def test_the_numbers_are_those_of_a_corpus_without_these_examples(
         name: {sample_id: texts[sample_id.rstrip("b")] for sample_id in tests}
         for name, texts in responses.items()
     }
-    assert {key: value for key, value in results.items() if key != "unanswered"} == evaluate_remid(
-        estimator, reduced, given, negatives="all"
-    )
+    expected = evaluate_remid(estimator, reduced, given, Scoring(negatives="all"))
+    assert results.model_copy(update={"unanswered": None}) == expected
 
 
 def test_every_table_says_what_was_left_out_and_why(results):
     assert [row.label for row in remid_rows(results)[1]] == LABELS
     why = "echo has 1 missing, 1 empty; persona has 1 duplicated."
-    for text in (remid_text(results), remid_latex(results)):
+    for text in (
+        remid_text(results),
+        remid_latex(results),
+        remid_markdown(results).replace("\\", ""),
+    ):
         assert LABELS[0] in text and why in text
     lines = list(csv.DictReader(io.StringIO(remid_csv(results))))
     assert {(line["subset"], line["left_out"]) for line in lines} == {
@@ -117,10 +129,9 @@ def test_every_table_says_what_was_left_out_and_why(results):
         ("word_composition", "0"),
         (AVERAGE, ""),
     }
-    assert row_label(results, "OOD1Test/german") == "OOD1Test/german (1 of 4 left out)"
+    assert results.label("OOD1Test/german") == "OOD1Test/german (1 of 4 left out)"
 
 
 def test_where_all_have_answered_everything_nothing_is_said(estimator, corpus, responses):
     results = evaluate_remid(estimator, corpus, responses)
-    assert remid_text(results) == remid_text(results | {"unanswered": None})
     assert "left out" not in remid_text(results)

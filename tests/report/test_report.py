@@ -19,10 +19,13 @@ from coevolve.cli import main
 from coevolve.errors import DataError
 from coevolve.files import write_json, write_jsonl
 from coevolve.remid.blame import blame_examples
-from coevolve.remid.bound import evaluate_bound, score_corpus
+from coevolve.remid.bound import evaluate_bound
+from coevolve.remid.bound_results import BlameResults, BoundResults
 from coevolve.remid.evaluate import evaluate_remid
-from coevolve.remid.results import BlameResults, BoundResults, RemidResults
-from coevolve.remid.score import Reasoning, ReasoningKind, evaluated_examples
+from coevolve.remid.reasoning import Reasoning, ReasoningKind
+from coevolve.remid.results import RemidResults
+from coevolve.remid.score import Scoring, score_corpus
+from coevolve.remid.subsets import evaluated_examples
 from coevolve.remid.table import remid_rows
 from coevolve.report.contents import read_contents
 from coevolve.report.figures import _panels, _picture
@@ -102,10 +105,15 @@ def evaluated():
     truth = Truth(world_of(SEED))
     scored = score_corpus(truth, corpus, responses)
     return {
-        "results.json": evaluate_remid(truth, corpus, responses, negatives="all"),
-        "bound.json": evaluate_bound(scored, responses, Letters()),
-        "blame.json": blame_examples(truth, scored, responses, shown=3),
+        "results.json": evaluate_remid(truth, corpus, responses, Scoring(negatives="all")).values(),
+        "bound.json": evaluate_bound(scored, Letters()).values(),
+        "blame.json": blame_examples(truth, scored, shown=3).values(),
     }
+
+
+@pytest.fixture(scope="module")
+def remid(evaluated):
+    return RemidResults.model_validate(evaluated["results.json"])
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +190,7 @@ def page(tmp_path_factory, evaluated):
 
 def test_every_number_of_the_table_is_in_the_page(page, evaluated):
     shown = Reader(page).text
-    _, rows = remid_rows(evaluated["results.json"])
+    _, rows = remid_rows(RemidResults.model_validate(evaluated["results.json"]))
     for row in rows:
         for value in row.values:
             assert str(value) in shown
@@ -288,7 +296,7 @@ def test_the_schema_has_every_protocol_of_reasoning(tmp_path, evaluated, kind):
     protocol = Reasoning(
         kind, texts={"a": "b"} if kind == "given" else None, sha256="f" if kind == "given" else None
     )
-    results = {**evaluated["results.json"], "reasoning": protocol.describe()}
+    results = {**evaluated["results.json"], "reasoning": protocol.describe().values()}
     assert "Reasoning: " in Reader(report(tmp_path, {"results.json": results})).text
 
 
@@ -452,7 +460,7 @@ def test_what_is_read_can_be_shown(tmp_path, evaluated, trained, name):
         ("results.json", ("by_shift",), {}, "by_shift: "),
         ("results.json", ("average",), {}, "average: "),
         ("results.json", ("average", "perfect", "remid_low"), None, "an interval has one end only"),
-        ("results.json", ("level",), None, "level: found None"),
+        ("results.json", ("level",), None, "level is missing, and there are intervals"),
         (
             "results.json",
             ("reasoning",),
@@ -470,7 +478,7 @@ def test_what_is_read_can_be_shown(tmp_path, evaluated, trained, name):
             "results.json",
             ("unanswered",),
             {"rows": {"IDTest": {"of": 3}}, "models": {}},
-            "unanswered.rows.IDTest: ",
+            "unanswered.rows.IDTest.left_out is missing",
         ),
         ("bound.json", ("subsets", 0, "models"), {}, "'perfect' is not in both places"),
         ("bound.json", ("subsets", 0, "inputs", "user"), None, "subsets.0.inputs.user: found None"),
@@ -568,8 +576,8 @@ def test_a_line_of_the_log_that_is_none_is_named(tmp_path, line):
         read_contents(tmp_path)
 
 
-def test_the_first_screen_names_the_planted_loss_and_its_shift(evaluated):
-    worst, *_ = cards(evaluated["results.json"], {})
+def test_the_first_screen_names_the_planted_loss_and_its_shift(remid):
+    worst, *_ = cards(remid, {})
     assert worst.model == "unsure_of_user"
     assert worst.blame.startswith("Most to blame: other users")
 
@@ -582,11 +590,10 @@ def test_the_first_screen_says_what_there_was_to_lose(page, evaluated):
         assert f"it stands at {numbers['remi']:+z.3f} against the reference responses" in shown
 
 
-def test_exact_values_outside_their_intervals_are_explained(evaluated):
-    remid = evaluated["results.json"]
-    rows = [row["row"] for row in remid["subsets"] if row["shift"]]
+def test_exact_values_outside_their_intervals_are_explained(remid):
+    rows = [row.row for row in remid.subsets if row.shift]
     for shift, said in ((0.0, None), (99.0, "1 of 2 exact values lie outside their intervals")):
-        exact = {("perfect", row): remid["average"]["perfect"]["remid"] + shift for row in rows}
+        exact = {("perfect", row): remid.average["perfect"].remid + shift for row in rows}
         warning = size_warning(remid, cards(remid, exact))
         assert warning is None if said is None else warning.startswith(said)
 
@@ -599,9 +606,8 @@ def test_a_loss_is_certain_where_its_interval_is_above_0(low, high, certain):
     assert Loss("user", 0.2, low, high).certain is certain
 
 
-def test_the_exact_mean_is_over_the_subsets_that_the_estimate_is_over(evaluated):
-    remid = evaluated["results.json"]
-    rows = [row["row"] for row in remid["subsets"] if row["shift"]]
+def test_the_exact_mean_is_over_the_subsets_that_the_estimate_is_over(remid):
+    rows = [row.row for row in remid.subsets if row.shift]
     exact = {("perfect", row): float(index) for index, row in enumerate(rows)}
     assert losses(remid, "perfect", exact)[-1].exact == pytest.approx(np.mean(range(len(rows))))
     del exact["perfect", rows[0]]
@@ -609,8 +615,8 @@ def test_the_exact_mean_is_over_the_subsets_that_the_estimate_is_over(evaluated)
 
 
 def test_colour_follows_the_contribution_and_its_sign(evaluated):
-    for group in heat_maps(evaluated["blame.json"]):
-        tokens = [token for example in group["examples"] for token in example["tokens"]]
+    for group in heat_maps(BlameResults.model_validate(evaluated["blame.json"])):
+        tokens = [token for example in group.examples for token in example.tokens]
         assert all(np.sign(token.share) == np.sign(token.contribution) for token in tokens)
         by_value = sorted(tokens, key=lambda token: token.contribution)
         assert [token.share for token in by_value] == sorted(token.share for token in tokens)

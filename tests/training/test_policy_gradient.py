@@ -17,7 +17,7 @@ from coevolve.training.rl.policy_gradient import (
     gae,
     kl_estimate,
     last_token,
-    leave_one_out,
+    leave_one_out_advantages,
     token_rewards,
     whiten,
 )
@@ -260,17 +260,17 @@ def test_explained_variance_by_hand():
 
 
 def test_leave_one_out_by_hand():
-    found = leave_one_out(torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0]), 3)
+    found = leave_one_out_advantages(torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0]), 3)
     assert found.tolist() == [-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]
     for scores, group in ((torch.ones(4), 3), (torch.ones(4), 1), (torch.ones(2, 2), 2)):
         with pytest.raises(ValueError, match="do not divide into groups"):
-            leave_one_out(scores, group)
+            leave_one_out_advantages(scores, group)
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=4, max_size=4))
 def test_leave_one_out_is_its_definition_and_sums_to_nothing(scores):
-    found = leave_one_out(torch.tensor(scores, dtype=torch.float64), 2).tolist()
+    found = leave_one_out_advantages(torch.tensor(scores, dtype=torch.float64), 2).tolist()
     assert found == pytest.approx(
         [scores[0] - scores[1], scores[1] - scores[0], scores[2] - scores[3], scores[3] - scores[2]]
     )

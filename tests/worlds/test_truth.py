@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coevolve.errors import DataError
-from coevolve.information.discrete import mutual_information
+from coevolve.information.discrete import joint_information
 from coevolve.worlds.language import (
     FACTORS,
     INPUT_WORDS,
@@ -110,7 +110,7 @@ def test_information_of_the_plan_is_information_of_the_context(world):
     joint = (marginal[..., None] * world.emission[0]).reshape(-1, len(RESPONSE_VOCABULARY))
     first_word = response_distribution(world, world.golden).sum(axis=tuple(range(1, SLOTS)))
     np.testing.assert_allclose(joint.sum(axis=0), first_word)
-    assert 0 < mutual_information(joint) < information(world).mutual_information
+    assert 0 < joint_information(joint) < information(world).mutual_information
 
 
 def test_emi_of_policies_is_what_their_design_says(world, shifted, policies):

@@ -189,7 +189,7 @@ def explained_variance(
     return torch.where(returns > 0, 1.0 - residual / returns, torch.nan)
 
 
-def leave_one_out(scores_N: Tensor, group: int) -> Tensor:
+def leave_one_out_advantages(scores_N: Tensor, group: int) -> Tensor:
     """The score of each completion minus the mean score of the others of its group. Shape (N,).
 
     Kool et al. (2019), "Buy 4 REINFORCE Samples, Get a Baseline for Free!", eq. 8; for language

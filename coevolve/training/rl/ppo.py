@@ -37,7 +37,7 @@ from coevolve.training.rl.policy_gradient import (
     explained_variance,
     gae,
     kl_estimate,
-    leave_one_out,
+    leave_one_out_advantages,
     moments,
     token_rewards,
     whiten,
@@ -210,7 +210,9 @@ class RoleRLOOTrainer(KlInRewardTrainer):
         if self.has_reference:
             self._log_means({"kl": log_ratio_BT}, mask_BT)
         scores_B = scores_B - self.kl_coef * (log_ratio_BT * mask_BT).sum(1)
-        advantages_N = leave_one_out(self.accelerator.gather(scores_B), self.num_generations)
+        advantages_N = leave_one_out_advantages(
+            self.accelerator.gather(scores_B), self.num_generations
+        )
         if self.normalize:
             advantages_N = whiten(
                 advantages_N.unsqueeze(1), torch.ones_like(advantages_N).unsqueeze(1)

@@ -19,7 +19,7 @@ class Judges:
     def run(self, case: Case) -> None:
         from coevolve.data.corpus import read_corpus
         from coevolve.remid.judge import read_judge_scores
-        from coevolve.remid.score import distributions
+        from coevolve.remid.subsets import distributions
 
         corpus = read_corpus(case.valid.folder / "corpus.json")
         subsets = distributions(corpus)

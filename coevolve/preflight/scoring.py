@@ -3,20 +3,17 @@
 Reasonings are not written yet, so only what fails whatever they say is a problem here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
-from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.errors import CoevolveError, TooLongError
 from coevolve.preflight.checks import Check
 from coevolve.prompts import Renderer
-from coevolve.remid.pairs import Negatives, negative_pairs
-from coevolve.remid.score import distributions
 from coevolve.scoring.artifact import read_manifest, read_prompts
 from coevolve.scoring.batching import positions_of
 from coevolve.scoring.foreign import explained
@@ -31,13 +28,13 @@ error.
 
 
 @dataclass
-class Judging:
+class PlannedScoring:
     """Scoring that is about to begin.
 
     Attributes:
         estimator: its directory.
         device: as the user named it.
-        find_groups: gives the groups, each after a look at its pairs; an example alone is a group.
+        offered: the groups, each after a look at its pairs; an example alone is a group.
         responses: of each sample_ID, every one that will be scored.
         writes_reasoning: whether the connector will write, and needs room for it.
         groups, manifest, renderers, positions: filled in by the checks, the last two by role.
@@ -45,7 +42,7 @@ class Judging:
 
     estimator: Path
     device: str
-    find_groups: Callable[[], Iterable[Group]]
+    offered: Iterable[Group]
     responses: Mapping[str, Iterable[str]]
     writes_reasoning: bool = True
     groups: Sequence[Group] | None = None
@@ -54,35 +51,15 @@ class Judging:
     positions: dict[Role, int] = field(default_factory=dict)
 
 
-def subsets_with_pairs(
-    corpus: Corpus, negatives: Negatives, *, seed: int, show_small: bool = False
-) -> Iterator[Group]:
-    """The subsets of a corpus that will be scored.
-
-    Args:
-        show_small: whether a shifted subset without a mismatched pair is left out instead of being
-            an error.
-
-    Raises:
-        DataError: a subset has no pair.
-    """
-    for index, subset in enumerate(distributions(corpus)):
-        if show_small and index and len(subset.examples) < 2:
-            continue
-        where = f"{corpus.source}: {subset.row}"
-        negative_pairs([x.sample_id for x in subset.examples], negatives, seed=seed, where=where)
-        yield where, subset.examples
-
-
-def _device(draft: Judging) -> None:
+def _device(draft: PlannedScoring) -> None:
     choose_device(draft.device)
 
 
-def _pairs(draft: Judging) -> None:
-    draft.groups = list(draft.find_groups())
+def _pairs(draft: PlannedScoring) -> None:
+    draft.groups = list(draft.offered)
 
 
-def _estimator(draft: Judging) -> None:
+def _estimator(draft: PlannedScoring) -> None:
     # The hashes are compared when it is loaded; here it is enough that it says what it is.
     manifest = read_manifest(draft.estimator, verify=False)
     entries, prompts = manifest["roles"], read_prompts(manifest, draft.estimator)
@@ -99,7 +76,8 @@ def _estimator(draft: Judging) -> None:
     draft.manifest = manifest
 
 
-def _lengths(draft: Judging) -> Iterator[CoevolveError]:
+def _lengths(draft: PlannedScoring) -> Iterator[CoevolveError]:
+    assert draft.groups is not None and draft.manifest and draft.renderers  # Check.needs
     connector, estimator = draft.renderers[CONNECTOR], draft.renderers[ESTIMATOR]
     reasoning = draft.manifest["reasoning"]["max_new_tokens"]
     for where, examples in draft.groups:
@@ -118,7 +96,12 @@ def _lengths(draft: Judging) -> Iterator[CoevolveError]:
 
 
 def _beyond(
-    draft: Judging, where: str, role: Role, prompts: Mapping[str, int], beside: int, what: str
+    draft: PlannedScoring,
+    where: str,
+    role: Role,
+    prompts: Mapping[str, int],
+    beside: int,
+    what: str,
 ) -> Iterator[CoevolveError]:
     longest = max(prompts, key=prompts.__getitem__)
     if prompts[longest] + beside > draft.positions[role]:
@@ -128,7 +111,7 @@ def _beyond(
         )
 
 
-JUDGING: Sequence[Check[Judging]] = (
+SCORING: Sequence[Check[PlannedScoring]] = (
     Check("device", _device),
     Check("estimator", _estimator),
     Check("pairs", _pairs),

@@ -1,0 +1,338 @@
+"""What the commands that score have in common: which data, responses, reasonings, pairs, estimator
+and cache, and that whatever stands in the way is said before the estimator is loaded.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coevolve.cli.paths import add_input, adders
+from coevolve.outputs import CACHE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from coevolve.data.corpus import Corpus
+    from coevolve.data.example import Example
+    from coevolve.preflight.scoring import Group
+    from coevolve.remid.measures import Measure
+    from coevolve.remid.pairs import Negatives
+    from coevolve.remid.reasoning import Reasoning
+    from coevolve.remid.results import Unanswered
+    from coevolve.remid.score import OnStep, ScoredCorpus, Scoring
+    from coevolve.scoring.estimator import ProbabilityEstimator
+
+EXAMPLES = "examples, in any layout that train reads"
+CORPUS = "a corpus with IDTest and shifted test splits"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The models' responses, and the examples that all of them have answered.
+
+    Attributes:
+        corpus: without the test examples that were left out.
+        responses: model -> sample_ID -> response.
+        whole: the corpus as it was read.
+        unanswered: what was left out, for the results.
+    """
+
+    corpus: "Corpus"
+    responses: Mapping[str, Mapping[str, str]]
+    whole: "Corpus"
+    unanswered: "Unanswered | None"
+
+
+def add_estimator_arguments(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """An estimator and how it works; `named` unless the command finds it by itself."""
+    add, reads, _ = adders(parser)
+    if named:
+        reads("--estimator", "an exported estimator", required=True, metavar="DIR")
+    add("--device", "auto (default), cpu, cuda, cuda:1, ...", default="auto")
+    add("--dtype", None, default="float32", choices=("float32", "bfloat16", "float16"))
+    held = {"default": "as trained", "choices": ("as trained", "none", "4bit", "8bit")}
+    what = (
+        "how the base under adapters is held (default: as trained); 8bit halves its memory, 4bit "
+        "quarters it, and other than as trained changes scores a little"
+    )
+    add("--quantization", what, **held)
+    add("--token-budget", "tokens of one forward pass (default 16384)", type=int, default=16384)
+    one, _, writes = adders(parser.add_mutually_exclusive_group())
+    what = (
+        "where reasonings and scores are kept, so that none is computed twice; any number of "
+        "commands may share it, and it may be deleted at any time (default "
+        "$XDG_CACHE_HOME/coevolve/work, or ~/.cache/coevolve/work)"
+    )
+    writes("--cache", what, kind=CACHE, metavar="DIR")
+    one("--no-cache", "compute everything anew and keep nothing", action="store_true")
+
+
+def add_data_argument(parser: argparse.ArgumentParser, what: str = EXAMPLES) -> None:
+    add_input(parser, "--data", what, required=True, metavar="FILE")
+
+
+def add_responses_arguments(parser: argparse.ArgumentParser, *, of_models: bool = True) -> None:
+    """The responses of named models, or of one that has no name and may be the golden ones."""
+    add, reads, _ = adders(parser)
+    rows = "JSONL of {sample_ID, response}"
+    if of_models:
+        what = f"a model's responses to the test examples: {rows}"
+        reads("--responses", what, required=True, nargs="+", metavar="NAME=FILE")
+    else:
+        reads("--responses", f"{rows}; default: golden responses", metavar="FILE")
+    what = (
+        "responses that are missing, empty or there twice: an error that names them (default), or "
+        "their examples are left out, for all models, and counted"
+    )
+    add("--missing", what, default="error", choices=("error", "drop"))
+
+
+def add_reasoning_arguments(parser: argparse.ArgumentParser, *, from_file: bool = True) -> None:
+    """How reasonings are chosen; `from_file` where they may have been written elsewhere."""
+    one, reads, _ = adders(parser.add_mutually_exclusive_group())
+    kinds = "greedy|sampled|marginal:K"
+    what = "how it is chosen; marginal:K is the log mean over K sampled ones (default greedy)"
+    if from_file:
+        kinds += "|FILE"
+        what += (
+            "; FILE holds written ones, JSONL of {sample_ID, reasoning} or a JSON object of them "
+            "(the public code's SThought_dict.json)"
+        )
+    reads("--reasoning", what, metavar=kinds)
+    what = "score q2(y | x); EMI and EMID instead of R-EMI and R-EMID"
+    one("--without-reasoning", what, action="store_true")
+
+
+def add_pairs_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Which mismatched pairs of which subsets are scored."""
+    add, *_ = adders(parser)
+    one, *_ = adders(parser.add_mutually_exclusive_group())
+    what = f"mismatched pairs per subset, a number (published: 1000) or all (default {default})"
+    one("--negatives", what, default=default)
+    one("--negatives-per-context", "so many for each context instead", type=int, metavar="K")
+    what = "list subsets with too few examples without numbers, as no error"
+    add("--show-small-subsets", what, action="store_true")
+    what = "of pairs, sampled reasonings and whatever else is drawn (default 0)"
+    add("--seed", what, type=int, default=0)
+
+
+def read_answered(options: argparse.Namespace) -> Answered:
+    """Data and responses that the options name."""
+    from coevolve.data.corpus import read_corpus
+    from coevolve.data.responses import answered_by_all, read_partial_responses, read_responses
+    from coevolve.remid.subsets import evaluated_examples
+    from coevolve.remid.unanswered import count_unanswered
+
+    corpus = read_corpus(options.data)
+    examples = evaluated_examples(corpus)
+    files = _files(options.responses)
+    if options.missing == "error":
+        ids = [example.sample_id for example in examples]
+        given = {
+            name: dict(zip(ids, read_responses(path, examples), strict=True))
+            for name, path in files.items()
+        }
+        return Answered(corpus, given, corpus, None)
+    partial = {name: read_partial_responses(path, examples) for name, path in files.items()}
+    answered = answered_by_all(corpus, partial)
+    ids = [example.sample_id for example in evaluated_examples(answered)]
+    common = {
+        name: {sample_id: usable.by_id[sample_id] for sample_id in ids}
+        for name, usable in partial.items()
+    }
+    return Answered(answered, common, corpus, count_unanswered(corpus, answered, partial))
+
+
+def chosen_reasoning(
+    options: argparse.Namespace,
+    examples: "Sequence[Example] | None" = None,
+    every: "Sequence[Example]" = (),
+) -> "Reasoning":
+    """The protocol by which reasonings are chosen.
+
+    Args:
+        examples: for which those of a file are read; None where no file is accepted.
+        every: all examples of the data.
+    """
+    from coevolve.data.reasonings import read_reasonings
+    from coevolve.errors import RecipeError
+    from coevolve.files import sha256_file
+    from coevolve.remid.reasoning import Reasoning
+
+    if options.without_reasoning:
+        return Reasoning("none")
+    text, seed = options.reasoning or "greedy", options.seed or 0
+    name, _, samples = text.partition(":")
+    if text in ("greedy", "sampled"):
+        return Reasoning("greedy" if text == "greedy" else "sampled", seed=seed)
+    if name == "marginal" and samples.isdigit():
+        return Reasoning("marginal", samples=int(samples), seed=seed)
+    if examples is None or not Path(text).is_file():
+        kinds = "greedy, sampled, marginal:K"
+        also = "" if examples is None else ", and a file that is there"
+        raise RecipeError(f"--reasoning {text!r}: accepted are {kinds}{also}.")
+    texts = read_reasonings(text, examples, every)
+    return Reasoning("given", texts=texts, sha256=sha256_file(text))
+
+
+def chosen_scoring(options: argparse.Namespace, answered: Answered) -> "Scoring":
+    """Pairs, subsets and reasonings that the options name."""
+    from coevolve.remid.score import Scoring
+    from coevolve.remid.subsets import evaluated_examples
+
+    negatives = chosen_negatives(options)
+    examples = evaluated_examples(answered.corpus)
+    return Scoring(
+        negatives=negatives,
+        seed=options.seed,
+        reasoning=chosen_reasoning(options, examples, answered.whole.examples),
+        small_subsets="show" if options.show_small_subsets else "error",
+    )
+
+
+def chosen_negatives(options: argparse.Namespace) -> "Negatives":
+    from coevolve.errors import RecipeError
+    from coevolve.remid.pairs import PerContext
+
+    if options.negatives_per_context is not None:
+        return PerContext(options.negatives_per_context)
+    text = options.negatives
+    if text == "all":
+        return "all"
+    if not text.isdigit() or int(text) < 1:
+        raise RecipeError(f"--negatives {text!r}: accepted is a number from 1, or all.")
+    return int(text)
+
+
+def look_at_examples(
+    options: argparse.Namespace,
+    groups: "Iterable[Group]",
+    responses: Iterable[Mapping[str, str]],
+    reasoning: "Reasoning",
+) -> None:
+    """Raise CoevolveError for whatever stands in the way of scoring, before the estimator is
+    loaded.
+
+    Args:
+        groups: as in `coevolve.preflight.scoring.PlannedScoring`; may raise as they are looked at.
+        responses: sample_ID -> response, of every model.
+    """
+    from coevolve.preflight.checks import preflight
+    from coevolve.preflight.scoring import SCORING, PlannedScoring
+    from coevolve.progress import quieten_libraries
+
+    quieten_libraries()
+    by_id: dict[str, list[str]] = {}
+    for given in responses:
+        for sample_id, text in given.items():
+            by_id.setdefault(sample_id, []).append(text)
+    folder, writes = Path(options.estimator), reasoning.is_written
+    preflight(PlannedScoring(folder, options.device, groups, by_id, writes), SCORING)
+
+
+def look_at_corpus(options: argparse.Namespace, answered: Answered, scoring: "Scoring") -> None:
+    """As `look_at_examples`, for all that will be scored of a corpus."""
+    from coevolve.remid.subsets import evaluated_examples, golden_by_id
+
+    corpus = answered.corpus
+
+    def groups() -> "Iterator[Group]":
+        for subset, _ in scoring.subsets_with_pairs(corpus)[0]:
+            yield f"{corpus.source}: {subset.row}", subset.examples
+
+    golden = golden_by_id(evaluated_examples(corpus), corpus.source)
+    look_at_examples(options, groups(), [golden, *answered.responses.values()], scoring.reasoning)
+
+
+def load_estimator(
+    options: argparse.Namespace, folder: Path | None = None
+) -> "ProbabilityEstimator":
+    """The estimator that the options name, or that in the folder, with the cache they name."""
+    from coevolve.progress import quieten_libraries
+    from coevolve.scoring.estimator import ProbabilityEstimator
+
+    quieten_libraries()
+    estimator = ProbabilityEstimator.from_pretrained(
+        folder or options.estimator,
+        device=options.device,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        token_budget=options.token_budget,
+    )
+    if not options.no_cache:
+        estimator.use_cache(options.cache or _cache_folder())
+    return estimator
+
+
+def score_answered(
+    answered: Answered,
+    scoring: "Scoring",
+    estimator: "ProbabilityEstimator",
+    console: "Console",
+    measures: "Sequence[Measure]" = (),
+) -> "ScoredCorpus":
+    """The scores of all models' responses."""
+    from coevolve.remid.score import score_corpus
+
+    corpus, responses = answered.corpus, answered.responses
+    total = sum(len(corpus.splits[split]) for split in corpus.test_splits)
+    title = f"scoring {len(responses)} models, {total} contexts"
+    with steps_of(console, title, total) as progress:
+        return score_corpus(
+            estimator, corpus, responses, scoring, measures=measures, progress=progress
+        )
+
+
+@contextmanager
+def steps_of(console: "Console", title: str, total: int) -> "Iterator[OnStep]":
+    """A display of work that tells how much is done in all."""
+    from coevolve.progress import from_totals, task
+
+    with task(console, title, total) as advance:
+        report = from_totals(advance)
+        yield lambda what, done, total: report(done)
+
+
+def origin(
+    options: argparse.Namespace, answered: Answered, estimator: "ProbabilityEstimator"
+) -> dict[str, Any]:
+    """What results say of where they come from: fields of `coevolve.remid.results.Evaluation`."""
+    return {
+        "estimator": str(options.estimator),
+        "estimator_identity": estimator.manifest["identity"],
+        "data_fingerprint": answered.whole.fingerprint,
+        "unanswered": answered.unanswered,
+    }
+
+
+def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:
+    """Say how much of the work was there already."""
+    from coevolve.scoring.cache import taken
+
+    if estimator.caches:
+        console.print(f"cache: {taken(list(estimator.caches.values()))}")
+
+
+def _cache_folder() -> Path:
+    """Where the work of all commands is kept unless they are told otherwise."""
+    import os
+
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coevolve" / "work"
+
+
+def _files(arguments: Sequence[str]) -> dict[str, str]:
+    """Name -> path."""
+    from coevolve.errors import DataError
+
+    files: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not (name and equals and path):
+            raise DataError(f"--responses {argument!r}: accepted is NAME=FILE.")
+        if name in files:
+            raise DataError(f"--responses: the name {name!r} is given more than once.")
+        files[name] = path
+    return files

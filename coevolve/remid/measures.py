@@ -1,0 +1,39 @@
+"""What can be measured of scores: a form of mutual information in a normalisation."""
+
+from dataclasses import dataclass
+
+from coevolve.information.estimate import FORMS, check_form
+from coevolve.information.log_probs import UNITS, Normalisation, check_normalisation
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A key of `coevolve.information.estimate.FORMS`, and what log-probabilities are divided by."""
+
+    form: str
+    normalisation: Normalisation = "per_response"
+
+    def __post_init__(self) -> None:
+        check_form(self.form)
+        check_normalisation(self.normalisation)
+
+    @property
+    def unit(self) -> str:
+        """`nats per token` or `nats per response`."""
+        return UNITS[self.normalisation]
+
+    @property
+    def of_each_response(self) -> bool:
+        """Whether it averages over other contexts response by response, and so depends on their
+        number.
+        """
+        return FORMS[self.form].needs == "mismatched of each response"
+
+    @property
+    def needs_marginal(self) -> bool:
+        """Whether it needs a model of the responses alone."""
+        return FORMS[self.form].needs == "marginal"
+
+
+PUBLISHED = Measure("club", "per_token")
+RECOMMENDED = Measure("calibrated", "per_response")

@@ -1,0 +1,141 @@
+"""What a corpus is evaluated on: its subsets, and every model's responses to their examples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus, Shift
+from coevolve.data.example import Example
+from coevolve.errors import DataError
+
+IN_DISTRIBUTION = "IDTest"
+
+Responses = Mapping[str, str] | Sequence[str]
+"""By sample_ID, or in `evaluated_examples` order."""
+Texts = Mapping[str | None, Mapping[str, str]]
+"""sample_ID -> text, golden under None, then each model's under its name."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Examples of one distribution.
+
+    Attributes:
+        row: its name in results: `IDTest`, or split and subset tag as in `OOD1Test/german`.
+        name: its subset tag; `IDTest` for the pooled in-distribution examples.
+        shift: None in distribution.
+        examples: in the corpus's order.
+    """
+
+    row: str
+    split: str
+    name: str
+    shift: Shift | None
+    examples: tuple[Example, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """For results: which one it is."""
+        of_row = {"row": self.row, "split": self.split, "subset": self.name, "shift": self.shift}
+        return {**of_row, "examples": len(self.examples)}
+
+    @property
+    def ids(self) -> list[str]:
+        """The examples' sample_IDs."""
+        return [example.sample_id for example in self.examples]
+
+
+def distributions(corpus: Corpus) -> list[Subset]:
+    """All of IDTest as one distribution, then each shifted subset.
+
+    Raises:
+        DataError: there is no IDTest.
+    """
+    pooled = corpus.require(IN_DISTRIBUTION)
+    subsets = [Subset(IN_DISTRIBUTION, IN_DISTRIBUTION, IN_DISTRIBUTION, None, pooled)]
+    for split in corpus.test_splits:
+        if split != IN_DISTRIBUTION:
+            shift = SHIFT_OF_SPLIT[split]
+            for name, examples in corpus.subsets(split).items():
+                subsets.append(Subset(f"{split}/{name}", split, name, shift, examples))
+    return subsets
+
+
+def evaluated_examples(corpus: Corpus) -> list[Example]:
+    """The examples of all test splits in the corpus's order, which is the order of a list of
+    responses.
+    """
+    return [example for split in corpus.test_splits for example in corpus.splits[split]]
+
+
+def texts_by_model(corpus: Corpus, responses: Mapping[str, Responses]) -> Texts:
+    """Golden under None, then each model's, all checked to be one for each test example.
+
+    Raises:
+        DataError: no model is given, or a text is missing, blank or of an unknown sample.
+    """
+    if not responses:
+        raise DataError(
+            "no model's responses were given; accepted is a mapping from model name to its "
+            "responses."
+        )
+    examples = evaluated_examples(corpus)
+    texts: dict[str | None, dict[str, str]] = {None: golden_by_id(examples, corpus.source)}
+    return texts | {
+        name: responses_by_id(name, given, examples) for name, given in responses.items()
+    }
+
+
+def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -> dict[str, str]:
+    """A model's responses as sample_ID -> text, checked to be one for each example.
+
+    Args:
+        model: its name, for errors.
+        given: a mapping by sample_ID, or a list aligned with `examples`.
+
+    Raises:
+        DataError: a sample without response, a response without sample, or one that is not a text
+            or is blank.
+    """
+    ids = [example.sample_id for example in examples]
+    where = f"responses of {model!r}"
+    if not isinstance(given, Mapping):
+        if isinstance(given, str) or len(given) != len(ids):
+            kind = "a string" if isinstance(given, str) else f"a list of {len(given)}"
+            raise DataError(
+                f"{where}: found {kind}; accepted is one response for each of the {len(ids)} test "
+                "examples, in their order, or a mapping by sample_ID."
+            )
+        given = dict(zip(ids, given, strict=True))
+    missing = [sample_id for sample_id in ids if sample_id not in given]
+    unknown = sorted(set(given) - set(ids))
+    for samples, fault in (
+        (missing, "test examples lack a response"),
+        (unknown, "responses are of no test example"),
+    ):
+        if samples:
+            listed = ", ".join(map(repr, samples[:3])) + ", ..." * (len(samples) > 3)
+            raise DataError(
+                f"{where}: {len(samples)} {fault} ({listed}); accepted is one response for each of "
+                f"the {len(ids)} test examples. Check the file and the data."
+            )
+    for sample_id in ids:
+        if not isinstance(given[sample_id], str) or not given[sample_id].strip():
+            raise DataError(
+                f"{where}: sample {sample_id!r} has {given[sample_id]!r}; accepted is a string with "
+                "at least one visible character. Generate this response again."
+            )
+    return {sample_id: given[sample_id] for sample_id in ids}
+
+
+def golden_by_id(examples: Sequence[Example], source: str) -> dict[str, str]:
+    """The golden responses as sample_ID -> text; DataError names the first example without one."""
+    golden = {}
+    for example in examples:
+        if example.golden_response is None:
+            raise DataError(
+                f"{source}: sample {example.sample_id!r} has no agent_golden_response; every test "
+                "example needs one."
+            )
+        golden[example.sample_id] = example.golden_response
+    return golden

@@ -1,0 +1,64 @@
+"""`manifest.json` of an exported estimator, described for whoever reads one.
+
+`coevolve.scoring.artifact` writes and checks it, and does without pydantic, as scoring must run where
+only torch, transformers and peft are.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, JsonValue
+
+from coevolve.documents import Document, Part
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class BaseOfEntry(Part):
+    """The base model of a role."""
+
+    source: str = Field(description="A hub id, or the folder that it was taken from.")
+    fingerprint: Sha256 = Field(description="Of its weights.")
+    quantization: Literal["4bit", "8bit"] | None = None
+    """How it was held in training."""
+    folder: str | None = None
+    """Beside the manifest; null where it is not included."""
+    settings: dict[str, Sha256] | None = None
+    """SHA-256 of each file of settings; null where the role was trained whole."""
+
+
+class RoleEntry(Part):
+    """One of the two models."""
+
+    tuning: Literal["lora", "full", "none"]
+    """Adapter, all weights, or the base model as it is."""
+    base: BaseOfEntry = Field(description="What it stands on.")
+    continued_from: dict[str, JsonValue] | None = None
+    """The adapter that it began as, if it began as one."""
+    tokenizer: str = Field(description="Its folder beside the manifest.")
+    chat_template: str | dict[str, str] = Field(description="Its text, or several by name.")
+    fingerprint: Sha256 | None = Field(default=None, description="Of the role's own weights.")
+
+
+class EstimatorManifest(Document):
+    """What an exported estimator is: format, prompts, roles, files."""
+
+    marks: ClassVar = ("format", "version")
+    format: Literal["coevolve-estimator"] = Field(description="What the file is.")
+    version: Literal[3] = Field(description="Of the format.")
+    coevolve: str = Field(description="The version that wrote it.")
+    roles: Annotated[dict[Literal["connector", "estimator"], RoleEntry], Field(min_length=2)]
+    """The two models."""
+    normalisation: str = Field(description="In which units scores are, in words.")
+    scoring: dict[str, JsonValue] | None = None
+    """Ways of scoring that its self-check chose; absent where none was run."""
+    reasoning: dict[str, JsonValue]
+    """How reasonings are written: `max_new_tokens`, and words."""
+    prompts: dict[str, JsonValue] = Field(description="The prompt set.")
+    template_date: str | None = None
+    """The day that chat templates which show one show."""
+    training: dict[str, JsonValue] | None = None
+    """Recipe, seed, checkpoint, and what was measured; absent where nothing was trained here."""
+    imported: dict[str, JsonValue] | None = None
+    """From which public release; absent otherwise."""
+    files: dict[str, Sha256] = Field(description="SHA-256 of every other file.")
+    identity: Sha256 = Field(description="SHA-256 of the manifest without this field.")
