@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from coevolve.errors import DataError, RecipeError
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
@@ -84,7 +83,7 @@ def check_recipe(values: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(fault) for fault in error.errors()]
+        lines = [_explain(dict(fault)) for fault in error.errors()]
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -118,7 +117,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _explain(fault: ErrorDetails) -> str:
+def _explain(fault: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "recipe"
     if fault["type"] == "extra_forbidden":
         return f"{field}: unknown key{_accepted(fault['loc'])}."
