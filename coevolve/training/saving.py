@@ -1,7 +1,7 @@
 """When a run's state is saved, and how a run finds its place again."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 from coevolve.errors import ArtifactError
@@ -70,8 +70,8 @@ class Watch:
     def after_step(self, step: int, capture: Callable[[], Segment]) -> None:
         every = self.context.recipe.checkpoints.every_steps
         if _is_due(self.context, now=every is not None and step % every == 0):
-            self.state.segment = capture()
-            save(self.context, self.state)
+            # Of the processes that write nothing, none needs to hold what was captured.
+            save(self.context, replace(self.state, segment=capture()))
 
     def between(self) -> None:
         self.context.processes.agree()

@@ -100,7 +100,7 @@ class RunState:
         where: round and phase, for the record.
         done: names of the stages that are.
         stage: the one under way, or done last.
-        segment: the training phase under way, if one is, as far as it is known here.
+        segment: the training phase under way, if one is: as it began, or was left.
         texts: what the phase under way has written so far.
         best: the pair to return to; None before the first gate.
         verdicts: the gate's; `kept` is None on probation.
