@@ -118,7 +118,8 @@ def _given(options: argparse.Namespace, kind: str) -> dict[str, Any]:
         if name not in OPTIONS_OF_KIND[kind]:
             kinds = " and ".join(other for other, names in OPTIONS_OF_KIND.items() if name in names)
             raise RecipeError(
-                f"--{name.replace('_', '-')}: of no use with this model, which is {kind}; it is for {kinds}."
+                f"--{name.replace('_', '-')}: of no use with this model, which is {kind}; it is "
+                f"for {kinds}."
             )
     return given
 

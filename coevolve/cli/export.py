@@ -85,12 +85,12 @@ def _export_reference(source: Path, out: Path, name: str | None) -> None:
         print(f'  export {variable}="{value}"')
     if written.quantization:
         print(
-            f"note: it was trained on a base model in {written.quantization}, which the public evaluation loads whole, "
-            "so its scores there differ a little."
+            f"note: it was trained on a base model in {written.quantization}, which the public "
+            "evaluation loads whole, so its scores there differ a little."
         )
     if not written.exact_prompts:
         print(
-            "note: it was trained on prompts that the public scripts cannot write (they have a form of their own for "
-            "dialogue, character and core features), so its scores there differ from those here. Importing it back "
-            "restores the prompts exactly."
+            "note: it was trained on prompts that the public scripts cannot write (they have a "
+            "form of their own for dialogue, character and core features), so its scores there "
+            "differ from those here. Importing it back restores the prompts exactly."
         )

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     door.add_responses_arguments(parser)
     what = (
         "the main measure, and others to stand beside it; the normalisation is per_response unless "
-        "it is given (default: calibrated club:per_token; the second, the published one, alone with "
-        "a number of --negatives)"
+        "it is given (default: calibrated club:per_token; the second, the published one, alone "
+        "with a number of --negatives)"
     )
     add("--measures", what, nargs="+", default=(), metavar="FORM[:NORMALISATION]")
     door.add_pairs_arguments(parser, default="all")
@@ -102,18 +102,11 @@ def _judged(options: argparse.Namespace, answered: door.Answered) -> "dict[Pair,
 
 
 def _chosen_measures(options: argparse.Namespace) -> "list[Measure]":
-    """The measures asked for; RecipeError for options that the reference protocol has no use for."""
+    """The measures asked for; RecipeError for what the reference protocol has no use for."""
     from coevolve.errors import RecipeError
     from coevolve.remid.measures import Measure
 
-    measures = []
-    for text in options.measures:
-        parts = text.split(":")
-        named = (
-            3 if text.startswith("custom:") else 1
-        )  # custom:FILE:NAME, and perhaps :NORMALISATION
-        form, normalisation = ":".join(parts[:named]), ":".join(parts[named:])
-        measures.append(Measure(form, normalisation or "per_response"))
+    measures = [Measure.parse(text) for text in options.measures]
     given = {
         "--measures": bool(measures),
         "--negatives": options.negatives != "all",

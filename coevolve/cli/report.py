@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _, _, writes = adders(parser)
     writes(
         "folder",
-        "the --output-dir of coevolve train, or the --out directory of coevolve remid and coevolve bound",
+        "the --output-dir of coevolve train, or the --out directory of coevolve remid and "
+        "coevolve bound",
         kind=REPORT,
         metavar="DIR",
     )

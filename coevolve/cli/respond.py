@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> None:
             progress=lambda done, total, note: report(done),
         )
     console.print(
-        f"{options.out}: {collection.examples - len(collection.dropped)} of {collection.examples} samples have a "
-        f"response ({collection.found} had one before)",
+        f"{options.out}: {collection.examples - len(collection.dropped)} of {collection.examples} "
+        f"samples have a response ({collection.found} had one before)",
     )
     if collection.cut_off:
         console.print(f"{collection.cut_off} of them were cut off and are marked so")
@@ -91,7 +91,8 @@ def _examples(options: argparse.Namespace) -> "Sequence[Example]":
     for tag in options.subsets or ():
         if tag not in tags:
             raise DataError(
-                f"--subsets: found {tag!r}; {', '.join(splits)} of {options.data} have {', '.join(tags)}."
+                f"--subsets: found {tag!r}; {', '.join(splits)} of {options.data} have "
+                f"{', '.join(tags)}."
             )
     return [
         example

@@ -25,18 +25,14 @@ TRANSLATION_ATTEMPTS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    turns = _add_kind(
-        kinds, "longer_turns", "dialogue: exchanges of other dialogues before the first turn"
-    )
+    what = "dialogue: exchanges of other dialogues before the first turn"
+    turns = _add_kind(kinds, "longer_turns", what)
     add_option(turns, "--turns", "exchanges to add (default 4)", type=int, default=4)
     words = _add_kind(kinds, "word_order", "dialogue: words of the user's turns in other places")
     what = "share of the words that move (default 1)"
     add_option(words, "--strength", what, type=float, default=1.0)
-    language = _add_kind(
-        kinds,
-        "language",
-        "user: another language, from the data's own users or translated by a model",
-    )
+    what = "user: another language, from the data's own users or translated by a model"
+    language = _add_kind(kinds, "language", what)
     what = "with --model, the language to translate into; without, a subset_tag whose users to take"
     add_option(language, "--language", what, required=True)
     add_chat_arguments(language, required=False)
@@ -48,12 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(pool, "--characters-of", what, nargs="+", default=default, metavar="SPLIT")
 
     own = _add_kind(kinds, "custom", "any: by a function of your own")
-    own.add_argument(
-        "make",
-        metavar="PATH:FUNCTION",
-        help="module or .py file, and a function (sources, corpus, seed, tag) that returns the rows",
-    )
-    own.add_argument("--into", required=True, metavar="SPLIT", help="the split that holds them")
+    what = "module or .py file, and a function (sources, corpus, seed, tag) that gives the rows"
+    add_option(own, "make", what, metavar="PATH:FUNCTION")
+    add_option(own, "--into", "the split that holds them", required=True, metavar="SPLIT")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -88,8 +81,9 @@ def run(options: argparse.Namespace) -> None:
     without = sum(row.golden_response is None for row in rows)
     if without:
         console.print(
-            f"{without} of them have no golden response, as the original one no longer answers. Evaluation needs one: "
-            f"collect or write responses to {split}/{tag}, and give them with --golden FILE in the same command.",
+            f"{without} of them have no golden response, as the original one no longer answers. "
+            f"Evaluation needs one: collect or write responses to {split}/{tag}, and give them "
+            "with --golden FILE in the same command.",
         )
 
 

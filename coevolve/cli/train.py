@@ -58,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
         except Interrupted:
             if os.environ.get("RANK", "0") == "0":
                 print(
-                    f"coevolve: {stop.reason}: saved. The same command goes on from here; exit status {INTERRUPTED}."
+                    f"coevolve: {stop.reason}: saved. The same command goes on from here; exit "
+                    f"status {INTERRUPTED}."
                 )
             return INTERRUPTED
     return 0

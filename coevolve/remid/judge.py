@@ -152,7 +152,8 @@ def judge_correlations(
     if plain is not None:
         if _pairs(plain) != known:
             raise DataError(
-                "the results without reasoning are of other models or rows. Evaluate both on the same."
+                "the results without reasoning are of other models or rows. Evaluate both on the "
+                "same."
             )
         measures |= _values(plain)
     _require_known_pairs(scores, known, results)
@@ -160,8 +161,8 @@ def judge_correlations(
     pairs = [pair for pair in measured if pair in scores]
     if len(pairs) < MINIMUM_PAIRS:
         raise DataError(
-            f"{len(pairs)} of {len(known)} model x subset pairs have a judge's score and numbers; a correlation needs "
-            f"{MINIMUM_PAIRS} or more. Score more of them."
+            f"{len(pairs)} of {len(known)} model x subset pairs have a judge's score and numbers; "
+            f"a correlation needs {MINIMUM_PAIRS} or more. Score more of them."
         )
     judged = np.array([scores[pair] for pair in pairs])
     draws = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
@@ -205,7 +206,10 @@ def judge_grid(comparison: JudgeComparison) -> Grid:
 LARGEST_SCORE = 1e100
 """Of which squares can still be summed."""
 
-_ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, with a 'judge' where there are several"
+_ACCEPTED = (
+    "an object {model, subset, score} or {sample_ID, model, score}, with a 'judge' where there are "
+    "several"
+)
 
 
 def _field_of(rows: Sequence[Row]) -> str:

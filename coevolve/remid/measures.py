@@ -1,6 +1,7 @@
 """What can be measured of scores: a form of mutual information in a normalisation."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from coevolve.information.estimate import FORMS, check_form
 from coevolve.information.log_probs import UNITS, Normalisation, check_normalisation
@@ -16,6 +17,14 @@ class Measure:
     def __post_init__(self) -> None:
         check_form(self.form)
         check_normalisation(self.normalisation)
+
+    @classmethod
+    def parse(cls, text: str) -> "Measure":
+        """Of FORM[:NORMALISATION], where a user's own form is `custom:FILE:NAME`."""
+        parts = text.split(":")
+        count = 3 if parts[0] == "custom" else 1
+        normalisation = ":".join(parts[count:]) or "per_response"
+        return cls(":".join(parts[:count]), cast(Normalisation, normalisation))  # checked there
 
     @property
     def unit(self) -> str:

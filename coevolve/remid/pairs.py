@@ -65,8 +65,9 @@ def negative_pairs(
     if count < 2:
         found = f"a single example ({sample_ids[0]!r})" if count else "no example"
         raise DataError(
-            f"{where}: found {found}, for which there is no mismatched pair; a subset needs 2 or more examples. "
-            "Add examples, leave the subset out, or have it listed without numbers (remid --show-small-subsets)."
+            f"{where}: found {found}, for which there is no mismatched pair; a subset needs 2 or "
+            "more examples. Add examples, leave the subset out, or have it listed without numbers "
+            "(remid --show-small-subsets)."
         )
     order = np.array(sorted(range(count), key=sample_ids.__getitem__))
     rng = np.random.default_rng(seed)
@@ -97,7 +98,8 @@ def check_negatives(negatives: Negatives) -> None:
     ):
         return
     raise RecipeError(
-        f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: 1000), and PerContext(K)."
+        f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: 1000), "
+        "and PerContext(K)."
     )
 
 

@@ -62,8 +62,8 @@ class Reasoning:
         is_count = type(self.samples) is int and self.samples >= 1
         if not is_count or (self.samples > 1 and self.kind != "marginal"):
             raise RecipeError(
-                f"reasoning {self.kind!r} with {self.samples!r} samples; accepted are integers from "
-                "1 up, and more than one for 'marginal' only."
+                f"reasoning {self.kind!r} with {self.samples!r} samples; accepted are integers "
+                "from 1 up, and more than one for 'marginal' only."
             )
 
     @property

@@ -283,7 +283,8 @@ class RemidResults(Evaluation, Measured):
         first, *others = self.subsets
         if first.shift or first.reason or any(subset.shift is None for subset in others):
             raise ValueError(
-                "subsets: the first, and no other, must be in distribution (shift null), with numbers"
+                "subsets: the first, and no other, must be in distribution (shift null), with "
+                "numbers"
             )
         with_numbers = [subset for subset in self.subsets if not subset.reason]
         shifts = {subset.row: subset.shift for subset in with_numbers}

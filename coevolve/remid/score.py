@@ -275,8 +275,8 @@ def score_pairs(
         bad = int(np.sum(~np.isfinite(given.sum)))
         if bad:
             raise ArtifactError(
-                f"{where}: the estimator gave {bad} of {len(pairs)} pairs a log-probability that is "
-                "not a finite number; its weights may be damaged or diverged. Evaluate another "
+                f"{where}: the estimator gave {bad} of {len(pairs)} pairs a log-probability that "
+                "is not a finite number; its weights may be damaged or diverged. Evaluate another "
                 "checkpoint."
             )
     return mixture(scores)
@@ -334,7 +334,7 @@ def _score_subset(
 def _marginals(
     estimator: Estimator, ids: Sequence[str], responses: Texts
 ) -> dict[str | None, np.ndarray]:
-    """log m(y) of each model's responses, m being fitted to that model's responses to this subset."""
+    """log m(y) of each model's responses, m being fitted to these responses of that model."""
     ids_of = estimator.renderer.response_ids
     return {
         model: bigram_log_probs([ids_of(given[sample_id]) for sample_id in ids])

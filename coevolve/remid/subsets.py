@@ -122,8 +122,8 @@ def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -
     for sample_id in ids:
         if not isinstance(given[sample_id], str) or not given[sample_id].strip():
             raise DataError(
-                f"{where}: sample {sample_id!r} has {given[sample_id]!r}; accepted is a string with "
-                "at least one visible character. Generate this response again."
+                f"{where}: sample {sample_id!r} has {given[sample_id]!r}; accepted is a string "
+                "with at least one visible character. Generate this response again."
             )
     return {sample_id: given[sample_id] for sample_id in ids}
 

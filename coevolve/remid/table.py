@@ -306,8 +306,8 @@ def _floor_line(results: RemidResults) -> str | None:
         return None
     return (
         "At the lowest temperature of the fit, so that information is underestimated: "
-        f"{', '.join(at_floor)}. There a response's log-probabilities vary by more than 100 nats or "
-        "so between contexts."
+        f"{', '.join(at_floor)}. There a response's log-probabilities vary by more than 100 nats "
+        "or so between contexts."
     )
 
 

@@ -173,10 +173,10 @@ def bound_picture(bound: BoundResults) -> Picture:
         tight = {"columnspacing": 0.8, "handlelength": 0.9, "handletextpad": 0.4}
         figure.legend(loc="outside upper left", ncols=5, **tight)
         caption = (
-            "Stacked: the bound's terms, that is what shifted inputs (user, character, dialogue) and "
-            "the model's own distance from the golden responses (output P: as usual, Q: shifted) can "
-            "cost at worst. Line: the same bound if nothing had shifted, from noise alone. Diamond: "
-            "R-EMID as measured."
+            "Stacked: the bound's terms, that is what shifted inputs (user, character, dialogue) "
+            "and the model's own distance from the golden responses (output P: as usual, Q: "
+            "shifted) can cost at worst. Line: the same bound if nothing had shifted, from noise "
+            "alone. Diamond: R-EMID as measured."
         )
         return _picture(figure, "bound", "How bad it can get, term by term", caption)
 

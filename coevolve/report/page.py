@@ -171,8 +171,8 @@ def perplexity_grid(run: RunResults) -> Grid:
     ]
     meanings = [f"{name}: {text}." for name, text in _VARIANTS.items() if name in run.perplexity]
     caption = [
-        "Perplexity of golden responses: how many tokens (words or pieces of them) the model wavers "
-        "between. Lower is better.",
+        "Perplexity of golden responses: how many tokens (words or pieces of them) the model "
+        "wavers between. Lower is better.",
         " ".join(meanings),
     ]
     return Grid(["", *splits], blocks, caption)

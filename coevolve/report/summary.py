@@ -112,8 +112,8 @@ def scale(remid: RemidResults) -> str | None:
     if golden is None:
         return None
     return (
-        "For scale: by the same measure the reference (golden) responses to the usual dialogues say "
-        f"{golden.mutual_information:.3f} {remid.unit} of what they answer."
+        "For scale: by the same measure the reference (golden) responses to the usual dialogues "
+        f"say {golden.mutual_information:.3f} {remid.unit} of what they answer."
     )
 
 

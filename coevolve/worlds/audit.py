@@ -263,8 +263,8 @@ def _judge(
     policies: Mapping[str, Policy],
     scored: Mapping[str, NDArray[np.float64]] | None,
 ) -> Iterator[tuple[Row, Estimate | None]]:
-    """Rows of one sample, each with its estimate of EMI (None for golden responses), still without
-    EMID. `scored` is by the estimator, as `_score` gives it.
+    """A sample's rows, still without EMID, each with its estimate of EMI (golden: None); `scored`
+    is by the estimator, as `_score` gives it.
     """
     golden_policy = sample.world.golden
     golden: dict[tuple[str, str], Estimate] = {}
