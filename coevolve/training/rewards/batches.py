@@ -22,6 +22,7 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, REFERENCE, Role
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.rewards import functions as rewards
+from coevolve.training.rewards.registry import ESTIMATOR_REWARDS, Reward
 
 
 class ConnectorBatch:
@@ -241,6 +242,15 @@ class EstimatorBatch:
                 token_budget=self.estimator.token_budget,
                 poll=self.estimator.poll,
             )
+
+
+ESTIMATOR_REWARDS.register("match")(Reward(lambda batch, given: batch.match))
+ESTIMATOR_REWARDS.register("kernel_score")(
+    Reward(
+        lambda batch, given: batch.kernel_scores,
+        lowest=lambda batch: rewards.lowest_kernel_score(batch.group),
+    )
+)
 
 
 def finished_texts(

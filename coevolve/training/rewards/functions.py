@@ -1,5 +1,5 @@
-"""Rewards, as pure functions of texts, token ids and log-probabilities. `registry` gives them their
-names.
+"""Rewards, as pure functions of texts, token ids and log-probabilities, with the names that recipes
+give them and what of a batch they take.
 
 All of them are for a completion that can be judged; what one gets that is cut off, empty or
 unparsable stands in the registry.
@@ -9,17 +9,27 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coevolve.data.words import words
 from coevolve.prompts import core_features, missing_sections
+from coevolve.training.rewards.registry import of_connector, of_estimator
+
+
+def _uniform(batch: Any) -> float:
+    """What a uniform guess gets."""
+    return batch.log_uniform
+
 
 # Of the connector: what its reasoning does to the golden response's tokens, log q2(y_t | x, r,
 # y_<t), shape (T,), nats.
 
 
+@of_connector("likelihood", "golden")
+@of_estimator("reference_likelihood", "reference")
 def likelihood(log_probs: NDArray[np.float64]) -> float:
     """exp(mean token log q2(y | x, r)): the geometric mean of the response's token probabilities,
     in (0, 1].
@@ -30,6 +40,7 @@ def likelihood(log_probs: NDArray[np.float64]) -> float:
     return math.exp(np.mean(log_probs))
 
 
+@of_connector("mean_probability", "golden")
 def mean_probability(log_probs: NDArray[np.float64]) -> float:
     """The arithmetic mean of the response's token probabilities, in (0, 1] (RLPR, arXiv
     2506.18254).
@@ -39,11 +50,13 @@ def mean_probability(log_probs: NDArray[np.float64]) -> float:
     return float(np.mean(np.exp(log_probs)))
 
 
+@of_connector("log_likelihood", "golden", lowest=_uniform, bounded=False)
 def log_likelihood(log_probs: NDArray[np.float64]) -> float:
     """Mean token log q2(y | x, r), nats per token."""
     return float(np.mean(log_probs))
 
 
+@of_connector("gain", "golden", "unaided", lowest=_uniform, bounded=False)
 def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
     """Mean token log q2(y | x, r) - log q2(y | x), nats per token.
 
@@ -56,12 +69,14 @@ def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
     return log_likelihood(log_probs) - log_likelihood(unaided)
 
 
+@of_connector("format", "texts", given=["sections"])
 def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:
     """0.5 for a well-formed core-features block, 0.5 for all sections, present in order."""
     has_features = core_features(reasoning, sections) is not None
     return 0.5 * has_features + 0.5 * (not missing_sections(reasoning, sections))
 
 
+@of_connector("length", "features", given=["target_words"])
 def features_length(features: str, target_words: int) -> float:
     """min(words in the core features / target, 1)."""
     return min(len(words(features)) / target_words, 1.0)
@@ -70,6 +85,7 @@ def features_length(features: str, target_words: int) -> float:
 # Of the estimator: what its own response is worth.
 
 
+@of_estimator("format", "texts")
 def response_format(response: str) -> float:
     """1 for a response with a visible character; that it ended its own turn is asked before."""
     return float(bool(response.strip()))

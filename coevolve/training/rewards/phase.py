@@ -63,14 +63,15 @@ class PhaseRewards:
         """(name, function as TRL calls it, weight) of the rewards whose weight is not 0. A user's
         own is logged under the name of its function.
         """
+        # In the recipe's order, in which TRL adds them up.
         named = [
             (
                 name,
                 partial(self._ask, name, f"{self.field}.{name}", self.named[name], False),
                 weight,
             )
-            for name in self.named
-            if (weight := getattr(self.settings, name))
+            for name, weight in self.settings
+            if name in self.named and weight
         ]
         users = []
         for path, reward in self._users.items():

@@ -1,4 +1,5 @@
-"""The rewards that a recipe can name, and a user's own.
+"""Where the rewards stand that a recipe can name, and a user's own. Built-in ones are decorated
+functions of `functions` and what `batches` computes for a group.
 
 A name in the recipe's `rewards` is one of CONNECTOR_REWARDS or ESTIMATOR_REWARDS; TRL logs each as
 `rewards/NAME/mean` and `/std`, before weighting. A completion that cannot be judged (cut off,
@@ -24,13 +25,13 @@ lowest value that the function gave in the batch, and so does None.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from coevolve.errors import RewardError
 from coevolve.recipe import Recipe
 from coevolve.registry import Registry
-from coevolve.training.rewards import functions as rewards
-from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
+
+Pure = TypeVar("Pure", bound=Callable[..., float])
 
 Values = Sequence[float | None]
 """One for each completion of a batch; None where it cannot be judged."""
@@ -92,77 +93,44 @@ def custom_field(field: str, path: str) -> str:
     return f"{field}.custom {path!r}"
 
 
-def _named(registry: Registry[Any], name: str, **of: Any) -> Callable[..., Callable[..., Values]]:
-    """A decorator that makes a reward of a function from a batch to values."""
+def of_connector(name: str, *of: str, **more: Any) -> Callable[[Pure], Pure]:
+    """A decorator that makes a reward of the connector of a pure function: see `_named`."""
+    return _named(CONNECTOR_REWARDS, name, of, **more)
 
-    def add(values: Callable[[Any], Values]) -> Callable[[Any], Values]:
-        registry.register(name)(Reward(lambda batch, given: values(batch), **of))
-        return values
+
+def of_estimator(name: str, *of: str, **more: Any) -> Callable[[Pure], Pure]:
+    """Likewise of the estimator."""
+    return _named(ESTIMATOR_REWARDS, name, of, **more)
+
+
+def _named(
+    registry: Registry[Any],
+    name: str,
+    of: Sequence[str],
+    *,
+    given: Sequence[str] = (),
+    lowest: Callable[[Any], float] = lambda batch: 0.0,
+    bounded: bool = True,
+) -> Callable[[Pure], Pure]:
+    """A decorator that makes a reward of a function of one completion.
+
+    Args:
+        of: the attributes of a batch that have its arguments, a row for each completion; where a
+            part of the row is None, so is the value.
+        given: attributes of the batch that it takes by keyword.
+        lowest, bounded: as for `Reward`.
+    """
+
+    def add(function: Pure) -> Pure:
+        def values(batch: Any, _: Mapping[str, Any]) -> Values:
+            rows = zip(*(getattr(batch, column) for column in of), strict=True)
+            options = {option: getattr(batch, option) for option in given}
+            return [
+                None if any(part is None for part in row) else function(*row, **options)
+                for row in rows
+            ]
+
+        registry.register(name)(Reward(values, lowest, bounded))
+        return function
 
     return add
-
-
-def _each(function: Callable[..., float], *columns: Sequence[Any], **options: Any) -> Values:
-    """The function of each row; None where a part of the row is."""
-    rows = zip(*columns, strict=True)
-    return [
-        None if any(part is None for part in row) else function(*row, **options) for row in rows
-    ]
-
-
-def _uniform(batch: ConnectorBatch) -> float:
-    return batch.log_uniform
-
-
-@_named(CONNECTOR_REWARDS, "likelihood")
-def _likelihood(batch: ConnectorBatch) -> Values:
-    return _each(rewards.likelihood, batch.golden)
-
-
-@_named(CONNECTOR_REWARDS, "log_likelihood", lowest=_uniform, bounded=False)
-def _log_likelihood(batch: ConnectorBatch) -> Values:
-    return _each(rewards.log_likelihood, batch.golden)
-
-
-@_named(CONNECTOR_REWARDS, "mean_probability")
-def _mean_probability(batch: ConnectorBatch) -> Values:
-    return _each(rewards.mean_probability, batch.golden)
-
-
-@_named(CONNECTOR_REWARDS, "gain", lowest=_uniform, bounded=False)
-def _gain(batch: ConnectorBatch) -> Values:
-    return _each(rewards.gain, batch.golden, batch.unaided)
-
-
-@_named(CONNECTOR_REWARDS, "format")
-def _reasoning_format(batch: ConnectorBatch) -> Values:
-    return _each(rewards.reasoning_format, batch.texts, sections=batch.sections)
-
-
-@_named(CONNECTOR_REWARDS, "length")
-def _length(batch: ConnectorBatch) -> Values:
-    return _each(rewards.features_length, batch.features, target_words=batch.target_words)
-
-
-@_named(ESTIMATOR_REWARDS, "match")
-def _match(batch: EstimatorBatch) -> Values:
-    return batch.match
-
-
-@_named(ESTIMATOR_REWARDS, "format")
-def _response_format(batch: EstimatorBatch) -> Values:
-    return _each(rewards.response_format, batch.texts)
-
-
-@_named(ESTIMATOR_REWARDS, "reference_likelihood")
-def _reference_likelihood(batch: EstimatorBatch) -> Values:
-    return _each(rewards.likelihood, batch.reference)
-
-
-@_named(
-    ESTIMATOR_REWARDS,
-    "kernel_score",
-    lowest=lambda batch: rewards.lowest_kernel_score(batch.group),
-)
-def _kernel_score(batch: EstimatorBatch) -> Values:
-    return batch.kernel_scores
