@@ -69,14 +69,14 @@ class Runs:
         from coevolve.training.phases import connector_rows
 
         rows = connector_rows(self.estimator, self.train, [x.trace for x in self.train])
-        run_sft(plan, rows, self.recipe.cold_start.connector)
+        return run_sft(plan, rows, self.recipe.cold_start.connector)
 
     def rl(self, plan):
         from coevolve.training.rl.algorithms import run_rl
 
         prompts = [plan.renderer.connector(example) for example in self.train]
         with self.roles.frozen(CONNECTOR, self.cold) as reference:
-            run_rl(
+            return run_rl(
                 plan,
                 prompts,
                 [("remainder", remainder, 1.0)],

@@ -7,7 +7,6 @@ Launched as a script, this file is what each process does.
 import json
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,9 @@ def work(folder):
 
     from coevolve.errors import LibraryError
     from coevolve.libraries import deepspeed as seam
-    from coevolve.training.distributed.processes import Interrupted, Processes
+    from coevolve.training.distributed.processes import Processes
     from coevolve.training.distributed.stopping import Stop
-    from coevolve.training.engines import Segment
+    from coevolve.training.engines import LeftHalfway
 
     processes = Processes(PartialState(cpu=True).device, Stop())
     runs = Runs(folder, processes)
@@ -69,11 +68,11 @@ def work(folder):
             note_use(on, {hook.name: str(hook) for hook in hooks}, used)
 
     seam.Zero.check = take_away_each
-    whole, left = Segment(), Segment()
-    runs.sft(runs.plan(whole))
-    with suppress(Interrupted):
-        runs.sft(runs.plan(left, leave_after=1))
-    runs.sft(runs.plan(left))
+    whole = runs.sft(runs.plan())
+    try:
+        runs.sft(runs.plan(leave_after=1))
+    except LeftHalfway as error:
+        left = runs.sft(runs.plan(error.segment))
     same = all(torch.equal(whole.weights[name], left.weights[name]) for name in whole.weights)
     if processes.main:
         found = {"used": sorted(used), "named": sorted(named), "same": same and left.step == 2}

@@ -25,6 +25,7 @@ from coevolve.libraries.trl import OpenGRPOTrainer, add_head
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.generate import Sampling, generate
 from coevolve.seeds import derive_seed
+from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
 from coevolve.training.engines import (
     IGNORED,
@@ -33,7 +34,6 @@ from coevolve.training.engines import (
     RewardFunction,
     Segment,
     SftRow,
-    common_arguments,
     order_of_rows,
     train,
     trainer_of,
