@@ -53,7 +53,7 @@ ZERO3 = (
 OFFLOAD = (
     *hooks(f"{_OFFLOAD}:DeepSpeedZeRoOffload", _LEAVES, "partition_all_parameters()"),
     *hooks(_OFFLOAD, "no module is taken for one of another phase", "FWD_MODULE_STACK"),
-    *hooks(f"{_PARTS}:ZeroParamStatus", _BESIDE, "AVAILABLE"),
+    *hooks(_PARTS, _BESIDE, "ZeroParamStatus"),
 )
 PARAMETER = (*hooks(_PARTS, _MOMENTS, *_SHARE), *hooks(_PARTS, _BESIDE, "ds_status"))
 """What ZeRO-3 puts on a parameter."""
