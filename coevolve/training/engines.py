@@ -187,8 +187,8 @@ class Plan:
 
 def steps_of(settings: Optimization, examples_per_epoch: int) -> int:
     """Optimizer steps of a phase: as given, or enough for the epochs asked for."""
-    if settings.steps is not None:
-        return settings.steps
+    if settings.steps is not None or settings.epochs is None:  # the recipe gives one of them
+        return settings.steps or 1
     return max(1, math.ceil(settings.epochs * examples_per_epoch / settings.train_batch_size))
 
 
