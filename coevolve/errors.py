@@ -80,3 +80,7 @@ class DivergenceError(CoevolveError, ArithmeticError):
     """A loss or a gradient that is no number, found before the optimizer step that would have used
     it.
     """
+
+
+class LibraryError(CoevolveError, RuntimeError):
+    """A library that is not as this package knows it: what it reaches there is gone or changed."""

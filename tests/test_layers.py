@@ -15,7 +15,7 @@ PACKAGE = ROOT / "coevolve"
 LAYERS = [
     {"errors"},
     {"files", "progress", "seeds", "registry"},
-    {"outputs", "documents"},
+    {"outputs", "documents", "libraries"},
     {"information", "data", "recipe"},
     {"prompts"},
     {"scoring"},
@@ -37,6 +37,8 @@ PURE = {
     "remid": {"numpy", "rich", "pydantic"},
     "scoring": {"numpy", "torch", "transformers", "peft"},
 }
+# What of `libraries` the layers below training may have.
+OF_SCORING = {"coevolve.libraries.torch", "coevolve.libraries.transformers"}
 
 
 def imports(path, *, on_load):
@@ -89,6 +91,22 @@ def test_imports_run_one_way(path):
             - sys.stdlib_module_names
         )
         assert outside <= PURE[own], f"{path}: loads {sorted(outside - PURE[own])}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "libraries").glob("*.py")), ids=lambda p: p.name)
+def test_a_file_of_libraries_loads_its_own_library(path):
+    outside = {name.split(".")[0] for name in imports(path, on_load=True)} - {"coevolve"}
+    allowed = {"torch", "transformers", path.stem} if path.stem not in ("__init__", "hooks") else {}
+    assert outside - sys.stdlib_module_names <= set(allowed)
+
+
+def test_scoring_reaches_only_into_what_it_has():
+    reached = {
+        name for path in FILES if part(path) == "scoring" for name in imports(path, on_load=False)
+    }
+    assert {
+        name for name in reached if name.count(".") == 2 and ".libraries." in name
+    } == OF_SCORING
 
 
 def test_no_files_import_one_another_in_a_circle():

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.utils.error import NoMatchingPeftModuleError
+from peft import LoraConfig, NoMatchingPeftModuleError, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from coevolve.errors import CoevolveError, RecipeError

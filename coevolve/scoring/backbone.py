@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, DynamicCache, DynamicLayer
 
+from coevolve.libraries.torch import with_part
+from coevolve.libraries.transformers import NOT_CACHED, DynamicSlidingWindowLayer
 from coevolve.scoring.batching import device_of
 from coevolve.scoring.cost import Cost
-from coevolve.scoring.ways import NOT_CACHED, Ways, accepts, bare, cache_name, decoder_of, ways_of
+from coevolve.scoring.ways import Ways, accepts, bare, cache_name, decoder_of, ways_of
 
 LENGTH_DEPENDENT_POSITIONS = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the longest row of a pass."""
@@ -79,16 +80,9 @@ class Backbone:
         return self._headed(hidden_KH).logits[0]
 
     def _headed(self, hidden_KH: Tensor) -> Any:
-        # A shallow copy of the model, whose decoder gives back what was computed; the model itself
-        # stays as it is. Neither hooks nor a wrapper's `forward` or `__new__` take part: they are
-        # for whole passes.
-        view = object.__new__(type(self.model))
-        view.__dict__.update(self.model.__dict__)
-        view.__dict__.pop("forward", None)
-        view._modules = dict(self.model._modules)
-        view._modules[self.model.base_model_prefix] = _Computed(
-            self._output_type(last_hidden_state=hidden_KH[None]), self.decoder
-        )
+        # The model's own head, behind a decoder that gives back what was computed.
+        computed = _Computed(self._output_type(last_hidden_state=hidden_KH[None]), self.decoder)
+        view = with_part(self.model, self.model.base_model_prefix, computed)
         return view.forward(
             input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device),
             use_cache=False,

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache, DynamicLayer
 
 from coevolve.errors import TooLongError
+from coevolve.libraries.transformers import DynamicSlidingWindowLayer
 from coevolve.scoring.batching import (
     TOKEN_BUDGET,
     Ids,

@@ -23,6 +23,7 @@ from transformers import (
 
 from coevolve.errors import ArtifactError, RecipeError
 from coevolve.files import sha256_file
+from coevolve.libraries.transformers import holds_adapter
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.selfcheck import checked
 
@@ -192,7 +193,7 @@ def _require_sound(
                 f"{base}: its weights {fault} {len(found[kind])} tensors of the model that its config.json describes, "
                 f"the first is {first!r}. Copy or save it again."
             )
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if holds_adapter(model):
         raise ArtifactError(
             f"{base}: holds an adapter, not a whole model. Merge it into its base model first."
         )

@@ -37,7 +37,7 @@ CONNECTOR: Role = "connector"
 ESTIMATOR: Role = "estimator"
 ROLES: tuple[Role, ...] = (CONNECTOR, ESTIMATOR)
 
-REFERENCE = "ref"
+REFERENCE: Literal["ref"] = "ref"
 """The frozen copy's name; TRL looks for a KL reference under it."""
 
 Weights = Mapping[str, Tensor]

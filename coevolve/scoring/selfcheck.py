@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 
 from coevolve.errors import ArtifactError, OutOfMemoryError
+from coevolve.libraries.torch import check as check_modules
+from coevolve.libraries.transformers import check_models
 from coevolve.scoring.backbone import Backbone
 from coevolve.scoring.batching import TOKEN_BUDGET, device_of, max_positions
 from coevolve.scoring.cost import Cost
@@ -87,9 +89,12 @@ def checked(model: Any) -> Any:
 
     Raises:
         ArtifactError: plain passes over it give no log-probabilities of a causal language model.
+        LibraryError: torch or transformers is not as scoring knows it.
     """
     base = bare(model)
     if VERDICT not in base.__dict__:
+        check_modules()
+        check_models()
         training = base.training
         setattr(base, VERDICT, _find(base.eval()))
         base.train(training)

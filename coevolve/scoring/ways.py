@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache, cache_utils
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache, DynamicLayer
 
+from coevolve.libraries.transformers import NOT_CACHED, DynamicSlidingWindowLayer, attention_of
 from coevolve.scoring.sharing import MAX_DEPTH
 
 MASKED_ATTENTION = ("sdpa", "eager")
@@ -23,9 +23,6 @@ MASKED_ATTENTION = ("sdpa", "eager")
 
 VERDICT = "coevolve_ways"
 """The attribute of a model under which its ways are kept."""
-
-NOT_CACHED = getattr(cache_utils, "DummyLayer", type(None))
-"""What stands in the cache for a layer that reads the keys of another one."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def guess(base: Any) -> Ways:
         split=decoder is not None,
         together=attends,
         depth=(MAX_DEPTH if full else 1) if shares else 0,
-        packs=shares and full and config._attn_implementation in MASKED_ATTENTION,
+        packs=shares and full and attention_of(config) in MASKED_ATTENTION,
         generates="in batches"
         if {"position_ids", "logits_to_keep", cache_name(base)} <= set(takes)
         else "alone",

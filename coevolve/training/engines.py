@@ -9,16 +9,13 @@ Deviations from the plain trainers:
   dropped nor doubled, whatever the number of processes.
 - Before each update the global random states are set from seed, step and process. So there is no
   random state to be saved, and nothing that happens between two updates can disturb it.
-- TRL computes logits at every position wherever Triton is absent, for the sake of accelerators that
-  recompile when shapes change. A CPU does not, so there only the positions that the loss is over
-  are computed, as on a GPU.
+- On a CPU, as on a GPU, logits are computed only at the positions that the loss is over.
 - TRL turns the adapters of a quantized base into bfloat16, in which a step of 1e-5 changes most
   weights not at all; they stay float32.
 - TRL patches the model's `forward` at each construction; the patch is taken off again when a phase
   ends.
 """
 
-import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,17 +27,20 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
-from trl.trainer import utils as trl_utils
+from trl import SFTConfig
 
+from coevolve.libraries.hooks import hooks_of, require
+from coevolve.libraries.transformers import FIRST_STEP
+from coevolve.libraries.trl import Open, OpenSFTTrainer, only_asked_for
 from coevolve.prompts import Renderer
 from coevolve.recipe.optimization import Optimization, Sft
 from coevolve.scoring.roles import Role, Roles
+from coevolve.scoring.ways import bare
 from coevolve.seeds import derive_seed
+from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.divergence import DivergenceGuard
@@ -71,15 +71,15 @@ class Lazy(Sequence[T]):
     """
 
     def __init__(self, count: int, make: Callable[[int], T]):
-        self.count, self.make = count, make
+        self._count, self._make = count, make
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
-    def __getitem__(self, index: int) -> T:
-        if not 0 <= index < self.count:
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._count:
             raise IndexError(index)
-        return self.make(int(index))
+        return self._make(int(index))
 
 
 @dataclass
@@ -187,8 +187,8 @@ class Plan:
 
 def steps_of(settings: Optimization, examples_per_epoch: int) -> int:
     """Optimizer steps of a phase: as given, or enough for the epochs asked for."""
-    if settings.steps is not None:
-        return settings.steps
+    if settings.steps is not None or settings.epochs is None:  # the recipe gives one of them
+        return settings.steps or 1
     return max(1, math.ceil(settings.epochs * examples_per_epoch / settings.train_batch_size))
 
 
@@ -208,8 +208,7 @@ def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> Segment:
     used, places = np.unique(order, return_inverse=True)
     with trainer_of(plan) as (model, scratch):
         return train(
-            plan,
-            lambda: RoleSFTTrainer(
+            RoleSFTTrainer(
                 model=model,
                 args=SFTConfig(
                     **common_arguments(plan, settings, model, scratch),
@@ -222,15 +221,16 @@ def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> Segment:
                 callbacks=[plan.callback],
                 plan=plan,
                 order=places,
-            ),
+            )
         )
 
 
-class Resumable:
+class Resumable(Open):
     """What makes a trainer of transformers begin at the segment's step and show its state.
 
-    A mixin before the trainer class. It stands in for transformers' own `resume_from_checkpoint`,
-    which reads pickles, depends on the number of processes, and leaves GRPO's buffer out.
+    A mixin before one of `libraries.trl`'s trainers. It stands in for transformers' own
+    `resume_from_checkpoint`, which reads pickles, depends on the number of processes, and leaves
+    GRPO's buffer out.
     """
 
     def __init__(self, *args: Any, plan: Plan, order: np.ndarray, **kwargs: Any):
@@ -246,6 +246,7 @@ class Resumable:
             if parameter.dtype != data.dtype:
                 parameter.data = data
         self.add_callback(_Steps(self))
+        self.figures_of_step = plan.segment.figures
         self.guard = DivergenceGuard(
             plan.folder, plan.role, plan.processes, plan.renderer.tokenizer
         )
@@ -254,11 +255,8 @@ class Resumable:
         """Everything that the next step depends on. A collective call."""
         with sharding.whole_parameters(self):
             own = self.own_state()
-            weights = {
-                n: value
-                for n, value in self.plan.roles.weights(self.plan.role).items()
-                if n not in own
-            }
+            weights = self.plan.roles.weights(self.plan.role)
+            weights = {name: value for name, value in weights.items() if name not in own}
         return Segment(
             step=self.state.global_step,
             weights=weights,
@@ -267,7 +265,7 @@ class Resumable:
                 **{f"{sharding.OWN}|{name}": value for name, value in own.items()},
             },
             rollouts=self.rollouts(),
-            figures=self._figures_of_step,
+            figures=self.figures_of_step,
             samples=self.samples(),
         )
 
@@ -275,7 +273,7 @@ class Resumable:
     def over(self) -> bool:
         """Whether the phase has come to its end, by steps or by tokens. The same on all processes."""
         # TRL's GRPO counts them in the one, its SFT in the other.
-        tokens = self.state.num_input_tokens_seen or self._total_train_tokens
+        tokens = self.state.num_input_tokens_seen or self.total_tokens
         spent = self.plan.tokens is not None and tokens >= self.plan.tokens
         return spent or self.state.global_step >= self.plan.steps
 
@@ -293,101 +291,75 @@ class Resumable:
         """What the role wrote last, on the main process."""
         return []
 
-    def _note_figures(self) -> None:
+    def note_figures(self) -> None:
         """Remember what was gathered by the end of this step, since the next one may be left
         halfway.
         """
-        self._figures_of_step = {
-            "metrics": copy.deepcopy(dict(self._metrics["train"])),
+        self.figures_of_step = {
+            "metrics": {name: list(values) for name, values in self.figures.items()},
             "tokens": self.state.num_input_tokens_seen,
-            "total_tokens": self._total_train_tokens,
-            "loss": self._tr_loss.item(),
-            "total_loss": self._total_loss_scalar,
-            "logged": self._globalstep_last_logged,
+            "total_tokens": self.total_tokens,
+            "loss": self.loss_since_log.item(),
+            "total_loss": self.loss_before,
+            "logged": self.logged_step,
         }
 
-    def restore_figures(self) -> None:
-        """Go on gathering where the segment left off. Called when the loop has set its own to zero."""
-        figures = self.plan.segment.figures
-        if figures:
-            self._metrics["train"].update(copy.deepcopy(figures["metrics"]))
-            self.state.num_input_tokens_seen = figures["tokens"]
-            self._total_train_tokens = figures["total_tokens"]
-            self._tr_loss.fill_(figures["loss"])
-            self._total_loss_scalar = figures["total_loss"]
-            self._globalstep_last_logged = figures["logged"]
-        self._figures_of_step = figures
+    def _restore_figures(self, figures: dict[str, Any]) -> None:
+        self.figures.update({name: list(values) for name, values in figures["metrics"].items()})
+        self.state.num_input_tokens_seen = figures["tokens"]
+        self.total_tokens = figures["total_tokens"]
+        self.loss_since_log.fill_(figures["loss"])
+        self.loss_before = figures["total_loss"]
+        self.logged_step = figures["logged"]
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler:
-        return _Order(self.order)
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        position = super()._init_training_state(*args, **kwargs)
-        self.state.global_step = self._seen_step = self.plan.segment.step
-        return position
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+    def begin(self) -> None:
+        """Go on where the segment left off. The loop is about to take its first step."""
         segment = self.plan.segment
+        require(hooks_of(type(self)), self)
+        sharding.begin(self, self.check_step)
         optimizer = {name: value for name, value in segment.optimizer.items() if not is_own(name)}
         if optimizer:
             sharding.load_optimizer_state(self, optimizer)
-        if sharding.zero_stage(self):
-            sharding.before_deepspeed_step(self, self._check_step)
         if segment.step > self.plan.schedule.first:
             sharding.set_schedule(self, segment.step - self.plan.schedule.first)
-        return prepared
+        if segment.figures:
+            self._restore_figures(segment.figures)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The rows in their order. TRL's GRPO asks for a whole batch of completions at a time."""
+        rows: Any = self.train_dataset
+        size = self.args.train_batch_size * getattr(self.args, "steps_per_generation", 1)
+        return self.accelerator.prepare(
+            DataLoader(
+                rows,
+                batch_size=size,
+                sampler=self.order.tolist(),
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+        )
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        # Asked for once the state is new, and before the loop notes at which step it begins.
+        self.state.global_step = self.plan.segment.step
         return super().create_scheduler(self.plan.schedule.steps, *args, **kwargs)
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        self.guard.see(inputs, found[0] if return_outputs else found)
-        return found
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = self.loss(model, inputs, *args, **kwargs)
+        self.guard.see(inputs, loss)
+        return loss
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)
-        if not sharding.zero_stage(self):  # DeepSpeed has taken its step by now
-            self._check_step(float(norm))
-        return norm
+    def loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Of one micro-step."""
+        return super().compute_loss(*args, **kwargs)
 
-    def _check_step(self, gradient: float) -> None:
+    def check_step(self, gradient: float) -> None:
+        """Raise DivergenceError rather than let a step be taken on what is no number."""
         self.guard.check(self.state.global_step, gradient, self.samples())
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        # Only here is a step over, its line of the log included. The loop comes by once more at its
-        # end.
-        if self.state.global_step > self._seen_step:
-            self._seen_step = self.state.global_step
-            self._note_figures()
-            # After the last one the phase is over, summary and all, before anybody saves or leaves.
-            if not self.over:
-                self.plan.watcher.after_step(self.state.global_step, self.capture)
 
-
-class RoleSFTTrainer(Resumable, SFTTrainer):
+class RoleSFTTrainer(Resumable, OpenSFTTrainer):
     """TRL's SFTTrainer on rows in a given order, from any step."""
-
-
-class _Order(Sampler):
-    """Row numbers in the order given."""
-
-    def __init__(self, indices: np.ndarray):
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices.tolist())
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 class _Steps(TrainerCallback):
@@ -395,29 +367,52 @@ class _Steps(TrainerCallback):
 
     def __init__(self, trainer: Resumable):
         self.trainer = trainer
+        self.seen = trainer.plan.segment.step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.restore_figures()
+        if state.global_step != self.seen:
+            raise FIRST_STEP.lost("is called before the loop's state is new")
+        self.trainer.begin()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         plan = self.trainer.plan
+        if self._note_step(state):
+            # Only now is the step before over, its line of the log included; after the last one
+            # the phase is over, summary and all, before anybody saves or leaves.
+            plan.watcher.after_step(state.global_step, self.trainer.capture)
         self.trainer.guard.begin()
         set_seed(derive_seed(plan.seed, "step", state.global_step, plan.processes.rank))
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gradient = self.trainer.take_gradient()
+        if not sharding.zero_stage(self.trainer):  # DeepSpeed has taken its step by now
+            self.trainer.check_step(gradient)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.check_called()
         control.should_training_stop = control.should_training_stop or self.trainer.over
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.plan.watcher.between()
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._note_step(state)
 
-def train(plan: Plan, build: Callable[[], Resumable]) -> Segment:
-    """Build the trainer and let it run to its end; returns how it ended.
+    def _note_step(self, state: Any) -> bool:
+        """Note what was gathered by the end of a step; False if it is noted already."""
+        if state.global_step == self.seen:
+            return False
+        self.seen = state.global_step
+        self.trainer.note_figures()
+        return True
+
+
+def train(trainer: Resumable) -> Segment:
+    """Let the trainer run to its end; returns how it ended.
 
     Raises:
         LeftHalfway: it was interrupted.
     """
-    trainer = build()
     trainer.remove_callback(PrinterCallback)  # the record shows the figures
     left = False
     try:
@@ -437,51 +432,9 @@ def trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
     folder for TRL.
     """
     model = plan.roles.module(plan.role)
-    bare = model.get_base_model() if isinstance(model, PeftModel) else model
-    use_triton = trl_utils._use_triton
-    if next(model.parameters()).device.type == "cpu":
-        trl_utils._use_triton = lambda device: True
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with only_asked_for(bare(model)), tempfile.TemporaryDirectory() as scratch:
             yield model, scratch
     finally:
-        trl_utils._use_triton = use_triton
-        bare.__dict__.pop("forward", None)
         model.zero_grad(set_to_none=True)
         model.eval()
-
-
-def common_arguments(
-    plan: Plan, settings: Optimization, model: torch.nn.Module, scratch: str
-) -> dict[str, Any]:
-    """What SFT and GRPO share. Everything that TRL sets differently by default is said here."""
-    device = next(model.parameters()).device
-    rows, accumulation = settings.micro_batch(plan.processes.count)
-    return {
-        "output_dir": scratch,
-        "max_steps": plan.steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.lr_scheduler_type,
-        "warmup_steps": round(settings.warmup_ratio * plan.schedule.steps),
-        "max_grad_norm": settings.max_grad_norm,
-        "weight_decay": settings.weight_decay,
-        "adam_beta2": settings.adam_beta2,
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        # The weights' dtype is the recipe's; autocast on top of it would make scores depend on who
-        # computes them.
-        "bf16": False,
-        "fp16": False,
-        "use_cpu": device.type == "cpu",
-        "ddp_find_unused_parameters": False,  # only the role's own ask for gradients, and all of them are used
-        "dataloader_pin_memory": device.type != "cpu",
-        # Nothing is trained on a loss that is no number; the filter would hide it from the log.
-        "logging_nan_inf_filter": False,
-        "seed": plan.seed,
-        "data_seed": plan.seed,
-        "logging_steps": plan.log_every,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }

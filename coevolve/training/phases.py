@@ -28,7 +28,7 @@ from coevolve.training.plans import planned
 from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
 from coevolve.training.rewards.phase import PhaseRewards
 from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS
-from coevolve.training.rl.ppo import run_rl
+from coevolve.training.rl.algorithms import run_rl
 from coevolve.training.saving import save_if_due
 from coevolve.training.schedule import Budget, ScheduledPhase, budget_of, updates_per_batch
 from coevolve.training.state import RunState

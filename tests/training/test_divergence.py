@@ -14,6 +14,7 @@ from coevolve.errors import DivergenceError
 from coevolve.recipe.rounds import Phase
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
+from coevolve.training.rl.ppo import RolePPOTrainer
 from coevolve.training.schedule import ScheduledPhase
 
 CONNECTOR_RL = ScheduledPhase(1, Phase.model_validate("connector_rl"), "connector_rl")
@@ -38,7 +39,7 @@ def the_loss(trainer, loss):
 
 
 def poisoned(loss_of, poison):
-    """TRL's own loss, with poison in the second step."""
+    """The loss as it is, with poison in the second step."""
 
     def compute_loss(trainer, *args, **kwargs):
         loss = loss_of(trainer, *args, **kwargs)
@@ -63,6 +64,8 @@ def test_it_stops_before_the_step_and_names_the_batch(cold, monkeypatch, algorit
     before = {each: roles.weights(each) for each in ROLES}
     for base in (GRPOTrainer, SFTTrainer):
         monkeypatch.setattr(base, "compute_loss", poisoned(base.compute_loss, poison))
+    ppo = poisoned(RolePPOTrainer.policy_loss, poison)
+    monkeypatch.setattr(RolePPOTrainer, "policy_loss", ppo)
     with pytest.raises(
         DivergenceError, match=rf"{role}, step 1: the loss is .* The step was not taken"
     ) as caught:

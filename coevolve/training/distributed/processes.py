@@ -80,7 +80,8 @@ class Processes:
             ProcessError: the work failed on another process; its own error is raised where it
                 failed.
         """
-        result, failure, left = None, None, False
+        result: Any = None
+        failure, left = None, False
         try:
             result = work()
         except StopRequested:
@@ -131,7 +132,7 @@ class Processes:
         """Let every process do the same, the others when the main one is done and has left its
         files.
         """
-        result = self.on_main(work)
+        result: Any = self.on_main(work)
         rest = self.together(lambda: result if self.main else work(), heed_stop=False)
         return rest
 
@@ -148,7 +149,7 @@ class Processes:
         results = self.together(lambda: list(work(share)))
         if self.count == 1:
             return results
-        everything: list[T | None] = [None] * len(costs)
+        everything: list[Any] = [None] * len(costs)
         for indices, values in self.gather((share, results)):
             for index, value in zip(indices, values, strict=True):
                 everything[index] = value
@@ -199,7 +200,8 @@ def shares(costs: Sequence[float], count: int) -> list[list[int]]:
     """
     if count == 1:
         return [list(range(len(costs)))]
-    loads, members = [0.0] * count, [[] for _ in range(count)]
+    loads = [0.0] * count
+    members: list[list[int]] = [[] for _ in range(count)]
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
         least = min(range(count), key=lambda share: (loads[share], share))
         loads[least] += costs[index]

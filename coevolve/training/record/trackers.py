@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coevolve.errors import RecipeError
+from coevolve.libraries.accelerate import TRACKER_CLASSES
 from coevolve.training.record.facts import flat
 from coevolve.training.record.lines import SAMPLES, Table
 
@@ -251,7 +252,6 @@ class AccelerateTracker(Tracker):
 
     def start(self) -> str:
         from accelerate import PartialState
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         PartialState()  # accelerate's classes need it to have been made
         run = self.run
@@ -274,7 +274,7 @@ class AccelerateTracker(Tracker):
             "trackio": {"name": f"{run.name}-{run.id[:8]}", "resume": "allow"},
         }
         first = run.name if self.name == "tensorboard" else run.project
-        self._tracker = LOGGER_TYPE_TO_CLASS[self.name](first, **options[self.name])
+        self._tracker = TRACKER_CLASSES.find()[self.name](first, **options[self.name])
         self._tracker.start()
         if not run.resumed:
             # Not every tracker takes more than one level, or others than numbers and text.

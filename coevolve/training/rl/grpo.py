@@ -10,7 +10,7 @@ Deviations from the plain trainer, beside those of `engines`:
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
-from trl.trainer import utils as trl_utils
+from torch.nn.utils.rnn import pad_sequence
+from trl import GRPOConfig
 
+from coevolve.libraries.trl import OpenGRPOTrainer, add_head
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.generate import Sampling, generate
 from coevolve.seeds import derive_seed
+from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
 from coevolve.training.engines import (
     IGNORED,
@@ -32,7 +34,6 @@ from coevolve.training.engines import (
     RewardFunction,
     Segment,
     SftRow,
-    common_arguments,
     order_of_rows,
     train,
     trainer_of,
@@ -49,7 +50,7 @@ def run_grpo(
     golden_rows: Sequence[SftRow] = (),
     golden_nll_weight: float = 0.0,
     reference: torch.nn.Module | None = None,
-    trainer: "Callable[..., RoleGRPOTrainer] | None" = None,
+    trainer: "type[RoleGRPOTrainer] | None" = None,
 ) -> Segment:
     """GRPO of the role, from the segment's step to the end.
 
@@ -58,18 +59,20 @@ def run_grpo(
         rewards: (name, function, weight).
         golden_rows: what the negative log-likelihood term is over, if its weight is not 0.
         reference: what `Roles.frozen` yielded, where `kl_weight` is above 0.
-        trainer: builds another trainer than GRPO's, such as PPO's.
+        trainer: another one than GRPO's, such as PPO's.
     """
     used, places = np.unique(
         order_of_completions(len(prompts), plan, settings), return_inverse=True
     )
     columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
-    with trainer_of(plan) as (model, scratch):
+    trainer = trainer or SharedPromptTrainer
+    with trainer.own_options(plan, settings) as options, trainer_of(plan) as (model, scratch):
         return train(
-            plan,
-            lambda: (trainer or SharedPromptTrainer)(
+            trainer(
                 model=model,
-                reward_funcs=[_reward(plan, name, function) for name, function, _ in rewards],
+                reward_funcs=[
+                    _reward(plan, name, function, rewards[0][0]) for name, function, _ in rewards
+                ],
                 args=_grpo_arguments(
                     plan, settings, model, scratch, [weight for _, _, weight in rewards]
                 ),
@@ -78,12 +81,14 @@ def run_grpo(
                 callbacks=[plan.callback],
                 plan=plan,
                 order=places,
+                group=settings.num_generations,
                 golden_rows=golden_rows,
                 golden_nll_weight=golden_nll_weight,
                 golden_batch=settings.train_batch_size,
                 kl_weight=settings.kl_weight,
                 kl_reference=reference,
-            ),
+                **options,
+            )
         )
 
 
@@ -106,7 +111,7 @@ def order_of_completions(prompts: int, plan: Plan, settings: Grpo) -> np.ndarray
     return np.repeat(batches[micro_steps], settings.num_generations, axis=1).reshape(-1)
 
 
-class RoleGRPOTrainer(Resumable, GRPOTrainer):
+class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
     """TRL's GRPOTrainer on rendered prompts, with a reference of our own and an optional golden NLL
     term.
     """
@@ -114,6 +119,7 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
     def __init__(
         self,
         *args: Any,
+        group: int,
         golden_rows: Sequence[SftRow],
         golden_nll_weight: float,
         golden_batch: int,
@@ -122,39 +128,48 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.group = group
+        self.reward_names = [function.__name__ for function in kwargs["reward_funcs"]]
         self._golden_rows = golden_rows
         self._golden_nll_weight = golden_nll_weight
         self._golden_batch = golden_batch
         # Constructed with beta=0, TRL looks for no reference; from here on it uses the one that is
         # already there.
-        self.beta = kl_weight
+        self.kl_term = kl_weight
         if kl_reference is not None:
-            trl_utils.add_fused_lm_head(kl_reference, temperature=self.temperature)
+            add_head(kl_reference, self.args.temperature)
             sharding.say_undivided(self, kl_reference)
-            self.ref_model = kl_reference
+            self.reference = kl_reference
         # What ends a reasoning or a response elsewhere is what ends a completion.
-        self.eos_token_ids = self.plan.renderer.stop_ids(kwargs["model"])
-        self._step = self.plan.segment.step * self.args.gradient_accumulation_steps
+        self.stop_ids = self.plan.renderer.stop_ids(kwargs["model"])
+        self.micro_step = self.plan.segment.step * self.args.gradient_accumulation_steps
         self._load_rollouts()
 
+    @classmethod
+    @contextmanager
+    def own_options(cls, plan: Plan, settings: Grpo) -> Iterator[dict[str, Any]]:
+        """What a trainer is built with beside what all have in common; lasts as long as it does."""
+        yield {}
+
     def rollouts(self) -> list[dict[str, Tensor]]:
-        # Counted in whole steps, for a step that was left halfway has moved `_step`.
+        # Counted in whole steps, for a step that was left halfway has moved `micro_step`.
         micro_steps = self.state.global_step * self.args.gradient_accumulation_steps
-        if micro_steps % (self.args.steps_per_generation * self.num_iterations) == 0:
+        if micro_steps % (self.args.steps_per_generation * self.args.num_iterations) == 0:
             return []
         mine = {
             f"{part}|{name}": value.detach().cpu().clone()
-            for part, rows in enumerate(self._buffered_inputs)
+            for part, rows in enumerate(self.batch_in_parts)
             for name, value in rows.items()
         }
         return self.plan.processes.gather(mine)
 
     def samples(self) -> list[dict[str, Any]]:
+        written = self.written
         columns = {
-            "index": self._logs["extra"]["index"],
-            "completion": self._logs["completion"],
-            **{f"reward/{name}": values for name, values in self._logs["rewards"].items()},
-            "advantage": self._logs["advantages"],
+            "index": written["extra"]["index"],
+            "completion": written["completion"],
+            **{f"reward/{name}": values for name, values in written["rewards"].items()},
+            "advantage": written["advantages"],
         }
         return [
             dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)
@@ -169,50 +184,49 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
             for key, value in rollouts[self.plan.processes.rank].items():
                 part, _, name = key.partition("|")
                 parts.setdefault(int(part), {})[name] = value.to(self.accelerator.device)
-            self._buffered_inputs = [parts[part] for part in sorted(parts)]
+            self.go_on_with([parts[part] for part in sorted(parts)])
 
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        # A rendered prompt already holds its control tokens, the beginning of the text included.
-        return self.processing_class(text=prompts, add_special_tokens=False)["input_ids"], None, {}
-
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
-    ) -> tuple[Any, Any]:
+    def write(self, prompts: list[str]) -> dict[str, Any]:
         """Completions that depend on seed, place in the order and weights only, and that can be
         left in the middle.
         """
-        if self.use_vllm:
-            return self.plan.processes.together(
-                lambda: super(RoleGRPOTrainer, self)._generate_single_turn(
-                    prompt_ids, *args, **kwargs
-                )
-            )
-        batch = self._step // (self.args.steps_per_generation * self.num_iterations)
-        first = self.plan.processes.rank * len(prompt_ids)
+        # A rendered prompt already holds its control tokens, the beginning of the text included.
+        prompt_ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
+        completion_ids, log_probs = (
+            self.plan.processes.together(lambda: self.vllm_completions(prompt_ids, self.group))
+            if self.args.use_vllm
+            else (self._sampled(prompt_ids), None)
+        )
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": log_probs}
+
+    def _sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        args, plan = self.args, self.plan
+        batch = self.micro_step // (args.steps_per_generation * args.num_iterations)
+        first = plan.processes.rank * len(prompt_ids)
         with self._whole_model() as model:
-            generations = self.plan.processes.together(
+            generations = plan.processes.together(
                 lambda: generate(
                     model,
                     prompt_ids,
-                    max_new_tokens=self.max_completion_length,
-                    stop_ids=self.eos_token_ids,
-                    pad_id=self._tokenizer.pad_token_id,
+                    max_new_tokens=args.max_completion_length,
+                    stop_ids=self.stop_ids,
+                    pad_id=self.processing_class.pad_token_id,
                     sampling=Sampling(
-                        derive_seed(self.plan.seed, "completions", batch), self.temperature
+                        derive_seed(plan.seed, "completions", batch), args.temperature
                     ),
                     keys=range(first, first + len(prompt_ids)),
-                    token_budget=self.plan.token_budget,
-                    poll=self.plan.watcher.poll,
+                    token_budget=plan.token_budget,
+                    poll=plan.watcher.poll,
                 )
             )
         return [
-            [*done.ids, done.stopped_by] if done.finished else done.ids for done in generations
-        ], None
+            done.ids if done.stopped_by is None else [*done.ids, done.stopped_by]
+            for done in generations
+        ]
 
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
-        self._log_completion_extra("index", [row["index"] for row in inputs])
+    def rewarded(self, *args: Any) -> Tensor:
         with self._whole_model():
-            return super()._calculate_rewards(inputs, *args, **kwargs)
+            return super().rewarded(*args)
 
     @contextmanager
     def _whole_model(self) -> Iterator[torch.nn.Module]:
@@ -226,20 +240,18 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
             finally:
                 model.train(training)
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        loss = self._policy_loss(model, inputs)
+    def loss(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        loss = self.policy_loss(model, *args, **kwargs)
         if self._golden_nll_weight and self.model.training:
             nll = self._golden_nll(model)
             total = self.accelerator.reduce(nll.detach(), reduction="mean").item()
-            self._metrics["train"]["golden_nll"].append(
-                total * self.args.gradient_accumulation_steps
-            )
+            self.figures["golden_nll"].append(total * self.args.gradient_accumulation_steps)
             loss = loss + self._golden_nll_weight * nll
         return loss
 
-    def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def policy_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the advantages say."""
-        return super()._compute_loss(model, inputs)
+        return super().loss(*args, **kwargs)
 
     def _golden_nll(self, model: torch.nn.Module) -> Tensor:
         """This micro-step's share of the mean negative log-likelihood per token (nats) of the
@@ -249,7 +261,7 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         processes, by which the averaging of gradients will divide.
         """
         size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
-        step, micro_step = divmod(self._step, steps)
+        step, micro_step = divmod(self.micro_step, steps)
         rows = [
             self._golden_rows[
                 (step * self._golden_batch + place) % len(self._golden_rows)
@@ -260,21 +272,18 @@ class RoleGRPOTrainer(Resumable, GRPOTrainer):
         first = (
             micro_step * self.accelerator.num_processes + self.accelerator.process_index
         ) * size
-        rows = rows[first : first + size]
-        width = max(len(row["input_ids"]) for row in rows)
+        device = self.accelerator.device
 
         def padded(name: str, value: int) -> Tensor:
-            padded_rows = [row[name] + [value] * (width - len(row[name])) for row in rows]
-            return torch.tensor(padded_rows, device=self.accelerator.device)
+            columns = [torch.tensor(row[name]) for row in rows[first : first + size]]
+            return pad_sequence(columns, batch_first=True, padding_value=value).to(device)
 
-        mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+        ids, mask = padded("input_ids", self.processing_class.pad_token_id), padded("input_ids", -1)
         return model(
-            input_ids=padded("input_ids", self.processing_class.pad_token_id),
-            attention_mask=torch.tensor(mask, device=self.accelerator.device),
+            input_ids=ids,
+            attention_mask=(mask >= 0).long(),
             labels=padded("labels", IGNORED),
-            num_items_in_batch=torch.tensor(
-                tokens / self.accelerator.num_processes, device=self.accelerator.device
-            ),
+            num_items_in_batch=torch.tensor(tokens / self.accelerator.num_processes, device=device),
         ).loss
 
 
@@ -287,11 +296,11 @@ def _grpo_arguments(
 ) -> GRPOConfig:
     _, accumulation = settings.micro_batch(plan.processes.count)
     group = settings.num_generations
-    arguments = GRPOConfig(
+    return GRPOConfig(
         **common_arguments(plan, settings, model, scratch),
         **_vllm_arguments(settings, plan.renderer.stop_ids(model)),
-        # TRL refuses groups of one, in which GRPO has no advantages. PPO needs no groups: TRL's
-        # check gets the whole batch as one group, and the trainer the truth.
+        # TRL refuses groups of one, in which GRPO has no advantages. PPO, which compares nothing
+        # within groups, says that the whole batch is one.
         num_generations=group
         if group > 1
         else settings.train_batch_size * settings.updates_per_generation,
@@ -312,8 +321,6 @@ def _grpo_arguments(
         beta=0.0,
         remove_unused_columns=False,
     )
-    arguments.num_generations = group
-    return arguments
 
 
 def _vllm_arguments(settings: Grpo, stop_ids: Sequence[int]) -> dict[str, Any]:
@@ -329,10 +336,14 @@ def _vllm_arguments(settings: Grpo, stop_ids: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _reward(plan: Plan, name: str, function: RewardFunction) -> RewardFunction:
-    """The function under its name; a failure or a stop on one process reaches all of them."""
+def _reward(plan: Plan, name: str, function: RewardFunction, first: str) -> RewardFunction:
+    """The function under its name; a failure or a stop on one process reaches all of them. The
+    `first` also puts the prompts' places among the samples.
+    """
 
     def reward(**columns: Any) -> list[float]:
+        if name == first:
+            columns["log_extra"]("index", columns["index"])
         return plan.processes.together(lambda: function(**columns))
 
     reward.__name__ = name

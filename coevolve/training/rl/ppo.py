@@ -17,19 +17,19 @@ Deviations from Schulman et al. (2017), Ziegler et al. (2019) and TRL's former P
 Shapes: B completions of this process, T tokens, N completions of all processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from coevolve.errors import ArtifactError, RewardError
+from coevolve.libraries.trl import run_head
 from coevolve.recipe.rl import Grpo, Ppo
 from coevolve.scoring.roles import REFERENCE
-from coevolve.training.engines import IGNORED, Plan, RewardFunction, Segment
-from coevolve.training.rl.grpo import RoleGRPOTrainer, run_grpo
+from coevolve.training.engines import IGNORED, Plan
+from coevolve.training.rl.grpo import RoleGRPOTrainer
 from coevolve.training.rl.policy_gradient import (
     adapted_kl_coef,
     clipped_policy_loss,
@@ -47,31 +47,6 @@ from coevolve.training.rl.value_function import HEAD, ValueFunction
 KL_COEF = "kl_coef"
 COUNT, RATIO_SQUARED = "count", "ratio squared"
 VALUE_OFFSET = "value_offset"
-
-
-def run_rl(
-    plan: Plan,
-    prompts: Sequence[str],
-    rewards: Sequence[tuple[str, RewardFunction, float]],
-    settings: Grpo,
-    **options: Any,
-) -> Segment:
-    """RL of the role by the algorithm that the settings name, from the segment's step to the end.
-
-    The arguments are those of `run_grpo`.
-
-    Raises:
-        ArtifactError: PPO is to go on from something that has no value function, or another one.
-    """
-    if settings.algorithm == "grpo":
-        return run_grpo(plan, prompts, rewards, settings, **options)
-    if settings.algorithm == "rloo":
-        trainer = partial(RoleRLOOTrainer, normalize=settings.normalize_advantages)
-        return run_grpo(plan, prompts, rewards, settings, trainer=trainer, **options)
-    value = ValueFunction(plan.roles.module(plan.role), plan.role, settings.ppo.value_backbone)
-    with value.attached(_saved_value_function(plan)):
-        trainer = partial(RolePPOTrainer, value=value, options=settings.ppo)
-        return run_grpo(plan, prompts, rewards, settings, trainer=trainer, **options)
 
 
 def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
@@ -110,55 +85,50 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         """
         raise NotImplementedError
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
-        if (
-            "old_per_token_logps" not in batch
-        ):  # TRL leaves them out where each batch is used for one update
-            batch["old_per_token_logps"] = self._log_probs(self.model, batch)
+    def scored(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().scored(inputs)
+        # TRL leaves them out where each batch is used for one update.
+        if "old_per_token_logps" not in batch:
+            with torch.no_grad():
+                batch["old_per_token_logps"] = self._of_batch(self.log_probs, self.model, batch)
         log_ratio_BT = torch.zeros_like(batch["old_per_token_logps"])
         if self.has_reference:
             with self.plan.roles.acting(REFERENCE) as reference, torch.no_grad():
-                log_ratio_BT = (
-                    batch["old_per_token_logps"]
-                    - super()._get_per_token_logps_and_entropies(
-                        reference,
-                        *_sequence(batch),
-                        batch_size=self.args.per_device_train_batch_size,
-                    )[0]
+                log_ratio_BT = batch["old_per_token_logps"] - self._of_batch(
+                    super().log_probs, reference, batch
                 )
         self.put_advantages(batch, self._own(self._scores_N), log_ratio_BT)
         self._show_advantages(batch)
         return batch
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        rewards = super()._calculate_rewards(*args, **kwargs)  # (N, functions), of all processes
+    def rewarded(self, *args: Any) -> Tensor:
+        rewards = super().rewarded(*args)
         missing = torch.isnan(rewards).all(dim=1).nonzero()
         if len(missing):
             raise RewardError(
                 f"{self.plan.role}_rl: completion {missing[0].item()} of {len(rewards)} got no value from any of the "
-                f"rewards {', '.join(self.reward_func_names)}; each completion needs one."
+                f"rewards {', '.join(self.reward_names)}; each completion needs one."
             )
-        self._scores_N = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        weights = rewards.new_tensor(self.args.reward_weights)
+        self._scores_N = (rewards * weights).nansum(dim=1)
         return rewards
 
-    def _get_per_token_logps_and_entropies(
-        self, model: torch.nn.Module, *args: Any, **kwargs: Any
-    ) -> Any:
+    def log_probs(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         with _as_sampled(model):
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            return super().log_probs(model, *args, **kwargs)
 
-    @torch.no_grad()
-    def _log_probs(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def _of_batch(
+        self, log_probs: Callable[..., Any], model: torch.nn.Module, batch: dict[str, Tensor]
+    ) -> Tensor:
         rows = self.args.per_device_train_batch_size
-        return self._get_per_token_logps_and_entropies(model, *_sequence(batch), batch_size=rows)[0]
+        return log_probs(model, *_sequence(batch), batch_size=rows)[0]
 
     def _show_advantages(self, batch: dict[str, Tensor]) -> None:
         """In the samples, in place of those of GRPO: of a completion, the mean over its tokens."""
         advantages, mask_BT = batch["advantages"], batch["completion_mask"]
         if advantages.dim() == 2:
             advantages = (advantages * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)
-        shown, found = self._logs["advantages"], self.accelerator.gather(advantages).tolist()
+        shown, found = self.written["advantages"], self.accelerator.gather(advantages).tolist()
         for _ in found:
             shown.pop()
         shown.extend(found)
@@ -183,7 +153,7 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         sums = self._sums_of(values, mask)
         count = max(sums.pop(COUNT), 1.0)
         for name, total in sums.items():
-            self._metrics["train"][name].append(total / count)
+            self.figures[name].append(total / count)
 
     def _sums_of(self, values: dict[str, Tensor], mask: Tensor) -> dict[str, float]:
         """The sum of each tensor over what the mask keeps, on all processes, and as COUNT how many
@@ -203,6 +173,11 @@ class RoleRLOOTrainer(KlInRewardTrainer):
         super().__init__(*args, **kwargs)
         self.normalize = normalize
 
+    @classmethod
+    @contextmanager
+    def own_options(cls, plan: Plan, settings: Grpo) -> Iterator[dict[str, Any]]:
+        yield {"normalize": settings.normalize_advantages}
+
     def put_advantages(
         self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
     ) -> None:
@@ -210,9 +185,7 @@ class RoleRLOOTrainer(KlInRewardTrainer):
         if self.has_reference:
             self._log_means({"kl": log_ratio_BT}, mask_BT)
         scores_B = scores_B - self.kl_coef * (log_ratio_BT * mask_BT).sum(1)
-        advantages_N = leave_one_out_advantages(
-            self.accelerator.gather(scores_B), self.num_generations
-        )
+        advantages_N = leave_one_out_advantages(self.accelerator.gather(scores_B), self.group)
         if self.normalize:
             advantages_N = whiten(
                 advantages_N.unsqueeze(1), torch.ones_like(advantages_N).unsqueeze(1)
@@ -233,8 +206,16 @@ class RolePPOTrainer(KlInRewardTrainer):
         self.kl_coef = own[KL_COEF].item() if KL_COEF in own else self.kl_coef
         self.value_offset = own[VALUE_OFFSET].item() if VALUE_OFFSET in own else None
         self._numbers_of_step = self._numbers()
-        self._values_BT: Tensor | None = None
+        self._values_BT: Any = None
         self._sums: dict[str, float] = {}
+
+    @classmethod
+    @contextmanager
+    def own_options(cls, plan: Plan, settings: Grpo) -> Iterator[dict[str, Any]]:
+        backbone = settings.ppo.value_backbone
+        value = ValueFunction(plan.roles.module(plan.role), plan.role, backbone)
+        with value.attached(_saved_value_function(plan)):
+            yield {"value": value, "options": settings.ppo}
 
     def put_advantages(
         self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
@@ -256,7 +237,7 @@ class RolePPOTrainer(KlInRewardTrainer):
         advantages_BT = gae(rewards_BT, values_BT, mask_BT, options.gamma, options.lam)
         returns_BT = advantages_BT + values_BT
         explained = explained_variance(values_BT, returns_BT, mask_BT, self._total).item()
-        self._metrics["train"]["val/explained_variance"].append(explained)
+        self.figures["val/explained_variance"].append(explained)
         batch["advantages"] = whiten(advantages_BT, mask_BT, total=self._total)
         batch["old_values"], batch["returns"] = values_BT, returns_BT
 
@@ -273,23 +254,26 @@ class RolePPOTrainer(KlInRewardTrainer):
             },
             everyone,
         )
-        self._metrics["train"]["objective/kl_coef"].append(self.kl_coef)
+        self.figures["objective/kl_coef"].append(self.kl_coef)
         # Of groups, in which nothing is compared here.
-        self._metrics["train"].pop("frac_reward_zero_std", None)
+        self.figures.pop("frac_reward_zero_std", None)
         if self.options.kl_target is not None:
-            kl = self._metrics["train"]["objective/kl"][-1]
+            kl = self.figures["objective/kl"][-1]
             self.kl_coef = adapted_kl_coef(
                 self.kl_coef, kl, self.options.kl_target, self.options.kl_gain
             )
 
-    def _policy_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def policy_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> Tensor:
         mask_BT, old_BT = inputs["completion_mask"], inputs["old_per_token_logps"]
-        log_probs_BT, entropies_BT, _ = self._get_per_token_logps_and_entropies(
+        log_probs_BT, entropies_BT, _ = self.log_probs(
             model, *_sequence(inputs), compute_entropy=True
         )
         values_BT = self._values_BT
+        low, high = self.args.epsilon, self.args.epsilon_high
         policy_BT, policy_clipped_BT = clipped_policy_loss(
-            log_probs_BT, old_BT, inputs["advantages"], self.epsilon_low, self.epsilon_high
+            log_probs_BT, old_BT, inputs["advantages"], low, low if high is None else high
         )
         if "importance_sampling_ratio" in inputs:  # of what vLLM sampled from and what is trained
             policy_BT = policy_BT * inputs["importance_sampling_ratio"]
@@ -326,18 +310,18 @@ class RolePPOTrainer(KlInRewardTrainer):
             self._sums = {}
             means["val/ratio_var"] = max(means.pop(RATIO_SQUARED) - means["val/ratio"] ** 2, 0.0)
             for name, mean in means.items():
-                self._metrics["train"][name].append(mean)
+                self.figures[name].append(mean)
 
     def _tokens_per_step(self, inputs: dict[str, Any]) -> Tensor:
         """Tokens of an update on one process, on average: gradients add up over micro-steps, not
         over processes.
         """
-        updates = self.args.steps_per_generation / self.current_gradient_accumulation_steps
+        updates = self.args.steps_per_generation / self.args.gradient_accumulation_steps
         return inputs["num_items_in_batch"].clamp(min=1.0) / (
             self.accelerator.num_processes * updates
         )
 
-    def _get_per_token_logps_and_entropies(
+    def log_probs(
         self,
         model: torch.nn.Module,
         ids: Tensor,
@@ -349,9 +333,7 @@ class RolePPOTrainer(KlInRewardTrainer):
         """TRL's, of the policy; beside it, in `_values_BT`, the values of the same states."""
         own_adapter = self.value.backbone == "adapter"
         with self.value.reading(width) as values:
-            found = super()._get_per_token_logps_and_entropies(
-                model, ids, mask, width, batch_size=batch_size, **kwargs
-            )
+            found = super().log_probs(model, ids, mask, width, batch_size=batch_size, **kwargs)
             if own_adapter:
                 values.clear()
                 self._pass_through_adapter(model, ids, mask, batch_size or len(ids))
@@ -366,12 +348,7 @@ class RolePPOTrainer(KlInRewardTrainer):
                 part = slice(first, first + rows)
                 # Without labels there is nothing to project onto the vocabulary.
                 labels = torch.full_like(ids[part], IGNORED)
-                model(
-                    input_ids=ids[part],
-                    attention_mask=mask[part],
-                    labels=labels,
-                    fused_lm_head=True,
-                )
+                run_head(model, input_ids=ids[part], attention_mask=mask[part], labels=labels)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)
@@ -399,8 +376,8 @@ class RolePPOTrainer(KlInRewardTrainer):
             name: torch.tensor(x, dtype=torch.float64) for name, x in found.items() if x is not None
         }
 
-    def _note_figures(self) -> None:
-        super()._note_figures()
+    def note_figures(self) -> None:
+        super().note_figures()
         # A step that is left halfway has set them for a batch that will be generated again.
         self._numbers_of_step = self._numbers()
 

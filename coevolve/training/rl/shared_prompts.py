@@ -18,12 +18,19 @@ Shapes: B rows, P prompt and C completion columns as TRL gives them; R packed ro
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from coevolve.libraries.transformers import attention_of
+from coevolve.libraries.trl import run_head
 from coevolve.scoring.backbone import Backbone
+
+if TYPE_CHECKING:
+    from coevolve.libraries.trl import OpenGRPOTrainer as _Trainer
+else:
+    _Trainer = object  # what it is a mixin before
 
 IGNORED = -100
 
@@ -114,8 +121,8 @@ def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
     )
 
 
-class SharedPrompts:
-    """A mixin before TRL's GRPOTrainer that runs a shared prompt once, where the model allows it
+class SharedPrompts(_Trainer):
+    """A mixin before `RoleGRPOTrainer` that runs a shared prompt once, where the model allows it
     and it costs less.
     """
 
@@ -127,11 +134,11 @@ class SharedPrompts:
         self._packs = (
             backbone.ways.packs
             and backbone.plain_from() is None
-            and backbone.config._attn_implementation == "sdpa"
+            and attention_of(backbone.config) == "sdpa"
         )
         super().__init__(*args, model=model, **kwargs)
 
-    def _get_per_token_logps_and_entropies(
+    def log_probs(
         self,
         model: torch.nn.Module,
         input_ids: Tensor,
@@ -147,7 +154,7 @@ class SharedPrompts:
             "compute_aux_loss": compute_aux_loss,
             **kwargs,
         }
-        whole = super()._get_per_token_logps_and_entropies
+        whole = super().log_probs
         if (
             compute_aux_loss
             or not self._packs
@@ -157,10 +164,11 @@ class SharedPrompts:
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **options
             )
         rows = batch_size or len(input_ids)
-        log_probs, entropies = [], []
+        log_probs: list[Tensor] = []
+        entropies: list[Any] = []
         for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True):
             layout = packed(ids, mask, logits_to_keep)
-            if self._cost.of_pass(*layout.ids_RS.shape, 0) < self._cost.of_pass(*ids.shape, 0):
+            if self._of_pass(layout.ids_RS) < self._of_pass(ids):
                 found = self._of_packed(model, layout, mask[:, -logits_to_keep:], compute_entropy)
             else:
                 found = whole(model, ids, mask, logits_to_keep, **options)[:2]
@@ -168,17 +176,20 @@ class SharedPrompts:
             entropies.append(found[1])
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
+    def _of_pass(self, ids: Tensor) -> float:
+        return self._cost.of_pass(ids.shape[0], ids.shape[1], 0)
+
     def _of_packed(
         self, model: torch.nn.Module, layout: Packed, mask_BC: Tensor, compute_entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """(log-probabilities, entropies), each (B, C), in nats."""
         with self.accelerator.autocast():
-            output = model(
+            output = run_head(
+                model,
                 input_ids=layout.ids_RS,
                 attention_mask=layout.mask(),
                 position_ids=layout.positions_RS,
                 shift_labels=layout.labels_RS,
-                fused_lm_head=True,
                 use_cache=False,
             )
 

@@ -7,7 +7,7 @@ it: no export holds a value function.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -47,9 +47,9 @@ class ValueFunction:
         backbone: see `recipe.rl.Ppo.value_backbone`.
     """
 
-    def __init__(self, model: torch.nn.Module, role: Role, backbone: Backbone):
+    def __init__(self, model: Any, role: Role, backbone: Backbone):
         self.model, self.role, self.backbone = model, role, backbone
-        self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self._width: int | None = None
         self._read: list[Tensor] = []
 
@@ -111,7 +111,7 @@ class ValueFunction:
             self.model.set_adapter(self.role)
             self.require_gradients()
 
-    def _after_backbone(self, module: torch.nn.Module, args: tuple, output: object) -> None:
+    def _after_backbone(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
         if self._width is not None:
             # The state before a token is where its predecessor was read.
             hidden_BTD = output.last_hidden_state[:, -self._width - 1 : -1]

@@ -1,0 +1,71 @@
+"""torch: the parts of a module, put in place or taken off without its noticing."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from coevolve.libraries.hooks import hooks, require
+
+_MODULE = "torch.nn:Module"
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks")
+
+MODULE = (
+    *hooks(_MODULE, "a head is run behind a decoder's output that is there already", "_modules"),
+    *hooks(_MODULE, "a module that was divided gets whole parameters again", "_parameters"),
+    *hooks(_MODULE, "a divided model runs on one process alone", *_HOOKS),
+)
+"""What every module has."""
+
+
+def check() -> None:
+    """Raise LibraryError unless modules are as they were."""
+    require(MODULE, torch.nn.Module())
+
+
+def with_part(module: torch.nn.Module, name: str, part: torch.nn.Module) -> torch.nn.Module:
+    """A shallow copy of a module with another part; the module itself stays as it is.
+
+    Neither hooks nor a wrapper's `forward` or `__new__` take part: they are for whole passes.
+    """
+    view = object.__new__(type(module))
+    view.__dict__.update(module.__dict__)
+    view.__dict__.pop("forward", None)
+    view._modules = {**module._modules, name: part}
+    return view
+
+
+def renew_parameters(model: torch.nn.Module, whole: Callable[[torch.nn.Parameter], Tensor]) -> None:
+    """Put a new parameter in the place of each, with the value that `whole` gives; a tied weight
+    stays tied.
+    """
+    fresh: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if parameter not in fresh:  # by identity
+                fresh[parameter] = torch.nn.Parameter(
+                    whole(parameter), requires_grad=parameter.requires_grad
+                )
+            module._parameters[name] = fresh[parameter]
+    for module in model.modules():
+        module._parameters = dict(module._parameters)  # DeepSpeed's is one of its own kind
+
+
+@contextmanager
+def without_hooks(modules: Iterable[torch.nn.Module], *, before: bool = False) -> Iterator[None]:
+    """Inside, nothing else runs when one of the modules is called or asked for its weights; with
+    `before`, nothing before it is called.
+    """
+    kinds = _HOOKS[:1] if before else _HOOKS
+    places = [getattr(module, kind) for module in modules for kind in kinds]
+    hooks = [dict(place) for place in places]
+    for place in places:
+        place.clear()
+    try:
+        yield
+    finally:
+        for place, content in zip(places, hooks, strict=True):
+            place.update(content)

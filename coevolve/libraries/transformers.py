@@ -1,0 +1,113 @@
+"""transformers: the layers of its caches, what a configuration does not say in public, and the
+state of a Trainer's loop.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicLayer, cache_utils
+
+from coevolve.libraries.hooks import Hook, hooks, require, warn_of_untested
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # what it is a mixin before
+
+_CACHE, _LOOP = "transformers.cache_utils", "transformers:Trainer"
+_LAYER = f"{_CACHE}:DynamicLayer"
+
+MODELS = (
+    *hooks(_LAYER, "rows read a prefix's keys and leave none", "update(key_states, value_states)"),
+    *hooks(_LAYER, "rows that have ended leave a batch", "batch_select_indices(indices)"),
+    *hooks(
+        "transformers:PreTrainedModel",
+        "an adapter that came with a base model is refused",
+        "_hf_peft_config_loaded",
+    ),
+    *hooks(
+        "transformers:PreTrainedConfig",
+        "it is known whether a mask keeps segments of a row apart",
+        "_attn_implementation",
+    ),
+)
+"""What scoring reaches."""
+
+FILLED_LAYER = (
+    *hooks(_LAYER, "a prefix's keys and values are read", "keys", "values"),
+    *hooks(_LAYER, "a layer with room is made like a plain one", "device", "is_initialized"),
+)
+
+GRADIENT, *_ = hooks(
+    _LOOP, "no step is taken on a gradient that is no number", "_get_grad_norm(model, grad_norm)"
+)
+"""`on_pre_optimizer_step` is public, but is not told the norm."""
+FIRST_STEP, *_ = hooks(_LOOP, "a phase begins at any step", "create_scheduler(num_training_steps)")
+"""Public itself; when it is called is not."""
+
+DynamicSlidingWindowLayer = Hook(
+    _CACHE, "DynamicSlidingWindowLayer", "prefixes are shared under a sliding window"
+).find()
+
+NOT_CACHED = getattr(cache_utils, "DummyLayer", type(None))
+"""What stands in the cache for a layer that reads the keys of another one; not in every version."""
+
+
+def check_models() -> None:
+    """Raise LibraryError unless what scoring reaches is as it was."""
+    require(MODELS)
+    layer, nothing = DynamicLayer(), torch.zeros(1, 1, 1, 1)
+    layer.update(nothing, nothing)
+    require(FILLED_LAYER, layer)
+    warn_of_untested("peft", "torch", "transformers")
+
+
+def attention_of(config: Any) -> str | None:
+    """The attention implementation that a model of this configuration runs."""
+    return config._attn_implementation
+
+
+def holds_adapter(model: Any) -> bool:
+    """Whether an adapter was loaded into a model together with its weights."""
+    return bool(model._hf_peft_config_loaded)
+
+
+class OpenTrainer(_Trainer):
+    """A mixin before a Trainer: the state of its loop under names of our own.
+
+    Attributes:
+        called: names of the hooks that the library has called.
+        gradient: the norm of this step's gradient before clipping; None until it is known.
+    """
+
+    args: Any
+    model: Any
+    processing_class: Any
+    gradient: float | None = None
+
+    loss_since_log = Hook(_LOOP, "_tr_loss", "the loss in the log outlasts an interruption")
+    loss_before = Hook(_LOOP, "_total_loss_scalar", "so does the loss of the whole phase")
+    logged_step = Hook(_LOOP, "_globalstep_last_logged", "so does how many steps it is over")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        require((GRADIENT, FIRST_STEP))
+        self.called: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.gradient = math.nan if norm is None else float(norm)
+        return norm
+
+    def take_gradient(self) -> float:
+        """The norm of this step's gradient, just before the step is taken; LibraryError if the loop
+        did not ask for it.
+        """
+        gradient, self.gradient = self.gradient, None
+        if gradient is None:
+            raise GRADIENT.lost("is no longer called")
+        return gradient
+
+    def check_called(self) -> None:
+        """Raise LibraryError where a step went by without what is overridden; at its end."""
