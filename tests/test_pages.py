@@ -18,6 +18,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import yaml
@@ -137,6 +138,13 @@ def test_marks_are_understood(page):
 
 def test_the_first_page_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1500
+
+
+def test_the_picture_of_the_layers_shows_every_part():
+    layers = run_path(str(ROOT / "tests" / "test_layers.py"))["LAYERS"]
+    (picture,) = blocks_of(ROOT / "coevolve" / "README.md", "mermaid")
+    shown = set(re.findall(r"\w+", picture.text))
+    assert set().union(*layers) <= shown
 
 
 @pytest.fixture(scope="session")
