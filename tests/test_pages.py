@@ -3,7 +3,8 @@
 `bash` and `python` blocks are run in the order of their page, in a working directory that holds the
 repository's recipes and launch files, own data, and the quickstart's run, made once. The quickstart
 there is a stand-in, the same recipe with less of everything. A comment above a block says otherwise:
-`<!-- slow -->` is for `pytest -m slow`, and `<!-- needs: what -->` is only looked at.
+`<!-- slow -->` is for `pytest -m slow`, and `<!-- needs: what -->` is only looked at. A Python block
+that begins with the name of a file is that file, too.
 """
 
 import argparse
@@ -194,6 +195,8 @@ def run_page(page, mark):
         if block.mark != mark:
             continue
         if block.language == "python":
+            if file := re.match(r"# (\w+\.py)\n", block.text):
+                Path(file[1]).write_text(block.text)
             exec(compile(block.text, name_of(page), "exec"), {"__name__": "page"})
         else:
             for words in block.commands:
