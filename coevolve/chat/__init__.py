@@ -1,4 +1,6 @@
-"""Chat models with one interface: on this machine, in vLLM, or behind an endpoint."""
+"""Chat models with one interface: on this machine, in vLLM, or behind an endpoint. What is asked, and
+what becomes of the answers, is the business of teachers, respond and shifts.
+"""
 
 from coevolve.chat.base import ChatModel, Completion, Question, Reply
 from coevolve.chat.endpoint import Endpoint

@@ -1,5 +1,7 @@
 """Prompts of the two models, the judge and the teacher; how they are rendered, and how a reasoning
 is read.
+
+Texts and token ids, and nothing that loads or runs a model.
 """
 
 from coevolve.prompts.reasoning import NO_REASONING, core_features, missing_sections

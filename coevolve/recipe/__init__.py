@@ -1,4 +1,8 @@
-"""Recipes: one YAML file says everything about an experiment. Reading one imports no heavy package."""
+"""Recipes: one YAML file says everything about an experiment.
+
+Fields, what each accepts and what goes with what; not what is done with them. Reading one imports
+no heavy package.
+"""
 
 from coevolve.recipe.load import check_recipe, load_recipe, recipe_values
 from coevolve.recipe.schema import Recipe

@@ -4,12 +4,11 @@ CHECKOUT/
   templates.py                                    the prompts
   estimator_training/
     ckpt_SFT/
-      METHOD[thought_completion]-BASED[NAME]#ProbLLM                the connector after SFT
-      METHOD[RLMid_SFT_model_pxy]-BASED[NAME]#ProbLLM               the estimator after SFT
+      METHOD[thought_completion]-BASED[NAME]#ProbLLM            the connector after SFT
+      METHOD[RLMid_SFT_model_pxy]-BASED[NAME]#ProbLLM           the estimator after SFT
     ckpt_GRPO_CoEvolve/
-      PolicyType[thought_policy]-ITER[K]-BASED[NAME]#ProbLLM        the connector after round K of
-      RL PolicyType[pxy_policy]-ITER[K]-BASED[NAME]#ProbLLM            the estimator after round K
-      of RL
+      PolicyType[thought_policy]-ITER[K]-BASED[NAME]#ProbLLM    the connector after round K of RL
+      PolicyType[pxy_policy]-ITER[K]-BASED[NAME]#ProbLLM        the estimator after round K of RL
 
 Each of the four is a PEFT adapter; NAME is the base model's.
 """

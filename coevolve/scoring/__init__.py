@@ -1,3 +1,4 @@
-"""Exact log-probabilities and seeded generation. Needs torch, transformers and peft, and nothing of
-training.
+"""Exact log-probabilities and seeded generation, and the estimator that is made of them.
+
+Needs torch, transformers and peft, and nothing of training; it knows prompts, and no measure.
 """

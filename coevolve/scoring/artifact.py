@@ -3,8 +3,7 @@
 estimator/
   manifest.json      written last: what everything is, with the SHA-256 of every file
   connector/         a PEFT adapter directory with the record of its parent, or a whole model where
-  it
-                     was trained whole; absent where the role is the base model as it is
+                     it was trained whole; absent where the role is the base model as it is
   estimator/         likewise
   tokenizer/         with the chat template
   base/              the base model of the roles, where it cannot be had from a hub

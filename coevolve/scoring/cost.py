@@ -3,11 +3,12 @@
 The unit is the floating-point operation of a large matrix product. A pass over B rows of W tokens,
 each behind P cached ones, costs
 
-    linear layers     2 x parameters x B x W              padding counts like any token
-    attention         4 x layers x heads x head size x B x W x (P + W)     what the mask hides is
-    computed all the same cache             bytes of the keys and values that are copied for B rows
-    of P + W, times the machine's balance the pass itself   reading all weights once, and starting
-    the layers' kernels
+    linear layers     2 x parameters x B x W; padding counts like any token
+    attention         4 x layers x heads x head size x B x W x (P + W); what the mask hides is
+                      computed all the same
+    cache             bytes of the keys and values that are copied for B rows of P + W, times the
+                      machine's balance
+    the pass itself   reading all weights once, and starting the layers' kernels
 
 A machine's balance is how many operations it does in the time in which it moves one byte.
 """

@@ -5,22 +5,24 @@
     logits          ...            at p-1 -> y0      at p -> y1   ...   at p+n-2 -> y_{n-1}
 
 Scored are the n response tokens and nothing else; y_{n-1} itself predicts nothing and is not run.
-What several rows begin with is computed once, and its KV cache serves all of them; left a whole
-prompt, right a part of several:
+What several rows begin with is computed once, and its KV cache serves all of them: a whole prompt,
 
-    [ x0  x1  ...  x_{p-1} ]-+-[ y0 ... y_{n-2} ]             [ x0 ... x_{s-1} ]-+-[ x_s ... x_{p-1}
-    y0 ... y_{n-2} ]
-       y0's logits are here  +-[ y'0 ... y'_{n'-2} ]             one dialogue    +-[ x's ...
-       x'_{p'-1} y0 ... y_{n-2} ]
-                             +- ...                                              +- ...  its
-                             reasonings, and a response
+    [ x0  x1  ...  x_{p-1} ]-+-[ y0 ... y_{n-2} ]
+       y0's logits are here  +-[ y'0 ... y'_{n'-2} ]
+                             +- ...
+
+or a part of several, here a dialogue with its reasonings and a response:
+
+    [ x0  ...  x_{s-1} ]-+-[ x_s ... x_{p-1} y0 ... y_{n-2} ]
+                         +-[ x's ... x'_{p'-1} y0 ... y_{n-2} ]
+                         +- ...
 
 What stands behind a prefix is a segment. A row of a pass holds one segment, or several of the same
 prefix side by side under a mask that keeps them apart:
 
                  prefix        a0 a1 a2 b0 b1
-            a1 [ 1 1 1 ... 1 |  1  1  0  0  0 ]         position_ids count on from the prefix for a
-            and for b alike b1 [ 1 1 1 ... 1 |  0  0  0  1  1 ]
+            a1 [ 1 1 1 ... 1 |  1  1  0  0  0 ]     position_ids count on from the prefix for a
+            b1 [ 1 1 1 ... 1 |  0  0  0  1  1 ]     and for b alike
 
 Prefixes are found in the ids (`sharing`), rows are laid out by what they cost (`cost`). Shapes: R
 prefixes of P padded tokens, B rows of W padded tokens, K scored positions, H hidden size, V

@@ -5,8 +5,8 @@ word, and means nothing; so the fingerprint of its base goes with it, and is com
 put to use. `coevolve_parent.json`:
 
   base            source, fingerprint and quantization of the model that the adapter was trained on
-  continued_from  source and fingerprint of the adapter that its training began with; null for a new
-  one
+  continued_from  source and fingerprint of the adapter that its training began with; null for a
+                  new one
 """
 
 import hashlib

@@ -9,7 +9,7 @@ after another and each with what was found good so far:
                responses side by side in a row, on prefixes that stand on prefixes; or else one to a
                row, on prefixes that do, or on single ones
     writing    prompts of different lengths and one that is shared, padded into a batch; or else
-    alone
+               alone
 
 What differs is not done with this model, which is then slower and as right. A model is refused
 whose plain passes are no log-probabilities of a causal language model: they fail, are not finite,

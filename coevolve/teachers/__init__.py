@@ -1,4 +1,7 @@
-"""Teachers: they are shown (x, y) and write the reasoning r* of the cold start."""
+"""Teachers: they are shown (x, y) and write the reasoning r* of the cold start.
+
+What is trained on their traces, and whether they help, is the business of training.
+"""
 
 from coevolve.teachers.base import TEACHERS, Answer, Teacher, make_teacher
 from coevolve.teachers.chat import EndpointTeacher, LocalTeacher

@@ -1,1 +1,3 @@
-"""A synthetic role-play world with a closed-form p(y | x): a truth for every estimate."""
+"""A synthetic role-play world with a closed-form p(y | x): a truth for every estimate. Nothing that
+is measured on real data depends on it.
+"""

@@ -100,6 +100,21 @@ def test_it_is_the_spread_that_repetition_shows(form, pairs):
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
 
 
+@pytest.mark.parametrize("form", ["club", "info_nce", "leave_one_out", "barber_agakov"])
+def test_of_the_golden_information_by_itself_it_is_the_spread_too(form):
+    """Nothing cancels here: what a response owes to its own context among the averaged ones
+    counts.
+    """
+    rng = np.random.default_rng(7)
+    found = [
+        mutual_information(contrast_of(gaussian(50, rng, noise=0.5)[0]), form) for _ in range(200)
+    ]
+    spread = np.std([each.value for each in found])
+    assert np.mean([standard_error(each.influence) for each in found]) == pytest.approx(
+        spread, rel=0.15
+    )
+
+
 def test_a_pairing_cancels_what_both_share():
     rng = np.random.default_rng(3)
     golden, model = gaussian(80, rng, noise=0.31)
@@ -143,6 +158,13 @@ def test_chance_and_p_value_by_hand():
     assert chance_above(0.5, deviations) == 0.5
     assert p_value(0.5, deviations) == (2 + 1) / 5
     assert interval(1.0, np.linspace(-1, 1, 201), level=0.9) == pytest.approx((0.1, 1.9))
+
+
+def test_where_few_pairs_make_the_variance_negative_half_of_the_gathered_one_is_the_floor():
+    """Of two examples, h = (0, 1): gathered is 1, and the one pair takes it all away again."""
+    influence = Influence(np.array([-1.0, 0.0]), np.array([1.0]), np.array([[0, 1]]))
+    assert influence.of_examples().tolist() == [0.0, 1.0]
+    assert standard_error(influence) == pytest.approx(np.sqrt(1 / (2 * 2**2) * 2 / 1))
 
 
 def test_certainty_has_no_spread():

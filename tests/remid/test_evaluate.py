@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from coevolve.data.corpus import Corpus, read_corpus
+from coevolve.data.example import Example, Turn
 from coevolve.documents import Part
 from coevolve.errors import ArtifactError, DataError, RecipeError
 from coevolve.information.contrast import Contrast
@@ -191,6 +192,42 @@ def test_remid_is_antisymmetric(corpus, estimator, responses):
     )
     assert there == pytest.approx(-back)
     assert abs(there) > 0.01
+
+
+@pytest.mark.parametrize("larger", ["IDTest", "OOD3Test"])
+def test_a_loss_is_between_as_many_contexts_on_both_sides(larger, estimator, monkeypatch):
+    """A form that averages over contexts has the ceiling log(K + 1). Where golden responses are
+    certain, a model that says always the same is that far below them in either subset, so that it
+    loses nothing, whichever of the two has more examples.
+    """
+    constant = "always this"
+    monkeypatch.setattr(
+        estimator,
+        "log_prob",
+        lambda example, text, _: 0.0 if text in (constant, example.golden_response) else -500.0,
+    )
+    sizes = {"IDTest": 4, "OOD3Test": 4, larger: 7}
+    corpus = Corpus(
+        {
+            split: tuple(
+                Example(f"{split}{i}", "kind", "a", "b", (Turn("user", "c"),), f"of {split} {i}")
+                for i in range(size)
+            )
+            for split, size in sizes.items()
+        },
+        "by hand",
+    )
+    results = evaluate_remid(
+        estimator,
+        corpus,
+        {"constant": {example.sample_id: constant for example in corpus.examples}},
+        measures=[Measure("info_nce", "per_response")],
+        negatives="all",
+    )
+    found = {row["row"]: row["models"]["constant"] for row in results["subsets"]}
+    assert found["IDTest"]["remi"] == pytest.approx(-np.log(sizes["IDTest"]))
+    assert found["OOD3Test/kind"]["remi"] == pytest.approx(-np.log(sizes["OOD3Test"]))
+    assert found["OOD3Test/kind"]["remid"] == pytest.approx(0, abs=1e-9)
 
 
 def test_each_context_is_computed_once(corpus, estimator, responses):

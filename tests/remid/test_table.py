@@ -119,6 +119,17 @@ def test_a_value_says_how_sure_it_is():
     assert str(Value(None)) == "-"
 
 
+@pytest.mark.parametrize(("p", "starred"), [(0.049, True), (0.051, False), (0.099, False)])
+def test_a_star_is_a_loss_at_five_per_cent(corpus, estimator, responses, monkeypatch, p, starred):
+    monkeypatch.setattr("coevolve.remid.evaluate.holm", lambda given: [p] * len(given))
+    found = evaluate_remid(estimator, corpus, responses, measures=[PUBLISHED], negatives="all")
+    assert all(value.significant is starred for value in remid_rows(found)[1][1].values)
+    text = remid_text(found)
+    line = next(line for line in text.splitlines() if line.startswith("  german"))
+    assert line.count("*") == (2 if starred else 0)
+    assert "*: R-EMID above 0 at 5%" in text
+
+
 def test_exact_values_stand_beside_the_estimates(results):
     exact = {
         ("persona", "IDTest"): -0.5,

@@ -77,6 +77,15 @@ def test_seeds_and_keys_decide_the_sample(model):
     )
 
 
+def test_neighbouring_seeds_and_keys_give_unrelated_samples(model):
+    """Row k + 1 under a seed is not row k under the next: seeds would otherwise be one stream."""
+    drawn = {
+        seed: run(model, [PROMPTS[0]] * 12, sampling=Sampling(seed=seed, temperature=2.0))
+        for seed in (0, 1)
+    }
+    assert sum(a == b for a, b in zip(drawn[0][1:], drawn[1][:-1], strict=True)) <= 3
+
+
 def test_samples_follow_the_softmax_at_the_temperature(model):
     temperature, count = 0.7, 4000
     generations = run(

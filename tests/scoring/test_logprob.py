@@ -309,6 +309,26 @@ def test_logits_are_computed_at_scored_positions_only(llama):
     assert sum(seen) == 5
 
 
+def test_the_tail_of_the_softmax_is_in_float64(llama):
+    """From the model's own float32 logits on, far from 0, where float32 is off by 1e-5 and more."""
+    logits, response = [], [5, 6, 7, 8, 9, 10, 11]
+    weight = llama.lm_head.weight.detach().clone()
+    handle = llama.lm_head.register_forward_hook(
+        lambda module, args, output: logits.append(output.detach().reshape(-1, VOCABULARY).clone())
+    )
+    try:
+        with torch.no_grad():
+            llama.lm_head.weight.mul_(1000)
+        [scored] = score_rows(llama, [[1, 2, 3]], [response], pad_id=0)
+    finally:
+        handle.remove()
+        with torch.no_grad():
+            llama.lm_head.weight.copy_(weight)
+    expected = torch.cat(logits).double().log_softmax(dim=-1)[range(len(response)), response]
+    assert expected.max() < -1 and expected.min() < -300
+    np.testing.assert_allclose(scored, expected.numpy(), rtol=0, atol=1e-6)
+
+
 def test_the_model_is_left_as_it_was(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modules = [id(module) for module in model.modules()]
@@ -322,11 +342,14 @@ class Memory:
 
     def __init__(self, model, tokens, error):
         self.tokens, self.error, self.refused, self.given = tokens, error, 0, 0
+        self.sizes = []  # of the passes refused, what the cache holds included
         self.handle = model.get_decoder().register_forward_pre_hook(self.allocate, with_kwargs=True)
 
     def allocate(self, module, args, kwargs):
         if kwargs["input_ids"].numel() > self.tokens:
             self.refused += 1
+            rows, width = kwargs["input_ids"].shape
+            self.sizes.append(rows * (int(kwargs["position_ids"][:, 0].max()) + width))
             raise self.error
         self.given += 1
 
@@ -359,6 +382,28 @@ def test_without_memory_the_budget_is_halved_and_nothing_is_lost(llama, kind, ca
         == 1
     )
     assert_plain(llama, [prompts[i] for i, _ in pairs], [responses[j] for _, j in pairs], scored)
+
+
+@pytest.mark.parametrize(("contexts", "responses"), [(12, 6), (1, 60), (4, 60)])
+def test_what_is_halved_is_the_pass_that_ran_out(llama, contexts, responses, caplog):
+    """Not the budget, which may be many times that: each pass that fails costs as much as one that
+    does not. What the cache holds counts.
+    """
+    memory = Memory(llama, 40, torch.OutOfMemoryError("CUDA out of memory."))
+    prompts = [[k, 2, 3, 4] * 8 for k in range(contexts)]
+    answers = [[k, 5, 6, 7] for k in range(responses)]
+    pairs = np.array([(i, j) for i in range(contexts) for j in range(responses)])
+    try:
+        with caplog.at_level(logging.WARNING):
+            score_pairs(llama, prompts, answers, pairs, pad_id=0)
+    finally:
+        memory.handle.remove()
+    largest = max(memory.sizes)
+    assert 40 < memory.sizes[0] == largest < 1 << 12
+    [said] = [record.message for record in caplog.records if "did not fit" in record.message]
+    assert f"A pass of {largest} tokens" in said
+    assert f"a token budget of {largest // 2} instead of {1 << 14}," in said
+    assert memory.refused <= np.log2(largest)
 
 
 def test_a_row_that_alone_does_not_fit_the_memory_is_named(llama):

@@ -1,6 +1,7 @@
 """A checkpoint is whole or it is not there; what the disk does to it afterwards is found out."""
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -137,6 +138,21 @@ def test_what_has_not_changed_is_written_once(tmp_path):
     files = [(first, "connector"), *((folder, name) for folder in (first, second) for name in best)]
     assert len({os.stat(folder / f"{name}.safetensors").st_ino for folder, name in files}) == 1
     assert torch.equal(read_checkpoint(second).tensors["connector"]["a"], other["a"])
+
+
+def test_where_there_are_no_hard_links_every_checkpoint_is_whole(tmp_path, monkeypatch):
+    def refused(source, target, **options):
+        raise OSError(errno.EPERM, "Operation not permitted", str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", refused)
+    writer, same = CheckpointWriter(tmp_path, keep=9), tensors(0)
+    held = dict.fromkeys(groups(1), same)
+    folders = [writer.write(name, state(1), held, best=False) for name in ("one", "two")]
+    files = [folder / f"{group}.safetensors" for folder in folders for group in held]
+    assert len({os.stat(file).st_ino for file in files}) == len(files) == 8
+    for folder in folders:
+        found = read_checkpoint(folder).tensors
+        assert all(torch.equal(found[group]["a"], same["a"]) for group in held)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,4 @@
-"""Reinforcement learning of one phase: GRPO, and PPO on top of it."""
+"""Reinforcement learning of one phase: GRPO, and PPO and RLOO on top of it.
+
+The numerics are pure functions on tensors (`policy_gradient`); rewards come from `rewards`.
+"""

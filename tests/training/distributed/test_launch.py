@@ -22,7 +22,7 @@ from coevolve.errors import RecipeError
 from coevolve.recipe import load_recipe
 from coevolve.training.distributed.launch import Launch, check_launch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCHES = sorted((ROOT / "launch").glob("*.yaml"), key=lambda path: path.name)
 
 KINDS = {

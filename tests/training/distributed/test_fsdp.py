@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TUNINGS = ("lora", "full", "tied")
 SFT = {
     "steps": 4,
