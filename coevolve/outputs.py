@@ -296,6 +296,7 @@ REMID = Kind(
         "results.csv",
         "results.tex",
         "results.md",
+        "results.txt",
         "contributions.jsonl",
         "judge.json",
         "results.json",

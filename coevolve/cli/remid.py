@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", what, choices=("exact", "reference"), default="exact")
     what = "scores by people or an LLM, to be correlated with R-EMI and with plain EMI"
     reads("--judge", what, metavar="FILE")
+    what = "a renderer of your own, custom:FILE.py:FUNCTION, from the results to the text of results.txt"
+    add("--renderer", what, metavar="PATH")
     what = "for results.json, .csv, .tex, .md, contributions.jsonl, judge.json"
     writes("--out", what, kind=REMID, required=True, metavar="DIR")
 
@@ -49,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
     answered = door.read_answered(options)
     measures = _chosen_measures(options)
+    own = RENDERERS.get(options.renderer, "--renderer") if options.renderer else None
     scoring = door.chosen_scoring(options, answered)
     judged = _judged(options, answered) if options.judge else None  # before the estimator is loaded
     exact = options.protocol == "exact"
@@ -76,7 +79,9 @@ def run(options: argparse.Namespace) -> None:
                 estimator, corpus, responses, reasoning=scoring.reasoning, progress=progress
             )
     results = results.model_copy(update=door.origin(options, answered, estimator))
-    texts |= {name: render(results) for name, render in RENDERERS.items()}
+    texts |= {f"results.{name}": RENDERERS[name](results) for name in RENDERERS}
+    if own is not None:
+        texts["results.txt"] = own(results)
     texts["results.json"] = json_text(results.values())
     tables.print(remid_table(results))
     if judged is not None:

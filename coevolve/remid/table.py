@@ -12,6 +12,7 @@ from typing import Literal
 from rich.console import Group
 
 from coevolve.errors import DataError
+from coevolve.registry import Registry, users_code
 from coevolve.remid.grid import (
     Block,
     Grid,
@@ -52,6 +53,7 @@ _COLUMNS = (
 )
 CSV_COLUMNS = tuple(_COLUMNS.split())
 Which = Literal["remi", "remid"]
+Renderer = Callable[["RemidResults"], str]
 
 
 @dataclass(frozen=True)
@@ -254,10 +256,29 @@ def remid_csv(results: RemidResults, exact: Exact | None = None) -> str:
     return written.getvalue()
 
 
-RENDERERS: Mapping[str, Callable[[RemidResults], str]] = MappingProxyType(
-    {"results.csv": remid_csv, "results.tex": remid_latex, "results.md": remid_markdown}
+def _of_user(function: Callable[..., str], where: str) -> Renderer:
+    def render(results: RemidResults) -> str:
+        with users_code(where, DataError):
+            text = function(results=results)
+        if not isinstance(text, str):
+            raise DataError(
+                f"{where} gave {type(text).__name__}; accepted is {RENDERERS.accepted}."
+            )
+        return text
+
+    return render
+
+
+RENDERERS: Registry[Renderer] = Registry(
+    "renderer",
+    accepted="a function (results) from coevolve.remid.results.RemidResults to text",
+    given=("results",),
+    adopt=_of_user,
 )
-"""File that `coevolve remid` writes beside its results -> what gives its text."""
+"""What gives the text of a file `results.NAME` beside the results of `coevolve remid`."""
+RENDERERS.register("csv")(remid_csv)
+RENDERERS.register("tex")(remid_latex)
+RENDERERS.register("md")(remid_markdown)
 
 
 def _grid(results: RemidResults, exact: Exact, caption: list[str], exact_below: bool) -> Grid:

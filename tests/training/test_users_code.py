@@ -18,6 +18,7 @@ MINE = """
     from coevolve.information.influence import Influence
     from coevolve.shifts import shifted
     from coevolve.teachers import Answer
+    from coevolve.training.rl.grpo import SharedPromptTrainer
 
     def brevity(completions, **columns):
         return [-len(text.split()) / 10 for text in completions]
@@ -42,6 +43,9 @@ MINE = """
     def forgetful(context, state, scheduled):
         state.reasoning = list(context.traces)
         context.record.log({**state.where, "forgetful/round": scheduled.round})
+
+    def models(results):
+        return " ".join(results.models)
 
     def louder(sources, seed, tag, **given):
         return [
@@ -86,7 +90,20 @@ def test_a_reward_a_teacher_a_phase_and_a_measure_of_ones_own(recipe_of, write, 
 
     remid = ["remid", "--estimator", "run/estimator", "--data", "run/world/dialogues.json"]
     remid += ["--responses", "perfect=run/world/perfect.jsonl", "--device", "cpu", "--out", "remid"]
-    assert main([*remid, "--measures", "custom:mine.py:spread:per_token", "club"]) == 0
+    assert (
+        main(
+            [
+                *remid,
+                "--measures",
+                "custom:mine.py:spread:per_token",
+                "club",
+                "--renderer",
+                "custom:mine.py:models",
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "remid" / "results.txt").read_text() == "perfect"
     results = json.loads((tmp_path / "remid" / "results.json").read_text())
     assert (results["form"], results["unit"]) == ("custom:mine.py:spread", "nats per token")
     for subset in results["subsets"]:
@@ -95,6 +112,8 @@ def test_a_reward_a_teacher_a_phase_and_a_measure_of_ones_own(recipe_of, write, 
     write("odd.py", "def odd(contrast): return contrast.matched")
     assert main([*remid, "--overwrite", "--measures", "custom:odd.py:odd"]) == 2
     assert "form 'custom:odd.py:odd' gave array(" in capsys.readouterr().err
+    assert main([*remid, "--overwrite", "--renderer", "custom:odd.py:odd"]) == 2
+    assert "--renderer 'custom:odd.py:odd' cannot be called with results" in capsys.readouterr().err
 
 
 def test_a_shift_of_ones_own_makes_a_subset(write, tmp_path):
