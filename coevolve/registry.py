@@ -38,7 +38,8 @@ class Registry(Generic[Item]):
     Args:
         noun: what one is called in errors.
         accepted: in words, what a user's own has to be.
-        given: the keywords that a user's own is called with, all of which it must take.
+        given: the keywords that a user's own is called with, all of which it must take; None where
+            `adopt` looks at it instead.
         classes: whether a class will do, which is then called to make one.
         error: raised for what cannot be used as one.
         adopt: makes one of a user's own and of what to call it in errors; by default it is one.
@@ -49,12 +50,12 @@ class Registry(Generic[Item]):
         noun: str,
         *,
         accepted: str,
-        given: Sequence[str],
+        given: Sequence[str] | None,
         classes: bool = False,
         error: type[CoevolveError] = RecipeError,
         adopt: Callable[[Any, str], Item] = lambda found, where: found,
     ):
-        self.noun, self.accepted, self.given = noun, accepted, tuple(given)
+        self.noun, self.accepted, self.given = noun, accepted, given
         self.classes, self.error, self.adopt = classes, error, adopt
         self._items: dict[str, Item] = {}
 
@@ -105,10 +106,11 @@ class Registry(Generic[Item]):
         if not hasattr(module, name):
             raise RecipeError(f"{where}: the module {source} ({module.__file__}) has no {name!r}.")
         found: Item = getattr(module, name)
-        self._require_callable(found, where)
+        if self.given is not None:
+            self._require_callable(found, self.given, where)
         return self.adopt(found, where)
 
-    def _require_callable(self, found: Any, where: str) -> None:
+    def _require_callable(self, found: Any, given: Sequence[str], where: str) -> None:
         if not callable(found) or (inspect.isclass(found) and not self.classes):
             kind = "a class" if inspect.isclass(found) else type(found).__name__
             raise self.error(f"{where} is {kind}; accepted is {self.accepted}.")
@@ -117,12 +119,12 @@ class Registry(Generic[Item]):
                 f"{where} is asynchronous; accepted is {self.accepted}, not a coroutine."
             )
         try:
-            inspect.signature(found).bind(**dict.fromkeys(self.given))
+            inspect.signature(found).bind(**dict.fromkeys(given))
         except ValueError:  # compiled code need not say what it takes
             return
         except TypeError as error:
             raise self.error(
-                f"{where} cannot be called with {', '.join(self.given)} ({error}); accepted is "
+                f"{where} cannot be called with {', '.join(given)} ({error}); accepted is "
                 f"{self.accepted}."
             ) from None
 

@@ -373,7 +373,7 @@ def _read_completion(answer: Any) -> Completion:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
+    if not (isinstance(choice, dict) and isinstance(message, dict)):
         raise _UnreadableError(f"it has no choices[0].message: {_quoted(answer)}")
     text = message.get("content")
     if text is not None and not isinstance(text, str):

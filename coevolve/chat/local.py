@@ -147,7 +147,7 @@ class LocalChat(ModelHere):
 
     @property
     def address(self) -> str:
-        return self.model.name_or_path
+        return str(self.model.name_or_path)
 
     @property
     def settings(self) -> dict[str, Any]:

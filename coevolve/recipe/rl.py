@@ -14,6 +14,7 @@ from coevolve.recipe.section import (
     PositiveAmount,
     Section,
     Temperature,
+    one_of,
 )
 from coevolve.registry import CUSTOM, IMPORT_PATH
 
@@ -86,9 +87,10 @@ class Grpo(Optimization):
     completions.
     """
 
-    algorithm: Literal["grpo", "ppo", "rloo"] = "grpo"
+    algorithm: Annotated[str, one_of("grpo", "ppo", "rloo")] = "grpo"
     """How rewards become advantages. `grpo`: by comparison within a group; `rloo`: minus the mean
-    of the others in the group; `ppo`: by a value function, see `ppo`.
+    of the others in the group; `ppo`: by a value function, see `ppo`; or `custom:` and the import
+    path of a trainer of one's own, as `coevolve.training.rl.algorithms.ALGORITHMS` has it.
     """
     num_generations: Positive = 8
     """Completions to one prompt. PPO needs no groups: 1 will do."""
@@ -144,7 +146,7 @@ class Grpo(Optimization):
 
     @model_validator(mode="after")
     def _known_to_the_algorithm(self) -> "Grpo":
-        for name in NOT_KNOWN_TO[self.algorithm]:
+        for name in NOT_KNOWN_TO.get(self.algorithm, ()):
             found, default = getattr(self, name), type(self).model_fields[name].default
             if found != default:
                 others = [other for other, unknown in NOT_KNOWN_TO.items() if name not in unknown]

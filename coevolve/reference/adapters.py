@@ -34,7 +34,7 @@ from coevolve.scoring.origins import (
 )
 
 # A value other than these changes what the two matrices mean, or what else belongs to the adapter.
-PLAIN: Mapping[str, tuple[Any, ...]] = {
+PLAIN: Mapping[str, Sequence[Any]] = {
     **ON_A_FROZEN_BASE,
     "use_dora": (False,),
     "lora_bias": (False,),

@@ -99,7 +99,7 @@ def _chosen_name(folder: Path, name: str | None) -> str:
         raise ArtifactError(
             f"{folder}: holds no METHOD[{METHOD[CONNECTOR]}]-BASED[NAME]#ProbLLM. Copy it again."
         )
-    if name not in names:
+    if name is None or name not in names:
         found = "no --name was given" if name is None else f"--name is {name!r}"
         raise ArtifactError(
             f"{folder}: {found}; adapters are there for the base models {', '.join(names)}."

@@ -224,7 +224,7 @@ def rl(
         prompts, rewards, options: as for `run_grpo`.
     """
     budget = budget_of(context.recipe, scheduled, settings, len(prompts) * settings.num_generations)
-    name, title = scheduled.phase.name, f"{role} {settings.algorithm.upper()}"
+    name, title = scheduled.phase.name, f"{role} {settings.algorithm.rpartition(':')[2].upper()}"
     frozen = settings.kl_weight or needs_reference
     copy = context.roles.frozen(role, state.pair[role]) if frozen else nullcontext()
     updates = updates_per_batch(settings)

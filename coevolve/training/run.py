@@ -30,6 +30,7 @@ from coevolve.training.phases import check_phases
 from coevolve.training.record.facts import environment_facts
 from coevolve.training.record.record import Record
 from coevolve.training.rewards.registry import check_rewards
+from coevolve.training.rl.algorithms import check_algorithms
 from coevolve.training.run_folder import ResumePoint, RunFolder, has_checkpoints
 from coevolve.training.saving import restore
 from coevolve.training.setup import Origins, build_estimator, build_renderers, prepare_origins
@@ -70,10 +71,11 @@ def train(
     quieten_libraries()
     output: Check[Training] = Check("output", lambda draft: _claim(output_dir))
     rewards: Check[Training] = Check("rewards", lambda draft: check_rewards(draft.recipe))
+    algorithms: Check[Training] = Check("algorithms", lambda draft: check_algorithms(draft.recipe))
     phases: Check[Training] = Check("phases", lambda draft: check_phases(draft.recipe))
     asks_teacher = not has_checkpoints(Path(output_dir))
     inputs = preflight(
-        Training(recipe, environ, asks_teacher), (output, rewards, phases, *TRAINING)
+        Training(recipe, environ, asks_teacher), (output, rewards, algorithms, phases, *TRAINING)
     )
     # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a
     # million objects.

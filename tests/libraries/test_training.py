@@ -169,7 +169,7 @@ def test_no_release_of_theirs_has_a_name_of_ours():
     public = {"get_train_dataloader", "create_scheduler", "create_optimizer", "compute_loss"}
     from coevolve.training.rl.algorithms import ALGORITHMS
 
-    for trainer in (engines.RoleSFTTrainer, *ALGORITHMS.values()):
+    for trainer in (engines.RoleSFTTrainer, *map(ALGORITHMS.get, ALGORITHMS)):
         theirs = [kind for kind in trainer.__mro__ if kind.__module__.startswith(LIBRARIES)]
         names = {name for kind in theirs for name in vars(kind)}
         ours = {

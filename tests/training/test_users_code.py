@@ -44,6 +44,11 @@ MINE = """
         state.reasoning = list(context.traces)
         context.record.log({**state.where, "forgetful/round": scheduled.round})
 
+    class Halved(SharedPromptTrainer):
+        def policy_loss(self, *args, **kwargs):
+            self.figures["halved"].append(0.5)
+            return super().policy_loss(*args, **kwargs) / 2
+
     def models(results):
         return " ".join(results.models)
 
@@ -68,12 +73,15 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-def test_a_reward_a_teacher_a_phase_and_a_measure_of_ones_own(recipe_of, write, tmp_path, capsys):
+def test_one_of_each_that_a_run_and_its_evaluation_name(recipe_of, write, tmp_path, capsys):
     write("mine.py", MINE)
     recipe = recipe_of(
         traces={"teacher": "custom:mine.py:Copying"},
         rounds={"phases": ["connector_rl", "custom:mine.py:forgetful"]},
-        connector_rl={"rewards": {"target_words": 5, "custom:mine:brevity": 0.5}},
+        connector_rl={
+            "algorithm": "custom:mine.py:Halved",
+            "rewards": {"target_words": 5, "custom:mine:brevity": 0.5},
+        },
         baselines={"without_corl": False, "without_reasoning": False},
         logging={"every": 1},
     )
@@ -85,6 +93,8 @@ def test_a_reward_a_teacher_a_phase_and_a_measure_of_ones_own(recipe_of, write, 
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     brevity = [json.loads(line).get("connector/rewards/brevity/mean") for line in metrics]
     assert [value < 0 for value in brevity if value is not None] == [True, True]
+    halved = [json.loads(line)["connector/halved"] for line in metrics if "halved" in line]
+    assert halved == [0.5, 0.5]
     (line,) = [json.loads(line) for line in metrics if "forgetful" in line]
     assert line["forgetful/round"] == 1 and line["coevolve/phase"] == "forgetful"
 
@@ -221,6 +231,14 @@ def test_what_is_wrong_with_a_phase_is_one_message(recipe_of, write, tmp_path, p
     recipe = recipe_of(rounds={"phases": ["custom:odd_phase.py:odd"]})
     with pytest.raises(RecipeError, match="rounds.phases 'custom:odd_phase.py:odd'.*" + message):
         train(recipe, tmp_path / "run")
+
+
+def test_an_algorithm_is_a_trainer(recipe_of, write, tmp_path):
+    write("odd_algorithm.py", "class Odd: ...")
+    recipe = recipe_of(connector_rl={"algorithm": "custom:odd_algorithm.py:Odd"})
+    with pytest.raises(RecipeError, match=r"connector_rl.algorithm 'custom:.* class that inherits"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_malformed_trace_of_a_users_teacher_is_named(recipe_of, write, tmp_path):

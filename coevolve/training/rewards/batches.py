@@ -85,7 +85,7 @@ class ConnectorBatch:
         """What a user's reward gets beside what TRL gives it."""
         return _columns(self.examples)
 
-    def _golden(self, rows: Sequence[int]) -> list[np.ndarray | None]:
+    def _golden(self, rows: Sequence[int]) -> Sequence[np.ndarray | None]:
         examples = [self.examples[row] for row in rows]
         try:
             return self.estimator.token_log_probs(

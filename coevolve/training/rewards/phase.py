@@ -64,21 +64,16 @@ class PhaseRewards:
         own is logged under the name of its function.
         """
         # In the recipe's order, in which TRL adds them up.
-        named = [
-            (
-                name,
-                partial(self._ask, name, f"{self.field}.{name}", self.named[name], False),
-                weight,
-            )
-            for name, weight in self.settings
-            if name in self.named and weight
-        ]
-        users = []
+        asked: list[tuple[str, Callable[..., list[float]], float]] = []
+        for name, weight in self.settings:
+            if name in self.named and weight:
+                ask = partial(self._ask, name, f"{self.field}.{name}", self.named[name], False)
+                asked.append((name, ask, weight))
         for path, reward in self._users.items():
             name, field = path.rpartition(":")[2], custom_field(self.field, path)
             ask = partial(self._ask, name, field, reward, True)
-            users.append((name, ask, self.settings.custom[path]))
-        return named + users
+            asked.append((name, ask, self.settings.custom[path]))
+        return asked
 
     def _of_user(self, path: str) -> Reward:
         field = custom_field(self.field, path)

@@ -4,22 +4,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from coevolve.errors import RecipeError
+from coevolve.recipe import Recipe
 from coevolve.recipe.rl import Grpo
+from coevolve.registry import Registry
 from coevolve.training.engines import Plan, RewardFunction, Segment
 from coevolve.training.rl.grpo import RoleGRPOTrainer, SharedPromptTrainer, run_grpo
 from coevolve.training.rl.ppo import RolePPOTrainer, RoleRLOOTrainer
 
-ALGORITHMS: dict[str, type[RoleGRPOTrainer]] = {
-    "grpo": SharedPromptTrainer,
-    "rloo": RoleRLOOTrainer,
-    "ppo": RolePPOTrainer,
-}
+
+def _trainer(found: Any, where: str) -> type[RoleGRPOTrainer]:
+    if not (isinstance(found, type) and issubclass(found, RoleGRPOTrainer)):
+        raise RecipeError(f"{where} is {found!r:.100}; accepted is {ALGORITHMS.accepted}.")
+    return found
+
+
+ALGORITHMS: Registry[type[RoleGRPOTrainer]] = Registry(
+    "algorithm",
+    accepted="a class that inherits coevolve.training.rl.grpo.RoleGRPOTrainer",
+    given=None,
+    adopt=_trainer,
+)
 """What takes the steps; `own_options` of each says what it reads of a recipe beside the others."""
+ALGORITHMS.register("grpo")(SharedPromptTrainer)
+ALGORITHMS.register("rloo")(RoleRLOOTrainer)
+ALGORITHMS.register("ppo")(RolePPOTrainer)
 
 
-def register(name: str, trainer: type[RoleGRPOTrainer]) -> None:
-    """Let recipes name another trainer."""
-    ALGORITHMS[name] = trainer
+def check_algorithms(recipe: Recipe) -> None:
+    """Find the recipe's own algorithms, before anything is trained. Raises as `Registry.get`."""
+    for name in ("connector_rl", "estimator_rl"):
+        used = recipe.rounds.count and any(phase.name == name for phase in recipe.rounds.phases)
+        settings = getattr(recipe, name)
+        if settings and used:
+            ALGORITHMS.get(settings.algorithm, f"{name}.algorithm")
 
 
 def run_rl(
@@ -37,9 +54,5 @@ def run_rl(
         RecipeError: there is no such algorithm.
         ArtifactError: PPO is to go on from something that has no value function, or another one.
     """
-    if settings.algorithm not in ALGORITHMS:
-        raise RecipeError(
-            f"{plan.role}_rl.algorithm: found {settings.algorithm!r}; accepted are {', '.join(ALGORITHMS)}."
-        )
-    trainer = ALGORITHMS[settings.algorithm]
+    trainer = ALGORITHMS.get(settings.algorithm, f"{plan.role}_rl.algorithm")
     return run_grpo(plan, prompts, rewards, settings, trainer=trainer, **options)
