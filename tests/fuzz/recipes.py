@@ -77,6 +77,7 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "traces.path": (None, "nowhere.jsonl"),
     "traces.model": (None, "nowhere"),
     "traces.base_url": (None, "http://127.0.0.1:9/v1"),
+    "algorithm": ("grpo", "rloo", "ppo", "ppo"),
     "steps": (1, 2),
     "epochs": (0.1, 0.5),
     "tokens": (50, 300),
