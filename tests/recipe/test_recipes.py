@@ -111,7 +111,7 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
         (["connector_rl.num_generations=1"], "num_generations is 1, but grpo compares"),
         (
             ["connector_rl.algorithm=a2c"],
-            "connector_rl.algorithm: found 'a2c'; input should be 'grpo', 'ppo' or 'rloo'",
+            "connector_rl.algorithm: found 'a2c'; accepted are grpo, ppo, rloo, custom:",
         ),
         (
             ["connector_rl.algorithm=ppo", "connector_rl.beta=0.1"],
