@@ -232,7 +232,7 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
             raise _Refused(f"an object has {len(found):,} keys; accepted are at most {MOST_KEYS:,}")
         return found
 
-    hooks = {} if nan else {"parse_constant": _no_number}
+    hooks: dict[str, Any] = {} if nan else {"parse_constant": _no_number}
     if _has_long_number(text):  # asked once, for a text may hold millions of short ones
         hooks["parse_int"] = _integer
     try:

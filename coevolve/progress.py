@@ -43,14 +43,14 @@ class PlainTable(Table):
     """A table whose texts are shown as they are, whatever console it is printed on."""
 
     def __init__(self, *, title: str | None = None, caption: str | None = None, **options: Any):
-        shown = None if title is None else _as_it_is(title, "table.title")
-        below = None if caption is None else _as_it_is(caption, "table.caption")
+        shown: Any = None if title is None else _as_it_is(title, "table.title")
+        below: Any = None if caption is None else _as_it_is(caption, "table.caption")
         super().__init__(title=shown, caption=below, **options)
 
-    def add_column(self, header: str = "", **options: Any) -> None:
-        super().add_column(_as_it_is(header), **options)
+    def add_column(self, header: Any = "", *args: Any, **options: Any) -> None:
+        super().add_column(_as_it_is(header), *args, **options)
 
-    def add_row(self, *cells: str, **options: Any) -> None:
+    def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*map(_as_it_is, cells), **options)
 
 

@@ -233,7 +233,7 @@ def load_chat_model(
     choose_dtype(dtype)
     renderer = load_renderer(source, prompts, date)
     with _of_the_chat_model():
-        model = load_model(resolve_base(source), dtype=dtype, device=place)
+        model: Any = load_model(resolve_base(source), dtype=dtype, device=place)
         if adapter is not None:
             model = put_on(model, _adapter_weights(adapter).parent).eval()
     return model, renderer

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from coevolve.errors import DataError
 from coevolve.information import density_ratio
@@ -63,7 +63,7 @@ def _of_user(function: Callable[..., tuple[float, Influence]], where: str) -> Fo
             raise DataError(f"{where} gave {repr(found)[:200]}; accepted is {FORMS.accepted}.")
         return float(value), influence
 
-    needs = getattr(function, "needs", "mismatched of each response")
+    needs: Any = getattr(function, "needs", "mismatched of each response")
     return Form(estimate, needs, getattr(function, "bias", "a measure of the user's own"))
 
 

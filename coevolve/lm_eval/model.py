@@ -166,9 +166,10 @@ class EstimatorLM(LM):
             return chat_history[-1]["content"]
         if add_generation_prompt:
             return self.render.chat(chat_history)
-        return self.render.tokenizer.apply_chat_template(
+        text = self.render.tokenizer.apply_chat_template(
             chat_history, tokenize=False, continue_final_message=True
         )
+        return str(text)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The estimator's own; there is no other to choose."""

@@ -101,13 +101,14 @@ def load_corpus(recipe: Recipe) -> Corpus:
         )
     if recipe.data.hub is not None:
         return load_hub(recipe.data.hub)
+    assert recipe.data.path is not None  # a recipe names one of the three
     return read_corpus(recipe.data.path)
 
 
 def world_seed(recipe: Recipe) -> int:
     """The seed of the recipe's synthetic world."""
-    seed = recipe.data.world.seed
-    return recipe.seed if seed is None else seed
+    world = recipe.data.world
+    return recipe.seed if world is None or world.seed is None else world.seed
 
 
 def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
@@ -148,8 +149,8 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
             f"{corpus.source}: {split}, sample_ID {worst!r}: needs {size} tokens with its reasoning and response; "
             f"model.max_length is {limit}, which is too short for {counts}. Raise it, or set data.over_long=drop."
         )
-    for split, examples in sifted.splits.items():
-        if not examples:
+    for split, left in sifted.splits.items():
+        if not left:
             raise DataError(
                 f"{corpus.source}: {split}: none of its {len(corpus.splits[split])} examples fits "
                 f"model.max_length={limit}, so data.over_long=drop leaves nothing of it. Raise model.max_length, or "

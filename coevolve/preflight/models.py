@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, NoMatchingPeftModuleError, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from coevolve.errors import CoevolveError, RecipeError
 from coevolve.recipe import Recipe
@@ -58,13 +58,13 @@ def read_base(recipe: Recipe, source: str) -> BaseFacts:
     what = f"model.base: the model {source!r}"
     with explained(f"{what} cannot be loaded", SAVED):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-    tokenizer = load_tokenizer(path, trust_remote_code=trust)
+    saved = load_tokenizer(path, trust_remote_code=trust)
     if Path(path).is_dir():
         weight_files(Path(path))
-    return BaseFacts(source, config, tokenizer)
+    return BaseFacts(source, config, saved)
 
 
-def empty_model(recipe: Recipe, base: BaseFacts) -> torch.nn.Module:
+def empty_model(recipe: Recipe, base: BaseFacts) -> PreTrainedModel:
     """The base model on the meta device: every module, and no weight.
 
     Raises:
@@ -101,11 +101,11 @@ def look_at_adapters(recipe: Recipe, bases: Mapping[str, BaseFacts]) -> Iterator
             yield problem
 
 
-def _look_at_adapter(model: torch.nn.Module, config: LoraConfig, field: str) -> None:
+def _look_at_adapter(model: PreTrainedModel, config: LoraConfig, field: str) -> None:
     """Raise RecipeError unless every name in an adapter's configuration means something in the
     model.
     """
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    layers: Any = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     chosen = config.layers_to_transform
     for layer in [chosen] if isinstance(chosen, int) else chosen or []:
         if layer < 0 or (layers is not None and layer >= layers):
@@ -121,7 +121,8 @@ def _look_at_adapter(model: torch.nn.Module, config: LoraConfig, field: str) -> 
     places = {part: name for name, part in model.named_modules() if part in shared}
     it_has = f"it has {', '.join(sorted(linear - set(places.values())))}"
     try:
-        found = get_peft_model(model, config, adapter_name="probe").base_model.targeted_module_names
+        probe: Any = get_peft_model(model, config, adapter_name="probe").base_model
+        found: list[str] = probe.targeted_module_names
     except NoMatchingPeftModuleError:
         named = config.target_modules
         listed = (
@@ -141,7 +142,7 @@ def _look_at_adapter(model: torch.nn.Module, config: LoraConfig, field: str) -> 
             f"{field}: PEFT cannot put such an adapter on the model ({words}). {advice}."
         ) from None
     if not isinstance(config.target_modules, str):
-        for name in sorted(config.target_modules):
+        for name in sorted(config.target_modules or ()):
             if not any(f".{module}".endswith(f".{name}") for module in found):
                 raise RecipeError(
                     f"{field}.target_modules: {name!r} is not in the model; {it_has}."

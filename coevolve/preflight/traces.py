@@ -26,6 +26,7 @@ def given_traces(
     if recipe.traces.teacher == "dataset":
         return {example.sample_id: _own_trace(example, prompts) for example in examples}
     if recipe.traces.teacher == "file":
+        assert recipe.traces.path is not None  # as the recipe requires
         return read_traces(recipe.traces.path, examples, prompts, known=corpus.examples)
     return None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from coevolve.chat.endpoint import Endpoint
 from coevolve.chat.local import load_renderer
@@ -32,6 +33,9 @@ from coevolve.teachers.chat import require_teacher_prompt
 
 Responses = Mapping[str, Mapping[str, str]]
 
+NOT_YET: Any = None
+"""What a check is still to build; checks that need it wait for it."""
+
 
 @dataclass
 class Training:
@@ -52,11 +56,11 @@ class Training:
     recipe: Recipe
     environ: Mapping[str, str] = field(default_factory=dict)
     asks_teacher: bool = True
-    corpus: Corpus | None = None
-    bases: Mapping[str, BaseFacts] | None = None
-    renderers: Renderers | None = None
-    sifted: Sifted | None = None
-    data: Dialogues | None = None
+    corpus: Corpus = NOT_YET
+    bases: Mapping[str, BaseFacts] = NOT_YET
+    renderers: Renderers = NOT_YET
+    sifted: Sifted = NOT_YET
+    data: Dialogues = NOT_YET
     responses: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def needs(self, sample_id: str) -> Needs:
@@ -145,7 +149,7 @@ def _rl_room(draft: Training) -> Iterator[CoevolveError]:
         sequences.append(
             ("estimator_rl", ESTIMATOR, written, lambda need: need.estimator + reasoning)
         )
-        if recipe.estimator_rl.rewards.asks_base:
+        if recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base:
             asked = len(render.prompt_ids(render.judge("", ""))) + len(
                 render.response_ids(render.prompts.judge_match)
             )
@@ -174,7 +178,9 @@ def _teacher(draft: Training) -> None:
     if not draft.asks_teacher or traces.teacher not in ("endpoint", "local"):
         return
     require_teacher_prompt(prompts)
+    assert traces.model is not None  # as the recipe requires of both
     if traces.teacher == "endpoint":
+        assert traces.base_url is not None
         Endpoint(
             traces.base_url, traces.model, api_key_env=traces.api_key_env, environ=draft.environ
         )

@@ -304,7 +304,10 @@ def _rendered_ids(
 ) -> tuple[list[int], bool]:
     """Ids of the messages and the generation prompt, and whether they were cut."""
     text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        [dict(message) for message in messages],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
     )
     ids = tokenizer(text)["input_ids"]
     if len(ids) <= max_length:

@@ -86,7 +86,7 @@ def read_templates(checkout: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for statement in tree.body:
         for name in {*_assigned(statement)} & {*CONSTANTS, EXPORT}:
-            where, value = f"{path}:{statement.lineno}", statement.value
+            where, value = f"{path}:{statement.lineno}", getattr(statement, "value", None)
             if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
                 raise ArtifactError(
                     f"{where}: {name} is no plain string (the file is read, never executed); "

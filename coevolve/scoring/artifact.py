@@ -181,7 +181,8 @@ def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
         ArtifactError: they are missing, or hold what a prompt set may not.
     """
     try:
-        return PromptSet.from_dict(manifest.get("prompts"))
+        prompts: Any = manifest.get("prompts")
+        return PromptSet.from_dict(prompts)
     except RecipeError as error:
         raise ArtifactError(f"{Path(folder) / MANIFEST}: {error}") from None
 
@@ -308,6 +309,8 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     """Version 1 had one base model and one tokenizer for both roles."""
     old = ("tuning", "base", "chat_template")
     base = _with_fields(manifest, {"base": _OBJECT}, "")["base"]
+    tuning: Any = manifest.get("tuning")  # the fields are looked at once they are in place
+    chat_template: Any = manifest.get("chat_template")
     entry = role_entry(
         {
             "base": {
@@ -316,10 +319,10 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
             },
             "continued_from": None,
         },
-        tuning=manifest.get("tuning"),
+        tuning=tuning,
         base_folder="base" if base.get("included") else None,
         tokenizer="tokenizer",
-        chat_template=manifest.get("chat_template"),
+        chat_template=chat_template,
         settings=None,
     )
     rest = {name: value for name, value in manifest.items() if name not in old}
@@ -454,7 +457,7 @@ def _check_fingerprints(
 
 def _model_folders(role: Role, entry: Mapping[str, Any]) -> list[str]:
     """Where whole models of a role lie in the directory."""
-    own = [role] if entry["tuning"] == "full" else []
+    own: list[str] = [role] if entry["tuning"] == "full" else []
     return own if entry["base"]["folder"] is None else [*own, entry["base"]["folder"]]
 
 

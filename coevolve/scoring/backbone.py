@@ -38,7 +38,7 @@ class Backbone:
         self.dtype = next(p.dtype for p in self.runner.parameters() if p.is_floating_point())
         self.cost = Cost.of(self.runner, self.config, self.device, self.dtype)
         self._cache_name = cache_name(base)
-        self._output_type: type | None = None
+        self._output_type: Any = None
 
     def plain_from(self) -> int | None:
         """The number of tokens from which a row's angles depend on its length, None if they never
@@ -81,6 +81,7 @@ class Backbone:
 
     def _headed(self, hidden_KH: Tensor) -> Any:
         # The model's own head, behind a decoder that gives back what was computed.
+        assert self.decoder is not None  # else logits have been computed
         computed = _Computed(self._output_type(last_hidden_state=hidden_KH[None]), self.decoder)
         view = with_part(self.model, self.model.base_model_prefix, computed)
         return view.forward(
@@ -111,7 +112,10 @@ class Frame:
 
     def read(self, rows: Tensor) -> Cache:
         """The cache of `rows`, B of them, for one pass that leaves nothing behind in it."""
-        kinds = {DynamicLayer: _ReadLayer, DynamicSlidingWindowLayer: _ReadSlidingLayer}
+        kinds: dict[type, Any] = {
+            DynamicLayer: _ReadLayer,
+            DynamicSlidingWindowLayer: _ReadSlidingLayer,
+        }
         layers = self.cache.layers
         return Cache(
             layers=[x if type(x) is NOT_CACHED else kinds[type(x)](x, rows) for x in layers]
@@ -133,6 +137,8 @@ class _Reading:
     """
 
     def __init__(self, layer: DynamicLayer, rows: Tensor):
+        self.keys: Any
+        self.values: Any
         self.__dict__.update(layer.__dict__)
         self._rows = rows
 

@@ -167,7 +167,9 @@ def cached_scores(
         cache.put((keys[new[index]], np.asarray(x, dtype="<f8").tobytes()) for index, x in known)
 
     values = cache.get("scores", keys)
-    results = [None if x is None else np.frombuffer(x, "<f8").astype(np.float64) for x in values]
+    results: list[Any] = [
+        None if x is None else np.frombuffer(x, "<f8").astype(np.float64) for x in values
+    ]
     new = _missing(values, progress)
     if new:
         for index, computed in zip(new, compute(pairs[new], found=keep), strict=True):
@@ -195,7 +197,7 @@ def cached_texts(
         for prompt, options in zip(prompts, settings, strict=True)
     ]
     values = cache.get("reasonings", keys)
-    results = [None if value is None else tuple(json.loads(value)) for value in values]
+    results: list[Any] = [None if value is None else tuple(json.loads(value)) for value in values]
     new = _missing(values, progress)
     if new:
         computed = [(list(map(int, ids)), finished) for ids, finished in compute(new)]

@@ -402,7 +402,7 @@ class ProbabilityEstimator:
         pairs: np.ndarray,
         progress: Progress | None,
     ) -> list[np.ndarray]:
-        options = {
+        options: dict[str, Any] = {
             "pad_id": self._pad_id,
             "token_budget": self.token_budget,
             "progress": progress,

@@ -12,7 +12,7 @@ Shapes: B rows of a batch, D distinct prompts among them, P padded prompt length
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ def generate(
                 f"{limit} positions. Shorten the dialogue, or drop the example explicitly."
             )
     keys = list(range(len(prompts))) if keys is None else list(keys)
-    results: list[Generation | None] = [None] * len(prompts)
+    results: list[Any] = [None] * len(prompts)
     ways, lengths = ways_of(model), [len(prompt) + max_new_tokens for prompt in prompts]
     # A budget of nothing puts each row into a batch of its own.
     for rows in batches_by_tokens(lengths, token_budget if ways.generates == "in batches" else 0):
@@ -151,6 +151,7 @@ class _Batch:
         padded = not bool(mask_DP.all())
         logits_DV = self._forward(ids_DP, mask_DP if padded else None, positions(mask_DP))
         which = which.to(self.device)
+        layer: Any
         for place, layer in enumerate(self.cache.layers):
             if type(layer) is DynamicLayer:
                 self.cache.layers[place] = _RoomyLayer(layer, which, max_new_tokens)
@@ -168,7 +169,7 @@ class _Batch:
     def run(
         self,
         stop_ids: Collection[int],
-        noise: "_GumbelNoise | None",
+        noise: "Noise | None",
         poll: Callable[[], None] | None,
     ) -> list[Generation]:
         """The continuation of each prompt."""
@@ -275,8 +276,9 @@ class _RoomyLayer(DynamicLayer):
     def __init__(self, layer: DynamicLayer, which: Tensor, room: int):
         super().__init__()
         self.device, self.is_initialized = layer.device, True
-        self._length = layer.keys.shape[-2]
-        self._held = [self._with_room(held, which, room) for held in (layer.keys, layer.values)]
+        held: Any = (layer.keys, layer.values)
+        self._length = held[0].shape[-2]
+        self._held = [self._with_room(part, which, room) for part in held]
         self._show()
 
     def update(
@@ -287,7 +289,8 @@ class _RoomyLayer(DynamicLayer):
             held[:, :, self._length : end] = new
         self._length = end
         self._show()
-        return self.keys, self.values
+        shown: Any = (self.keys, self.values)
+        return shown
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._held = [held[indices] for held in self._held]
@@ -302,6 +305,16 @@ class _RoomyLayer(DynamicLayer):
         roomy = held_DHPK.new_empty(shape)
         roomy[:, :, : held_DHPK.shape[2]] = held_DHPK[which]
         return roomy
+
+
+class Noise(Protocol):
+    """What is added to the logits before the likeliest token is taken."""
+
+    def add(self, logits_BV: Tensor) -> Tensor:
+        """Logits, with what is drawn for each row's next token."""
+
+    def keep(self, places: Sequence[int]) -> None:
+        """From now on there are only these of the rows."""
 
 
 class _GumbelNoise:

@@ -34,11 +34,12 @@ closer to float64 throughout than `log_softmax`. Sums are float64.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from coevolve.errors import OutOfMemoryError, TooLongError
 from coevolve.scoring.backbone import Backbone, Frame
@@ -384,7 +385,8 @@ class Scorer:
         ids_RW, mask_RW = pad(tails, self.pad_id, left=True)
         positions_RW = positions(mask_RW)
         if frame is None:
-            cache, mask_RP = self.backbone.new_cache(), mask_RW
+            cache: Cache = self.backbone.new_cache()
+            mask_RP = mask_RW
         else:
             rows = torch.tensor([row for row, _ in chosen])
             cache = frame.copied(rows.to(device))
@@ -401,12 +403,13 @@ class Scorer:
         segments = [segment for row in rows for segment in row]
         width = max(sum(len(segment.ids) for segment in row) for row in rows)
         hidden_KH, counts = [], []
-        hidden_BWH = self._run_rows(frame, rows, width) if width else None
+        hidden_BWH: Any = self._run_rows(frame, rows, width) if width else None
         for place, row in enumerate(rows):
             column = 0
             for segment in row:
                 first, count = column + segment.start, len(self.responses[segment.pair[1]])
                 if segment.scored < count:
+                    assert frame is not None  # a response stands on a prefix
                     hidden_KH.append(frame.last_RH[segment.row][None])
                 if segment.scored:
                     hidden_KH.append(hidden_BWH[place, first : first + segment.scored])

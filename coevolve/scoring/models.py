@@ -97,15 +97,15 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
         if not (folder / "model.safetensors").exists():
             _convert_packaged(source, folder)
         return str(folder)
-    folder = os.path.expanduser(source)
+    local = os.path.expanduser(source)
     with explained(f"The model {source!r} cannot be loaded", SAVED):
-        if not _is_folder(folder):
+        if not _is_folder(local):
             # Asked for by this call first: transformers asks for a minute where nobody answers.
             _snapshot(source, ["config.json"])
             return source
-        if not os.access(folder, os.R_OK | os.X_OK):
-            raise ArtifactError(f"{folder}: cannot be read. Give yourself permission, or copy it.")
-    return folder
+        if not os.access(local, os.R_OK | os.X_OK):
+            raise ArtifactError(f"{local}: cannot be read. Give yourself permission, or copy it.")
+    return local
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -161,7 +161,7 @@ def load_model(
         else {"quantization_config": quantization_config(quantization, dtype)}
     )
     with explained(f"The model {base!r} cannot be loaded", SAVED):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # found and refused below, by name
@@ -172,6 +172,7 @@ def load_model(
             device_map=None if quantization is None else {"": device},
             **options,
         )
+        model, found = loaded
         model = (model if quantization else model.to(device)).eval()
     _require_sound(base, model, found, exact=exact)
     return checked(model)
@@ -337,7 +338,8 @@ def _convert_packaged(source: str, folder: Path) -> None:
     config = copy.deepcopy(quantised.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = type(quantised)(config).to(torch.bfloat16)
+    model: Any = type(quantised)(config)
+    model = model.to(torch.bfloat16)
     model.load_state_dict(quantised.state_dict())
     model.tie_weights()
     tokenizer = AutoTokenizer.from_pretrained(origin, gguf_file=file)

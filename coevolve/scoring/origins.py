@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -103,7 +103,7 @@ class Origin:
     """
 
     base: Base
-    quantization: str | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
     adapter: str | None = None
     adapter_fingerprint: str | None = None
 

@@ -103,7 +103,7 @@ class AdapterRoles:
                 f"The model has adapters {sorted(model.peft_config)}; {missing[0]!r} is missing."
             )
         self.model = model
-        self.tuning: dict[Role, Tuning] = dict.fromkeys(roles, "lora")
+        self.tuning: Mapping[Role, Tuning] = dict.fromkeys(roles, "lora")
 
     @classmethod
     def create(
@@ -183,7 +183,9 @@ class AdapterRoles:
         # PEFT writes a named adapter into a folder of that name, so it is asked to write beside.
         if folder.name != role:
             raise ValueError(f"folder must be named {role!r}, found {folder.name!r}")
-        self.model.save_pretrained(folder.parent, selected_adapters=[role], safe_serialization=True)
+        self.model.save_pretrained(
+            str(folder.parent), selected_adapters=[role], safe_serialization=True
+        )
         (folder.parent / "README.md").unlink(missing_ok=True)
         (folder / "README.md").unlink(missing_ok=True)
 
@@ -197,7 +199,7 @@ class WholeRole:
 
     def __init__(self, role: Role | None, model: PreTrainedModel, tuning: Tuning = "full"):
         self.role, self.model = role, model
-        self.tuning: dict[Role, Tuning] = {role: tuning}
+        self.tuning: Mapping[Role, Tuning] = {} if role is None else {role: tuning}
         self._reference: PreTrainedModel | None = None
 
     def module(self, role: Role) -> torch.nn.Module:
@@ -238,7 +240,10 @@ class WholeRole:
         self.model.save_pretrained(folder)
 
     def _model(self, role: Role | Literal["ref"] | None) -> PreTrainedModel:
-        return self._reference if role == REFERENCE else self.model
+        if role != REFERENCE:
+            return self.model
+        assert self._reference is not None  # `ref` acts within `frozen`
+        return self._reference
 
 
 class SeparateRoles:
@@ -266,7 +271,7 @@ class SeparateRoles:
             else WholeRole(role, model, "none" if role in untouched else "full")
             for role, model in models.items()
         }
-        self.tuning: dict[Role, Tuning] = {
+        self.tuning: Mapping[Role, Tuning] = {
             role: part.tuning[role] for role, part in self.parts.items()
         }
         self.base = base if self.tuning[ESTIMATOR] == "full" else self.parts[ESTIMATOR]
@@ -291,12 +296,13 @@ class SeparateRoles:
         return self.parts[role].module(role)
 
     def acting(self, role: Role | Literal["ref"] | None) -> AbstractContextManager[torch.nn.Module]:
-        if role is None and self.base is None:
+        if role is not None:
+            return self._part(role).acting(role)
+        if self.base is None:
             raise ArtifactError(
                 "The untouched base model was not kept in memory, and a judge asks for it."
             )
-        part = self.base if role is None else self._part(role)
-        return part.acting(role)
+        return self.base.acting(role)
 
     @contextmanager
     def frozen(self, role: Role, weights: Weights) -> Iterator[torch.nn.Module | None]:
@@ -317,7 +323,10 @@ class SeparateRoles:
         self.parts[role].save(role, folder)
 
     def _part(self, role: Role | Literal["ref"]) -> AdapterRoles | WholeRole:
-        return self._frozen if role == REFERENCE else self.parts[role]
+        if role != REFERENCE:
+            return self.parts[role]
+        assert self._frozen is not None  # `ref` acts within `frozen`
+        return self._frozen
 
 
 def lora_config(options: Mapping[str, Any]) -> LoraConfig:
@@ -372,11 +381,12 @@ def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig
     """The configuration of an adapter in a PEFT directory, to train on or, in inference mode, to
     use.
     """
-    config = read_peft_config(folder)
+    config: Any = read_peft_config(folder)
     config.task_type, config.inference_mode = "CAUSAL_LM", inference_mode
     config.init_lora_weights = True  # its own weights follow
     config.base_model_name_or_path = None  # PEFT fills it in when it saves
-    return config
+    lora: LoraConfig = config
+    return lora
 
 
 def _require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None:

@@ -8,6 +8,7 @@ left out, and its tokens go into those below it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -145,7 +146,7 @@ def _tree(prompts: Sequence[Ids], rows: Sequence[int]) -> tuple[_Node, list[_Nod
     path, previous = [root], np.empty(0, dtype=np.int64)
     for index in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):
         common = _common_length(previous, arrays[index])
-        last = None
+        last: Any = None
         while path[-1].end > common:
             last = path.pop()
             finished.append(last)

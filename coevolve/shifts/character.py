@@ -89,7 +89,7 @@ def unseen_character(
             )
         drawn = generator(seed, "unseen_character", example).choice(others)
         record = {"seed": seed, "character_from": drawn.origin}
-        changes = {"agent_character": drawn.character, "golden_response": None}
+        changes: dict[str, Any] = {"agent_character": drawn.character, "golden_response": None}
         rows.append(shifted(example, tag, "unseen_character", record=record, **changes))
     return rows
 

@@ -60,7 +60,11 @@ def pair_with_language(
         donor = generator(seed, "language", example).choice(eligible)
         turns = _replaced(example.dialogue, "user", said[donor.sample_id][-count:])
         record = {"seed": seed, "language": language, "user_from": donor.sample_id}
-        changes = {"user_persona": donor.user_persona, "dialogue": turns, "golden_response": None}
+        changes: dict[str, Any] = {
+            "user_persona": donor.user_persona,
+            "dialogue": turns,
+            "golden_response": None,
+        }
         rows.append(shifted(example, tag, "language", record=record, **changes))
     return rows
 

@@ -99,7 +99,7 @@ class _UsersTeacher:
         waiting = {example.sample_id: example for example in examples}
         with users_code(self.where, TeacherError):
             for answer in self.teacher.answers(examples):
-                example = waiting.pop(getattr(answer, "sample_id", None), None)
+                example = waiting.pop(getattr(answer, "sample_id", ""), None)
                 if example is None:
                     raise TeacherError(
                         f"{self.where} answered with {answer!r}; accepted is one "

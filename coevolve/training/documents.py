@@ -1,6 +1,6 @@
 """What a run's files hold: the schemas, by which it goes on, is exported and reported."""
 
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, JsonValue, model_validator
@@ -16,6 +16,8 @@ Figure = int | Annotated[float, Field(allow_inf_nan=True)]
 """A number for the log, which may be NaN."""
 T = TypeVar("T")
 RoleName = Literal["connector", "estimator"]
+ABSENT: Any = None
+"""A field that some version did not write, and that is not written as null."""
 OfRoles = Annotated[dict[RoleName, T], Field(min_length=2)]
 Nothing = Annotated[dict[str, JsonValue], Field(max_length=0)]
 
@@ -42,14 +44,14 @@ class RunFile(Document, extra="allow"):
 
     recipe: dict[str, JsonValue]
     """Every value; `coevolve.recipe.check_recipe` knows which."""
-    origins: OfRoles[OriginOfRole] = Field(default=None)
+    origins: OfRoles[OriginOfRole] = Field(default=ABSENT)
     """What the roles start from."""
-    base: BaseOfRun = Field(default=None)
+    base: BaseOfRun = Field(default=ABSENT)
     """In place of `origins`, before a role could have its own."""
     data_fingerprint: str
     splits: dict[str, str] = Field(default_factory=dict)
     """Fingerprint of each; absent before version 0.4."""
-    template_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = Field(default=None)
+    template_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = Field(default=ABSENT)
     """What chat templates that show a day show in all of the run; absent before version 0.4."""
 
     @model_validator(mode="after")
@@ -244,7 +246,7 @@ class CheckpointState(Document):
     gate: GateState | None
     outcome: OutcomeState
     record: RecordState
-    parents: OfRoles[Parent] = Field(default=None)
+    parents: OfRoles[Parent] = Field(default=ABSENT)
     """What the weights started from. Before version 0.3 only run.json said it."""
     probe: EvaluatedExamples | None
     """Held-out examples after the cold start, to see how far the estimator drifts."""

@@ -150,9 +150,9 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
         )
 
     configs = {
-        role: lora_config(own.lora.model_dump())
-        if own.adapter is None
-        else existing_config(Path(own.adapter))
+        role: existing_config(Path(own.adapter))
+        if own.adapter is not None
+        else lora_config({} if own.lora is None else own.lora.model_dump())
         for role, own in role_settings(recipe).items()
         if own.tuning == "lora"
     }
@@ -170,7 +170,7 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
             for role in configs
         }
         models = {role: parts[role].model if role in parts else load(role) for role in ROLES}
-        base = parts.get(CONNECTOR) if same_base else None
+        base: AdapterRoles | WholeRole | None = parts.get(CONNECTOR) if same_base else None
         if judged_by_base and base is None and ESTIMATOR not in parts:
             base = WholeRole(None, load(ESTIMATOR).requires_grad_(False))
         roles = SeparateRoles(models, base)

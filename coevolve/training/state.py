@@ -136,7 +136,7 @@ class RunState:
     @classmethod
     def begin(cls, roles: Roles, traces: Sequence[str]) -> "RunState":
         """Before anything is trained: the roles as they are, and the teacher's reasonings."""
-        pair = {role: roles.weights(role) for role in ROLES}
+        pair: Pair = {role: roles.weights(role) for role in ROLES}
         return cls(dict(pair), list(traces), list(range(len(traces))), kept={UNTRAINED: pair})
 
     def load(self, roles: Roles, role: Role, weights: Weights) -> None:

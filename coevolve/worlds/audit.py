@@ -130,6 +130,7 @@ def audit_world(
                 home[key] = row, estimated
             elif estimated is not None:
                 row_of_home, estimated_at_home = home[key]
+                assert estimated_at_home is not None  # of the same key
                 loss = emid(estimated_at_home, estimated)
                 exact = row_of_home["exact_emi"] - row["exact_emi"]
                 row |= {"emid": loss.value, "emid_error": loss.standard_error, "exact_emid": exact}
@@ -197,7 +198,9 @@ def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
         numbers = {
             "policies": by_seed[0][0].size,
             "spearman": mean,
-            "spearman_spread": None if mean is None else float(np.std(ranked)),
+            "spearman_spread": None
+            if mean is None
+            else float(np.std(np.array(ranked, dtype=float))),
             "pearson": _mean_of(linear),
             "off": float(np.mean([np.abs(exact - emi).mean() for exact, emi in by_seed])),
         }
@@ -253,7 +256,7 @@ def _draw(
     examples = world.sample(
         test, rng, subset=SHIFT_OF_SPLIT[split] or split, prefix=f"audit-{split}"
     )
-    responses = {GOLDEN: [example.golden_response for example in examples]}
+    responses: dict[str, Any] = {GOLDEN: [example.golden_response for example in examples]}
     responses |= {name: policy.respond(examples, rng) for name, policy in policies.items()}
     return Sample(split, world, examples, responses)
 
@@ -357,7 +360,8 @@ def _columns(rows: Sequence[Row], *names: str) -> tuple[NDArray[np.float64], ...
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
-    return None if not values or None in values else float(np.mean(values))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def _share(right: NDArray[np.bool_]) -> float | None:

@@ -12,6 +12,7 @@ I(X; Y_theta) = I(plan; Y_theta), which can be enumerated.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ Tables = Mapping[str, NDArray[np.int64]]
 """Latent name -> (VALUES, VALUES) table of the latent's value, by its left and right input."""
 
 
-def look_up(tables: Tables, inputs: Values) -> Values:
+def look_up(tables: Tables, inputs: Mapping[str, Any]) -> Values:
     """The inputs and every latent, hop by hop; the arrays broadcast as the inputs do."""
     values = dict(inputs)
     for name, (left, right) in {**CONNECTIONS, **FEATURES}.items():

@@ -110,7 +110,7 @@ def largest_entropy(shifted: World, policy: Policy) -> float:
 def response_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
     """p_theta(y) with one axis per slot, each as long as the vocabulary of responses."""
     plans, emissions = plan_distribution(world, policy), policy.slot_emissions()
-    total = 0.0
+    total: NDArray[np.float64] = np.zeros(())
     for manner, mass in enumerate(plans):
         for slot in range(
             SLOTS

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from coevolve.errors import RecipeError
 from coevolve.libraries.accelerate import TRACKER_CLASSES
@@ -28,6 +28,8 @@ TRACKERS = (
 """What `report_to` may name: what transformers takes and accelerate has a tracker for. Each is also
 its package.
 """
+
+WandbMode = Literal["online", "offline", "disabled", "shared"]
 
 PROJECT = "coevolve"
 """Where runs go that nothing else gives a project."""
@@ -129,7 +131,7 @@ class WandbTracker(Tracker):
         elif mode in ("offline", "dryrun"):
             self._start_offline()
         else:
-            self._start_online(mode)
+            self._start_online("shared" if mode == "shared" else "online")
         return self.run.id
 
     def recover(self) -> None:
@@ -173,7 +175,7 @@ class WandbTracker(Tracker):
                 f"wandb sync --include-online {self._folder()}"
             )
 
-    def _start_online(self, mode: str) -> None:
+    def _start_online(self, mode: WandbMode) -> None:
         import wandb
 
         try:
@@ -199,7 +201,7 @@ class WandbTracker(Tracker):
             how, command = "To upload the run", f"wandb sync {self._folder()}"
         self.say(f"wandb: offline. {how}: {command}")
 
-    def _init(self, mode: str) -> None:
+    def _init(self, mode: WandbMode) -> None:
         import wandb
 
         offline = mode == "offline"

@@ -142,12 +142,12 @@ class EstimatorBatch:
     def match(self) -> list[float | None]:
         """min(1, judged candidate / judged golden response)."""
         rows = _indices(self.usable)
-        texts = [self.texts[row] for row in rows]
+        texts = [self.texts[row] or "" for row in rows]  # usable ones
         if self.judge == "overlap":
             golden = golden_responses([self.examples[row] for row in rows])
             values = list(map(rewards.word_overlap, texts, golden))
         elif self.judge == "likelihood":
-            values = self._ratios([float(self.reference[row].mean()) for row in rows])
+            values = self._ratios([float(np.mean(x)) for x in self.reference if x is not None])
         else:
             values = self._ratios(self._judged(rows, texts))
         return _filled_in(self.usable, values)
@@ -156,7 +156,8 @@ class EstimatorBatch:
     def reference(self) -> list[np.ndarray | None]:
         """N arrays (T,): log-probabilities of the response's own tokens, nats, as the phase began."""
         rows = _indices(self.usable)
-        return _filled_in(self.usable, self._asked(rows, [self.texts[row] for row in rows]))
+        texts = [self.texts[row] or "" for row in rows]  # usable ones
+        return _filled_in(self.usable, self._asked(rows, texts))
 
     @cached_property
     def kernel_scores(self) -> list[float | None]:

@@ -24,8 +24,11 @@ class Batch(Protocol):
         figures: what is to be logged of the batch as a whole.
     """
 
-    usable: Sequence[bool]
-    figures: Mapping[str, float]
+    @property
+    def usable(self) -> Sequence[bool]: ...
+
+    @property
+    def figures(self) -> Mapping[str, float]: ...
 
     def columns(self) -> dict[str, list[Any]]:
         """What a user's reward gets beside what TRL gives it."""
