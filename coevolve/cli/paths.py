@@ -58,9 +58,8 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     """
     actions = list(_chosen(parser, options))
     for action in actions:
-        if (
-            action.nargs is None and getattr(options, action.dest, None) == []
-        ):  # argparse's answer to `--data=--`
+        # Argparse's answer to `--data=--`.
+        if action.nargs is None and getattr(options, action.dest, None) == []:
             raise OutputError(f"{_called(action)}: found '--', which is no value. Give one.")
     inputs = {
         f"{_called(action)} {text}": action.reads(text)

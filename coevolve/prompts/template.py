@@ -159,9 +159,8 @@ class ChatTemplate:
                 f"The chat template of {self._name!r} cannot be used: {error}. Use another model, or set "
                 "tokenizer.chat_template and save the tokenizer again."
             ) from error
-        except (
-            Exception
-        ) as error:  # a template is a program that came with a model, and may raise anything
+        except Exception as error:
+            # A template is a program that came with a model, and may raise anything.
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ArtifactError(
                 f"The chat template of {self._name!r} refuses the messages: {why}. Use a model whose template takes "

@@ -354,10 +354,8 @@ def _leads_out(link: Path, folder: Path) -> bool:
     """Whether a file lies elsewhere. The hub's cache keeps a snapshot's files beside it, and that
     is accepted.
     """
-    target, root = (
-        Path(os.path.realpath(link)),
-        folder.resolve(),
-    )  # which takes a link to itself as it is
+    # Which takes a link to itself as it is.
+    target, root = Path(os.path.realpath(link)), folder.resolve()
     in_hub_cache = "snapshots" in root.parts and target.parent.name == "blobs"
     return not (target.is_relative_to(root) or in_hub_cache)
 

@@ -59,9 +59,8 @@ class Backbone:
         """
         options: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
         options = {name: value for name, value in options.items() if accepts(self.runner, name)}
-        if (
-            self.ways.together
-        ):  # a row by itself counts for itself, and some begin elsewhere than at 0
+        # A row by itself counts for itself, and some begin elsewhere than at 0.
+        if self.ways.together:
             options["position_ids"] = positions_BW
         if cache is not None:
             options[self._cache_name] = cache

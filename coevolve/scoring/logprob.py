@@ -459,9 +459,8 @@ class Scorer:
             logits_KV = self.backbone.logits(hidden).float()
             chosen_K = logits_KV.gather(-1, ids[:, None]).squeeze(-1)
             largest_K1 = logits_KV.amax(dim=-1, keepdim=True)
-            total_K = (
-                logits_KV.sub_(largest_K1).exp_().sum(dim=-1)
-            )  # in place: the vocabulary is large
+            # In place: the vocabulary is large.
+            total_K = logits_KV.sub_(largest_K1).exp_().sum(dim=-1)
             values.append(
                 (chosen_K.double() - largest_K1[:, 0].double() - total_K.double().log())
                 .cpu()

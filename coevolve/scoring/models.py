@@ -204,9 +204,8 @@ def _require_sound(
 def require_finite(where: object, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ArtifactError, naming the tensor, where one holds a value that is no finite number."""
     for name, tensor in tensors:
-        if (
-            not tensor.is_floating_point() or not tensor.numel()
-        ):  # quantized; held by another process
+        # Quantized; held by another process.
+        if not tensor.is_floating_point() or not tensor.numel():
             continue
         values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
         if not torch.stack(torch.aminmax(values)).isfinite().all():

@@ -112,9 +112,8 @@ def response_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
     plans, emissions = plan_distribution(world, policy), policy.slot_emissions()
     total: NDArray[np.float64] = np.zeros(())
     for manner, mass in enumerate(plans):
-        for slot in range(
-            SLOTS
-        ):  # each contraction takes the first feature axis away and puts a word axis last
+        # Each contraction takes the first feature axis away and puts a word axis last.
+        for slot in range(SLOTS):
             mass = np.tensordot(mass, emissions[slot, manner], axes=([0], [0]))
         total = total + mass
     return total

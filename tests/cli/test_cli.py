@@ -249,9 +249,8 @@ def test_score_leaves_out_what_was_not_answered_where_that_is_allowed(
     assert main(score) == 2
     assert main([*score, "--missing", "drop"]) == 0
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 5 * 5 - 3
-    assert (
-        "27 of 49 examples left out" in capsys.readouterr().err
-    )  # IDTrain's 24 have no response either
+    # IDTrain's 24 have no response either.
+    assert "27 of 49 examples left out" in capsys.readouterr().err
 
 
 def test_a_judge_may_score_what_was_left_out(run, tmp_path, faulty):

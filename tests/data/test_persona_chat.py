@@ -96,9 +96,8 @@ def test_shuffling_keeps_the_words_and_is_fixed_by_the_seed(folder):
             assert after.speaker == before.speaker
             assert Counter(after.text.split()) == Counter(before.text.split())
             moved += after.text != before.text
-    assert (
-        moved > 15
-    )  # of 21 turns of five distinct words, each of which stays as it is once in 120
+    # Of 21 turns of five distinct words, each of which stays as it is once in 120.
+    assert moved > 15
     assert persona_chat_corpus(folder, seed=1).fingerprint == corpus.fingerprint
     assert persona_chat_corpus(folder, seed=2).fingerprint != corpus.fingerprint
     fewer = persona_chat_corpus(folder, seed=1, test_size=2)

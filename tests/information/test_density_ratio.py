@@ -137,9 +137,8 @@ def test_with_the_true_conditional_the_forms_lie_where_they_should():
     assert mean["info_nce"] < exact - 3 * error["info_nce"]
     assert mean["leave_one_out"] > exact + 2 * error["leave_one_out"]
     assert abs(mean["barber_agakov"] - exact) < 4 * error["barber_agakov"]
-    assert (
-        abs(mean["calibrated"] - exact) < 4 * error["calibrated"] + 1 / 30
-    )  # the fit of two numbers
+    # The fit of two numbers.
+    assert abs(mean["calibrated"] - exact) < 4 * error["calibrated"] + 1 / 30
 
 
 @pytest.mark.parametrize("sureness", [0.3, 2.5])

@@ -393,9 +393,8 @@ def test_real_dialogues(estimator):
         ):  # written without spaces, so that no word is shared
             assert row["golden"]["mutual_information"] == pytest.approx(0, abs=0.05)
             continue
-        assert (
-            row["golden"]["mutual_information"] > 0.1
-        )  # even words alone tell a dialogue's own response
+        # Even words alone tell a dialogue's own response.
+        assert row["golden"]["mutual_information"] > 0.1
         assert row["models"]["of another"]["remi_high"] < 0
         assert row["models"]["of another"]["mutual_information"] == pytest.approx(0, abs=0.3)
 

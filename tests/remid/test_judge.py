@@ -151,9 +151,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
             results_of(x), scores_of(y), level=0.9, resamples=59
         ).measures[MAIN]
         covered += interval["pearson"].low <= truth <= interval["pearson"].high
-    assert (
-        0.75 <= covered / repetitions <= 0.98
-    )  # percentile intervals of 20 pairs are a little narrow
+    # Percentile intervals of 20 pairs are a little narrow.
+    assert 0.75 <= covered / repetitions <= 0.98
 
 
 def test_plain_emi_and_what_stands_beside_are_compared_too(measured):

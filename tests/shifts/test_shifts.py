@@ -192,9 +192,8 @@ def test_another_languages_user_says_their_own_words_in_the_agents_dialogue(corp
     (row,) = pair_with_language(
         [source], corpus.splits["OOD1Test"], language="german", seed=0, tag="german_user"
     )
-    assert (
-        row.shift["user_from"] == "g1" and row.user_persona == donor.user_persona
-    )  # g2 has too few turns
+    # G2 has too few turns.
+    assert row.shift["user_from"] == "g1" and row.user_persona == donor.user_persona
     said = [turn.text for turn in row.dialogue if turn.speaker == "user"]
     assert said == [turn.text for turn in donor.dialogue if turn.speaker == "user"][-3:]
     assert [turn for turn in row.dialogue if turn.speaker == "agent"] == [

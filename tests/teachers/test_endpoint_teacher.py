@@ -133,9 +133,8 @@ def test_a_server_that_stays_down_stops_the_run_whatever_on_failure_says(
     teacher = EndpointTeacher(server.url, "m", renderer, retries=1, concurrency=1)
     with pytest.raises(TeacherError, match=r"failed at sample_ID 'bread'.*503.*overloaded"):
         collect_traces(dialogues, teacher, tmp_path / "t.jsonl", on_failure="drop")
-    assert (
-        len(server.requests) <= 2 * 2
-    )  # one try and one retry; at most one more example had begun
+    # One try and one retry; at most one more example had begun.
+    assert len(server.requests) <= 2 * 2
 
 
 def test_an_address_where_nothing_listens(renderer, dialogues, tmp_path, serve):

@@ -50,9 +50,8 @@ def test_being_asked_to_stop_shows_where_all_agree():
     stop = Stop()
     processes = alone(stop)
     stop.reason = "SIGTERM"
-    assert (
-        processes.on_main(lambda: "saved") == "saved"
-    )  # saving is not stopped by being asked to stop
+    # Saving is not stopped by being asked to stop.
+    assert processes.on_main(lambda: "saved") == "saved"
     for act in (
         processes.agree,
         lambda: processes.together(lambda: 1),

@@ -367,9 +367,8 @@ def test_a_users_reward_sees_the_dialogue_and_cannot_let_a_cut_off_completion_wi
     texts = [examples[0].trace, "short", "say nothing", examples[0].trace]
     values, logged = ask(judging, [good, good[:-1], good, good], [0, 0, 0, 1], completions=texts)
     longest = -float(len(examples[0].trace))
-    assert (
-        values["brevity"] == [longest] * 4
-    )  # what is cut off, and None, get the lowest of the others
+    # What is cut off, and None, get the lowest of the others.
+    assert values["brevity"] == [longest] * 4
     assert logged["rewards/brevity/lowest"] == 2
 
 

@@ -154,9 +154,8 @@ def test_processes_together_whiten_as_one(seed):
     )
     parts = [(x[:cut], mask[:cut]), (x[cut:], mask[cut:])]
     said = [[], []]
-    for place in range(
-        2
-    ):  # what the first says depends on nobody; what it says next, on the sum of the first
+    # What the first says depends on nobody; what it says next, on the sum of the first.
+    for place in range(2):
         for rank, (part, part_mask) in enumerate(parts):
             heard = []
 

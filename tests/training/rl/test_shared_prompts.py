@@ -25,9 +25,8 @@ class Library:
         self.accelerator = types.SimpleNamespace(autocast=Accelerator(cpu=True).autocast)
         trl_utils.add_fused_lm_head(model, temperature=0.8, outputs=("log_probs", "entropy"))
 
-    _get_per_token_logps_and_entropies = (
-        GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__
-    )  # unprofiled
+    # Unprofiled.
+    _get_per_token_logps_and_entropies = GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__
 
 
 class Trainer(SharedPrompts, Library):
