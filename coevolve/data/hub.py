@@ -44,9 +44,8 @@ def load_hub(
         corpus = persona_chat_corpus(folder)
     else:
         return _load_dataset(name, revision, cache_dir)
-    return replace(
-        corpus, source=f"{name}@{folder.name}"
-    )  # the folder of a snapshot is named after its commit
+    # The folder of a snapshot is named after its commit.
+    return replace(corpus, source=f"{name}@{folder.name}")
 
 
 def corpus_from_folder(folder: str | Path) -> Corpus:

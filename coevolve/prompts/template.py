@@ -385,7 +385,6 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str]:
     )
     if not found:
         return re.compile("(?!)")
-    first = "".join(
-        map(re.escape, sorted({text[0] for text in found}))
-    )  # some tokenizers have thousands
+    # Some tokenizers have thousands.
+    first = "".join(map(re.escape, sorted({text[0] for text in found})))
     return re.compile(f"(?=[{first}])(?:{'|'.join(map(re.escape, found))})")

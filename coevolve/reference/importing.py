@@ -78,13 +78,8 @@ def import_reference(
         OutputError: `folder` holds something else than an estimator, or cannot be written.
     """
     checkout = Path(checkout)
-    folder = claim(
-        folder,
-        ESTIMATOR,
-        option="the estimator's folder",
-        inputs={f"the checkout {checkout}": checkout},
-        overwrite=True,
-    )
+    where, read = "the estimator's folder", {f"the checkout {checkout}": checkout}
+    folder = claim(folder, ESTIMATOR, option=where, inputs=read, overwrite=True)
     constants = read_templates(checkout)
     export = embedded_export(constants, str(checkout / FILE))
     prompts = export.prompts if export else imported_prompts(constants, str(checkout / FILE))
@@ -94,9 +89,8 @@ def import_reference(
     check_fit(itertools.chain(*parts.values()), path, trust_remote_code=trust_remote_code)
     parents = _parents(release, Base(base, path, base_fingerprint(path)), export)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    renderer = Renderer(
-        prompts, tokenizer
-    )  # raises where the tokenizer has no usable chat template
+    # Raises where the tokenizer has no usable chat template.
+    renderer = Renderer(prompts, tokenizer)
     included = copy_base and Path(path).is_dir()
     entry = partial(
         role_entry,

@@ -22,15 +22,15 @@ holds no identity; it is computed, and what such a manifest records is compared.
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
 from coevolve.errors import ArtifactError, CoevolveError, DataError, RecipeError
 from coevolve.files import read_json, sha256_file, write_json
 from coevolve.prompts import PromptSet
+from coevolve.scoring.manifest_fields import BASE, ENTRY, FIELDS, OBJECT, REASONING, Check
 from coevolve.scoring.models import snapshot, weights_fingerprint
 from coevolve.scoring.origins import (
     CONFIG,
@@ -63,66 +63,6 @@ HARMLESS = (
 """Files that loading never reads; they may lie anywhere and are not listed."""
 _HARMLESS_FOLDERS = (".git", ".cache")  # beside the manifest only: a clone's, a download's
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-
-_Check = tuple[str, Callable[[Any], bool]]
-"""What is accepted, and whether a value is that. A field that may be null may be absent."""
-
-
-def _text(pattern: str, accepted: str) -> _Check:
-    return (
-        accepted,
-        lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
-    )
-
-
-def _one_of(*values: Any) -> _Check:
-    return f"one of {', '.join(map(repr, values))}", lambda value: value in values
-
-
-def _or_null(check: _Check) -> _Check:
-    return f"{check[0]}, or null", lambda value: value is None or check[1](value)
-
-
-_SHA256 = _text(r"[0-9a-f]{64}", "a SHA-256 in hexadecimal")
-_HASHES = (
-    "an object of SHA-256 by file name",
-    lambda value: isinstance(value, dict) and all(map(_SHA256[1], value.values())),
-)
-_FOLDER = _text(r"[A-Za-z0-9][A-Za-z0-9_-]*", "the name of a folder beside the manifest")
-_ANY_TEXT = _text(r"(?s).*", "a string")
-_OBJECT = "an object", lambda value: isinstance(value, dict)
-
-_FIELDS: Mapping[str, _Check] = {
-    "roles": _OBJECT,
-    "reasoning": _OBJECT,
-    "prompts": _OBJECT,
-    "files": _HASHES,
-    "identity": _SHA256,
-}
-_ENTRY: Mapping[str, _Check] = {
-    "tuning": _one_of(*get_args(Tuning)),
-    "base": _OBJECT,
-    "continued_from": _or_null(_OBJECT),
-    "tokenizer": _FOLDER,
-    "chat_template": (
-        "a string, or an object of them",
-        lambda value: isinstance(value, (str, dict)),
-    ),
-    "fingerprint": _or_null(_SHA256),
-}
-_BASE: Mapping[str, _Check] = {
-    "source": _ANY_TEXT,
-    "fingerprint": _SHA256,
-    "quantization": _one_of("4bit", "8bit", None),
-    "folder": _or_null(_FOLDER),
-    "settings": _or_null(_HASHES),
-}
-_REASONING: Mapping[str, _Check] = {
-    "max_new_tokens": (
-        "an integer from 1 to 1000000",
-        lambda value: type(value) is int and 0 < value <= 1_000_000,
-    )
-}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,22 +218,22 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest whose fields are what they have to be, absent ones filled in; ArtifactError names
     one that is not.
     """
-    _with_fields(manifest, _FIELDS, "")
-    _with_fields(manifest["reasoning"], _REASONING, "reasoning.")
+    _with_fields(manifest, FIELDS, "")
+    _with_fields(manifest["reasoning"], REASONING, "reasoning.")
     PromptSet.from_dict(manifest["prompts"])
-    roles = _with_fields(manifest["roles"], dict.fromkeys(ROLES, _OBJECT), "roles.", closed=True)
+    roles = _with_fields(manifest["roles"], dict.fromkeys(ROLES, OBJECT), "roles.", closed=True)
     entries = {}
     for role, found in roles.items():
-        entry = _with_fields(found, _ENTRY, f"roles.{role}.", closed=True)
+        entry = _with_fields(found, ENTRY, f"roles.{role}.", closed=True)
         entries[role] = {
             **entry,
-            "base": _with_fields(entry["base"], _BASE, f"roles.{role}.base.", closed=True),
+            "base": _with_fields(entry["base"], BASE, f"roles.{role}.base.", closed=True),
         }
     return {**manifest, "roles": entries}
 
 
 def _with_fields(
-    value: Mapping[str, Any], fields: Mapping[str, _Check], where: str, *, closed: bool = False
+    value: Mapping[str, Any], fields: Mapping[str, Check], where: str, *, closed: bool = False
 ) -> dict[str, Any]:
     unknown = sorted(set(value) - set(fields)) if closed else []
     if unknown:
@@ -308,7 +248,7 @@ def _with_fields(
 def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     """Version 1 had one base model and one tokenizer for both roles."""
     old = ("tuning", "base", "chat_template")
-    base = _with_fields(manifest, {"base": _OBJECT}, "")["base"]
+    base = _with_fields(manifest, {"base": OBJECT}, "")["base"]
     tuning: Any = manifest.get("tuning")  # the fields are looked at once they are in place
     chat_template: Any = manifest.get("chat_template")
     entry = role_entry(

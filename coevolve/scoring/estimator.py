@@ -184,12 +184,8 @@ class ProbabilityEstimator:
         )
         cut = sum(not generation.finished for generation in generations)
         if cut:
-            logger.warning(
-                "%d of %d reasonings reached max_new_tokens=%d.",
-                cut,
-                len(examples),
-                self.max_new_tokens,
-            )
+            room, asked = self.max_new_tokens, len(examples)
+            logger.warning("%d of %d reasonings reached max_new_tokens=%d.", cut, asked, room)
         return [self.connector_renderer.decode(generation.ids) for generation in generations]
 
     def generate_reasoning(
@@ -204,11 +200,8 @@ class ProbabilityEstimator:
         render = self.connector_renderer
         prompts = [render.prompt_ids(render.connector(example)) for example in examples]
         self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
-        keys = [_key(example.sample_id) for example in examples]
-        sampling, stops = (
-            None if seed is None else Sampling(seed, temperature),
-            self.stop_ids(CONNECTOR),
-        )
+        keys, stops = [_key(example.sample_id) for example in examples], self.stop_ids(CONNECTOR)
+        sampling = None if seed is None else Sampling(seed, temperature)
 
         def write(places: Sequence[int]) -> list[Generation]:
             with self.roles.acting(CONNECTOR) as model:

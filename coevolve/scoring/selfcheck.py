@@ -37,7 +37,7 @@ from coevolve.scoring.batching import TOKEN_BUDGET, device_of, max_positions
 from coevolve.scoring.cost import Cost
 from coevolve.scoring.foreign import is_out_of_memory
 from coevolve.scoring.generate import new_batch
-from coevolve.scoring.logprob import Scorer
+from coevolve.scoring.scorer import Scorer
 from coevolve.scoring.ways import VERDICT, Ways, accepts, bare, guess
 
 logger = logging.getLogger(__name__)

@@ -43,9 +43,8 @@ def export_base(
     path = resolve_base(base)
     folder = claim(folder, ESTIMATOR, option="--out", inputs={"--base": Path(path)}, overwrite=True)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    renderer = Renderer(
-        prompts, tokenizer
-    )  # raises where the tokenizer has no usable chat template
+    # Raises where the tokenizer has no usable chat template.
+    renderer = Renderer(prompts, tokenizer)
     included = Path(path).is_dir()
     entry = role_entry(
         Origin(Base(base, path, base_fingerprint(path))).parent(),
