@@ -133,3 +133,17 @@ def test_scoring_runs_where_trl_and_datasets_are_missing():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip().endswith("ProbabilityEstimator"), done.stderr
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_files_and_functions_can_be_seen_at_once(file):
+    text = file.read_text()
+    assert text.count("\n") <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 80, node.name
+
+
+def test_lines_are_short():
+    lines = [line for file in FILES for line in file.read_text().splitlines()]
+    assert sum(len(line) <= 100 for line in lines) >= 0.98 * len(lines)
