@@ -264,8 +264,8 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
 PLACES = {
     "in a checkpoint, before its manifest": ("coevolve.training.checkpoints", "write_json", 5),
     "in a checkpoint, before its rename": ("coevolve.training.checkpoints", "sync_folder", 9),
-    "in a reward": ("coevolve.training.rewards.functions", "likelihood", 1),
-    "at a change of phase": ("coevolve.training.gate.Gate", "judge", 1),
+    "in a reward": ("coevolve.training.rewards.phase", "checked", 1),
+    "at a change of phase": ("coevolve.training.gate", "judge", 1),
     "in a refresh": ("coevolve.training.phases", "core_features", 3),
     "in generation": ("coevolve.scoring.generate._Batch", "_forward", 30),
     "in the export": ("coevolve.training.export", "write_manifest", 1),
