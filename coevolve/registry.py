@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,10 @@ class Registry(Generic[Item]):
         Args:
             where: what to call it in an error.
         """
+        if re.fullmatch(IMPORT_PATH, path) is None:
+            raise RecipeError(
+                f"{where} is no import path; accepted are package.module:name and file.py:name."
+            )
         source, _, name = path.rpartition(":")
         module = _file(source, where) if source.endswith(".py") else _module(source, where)
         if not hasattr(module, name):

@@ -151,6 +151,15 @@ def test_a_shift_of_ones_own_makes_a_subset(write, tmp_path):
     assert made.shift == {"kind": "louder", "source": "a", "seed": 3, "golden": "none"}
 
 
+@pytest.mark.parametrize("path", ["1", ":", "odd.py", "odd.py:", ":odd", "odd:odd:odd"])
+def test_what_is_no_import_path_is_told_what_one_is(write, path, capsys):
+    write("data.json", json.dumps({"IDTest": []}))
+    command = ["shift", "custom", path, "--data", "data.json", "--out", "out.json"]
+    assert main([*command, "--into", "OOD1Test"]) == 2
+    said = capsys.readouterr().err
+    assert "is no import path; accepted are package.module:name and file.py:name" in said
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

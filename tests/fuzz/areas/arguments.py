@@ -44,7 +44,7 @@ class Arguments:
     share = 8
 
     def run(self, case: Case) -> None:
-        every = [one for one in commands() if not (case.untouched and one.words[0] in NEED_MORE)]
+        every = [one for one in commands() if not (case.untouched and {*one.words} & NEED_MORE)]
         command = case.rng.choices(every, [1 if one.words[0] in SLOW else 3 for one in every])[0]
         places = _places(case)
         given = {action.dest: _plain(case, command, action, places) for action in command.actions}
@@ -84,8 +84,10 @@ class Arguments:
 
 
 SLOW = ("train", "remid", "bound", "truth")
-NEED_MORE = ("respond", "import-reference")
-"""Commands that a plain call does not satisfy: they need a server, or the paper's public code."""
+NEED_MORE = {"respond", "import-reference", "custom"}
+"""Commands that a plain call does not satisfy: they need a server, the paper's public code, or a
+user's.
+"""
 
 
 @cache
@@ -229,6 +231,8 @@ def _odd(case: Case, action: argparse.Action, plain: Any, places: Places) -> Any
     rng = case.rng
     if action.nargs == 0:
         return None if plain else True
+    if action.dest == "retries":  # to wait for a server as long as it is asked to is no hang
+        return rng.choice((plain, *(text for text in TEXTS if not text.strip().isdigit())))
     paths = [str(path) for path in places.all]
     how = rng.random()
     if how < 0.12 and action.choices:
