@@ -192,11 +192,12 @@ def run(words):
 
 def run_page(page, mark):
     for block in blocks_of(page, "bash", "python"):
+        # A file is there for every command of the page.
+        if file := re.match(r"# (\w+\.py)\n", block.text):
+            Path(file[1]).write_text(block.text)
         if block.mark != mark:
             continue
         if block.language == "python":
-            if file := re.match(r"# (\w+\.py)\n", block.text):
-                Path(file[1]).write_text(block.text)
             exec(compile(block.text, name_of(page), "exec"), {"__name__": "page"})
         else:
             for words in block.commands:
