@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from coevolve.errors import CoevolveError, RecipeError
 from coevolve.recipe import Recipe
+from coevolve.recipe.model import RoleModel
 from coevolve.scoring.batching import positions_of
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.models import SAVED, load_tokenizer, resolve_base, weight_files
@@ -79,6 +80,18 @@ def empty_model(recipe: Recipe, base: BaseFacts) -> PreTrainedModel:
         )
 
 
+def adapter_config(own: RoleModel) -> LoraConfig:
+    """What a role with an adapter begins with: a new one, or one that there is.
+
+    Raises:
+        ArtifactError: the one that there is cannot be read.
+    """
+    if own.adapter is not None:
+        return existing_config(Path(own.adapter))
+    assert own.lora is not None  # a recipe fills it in
+    return lora_config(own.lora.model_dump())
+
+
 def look_at_adapters(recipe: Recipe, bases: Mapping[str, BaseFacts]) -> Iterator[CoevolveError]:
     """Put each role's adapter on an empty copy of its base model."""
     seen = []
@@ -92,11 +105,9 @@ def look_at_adapters(recipe: Recipe, bases: Mapping[str, BaseFacts]) -> Iterator
             model = empty_model(recipe, bases[own.base])
             if own.tuning == "lora":
                 field = "model.lora" if own.lora == recipe.model.lora else f"model.{role}.lora"
-                if own.adapter is None:
-                    config = lora_config(own.lora.model_dump())
-                else:
-                    field, config = f"model.{role}.adapter", existing_config(Path(own.adapter))
-                _look_at_adapter(model, config, field)
+                if own.adapter is not None:
+                    field = f"model.{role}.adapter"
+                _look_at_adapter(model, adapter_config(own), field)
         except CoevolveError as problem:
             yield problem
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from coevolve.preflight.dialogues import Renderers
+from coevolve.preflight.models import adapter_config
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
 from coevolve.recipe.model import RoleModel
@@ -32,8 +33,6 @@ from coevolve.scoring.roles import (
     Roles,
     SeparateRoles,
     WholeRole,
-    existing_config,
-    lora_config,
 )
 from coevolve.seeds import derive_seed
 
@@ -150,9 +149,7 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
         )
 
     configs = {
-        role: existing_config(Path(own.adapter))
-        if own.adapter is not None
-        else lora_config({} if own.lora is None else own.lora.model_dump())
+        role: adapter_config(own)
         for role, own in role_settings(recipe).items()
         if own.tuning == "lora"
     }

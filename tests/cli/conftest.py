@@ -35,11 +35,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     command = [sys.executable, "-m", "coevolve", "train", str(folder / "recipe.yaml"), "seed=3"]
-    command += [
-        "--output-dir",
-        str(folder / "run"),
-        "logging.every=1",
-    ]  # an override may stand on either side
+    # An override may stand on either side.
+    command += ["--output-dir", str(folder / "run"), "logging.every=1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "cold start: connector SFT" in done.stderr and "R-EMI" in done.stderr
