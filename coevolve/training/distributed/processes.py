@@ -4,6 +4,10 @@ leave.
 Work that differs from process to process must not fail or stop on one of them alone: the others
 would wait for it in the next collective call for ever. `together` is the way: every process learns
 how the others fared before any goes on.
+
+Nor may it take long on one of them alone: a collective call ends the run when the backend's timeout
+is over (gloo 30 minutes, NCCL 10). So processes meet by asking the launcher's store, which waits
+for as long as all of them live, and only then enter the call.
 """
 
 import contextlib
@@ -30,6 +34,9 @@ BEAT_SECONDS = 2.0
 SILENT_SECONDS = 40.0
 """A process that has been silent for so long is taken for dead. Long C++ calls let the beat go on.
 """
+
+LONGEST_PAUSE = 0.2
+"""Seconds between two looks whether the others have come."""
 
 LAST_SECONDS = 25.0
 """So long the other processes wait for the main one to come to its end."""
@@ -95,6 +102,7 @@ class Processes:
             if left:
                 raise Interrupted
             return result
+        self._meet()
         outcome = torch.tensor([failure is not None, left], dtype=torch.int32, device=self.device)
         dist.all_reduce(outcome, op=dist.ReduceOp.MAX)
         if outcome[0]:
@@ -118,6 +126,7 @@ class Processes:
             if leave:
                 raise Interrupted
             return flags
+        self._meet()
         values = torch.tensor([bool(leave), *flags], dtype=torch.int32, device=self.device)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         if values[0]:
@@ -183,10 +192,16 @@ class Processes:
                 self._heartbeat.wait_for_main(seconds=LAST_SECONDS)
             self._heartbeat = None
 
+    def _meet(self) -> None:
+        """Return when all processes have come here, however long that takes them."""
+        if self._heartbeat is not None:
+            self._heartbeat.meet()
+
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank, on every process."""
         if self.count == 1:
             return [value]
+        self._meet()
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
@@ -226,6 +241,7 @@ class Heartbeat:
         self._thread_store = self._connect()
         self._leaving = threading.Event()
         self._seen: dict[int, tuple[bytes, float]] = {}
+        self._met = 0
         self._say_alive()
         self._thread = threading.Thread(target=self._watch, name="coevolve-heartbeat", daemon=True)
         self._thread.start()
@@ -243,6 +259,26 @@ class Heartbeat:
         return dist.PrefixStore(
             f"coevolve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
         )
+
+    def meet(self) -> None:
+        """Return when every process has called this as often as this one. Raises ProcessError: one
+        of them is lost, so that it never will.
+        """
+        self._met += 1
+        key, pause = f"met/{self._met}", 0.0
+        come = self.store.add(key, 1)
+        looked = time.monotonic()
+        while come < self.count:
+            time.sleep(pause)
+            pause = min(2 * pause + 1e-4, LONGEST_PAUSE)
+            come = self.store.add(key, 0)
+            if time.monotonic() - looked > BEAT_SECONDS and come < self.count:
+                looked = time.monotonic()
+                lost = self._lost(silent=SILENT_SECONDS)
+                if lost is not None:
+                    raise ProcessError(lost)
+        if self.rank == 0:  # all have come here, so nobody looks at the last one any more
+            self.store.delete_key(f"met/{self._met - 1}")
 
     def stop(self, error: str | None) -> None:
         self._leaving.set()
