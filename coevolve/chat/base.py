@@ -9,6 +9,9 @@ from coevolve.errors import RecipeError
 
 Value = TypeVar("Value")
 
+Poll = Callable[[], None]
+"""Called in the middle of long work; what it raises ends the work."""
+
 Message = dict[str, str]
 """`role` (system, user or assistant) and `content`."""
 
@@ -115,6 +118,10 @@ class ChatModel(Protocol):
         itself is out of order, so that no further question would be answered.
         """
         ...
+
+
+def keep_going() -> None:
+    """A poll that never ends the work."""
 
 
 def examined(

@@ -28,11 +28,13 @@ from urllib.parse import urlsplit
 
 from coevolve.chat.base import (
     Completion,
+    Poll,
     Question,
     Read,
     Reply,
     Value,
     examined,
+    keep_going,
     key_of,
     require_not_negative,
     require_positive,
@@ -46,6 +48,7 @@ _FOR_NOW = (408, 409, 425, 429)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again, doubled each time
 _LONGEST_ASKED_WAIT = 600.0  # seconds; a server that asks for more is as good as down
 _LONGEST_BODY = 1 << 24  # bytes; no answer is a hundredth of that
+_POLL_SECONDS = 0.5
 _SHOWN = 200  # characters of an unreadable body that an error quotes
 
 Item = TypeVar("Item")
@@ -73,6 +76,7 @@ class Endpoint:
         attempts: how often a question is asked at most, for completions that came but that the
             asker cannot use.
         patience: questions in a row that fail for the server's reasons before the work stops.
+        poll: called again and again while answers are waited for; what it raises ends the work.
 
     Raises:
         ChatError: the package `openai` is not installed.
@@ -96,6 +100,7 @@ class Endpoint:
         extra: Mapping[str, Any] = MappingProxyType({}),
         attempts: int = 1,
         patience: int = 1,
+        poll: Poll = keep_going,
     ):
         require_positive(
             concurrency=concurrency, timeout=timeout, max_tokens=max_tokens, attempts=attempts
@@ -116,7 +121,7 @@ class Endpoint:
         self.address, self.model, self.extra = base_url, model, dict(extra)
         self.temperature, self.seed, self.max_tokens = temperature, seed, max_tokens
         self.concurrency, self.retries, self.attempts = concurrency, retries, attempts
-        self.patience, self._pace = patience, _Pace(rate_limit)
+        self.patience, self._pace, self.poll = patience, _Pace(rate_limit), poll
         # The key is always passed: the client would otherwise send whatever OPENAI_API_KEY holds to
         # this address.
         self._client = openai.OpenAI(
@@ -147,7 +152,10 @@ class Endpoint:
         work = _Work(self.patience)
         try:
             for reply in _in_threads(
-                lambda question: self._reply(question, read, work), questions, self.concurrency
+                lambda question: self._reply(question, read, work),
+                questions,
+                self.concurrency,
+                self.poll,
             ):
                 if reply is not None:
                     yield reply
@@ -345,7 +353,7 @@ class _Pace:
 
 
 def _in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], count: int
+    work: Callable[[Item], Result], items: Sequence[Item], count: int, poll: Poll
 ) -> Iterator[Result]:
     """Results as they come. Unlike an executor's, these threads do not hold up Ctrl-C."""
     waiting: SimpleQueue[Item] = SimpleQueue()
@@ -366,7 +374,14 @@ def _in_threads(
     for _ in range(min(count, len(items))):
         threading.Thread(target=serve, name="endpoint", daemon=True).start()
     for _ in items:
-        yield done.get().result()
+        yield _next_of(done, poll).result()
+
+
+def _next_of(queue: SimpleQueue[Item], poll: Poll) -> Item:
+    while True:
+        poll()
+        with suppress(Empty):
+            return queue.get(timeout=_POLL_SECONDS)
 
 
 def _read_completion(answer: Any) -> Completion:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from coevolve.chat.base import (
     RETRY_TEMPERATURE,
     Completion,
+    Poll,
     Question,
     Read,
     Reply,
     Value,
+    keep_going,
     key_of,
     require_not_negative,
     require_positive,
@@ -106,6 +108,7 @@ class LocalChat(ModelHere):
         renderer, options: as for `ModelHere`.
         attempts: how often a question is asked at most, for completions that the asker cannot use.
         retry_temperature: of later attempts, at least.
+        poll: called between any two tokens; what it raises ends the work.
 
     Raises:
         RecipeError: a number is out of range.
@@ -121,11 +124,13 @@ class LocalChat(ModelHere):
         batch_size: int = 8,
         attempts: int = 1,
         retry_temperature: float = RETRY_TEMPERATURE,
+        poll: Poll = keep_going,
         **options: Any,
     ):
         super().__init__(renderer, batch_size=batch_size, **options)
         require_positive(attempts=attempts, retry_temperature=retry_temperature)
         self.model, self.attempts, self.retry_temperature = model, attempts, retry_temperature
+        self.poll = poll
 
     @classmethod
     def load(
@@ -187,6 +192,7 @@ class LocalChat(ModelHere):
             pad_id=self.renderer.end_of_turn_id if pad_id is None else pad_id,
             sampling=Sampling(self.seed + attempt, temperature) if temperature else None,
             keys=[key_of(question.id) for question, _ in asked],
+            poll=self.poll,
         )
         return [Completion(self.renderer.decode(x.ids), x.finished) for x in generations]
 

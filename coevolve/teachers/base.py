@@ -53,13 +53,13 @@ TEACHERS: Registry[Callable[..., Teacher]] = Registry(
         "a function or class (prompts, train, **more) that gives a teacher, with `prompts`, "
         "`settings` and `answers` as coevolve.teachers.Teacher has them"
     ),
-    given=("settings", "prompts", "renderer", "train", "environ", "seed", "device", "date"),
+    given=("settings", "prompts", "renderer", "train", "environ", "seed", "device", "date", "poll"),
     classes=True,
     error=TeacherError,
 )
 """What makes a teacher, by name. It is called with the recipe's `traces` as `settings`, the prompt
-set and a renderer of it, the training examples, the environment, and the run's seed, device and
-date.
+set and a renderer of it, the training examples, the environment, the run's seed, device and date,
+and what to call now and then, which raises when the run is to be left.
 """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from coevolve.chat.base import RETRY_TEMPERATURE, Completion, Question, require_positive
+from coevolve.chat.base import RETRY_TEMPERATURE, Completion, Poll, Question, require_positive
 from coevolve.chat.endpoint import Endpoint
 from coevolve.chat.local import LocalChat, load_chat_model
 from coevolve.data.example import Example
@@ -156,7 +156,7 @@ class EndpointTeacher:
 
 @TEACHERS.register("local")
 def _local(
-    settings: Traces, prompts: PromptSet, seed: int, device: str, date: str, **_: Any
+    settings: Traces, prompts: PromptSet, seed: int, device: str, date: str, poll: Poll, **_: Any
 ) -> LocalTeacher:
     assert settings.model is not None  # the recipe sees to it, as below
     return LocalTeacher.load(
@@ -166,12 +166,13 @@ def _local(
         max_new_tokens=settings.max_new_tokens,
         seed=seed,
         date=date,
+        poll=poll,
     )
 
 
 @TEACHERS.register("endpoint")
 def _endpoint(
-    settings: Traces, renderer: Renderer, environ: Mapping[str, str], **_: Any
+    settings: Traces, renderer: Renderer, environ: Mapping[str, str], poll: Poll, **_: Any
 ) -> EndpointTeacher:
     assert settings.base_url is not None and settings.model is not None
     return EndpointTeacher(
@@ -181,6 +182,7 @@ def _endpoint(
         api_key_env=settings.api_key_env,
         environ=environ,
         max_tokens=settings.max_new_tokens,
+        poll=poll,
     )
 
 

@@ -31,10 +31,10 @@ from coevolve.training.record.facts import environment_facts
 from coevolve.training.record.record import Record
 from coevolve.training.rewards.registry import check_rewards
 from coevolve.training.rl.algorithms import check_algorithms
-from coevolve.training.run_folder import ResumePoint, RunFolder, has_checkpoints
+from coevolve.training.run_folder import ResumePoint, RunFolder
 from coevolve.training.saving import restore
 from coevolve.training.setup import Origins, build_estimator, build_renderers, prepare_origins
-from coevolve.training.tracing import Log, Tracer
+from coevolve.training.tracing import TRACES, Log, Tracer, kept_file
 
 
 def train(
@@ -73,7 +73,7 @@ def train(
     rewards: Check[Training] = Check("rewards", lambda draft: check_rewards(draft.recipe))
     algorithms: Check[Training] = Check("algorithms", lambda draft: check_algorithms(draft.recipe))
     phases: Check[Training] = Check("phases", lambda draft: check_phases(draft.recipe))
-    asks_teacher = not has_checkpoints(Path(output_dir))
+    asks_teacher = not kept_file(Path(output_dir) / TRACES).is_file()
     inputs = preflight(
         Training(recipe, environ, asks_teacher), (output, rewards, algorithms, phases, *TRAINING)
     )
@@ -89,7 +89,7 @@ def train(
             start = folder.find(recipe, resume, force=force)
             record = Record(folder.path, main=processes.main)
             try:
-                context, start = prepare(inputs, folder, record, processes, start)
+                context, start = _prepared(inputs, folder, record, processes, start)
                 names = [stage.name for stage in loop.stages(context)]
                 named = resume not in ("auto", "never")
                 return loop.run(context, restore(context, start, names, named=named))
@@ -105,6 +105,17 @@ def train(
         raise
     finally:
         processes.close(None if isinstance(failure, Interrupted) else failure)
+
+
+def _prepared(*arguments: Any) -> tuple[Context, ResumePoint]:
+    """As `prepare`, and where the run is asked to stop meanwhile, its status says so."""
+    try:
+        return prepare(*arguments)
+    except Interrupted:
+        _, folder, _, processes, _ = arguments
+        reason = processes.stop.reason
+        folder.say_status("interrupted", stage="preparation", where={}, reason=reason)
+        raise
 
 
 def prepare(
@@ -152,8 +163,9 @@ def prepare(
         estimator = None
         gc.collect()
     prompts, environ = renderers[ESTIMATOR], inputs.environ
-    tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date=date)
-    path = folder.path / "traces.jsonl"
+    poll = processes.stop.poll
+    tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date=date, poll=poll)
+    path = folder.path / TRACES
     traced = processes.on_main_first(lambda: tracer.collect(data.train, path, log=log))
     train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
     _say_left_out([longer] if longer else [], record, log)

@@ -31,7 +31,7 @@ from coevolve.training.distributed.processes import Interrupted, ProcessError, P
 from coevolve.training.documents import RunFile
 from coevolve.training.record.facts import PACKAGES, flat
 from coevolve.training.setup import Origins
-from coevolve.training.status import LOCK, RUN, STATUS, finished_checkpoints
+from coevolve.training.status import LOCK, RUN, STATUS
 
 HARMLESS = ("logging.", "checkpoints.", "name", "data.path", "data.hub")
 """What may change between two sittings. The data's own fingerprint is compared."""
@@ -254,11 +254,6 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
 def _base(folder: Path, base: Mapping[str, Any]) -> Base:
     """A base that the run made for itself lies in its directory, wherever that is by now."""
     return Base(**{**base, "path": str(folder / "base")} if base["source"] == "tiny" else base)
-
-
-def has_checkpoints(folder: Path) -> bool:
-    """Whether a run has come so far that all its teacher wrote is on disk."""
-    return bool(finished_checkpoints(folder))
 
 
 def _changed_stages(

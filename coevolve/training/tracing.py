@@ -1,4 +1,9 @@
-"""The traces of the cold start, from whichever teacher the recipe names."""
+"""The traces of the cold start, from whichever teacher the recipe names.
+
+When a teacher has been asked about all examples, `NAME.kept.json` beside its traces says which of
+them have one. From then on the traces on disk are all that a run needs, and its examples are those:
+no teacher is built, loaded or asked again, whatever has become of it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +12,34 @@ from typing import Any
 
 from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
+from coevolve.data.ledger import digest
+from coevolve.documents import Document, read_document
+from coevolve.errors import ArtifactError
+from coevolve.files import write_json
 from coevolve.preflight.traces import given_traces
 from coevolve.progress import from_totals
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe
-from coevolve.teachers import Teacher, collect_traces, make_teacher
+from coevolve.teachers import collect_traces, make_teacher, read_traces
 from coevolve.training.record.record import Record
 
 Log = Callable[[Mapping[str, Any]], None]
+TRACES = "traces.jsonl"
+"""Of the training examples, in a run's directory."""
+
+
+class Kept(Document):
+    """`NAME.kept.json`: which examples a teacher gave a usable trace of."""
+
+    asked: str
+    """SHA-256 of what it was asked: the recipe's section and the examples."""
+    sample_IDs: list[str]
+    """Of the examples with a trace."""
+
+
+def kept_file(traces: Path) -> Path:
+    """What says which examples have a trace in a file of them."""
+    return traces.with_suffix(".kept.json")
 
 
 @dataclass(frozen=True)
@@ -26,6 +51,7 @@ class Tracer:
         train: the training examples, from which a rule-based teacher learns which words are rare.
         environ: where an endpoint's key is looked up.
         date: ISO; what the chat template of a local teacher shows, if it shows one.
+        poll: called while a teacher is at work; what it raises ends the work.
     """
 
     recipe: Recipe
@@ -35,6 +61,7 @@ class Tracer:
     record: Record
     environ: Mapping[str, str]
     date: str
+    poll: Callable[[], None]
 
     def collect(
         self, examples: Sequence[Example], path: Path, *, log: Log
@@ -51,20 +78,14 @@ class Tracer:
             TeacherError: the teacher gave no usable trace, and the recipe does not say to drop such
                 examples.
         """
-        settings = self.recipe.traces
         traces = given_traces(self.recipe, examples, self.renderer.prompts, self.corpus)
         if traces is None:
+            traces = self._on_disk(examples, path)
+        if traces is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            title = f"traces from teacher {settings.teacher!r}"
-            with self.record.task(title, len(examples)) as advance:
-                report = from_totals(advance)
-                traces = collect_traces(
-                    examples,
-                    self._teacher(),
-                    path,
-                    on_failure=settings.on_failure,
-                    progress=lambda done, total, note: report(done),
-                )
+            traces = self._asked(examples, path)
+            document = Kept(asked=self._question(examples), sample_IDs=list(traces))
+            write_json(kept_file(path), document.values())
         kept = [example for example in examples if example.sample_id in traces]
         if len(kept) < len(examples):
             dropped, of = len(examples) - len(kept), len(examples)
@@ -72,9 +93,30 @@ class Tracer:
             log({"data/dropped_without_trace": dropped})
         return kept, [traces[example.sample_id] for example in kept]
 
-    def _teacher(self) -> Teacher:
-        return make_teacher(
-            self.recipe.traces,
+    def _on_disk(self, examples: Sequence[Example], path: Path) -> dict[str, str] | None:
+        """The traces of examples that a teacher has been asked about; None where it has not, of all
+        of them, or where another teacher has.
+        """
+        if not (path.is_file() and kept_file(path).is_file()):
+            return None
+        remedy = "Delete it to have the teacher asked about what is missing."
+        kept = read_document(kept_file(path), Kept, remedy=remedy, error=ArtifactError)
+        if kept.asked != self._question(examples):
+            return None
+        names = set(kept.sample_IDs)
+        chosen = [example for example in examples if example.sample_id in names]
+        known = [*self.corpus.examples, *examples]
+        return read_traces(path, chosen, self.renderer.prompts, known=known)
+
+    def _question(self, examples: Sequence[Example]) -> str:
+        settings = self.recipe.traces.model_dump(mode="json", exclude={"on_failure"})
+        prompts = self.renderer.prompts.to_dict()
+        return digest([settings, prompts, *(example.to_row() for example in examples)])
+
+    def _asked(self, examples: Sequence[Example], path: Path) -> dict[str, str]:
+        settings = self.recipe.traces
+        teacher = make_teacher(
+            settings,
             prompts=self.renderer.prompts,
             renderer=self.renderer,
             train=self.train,
@@ -82,4 +124,15 @@ class Tracer:
             seed=self.recipe.seed,
             device=self.recipe.model.device,
             date=self.date,
+            poll=self.poll,
         )
+        title = f"traces from teacher {settings.teacher!r}"
+        with self.record.task(title, len(examples)) as advance:
+            report = from_totals(advance)
+
+            def progress(done: int, total: int, note: str) -> None:
+                report(done)
+                self.poll()
+
+            on_failure = settings.on_failure
+            return collect_traces(examples, teacher, path, on_failure=on_failure, progress=progress)

@@ -3,6 +3,7 @@ server can fail.
 """
 
 import json
+import threading
 import time
 from dataclasses import replace
 
@@ -395,3 +396,28 @@ def test_the_key_is_sent_and_never_written(serve, examples, out, caplog):
     for text in (str(caught.value), caplog.text, out.read_text(), repr(endpoint)):
         assert KEY not in text
     assert caught.value.__cause__ is None
+
+
+def test_work_under_way_can_be_left_at_any_moment(serve, examples, out):
+    """A server that takes its time is not waited for; what it said before is on disk."""
+    patient = threading.Event()
+
+    def script(number, request):
+        if number > 1:
+            patient.wait(30)
+        return says("Aye.")
+
+    class Left(BaseException):
+        pass
+
+    def poll():
+        if out.exists() and len(out.read_text().splitlines()) > 1:
+            raise Left
+
+    model = Endpoint(serve(script).url, "m", concurrency=1, poll=poll)
+    began = time.monotonic()
+    with pytest.raises(Left):
+        collect_responses(examples, model, out)
+    assert time.monotonic() - began < 10
+    patient.set()
+    assert len(out.read_text().splitlines()) == 2
