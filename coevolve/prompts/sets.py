@@ -6,12 +6,15 @@ version of this file cannot change what an old estimator means.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from coevolve.data.words import distinct_words
 from coevolve.errors import RecipeError
 from coevolve.prompts.templates import (
     fields_of,
+    literals_of,
     problem_of_label,
     problem_of_template,
     problem_of_text,
@@ -134,6 +137,16 @@ class PromptSet:
             yield "sections is empty or has an empty heading; accepted are headings, the last one of the core features"
         if "features" not in fields_of(self.estimator_user):
             yield "estimator_user has no {features}, so no reasoning could reach the estimator; add that field"
+
+    @cached_property
+    def instruction(self) -> frozenset[str]:
+        """The words that a connector is shown beside the example, in lower case: who repeats them
+        has said nothing.
+        """
+        templates = (self.connector_user, self.context, self.user_turn, self.agent_turn)
+        literals = [text for template in templates for text in literals_of(template)]
+        told = (self.connector_system, self.no_features, *self.sections, *literals)
+        return frozenset(distinct_words("\n".join(told)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a manifest."""

@@ -37,6 +37,11 @@ def fields_of(template: str) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
 
 
+def literals_of(template: str) -> list[str]:
+    """The text of such a template around its fields."""
+    return [literal for literal, _, _, _ in Formatter().parse(template)]
+
+
 def problem_of_template(template: str, fields: Collection[str]) -> str | None:
     """What is wrong with a template that is to be filled with these fields, None where nothing is."""
     try:

@@ -35,7 +35,10 @@ from coevolve.training.record.facts import PACKAGES, flat
 from coevolve.training.setup import Origins
 from coevolve.training.status import LOCK, RUN, STATUS, finished_checkpoints
 
-HARMLESS = ("logging.", "checkpoints.", "name", "data.path", "data.hub")
+HARMLESS = (
+    *("logging.", "checkpoints.", "name", "data.path", "data.hub"),
+    "connector_rl.least_content",  # a stop for a person to decide, who has done so
+)
 """What may change between two sittings. The data's own fingerprint is compared."""
 
 AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
