@@ -76,6 +76,10 @@ class RewardError(CoevolveError, ValueError):
     """A reward that returned the wrong number of values, or a value that is not finite."""
 
 
+class ContentError(CoevolveError, RuntimeError):
+    """A connector whose reasonings say nothing, so that there is nothing to reinforce."""
+
+
 class DivergenceError(CoevolveError, ArithmeticError):
     """A loss or a gradient that is no number, found before the optimizer step that would have used
     it.

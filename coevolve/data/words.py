@@ -32,6 +32,8 @@ _MARKS = "".join(
 )
 _PIECE = re.compile(rf"[{_UNSPACED}][{_MARKS}]*|[^\s{_UNSPACED}]+")
 
+_AROUND = re.compile(r"^\W+|\W+$")
+
 
 def pieces(text: str) -> Iterator[re.Match[str]]:
     """Every word where it stands; in scripts without spaces punctuation is a piece of its own."""
@@ -49,3 +51,14 @@ def words(text: str) -> list[str]:
         cut = _PIECE.findall(run)
         found += cut if len(cut) == 1 else [piece for piece in cut if any(map(str.isalnum, piece))]
     return found
+
+
+def distinct_words(text: str) -> list[str]:
+    """Every word once, in lower case and without punctuation around it, in the order of first
+    occurrence.
+
+    >>> distinct_words("Fish, fish, [FISH] & chips.")
+    ['fish', 'chips']
+    """
+    bare = (_AROUND.sub("", word).lower() for word in words(text))
+    return [word for word in dict.fromkeys(bare) if word]

@@ -4,7 +4,13 @@ is read.
 Texts and token ids, and nothing that loads or runs a model.
 """
 
-from coevolve.prompts.reasoning import NO_REASONING, core_features, missing_sections
+from coevolve.prompts.reasoning import (
+    NO_REASONING,
+    content_share,
+    content_words,
+    core_features,
+    missing_sections,
+)
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet, prompt_set
 
@@ -12,6 +18,8 @@ __all__ = [
     "NO_REASONING",
     "PromptSet",
     "Renderer",
+    "content_share",
+    "content_words",
     "core_features",
     "missing_sections",
     "prompt_set",

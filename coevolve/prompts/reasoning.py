@@ -1,6 +1,11 @@
-"""Reading a reasoning r: which of its sections are there, and what its core features are."""
+"""Reading a reasoning r: which of its sections are there, what its core features are, and whether
+they say anything.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from coevolve.data.words import distinct_words
+from coevolve.prompts.sets import PromptSet
 
 NO_REASONING = ""
 """A reasoning without core features: the prompt says so in the words of the prompt set, and is else
@@ -40,6 +45,22 @@ def unfenced_features(reasoning: str, heading: str) -> str:
     Backtick fences are taken out; where the heading is missing, the whole text counts as features.
     """
     return reasoning.rpartition(heading)[2].replace("```", "")
+
+
+def content_words(features: str, instruction: Collection[str]) -> list[str]:
+    """The distinct words of core features, in lower case and in their order, without those of the
+    instruction (`PromptSet.instruction`).
+    """
+    return [word for word in distinct_words(features) if word not in instruction]
+
+
+def content_share(reasonings: Sequence[str | None], prompts: PromptSet) -> float:
+    """The share of at least one reasoning whose core features have a content word: the others are
+    empty, or repeat the instruction.
+    """
+    features = (core_features(text or "", prompts.sections) for text in reasonings)
+    said = [bool(content_words(text or "", prompts.instruction)) for text in features]
+    return sum(said) / len(said)
 
 
 def missing_sections(reasoning: str, sections: Sequence[str]) -> list[str]:

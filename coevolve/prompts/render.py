@@ -211,18 +211,25 @@ class Renderer:
         return self._harmful.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], text)
 
     def _parts(self, example: Example) -> dict[str, str]:
-        """What the templates may ask for of x: its three inputs, and all of them together as
-        `context`.
+        """What the templates may ask for of x: its three inputs, all of them together as `context`,
+        and the end of the dialogue as `last_exchange`.
         """
         to_text = str if self.prompts.convention == "reference" else character_text
+        turns = self._turns(example)
         inputs = {
             "user_persona": self.harmless(example.user_persona),
             "agent_character": self.harmless(to_text(example.agent_character)),
-            "dialogue": self._dialogue(example),
+            "dialogue": self.prompts.turn_separator.join(turns),
         }
-        return {**inputs, "context": self.prompts.context.format(**inputs)}
+        last = turns[-2:] if self.prompts.next_turn else turns[-1:]
+        return {
+            **inputs,
+            "context": self.prompts.context.format(**inputs),
+            "last_exchange": self.prompts.turn_separator.join(last),
+        }
 
-    def _dialogue(self, example: Example) -> str:
+    def _turns(self, example: Example) -> list[str]:
+        """The turns of the dialogue, and what comes before the next one where there is such."""
         turns, k = [], 1
         for index, turn in enumerate(example.dialogue):
             if index > 0 and turn.speaker == "user":
@@ -231,7 +238,7 @@ class Renderer:
             turns.append(template.format(k=k, text=self.harmless(turn.text)))
         if self.prompts.next_turn:
             turns.append(self.prompts.next_turn.format(k=k))
-        return self.prompts.turn_separator.join(turns)
+        return turns
 
 
 def character_text(character: str | Mapping[str, Any]) -> str:

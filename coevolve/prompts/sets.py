@@ -5,12 +5,20 @@ version of this file cannot change what an old estimator means.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from coevolve.data.words import distinct_words
 from coevolve.errors import RecipeError
-from coevolve.prompts.templates import problem_of_label, problem_of_template, problem_of_text
+from coevolve.prompts.templates import (
+    fields_of,
+    literals_of,
+    problem_of_label,
+    problem_of_template,
+    problem_of_text,
+)
 
 Convention = Literal["coevolve", "reference"]
 """How values become text.
@@ -26,6 +34,7 @@ taken out.
 
 _INPUTS = ("user_persona", "agent_character", "dialogue")
 _X = ("context", *_INPUTS)
+_Y_NEXT = (*_X, "last_exchange")
 FIELDS_OF_TEMPLATE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "context": _INPUTS,
@@ -33,8 +42,8 @@ FIELDS_OF_TEMPLATE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "agent_turn": ("k", "text"),
         "next_turn": ("k",),
         "connector_user": _X,
-        "estimator_user": (*_X, "features"),
-        "direct_user": _X,
+        "estimator_user": (*_Y_NEXT, "features"),
+        "direct_user": _Y_NEXT,
         "judge_user": ("features", "response"),
         "teacher_user": (*_X, "response"),
     }
@@ -61,8 +70,10 @@ class PromptSet:
         turn_separator: between two turns.
         labels: patterns of what only the template itself may write at the start of a line.
         connector_user: field {context}. The connector answers with a reasoning r.
-        estimator_user: fields {context}, {features}. The estimator answers with the response y.
-        direct_user: field {context}. The baseline without reasoning answers with y.
+        estimator_user: fields {context}, {features}, {last_exchange} (the last user turn and
+            `next_turn`). The estimator answers with the response y.
+        direct_user: fields {context}, {last_exchange}. The baseline without reasoning answers with
+            y.
         judge_user: fields {features}, {response}. The judge answers with how much of the features
             is matched.
         judge_match: the judge's answer that stands for a full match.
@@ -124,6 +135,18 @@ class PromptSet:
                     yield f"{field.name} {problem}"
         if not self.sections or not all(heading.strip() for heading in self.sections):
             yield "sections is empty or has an empty heading; accepted are headings, the last one of the core features"
+        if "features" not in fields_of(self.estimator_user):
+            yield "estimator_user has no {features}, so no reasoning could reach the estimator; add that field"
+
+    @cached_property
+    def instruction(self) -> frozenset[str]:
+        """The words that a connector is shown beside the example, in lower case: who repeats them
+        has said nothing.
+        """
+        templates = (self.connector_user, self.context, self.user_turn, self.agent_turn)
+        literals = [text for template in templates for text in literals_of(template)]
+        told = (self.connector_system, self.no_features, *self.sections, *literals)
+        return frozenset(distinct_words("\n".join(told)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a manifest."""
@@ -185,8 +208,12 @@ _DIALOGUE: dict[str, Any] = {
         "```",
     ),
     "no_features": "(none)",
-    "estimator_user": "{context}\n\n## Core Features of the Golden Response\n```\n{features}\n```",
-    "direct_user": "{context}",
+    # A model goes on with what it read last. So the prompt ends as the answer begins, and features
+    # do not stand between the two.
+    "estimator_user": (
+        "{context}\n\n## Core Features of the Golden Response\n```\n{features}\n```\n\n{last_exchange}"
+    ),
+    "direct_user": "{context}\n\n{last_exchange}",
     "judge_system": "You judge how well a response in a role-playing dialogue carries the features asked for.",
     "judge_user": (
         "## Core Features\n```\n{features}\n```\n\n## Response\n{response}\n\n"
@@ -272,6 +299,22 @@ WORLD = PromptSet(
 )
 
 _SETS = {prompts.name: prompts for prompts in (ROLEPLAY, BRIEF, WORLD)}
+# As version 0.3 had them, where the features stood last. They keep the names that they had then, so
+# that traces collected with them are still known as theirs.
+_SETS |= {
+    f"{prompts.name}-0.3": replace(
+        prompts,
+        estimator_user="{context}\n\n## Core Features of the Golden Response\n```\n{features}\n```",
+        direct_user="{context}",
+    )
+    for prompts in (ROLEPLAY, BRIEF)
+}
+
+
+def began_as(name: str) -> str:
+    """The name by which a set of version 0.3 goes now."""
+    former = f"{name}-0.3"
+    return former if former in _SETS else name
 
 
 def prompt_set(name: str) -> PromptSet:

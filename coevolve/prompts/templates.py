@@ -32,6 +32,16 @@ def problem_of_text(text: object) -> str | None:
     return None
 
 
+def fields_of(template: str) -> list[str]:
+    """The fields that a template without problems uses, each as often as it does."""
+    return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+
+
+def literals_of(template: str) -> list[str]:
+    """The text of such a template around its fields."""
+    return [literal for literal, _, _, _ in Formatter().parse(template)]
+
+
 def problem_of_template(template: str, fields: Collection[str]) -> str | None:
     """What is wrong with a template that is to be filled with these fields, None where nothing is."""
     try:

@@ -264,6 +264,10 @@ class ConnectorRl(Grpo):
     """Phase a: the connector learns to write what makes the golden response likely."""
 
     rewards: ConnectorRewards = ConnectorRewards()
+    least_content: Fraction = 0.0
+    """The run stops before this phase if a smaller share of the connector's reasonings on held-out
+    examples says anything: features that are not empty, and not the instruction's own words.
+    """
 
 
 class EstimatorRewards(Rewards):

@@ -228,8 +228,10 @@ class Recipe(Section):
 
     name: str
     seed: Seed = 0
-    prompts: Literal["roleplay", "brief", "world"] = "roleplay"
-    """Which words the models are shown (`coevolve.prompts.sets`)."""
+    prompts: Literal["roleplay", "brief", "world", "roleplay-0.3", "brief-0.3"] = "roleplay"
+    """Which words the models are shown (`coevolve.prompts.sets`); those of 0.3 are for runs that
+    were begun with it.
+    """
     data: Data
     model: Model
     traces: Traces = Traces()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coevolve.data.example import Example
-from coevolve.prompts import NO_REASONING, core_features
+from coevolve.prompts import NO_REASONING, content_share, core_features
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import ROLES
 from coevolve.scoring.scores import Scores
@@ -27,6 +27,8 @@ TRUNCATED_SHARE = 0.3
 UNPARSABLE_SHARE = 0.3
 # Features that hold nearly every word of the response do not describe it: q2 only has to copy.
 LEAK_SHARE = 0.9
+# What has no content tells q2 nothing, and RL has nothing to choose from.
+CONTENT_SHARE = 0.5
 # Per token. Below it the samples of a group are nearly the same text, with nothing to choose from.
 ENTROPY_NATS = 0.05
 # Per token: the probability of the same words changed by a factor of e, too much for one round.
@@ -60,6 +62,7 @@ def diagnose(
           without core features;
         - coevolve/reasoning_gain_control: the same with the reasoning of another example, which
           should hurt;
+        - coevolve/content_share: of the reasonings (`content_share`);
         - coevolve/leak: the share of y's words, counted with repeats, that the core features of r
           have.
 
@@ -79,14 +82,15 @@ def diagnose(
     others = derangement(len(examples), seed)
     of_another = mean_log_prob([reasoning[index] for index in others])
     without = mean_log_prob([NO_REASONING] * len(examples))
-    sections = estimator.renderer.prompts.sections
+    prompts = estimator.renderer.prompts
     leaks = [
-        word_overlap(core_features(text, sections) or "", response)
+        word_overlap(core_features(text, prompts.sections) or "", response)
         for text, response in zip(reasoning, responses, strict=True)
     ]
     return {
         **_mean("coevolve/reasoning_gain", with_reasoning - without),
         **_mean("coevolve/reasoning_gain_control", of_another - without),
+        "coevolve/content_share": content_share(reasoning, prompts),
         **_mean("coevolve/leak", np.array(leaks)),
     }
 
@@ -190,6 +194,12 @@ RULES: Mapping[str, Rule] = {
         "The reasoning of another example does not hurt ({value:+.3f} nats per token): the reasonings do not depend on "
         "their example, or q2 does not read them. Look at samples.jsonl. Try a higher "
         "connector_rl.rewards.likelihood, a lower connector_rl.rewards.length, or more estimator_sft steps.",
+    ),
+    "coevolve/content_share": Rule(
+        lambda share: share < CONTENT_SHARE,
+        "Only {value:.0%} of the connector's held-out reasonings say anything; the others are empty or repeat the "
+        "instruction. Try more cold_start.connector steps, another traces.teacher, or a larger "
+        "model.max_reasoning_tokens.",
     ),
     "coevolve/leak": Rule(
         lambda share: share > LEAK_SHARE,

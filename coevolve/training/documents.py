@@ -51,6 +51,8 @@ class RunFile(Document, extra="allow"):
     data_fingerprint: str
     splits: dict[str, str] = Field(default_factory=dict)
     """Fingerprint of each; absent before version 0.4."""
+    prompts: str = ABSENT
+    """Fingerprint of the prompt set; absent before version 0.4."""
     template_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] = Field(default=ABSENT)
     """What chat templates that show a day show in all of the run; absent before version 0.4."""
 

@@ -10,9 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from coevolve.errors import ContentError
+from coevolve.prompts import content_share
 from coevolve.remid.results import LARGEST
 from coevolve.scoring.roles import CONNECTOR, ROLES
 from coevolve.training.context import Context
+from coevolve.training.diagnostics import warnings_in
 from coevolve.training.documents import Verdict
 from coevolve.training.evaluation import evaluate
 from coevolve.training.schedule import ScheduledPhase
@@ -25,6 +28,34 @@ def start(context: Context, state: RunState) -> None:
     held_out = _evaluate(context, state, "after the cold start", None).measurable("cold start")
     state.best = _snapshot(state, held_out)
     state.probe = held_out
+    for warning in warnings_in(content(context, held_out.reasoning)):
+        context.record.say(f"warning: {warning}")
+
+
+def content(context: Context, reasoning: Sequence[str | None]) -> dict[str, float]:
+    """Whether the connector writes anything, for the record."""
+    return {"coevolve/content_share": content_share(reasoning, context.estimator.renderer.prompts)}
+
+
+def require_content(context: Context, state: RunState, least: float) -> None:
+    """Before RL of a connector, whose rewards can choose among what it writes and nothing else.
+
+    Raises:
+        ContentError: too few of the held-out reasonings that it wrote last say anything.
+    """
+    if not least:
+        return
+    written = state.held_out_reasoning
+    if written is None or state.updates[CONNECTOR] != state.held_out_written:
+        written = context.distributed.reason(context.data.validation)
+    found = content(context, written)["coevolve/content_share"]
+    if found < least:
+        raise ContentError(
+            f"{found:.0%} of the connector's reasonings on held-out examples say anything, the others are empty or "
+            f"repeat the instruction; connector_rl.least_content asks for {least:.0%} before RL. The run is saved. "
+            "Begin another one with more cold_start.connector steps or another traces.teacher, or set "
+            f"connector_rl.least_content to {math.floor(100 * found) / 100:g} to go on with this one."
+        )
 
 
 def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
@@ -130,5 +161,6 @@ def _evaluate(
     )
     state.held_out_reasoning = held_out.reasoning
     state.held_out_written = state.updates[CONNECTOR]
-    context.record.log({**state.where, "eval/perplexity/validation": held_out.perplexity})
+    figures = {"eval/perplexity/validation": held_out.perplexity}
+    context.record.log({**state.where, **figures, **content(context, held_out.reasoning)})
     return held_out

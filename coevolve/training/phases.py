@@ -82,6 +82,7 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     """
     settings, train = context.recipe.connector_rl, context.train
     assert settings is not None  # a recipe has the section of each of its phases
+    gate.require_content(context, state, settings.least_content)
     render, words = context.estimator.connector_renderer, settings.rewards.target_words
     read = partial(ConnectorBatch, context.estimator, train, target_words=words)
     rewards = PhaseRewards(
@@ -124,7 +125,7 @@ def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> Non
     sections = context.estimator.renderer.prompts.sections
     unparsable = sum(core_features(text, sections) is None for text in texts)
     figures = {"refresh/reasonings": len(texts), "refresh/without_features": unparsable}
-    record.log({**state.where, **figures})
+    record.log({**state.where, **figures, **(gate.content(context, texts) if texts else {})})
     if unparsable:
         record.say(f"refresh: {unparsable} of {len(texts)} reasonings have no core features")
     gate.note_refresh(state)

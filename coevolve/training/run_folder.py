@@ -19,10 +19,12 @@ from types import MappingProxyType
 from typing import Any
 
 from coevolve.data.corpus import TRAIN_SPLIT, Corpus
+from coevolve.data.ledger import digest
 from coevolve.documents import read_document
 from coevolve.errors import ArtifactError
 from coevolve.files import write_json
 from coevolve.outputs import remove
+from coevolve.prompts.sets import began_as, prompt_set
 from coevolve.recipe import Recipe, check_recipe, recipe_values
 from coevolve.scoring.origins import Base, Origin
 from coevolve.scoring.roles import ROLES
@@ -33,7 +35,10 @@ from coevolve.training.record.facts import PACKAGES, flat
 from coevolve.training.setup import Origins
 from coevolve.training.status import LOCK, RUN, STATUS
 
-HARMLESS = ("logging.", "checkpoints.", "name", "data.path", "data.hub")
+HARMLESS = (
+    *("logging.", "checkpoints.", "name", "data.path", "data.hub"),
+    "connector_rl.least_content",  # a stop for a person to decide, who has done so
+)
 """What may change between two sittings. The data's own fingerprint is compared."""
 
 AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
@@ -127,6 +132,7 @@ class RunFolder:
             "origins": {role: asdict(origin) for role, origin in origins.items()},
             "data_fingerprint": corpus.fingerprint,
             "splits": corpus.split_fingerprints,
+            "prompts": _words(recipe),
             "template_date": template_date,
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
@@ -223,7 +229,9 @@ class RunFolder:
                     f"{self.path}: {what} changed since the run began (fingerprint {before}, now {after}). Put it "
                     f"back, or give another --output-dir. {_keeping(checkpoint)}"
                 )
-        renewed = {name: facts[name] for name in ("recipe", "data_fingerprint", "splits")}
+        renewed = {
+            name: facts[name] for name in ("recipe", "data_fingerprint", "splits", "prompts")
+        }
         if any(run.get(name) != value for name, value in renewed.items()):
             write_json(self.path / RUN, {**run, **renewed})
         return [stage for split in splits for stage in _stages_of(split)]
@@ -248,7 +256,10 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
         role: Origin(**{**origin, "base": _base(folder, origin["base"])})
         for role, origin in origins.items()
     }
-    return check_recipe(run["recipe"], str(folder / RUN)), restored, run
+    recipe = check_recipe(run["recipe"], str(folder / RUN))
+    if "prompts" not in run:  # before version 0.4, whose sets have the old names
+        recipe = recipe.model_copy(update={"prompts": began_as(recipe.prompts)})
+    return recipe, restored, run
 
 
 def _base(folder: Path, base: Mapping[str, Any]) -> Base:
@@ -256,12 +267,21 @@ def _base(folder: Path, base: Mapping[str, Any]) -> Base:
     return Base(**{**base, "path": str(folder / "base")} if base["source"] == "tiny" else base)
 
 
+def _words(recipe: Recipe) -> str:
+    """Fingerprint of all that the recipe's prompts say."""
+    return digest(prompt_set(recipe.prompts).to_dict())
+
+
 def _changed_stages(
     folder: Path, checkpoint: Checkpoint, recipe: Recipe, force: bool
 ) -> tuple[str, ...]:
     """Which stages are to be done again; raises ArtifactError where that would not be enough."""
     # As this version reads it: a field that is new since then has its default in both.
-    before, after = flat(recipe_values(read_run(folder)[0])), flat(recipe_values(recipe))
+    began, _, run = read_run(folder)
+    before, after = flat(recipe_values(began)), flat(recipe_values(recipe))
+    if began.prompts == recipe.prompts:
+        words = _words(recipe)
+        before["prompts.words"], after["prompts.words"] = run.get("prompts", words), words
     redo: list[str] = []
     changed = []
     for name in sorted({*before, *after}):

@@ -4,6 +4,7 @@ of no interest.
 
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import subprocess
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.benchmarks import prompt_layout, workload
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--base", "tiny", "--repeats", "1", "--context", "40", "--response", "6")
@@ -81,6 +84,35 @@ def test_a_program_prints_its_ratios(name, arguments, figure, capsys):
     program = importlib.import_module(f"tests.benchmarks.{name}")
     program.main(arguments, isolate=False)
     check(json.loads(capsys.readouterr().out), name, figure)
+
+
+def test_layouts_of_a_prompt_are_compared_on_dialogues(tmp_path, capsys):
+    words = itertools.cycle(workload.WORDS)
+
+    def row(name):
+        persona, character, query, response = (
+            " ".join(itertools.islice(words, 6)) for _ in range(4)
+        )
+        return {
+            "sample_ID": name,
+            "subset_tag": "made",
+            "user_persona": persona,
+            "agent_character": character,
+            "dialogue_context": [{"user_query": query}],
+            "agent_golden_response": response,
+        }
+
+    splits = {split: [row(f"{split}-{i}") for i in range(4)] for split in ("IDTrain", "IDTest")}
+    (tmp_path / "dialogues.json").write_text(json.dumps(splits))
+    data = ("--data", str(tmp_path / "dialogues.json"))
+    prompt_layout.main(("--base", "tiny", *data, "--n", "3"), isolate=False)
+    report = json.loads(capsys.readouterr().out)
+    check(report, "prompt_layout", "layouts")
+    assert all(
+        layout[what]["ratio"] > 0 and layout[what]["error"] > 0
+        for layout in report["layouts"].values()
+        for what in ("true", "of another")
+    )
 
 
 def test_each_side_gets_a_process_of_its_own():

@@ -2,7 +2,13 @@
 
 import pytest
 
-from coevolve.prompts import core_features, missing_sections
+from coevolve.prompts import (
+    content_share,
+    content_words,
+    core_features,
+    missing_sections,
+    prompt_set,
+)
 
 SECTIONS = ("[A]", "[B]", "[Features]")
 
@@ -39,3 +45,34 @@ def test_missing_sections(text, faulty):
     found = missing_sections(text, SECTIONS)
     assert set(faulty) <= set(found)
     assert bool(found) == bool(faulty)
+
+
+HEADING = "[Core Features of the Golden Response]"
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        ("", []),
+        (" -- ...", []),
+        ("(none)", []),
+        ("its act, key words, tone, length and language.", []),
+        ("The agent's response; its ACT: the act!", []),
+        (f"[Connections] {HEADING}", []),
+        ("act: ask; words: fish, Fish, FISH", ["ask", "fish"]),
+        ("tone: \u6e29\u6696\u3002", ["\u6e29", "\u6696"]),
+    ],
+)
+def test_what_only_repeats_the_instruction_says_nothing(features, said):
+    assert content_words(features, prompt_set("brief").instruction) == said
+
+
+def test_the_share_of_reasonings_that_say_anything():
+    prompts = prompt_set("brief")
+    parrot = f"[Connections] the persona {HEADING} its act, key words, tone, length and language."
+    texts = [f"{HEADING} tone: warm", parrot, "no heading", "", None]
+    assert content_share(texts, prompts) == 1 / 5
+    # In the world's prompts there are no words but the example's.
+    world = prompt_set("world")
+    assert world.instruction == {"connections", "features"}
+    assert content_share(["[Connections] a [Features] b", "[Features]"], world) == 1 / 2

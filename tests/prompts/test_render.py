@@ -120,6 +120,22 @@ def test_turns_are_numbered_by_exchange():
     )
 
 
+def test_the_estimators_prompt_ends_as_the_answer_begins(render):
+    """With and without reasoning, in the same words, behind the same context."""
+    x = example(turns=("q1", "a1", "q2"))
+    ends = "User Query 2: q2\nAgent Response 2:"
+    direct, *others = (
+        render.estimator_messages(x, reasoning)[-1]["content"]
+        for reasoning in (None, "", f"{render.prompts.sections[-1]} warm")
+    )
+    context = render.context(x)
+    assert direct == f"{context}\n\n{ends}" and context.endswith(ends)
+    for prompt, features in zip(others, (render.prompts.no_features, "warm"), strict=True):
+        assert prompt.startswith(f"{context}\n\n## ") and prompt.endswith(
+            f"\n```\n{features}\n```\n\n{ends}"
+        )
+
+
 def test_the_end_of_turn_is_the_chat_templates_own():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>\n", "</think>\n")

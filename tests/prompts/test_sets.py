@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from coevolve.data.ledger import digest
 from coevolve.errors import ArtifactError, RecipeError
 from coevolve.prompts.render import _harmful_pattern
-from coevolve.prompts.sets import PromptSet, prompt_set
+from coevolve.prompts.sets import PromptSet, began_as, prompt_set
 from coevolve.scoring.artifact import read_prompts
 
 VALUES = prompt_set("roleplay").to_dict()
@@ -51,6 +52,10 @@ VALUES = prompt_set("roleplay").to_dict()
         (
             {"estimator_user": "x" * 100_001},
             "estimator_user has 100,001 characters; accepted are 100,000",
+        ),
+        (
+            {"estimator_user": "{context}"},
+            "estimator_user has no {features}, so no reasoning could",
         ),
         ({"estimator_system": None}, "estimator_system is None; accepted is text"),
         ({"no_features": 3}, "no_features is 3; accepted is text"),
@@ -108,3 +113,16 @@ def test_no_text_makes_an_accepted_label_slow(label):
 def test_braces_that_are_text_stay_text():
     prompts = PromptSet.from_dict({**VALUES, "user_turn": "{{text}} {text}"})
     assert prompts.user_turn.format(k=1, text="{k}") == "{text} {k}"
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("roleplay", "6a236f605b016ec2df32e844f5c7b1245818b657620f871619e635e5a7c0c1fd"),
+        ("brief", "d415c67d5b9e7180b3bfd65f2f7f4b537b98174f56afc552220bbdb5ae7cac73"),
+    ],
+)
+def test_the_sets_of_0_3_are_there_to_the_letter(name, fingerprint):
+    """The fingerprint is the one in traces that were collected with them."""
+    assert digest(prompt_set(f"{name}-0.3").to_dict()) == fingerprint
+    assert began_as(name) == f"{name}-0.3" and began_as("world") == "world"

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from coevolve.errors import ArtifactError, ChatError, DataError
+from coevolve.prompts import prompt_set
 from coevolve.training.export import export_checkpoint
 from coevolve.training.run import train
 
@@ -71,6 +72,32 @@ def test_a_start_that_failed_before_training_ties_nothing_down(on_files, tmp_pat
     assert all(
         torch.equal(first[file][name], second[file][name]) for file in first for name in first[file]
     )
+
+
+def test_a_run_of_0_3_goes_on_with_its_prompts_or_not_at_all(on_files, tmp_path):
+    _, recipe = on_files
+    run = tmp_path / "run"
+    train(recipe(prompts="brief-0.3"), run)
+    facts = json.loads((run / "run.json").read_text())
+    words = facts.pop("prompts")
+    facts["recipe"]["prompts"] = "brief"  # as 0.3 called them
+    (run / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ArtifactError, match=r"prompts: 'brief-0\.3' -> 'brief'\n.*take the change"):
+        train(recipe(), run)
+    *_, last = sorted(path for path in (run / "checkpoints").iterdir() if path.is_dir())
+    export_checkpoint(last, tmp_path / "exported")
+    manifest = json.loads((tmp_path / "exported" / "manifest.json").read_text())
+    assert manifest["prompts"] == prompt_set("brief-0.3").to_dict()
+    steps = trained_steps(run)
+    train(recipe(prompts="brief-0.3"), run)
+    assert trained_steps(run) == steps
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["prompts"], facts["recipe"]["prompts"]) == (words, "brief-0.3")
+
+    # Nor with a set that has changed under its name.
+    (run / "run.json").write_text(json.dumps({**facts, "prompts": "0" * 64}))
+    with pytest.raises(ArtifactError, match=f"prompts.words: '{'0' * 64}' -> '{words}'"):
+        train(recipe(prompts="brief-0.3"), run)
 
 
 def test_after_training_only_what_a_change_touches_is_done_again(on_files):

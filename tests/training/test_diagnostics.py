@@ -172,6 +172,7 @@ GOOD = {
     "estimator/entropy": 2.0,
     "coevolve/reasoning_gain": 0.01,
     "coevolve/reasoning_gain_control": -0.01,
+    "coevolve/content_share": 0.5,
     "coevolve/leak": 0.9,
     "coevolve/drift": 1.0,
     "coevolve/phase": "connector_rl",
@@ -188,6 +189,7 @@ BAD = {
     "estimator/entropy": (0, "estimator_rl.temperature"),
     "coevolve/reasoning_gain": (0.0, "no more likely"),
     "coevolve/reasoning_gain_control": (0.0, "another example does not hurt"),
+    "coevolve/content_share": (0.49, "cold_start.connector"),
     "coevolve/leak": (0.91, "91% of the responses' words"),
     "coevolve/drift": (1.01, "1.01 nats per token"),
 }

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from coevolve.errors import ContentError
 from coevolve.training.run import train
 
 # The estimator knows one reasoning only, so that it minds what a spoilt connector writes.
@@ -63,6 +64,26 @@ def test_what_a_connector_on_probation_wrote_goes_with_it(harmed):
     assert set(reasonings(folder, "cold-start-gate")) == {REASONING}
     assert gates[0]["after"] > 1.05 * gates[0]["before"]  # by what it writes, and nothing else
     assert set(reasonings(folder, "trained")) == {REASONING}
+
+
+def test_a_connector_that_says_nothing_stops_before_rl(recipe_of, tmp_path, capsys):
+    """The run can go on once its recipe asks for less."""
+    rl = {"steps": 1, "learning_rate": 1e-5, "train_batch_size": 4, "num_generations": 2}
+    rounds = {"count": 1, "phases": ["connector_rl"]}
+
+    def recipe(least):
+        untrained = {"steps": 1, "learning_rate": 1e-6, "train_batch_size": 4}
+        return recipe_of(
+            **{**SMALL, "cold_start": {"connector": untrained, "estimator": untrained}},
+            rounds=rounds,
+            connector_rl={**rl, "max_completion_length": 4, "least_content": least},
+        )
+
+    with pytest.raises(ContentError, match=r"^0% of .* asks for 40% .*least_content to 0 to go on"):
+        train(recipe(0.4), tmp_path / "run")
+    assert capsys.readouterr().err.count("warning: Only 0% of the connector's held-out") == 1
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+    assert len(train(recipe(0.0), tmp_path / "run")["gates"]) == 1
 
 
 def test_so_much_worse_as_the_recipe_tolerates_is_kept(harmed, run):
