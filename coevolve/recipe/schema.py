@@ -234,6 +234,11 @@ class Recipe(Section):
     model: Model
     traces: Traces = Traces()
     cold_start: ColdStart
+    p_none: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Reasoning dropout: the probability that the estimator's SFT, or the golden term of its RL,
+    asks for a response without reasoning, in the baseline's prompt; drawn anew at each visit of a
+    row. So one estimator is trained as q2(y | x, r) and as q2(y | x).
+    """
     rounds: Rounds = Rounds()
     connector_rl: ConnectorRl | None = None
     connector_sft: Sft | None = None

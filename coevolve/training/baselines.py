@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from coevolve.recipe import Recipe
 from coevolve.scoring.roles import ESTIMATOR, ROLES, Role
 from coevolve.training.context import Context
-from coevolve.training.phases import estimator_rows, sft
+from coevolve.training.engines import Rows
+from coevolve.training.phases import estimator_rows, rows_of_estimator, sft
 from coevolve.training.schedule import Budget
 from coevolve.training.state import COLD, UNTRAINED, RunState
 
@@ -29,7 +30,8 @@ def without_corl(context: Context, state: RunState, part: int) -> None:
     if part == 1 and state.segment is None:
         go_back(context, state, COLD)
     state.where = {"coevolve/phase": "without_corl"}
-    _continue(context, state, "without_corl", part, context.traces)
+    rows = rows_of_estimator(context, "without_corl", context.traces)
+    _continue(context, state, "without_corl", part, rows)
 
 
 def without_reasoning_cold(context: Context, state: RunState) -> None:
@@ -37,24 +39,22 @@ def without_reasoning_cold(context: Context, state: RunState) -> None:
     if state.segment is None:
         go_back(context, state, UNTRAINED, (ESTIMATOR,))
     state.where = {"coevolve/phase": "without_reasoning"}
-    rows = estimator_rows(context.estimator, context.train, [None] * len(context.train))
     name, title = "cold_without_reasoning", "without_reasoning: estimator SFT"
     settings = context.recipe.cold_start.estimator
-    sft(context, state, ESTIMATOR, name, title, rows, settings, carry=False)
+    sft(context, state, ESTIMATOR, name, title, _direct(context), settings, carry=False)
 
 
 def without_reasoning(context: Context, state: RunState, part: int) -> None:
     """q2(y | x), trained as long as the pair."""
-    _continue(context, state, "without_reasoning", part, [None] * len(context.train))
+    _continue(context, state, "without_reasoning", part, _direct(context))
 
 
-def _continue(
-    context: Context,
-    state: RunState,
-    label: str,
-    part: int,
-    reasoning: Sequence[str | None],
-) -> None:
+def _direct(context: Context) -> Rows:
+    """x -> y."""
+    return estimator_rows(context.estimator, context.train, [None] * len(context.train))
+
+
+def _continue(context: Context, state: RunState, label: str, part: int, rows: Rows) -> None:
     """SFT of the estimator for as many further updates as the rounds gave it, whether by SFT or by
     RL.
 
@@ -65,7 +65,6 @@ def _continue(
     steps = state.rounds[part - 1] if parts == len(state.rounds) else sum(state.rounds)
     if steps:
         settings = recipe.estimator_sft or recipe.cold_start.estimator
-        rows = estimator_rows(context.estimator, context.train, reasoning)
         title = f"{label}: estimator SFT, part {part} of {parts}"
         budget = Budget(steps, schedule=steps)
         sft(context, state, ESTIMATOR, label, title, rows, settings, budget)

@@ -18,11 +18,11 @@ from coevolve.recipe.rounds import Kind
 from coevolve.registry import Registry, users_code
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
-from coevolve.seeds import derive_seed
+from coevolve.seeds import SEEDS, derive_seed
 from coevolve.training import gate
 from coevolve.training.context import Context
 from coevolve.training.distributed.processes import Interrupted
-from coevolve.training.engines import Lazy, RewardFunction, SftRow, run_sft, steps_of
+from coevolve.training.engines import Lazy, RewardFunction, Rows, SftRow, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.plans import planned
 from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
@@ -42,37 +42,68 @@ Show = Callable[[int, str], dict[str, Any]]
 
 def connector_rows(
     estimator: ProbabilityEstimator, examples: Sequence[Example], traces: Sequence[str]
-) -> Sequence[SftRow]:
+) -> Rows:
     """x -> r."""
     render = estimator.connector_renderer
 
-    def row(index: int) -> SftRow:
+    def row(index: int, form: int | None) -> SftRow:
         prompt = render.connector(examples[index])
         return SftRow(render.prompt_ids(prompt), render.response_ids(traces[index]))
 
-    return Lazy(len(examples), row)
+    return Rows(len(examples), row)
 
 
 def estimator_rows(
-    estimator: ProbabilityEstimator, examples: Sequence[Example], reasoning: Sequence[str | None]
-) -> Sequence[SftRow]:
-    """(x, features of r) -> y; with a reasoning of None, x -> y."""
+    estimator: ProbabilityEstimator,
+    examples: Sequence[Example],
+    reasoning: Sequence[str | None],
+    *,
+    p_none: float = 0.0,
+    seed: int = 0,
+) -> Rows:
+    """(x, features of r) -> y; with a reasoning of None, x -> y.
+
+    Args:
+        p_none: the probability, drawn by `seed` at each visit, that a row is met without reasoning.
+    """
     render, responses = estimator.renderer, golden_responses(examples)
 
-    def row(index: int) -> SftRow:
-        prompt = render.estimator(examples[index], reasoning[index])
+    def row(index: int, form: int | None) -> SftRow:
+        prompt = render.estimator(examples[index], None if form is None else reasoning[index])
         return SftRow(render.prompt_ids(prompt), render.response_ids(responses[index]))
 
-    return Lazy(len(examples), row)
+    def form(index: int, place: int) -> int | None:
+        return None if derive_seed(seed, place) < p_none * SEEDS else 0
+
+    return Rows(len(examples), row, form)
+
+
+def rows_of_estimator(
+    context: Context,
+    name: str,
+    reasoning: Sequence[str | None],
+    examples: Sequence[Example] | None = None,
+) -> Rows:
+    """As the recipe has the estimator trained, with reasoning dropout.
+
+    Args:
+        name: of the training; each has draws of its own.
+        examples: by default all that are trained on.
+    """
+    recipe, seed = context.recipe, derive_seed(context.recipe.seed, name, "without reasoning")
+    examples = context.train if examples is None else examples
+    return estimator_rows(context.estimator, examples, reasoning, p_none=recipe.p_none, seed=seed)
 
 
 def cold_start(context: Context, state: RunState, role: Role) -> None:
     """SFT of a role on the teacher's reasonings, before the first round."""
     state.where = {"coevolve/round": 0, "coevolve/phase": "cold_start"}
-    build = connector_rows if role == CONNECTOR else estimator_rows
-    rows = build(context.estimator, context.train, context.traces)
-    settings = getattr(context.recipe.cold_start, role)
     name, title = f"cold_{role}", f"cold start: {role} SFT"
+    if role == CONNECTOR:
+        rows = connector_rows(context.estimator, context.train, context.traces)
+    else:
+        rows = rows_of_estimator(context, name, context.traces)
+    settings = getattr(context.recipe.cold_start, role)
     sft(context, state, role, name, title, rows, settings, carry=False)
 
 
@@ -132,7 +163,8 @@ def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> Non
 
 def estimator_sft(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
     """Phase c: SFT of the estimator with the reasonings that it will meet."""
-    rows = estimator_rows(context.estimator, *_refreshed(context, state))
+    examples, reasoning = _refreshed(context, state)
+    rows = rows_of_estimator(context, scheduled.phase.name, reasoning, examples)
     _sft_of_round(context, state, ESTIMATOR, scheduled, rows, context.recipe.estimator_sft)
 
 
@@ -163,7 +195,7 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     rewards = PhaseRewards(
         "estimator_rl.rewards", settings.rewards, ESTIMATOR_REWARDS, read, context.processes
     ).functions()
-    rows = estimator_rows(context.estimator, examples, reasoning)
+    rows = rows_of_estimator(context, scheduled.phase.name, reasoning, examples)
     order = np.random.default_rng(derive_seed(context.recipe.seed, "golden")).permutation(len(rows))
 
     def show(index: int, completion: str) -> dict[str, Any]:
@@ -179,7 +211,11 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         rewards,
         settings,
         show,
-        golden_rows=Lazy(len(rows), lambda index: rows[order[index]]),
+        golden_rows=Rows(
+            len(rows),
+            lambda index, form: rows.make(order[index], form),
+            lambda index, place: rows.form(order[index], place),
+        ),
         golden_nll_weight=settings.golden_nll_weight,
         needs_reference=settings.rewards.asks_reference,
     )
@@ -191,7 +227,7 @@ def sft(
     role: Role,
     name: str,
     title: str,
-    rows: Sequence[SftRow],
+    rows: Rows,
     settings: Sft,
     budget: Budget | None = None,
     *,
@@ -252,7 +288,7 @@ def _sft_of_round(
     state: RunState,
     role: Role,
     scheduled: ScheduledPhase,
-    rows: Sequence[SftRow],
+    rows: Rows,
     settings: Sft | None,
 ) -> None:
     assert settings is not None

@@ -248,7 +248,9 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
         role: Origin(**{**origin, "base": _base(folder, origin["base"])})
         for role, origin in origins.items()
     }
-    return check_recipe(run["recipe"], str(folder / RUN)), restored, run
+    # Before version 0.4 there was no reasoning dropout.
+    recipe = check_recipe({"p_none": 0.0, **run["recipe"]}, str(folder / RUN))
+    return recipe, restored, run
 
 
 def _base(folder: Path, base: Mapping[str, Any]) -> Base:
