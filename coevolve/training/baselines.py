@@ -8,7 +8,7 @@ from coevolve.training.context import Context
 from coevolve.training.engines import Rows
 from coevolve.training.phases import estimator_rows, rows_of_estimator, sft
 from coevolve.training.schedule import Budget
-from coevolve.training.state import COLD, UNTRAINED, RunState
+from coevolve.training.state import COLD, DIRECT, UNTRAINED, RunState
 
 
 def baseline_parts(recipe: Recipe) -> int:
@@ -30,14 +30,16 @@ def without_corl(context: Context, state: RunState, part: int) -> None:
     if part == 1 and state.segment is None:
         go_back(context, state, COLD)
     state.where = {"coevolve/phase": "without_corl"}
-    rows = rows_of_estimator(context, "without_corl", context.traces)
+    reasoning = state.cold_reasoning or context.traces
+    rows = rows_of_estimator(context, "without_corl", reasoning)
     _continue(context, state, "without_corl", part, rows)
 
 
 def without_reasoning_cold(context: Context, state: RunState) -> None:
-    """The cold start of q2(y | x)."""
+    """The cold start of q2(y | x), on top of the direct one if there is one."""
     if state.segment is None:
-        go_back(context, state, UNTRAINED, (ESTIMATOR,))
+        begun = DIRECT if context.recipe.cold_start.direct else UNTRAINED
+        go_back(context, state, begun, (ESTIMATOR,))
     state.where = {"coevolve/phase": "without_reasoning"}
     name, title = "cold_without_reasoning", "without_reasoning: estimator SFT"
     settings = context.recipe.cold_start.estimator
