@@ -3,7 +3,6 @@ reasonings of connectors that were not trained on the examples.
 """
 
 import json
-import random
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from coevolve.errors import RecipeError
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
 from coevolve.training import baselines, cold_start, loop, phases
 from coevolve.training.distributed.processes import Interrupted
+from coevolve.training.distributed.stopping import Stop
 from coevolve.training.run import train
 from coevolve.training.state import RunState
 
@@ -160,32 +160,50 @@ SMALL = {
     "estimator_rl": {"steps": 2},
     "evaluation": {"marginal_samples": 0},
     "baselines": {"without_corl": True, "without_reasoning": True},
-    "checkpoints": {"every_steps": 1, "every_minutes": 1e-6},
+    "checkpoints": {"every_minutes": 1e-6},
 }
 
 
+def newest(folder):
+    return max((folder / "checkpoints").glob("[0-9]*"))
+
+
+class AtCheckpoint(Stop):
+    """A signal as soon as there is a checkpoint of that name."""
+
+    def __init__(self, folder, name):
+        super().__init__()
+        self.folder, self.name = folder, name
+
+    @property
+    def requested(self):
+        there = list((self.folder / "checkpoints").glob(f"*-{self.name}"))
+        self.reason = "the test" if there else None
+        return bool(there)
+
+
 def test_the_new_stages_resume_to_the_bit_and_the_baselines_are_trained_as_long(
-    recipe_of, tmp_path, stop_after, monkeypatch
+    recipe_of, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(phases, "REFRESHED_AT_ONCE", 4)
-    recipe, rng, places = recipe_of(**SMALL), random.Random(3), set()
+    recipe = recipe_of(**SMALL)
     results = train(recipe, tmp_path / "whole")
-    while True:
-        try:
-            again = train(recipe, tmp_path / "run", stop=stop_after(rng.randrange(20, 90)))
-            break
-        except Interrupted:
-            status = json.loads((tmp_path / "run" / "status.json").read_text())
-            states = sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-            halfway = bool(json.loads((states[-1] / "state.json").read_text())["texts"])
-            places.add((status["stage"], halfway))
-    assert ("cold-start-connector-1-writes", True) in places or (
+    for name in (
+        "cold-start-connector-2-step-1",
         "cold-start-connector-2-writes",
-        True,
-    ) in places
+        "cold-start-direct-step-2",
+        "cold-start-estimator-step-1",
+    ):
+        with pytest.raises(Interrupted):
+            train(recipe, tmp_path / "run", stop=AtCheckpoint(tmp_path / "run", name))
+        saved = json.loads((newest(tmp_path / "run") / "state.json").read_text())
+        assert saved["stage"] == name.partition("-step")[0] and saved["stage"] not in saved["done"]
+        # It was left in the middle of the writing.
+        assert (0 < len(saved["texts"]) < 18) == name.endswith("writes")
+    again = train(recipe, tmp_path / "run")
     assert again["perplexity"] == results["perplexity"] and again["gates"] == results["gates"]
     final = [
-        json.loads((max((tmp_path / name / "checkpoints").iterdir()) / "state.json").read_text())
+        json.loads((newest(tmp_path / name) / "state.json").read_text())
         for name in ("whole", "run")
     ]
     for name in ("reasoning", "cold_reasoning", "progress", "updates", "done"):
