@@ -2,8 +2,11 @@
 
 import hashlib
 
+SEEDS = 2**31
+"""So many there are, from 0, and `derive_seed` gives each as often."""
+
 
 def derive_seed(seed: int, *labels: str | int) -> int:
-    """A seed below 2**31 for the part of the run that `labels` name."""
+    """A seed for the part of the run that `labels` name."""
     text = ":".join(map(str, (seed, *labels)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

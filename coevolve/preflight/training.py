@@ -131,6 +131,12 @@ def _division(draft: Training) -> None:
     draft.data = divide(draft.recipe, draft.corpus, draft.sifted)
 
 
+def _cross_fitting(draft: Training) -> None:
+    settings = draft.recipe.cold_start.refresh
+    if problem := settings and settings.too_few(len(draft.data.train)):
+        raise RecipeError(problem)
+
+
 def _rl_room(draft: Training) -> Iterator[CoevolveError]:
     """Prompts, completions and what they are scored by, against the base models' room."""
     recipe, render = draft.recipe, draft.renderers[ESTIMATOR]
@@ -261,6 +267,7 @@ TRAINING: Sequence[Check[Training]] = (
     Check("teacher", _teacher),
     Check("lengths", _lengths, ("corpus", "renderers")),
     Check("division of the data", _division, ("sifted",)),
+    Check("cross-fitting", _cross_fitting, ("data",)),
     Check("room for reinforcement learning", _rl_room, ("data",)),
     Check("traces", _traces, ("data",)),
     Check("responses", _responses, ("data",)),

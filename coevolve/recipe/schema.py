@@ -122,30 +122,72 @@ class Traces(Section):
         return self
 
 
-class ColdStart(Section):
-    """SFT of both models on the traces."""
-
-    connector: Sft
-    estimator: Sft
-
-
-class Refresh(Section):
-    """Phase b: the connector writes anew the reasonings that the estimator will be trained on."""
+class Writing(Section):
+    """How the connector writes reasonings that the estimator will be trained with."""
 
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """0 is greedy; otherwise sampled, seeded by run and round."""
-    examples: Positive | None = None
-    """So many training examples, drawn by seed; None is all of them."""
+    samples: Annotated[int, Field(gt=0, le=10_000)] = 1
+    """So many reasonings of each example, which are met in turn, pass after pass."""
     trace_share: Fraction = 0.0
     """Share of the examples that keep the teacher's r* instead."""
 
     @model_validator(mode="after")
-    def _divides_logits(self) -> "Refresh":
+    def _can_be_written(self) -> "Writing":
         if 0 < self.temperature < 0.01:
             raise ValueError(
                 f"temperature is {self.temperature!r}; accepted are 0 (greedy) and 0.01 to 100"
             )
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(
+                f"samples is {self.samples} and temperature 0: all of them would be alike. Set a temperature, such as "
+                "0.7, or samples: 1"
+            )
         return self
+
+
+class CrossFit(Writing):
+    """Before the estimator's cold start, connectors write reasonings for the examples that they
+    were not trained on: such as the estimator will meet.
+    """
+
+    cross_fit: Annotated[int, Field(ge=2, le=100)] = 2
+    """Parts of the examples, by seed. A connector that was trained on all others, as by
+    `cold_start.connector`, writes for each.
+    """
+    connector: Literal["all", "last"] = "all"
+    """Which connector goes on: one trained on all examples, or the last that wrote, at no cost."""
+
+    def too_few(self, examples: int) -> str | None:
+        """What is wrong with so many examples to be divided."""
+        if examples >= self.cross_fit:
+            return None
+        return (
+            f"cold_start.refresh.cross_fit: found {self.cross_fit}; {examples} training examples cannot be divided "
+            "into so many parts. Lower it, or leave cold_start.refresh out."
+        )
+
+
+class ColdStart(Section):
+    """SFT of both models before the first round: of the connector on the teacher's traces, of the
+    estimator on them or on what `refresh` wrote.
+    """
+
+    connector: Sft
+    refresh: CrossFit | None = None
+    """For example {samples: 2, temperature: 0.7}. None is the traces themselves."""
+    direct: Sft | None = None
+    """The estimator as q(y | x), without reasoning, before it learns to read any. The baseline
+    without reasoning begins with the same.
+    """
+    estimator: Sft
+
+
+class Refresh(Writing):
+    """Phase b: the connector writes anew the reasonings that the estimator will be trained on."""
+
+    examples: Positive | None = None
+    """So many training examples, drawn by seed; None is all of them."""
 
 
 class Baselines(Section):
@@ -153,7 +195,7 @@ class Baselines(Section):
 
     without_corl: bool = True
     """Cold start only, the estimator trained on for as many updates as in the rounds, on the
-    teacher's traces.
+    reasonings of the cold start.
     """
     without_reasoning: bool = True
     """q2(y | x) trained alone, with as many updates and the same learning rates."""
@@ -236,6 +278,11 @@ class Recipe(Section):
     model: Model
     traces: Traces = Traces()
     cold_start: ColdStart
+    p_none: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Reasoning dropout: the probability that the estimator's SFT, or the golden term of its RL,
+    asks for a response without reasoning, in the baseline's prompt; drawn anew at each visit of a
+    row. So one estimator is trained as q2(y | x, r) and as q2(y | x).
+    """
     rounds: Rounds = Rounds()
     connector_rl: ConnectorRl | None = None
     connector_sft: Sft | None = None

@@ -250,7 +250,7 @@ def _read(path: Path, model: type[Model]) -> Model:
 def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, Weights]) -> None:
     """Raise ArtifactError unless the weights that a run goes on with are there, alike and finite."""
     held = {"": True, "best-": state.gate is not None, "cold-": "cold-start-gate" in state.done}
-    held["trained-"] = "trained" in state.done
+    held |= {"direct-": "cold-start-direct" in state.done, "trained-": "trained" in state.done}
     for role in get_args(RoleName):
         for group in [f"{prefix}{role}" for prefix, there in held.items() if there]:
             file, weights = path / f"{group}.safetensors", tensors.get(group)

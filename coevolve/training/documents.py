@@ -22,6 +22,10 @@ OfRoles = Annotated[dict[RoleName, T], Field(min_length=2)]
 Nothing = Annotated[dict[str, JsonValue], Field(max_length=0)]
 
 
+Written = str | Annotated[list[str], Field(min_length=1)]
+"""What there is of reasonings of one example: one, or several that are met in turn."""
+
+
 class BaseOfRun(Part):
     """`coevolve.scoring.origins.Base`."""
 
@@ -148,7 +152,7 @@ class GateState(Part):
     verdicts: list[Verdict]
     held_out: EvaluatedExamples
     """Of the best pair."""
-    best_reasoning: list[str]
+    best_reasoning: list[Written]
     best_chosen: Annotated[list[Count], Field(min_length=1)]
     reasoning: list[str | None]
     """The connector's last for the held-out examples, after `written` updates of it."""
@@ -232,8 +236,10 @@ class CheckpointState(Document):
     segment: SegmentState | None
     texts: list[str]
     """What a phase under way has written so far."""
-    reasoning: Annotated[list[str], Field(min_length=1)]
+    reasoning: Annotated[list[Written], Field(min_length=1)]
     """Of each training example, what the estimator is trained with."""
+    cold_reasoning: list[Written] = Field(default_factory=list)
+    """The same in its cold start, where that was not the teacher's; absent before version 0.4."""
     chosen: Annotated[list[Count], Field(min_length=1)]
     """The training examples that the last refresh drew."""
     updates: OfRoles[Count]

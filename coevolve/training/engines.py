@@ -82,6 +82,32 @@ class Lazy(Sequence[T]):
         return self._make(int(index))
 
 
+class Rows(Lazy[SftRow]):
+    """What SFT is over. A row may have several forms, of which each visit meets one.
+
+    Args:
+        count: N.
+        make: from a row's index and form to the row.
+        form: from a row's index and its place in the order of all visits to the form met there; by
+            default there is one.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        make: Callable[[int, int | None], SftRow],
+        form: Callable[[int, int], int | None] = lambda index, place: 0,
+    ):
+        super().__init__(count, lambda index: make(index, 0))
+        self.make, self.form = make, form
+
+    def visited(self, order: Sequence[int], first: int) -> tuple[list[SftRow], list[int]]:
+        """The rows met at the places from `first` on, each once, and which of them at each place."""
+        met = [(index, self.form(index, place)) for place, index in enumerate(order, first)]
+        numbers = {seen: number for number, seen in enumerate(dict.fromkeys(met))}
+        return [self.make(*seen) for seen in numbers], [numbers[seen] for seen in met]
+
+
 @dataclass
 class Segment:
     """A training phase under way: where it begins, or how far it came.
@@ -201,11 +227,11 @@ def order_of_rows(rows: int, count: int, seed: int) -> np.ndarray:
     return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:count]
 
 
-def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> Segment:
+def run_sft(plan: Plan, rows: Rows, settings: Sft) -> Segment:
     """Fine-tune the role on `rows`, from the segment's step to the end."""
-    order = order_of_rows(len(rows), plan.steps * settings.train_batch_size, plan.seed)
-    order = order[plan.segment.step * settings.train_batch_size :]
-    used, places = np.unique(order, return_inverse=True)
+    first, end = (step * settings.train_batch_size for step in (plan.segment.step, plan.steps))
+    order = order_of_rows(len(rows), end, plan.seed)[first:]
+    used, places = rows.visited(order.tolist(), first)
     with trainer_of(plan) as (model, scratch):
         return train(
             RoleSFTTrainer(
@@ -216,11 +242,11 @@ def run_sft(plan: Plan, rows: Sequence[SftRow], settings: Sft) -> Segment:
                     packing=False,
                     dataset_kwargs={"skip_prepare_dataset": True},
                 ),
-                train_dataset=Dataset.from_list([rows[index].columns() for index in used]),
+                train_dataset=Dataset.from_list([row.columns() for row in used]),
                 processing_class=plan.renderer.tokenizer,
                 callbacks=[plan.callback],
                 plan=plan,
-                order=places,
+                order=np.array(places),
             )
         )
 

@@ -15,8 +15,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from coevolve.scoring.roles import ROLES
-from coevolve.training import baselines, gate, results
+from coevolve.training import baselines, cold_start, gate, results
 from coevolve.training.context import Context
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.evaluation import (
@@ -25,7 +24,7 @@ from coevolve.training.evaluation import (
     evaluate_oracle,
     evaluate_split,
 )
-from coevolve.training.phases import cold_start, run_phase
+from coevolve.training.phases import run_phase
 from coevolve.training.saving import save, save_if_cheap
 from coevolve.training.schedule import scheduled_phases
 from coevolve.training.state import COLD, TRAINED, RunState
@@ -68,8 +67,7 @@ def run(context: Context, state: RunState) -> dict[str, Any]:
 def stages(context: Context) -> list[Stage]:
     """The whole run, in order."""
     return [
-        *(Stage(f"cold-start-{role}", cold_start, (role,)) for role in ROLES),
-        Stage("cold-start-gate", gate.start),
+        *_cold_start(context),
         *_rounds(context),
         Stage("trained", end_training),
         *_evaluation(context, "full"),
@@ -85,6 +83,20 @@ def end_training(context: Context, state: RunState) -> None:
     """What comes is measured on the pair as it is, and changes it no more."""
     state.keep(TRAINED)
     state.trained_updates = dict(state.updates)
+
+
+def _cold_start(context: Context) -> list[Stage]:
+    settings, stages = context.recipe.cold_start, []
+    for part in range(settings.refresh.cross_fit if settings.refresh else 0):
+        name = f"cold-start-connector-{part + 1}"
+        stages.append(Stage(name, cold_start.cross_fit, (part,)))
+        stages.append(Stage(f"{name}-writes", cold_start.cross_write, (part,)))
+    if settings.refresh is None or settings.refresh.connector == "all":
+        stages.append(Stage("cold-start-connector", cold_start.connector))
+    if settings.direct:
+        stages.append(Stage("cold-start-direct", cold_start.direct))
+    stages.append(Stage("cold-start-estimator", cold_start.estimator))
+    return [*stages, Stage("cold-start-gate", gate.start)]
 
 
 def _rounds(context: Context) -> list[Stage]:

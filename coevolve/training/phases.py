@@ -15,14 +15,16 @@ from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import Grpo
 from coevolve.recipe.rounds import Kind
+from coevolve.recipe.schema import Writing
 from coevolve.registry import Registry, users_code
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
-from coevolve.seeds import derive_seed
+from coevolve.seeds import SEEDS, derive_seed
 from coevolve.training import gate
 from coevolve.training.context import Context
 from coevolve.training.distributed.processes import Interrupted
-from coevolve.training.engines import Lazy, RewardFunction, SftRow, run_sft, steps_of
+from coevolve.training.documents import Written
+from coevolve.training.engines import Lazy, RewardFunction, Rows, SftRow, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.plans import planned
 from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
@@ -42,38 +44,68 @@ Show = Callable[[int, str], dict[str, Any]]
 
 def connector_rows(
     estimator: ProbabilityEstimator, examples: Sequence[Example], traces: Sequence[str]
-) -> Sequence[SftRow]:
+) -> Rows:
     """x -> r."""
     render = estimator.connector_renderer
 
-    def row(index: int) -> SftRow:
+    def row(index: int, form: int | None) -> SftRow:
         prompt = render.connector(examples[index])
         return SftRow(render.prompt_ids(prompt), render.response_ids(traces[index]))
 
-    return Lazy(len(examples), row)
+    return Rows(len(examples), row)
 
 
 def estimator_rows(
-    estimator: ProbabilityEstimator, examples: Sequence[Example], reasoning: Sequence[str | None]
-) -> Sequence[SftRow]:
-    """(x, features of r) -> y; with a reasoning of None, x -> y."""
+    estimator: ProbabilityEstimator,
+    examples: Sequence[Example],
+    reasoning: Sequence[Written | None],
+    *,
+    p_none: float = 0.0,
+    seed: int = 0,
+) -> Rows:
+    """(x, features of r) -> y; with a reasoning of None, x -> y.
+
+    Args:
+        reasoning: of each example; where there are several, pass after pass meets the next.
+        p_none: the probability, drawn by `seed` at each visit, that a row is met without reasoning.
+    """
     render, responses = estimator.renderer, golden_responses(examples)
 
-    def row(index: int) -> SftRow:
-        prompt = render.estimator(examples[index], reasoning[index])
+    def row(index: int, form: int | None) -> SftRow:
+        written = None if form is None else reasoning[index]
+        text = None if written is None else one_of(written, form or 0)
+        prompt = render.estimator(examples[index], text)
         return SftRow(render.prompt_ids(prompt), render.response_ids(responses[index]))
 
-    return Lazy(len(examples), row)
+    def form(index: int, place: int) -> int | None:
+        if p_none and derive_seed(seed, place) < p_none * SEEDS:
+            return None
+        several = reasoning[index]
+        return place // len(examples) % len(several) if isinstance(several, list) else 0
+
+    return Rows(len(examples), row, form)
 
 
-def cold_start(context: Context, state: RunState, role: Role) -> None:
-    """SFT of a role on the teacher's reasonings, before the first round."""
-    state.where = {"coevolve/round": 0, "coevolve/phase": "cold_start"}
-    build = connector_rows if role == CONNECTOR else estimator_rows
-    rows = build(context.estimator, context.train, context.traces)
-    settings = getattr(context.recipe.cold_start, role)
-    name, title = f"cold_{role}", f"cold start: {role} SFT"
-    sft(context, state, role, name, title, rows, settings, carry=False)
+def one_of(reasoning: Written, turn: int) -> str:
+    """The reasoning, or where there are several the one whose turn it is."""
+    return reasoning[turn % len(reasoning)] if isinstance(reasoning, list) else reasoning
+
+
+def rows_of_estimator(
+    context: Context,
+    name: str,
+    reasoning: Sequence[Written | None],
+    examples: Sequence[Example] | None = None,
+) -> Rows:
+    """As the recipe has the estimator trained, with reasoning dropout.
+
+    Args:
+        name: of the training; each has draws of its own.
+        examples: by default all that are trained on.
+    """
+    recipe, seed = context.recipe, derive_seed(context.recipe.seed, name, "without reasoning")
+    examples = context.train if examples is None else examples
+    return estimator_rows(context.estimator, examples, reasoning, p_none=recipe.p_none, seed=seed)
 
 
 def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
@@ -101,39 +133,61 @@ def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> Non
     """Phase b: the connector, which never sees y, writes the reasonings that the estimator will be
     trained with.
     """
-    settings, train, record = context.recipe.refresh, context.train, context.record
+    settings, train = context.recipe.refresh, context.train
     seed = partial(derive_seed, context.recipe.seed, "refresh", scheduled.round)
     rng = np.random.default_rng(seed())
     count = min(settings.examples or len(train), len(train))
     chosen = np.sort(rng.permutation(len(train))[:count])
     rewritten = chosen[rng.random(count) >= settings.trace_share].tolist()
-    texts, title = state.texts, f"refresh, {len(rewritten)} reasonings"
-    with record.task(title, len(rewritten), key="refresh", where=state.where) as advance:
+    write_reasonings(context, state, rewritten, settings, seed, "refresh")
+    state.chosen = chosen.tolist()
+    gate.note_refresh(state)
+
+
+def write_reasonings(
+    context: Context,
+    state: RunState,
+    rows: Sequence[int],
+    settings: Writing,
+    seed: Callable[..., int],
+    title: str,
+) -> None:
+    """The connector writes the reasonings of some training examples anew.
+
+    Args:
+        rows: indices of the examples.
+        seed: from labels to a seed.
+    """
+    texts, total, record = state.texts, len(rows) * settings.samples, context.record
+    title = f"{title}, {total} reasonings"
+    with record.task(title, total, key="refresh", where=state.where) as advance:
         advance(len(texts))
-        while len(texts) < len(rewritten):
-            part = rewritten[len(texts) : len(texts) + REFRESHED_AT_ONCE]
+        while len(texts) < total:
+            sample, first = divmod(len(texts), len(rows))
+            labels = ("sampling", sample) if sample else ("sampling",)
             texts += context.distributed.reason(
-                [train[index] for index in part],
-                seed=seed("sampling") if settings.temperature else None,
+                [context.train[index] for index in rows[first : first + REFRESHED_AT_ONCE]],
+                seed=seed(*labels) if settings.temperature else None,
                 temperature=settings.temperature or 1.0,
                 progress=advance,
             )
             save_if_due(context, state)
-    state.chosen, state.texts = chosen.tolist(), []
-    for index, text in zip(rewritten, texts, strict=True):
-        state.reasoning[index] = text
+    state.texts = []
+    for place, index in enumerate(rows):
+        written = texts[place :: len(rows)]
+        state.reasoning[index] = written[0] if len(written) == 1 else written
     sections = context.estimator.renderer.prompts.sections
     unparsable = sum(core_features(text, sections) is None for text in texts)
     figures = {"refresh/reasonings": len(texts), "refresh/without_features": unparsable}
     record.log({**state.where, **figures, **(gate.content(context, texts) if texts else {})})
     if unparsable:
         record.say(f"refresh: {unparsable} of {len(texts)} reasonings have no core features")
-    gate.note_refresh(state)
 
 
 def estimator_sft(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
     """Phase c: SFT of the estimator with the reasonings that it will meet."""
-    rows = estimator_rows(context.estimator, *_refreshed(context, state))
+    examples, reasoning = _refreshed(context, state)
+    rows = rows_of_estimator(context, scheduled.phase.name, reasoning, examples)
     _sft_of_round(context, state, ESTIMATOR, scheduled, rows, context.recipe.estimator_sft)
 
 
@@ -151,7 +205,8 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     """
     settings, render = context.recipe.estimator_rl, context.estimator.renderer
     assert settings is not None
-    examples, reasoning = _refreshed(context, state)
+    examples, several = _refreshed(context, state)
+    reasoning = [one_of(texts, scheduled.round - 1) for texts in several]
     read = partial(
         EstimatorBatch,
         context.estimator,
@@ -164,7 +219,7 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     rewards = PhaseRewards(
         "estimator_rl.rewards", settings.rewards, ESTIMATOR_REWARDS, read, context.processes
     ).functions()
-    rows = estimator_rows(context.estimator, examples, reasoning)
+    rows = rows_of_estimator(context, scheduled.phase.name, several, examples)
     order = np.random.default_rng(derive_seed(context.recipe.seed, "golden")).permutation(len(rows))
 
     def show(index: int, completion: str) -> dict[str, Any]:
@@ -180,7 +235,11 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         rewards,
         settings,
         show,
-        golden_rows=Lazy(len(rows), lambda index: rows[order[index]]),
+        golden_rows=Rows(
+            len(rows),
+            lambda index, form: rows.make(order[index], form),
+            lambda index, place: rows.form(order[index], place),
+        ),
         golden_nll_weight=settings.golden_nll_weight,
         needs_reference=settings.rewards.asks_reference,
     )
@@ -192,7 +251,7 @@ def sft(
     role: Role,
     name: str,
     title: str,
-    rows: Sequence[SftRow],
+    rows: Rows,
     settings: Sft,
     budget: Budget | None = None,
     *,
@@ -253,7 +312,7 @@ def _sft_of_round(
     state: RunState,
     role: Role,
     scheduled: ScheduledPhase,
-    rows: Sequence[SftRow],
+    rows: Rows,
     settings: Sft | None,
 ) -> None:
     assert settings is not None
@@ -261,7 +320,7 @@ def _sft_of_round(
     sft(context, state, role, scheduled.phase.name, f"{role} SFT", rows, settings, budget)
 
 
-def _refreshed(context: Context, state: RunState) -> tuple[list[Example], list[str]]:
+def _refreshed(context: Context, state: RunState) -> tuple[list[Example], list[Written]]:
     """The examples that the estimator is trained on after a refresh, and their reasonings."""
     return [context.train[i] for i in state.chosen], [state.reasoning[i] for i in state.chosen]
 

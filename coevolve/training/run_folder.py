@@ -256,8 +256,9 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
         role: Origin(**{**origin, "base": _base(folder, origin["base"])})
         for role, origin in origins.items()
     }
-    recipe = check_recipe(run["recipe"], str(folder / RUN))
-    if "prompts" not in run:  # before version 0.4, whose sets have the old names
+    # Before version 0.4 there was no reasoning dropout, and the prompt sets have the old names.
+    recipe = check_recipe({"p_none": 0.0, **run["recipe"]}, str(folder / RUN))
+    if "prompts" not in run:
         recipe = recipe.model_copy(update={"prompts": began_as(recipe.prompts)})
     return recipe, restored, run
 

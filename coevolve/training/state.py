@@ -25,18 +25,20 @@ from coevolve.training.documents import (
     ScoresOfExamples,
     SegmentState,
     Verdict,
+    Written,
 )
 from coevolve.training.engines import Segment
 from coevolve.training.outcome import Outcome
 
 Pair = dict[Role, Weights]
-COLD, TRAINED = "cold", "trained"
-"""The pair after the cold start, and after the last round."""
+DIRECT, COLD, TRAINED = "direct", "cold", "trained"
+"""The pair when its estimator is a trained q(y | x), after the cold start, and after the last round.
+"""
 UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
 AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "where")
-AS_IT_IS += ("updates", "progress", "rounds", "trained_updates")
+AS_IT_IS += ("updates", "progress", "rounds", "trained_updates", "cold_reasoning")
 """Fields of the state that a checkpoint has under the same name."""
 
 
@@ -78,7 +80,7 @@ class Snapshot:
 
     pair: Pair
     optimizers: Mapping[str, Weights]
-    reasoning: Sequence[str]
+    reasoning: Sequence[Written]
     chosen: Sequence[int]
     held_out: Evaluated
 
@@ -89,7 +91,9 @@ class RunState:
 
     Attributes:
         pair: weights of both roles as they are between two phases.
-        reasoning: for each training example, the one that the estimator is trained with.
+        reasoning: for each training example, the one that the estimator is trained with, or the
+            several.
+        cold_reasoning: as it was in the estimator's cold start; empty where that was the traces.
         chosen: indices of the training examples that the last refresh drew; all of them before the
             first.
         optimizers: optimizer states to go on with, by phase.
@@ -113,7 +117,7 @@ class RunState:
     """
 
     pair: Pair
-    reasoning: list[str]
+    reasoning: list[Written]
     chosen: list[int]
     optimizers: dict[str, Weights] = field(default_factory=dict)
     updates: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
@@ -124,6 +128,7 @@ class RunState:
     stage: str = ""
     segment: Segment | None = None
     texts: list[str] = field(default_factory=list)
+    cold_reasoning: list[Written] = field(default_factory=list)
     best: Snapshot | None = None
     verdicts: list[Verdict] = field(default_factory=list)
     held_out_reasoning: Sequence[str | None] | None = None
@@ -242,7 +247,7 @@ class RunState:
             pair=pair(""),
             optimizers=group("optimizer-"),
             probe=None if saved.probe is None else Evaluated.read(saved.probe),
-            kept={name: pair(f"{name}-") for name in (COLD, TRAINED) if pair(f"{name}-")},
+            kept={name: pair(f"{name}-") for name in (DIRECT, COLD, TRAINED) if pair(f"{name}-")},
             outcome=Outcome.read(saved.outcome, splits),
         )
         if saved.gate is not None:

@@ -216,6 +216,8 @@ def _training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
     """Name and settings of each phase that trains something in this recipe."""
     yield "cold_start.connector", recipe.cold_start.connector
     yield "cold_start.estimator", recipe.cold_start.estimator
+    if recipe.cold_start.direct:
+        yield "cold_start.direct", recipe.cold_start.direct
     # The baselines train by `estimator_sft` also where no round does.
     used = {"estimator_sft", *(phase.name for phase in recipe.rounds.phases if phase.trains)}
     for name in ("connector_rl", "connector_sft", "estimator_sft", "estimator_rl"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from coevolve.data.example import Example
 from coevolve.errors import TooLongError
-from coevolve.prompts import NO_REASONING, core_features
+from coevolve.prompts import core_features
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, REFERENCE, Role
@@ -73,10 +73,12 @@ class ConnectorBatch:
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
-        """N arrays (T,): the same tokens without core features; asked once per example."""
+        """N arrays (T,): the same tokens without reasoning, as reasoning dropout (`p_none`) trains
+        the estimator to predict them; asked once per example.
+        """
         distinct = {example.sample_id: example for example in self.examples}
         examples = list(distinct.values())
-        nothing = [NO_REASONING] * len(examples)
+        nothing = [None] * len(examples)
         scores = self.estimator.token_log_probs(examples, golden_responses(examples), nothing)
         by_id = dict(zip(distinct, scores, strict=True))
         return [by_id[example.sample_id] for example in self.examples]

@@ -32,8 +32,8 @@ from coevolve.training.engines import (
     Plan,
     Resumable,
     RewardFunction,
+    Rows,
     Segment,
-    SftRow,
     order_of_rows,
     train,
     trainer_of,
@@ -47,7 +47,7 @@ def run_grpo(
     rewards: Sequence[tuple[str, RewardFunction, float]],
     settings: Grpo,
     *,
-    golden_rows: Sequence[SftRow] = (),
+    golden_rows: Rows | None = None,
     golden_nll_weight: float = 0.0,
     reference: torch.nn.Module | None = None,
     trainer: "type[RoleGRPOTrainer] | None" = None,
@@ -120,7 +120,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         self,
         *args: Any,
         group: int,
-        golden_rows: Sequence[SftRow],
+        golden_rows: Rows | None,
         golden_nll_weight: float,
         golden_batch: int,
         kl_weight: float,
@@ -262,12 +262,11 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         """
         size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         step, micro_step = divmod(self.micro_step, steps)
-        rows = [
-            self._golden_rows[
-                (step * self._golden_batch + place) % len(self._golden_rows)
-            ].columns()
-            for place in range(self._golden_batch)
-        ]
+        golden = self._golden_rows
+        assert golden is not None  # since the term has a weight
+        visits = range(step * self._golden_batch, (step + 1) * self._golden_batch)
+        of_step, at = golden.visited([visit % len(golden) for visit in visits], visits[0])
+        rows = [of_step[number].columns() for number in at]
         tokens = sum(label != IGNORED for row in rows for label in row["labels"])
         first = (
             micro_step * self.accelerator.num_processes + self.accelerator.process_index

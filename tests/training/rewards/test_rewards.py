@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from coevolve.errors import RecipeError, RewardError
 from coevolve.preflight.dialogues import load_corpus
-from coevolve.prompts import NO_REASONING
 from coevolve.recipe import check_recipe
 from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
 from coevolve.scoring.roles import ESTIMATOR
@@ -259,7 +258,7 @@ def test_the_connectors_rewards_are_the_estimators_own_probabilities(resident):
     asked = [examples[0], examples[1]]
     golden = [example.golden_response for example in asked]
     with_reasoning = estimator.token_log_probs(asked, golden, [example.trace for example in asked])
-    without = estimator.token_log_probs(asked, golden, [NO_REASONING] * 2)
+    without = estimator.token_log_probs(asked, golden, [None] * 2)
     uniform = -math.log(len(render.tokenizer))
     means = [x.mean() for x in with_reasoning]
     gains = [mean - z.mean() for mean, z in zip(means, without, strict=True)]
