@@ -17,13 +17,10 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from coevolve.chat.base import (
@@ -40,6 +37,7 @@ from coevolve.chat.base import (
     require_positive,
     temperature_of,
 )
+from coevolve.chat.pace import Pace, in_threads
 from coevolve.errors import ChatError, RecipeError
 
 _NO_KEY = "none"  # a server without a lock takes any key, but the client insists on one
@@ -48,11 +46,7 @@ _FOR_NOW = (408, 409, 425, 429)
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again, doubled each time
 _LONGEST_ASKED_WAIT = 600.0  # seconds; a server that asks for more is as good as down
 _LONGEST_BODY = 1 << 24  # bytes; no answer is a hundredth of that
-_POLL_SECONDS = 0.5
 _SHOWN = 200  # characters of an unreadable body that an error quotes
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Endpoint:
@@ -121,7 +115,7 @@ class Endpoint:
         self.address, self.model, self.extra = base_url, model, dict(extra)
         self.temperature, self.seed, self.max_tokens = temperature, seed, max_tokens
         self.concurrency, self.retries, self.attempts = concurrency, retries, attempts
-        self.patience, self._pace, self.poll = patience, _Pace(rate_limit), poll
+        self.patience, self._pace, self.poll = patience, Pace(rate_limit), poll
         # The key is always passed: the client would otherwise send whatever OPENAI_API_KEY holds to
         # this address.
         self._client = openai.OpenAI(
@@ -151,7 +145,7 @@ class Endpoint:
         """
         work = _Work(self.patience)
         try:
-            for reply in _in_threads(
+            for reply in in_threads(
                 lambda question: self._reply(question, read, work),
                 questions,
                 self.concurrency,
@@ -326,62 +320,6 @@ class _Work:
                 self.failure = (reply, self._in_a_row)
                 self.stopped.set()
             return self.failure is not None
-
-
-class _Pace:
-    """Lets requests begin no faster than so many a minute, and none before a server is ready again."""
-
-    def __init__(self, per_minute: float | None):
-        self._interval = 0.0 if per_minute is None else 60.0 / per_minute
-        self._next = 0.0
-        self._lock = threading.Lock()
-
-    def wait(self, stop: threading.Event) -> None:
-        """Return when a request may begin, or at once when `stop` is set."""
-        if stop.is_set():
-            return
-        with self._lock:
-            now = time.monotonic()
-            begin = max(now, self._next)
-            self._next = begin + self._interval
-        stop.wait(begin - now)
-
-    def hold(self, seconds: float) -> None:
-        """No request begins for so long."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-
-def _in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], count: int, poll: Poll
-) -> Iterator[Result]:
-    """Results as they come. Unlike an executor's, these threads do not hold up Ctrl-C."""
-    waiting: SimpleQueue[Item] = SimpleQueue()
-    done: SimpleQueue[Future[Result]] = SimpleQueue()
-    for item in items:
-        waiting.put(item)
-
-    def serve() -> None:
-        with suppress(Empty):
-            while True:
-                item, future = waiting.get_nowait(), Future[Result]()
-                try:
-                    future.set_result(work(item))
-                except BaseException as error:
-                    future.set_exception(error)
-                done.put(future)
-
-    for _ in range(min(count, len(items))):
-        threading.Thread(target=serve, name="endpoint", daemon=True).start()
-    for _ in items:
-        yield _next_of(done, poll).result()
-
-
-def _next_of(queue: SimpleQueue[Item], poll: Poll) -> Item:
-    while True:
-        poll()
-        with suppress(Empty):
-            return queue.get(timeout=_POLL_SECONDS)
 
 
 def _read_completion(answer: Any) -> Completion:
