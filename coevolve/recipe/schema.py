@@ -122,6 +122,22 @@ class Traces(Section):
         return self
 
 
+class Posterior(Section):
+    """Reasonings drawn from p(r | x, y), in proportion to q1(r | x) q2(y | x, r), to train on."""
+
+    proposal: Literal["connector", "connector_with_answer", "mixture", "teacher"] = "connector"
+    """Who writes the candidates. `connector`: q1(r | x); `connector_with_answer`: the connector
+    under the teacher's prompt, which shows y; `mixture`: half of them each; `teacher`: the
+    teacher's trace, as if the connector had written it, among q1's own.
+    """
+    samples: Annotated[int, Field(ge=2, le=10_000)] = 8
+    """K, candidates for each example."""
+    resampled: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Reasonings drawn for each example, with replacement."""
+    examples: Positive | None = None
+    """So many training examples, drawn by seed; None is all of them."""
+
+
 class Writing(Section):
     """How the connector writes reasonings that the estimator will be trained with."""
 
@@ -284,6 +300,7 @@ class Recipe(Section):
     row. So one estimator is trained as q2(y | x, r) and as q2(y | x).
     """
     rounds: Rounds = Rounds()
+    posterior: Posterior = Posterior()
     connector_rl: ConnectorRl | None = None
     connector_sft: Sft | None = None
     refresh: Refresh = Refresh()

@@ -242,6 +242,8 @@ class CheckpointState(Document):
     """The same in its cold start, where that was not the teacher's; absent before version 0.4."""
     chosen: Annotated[list[Count], Field(min_length=1)]
     """The training examples that the last refresh drew."""
+    posterior: list[Annotated[tuple[Count, str], Field(strict=False)]] = Field(default_factory=list)
+    """(training example, reasoning) of the last posterior sample; absent before version 0.5."""
     updates: OfRoles[Count]
     """Optimizer steps; in `progress` by the name of the phase, in `rounds` the estimator's in each.
     """
@@ -270,8 +272,9 @@ class CheckpointState(Document):
                 raise ValueError(f"gate.best_reasoning: has {there} of {examples} reasonings")
             if len(self.gate.reasoning) != len(self.gate.held_out.reasoning):
                 raise ValueError("gate: reasoning and held_out are of other examples")
+        chosen["posterior"] = [index for index, _ in self.posterior]
         for name, indices in chosen.items():
-            last = max(indices)
+            last = max(indices, default=0)
             if last >= examples:
                 raise ValueError(f"{name}: there is no example {last}; there are {examples}")
         scored = {split for by_split in self.outcome.scores.values() for split in by_split}

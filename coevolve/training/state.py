@@ -37,7 +37,7 @@ DIRECT, COLD, TRAINED = "direct", "cold", "trained"
 UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
-AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "where")
+AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "posterior", "where")
 AS_IT_IS += ("updates", "progress", "rounds", "trained_updates", "cold_reasoning")
 """Fields of the state that a checkpoint has under the same name."""
 
@@ -96,6 +96,7 @@ class RunState:
         cold_reasoning: as it was in the estimator's cold start; empty where that was the traces.
         chosen: indices of the training examples that the last refresh drew; all of them before the
             first.
+        posterior: (training example, reasoning) of the last posterior sample; a roll-back leaves it.
         optimizers: optimizer states to go on with, by phase.
         updates: optimizer steps taken so far, by role; rolled-back ones count.
         progress: where the next phase of each name goes on in its data, in optimizer steps;
@@ -119,6 +120,7 @@ class RunState:
     pair: Pair
     reasoning: list[Written]
     chosen: list[int]
+    posterior: list[tuple[int, str]] = field(default_factory=list)
     optimizers: dict[str, Weights] = field(default_factory=dict)
     updates: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
     progress: dict[str, int] = field(default_factory=dict)
