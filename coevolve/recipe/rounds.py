@@ -134,7 +134,7 @@ class Phase(Section):
 
 
 PHASES = (
-    *("posterior", "connector_rl", "connector_sft", "refresh", "estimator_sft", "estimator_rl"),
+    *("connector_rl", "connector_sft", "refresh", "estimator_sft", "estimator_rl", "posterior"),
     "evaluate",
 )
 """The names that a phase can have."""

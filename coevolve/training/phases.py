@@ -116,8 +116,16 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     settings, train = context.recipe.connector_rl, context.train
     assert settings is not None  # a recipe has the section of each of its phases
     gate.require_content(context, state, settings.least_content)
-    render, words = context.estimator.connector_renderer, settings.rewards.target_words
-    read = partial(ConnectorBatch, context.estimator, train, target_words=words)
+    render = context.estimator.connector_renderer
+    read = partial(
+        ConnectorBatch,
+        context.estimator,
+        train,
+        target_words=settings.rewards.target_words,
+        token_weighting=settings.rewards.token_weighting,
+        group=settings.num_generations,
+        processes=context.processes,
+    )
     rewards = PhaseRewards(
         "connector_rl.rewards", settings.rewards, CONNECTOR_REWARDS, read, context.processes
     ).functions()

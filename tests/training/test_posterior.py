@@ -165,9 +165,9 @@ def test_a_recipe_trains_both_roles_on_what_was_drawn_and_is_resumed_to_the_bit(
         assert one["posterior/bound"] <= one["posterior/best_log_prob"]
         assert 1 <= one["posterior/effective_samples"] <= 3
     assert [gate["phase"] for gate in whole["gates"]] == ["connector_sft", "estimator_sft"] * 2
-    [last] = (tmp_path / "whole" / "checkpoints").glob("*-round-2-posterior")
+    last = max((tmp_path / "whole" / "checkpoints").glob("*-round-2-posterior"))
     saved = CheckpointState.model_validate_json((last / "state.json").read_text())
-    assert len(saved.posterior) == 36
+    assert len(saved.posterior) == 2 * len({index for index, _ in saved.posterior}) > 30
 
 
 def test_each_role_is_trained_on_the_rows_of_its_source(cold, monkeypatch):
@@ -178,7 +178,7 @@ def test_each_role_is_trained_on_the_rows_of_its_source(cold, monkeypatch):
         ("connector_sft", "estimator_sft"), context.recipe.cold_start.estimator
     )
     context = replace(context, recipe=context.recipe.model_copy(update=settings))
-    state = replace(state, posterior=[(2, "[Features] drawn")], chosen=[1])
+    state = replace(state, posterior=[(2, "[Features] kindness")], chosen=[1])
     render = context.estimator.renderer
 
     def rows(name, on):
@@ -187,7 +187,7 @@ def test_each_role_is_trained_on_the_rows_of_its_source(cold, monkeypatch):
 
     assert rows("connector_sft", None) == rows("connector_sft", "traces")
     assert len(rows("connector_sft", None)) == len(context.train)
-    assert rows("connector_sft", "posterior") == ["[Features] drawn"]
+    assert rows("connector_sft", "posterior") == ["[Features] kindness"]
     assert rows("estimator_sft", None) == [context.train[1].golden_response]
     assert rows("estimator_sft", "posterior") == [context.train[2].golden_response]
 
