@@ -215,10 +215,24 @@ class Baselines(Section):
     """
     without_reasoning: bool = True
     """q2(y | x) trained alone, with as many updates and the same learning rates."""
+    ensemble: Annotated[int, Field(ge=0, le=100)] = 0
+    """Of so many baselines without reasoning, 2 or more: the first is the one above, each further
+    one is trained in the same way from another seed (new adapter, other order of the rows). Their
+    log-mean is what a mixture or marginal of as many parts is fairly compared with.
+    """
     oracle: bool = False
     """Perplexity of the cold-started estimator shown the teacher's own features of the test
     responses: a ceiling.
     """
+
+    @model_validator(mode="after")
+    def _ensemble_has_a_first(self) -> "Baselines":
+        if self.ensemble == 1 or (self.ensemble and not self.without_reasoning):
+            raise ValueError(
+                f"ensemble is {self.ensemble}; accepted are 0, and 2 or more with "
+                "without_reasoning, which is the first of them"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -248,6 +262,16 @@ class Export(Section):
 
     include_base: Literal["auto", "always", "never"] = "auto"
     """`auto` copies the base model in unless it can be had from a hub by its id."""
+    form: Literal["best", "greedy", "none", "marginal", "mixture"] = "best"
+    """How the exported estimator makes one probability of its two models: with one greedy
+    reasoning, without, by the log-mean over K sampled ones, by a mixture of the first two (or,
+    where `samples` is given, of the last and none) whose weight is fitted on the held-out rows. The
+    best is the one with the lowest held-out perplexity.
+    """
+    samples: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """K. 0 is `evaluation.marginal_samples`; where that is 0 too, forms of several reasonings are
+    left aside as they take K times as long, or K is 4 if `form` is `marginal`.
+    """
 
 
 class Checkpoints(Section):

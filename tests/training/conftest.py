@@ -170,7 +170,7 @@ def build_cold(recipe, folder):
         tracer=Tracer(
             *(recipe, corpus, train, estimator.renderer, record, {}),
             date="2026-01-01",
-            poll=lambda: None,
+            poll=processes.stop.poll,
         ),
     )
     state = RunState.begin(context.roles, context.traces)
