@@ -191,7 +191,7 @@ def test_the_new_stages_resume_to_the_bit_and_the_baselines_are_trained_as_long(
     for name in (
         "cold-start-connector-2-step-1",
         "cold-start-connector-2-writes",
-        "cold-start-direct-step-2",
+        "cold-start-direct-step-1",
         "cold-start-estimator-step-1",
     ):
         with pytest.raises(Interrupted):
