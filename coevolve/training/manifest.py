@@ -52,7 +52,9 @@ class EstimatorManifest(Document):
     scoring: dict[str, JsonValue] | None = None
     """Ways of scoring that its self-check chose; absent where none was run."""
     reasoning: dict[str, JsonValue]
-    """How reasonings are written: `max_new_tokens`, and words."""
+    """How reasonings are written: `max_new_tokens`, `no_repeat_ngram` (greedy ones have no so many
+    tokens in a row twice; 0 or absent: they may), and words.
+    """
     prompts: dict[str, JsonValue] = Field(description="The prompt set.")
     template_date: str | None = None
     """The day that chat templates which show one show."""
