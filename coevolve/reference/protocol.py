@@ -251,6 +251,7 @@ class _Scorer:
             estimator.roles,
             renderer,
             max_new_tokens=estimator.max_new_tokens,
+            no_repeat_ngram=estimator.no_repeat_ngram,
             token_budget=estimator.token_budget,
         )
         self._estimator.caches = estimator.caches

@@ -165,10 +165,11 @@ def role_entry(
     }
 
 
-def reasoning_entry(max_new_tokens: int) -> dict[str, Any]:
+def reasoning_entry(max_new_tokens: int, no_repeat_ngram: int = 0) -> dict[str, Any]:
     """What a manifest says of reasonings."""
     return {
         "max_new_tokens": max_new_tokens,
+        "no_repeat_ngram": no_repeat_ngram,
         "decoding": "greedy unless a seed is given",
         "shown_to_the_estimator": "the core features only",
     }

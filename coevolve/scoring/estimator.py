@@ -41,6 +41,7 @@ class ProbabilityEstimator:
         renderer: the prompts with the estimator's tokenizer.
         connector_renderer: with the connector's, where that is of another base model.
         max_new_tokens: room for a reasoning.
+        no_repeat_ngram: of a greedy one, as for `generate`.
         token_budget: tokens of one forward pass.
         manifest: what the export said of itself; empty during training.
         poll: called between any two forward passes; what it raises ends the work under way.
@@ -56,6 +57,7 @@ class ProbabilityEstimator:
         renderer: Renderer,
         *,
         max_new_tokens: int,
+        no_repeat_ngram: int = 0,
         connector_renderer: Renderer | None = None,
         token_budget: int = TOKEN_BUDGET,
         manifest: dict[str, Any] | None = None,
@@ -65,6 +67,7 @@ class ProbabilityEstimator:
         self.renderer = renderer
         self.connector_renderer = renderer if connector_renderer is None else connector_renderer
         self.max_new_tokens = max_new_tokens
+        self.no_repeat_ngram = no_repeat_ngram
         self.token_budget = token_budget
         self.manifest = manifest or {}
         self.form = form_of(self.manifest)
@@ -125,6 +128,7 @@ class ProbabilityEstimator:
             renderers[ESTIMATOR],
             connector_renderer=renderers[CONNECTOR],
             max_new_tokens=manifest["reasoning"]["max_new_tokens"],
+            no_repeat_ngram=manifest["reasoning"].get("no_repeat_ngram") or 0,
             token_budget=token_budget,
             manifest=manifest,
         )
@@ -164,9 +168,8 @@ class ProbabilityEstimator:
         """One reasoning r for each example; the response is not looked at.
 
         Args:
-            seed: None for greedy decoding. With a seed, a sample that depends on the seed and on
-                each example's sample_ID only: not on the order, nor on the batch (up to rounding of
-                the logits).
+            seed: None for greedy decoding. With a seed, a sample that depends on it and on each
+                example's sample_ID only, up to rounding of the logits.
             temperature: of the sampling.
         """
         generations = self.generate_reasoning(
@@ -192,6 +195,7 @@ class ProbabilityEstimator:
         self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
         keys, stops = [_key(example.sample_id) for example in examples], self.stop_ids(CONNECTOR)
         sampling = None if seed is None else Sampling(seed, temperature)
+        guard = self.no_repeat_ngram if seed is None else 0  # a sample is one of q1, and stays it
 
         def write(places: Sequence[int]) -> list[Generation]:
             with self.roles.acting(CONNECTOR) as model:
@@ -203,6 +207,7 @@ class ProbabilityEstimator:
                     pad_id=render.tokenizer.pad_token_id,
                     sampling=sampling,
                     keys=[keys[place] for place in places],
+                    no_repeat_ngram=guard,
                     token_budget=self.token_budget,
                     progress=progress,
                     poll=self.poll,
@@ -211,14 +216,12 @@ class ProbabilityEstimator:
         if CONNECTOR not in self.caches:
             return write(range(len(examples)))
         fixed = {"length": self.max_new_tokens, "stop": stops}
-        drawn = [
-            {} if seed is None else {"seed": seed, "temperature": temperature, "key": key}
-            for key in keys
-        ]
+        fixed |= {"no_repeat_ngram": guard} if guard else {}
+        drawn = {} if seed is None else {"seed": seed, "temperature": temperature}
         texts = cached_texts(
             self.caches[CONNECTOR],
             prompts,
-            [fixed | more for more in drawn],
+            [fixed | (drawn and {**drawn, "key": key}) for key in keys],
             lambda places: [(generation.ids, generation.finished) for generation in write(places)],
             progress,
         )

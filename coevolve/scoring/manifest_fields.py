@@ -65,7 +65,12 @@ REASONING: Mapping[str, Check] = {
     "max_new_tokens": (
         "an integer from 1 to 1000000",
         lambda value: type(value) is int and 0 < value <= 1_000_000,
-    )
+    ),
+    # Before version 0.4 there was none.
+    "no_repeat_ngram": (
+        "an integer from 0 to 1000000, or absent",
+        lambda value: value is None or (type(value) is int and 0 <= value <= 1_000_000),
+    ),
 }
 FORM: Mapping[str, Check] = {
     "kind": _one_of("greedy", "marginal", "mixture", "none"),

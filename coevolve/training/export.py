@@ -64,7 +64,7 @@ def export_estimator(
                 "roles": entries,
                 "normalisation": NORMALISATION,
                 "scoring": estimator.scoring_ways,
-                "reasoning": reasoning_entry(estimator.max_new_tokens),
+                "reasoning": reasoning_entry(estimator.max_new_tokens, estimator.no_repeat_ngram),
                 "prompts": estimator.renderer.prompts.to_dict(),
                 **estimator.renderer.shown_date,
                 **estimator.connector_renderer.shown_date,

@@ -54,7 +54,9 @@ class EstimatorManifest(Document):
     scoring: dict[str, JsonValue] | None = None
     """Ways of scoring that its self-check chose; absent where none was run."""
     reasoning: dict[str, JsonValue]
-    """How reasonings are written: `max_new_tokens`, and words."""
+    """How reasonings are written: `max_new_tokens`, `no_repeat_ngram` (greedy ones have no so many
+    tokens in a row twice; 0 or absent: they may), and words.
+    """
     form: ChosenReasoning | None = None
     """By which it scores; absent before version 0.4, and where nothing was trained here: greedy."""
     held_out: dict[str, HeldOut] | None = None

@@ -24,6 +24,7 @@ class DistributedEstimator(ProbabilityEstimator):
             estimator.renderer,
             connector_renderer=estimator.connector_renderer,
             max_new_tokens=estimator.max_new_tokens,
+            no_repeat_ngram=estimator.no_repeat_ngram,
             token_budget=estimator.token_budget,
             poll=estimator.poll,
         )
