@@ -53,6 +53,14 @@ PROGRAMS = [
     ),
     ("club_error", (*TINY, "--n", "6", "--peer-pairs", "4"), "error_ratio"),
     ("self_check", TINY[:6], "ratio"),
+    (
+        "connector_objectives",
+        (
+            *("--steps", "1", "--train", "40", "--test", "8", "--cold", "2", "--sft", "1"),
+            *("--variants", "none", "bound + length"),
+        ),
+        "variants",
+    ),
     ("growth", ("--base", "tiny", *GROWTH), "growth"),
     (
         "qwen3_8b",

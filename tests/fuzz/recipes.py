@@ -133,6 +133,7 @@ PHASE_FORMS = (
     "refresh",
     "estimator_sft",
     "estimator_rl",
+    "posterior",
     "evaluate",
 )
 

@@ -95,6 +95,11 @@ def test_candidates_do_not_depend_on_what_else_is_asked(cold):
     together = module._candidates(context, settings, context.train[:5], 1)
     alone = [module._candidates(context, settings, [x], 1)[0] for x in context.train[:5]]
     assert together == alone
+    before, context.estimator.token_budget = context.estimator.token_budget, 100  # a row or two
+    try:
+        assert module._candidates(context, settings, context.train[:5], 1) == together
+    finally:
+        context.estimator.token_budget = before
     assert any(len({text for text, _ in of}) > 1 for of in together)
 
 
