@@ -248,6 +248,16 @@ class Export(Section):
 
     include_base: Literal["auto", "always", "never"] = "auto"
     """`auto` copies the base model in unless it can be had from a hub by its id."""
+    form: Literal["best", "greedy", "none", "marginal", "mixture"] = "best"
+    """How the exported estimator makes one probability of its two models: with one greedy
+    reasoning, without, by the log-mean over K sampled ones, by a mixture of the first two (or,
+    where `samples` is given, of the last and none) whose weight is fitted on the held-out rows. The
+    best is the one with the lowest held-out perplexity.
+    """
+    samples: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """K. 0 is `evaluation.marginal_samples`; where that is 0 too, forms of several reasonings are
+    left aside as they take K times as long, or K is 4 if `form` is `marginal`.
+    """
 
 
 class Checkpoints(Section):

@@ -152,6 +152,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     facts = training_facts(
         recipe, run["data_fingerprint"], checkpoint.name, saved.state.facts.values()
     )
+    facts |= saved.state.form.values() if saved.state.form else {}
     return export_estimator(folder, estimator, recipe, origins, facts)
 
 

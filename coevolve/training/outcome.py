@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,15 +50,20 @@ class Outcome:
         }
 
     def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
-        """`full/BASELINE` -> split -> ratio of the perplexities, with its standard error."""
+        """`full/BASELINE`, `full_FORM/without_reasoning`, ... -> split -> ratio of the perplexities,
+        with its standard error.
+        """
         ratios: dict[str, dict[str, dict[str, float]]] = {}
-        for baseline in ("without_corl", "without_reasoning", "oracle"):
+        alone = [name for name in self.scores if name.startswith("without_reasoning")]
+        forms = [name for name in self.scores if name.startswith("full")]
+        pairs = [("full", "without_corl"), *product(forms, alone), ("full", "oracle")]
+        for model, baseline in pairs:
             for split, scores in self.scores.get(baseline, {}).items():
-                full = self.scores.get("full", {}).get(split)
+                full = self.scores.get(model, {}).get(split)
                 if full is None or full.sum.shape != scores.sum.shape or full.sum.size < 2:
                     continue
                 ratio = compare_perplexities(full, scores)
-                ratios.setdefault(f"full/{baseline}", {})[split] = {
+                ratios.setdefault(f"{model}/{baseline}", {})[split] = {
                     "ratio": ratio.ratio,
                     "standard_error": ratio.ratio_error,
                 }

@@ -20,6 +20,7 @@ from coevolve.training.documents import (
     CheckpointState,
     EvaluatedExamples,
     Facts,
+    FormOfExport,
     GateState,
     RecordState,
     ScoresOfExamples,
@@ -38,7 +39,7 @@ UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
 AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "posterior", "where")
-AS_IT_IS += ("updates", "progress", "rounds", "trained_updates", "cold_reasoning")
+AS_IT_IS += ("updates", "progress", "rounds", "trained_updates", "cold_reasoning", "form")
 """Fields of the state that a checkpoint has under the same name."""
 
 
@@ -114,6 +115,7 @@ class RunState:
         probe: held-out examples after the cold start, to see how far the estimator drifts.
         kept: pairs by name, to go back to.
         trained_updates: `updates` when training ended; empty before.
+        form: by which the exported estimator scores; None before it is chosen.
         outcome: what was measured.
     """
 
@@ -138,6 +140,7 @@ class RunState:
     probe: Evaluated | None = None
     kept: dict[str, Pair] = field(default_factory=dict)
     trained_updates: dict[Role, int] = field(default_factory=dict)
+    form: FormOfExport | None = None
     outcome: Outcome = field(default_factory=Outcome)
 
     @classmethod

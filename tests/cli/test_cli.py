@@ -69,7 +69,7 @@ def test_given_reasonings(run, tmp_path, capsys):
     public.write_text("{}")
     arguments = remid_arguments(run, tmp_path / "none", "perfect")
     for text, message in (
-        ("sampeld", "accepted are greedy, sampled, marginal:K, and a file"),
+        ("sampeld", "accepted are greedy, sampled, marginal:K, mixture, mixture:W, and a file"),
         (public, "lacks a reason"),
     ):
         assert main([*arguments, "--reasoning", str(text)]) == 2
