@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,9 @@ from coevolve import ProbabilityEstimator
 from coevolve.data.corpus import read_corpus
 from coevolve.errors import ArtifactError, DataError, TooLongError
 from coevolve.information.perplexity import perplexity
+from coevolve.scoring.reasoning import Reasoning
+from coevolve.scoring.scores import Scores
+from coevolve.training import forms
 from coevolve.training.export import export_checkpoint
 from coevolve.training.run import train
 from coevolve.training.tracing import Tracer
@@ -46,6 +50,9 @@ def test_every_figure_is_there(finished):
         "without_corl",
         "without_reasoning",
         "floor",
+        "full_none",
+        "full_mixture",
+        "full_mixture_2",
         "full_marginal_2",
         "without_corl_marginal_2",
     ):
@@ -62,6 +69,8 @@ def test_every_figure_is_there(finished):
             )
             assert ratio["ratio"] == pytest.approx(expected, rel=1e-9)
             assert ratio["standard_error"] > 0
+    for form in ("none", "mixture", "marginal_2", "mixture_2"):
+        assert set(results["ratio"][f"full_{form}/without_reasoning"]) == set(SPLITS)
     assert [gate["phase"] for gate in results["gates"]] == [
         "connector_rl",
         "estimator_sft",
@@ -81,6 +90,64 @@ def test_the_export_scores_as_the_run_did(finished):
     assert perplexity(scores) == pytest.approx(results["perplexity"]["full"]["IDTest"], rel=1e-6)
     held_out = estimator.manifest["training"]["held_out_perplexity"]
     assert held_out["IDTest"] == results["perplexity"]["full"]["IDTest"]
+
+
+def test_the_exported_form_is_the_best_on_held_out_rows(finished):
+    recipe, folder, results = finished
+    estimator = ProbabilityEstimator.from_pretrained(folder / "estimator", device="cpu")
+    held_out = results["held_out"]
+    assert estimator.manifest["held_out"] == held_out
+    assert estimator.manifest["form"] == results["form"] == estimator.form.values()
+    assert set(held_out) == {"none", "greedy", "marginal_2", "mixture", "mixture_2"}
+    assert {found["n"] for found in held_out.values()} == {recipe.data.validation}
+    best = held_out[estimator.form.name]["perplexity"]
+    assert best == min(found["perplexity"] for found in held_out.values())
+    assert best <= held_out["none"]["perplexity"]
+    # Each column of the table is what the exported estimator gives by that form.
+    examples = read_corpus(folder / "world" / "dialogues.json").require("IDTest")
+    responses = [example.golden_response for example in examples]
+    for form in (
+        Reasoning("none"),
+        Reasoning("marginal", 2, recipe.seed),
+        Reasoning("mixture", weight=held_out["mixture"]["weight"]),
+        Reasoning("mixture", 2, recipe.seed, held_out["mixture_2"]["weight"]),
+    ):
+        found = perplexity(estimator.log_prob(examples, responses, form))
+        expected = results["perplexity"][f"full_{form.name}"]["IDTest"]
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ({}, "mixture"),
+        ({"form": "greedy"}, "greedy"),
+        ({"form": "none"}, "none"),
+        ({"form": "marginal"}, "marginal_4"),
+        ({"form": "marginal", "samples": 3}, "marginal_3"),
+        ({"form": "mixture", "samples": 3}, "mixture_3"),
+        ({"samples": 3}, "marginal_3"),
+    ],
+)
+def test_the_recipe_may_name_the_form(recipe_of, build, tmp_path, monkeypatch, asked, chosen):
+    context, state = build(recipe_of(export=asked, evaluation={"marginal_samples": 0}), tmp_path)
+    tokens = np.full(len(context.data.validation), 6)
+    # Greedy is the better one on every other pair of rows, so that a mixture is worth it.
+    good, bad = np.full(tokens.shape, -6.0), np.full(tokens.shape, -12.0)
+    turns = np.arange(tokens.size) // 2 % 2 == 0
+    given = {
+        "none": np.where(turns, good, bad),
+        "greedy": np.where(turns, bad, good),
+        "marginal": good + 1,
+    }
+    monkeypatch.setattr(
+        forms, "score_form", lambda c, x, form, title: Scores(given[form.kind], tokens)
+    )
+    forms.choose_form(context, state)
+    assert state.form.form.form().name == chosen
+    weight = state.form.held_out["mixture"].weight
+    assert weight == pytest.approx(0.5, abs=0.2)
+    assert ("marginal_3" in state.form.held_out) == (asked.get("samples") == 3)
 
 
 def test_any_checkpoint_can_be_exported(finished, tmp_path):
