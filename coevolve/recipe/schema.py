@@ -215,10 +215,24 @@ class Baselines(Section):
     """
     without_reasoning: bool = True
     """q2(y | x) trained alone, with as many updates and the same learning rates."""
+    ensemble: Annotated[int, Field(ge=0, le=100)] = 0
+    """Of so many baselines without reasoning, 2 or more: the first is the one above, each further
+    one is trained in the same way from another seed (new adapter, other order of the rows). Their
+    log-mean is what a mixture or marginal of as many parts is fairly compared with.
+    """
     oracle: bool = False
     """Perplexity of the cold-started estimator shown the teacher's own features of the test
     responses: a ceiling.
     """
+
+    @model_validator(mode="after")
+    def _ensemble_has_a_first(self) -> "Baselines":
+        if self.ensemble == 1 or (self.ensemble and not self.without_reasoning):
+            raise ValueError(
+                f"ensemble is {self.ensemble}; accepted are 0, and 2 or more with "
+                "without_reasoning, which is the first of them"
+            )
+        return self
 
 
 class Evaluation(Section):

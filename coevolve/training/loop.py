@@ -27,6 +27,7 @@ from coevolve.training.evaluation import (
     evaluate_oracle,
     evaluate_split,
 )
+from coevolve.training.outcome import ENSEMBLE
 from coevolve.training.phases import run_phase
 from coevolve.training.saving import save, save_if_cheap
 from coevolve.training.schedule import scheduled_phases
@@ -173,13 +174,20 @@ def _without_corl(context: Context) -> list[Stage]:
 
 
 def _without_reasoning(context: Context) -> list[Stage]:
-    name = "without_reasoning"
-    if not context.recipe.baselines.without_reasoning:
-        return []
-    parts = range(1, baselines.baseline_parts(context.recipe) + 1)
+    recipe, tests, stages = context.recipe, context.data.tests, []
+    size = max(recipe.baselines.ensemble, 1) if recipe.baselines.without_reasoning else 0
+    parts = range(1, baselines.baseline_parts(recipe) + 1)
     evaluate = partial(evaluate_split, without_reasoning=True)
-    return [
-        Stage(f"{name}-0", baselines.without_reasoning_cold),
-        *(Stage(f"{name}-{part}", baselines.without_reasoning, (part,)) for part in parts),
-        *(Stage(f"{name}-{split}", evaluate, (name, split)) for split in context.data.tests),
-    ]
+    for member in range(1, size + 1):
+        name = baselines.member_name(member)
+        if member > 1 and recipe.cold_start.direct:
+            stages.append(Stage(f"{name}-direct", baselines.member_direct, (member,)))
+        stages += [
+            Stage(f"{name}-0", baselines.without_reasoning_cold, (member,)),
+            *(Stage(f"{name}-{p}", baselines.without_reasoning, (p, member)) for p in parts),
+            *(Stage(f"{name}-{split}", evaluate, (name, split)) for split in tests),
+        ]
+    if size > 1:
+        name = f"{ENSEMBLE}{size}"
+        stages += [Stage(f"{name}-{split}", baselines.ensemble, (split,)) for split in tests]
+    return stages

@@ -16,6 +16,9 @@ from coevolve.remid.table import remid_table
 from coevolve.scoring.scores import Scores
 from coevolve.training.documents import OutcomeState, ScoresOfExamples
 
+ENSEMBLE = "without_reasoning_ensemble_"
+"""What the name of an ensemble of baselines begins with; its size follows."""
+
 
 @dataclass
 class Outcome:
@@ -54,7 +57,8 @@ class Outcome:
         with its standard error.
         """
         ratios: dict[str, dict[str, dict[str, float]]] = {}
-        alone = [name for name in self.scores if name.startswith("without_reasoning")]
+        ensembles = [name for name in self.scores if name.startswith(ENSEMBLE)]
+        alone = ["without_reasoning", *ensembles]
         forms = [name for name in self.scores if name.startswith("full")]
         pairs = [("full", "without_corl"), *product(forms, alone), ("full", "oracle")]
         for model, baseline in pairs:
