@@ -261,6 +261,7 @@ def bound_grid(results: BoundResults, model: str) -> Grid:
         "estimate from above.",
         "Outputs: golden and the model's responses in distribution (P) and in the subset (Q).",
         f"R-EMID by {results.form}. scale-adjusted: all factors 1, no unit, for comparing.",
+        *([f"Reasoning: {results.reasoning.form()}."] if results.reasoning else []),
     ]
     title = f"{model}: upper bound of R-EMID, nats per response (without any shift: noise floor)"
     return Grid(["subset", *columns], [Block("", rows)], caption, title)
