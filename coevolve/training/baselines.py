@@ -9,9 +9,9 @@ from coevolve.scoring.reasoning import combine
 from coevolve.scoring.roles import ESTIMATOR, ROLES, Role, Weights
 from coevolve.seeds import derive_seed
 from coevolve.training.context import Context
-from coevolve.training.engines import Rows
 from coevolve.training.outcome import ENSEMBLE
 from coevolve.training.phases import estimator_rows, rows_of_estimator, sft
+from coevolve.training.rows import Rows
 from coevolve.training.schedule import Budget
 from coevolve.training.state import COLD, DIRECT, UNTRAINED, RunState
 

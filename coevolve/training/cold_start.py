@@ -16,7 +16,6 @@ from coevolve.recipe.schema import CrossFit
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
 from coevolve.seeds import derive_seed
 from coevolve.training.context import Context
-from coevolve.training.engines import Rows
 from coevolve.training.phases import (
     connector_rows,
     estimator_rows,
@@ -24,6 +23,7 @@ from coevolve.training.phases import (
     sft,
     write_reasonings,
 )
+from coevolve.training.rows import Rows
 from coevolve.training.state import DIRECT, UNTRAINED, RunState
 
 

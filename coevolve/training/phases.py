@@ -24,7 +24,7 @@ from coevolve.training import gate
 from coevolve.training.context import Context
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.documents import Written
-from coevolve.training.engines import Lazy, RewardFunction, Rows, SftRow, run_sft, steps_of
+from coevolve.training.engines import RewardFunction, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.plans import planned
 from coevolve.training.posterior import posterior
@@ -32,6 +32,7 @@ from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
 from coevolve.training.rewards.phase import PhaseRewards
 from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS
 from coevolve.training.rl.algorithms import run_rl
+from coevolve.training.rows import Lazy, Rows, SftRow
 from coevolve.training.saving import save_if_due
 from coevolve.training.schedule import Budget, ScheduledPhase, budget_of, updates_per_batch
 from coevolve.training.state import RunState

@@ -37,7 +37,8 @@ def full_state():
     }
     return RunState(
         pair=pair(0),
-        reasoning=["kind", "calm"],
+        reasoning=["kind", ["calm", "mild"]],
+        cold_reasoning=[["kind"], "sad"],
         chosen=[1],
         optimizers=optimizer,
         updates=dict.fromkeys(ROLES, 4),
@@ -50,12 +51,12 @@ def full_state():
             2, pair(1)[ROLES[0]], {"own|x": torch.ones(1)}, [{"0|a": torch.ones(1)}], figures
         ),
         texts=["written so far"],
-        best=Snapshot(pair(2), optimizer, ["kind", "sad"], [0], evaluated),
+        best=Snapshot(pair(2), optimizer, [["kind", "warm"], "sad"], [0], evaluated),
         verdicts=[Verdict(round=1, phase="connector_rl", before=2.0, after=None, kept=None)],
         held_out_reasoning=["warm", None],
         held_out_written=3,
         probe=evaluated,
-        kept={"cold": pair(3), "trained": pair(4)},
+        kept={"direct": pair(5), "cold": pair(3), "trained": pair(4)},
         trained_updates=dict.fromkeys(ROLES, 9),
         form=FormOfExport(
             form=ChosenReasoning(kind="mixture", weight=0.25),

@@ -28,17 +28,15 @@ from coevolve.seeds import derive_seed
 from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
 from coevolve.training.engines import (
-    IGNORED,
     Plan,
     Resumable,
     RewardFunction,
-    Rows,
     Segment,
-    order_of_rows,
     train,
     trainer_of,
 )
 from coevolve.training.rl.shared_prompts import SharedPrompts
+from coevolve.training.rows import IGNORED, Rows, order_of_rows
 
 
 def run_grpo(

@@ -28,7 +28,7 @@ from coevolve.errors import ArtifactError, RewardError
 from coevolve.libraries.trl import run_head
 from coevolve.recipe.rl import Grpo, Ppo
 from coevolve.scoring.roles import REFERENCE
-from coevolve.training.engines import IGNORED, Plan
+from coevolve.training.engines import Plan
 from coevolve.training.rl.grpo import RoleGRPOTrainer
 from coevolve.training.rl.policy_gradient import (
     adapted_kl_coef,
@@ -43,6 +43,7 @@ from coevolve.training.rl.policy_gradient import (
     whiten,
 )
 from coevolve.training.rl.value_function import HEAD, ValueFunction
+from coevolve.training.rows import IGNORED
 
 KL_COEF = "kl_coef"
 COUNT, RATIO_SQUARED = "count", "ratio squared"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from coevolve.training.distributed.processes import Interrupted, Processes, shares
 from coevolve.training.distributed.stopping import Stop
-from coevolve.training.engines import order_of_rows
+from coevolve.training.rows import order_of_rows
 
 
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(1, 9))
