@@ -22,8 +22,9 @@ from coevolve.data.arrow import json_rows
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, DataError, RecipeError, RewardError
 from coevolve.files import parse_json
-from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.artifact import form_of, read_manifest
 from coevolve.scoring.estimator import ProbabilityEstimator
+from coevolve.scoring.reasoning import Reasoning, combine
 
 Scale = Literal["likelihood", "log_likelihood"]
 
@@ -33,16 +34,18 @@ INPUTS = ("user_persona", "agent_character", "dialogue_context")
 class EstimatorReward:
     """How probable the estimator finds a response of the role-playing model that is being trained.
 
-    `likelihood` is exp(mean token log q2(y | x, r)), in (0, 1]; `log_likelihood` is the mean
-    itself, in nats per token. A completion without a visible character gets 0, or -log of the
-    vocabulary's size: what a uniform guess gets. r is the connector's greedy reasoning, written
-    once for each dialogue and kept. A completion is scored as it stands with an end of turn behind
-    it; one that was cut off is for the trainer to leave out (`mask_truncated_completions`).
+    `likelihood` is exp(mean token log p(y | x)), in (0, 1]; `log_likelihood` is the mean itself, in
+    nats per token. A completion without a visible character gets 0, or -log of the vocabulary's
+    size: what a uniform guess gets. Probabilities are by the estimator's own form, or `reasoning`,
+    whose reasonings are written once for each dialogue and kept. A completion is scored as it
+    stands with an end of turn behind it; one that was cut off is for the trainer to leave out
+    (`mask_truncated_completions`).
 
     Args:
         path: an exported estimator. Its manifest and files are checked at once; its models are
             loaded by the first call, on the device that is the process's own by then.
         scale: `likelihood` or `log_likelihood`.
+        reasoning: another form than the estimator's own.
         options: of `ProbabilityEstimator.from_pretrained`: `device`, `dtype`, `base`,
             `token_budget`, ...
 
@@ -52,14 +55,21 @@ class EstimatorReward:
             is on.
     """
 
-    def __init__(self, path: str | Path, *, scale: Scale = "likelihood", **options: Any):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        scale: Scale = "likelihood",
+        reasoning: Reasoning | None = None,
+        **options: Any,
+    ):
         if scale not in get_args(Scale):
             raise RecipeError(f"scale is {scale!r}; accepted are {', '.join(get_args(Scale))}.")
-        read_manifest(path, verify=options.get("verify", True))
+        self.form = reasoning or form_of(read_manifest(path, verify=options.get("verify", True)))
         self.path = Path(path)
         self.scale = scale
         self._options = {**options, "verify": False}
-        self._reasoning: dict[str, str] = {}
+        self._reasoning: dict[str, tuple[str | None, ...]] = {}
 
     @cached_property
     def estimator(self) -> ProbabilityEstimator:
@@ -94,9 +104,10 @@ class EstimatorReward:
         rewards = [nothing] * len(texts)
         spoken = [index for index, text in enumerate(texts) if text.strip()]
         asked = [examples[index] for index in spoken]
-        scores = self.estimator.log_prob(
-            asked, [texts[index] for index in spoken], self._reasonings(asked)
-        )
+        said = [texts[index] for index in spoken]
+        weights, shown = self.form.weights, self._reasonings(asked)
+        parts = [[of_one[part] for of_one in shown] for part in range(len(weights))]
+        scores = combine(weights, [self.estimator.log_prob(asked, said, part) for part in parts])
         for index, mean in zip(spoken, scores.mean.tolist(), strict=True):
             if not math.isfinite(mean):
                 raise RewardError(
@@ -105,12 +116,15 @@ class EstimatorReward:
             rewards[index] = math.exp(mean) if likelihood else mean
         return rewards
 
-    def _reasonings(self, examples: Sequence[Example]) -> list[str]:
-        """Each example's reasoning; written for those dialogues that were not met before."""
+    def _reasonings(self, examples: Sequence[Example]) -> list[tuple[str | None, ...]]:
+        """For each example the reasoning of each part of the form; written for those dialogues that
+        were not met before.
+        """
         keys = [_key(example) for example in examples]
         new = {k: x for k, x in zip(keys, examples, strict=True) if k not in self._reasoning}
         if new:
-            self._reasoning.update(zip(new, self.estimator.reason(list(new.values())), strict=True))
+            written = self.form.write(self.estimator, list(new.values()))
+            self._reasoning.update(zip(new, zip(*written, strict=True), strict=True))
         return [self._reasoning[key] for key in keys]
 
 

@@ -46,12 +46,14 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.remid.grid import grid_table
     from coevolve.remid.judge import judge_correlations, judge_grid
     from coevolve.remid.measures import Measure
-    from coevolve.remid.reasoning import Reasoning
     from coevolve.remid.table import RENDERERS, remid_table
+    from coevolve.scoring.reasoning import Reasoning
 
     answered = door.read_answered(options)
     measures = _chosen_measures(options)
     own = RENDERERS.get(options.renderer, "--renderer") if options.renderer else None
+    if options.protocol == "reference":
+        options.reasoning = options.reasoning or "greedy"  # whatever the estimator's own form is
     scoring = door.chosen_scoring(options, answered)
     judged = _judged(options, answered) if options.judge else None  # before the estimator is loaded
     exact = options.protocol == "exact"
@@ -116,7 +118,7 @@ def _chosen_measures(options: argparse.Namespace) -> "list[Measure]":
         "--measures": bool(measures),
         "--negatives": options.negatives != "all",
         "--negatives-per-context": options.negatives_per_context is not None,
-        "--reasoning": (options.reasoning or "").startswith(("sampled", "marginal:")),
+        "--reasoning": (options.reasoning or "").startswith(("sampled", "marginal:", "mixture")),
         "--without-reasoning": options.without_reasoning,
         "--show-small-subsets": options.show_small_subsets,
     }

@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> None:
     door.look_at_examples(options, alone, [given], reasoning)
     estimator = door.load_estimator(options)
     console = make_console(sys.stderr)
-    work, steps = ("reasoning and scoring", 2) if reasoning.is_written else ("scoring", 1)
-    total = steps * len(examples) * reasoning.samples
+    work = "reasoning and scoring" if reasoning.is_written else "scoring"
+    total = reasoning.steps * len(examples)
     with task(console, f"{work} of {len(examples)} examples", total) as advance:
         scores, written = score_examples(
             estimator, examples, list(given.values()), reasoning, advance
@@ -55,14 +55,16 @@ def run(options: argparse.Namespace) -> None:
     origin = {"estimator_identity": estimator.manifest["identity"]}
     if reasoning.sha256 is not None:
         origin["reasoning_sha256"] = reasoning.sha256
+    if reasoning.weight is not None:
+        origin["weight"] = reasoning.weight
     lines = [
         ScoreLine(
             sample_ID=example.sample_id,
             log_prob=float(scores.sum[index]),
             tokens=int(scores.tokens[index]),
             reasoning=written[0][index]
-            if reasoning.kind != "marginal"
-            else [str(of_all[index]) for of_all in written],
+            if reasoning.name != f"{reasoning.kind}_{reasoning.samples}"
+            else [text for of_all in written if (text := of_all[index]) is not None],
             **origin,
         )
         for index, example in enumerate(examples)
@@ -70,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     write_output(Path(options.out), SCORES, jsonl_text(line.values() for line in lines))
     door.report_cache(console, estimator)
     console.print(f"{len(examples)} scores (nats per response) written to {options.out}")
+    console.print(f"reasoning: {reasoning}")
     if len(examples) < len(every):
         left = len(every) - len(examples)
         console.print(f"{left} of {len(every)} examples left out, without a usable response")

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from coevolve.preflight.scoring import Group
     from coevolve.remid.measures import Measure
     from coevolve.remid.pairs import Negatives
-    from coevolve.remid.reasoning import Reasoning
     from coevolve.remid.results import Unanswered
     from coevolve.remid.score import OnStep, ScoredCorpus, Scoring
     from coevolve.scoring.estimator import ProbabilityEstimator
+    from coevolve.scoring.reasoning import Reasoning
 
 EXAMPLES = "examples, in any layout that train reads"
 CORPUS = "a corpus with IDTest and shifted test splits"
@@ -93,8 +93,12 @@ def add_responses_arguments(parser: argparse.ArgumentParser, *, of_models: bool 
 def add_reasoning_arguments(parser: argparse.ArgumentParser, *, from_file: bool = True) -> None:
     """How reasonings are chosen; `from_file` where they may have been written elsewhere."""
     one, reads, _ = adders(parser.add_mutually_exclusive_group())
-    kinds = "greedy|sampled|marginal:K"
-    what = "how it is chosen; marginal:K is the log mean over K sampled ones (default greedy)"
+    kinds = "greedy|sampled|marginal:K|mixture[:W]"
+    what = (
+        "how it is chosen (default: as the estimator's manifest says); marginal:K is the log mean "
+        "over K sampled ones, mixture:W is W times the probability with a greedy one plus the rest "
+        "times that without any, by default with the W of the manifest"
+    )
     if from_file:
         kinds += "|FILE"
         what += (
@@ -160,22 +164,61 @@ def chosen_reasoning(
     from coevolve.data.reasonings import read_reasonings
     from coevolve.errors import RecipeError
     from coevolve.files import sha256_file
-    from coevolve.remid.reasoning import Reasoning
+    from coevolve.scoring.reasoning import Reasoning
 
     if options.without_reasoning:
         return Reasoning("none")
-    text, seed = options.reasoning or "greedy", options.seed or 0
-    name, _, samples = text.partition(":")
+    text, seed = options.reasoning, options.seed or 0
+    if text is None:
+        return own_form(options.estimator)
+    name, colon, samples = text.partition(":")
     if text in ("greedy", "sampled"):
         return Reasoning("greedy" if text == "greedy" else "sampled", seed=seed)
     if name == "marginal" and samples.isdigit():
         return Reasoning("marginal", samples=int(samples), seed=seed)
+    if name == "mixture":
+        return Reasoning("mixture", weight=_weight(options, samples if colon else None))
     if examples is None or not Path(text).is_file():
-        kinds = "greedy, sampled, marginal:K"
+        kinds = "greedy, sampled, marginal:K, mixture, mixture:W"
         also = "" if examples is None else ", and a file that is there"
         raise RecipeError(f"--reasoning {text!r}: accepted are {kinds}{also}.")
     texts = read_reasonings(text, examples, every)
     return Reasoning("given", texts=texts, sha256=sha256_file(text))
+
+
+def own_form(folder: str | Path) -> "Reasoning":
+    """The form that an estimator's manifest names."""
+    from coevolve.errors import ArtifactError
+    from coevolve.scoring.artifact import form_of, read_manifest
+
+    try:
+        return form_of(read_manifest(folder, verify=False))
+    except ArtifactError:
+        return form_of(
+            {}
+        )  # what is wrong with it is said before anything is scored, beside the rest
+
+
+def _weight(options: argparse.Namespace, given: str | None) -> float:
+    """Of reasoning in a mixture: as given, or as it was fitted."""
+    from coevolve.errors import RecipeError
+    from coevolve.scoring.artifact import read_manifest
+
+    text = f"--reasoning {options.reasoning!r}"
+    if given is not None:
+        try:
+            return float(given)
+        except ValueError:
+            raise RecipeError(f"{text}: accepted is a weight from 0 to 1.") from None
+    if getattr(options, "estimator", None) is None:
+        raise RecipeError(f"{text}: needs a weight here, as mixture:0.5.")
+    fitted = (read_manifest(options.estimator, verify=False).get("held_out") or {}).get("mixture")
+    if not isinstance(fitted, dict) or "weight" not in fitted:
+        raise RecipeError(
+            f"{text}: {options.estimator} has no weight that was fitted on held-out rows. Give one, "
+            "as mixture:0.5, or train with this version."
+        )
+    return fitted["weight"]
 
 
 def chosen_scoring(options: argparse.Namespace, answered: Answered) -> "Scoring":

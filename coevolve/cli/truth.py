@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from coevolve.files import json_text
     from coevolve.progress import make_console, task
+    from coevolve.remid.results import ChosenReasoning
     from coevolve.training.known_truth import world_of_run
     from coevolve.worlds.audit import audit_world
     from coevolve.worlds.audit_tables import audit_tables
@@ -39,10 +40,13 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.worlds.results import TruthResults, TruthRow
 
     worlds = [world_of_run(folder) for folder in options.runs]
-    reasoning = door.chosen_reasoning(options)
+    forms = []
+    for world in worlds:
+        options.estimator = world.estimator
+        forms.append(door.chosen_reasoning(options))
     console = make_console(sys.stderr)
     rows = []
-    for folder, world in zip(options.runs, worlds, strict=True):
+    for folder, world, form in zip(options.runs, worlds, forms, strict=True):
         estimator = None if options.exact_only else door.load_estimator(options, world.estimator)
         contexts = options.test * (len(worlds_by_split(world.seed)) - 1)
         title = f"{folder}: world {world.seed}, {contexts} contexts"
@@ -53,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
                 strength=world.strength,
                 test=options.test,
                 names=options.policies,
-                reasoning=reasoning,
+                reasoning=form,
                 advance=advance,
             )
         if estimator is not None:
@@ -63,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
             schema="coevolve.truth/1",
             unit="nats per response",
             test=options.test,
-            reasoning=reasoning.describe(),
+            reasoning=ChosenReasoning.of(forms[0]) if len(set(forms)) == 1 else None,
             rows=[TruthRow(**row) for row in rows],
         )
         write_output(Path(options.json), TRUTH, json_text(results.values()))

@@ -1,9 +1,10 @@
 """An exported estimator behind the harness's interface.
 
 What a context may be:
-- a dialogue: a row of the RPGBench layout as JSON text. The connector writes its reasoning
-  greedily, and the response is scored, or written, by the estimator that is shown its core
-  features. This is what the estimator is for.
+- a dialogue: a row of the RPGBench layout as JSON text. A response is scored by the form that the
+  estimator's manifest names, with the connector's reasoning; what is written, or asked to be
+  written greedily, is by the part of that form that has the most weight. This is what the
+  estimator is for.
 - any other text: taken as a prompt that is already rendered, and answered by the estimator as it
   stands.
 
@@ -38,7 +39,8 @@ from coevolve.scoring.batching import (
 )
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.generate import generate
-from coevolve.scoring.logprob import score_rows
+from coevolve.scoring.logprob import score_rows, to_scores
+from coevolve.scoring.reasoning import combine
 from coevolve.scoring.roles import ESTIMATOR
 
 DIALOGUE = "dialogue_context"
@@ -80,7 +82,7 @@ class EstimatorLM(LM):
             pretrained, device=device, dtype=dtype, base=base, token_budget=int(token_budget)
         )
         self.render = self.estimator.renderer
-        self._reasoning: dict[str, str] = {}
+        self._reasoning: dict[str, tuple[str | None, ...]] = {}
         self._batching = {
             "pad_id": self.render.tokenizer.pad_token_id,
             "token_budget": self.estimator.token_budget,
@@ -99,12 +101,14 @@ class EstimatorLM(LM):
                 raise DataError(
                     f"request {index}: the continuation is empty; a response needs a visible character."
                 )
-        prompts = self._prompts([request.args[0] for request in requests])
+        weights, parts = self._prompts([request.args[0] for request in requests])
         targets = [self.render.response_ids(request.args[1]) for request in requests]
         with self.estimator.roles.acting(ESTIMATOR) as model:
-            scores = score_rows(model, prompts, targets, **self._batching)
-            greedy = greedy_rows(model, prompts, targets, **self._batching)
-        results = list(zip([float(values.sum()) for values in scores], greedy, strict=True))
+            scored = [score_rows(model, prompts, targets, **self._batching) for prompts in parts]
+            heaviest = parts[int(np.argmax(weights))]
+            greedy = greedy_rows(model, heaviest, targets, **self._batching)
+        scores = combine(weights, [to_scores(values) for values in scored])
+        results = list(zip(scores.sum.tolist(), greedy, strict=True))
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, result)
         return results
@@ -134,7 +138,8 @@ class EstimatorLM(LM):
         `until` texts. Raises DataError: a request asks for sampling.
         """
         results: list[str] = [""] * len(requests)
-        prompts = self._prompts([request.args[0] for request in requests])
+        weights, parts = self._prompts([request.args[0] for request in requests])
+        prompts = parts[int(np.argmax(weights))]
         by_length: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             options = request.args[1]
@@ -186,23 +191,29 @@ class EstimatorLM(LM):
             "coevolve": manifest["coevolve"],
             "base": manifest["roles"][ESTIMATOR]["base"],
             "prompts": manifest["prompts"]["name"],
+            "form": self.estimator.form.values(),
         }
 
-    def _prompts(self, contexts: Sequence[str]) -> list[list[int]]:
-        """The ids of each context; reasonings are written once for each dialogue."""
+    def _prompts(self, contexts: Sequence[str]) -> tuple[list[float], list[list[list[int]]]]:
+        """(the weights of the form's parts, for each part the ids of each context); reasonings are
+        written once for each dialogue. Where there is no dialogue, there is one part.
+        """
         dialogues = {x: _dialogue(x, f"request {index}") for index, x in enumerate(contexts)}
         new = {
             x: example for x, example in dialogues.items() if example and x not in self._reasoning
         }
+        form = self.estimator.form
         if new:
-            self._reasoning.update(zip(new, self.estimator.reason(list(new.values())), strict=True))
-        texts = [
-            context
-            if (example := dialogues[context]) is None
-            else self.render.estimator(example, self._reasoning[context])
-            for context in contexts
-        ]
-        return [self.render.prompt_ids(text) or [self._first_id] for text in texts]
+            written = form.write(self.estimator, list(new.values()))
+            self._reasoning.update(zip(new, zip(*written, strict=True), strict=True))
+        weights = form.weights if any(dialogues.values()) else [1.0]
+
+        def ids(context: str, part: int) -> list[int]:
+            example = dialogues[context]
+            shown = example and self.render.estimator(example, self._reasoning[context][part])
+            return self.render.prompt_ids(shown or context) or [self._first_id]
+
+        return weights, [[ids(x, part) for x in contexts] for part in range(len(weights))]
 
     @property
     def _first_id(self) -> int:

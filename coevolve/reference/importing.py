@@ -120,7 +120,7 @@ def import_reference(
                     for role in ROLES
                 },
                 "normalisation": NORMALISATION,
-                "reasoning": reasoning_entry(room),
+                "reasoning": reasoning_entry(room, export.no_repeat_ngram if export else 0),
                 "prompts": prompts.to_dict(),
                 **renderer.shown_date,
                 "imported": _origin(checkout, release),

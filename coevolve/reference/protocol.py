@@ -32,8 +32,14 @@ from coevolve.information.estimate import FORMS
 from coevolve.information.log_probs import UNITS
 from coevolve.prompts import Renderer
 from coevolve.remid.evaluate import SCHEMA
-from coevolve.remid.reasoning import Reasoning
-from coevolve.remid.results import Golden, Losses, OfModel, RemidResults, SubsetResults
+from coevolve.remid.results import (
+    ChosenReasoning,
+    Golden,
+    Losses,
+    OfModel,
+    RemidResults,
+    SubsetResults,
+)
 from coevolve.remid.score import OnStep, Reporter
 from coevolve.remid.subsets import (
     Responses,
@@ -46,6 +52,7 @@ from coevolve.remid.subsets import (
 from coevolve.scoring.batching import TOKEN_BUDGET
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
+from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.roles import ESTIMATOR
 from coevolve.scoring.scores import Scores
 
@@ -244,6 +251,7 @@ class _Scorer:
             estimator.roles,
             renderer,
             max_new_tokens=estimator.max_new_tokens,
+            no_repeat_ngram=estimator.no_repeat_ngram,
             token_budget=estimator.token_budget,
         )
         self._estimator.caches = estimator.caches
@@ -350,7 +358,7 @@ def _results(
         bias=FORMS["club"].bias,
         negatives=NEGATIVES,
         seed=SEED,
-        reasoning=reasoning.describe(),
+        reasoning=ChosenReasoning.of(reasoning),
         protocol={
             "name": "reference",
             "max_length": MAX_LENGTH,

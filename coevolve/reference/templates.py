@@ -59,6 +59,7 @@ class EmbeddedExport:
 
     prompts: PromptSet
     max_new_tokens: int
+    no_repeat_ngram: int
     base_source: str
     base_fingerprint: str
 
@@ -187,6 +188,7 @@ def embedded_export(constants: Mapping[str, str], where: str) -> EmbeddedExport 
         return EmbeddedExport(
             prompts=PromptSet.from_dict(export["prompts"]),
             max_new_tokens=int(export["reasoning"]["max_new_tokens"]),
+            no_repeat_ngram=int(export["reasoning"].get("no_repeat_ngram", 0)),
             base_source=str(export["base"]["source"]),
             base_fingerprint=str(export["base"]["fingerprint"]),
         )

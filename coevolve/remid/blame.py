@@ -44,8 +44,9 @@ from coevolve.remid.bound_results import (
     ShownExample,
     Token,
 )
-from coevolve.remid.reasoning import Reasoning
+from coevolve.remid.results import ChosenReasoning
 from coevolve.remid.score import ScoredCorpus, ScoredSubset
+from coevolve.scoring.reasoning import Reasoning, combine_tokens
 
 if TYPE_CHECKING:
     from coevolve.scoring.estimator import ProbabilityEstimator
@@ -174,18 +175,12 @@ class TokenScoring:
     def _token_scores(
         self, contexts: Sequence[Example], texts: Sequence[str], pairs: np.ndarray
     ) -> list[np.ndarray]:
-        """log q(y_t | x, y_<t) of each pair's tokens; of several reasonings, by their mixture."""
+        """log p(y_t | x, y_<t) of each pair's tokens, by the form."""
         scores = [
             self.estimator.token_log_prob_pairs(contexts, texts, written, pairs)
             for written in self.reasoning.write(self.estimator, contexts)
         ]
-        if len(scores) == 1:
-            return scores[0]
-        # Of the mixture, log q(y_<=t) is the log mean of what each reasoning gives it.
-        so_far = (
-            np.logaddexp.reduce(np.cumsum(s, axis=1), axis=0) for s in zip(*scores, strict=True)
-        )
-        return [np.diff(of_pair, prepend=np.log(len(scores))) for of_pair in so_far]
+        return combine_tokens(self.reasoning.weights, scores)
 
 
 def blame_examples(
@@ -231,7 +226,7 @@ def blame_examples(
         unit=UNITS[normalisation],
         other_contexts=other_contexts,
         seed=seed,
-        reasoning=scored.scoring.reasoning.describe(),
+        reasoning=ChosenReasoning.of(scored.scoring.reasoning),
         models=scored.models,
         subsets=[
             BlameSubset(row=subset.subset.row, shift=subset.subset.shift, models=blamed)

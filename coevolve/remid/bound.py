@@ -55,7 +55,7 @@ from coevolve.remid.bound_results import (
 )
 from coevolve.remid.embeddings import Embedder
 from coevolve.remid.grid import Block, Grid
-from coevolve.remid.results import Input
+from coevolve.remid.results import ChosenReasoning, Input
 from coevolve.remid.score import OnStep, Reporter, ScoredCorpus, ScoredSubset
 from coevolve.remid.subsets import Subset
 
@@ -174,7 +174,7 @@ def evaluate_bound(
         widths=widths,
         repetitions=measuring.repetitions,
         seed=measuring.seed,
-        reasoning=scored.scoring.reasoning.describe(),
+        reasoning=ChosenReasoning.of(scored.scoring.reasoning),
         models=scored.models,
         subsets=rows,
         small_subsets=[

@@ -43,6 +43,7 @@ from coevolve.remid.measures import PUBLISHED, RECOMMENDED, Measure
 from coevolve.remid.pairs import negatives_value
 from coevolve.remid.results import (
     Beside,
+    ChosenReasoning,
     Comparison,
     Golden,
     Losses,
@@ -120,7 +121,7 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
     splits = list(SHIFT_OF_SPLIT)
     return RemidResults(
         schema=SCHEMA,
-        reasoning=scored.scoring.reasoning.describe(),
+        reasoning=ChosenReasoning.of(scored.scoring.reasoning),
         negatives=negatives_value(scored.scoring.negatives),
         seed=scored.scoring.seed,
         level=LEVEL,

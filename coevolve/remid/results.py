@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from coevolve.data.corpus import Shift
 from coevolve.documents import Document, Part
+from coevolve.scoring.reasoning import Reasoning, ReasoningKind
 
 LARGEST = 1e300
 """Of a number: finite, with room for sums."""
@@ -152,11 +153,12 @@ class Beside(Measured):
 class ChosenReasoning(Part):
     """How the reasonings were chosen."""
 
-    kind: Literal["greedy", "sampled", "marginal", "none", "given"]
-    """As in `coevolve.remid.reasoning.Reasoning`."""
+    kind: ReasoningKind
+    """As in `coevolve.scoring.reasoning.Reasoning`."""
     samples: Count | None = None
     """Reasonings for each context, where they are drawn."""
     seed: int | None = Field(default=None, description="Of what is drawn.")
+    weight: Probability | None = Field(default=None, description="Of reasoning, in a mixture.")
     sha256: str | None = Field(default=None, description="Of the file that gave them.")
 
     @model_validator(mode="after")
@@ -165,7 +167,19 @@ class ChosenReasoning(Part):
             raise ValueError(f"{self.kind} needs samples and seed")
         if self.kind == "given" and self.sha256 is None:
             raise ValueError("given needs sha256")
+        if (self.kind == "mixture") != (self.weight is not None):
+            raise ValueError("a mixture, and nothing else, needs a weight")
         return self
+
+    @classmethod
+    def of(cls, form: Reasoning) -> "ChosenReasoning":
+        """What results say of a form."""
+        return cls(**form.values())
+
+    def form(self) -> Reasoning:
+        """What `of` was given, without the texts."""
+        samples, seed, weight = self.samples or 1, self.seed or 0, self.weight
+        return Reasoning(self.kind, samples, seed, weight, sha256=self.sha256)
 
 
 class LeftOut(Part):
@@ -338,6 +352,8 @@ class ScoreLine(Part):
     tokens: Annotated[int, Field(ge=1)] = Field(description="How many these are.")
     reasoning: str | list[str] | None
     """What the estimator was shown: one, K of which the mean is taken, or null for none."""
+    weight: Probability | None = None
+    """Of reasoning, where the score is that of a mixture with none."""
     reasoning_sha256: str | None = None
     """Of the file that gave the reasonings, where one did."""
     estimator_identity: str = Field(description="`identity` of the estimator's manifest.")

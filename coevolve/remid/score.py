@@ -22,8 +22,8 @@ from coevolve.remid.pairs import (
     contexts_per_response,
     negative_pairs,
 )
-from coevolve.remid.reasoning import Advance, Connector, Reasoning, mixture
 from coevolve.remid.subsets import Responses, Subset, Texts, distributions, texts_by_model
+from coevolve.scoring.reasoning import Advance, Connector, Reasoning, combine
 from coevolve.scoring.scores import Scores
 
 OnStep = Callable[[str, int, int], None]
@@ -205,6 +205,7 @@ def score_corpus(
 
     Args:
         estimator: writes the reasonings, shared by golden and all models, and scores responses.
+        scoring: by default with the estimator's own form.
         corpus: IDTest is required; its shifted splits are compared with it.
         responses: per model, sample_ID -> response for all test examples, or a list in
             `evaluated_examples` order.
@@ -219,7 +220,7 @@ def score_corpus(
         ArtifactError: the estimator gave scores of another shape, or one that is not a finite
             number.
     """
-    scoring = scoring or Scoring()
+    scoring = scoring or Scoring(reasoning=getattr(estimator, "form", Reasoning()))
     distributions(corpus)
     texts = texts_by_model(corpus, responses)
     chosen, left_out = scoring.subsets_with_pairs(corpus)
@@ -247,25 +248,26 @@ def score_examples(
     """
     written = reasoning.write(estimator, examples, advance)
     scores = [estimator.log_prob(examples, responses, r, progress=advance) for r in written]
-    return mixture(scores), written
+    return combine(reasoning.weights, scores), written
 
 
 def score_pairs(
     estimator: Estimator,
     examples: Sequence[Example],
     texts: Sequence[str],
-    reasonings: Sequence[Sequence[str | None]],
+    form: Reasoning,
+    written: Sequence[Sequence[str | None]],
     pairs: np.ndarray,
     where: str,
 ) -> Scores:
-    """Scores, (P,), of pairs (index into `examples`, index into `texts`), the mean over K lists of
-    reasonings.
+    """Scores, (P,), of pairs (index into `examples`, index into `texts`) by a form, of which
+    `written` are the reasonings.
 
     Raises:
         ArtifactError: the estimator gave scores of another shape, or one that is not a finite
             number.
     """
-    scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in reasonings]
+    scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in written]
     for given in scores:
         if np.shape(given.sum) != (len(pairs),):
             raise ArtifactError(
@@ -279,7 +281,7 @@ def score_pairs(
                 "is not a finite number; its weights may be damaged or diverged. Evaluate another "
                 "checkpoint."
             )
-    return mixture(scores)
+    return combine(form.weights, scores)
 
 
 def _score_subset(
@@ -313,11 +315,12 @@ def _score_subset(
         asked, asked_of_row = np.unique(wanted[rows], axis=0, return_inverse=True)
         used, response = np.unique(asked[:, 1], return_inverse=True)
         reporter.step(f"{subset.row}: writing reasoning")
-        written = scoring.reasoning.write(estimator, block)
+        form = scoring.reasoning
+        written = form.write(estimator, block)
         reporter.step(f"{subset.row}: scoring responses")
         block_texts = [different[index] for index in used]
         block_pairs = np.stack([asked[:, 0] - start, response], axis=1)
-        scores = score_pairs(estimator, block, block_texts, written, block_pairs, subset.row)
+        scores = score_pairs(estimator, block, block_texts, form, written, block_pairs, subset.row)
         total[rows], tokens[rows] = scores.sum[asked_of_row], scores.tokens[asked_of_row]
         reporter.step(f"{subset.row}: scored", finished=len(block))
     sums = dict(zip(responses, total.reshape(len(responses), -1), strict=True))

@@ -22,7 +22,6 @@ from coevolve.remid.grid import (
     grid_text,
 )
 from coevolve.remid.results import (
-    ChosenReasoning,
     Comparison,
     Exact,
     Losses,
@@ -144,7 +143,7 @@ def remid_caption(results: RemidResults) -> list[str]:
             "the model's subsets."
         )
     if results.reasoning is not None:
-        lines.append(f"Reasoning: {_reasoning(results.reasoning)}.")
+        lines.append(f"Reasoning: {results.reasoning.form()}.")
     lines += [_few_line(results), _floor_line(results), results.unanswered_line()]
     return [line for line in lines if line]
 
@@ -373,16 +372,6 @@ def _pairs(results: RemidResults) -> str:
     else:
         each = f"up to {negatives:,} mismatched pairs per subset"
     return f"{each} (seed {results.seed})"
-
-
-def _reasoning(chosen: ChosenReasoning) -> str:
-    return {
-        "greedy": "one per context, greedy",
-        "sampled": f"one per context, sampled (seed {chosen.seed})",
-        "marginal": f"log mean over {chosen.samples} sampled per context (seed {chosen.seed})",
-        "none": "none, q2(y | x)",
-        "given": f"one per context, given (SHA-256 {chosen.sha256})",
-    }[chosen.kind]
 
 
 def _check_exact(exact: Exact, results: RemidResults) -> None:

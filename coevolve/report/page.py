@@ -175,11 +175,15 @@ def perplexity_grid(run: RunResults) -> Grid:
         "wavers between. Lower is better.",
         " ".join(meanings),
     ]
+    if run.form is not None:
+        caption.append(f"The exported estimator's reasoning: {run.form.form()}.")
     return Grid(["", *splits], blocks, caption)
 
 
 _VARIANTS = {
     "full": "the co-evolved pair",
+    "full_none": "the pair without reasoning",
+    "full_mixture": "the pair, one greedy reasoning and none mixed",
     "without_corl": "without reinforcement learning",
     "without_reasoning": "q2(y | x)",
     "oracle": "shown the teacher's own features of the response",

@@ -30,7 +30,7 @@ from typing import Any
 from coevolve.errors import ArtifactError, CoevolveError, DataError, RecipeError
 from coevolve.files import read_json, sha256_file, write_json
 from coevolve.prompts import PromptSet
-from coevolve.scoring.manifest_fields import BASE, ENTRY, FIELDS, OBJECT, REASONING, Check
+from coevolve.scoring.manifest_fields import BASE, ENTRY, FIELDS, FORM, OBJECT, REASONING, Check
 from coevolve.scoring.models import snapshot, weights_fingerprint
 from coevolve.scoring.origins import (
     CONFIG,
@@ -41,6 +41,7 @@ from coevolve.scoring.origins import (
     require_base,
     require_settings,
 )
+from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.roles import ROLES, Role, Tuning
 
 FORMAT = "coevolve-estimator"
@@ -127,6 +128,12 @@ def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
         raise ArtifactError(f"{Path(folder) / MANIFEST}: {error}") from None
 
 
+def form_of(manifest: Mapping[str, Any]) -> Reasoning:
+    """By which form an estimator scores. Before version 0.4 there was but one."""
+    found = manifest.get("form") or {"kind": "greedy"}
+    return Reasoning(**{name: value for name, value in found.items() if value is not None})
+
+
 def role_entry(
     parent: Mapping[str, Any],
     *,
@@ -158,10 +165,11 @@ def role_entry(
     }
 
 
-def reasoning_entry(max_new_tokens: int) -> dict[str, Any]:
+def reasoning_entry(max_new_tokens: int, no_repeat_ngram: int = 0) -> dict[str, Any]:
     """What a manifest says of reasonings."""
     return {
         "max_new_tokens": max_new_tokens,
+        "no_repeat_ngram": no_repeat_ngram,
         "decoding": "greedy unless a seed is given",
         "shown_to_the_estimator": "the core features only",
     }
@@ -220,6 +228,9 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
     """
     _with_fields(manifest, FIELDS, "")
     _with_fields(manifest["reasoning"], REASONING, "reasoning.")
+    if manifest.get("form") is not None:
+        _with_fields(manifest["form"], FORM, "form.", closed=True)
+        form_of(manifest)
     PromptSet.from_dict(manifest["prompts"])
     roles = _with_fields(manifest["roles"], dict.fromkeys(ROLES, OBJECT), "roles.", closed=True)
     entries = {}

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from coevolve.scoring.batching import Ids
+from coevolve.scoring.roles import Role
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,21 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(
         json.dumps({"version": VERSION, **parts}, sort_keys=True).encode()
     ).hexdigest()[:32]
+
+
+def fingerprint_of(manifest: Mapping[str, Any], role: Role, parameters: Iterable[Tensor]) -> str:
+    """The name of an exported estimator's model, as it is held here."""
+    held, base = list(parameters), manifest["roles"][role]["base"]
+    files = {name: sha for name, sha in manifest["files"].items() if name.startswith(f"{role}/")}
+    return fingerprint(
+        {
+            "files": files,
+            "base": base["fingerprint"],
+            **({} if base["settings"] is None else {"settings": base["settings"]}),
+            "dtype": sorted({str(parameter.dtype) for parameter in held}),
+            "device": held[0].device.type,
+        }
+    )
 
 
 def cached_scores(

@@ -12,13 +12,14 @@ import torch
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, TooLongError
 from coevolve.prompts import Renderer
-from coevolve.scoring.artifact import read_manifest, read_prompts
+from coevolve.scoring.artifact import form_of, read_manifest, read_prompts
 from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
-from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint
+from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint_of
 from coevolve.scoring.generate import Generation, Sampling, generate
 from coevolve.scoring.loading import load_renderers, load_roles
 from coevolve.scoring.logprob import score_pairs, to_scores
 from coevolve.scoring.models import choose_device
+from coevolve.scoring.reasoning import Reasoning, combine, combine_tokens
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.scoring.scores import Scores
 from coevolve.scoring.ways import ways_of
@@ -26,11 +27,12 @@ from coevolve.scoring.ways import ways_of
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
+Shown = Reasoning | Sequence[str | None] | None
+"""A form; or one reasoning, or None, for each example; or None: the estimator's own form."""
 
 
 class ProbabilityEstimator:
-    """p(response | user persona, character, dialogue), estimated by q2(y | x, r) with r from q1(r |
-    x).
+    """p(response | user persona, character, dialogue), made of q1(r | x) and q2(y | x, r) by a form.
 
     Usually made by `from_pretrained`; training makes one around its resident models.
 
@@ -39,11 +41,13 @@ class ProbabilityEstimator:
         renderer: the prompts with the estimator's tokenizer.
         connector_renderer: with the connector's, where that is of another base model.
         max_new_tokens: room for a reasoning.
+        no_repeat_ngram: of a greedy one, as for `generate`.
         token_budget: tokens of one forward pass.
         manifest: what the export said of itself; empty during training.
         poll: called between any two forward passes; what it raises ends the work under way.
 
     Attributes:
+        form: by which it scores unless told otherwise.
         caches: what each role computed before, on disk; empty unless `use_cache` was called.
     """
 
@@ -53,6 +57,7 @@ class ProbabilityEstimator:
         renderer: Renderer,
         *,
         max_new_tokens: int,
+        no_repeat_ngram: int = 0,
         connector_renderer: Renderer | None = None,
         token_budget: int = TOKEN_BUDGET,
         manifest: dict[str, Any] | None = None,
@@ -62,8 +67,10 @@ class ProbabilityEstimator:
         self.renderer = renderer
         self.connector_renderer = renderer if connector_renderer is None else connector_renderer
         self.max_new_tokens = max_new_tokens
+        self.no_repeat_ngram = no_repeat_ngram
         self.token_budget = token_budget
         self.manifest = manifest or {}
+        self.form = form_of(self.manifest)
         self.poll = poll
         self.caches: dict[Role, WorkCache] = {}
 
@@ -121,6 +128,7 @@ class ProbabilityEstimator:
             renderers[ESTIMATOR],
             connector_renderer=renderers[CONNECTOR],
             max_new_tokens=manifest["reasoning"]["max_new_tokens"],
+            no_repeat_ngram=manifest["reasoning"].get("no_repeat_ngram") or 0,
             token_budget=token_budget,
             manifest=manifest,
         )
@@ -146,21 +154,7 @@ class ProbabilityEstimator:
                 "A cache of work needs an estimator that from_pretrained loaded with verify=True."
             )
         for role in ROLES:
-            parameters = list(self.roles.module(role).parameters())
-            base = self.manifest["roles"][role]["base"]
-            name = fingerprint(
-                {
-                    "files": {
-                        name: sha
-                        for name, sha in self.manifest["files"].items()
-                        if name.startswith(f"{role}/")
-                    },
-                    "base": base["fingerprint"],
-                    **({} if base["settings"] is None else {"settings": base["settings"]}),
-                    "dtype": sorted({str(parameter.dtype) for parameter in parameters}),
-                    "device": parameters[0].device.type,
-                }
-            )
+            name = fingerprint_of(self.manifest, role, self.roles.module(role).parameters())
             self.caches[role] = WorkCache(folder, name)
 
     def reason(
@@ -174,9 +168,8 @@ class ProbabilityEstimator:
         """One reasoning r for each example; the response is not looked at.
 
         Args:
-            seed: None for greedy decoding. With a seed, a sample that depends on the seed and on
-                each example's sample_ID only: not on the order, nor on the batch (up to rounding of
-                the logits).
+            seed: None for greedy decoding. With a seed, a sample that depends on it and on each
+                example's sample_ID only, up to rounding of the logits.
             temperature: of the sampling.
         """
         generations = self.generate_reasoning(
@@ -202,6 +195,7 @@ class ProbabilityEstimator:
         self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
         keys, stops = [_key(example.sample_id) for example in examples], self.stop_ids(CONNECTOR)
         sampling = None if seed is None else Sampling(seed, temperature)
+        guard = self.no_repeat_ngram if seed is None else 0  # a sample is one of q1, and stays it
 
         def write(places: Sequence[int]) -> list[Generation]:
             with self.roles.acting(CONNECTOR) as model:
@@ -213,6 +207,7 @@ class ProbabilityEstimator:
                     pad_id=render.tokenizer.pad_token_id,
                     sampling=sampling,
                     keys=[keys[place] for place in places],
+                    no_repeat_ngram=guard,
                     token_budget=self.token_budget,
                     progress=progress,
                     poll=self.poll,
@@ -221,14 +216,12 @@ class ProbabilityEstimator:
         if CONNECTOR not in self.caches:
             return write(range(len(examples)))
         fixed = {"length": self.max_new_tokens, "stop": stops}
-        drawn = [
-            {} if seed is None else {"seed": seed, "temperature": temperature, "key": key}
-            for key in keys
-        ]
+        fixed |= {"no_repeat_ngram": guard} if guard else {}
+        drawn = {} if seed is None else {"seed": seed, "temperature": temperature}
         texts = cached_texts(
             self.caches[CONNECTOR],
             prompts,
-            [fixed | more for more in drawn],
+            [fixed | (drawn and {**drawn, "key": key}) for key in keys],
             lambda places: [(generation.ids, generation.finished) for generation in write(places)],
             progress,
         )
@@ -238,99 +231,83 @@ class ProbabilityEstimator:
         self,
         examples: Sequence[Example],
         responses: Sequence[str],
-        reasoning: Sequence[str | None],
+        reasoning: Shown = None,
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log q2(y_i | x_i, r_i), shape (N,): sums in nats per response, and the number of tokens
-        of each.
+        """log p(y_i | x_i), shape (N,): sums in nats per response, and the number of tokens of
+        each.
 
-        A reasoning of None scores q2(y | x), the baseline's question, with the baseline's prompt.
+        By the estimator's own form, by another, or log q2(y_i | x_i, r_i) with the reasonings
+        given. A reasoning of None scores q2(y | x), with the prompt of that question.
 
         Raises:
             ValueError: the three lists differ in length, or a response is empty.
             TooLongError: an example does not fit the model; it is named.
         """
-        return to_scores(self.token_log_probs(examples, responses, reasoning, progress=progress))
+        own = _own(examples, responses)
+        return self.log_prob_pairs(examples, responses, reasoning, own, progress=progress)
 
     def token_log_probs(
         self,
         examples: Sequence[Example],
         responses: Sequence[str],
-        reasoning: Sequence[str | None],
+        reasoning: Shown = None,
         *,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
         """As `log_prob`, but each response's tokens apart: N float64 arrays in nats."""
-        if not len(examples) == len(responses) == len(reasoning):
-            raise ValueError(
-                f"examples, responses and reasoning must be equally many; found {len(examples)}, {len(responses)}, "
-                f"{len(reasoning)}."
-            )
-        prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
-        # The longest speaks for all of them.
-        for at in sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(targets[i]))[-1:]:
-            self._require_room(
-                ESTIMATOR, [examples[at]], [prompts[at]], len(targets[at]), "its response"
-            )
-        return self._scored(
-            prompts, targets, np.stack([np.arange(len(prompts))] * 2, axis=1), progress
-        )
+        own = _own(examples, responses)
+        return self.token_log_prob_pairs(examples, responses, reasoning, own, progress=progress)
 
     def log_prob_pairs(
         self,
         examples: Sequence[Example],
         responses: Sequence[str],
-        reasoning: Sequence[str | None],
+        reasoning: Shown,
         pairs: np.ndarray,
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log q2(y_j | x_i, r_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is
-        computed once.
+        """log p(y_j | x_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is
+        computed once. `reasoning` is as in `log_prob`.
         """
-        return to_scores(
-            self.token_log_prob_pairs(examples, responses, reasoning, pairs, progress=progress)
-        )
+        weights, written = self._written(examples, reasoning, progress)
+        pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+        scored = [self._sums(examples, responses, r, pairs, progress) for r in written]
+        return combine(weights, scored)
 
     def token_log_prob_pairs(
         self,
         examples: Sequence[Example],
         responses: Sequence[str],
-        reasoning: Sequence[str | None],
+        reasoning: Shown,
         pairs: np.ndarray,
         *,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
         """As `log_prob_pairs`, but each response's tokens apart: Q float64 arrays in nats."""
-        if len(examples) != len(reasoning):
-            raise ValueError(f"{len(examples)} examples but {len(reasoning)} reasonings.")
-        prompts, targets = self._prompts(examples, reasoning), self._targets(responses)
-        longest = max((len(target) for target in targets), default=0)
-        self._require_room(ESTIMATOR, examples, prompts, longest, "the longest response")
-        return self._scored(
-            prompts, targets, np.asarray(pairs, dtype=np.int64).reshape(-1, 2), progress
-        )
+        weights, written = self._written(examples, reasoning, progress)
+        pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+        scored = [self._token_log_probs(examples, responses, r, pairs, progress) for r in written]
+        return combine_tokens(weights, scored)
 
     def log_prob_matrix(
         self,
         examples: Sequence[Example],
         responses: Sequence[str],
-        reasoning: Sequence[str | None],
+        reasoning: Shown = None,
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log q2(y_j | x_i, r_i) for every context i and response j: sum (N, M) in nats, tokens
-        (M,).
+        """log p(y_j | x_i) for every context i and response j: sum (N, M) in nats, tokens (M,).
+        `reasoning` is as in `log_prob`.
         """
-        n, m = len(examples), len(responses)
-        pairs = np.stack(np.meshgrid(np.arange(n), np.arange(m), indexing="ij"), axis=-1).reshape(
-            -1, 2
-        )
+        shape = len(examples), len(responses)
+        pairs = np.indices(shape).reshape(2, -1).T
         scores = self.log_prob_pairs(examples, responses, reasoning, pairs, progress=progress)
-        return Scores(
-            scores.sum.reshape(n, m), np.array([len(target) for target in self._targets(responses)])
-        )
+        tokens = np.array([len(target) for target in self._targets(responses)])
+        return Scores(scores.sum.reshape(shape), tokens)
 
     def log_prob_marginal(
         self,
@@ -339,24 +316,16 @@ class ProbabilityEstimator:
         *,
         samples: int,
         seed: int,
-        temperature: float = 1.0,
         progress: Progress | None = None,
     ) -> Scores:
         """log mean_k q2(y_i | x_i, r_ik) over `samples` reasonings drawn from q1(r | x_i): shape
         (N,), nats.
 
         A lower bound, in expectation, of log q(y | x) with r summed out, tight as `samples` grows
-        (Burda et al., Importance Weighted Autoencoders, ICLR 2016). Being a mixture of K
-        predictions, it is fairly compared only with a mixture of K of the other model's.
+        (Burda et al., Importance Weighted Autoencoders, ICLR 2016).
         """
-        sums = []
-        for k in range(samples):
-            reasoning = self.reason(
-                examples, seed=seed + k, temperature=temperature, progress=progress
-            )
-            scores = self.log_prob(examples, responses, reasoning, progress=progress)
-            sums.append(scores.sum)
-        return Scores(np.logaddexp.reduce(np.stack(sums), axis=0) - np.log(samples), scores.tokens)
+        form = Reasoning("marginal", samples, seed)
+        return self.log_prob(examples, responses, form, progress=progress)
 
     def to(self, device: str | torch.device) -> "ProbabilityEstimator":
         """Move the models."""
@@ -384,19 +353,48 @@ class ProbabilityEstimator:
                 found[role] = ways_of(model).as_dict()
         return found
 
-    @property
-    def _pad_id(self) -> int:
-        return self.renderer.tokenizer.pad_token_id
+    def _written(
+        self, examples: Sequence[Example], reasoning: Shown, progress: Progress | None
+    ) -> tuple[Sequence[float], Sequence[Sequence[str | None]]]:
+        """The parts of a form: their weights, and for each a reasoning per example."""
+        form = self.form if reasoning is None else reasoning
+        if isinstance(form, Reasoning):
+            return form.weights, form.write(self, examples, progress)
+        if len(examples) != len(form):
+            raise ValueError(f"{len(examples)} examples and {len(form)} reasonings: give as many.")
+        return [1.0], [form]
 
-    def _scored(
+    def _sums(
         self,
-        prompts: Sequence[list[int]],
-        targets: Sequence[list[int]],
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        pairs: np.ndarray,
+        progress: Progress | None,
+    ) -> Scores:
+        return to_scores(self._token_log_probs(examples, responses, reasoning, pairs, progress))
+
+    def _token_log_probs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
         pairs: np.ndarray,
         progress: Progress | None,
     ) -> list[np.ndarray]:
+        """log q2(y_j,t | x_i, r_i, y_j,<t) of each pair."""
+        shown = map(self.renderer.estimator, examples, reasoning)
+        prompts = [self.renderer.prompt_ids(prompt) for prompt in shown]
+        targets = self._targets(responses)
+        if len(pairs):
+            # The longest speaks for all of them.
+            i, j = max(
+                pairs.tolist(), key=lambda pair: len(prompts[pair[0]]) + len(targets[pair[1]])
+            )
+            room = len(targets[j])
+            self._require_room(ESTIMATOR, [examples[i]], [prompts[i]], room, "its response")
         options: dict[str, Any] = {
-            "pad_id": self._pad_id,
+            "pad_id": self.renderer.tokenizer.pad_token_id,
             "token_budget": self.token_budget,
             "progress": progress,
             "poll": self.poll,
@@ -409,14 +407,6 @@ class ProbabilityEstimator:
         if ESTIMATOR not in self.caches:
             return compute(pairs)
         return cached_scores(self.caches[ESTIMATOR], prompts, targets, pairs, compute, progress)
-
-    def _prompts(
-        self, examples: Sequence[Example], reasoning: Sequence[str | None]
-    ) -> list[list[int]]:
-        return [
-            self.renderer.prompt_ids(self.renderer.estimator(example, text))
-            for example, text in zip(examples, reasoning, strict=True)
-        ]
 
     def _targets(self, responses: Sequence[str]) -> list[list[int]]:
         for index, response in enumerate(responses):
@@ -442,6 +432,16 @@ class ProbabilityEstimator:
                     f"sample_ID {example.sample_id!r}: its prompt has {len(prompt)} tokens and {what} needs {room}; "
                     f"the model holds {limit}. Shorten its dialogue or leave the example out."
                 )
+
+
+def _own(examples: Sequence[Example], responses: Sequence[str]) -> np.ndarray:
+    """The pairs of each example and its own response, (N, 2)."""
+    if len(examples) != len(responses):
+        raise ValueError(
+            "examples and responses must be equally many; found "
+            f"{len(examples)} and {len(responses)}."
+        )
+    return np.stack([np.arange(len(examples))] * 2, axis=1)
 
 
 def _key(sample_id: str) -> int:

@@ -63,6 +63,7 @@ def generate(
     pad_id: int,
     sampling: Sampling | None = None,
     keys: Sequence[int] | None = None,
+    no_repeat_ngram: int = 0,
     token_budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
     poll: Callable[[], None] | None = None,
@@ -76,6 +77,9 @@ def generate(
         stop_ids: the tokens that end a turn, as `Renderer.stop_ids` has them.
         sampling: None for greedy decoding.
         keys: R integers that, with the seed, decide each row's noise; its index by default.
+        no_repeat_ngram: so many tokens in a row come at most once in a continuation, so that no
+            loop goes on; 0 leaves the model free. As transformers' `no_repeat_ngram_size`, but what
+            stands in the prompt may be said again.
         poll: called before each token; what it raises ends the generation.
 
     Raises:
@@ -99,7 +103,8 @@ def generate(
             else _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
         )
         batch = new_batch(model, [prompts[row] for row in rows], max_new_tokens, pad_id, ways)
-        for row, generation in zip(rows, batch.run(stop_ids, noise, poll), strict=True):
+        generations = batch.run(stop_ids, noise, poll, no_repeat_ngram)
+        for row, generation in zip(rows, generations, strict=True):
             results[row] = generation
         if progress is not None:
             progress(len(rows))
@@ -171,13 +176,18 @@ class _Batch:
         stop_ids: Collection[int],
         noise: "Noise | None",
         poll: Callable[[], None] | None,
+        no_repeat_ngram: int = 0,
     ) -> list[Generation]:
         """The continuation of each prompt."""
         generations = [Generation([], finished=False) for _ in self.rows]
+        followers = [_Followers(no_repeat_ngram) for _ in self.rows]
         for count in range(self.max_new_tokens):
             if poll is not None:
                 poll()
             scores_BV = self.logits_BV if noise is None else noise.add(self.logits_BV)
+            for place, row in enumerate(self.rows):
+                if banned := followers[row].of(generations[row].ids):
+                    scores_BV[place, banned] = -torch.inf
             next_B = scores_BV.argmax(dim=-1)
             for row, token in zip(self.rows, next_B.tolist(), strict=True):
                 if generations[row].finished:
@@ -261,6 +271,28 @@ class _Alone(_Batch):
             takes = parameters_of(self.model)
             self.memory = {name: value for name, value in output.items() if name in takes}
         return output.logits[:, -1].float()
+
+
+class _Followers:
+    """What has followed each n - 1 tokens of a text that grows, so that it need not do so again.
+
+    Args:
+        size: n; with 0, nothing is kept.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.seen: dict[tuple[int, ...], list[int]] = {}
+
+    def of(self, ids: Ids) -> list[int]:
+        """The tokens that would make the end of the text an n-gram which it has already. To be
+        called with each length of the text, in order.
+        """
+        if not self.size or len(ids) < self.size:
+            return []
+        *before, last = ids[-self.size :]
+        self.seen.setdefault(tuple(before), []).append(last)
+        return self.seen.get(tuple(ids[len(ids) - self.size + 1 :]), [])
 
 
 class _RoomyLayer(DynamicLayer):

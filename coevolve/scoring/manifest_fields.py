@@ -38,6 +38,8 @@ FIELDS: Mapping[str, Check] = {
     "roles": OBJECT,
     "reasoning": OBJECT,
     "prompts": OBJECT,
+    "form": _or_null(OBJECT),
+    "held_out": _or_null(OBJECT),
     "files": _HASHES,
     "identity": _SHA256,
 }
@@ -63,5 +65,21 @@ REASONING: Mapping[str, Check] = {
     "max_new_tokens": (
         "an integer from 1 to 1000000",
         lambda value: type(value) is int and 0 < value <= 1_000_000,
-    )
+    ),
+    # Before version 0.4 there was none.
+    "no_repeat_ngram": (
+        "an integer from 0 to 1000000, or absent",
+        lambda value: value is None or (type(value) is int and 0 <= value <= 1_000_000),
+    ),
+}
+FORM: Mapping[str, Check] = {
+    "kind": _one_of("greedy", "marginal", "mixture", "none"),
+    "samples": _or_null(("an integer from 1 up", lambda value: type(value) is int and value >= 1)),
+    "seed": _or_null(("an integer from 0 up", lambda value: type(value) is int and value >= 0)),
+    "weight": _or_null(
+        (
+            "a number from 0 to 1",
+            lambda value: type(value) in (int, float) and 0 <= value <= 1,
+        )
+    ),
 }

@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from coevolve.recipe import Recipe
-from coevolve.scoring.roles import ESTIMATOR, ROLES, Role
+from coevolve.scoring.reasoning import combine
+from coevolve.scoring.roles import ESTIMATOR, ROLES, Role, Weights
+from coevolve.seeds import derive_seed
 from coevolve.training.context import Context
 from coevolve.training.engines import Rows
+from coevolve.training.outcome import ENSEMBLE
 from coevolve.training.phases import estimator_rows, rows_of_estimator, sft
 from coevolve.training.schedule import Budget
 from coevolve.training.state import COLD, DIRECT, UNTRAINED, RunState
@@ -35,20 +40,69 @@ def without_corl(context: Context, state: RunState, part: int) -> None:
     _continue(context, state, "without_corl", part, rows)
 
 
-def without_reasoning_cold(context: Context, state: RunState) -> None:
+def without_reasoning_cold(context: Context, state: RunState, member: int = 1) -> None:
     """The cold start of q2(y | x), on top of the direct one if there is one."""
-    if state.segment is None:
-        begun = DIRECT if context.recipe.cold_start.direct else UNTRAINED
-        go_back(context, state, begun, (ESTIMATOR,))
-    state.where = {"coevolve/phase": "without_reasoning"}
-    name, title = "cold_without_reasoning", "without_reasoning: estimator SFT"
+    direct, label = context.recipe.cold_start.direct, member_name(member)
+    if state.segment is None and member == 1:
+        go_back(context, state, DIRECT if direct else UNTRAINED, (ESTIMATOR,))
+    if state.segment is None and member > 1 and not direct:
+        begin_anew(context, state, member)
+    state.optimizers.pop(member_name(member - 1), None)  # of no use any more
+    state.where = {"coevolve/phase": label}
+    name, title = f"cold_{label}", f"{label}: estimator SFT"
     settings = context.recipe.cold_start.estimator
     sft(context, state, ESTIMATOR, name, title, _direct(context), settings, carry=False)
 
 
-def without_reasoning(context: Context, state: RunState, part: int) -> None:
+def member_direct(context: Context, state: RunState, member: int) -> None:
+    """The direct cold start, which the pair and the first baseline share, of another member."""
+    settings, label = context.recipe.cold_start.direct, member_name(member)
+    assert settings is not None  # since the stage is there
+    if state.segment is None:
+        begin_anew(context, state, member)
+    state.where = {"coevolve/phase": label}
+    name, title = f"cold_direct_{label}", f"{label}: estimator SFT, direct"
+    sft(context, state, ESTIMATOR, name, title, _direct(context), settings, carry=False)
+
+
+def without_reasoning(context: Context, state: RunState, part: int, member: int = 1) -> None:
     """q2(y | x), trained as long as the pair."""
-    _continue(context, state, "without_reasoning", part, _direct(context))
+    state.where = {"coevolve/phase": member_name(member)}
+    _continue(context, state, member_name(member), part, _direct(context))
+
+
+def ensemble(context: Context, state: RunState, split: str) -> None:
+    """The log-mean of the members' probabilities on a test split."""
+    size, by_name = context.recipe.baselines.ensemble, state.outcome.scores
+    scores = [by_name[member_name(member)][split] for member in range(1, size + 1)]
+    together = combine([1.0] * size, scores)
+    state.outcome.note(f"{ENSEMBLE}{size}", split, context.data.tests[split], together)
+
+
+def member_name(member: int) -> str:
+    """Of a baseline without reasoning; its trainings draw by it, so that members differ."""
+    return "without_reasoning" if member == 1 else f"without_reasoning_{member}"
+
+
+def begin_anew(context: Context, state: RunState, member: int) -> None:
+    """Give the estimator the weights that it would begin with under another seed."""
+    seed = derive_seed(context.recipe.seed, "ensemble", member)
+    state.load(context.roles, ESTIMATOR, redrawn(state.kept[UNTRAINED][ESTIMATOR], seed))
+
+
+def redrawn(weights: Weights, seed: int) -> Weights:
+    """A new adapter's weights with its matrices A drawn anew, as PEFT draws them: uniform, up to
+    1 / sqrt(inputs) (Kaiming with a = sqrt 5). What is not a new adapter, B being 0, stays.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = dict(weights)
+    for name, tensor in weights.items():
+        other = weights.get(name.replace("lora_A", "lora_B"))
+        if "lora_A" in name and other is not None and not other.any():
+            bound = tensor.shape[1] ** -0.5
+            uniform = torch.rand(tensor.shape, generator=generator)
+            drawn[name] = ((2 * uniform - 1) * bound).to(tensor.dtype)
+    return drawn
 
 
 def _direct(context: Context) -> Rows:

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, JsonValue, model_validator
 
 from coevolve.documents import Document, Part
-from coevolve.remid.results import LARGEST, Count, Number, RemidResults
+from coevolve.remid.results import LARGEST, ChosenReasoning, Count, Number, RemidResults
 from coevolve.scoring.scores import Scores
 
 STATE = "state.json"
@@ -225,6 +225,26 @@ class Facts(Part):
     held_out_perplexity: dict[str, JsonValue]
 
 
+class HeldOut(Part):
+    """A form on the held-out rows."""
+
+    perplexity: Perplexity
+    """Of a mixture, each half of the rows under the weight that the other half favours."""
+    n: Count
+    """Rows."""
+    weight: Annotated[float, Field(ge=0, le=1)] = Field(default=ABSENT)
+    """Of reasoning in a mixture, fitted to all of the rows."""
+
+
+class FormOfExport(Part):
+    """By which form the exported estimator scores, and what all of them give."""
+
+    form: ChosenReasoning
+    """The one."""
+    held_out: dict[str, HeldOut]
+    """By name: `none`, `greedy`, `marginal_K`, `mixture`, `mixture_K`."""
+
+
 class CheckpointState(Document):
     """`state.json`: all of a run that is no tensor."""
 
@@ -242,6 +262,8 @@ class CheckpointState(Document):
     """The same in its cold start, where that was not the teacher's; absent before version 0.4."""
     chosen: Annotated[list[Count], Field(min_length=1)]
     """The training examples that the last refresh drew."""
+    posterior: list[Annotated[tuple[Count, str], Field(strict=False)]] = Field(default_factory=list)
+    """(training example, reasoning) of the last posterior sample; absent before version 0.5."""
     updates: OfRoles[Count]
     """Optimizer steps; in `progress` by the name of the phase, in `rounds` the estimator's in each.
     """
@@ -258,6 +280,8 @@ class CheckpointState(Document):
     """What the weights started from. Before version 0.3 only run.json said it."""
     probe: EvaluatedExamples | None
     """Held-out examples after the cold start, to see how far the estimator drifts."""
+    form: FormOfExport | None = None
+    """Null before it is chosen; absent before version 0.4."""
     facts: Facts
 
     @model_validator(mode="after")
@@ -270,8 +294,9 @@ class CheckpointState(Document):
                 raise ValueError(f"gate.best_reasoning: has {there} of {examples} reasonings")
             if len(self.gate.reasoning) != len(self.gate.held_out.reasoning):
                 raise ValueError("gate: reasoning and held_out are of other examples")
+        chosen["posterior"] = [index for index, _ in self.posterior]
         for name, indices in chosen.items():
-            last = max(indices)
+            last = max(indices, default=0)
             if last >= examples:
                 raise ValueError(f"{name}: there is no example {last}; there are {examples}")
         scored = {split for by_split in self.outcome.scores.values() for split in by_split}
@@ -356,8 +381,10 @@ class RunResults(Document):
     """Model -> split -> value. `full` is the co-evolved pair, `without_corl` the cold start with as
     many estimator updates, `without_reasoning` q2(y | x) with as many, `oracle` is shown the
     teacher's features of the response, and `floor` is exact, where the truth is known. Each is from
-    one greedy reasoning per example, except `..._marginal_K`: log-mean over K sampled ones, to be
-    compared with each other only.
+    one greedy reasoning per example, but for those that name another form: `..._none`, q2(y | x) of
+    the pair; `..._marginal_K`, log-mean over K sampled ones; `..._mixture`, of one with none, and
+    `..._mixture_K`, of K with none. `without_reasoning_ensemble_K`, of K baselines of other seeds,
+    is what a form of several parts is fairly compared with.
     """
     by_subset: dict[str, dict[str, dict[str, Perplexity]]] = Field(default_factory=dict)
     """Model -> split -> subset tag -> value."""
@@ -365,6 +392,10 @@ class RunResults(Document):
     """`full/without_corl`, ... -> split -> ratio."""
     gates: list[Verdict]
     """One for each phase that was gated."""
+    form: ChosenReasoning | None = None
+    """By which the exported estimator scores; absent before version 0.4."""
+    held_out: dict[str, HeldOut] | None = None
+    """What each form gave on the rows by which it was chosen."""
     remid: RemidResults | None
     """Null where no model was judged."""
     exact_remid: list[ExactValue] | None

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from coevolve.data.example import Example
+from coevolve.scoring.reasoning import Reasoning
+from coevolve.scoring.scores import Scores
 from coevolve.seeds import derive_seed
 from coevolve.training.context import Context
 from coevolve.training.diagnostics import diagnose, drift, warnings_in
@@ -52,19 +54,22 @@ def evaluate_split(
     context.record.log({"coevolve/phase": name, **figures})
 
 
-def evaluate_marginal(context: Context, state: RunState, name: str, split: str) -> None:
-    """The same over several sampled reasonings for each example."""
-    examples, samples = context.data.tests[split], context.recipe.evaluation.marginal_samples
-    title = f"{name}: {split}, log-mean over {samples} sampled reasonings"
-    with context.record.task(title, 2 * samples * len(examples)) as advance:
-        scores = context.distributed.log_prob_marginal(
-            examples,
-            golden_responses(examples),
-            samples=samples,
-            seed=context.recipe.seed,
-            progress=advance,
-        )
-    state.outcome.note(f"{name}_marginal_{samples}", split, examples, scores)
+def score_form(
+    context: Context, examples: Sequence[Example], form: Reasoning, title: str
+) -> Scores:
+    """Scores of the golden responses by a form."""
+    golden = golden_responses(examples)
+    with context.record.task(title, form.steps * len(examples)) as advance:
+        return context.distributed.log_prob(examples, golden, form, progress=advance)
+
+
+def evaluate_form(
+    context: Context, state: RunState, name: str, split: str, form: Reasoning
+) -> None:
+    """The pair as it is, under a name, on a test split, by a form."""
+    examples = context.data.tests[split]
+    scores = score_form(context, examples, form, f"{name}: {split}, form {form.name}")
+    state.outcome.note(f"{name}_{form.name}", split, examples, scores)
 
 
 def evaluate_oracle(context: Context, state: RunState, split: str) -> None:

@@ -64,7 +64,7 @@ def export_estimator(
                 "roles": entries,
                 "normalisation": NORMALISATION,
                 "scoring": estimator.scoring_ways,
-                "reasoning": reasoning_entry(estimator.max_new_tokens),
+                "reasoning": reasoning_entry(estimator.max_new_tokens, estimator.no_repeat_ngram),
                 "prompts": estimator.renderer.prompts.to_dict(),
                 **estimator.renderer.shown_date,
                 **estimator.connector_renderer.shown_date,
@@ -152,6 +152,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     facts = training_facts(
         recipe, run["data_fingerprint"], checkpoint.name, saved.state.facts.values()
     )
+    facts |= saved.state.form.values() if saved.state.form else {}
     return export_estimator(folder, estimator, recipe, origins, facts)
 
 

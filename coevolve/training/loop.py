@@ -10,20 +10,24 @@ if it made it worse; the gate looks at a part of IDTrain that nothing trains on,
 split.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from coevolve.training import baselines, cold_start, gate, results
+from coevolve.scoring.reasoning import Reasoning
+from coevolve.scoring.roles import ROLES
+from coevolve.training import baselines, cold_start, forms, gate, results
 from coevolve.training.context import Context
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.evaluation import (
     diagnose_round,
-    evaluate_marginal,
+    evaluate_form,
     evaluate_oracle,
     evaluate_split,
 )
+from coevolve.training.outcome import ENSEMBLE
 from coevolve.training.phases import run_phase
 from coevolve.training.saving import save, save_if_cheap
 from coevolve.training.schedule import scheduled_phases
@@ -36,6 +40,8 @@ class Stage(NamedTuple):
     name: str
     work: Callable[..., None]
     arguments: tuple[Any, ...] = ()
+    trained: bool = False
+    """Whether it is about the pair as it was trained, whatever is in the models by then."""
 
 
 def run(context: Context, state: RunState) -> dict[str, Any]:
@@ -52,7 +58,8 @@ def run(context: Context, state: RunState) -> dict[str, Any]:
         say_status("running", stage=stage.name, where=state.where)
         try:
             context.processes.agree()
-            stage.work(context, state, *stage.arguments)
+            with trained_pair(context, state) if stage.trained else nullcontext():
+                stage.work(context, state, *stage.arguments)
             state.done.append(stage.name)
             # Rounds may be single updates.
             (save_if_cheap if stage.name.startswith("round-") else save)(context, state)
@@ -70,13 +77,26 @@ def stages(context: Context) -> list[Stage]:
         *_cold_start(context),
         *_rounds(context),
         Stage("trained", end_training),
-        *_evaluation(context, "full"),
-        Stage("export", results.export),
-        *([Stage("remid", results.judge_models)] if context.responses else []),
+        *(stage._replace(trained=True) for stage in _of_trained(context)),
         *_without_corl(context),
         *_without_reasoning(context),
         *([Stage("truth", results.compare_with_truth)] if context.truth else []),
     ]
+
+
+@contextmanager
+def trained_pair(context: Context, state: RunState) -> Iterator[None]:
+    """The trained pair in the models: a run whose data or recipe has changed since may come back
+    to it when the baselines are there.
+    """
+    pair = dict(state.pair)
+    for role in ROLES:
+        state.load(context.roles, role, state.kept[TRAINED][role])
+    try:
+        yield
+    finally:
+        for role in ROLES:
+            state.load(context.roles, role, pair[role])
 
 
 def end_training(context: Context, state: RunState) -> None:
@@ -114,12 +134,24 @@ def _rounds(context: Context) -> list[Stage]:
     return rounds
 
 
-def _evaluation(context: Context, name: str) -> list[Stage]:
+def _of_trained(context: Context) -> list[Stage]:
     tests = context.data.tests
+    return [
+        *_evaluation(context, "full"),
+        Stage("form", forms.choose_form),
+        *(Stage(f"full-forms-{split}", forms.evaluate_forms, ("full", split)) for split in tests),
+        Stage("export", results.export),
+        *([Stage("remid", results.judge_models)] if context.responses else []),
+    ]
+
+
+def _evaluation(context: Context, name: str) -> list[Stage]:
+    tests, samples = context.data.tests, context.recipe.evaluation.marginal_samples
     evaluation = [Stage(f"{name}-{split}", evaluate_split, (name, split)) for split in tests]
-    if context.recipe.evaluation.marginal_samples:
+    if samples:
+        form = Reasoning("marginal", samples, context.recipe.seed)
         evaluation += [
-            Stage(f"{name}-marginal-{split}", evaluate_marginal, (name, split)) for split in tests
+            Stage(f"{name}-marginal-{split}", evaluate_form, (name, split, form)) for split in tests
         ]
     return evaluation
 
@@ -142,13 +174,20 @@ def _without_corl(context: Context) -> list[Stage]:
 
 
 def _without_reasoning(context: Context) -> list[Stage]:
-    name = "without_reasoning"
-    if not context.recipe.baselines.without_reasoning:
-        return []
-    parts = range(1, baselines.baseline_parts(context.recipe) + 1)
+    recipe, tests, stages = context.recipe, context.data.tests, []
+    size = max(recipe.baselines.ensemble, 1) if recipe.baselines.without_reasoning else 0
+    parts = range(1, baselines.baseline_parts(recipe) + 1)
     evaluate = partial(evaluate_split, without_reasoning=True)
-    return [
-        Stage(f"{name}-0", baselines.without_reasoning_cold),
-        *(Stage(f"{name}-{part}", baselines.without_reasoning, (part,)) for part in parts),
-        *(Stage(f"{name}-{split}", evaluate, (name, split)) for split in context.data.tests),
-    ]
+    for member in range(1, size + 1):
+        name = baselines.member_name(member)
+        if member > 1 and recipe.cold_start.direct:
+            stages.append(Stage(f"{name}-direct", baselines.member_direct, (member,)))
+        stages += [
+            Stage(f"{name}-0", baselines.without_reasoning_cold, (member,)),
+            *(Stage(f"{name}-{p}", baselines.without_reasoning, (p, member)) for p in parts),
+            *(Stage(f"{name}-{split}", evaluate, (name, split)) for split in tests),
+        ]
+    if size > 1:
+        name = f"{ENSEMBLE}{size}"
+        stages += [Stage(f"{name}-{split}", baselines.ensemble, (split,)) for split in tests]
+    return stages

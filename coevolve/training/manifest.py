@@ -9,6 +9,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, JsonValue
 
 from coevolve.documents import Document, Part
+from coevolve.remid.results import ChosenReasoning
+from coevolve.training.documents import HeldOut
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -52,7 +54,13 @@ class EstimatorManifest(Document):
     scoring: dict[str, JsonValue] | None = None
     """Ways of scoring that its self-check chose; absent where none was run."""
     reasoning: dict[str, JsonValue]
-    """How reasonings are written: `max_new_tokens`, and words."""
+    """How reasonings are written: `max_new_tokens`, `no_repeat_ngram` (greedy ones have no so many
+    tokens in a row twice; 0 or absent: they may), and words.
+    """
+    form: ChosenReasoning | None = None
+    """By which it scores; absent before version 0.4, and where nothing was trained here: greedy."""
+    held_out: dict[str, HeldOut] | None = None
+    """Perplexity of golden responses by each form, on the rows that nothing was trained on."""
     prompts: dict[str, JsonValue] = Field(description="The prompt set.")
     template_date: str | None = None
     """The day that chat templates which show one show."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from coevolve.remid.results import RemidResults
 from coevolve.remid.table import remid_table
 from coevolve.scoring.scores import Scores
 from coevolve.training.documents import OutcomeState, ScoresOfExamples
+
+ENSEMBLE = "without_reasoning_ensemble_"
+"""What the name of an ensemble of baselines begins with; its size follows."""
 
 
 @dataclass
@@ -49,15 +53,21 @@ class Outcome:
         }
 
     def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
-        """`full/BASELINE` -> split -> ratio of the perplexities, with its standard error."""
+        """`full/BASELINE`, `full_FORM/without_reasoning`, ... -> split -> ratio of the perplexities,
+        with its standard error.
+        """
         ratios: dict[str, dict[str, dict[str, float]]] = {}
-        for baseline in ("without_corl", "without_reasoning", "oracle"):
+        ensembles = [name for name in self.scores if name.startswith(ENSEMBLE)]
+        alone = ["without_reasoning", *ensembles]
+        forms = [name for name in self.scores if name.startswith("full")]
+        pairs = [("full", "without_corl"), *product(forms, alone), ("full", "oracle")]
+        for model, baseline in pairs:
             for split, scores in self.scores.get(baseline, {}).items():
-                full = self.scores.get("full", {}).get(split)
+                full = self.scores.get(model, {}).get(split)
                 if full is None or full.sum.shape != scores.sum.shape or full.sum.size < 2:
                     continue
                 ratio = compare_perplexities(full, scores)
-                ratios.setdefault(f"full/{baseline}", {})[split] = {
+                ratios.setdefault(f"{model}/{baseline}", {})[split] = {
                     "ratio": ratio.ratio,
                     "standard_error": ratio.ratio_error,
                 }

@@ -14,7 +14,7 @@ from coevolve.prompts import core_features
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import Grpo
-from coevolve.recipe.rounds import Kind
+from coevolve.recipe.rounds import Kind, Source
 from coevolve.recipe.schema import Writing
 from coevolve.registry import Registry, users_code
 from coevolve.scoring.estimator import ProbabilityEstimator
@@ -27,6 +27,7 @@ from coevolve.training.documents import Written
 from coevolve.training.engines import Lazy, RewardFunction, Rows, SftRow, run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.plans import planned
+from coevolve.training.posterior import posterior
 from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
 from coevolve.training.rewards.phase import PhaseRewards
 from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS
@@ -115,8 +116,16 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
     settings, train = context.recipe.connector_rl, context.train
     assert settings is not None  # a recipe has the section of each of its phases
     gate.require_content(context, state, settings.least_content)
-    render, words = context.estimator.connector_renderer, settings.rewards.target_words
-    read = partial(ConnectorBatch, context.estimator, train, target_words=words)
+    render = context.estimator.connector_renderer
+    read = partial(
+        ConnectorBatch,
+        context.estimator,
+        train,
+        target_words=settings.rewards.target_words,
+        token_weighting=settings.rewards.token_weighting,
+        group=settings.num_generations,
+        processes=context.processes,
+    )
     rewards = PhaseRewards(
         "connector_rl.rewards", settings.rewards, CONNECTOR_REWARDS, read, context.processes
     ).functions()
@@ -186,16 +195,18 @@ def write_reasonings(
 
 def estimator_sft(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
     """Phase c: SFT of the estimator with the reasonings that it will meet."""
-    examples, reasoning = _refreshed(context, state)
+    examples, reasoning = _reasonings(context, state, scheduled.on or "refreshed")
     rows = rows_of_estimator(context, scheduled.phase.name, reasoning, examples)
     _sft_of_round(context, state, ESTIMATOR, scheduled, rows, context.recipe.estimator_sft)
 
 
 def connector_sft(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """SFT of the connector on the teacher's reasonings once more, where RL leads it too far away
-    from them.
+    """SFT of the connector: on a posterior sample, or on the teacher's reasonings once more, where
+    RL leads it too far away from them.
     """
-    rows = connector_rows(context.estimator, context.train, context.traces)
+    examples, several = _reasonings(context, state, scheduled.on or "traces")
+    texts = [one_of(written, scheduled.round - 1) for written in several]
+    rows = connector_rows(context.estimator, examples, texts)
     _sft_of_round(context, state, CONNECTOR, scheduled, rows, context.recipe.connector_sft)
 
 
@@ -320,6 +331,16 @@ def _sft_of_round(
     sft(context, state, role, scheduled.phase.name, f"{role} SFT", rows, settings, budget)
 
 
+def _reasonings(
+    context: Context, state: RunState, on: Source
+) -> tuple[Sequence[Example], Sequence[Written]]:
+    """The examples of an SFT, and their reasonings."""
+    if on == "posterior":
+        places, texts = zip(*state.posterior, strict=True)
+        return [context.train[i] for i in places], texts
+    return (context.train, context.traces) if on == "traces" else _refreshed(context, state)
+
+
 def _refreshed(context: Context, state: RunState) -> tuple[list[Example], list[Written]]:
     """The examples that the estimator is trained on after a refresh, and their reasonings."""
     return [context.train[i] for i in state.chosen], [state.reasoning[i] for i in state.chosen]
@@ -355,6 +376,7 @@ PHASES: Registry[PhaseEntry] = Registry(
 )
 """Every phase by its name in a recipe; `evaluate`, which does nothing but be judged, has none."""
 for _name, _entry in {
+    "posterior": PhaseEntry(posterior, None, "posterior"),
     "connector_rl": PhaseEntry(connector_rl, CONNECTOR, "rl"),
     "connector_sft": PhaseEntry(connector_sft, CONNECTOR, "sft"),
     "refresh": PhaseEntry(refresh, None, "refresh"),

@@ -7,10 +7,9 @@ from coevolve.files import write_json
 from coevolve.progress import from_totals
 from coevolve.remid.evaluate import evaluate_remid
 from coevolve.remid.score import Scoring
-from coevolve.scoring.roles import ROLES
 from coevolve.training.context import Context
 from coevolve.training.export import export_estimator, training_facts
-from coevolve.training.state import TRAINED, RunState
+from coevolve.training.state import RunState
 
 SCHEMA = "coevolve.run/1"
 
@@ -20,16 +19,11 @@ def export(context: Context, state: RunState) -> None:
     recipe, folder = context.recipe, context.folder.path / "estimator"
     measured = state.facts().values()
     facts = training_facts(recipe, context.data.fingerprint, "end of the run", measured)
-    # Elsewhere than in the directory where it began, a run may come here when the baselines are in
-    # memory.
-    pair = dict(state.pair)
-    for role in ROLES:
-        state.load(context.roles, role, state.kept[TRAINED][role])
+    assert state.form is not None  # the stage before has chosen it
+    facts |= state.form.values()
     context.processes.on_main(
         lambda: export_estimator(folder, context.estimator, recipe, context.origins, facts)
     )
-    for role in ROLES:
-        state.load(context.roles, role, pair[role])
     context.record.say(f"exported the probability estimator to {folder}")
     context.record.artifact(
         folder, name=f"{recipe.name}-estimator", type="model", metadata=facts["training"]
@@ -38,7 +32,8 @@ def export(context: Context, state: RunState) -> None:
 
 def judge_models(context: Context, state: RunState) -> None:
     """R-EMI and R-EMID of the models whose responses there are."""
-    data, recipe = context.data, context.recipe
+    data, recipe, form = context.data, context.recipe, state.form
+    assert form is not None
     tests = {split: tuple(rows) for split, rows in data.tests.items()}
     total = len(data.test_examples)
     title = f"R-EMID of {len(context.responses)} models, {total} contexts"
@@ -51,6 +46,7 @@ def judge_models(context: Context, state: RunState) -> None:
             Scoring(
                 negatives=recipe.remid.negatives,
                 seed=recipe.seed,
+                reasoning=form.form.form(),
                 contexts_at_once=32 * context.processes.count,
             ),
             progress=lambda what, done, total: report(done),
@@ -77,10 +73,13 @@ def finish(context: Context, state: RunState) -> dict[str, Any]:
         "seconds": round(context.record.seconds, 1),
         **state.outcome.figures(),
         "gates": [verdict.values() for verdict in state.verdicts],
+        **(state.form.values() if state.form else {}),
     }
     path = context.folder.path / "results.json"
     context.processes.on_main(lambda: write_json(path, results))
     state.outcome.show(context.record.console)
+    if state.form is not None:
+        context.record.say(f"the exported estimator scores by: {state.form.form.form()}")
     context.record.say(f"results: {path}")
     context.folder.say_status("finished", stage="", where={})
     return results

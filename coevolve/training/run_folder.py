@@ -44,12 +44,14 @@ HARMLESS = (
 )
 """What may change between two sittings. The data's own fingerprint is compared."""
 
+FORMS = ("form", "full-forms-*", "export", "remid")
 AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
     {
         "remid.": ("remid",),
-        "evaluation.marginal_samples": ("*-marginal-*",),
+        "evaluation.marginal_samples": ("*-marginal-*", *FORMS),
         "baselines.": (),
-        "export.": ("export",),
+        "export.include_base": ("export",),
+        "export.": FORMS,
     }
 )
 """What may change as well, and the stages that are then done again: the trained pair does not

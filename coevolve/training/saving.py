@@ -108,7 +108,7 @@ def restore(
     # which begins anew.
     if saved.stage != next((name for name in stages if name not in saved.done), None):
         state.segment, state.texts = None, []
-    exported = (context.folder.path / "estimator").exists()
+    exported = (context.folder.path / "estimator").exists() and saved.form is not None
     redo = [*start.redo, *([] if exported else ["export"])]
     state.done = [
         name for name in saved.done if not any(fnmatch(name, pattern) for pattern in redo)

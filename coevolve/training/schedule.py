@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
-from coevolve.recipe.rounds import Phase
+from coevolve.recipe.rounds import Phase, Source
 from coevolve.training.engines import steps_of
 
 
@@ -28,6 +28,7 @@ class ScheduledPhase:
         estimator_sft_follows: in the same round, so that a connector which looks worse need not be
             judged yet.
         gated: whether the pair is evaluated after it.
+        on: what SFT trains on; None is what its role trains on without a posterior sample.
     """
 
     round: int
@@ -37,6 +38,7 @@ class ScheduledPhase:
     last_part: bool = True
     estimator_sft_follows: bool = False
     gated: bool = False
+    on: Source | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +84,7 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
                         names[later] == "estimator_sft" for later in due if later > number
                     ),
                     gated=_is_gated(phase, explicit=rounds.explicit_gates),
+                    on=rounds.source_of(number) if phase.kind == "sft" else None,
                 )
 
 

@@ -129,6 +129,7 @@ def build_estimator(
         renderers[ESTIMATOR],
         connector_renderer=renderers[CONNECTOR],
         max_new_tokens=recipe.model.max_reasoning_tokens,
+        no_repeat_ngram=recipe.model.no_repeat_ngram,
         token_budget=recipe.evaluation.token_budget,
     )
 

@@ -20,6 +20,7 @@ from coevolve.training.documents import (
     CheckpointState,
     EvaluatedExamples,
     Facts,
+    FormOfExport,
     GateState,
     RecordState,
     ScoresOfExamples,
@@ -37,8 +38,8 @@ DIRECT, COLD, TRAINED = "direct", "cold", "trained"
 UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
-AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "where")
-AS_IT_IS += ("updates", "progress", "rounds", "trained_updates", "cold_reasoning")
+AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "posterior", "where")
+AS_IT_IS += ("updates", "progress", "rounds", "trained_updates", "cold_reasoning", "form")
 """Fields of the state that a checkpoint has under the same name."""
 
 
@@ -96,6 +97,7 @@ class RunState:
         cold_reasoning: as it was in the estimator's cold start; empty where that was the traces.
         chosen: indices of the training examples that the last refresh drew; all of them before the
             first.
+        posterior: (training example, reasoning) of the last posterior sample; a roll-back leaves it.
         optimizers: optimizer states to go on with, by phase.
         updates: optimizer steps taken so far, by role; rolled-back ones count.
         progress: where the next phase of each name goes on in its data, in optimizer steps;
@@ -113,12 +115,14 @@ class RunState:
         probe: held-out examples after the cold start, to see how far the estimator drifts.
         kept: pairs by name, to go back to.
         trained_updates: `updates` when training ended; empty before.
+        form: by which the exported estimator scores; None before it is chosen.
         outcome: what was measured.
     """
 
     pair: Pair
     reasoning: list[Written]
     chosen: list[int]
+    posterior: list[tuple[int, str]] = field(default_factory=list)
     optimizers: dict[str, Weights] = field(default_factory=dict)
     updates: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
     progress: dict[str, int] = field(default_factory=dict)
@@ -136,6 +140,7 @@ class RunState:
     probe: Evaluated | None = None
     kept: dict[str, Pair] = field(default_factory=dict)
     trained_updates: dict[Role, int] = field(default_factory=dict)
+    form: FormOfExport | None = None
     outcome: Outcome = field(default_factory=Outcome)
 
     @classmethod

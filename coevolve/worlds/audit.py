@@ -30,8 +30,8 @@ from coevolve.information.emi import difference, emid
 from coevolve.information.estimate import FORMS, Estimate, mutual_information
 from coevolve.information.marginal import bigram_log_probs
 from coevolve.information.uncertainty import standard_error
-from coevolve.remid.reasoning import Reasoning
 from coevolve.remid.score import Estimator, score_pairs
+from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.scores import Scores
 from coevolve.worlds import truth
 from coevolve.worlds.corpus import worlds_by_split
@@ -316,7 +316,9 @@ def _score(
         block = sample.examples[start : start + CONTEXTS_AT_ONCE]
         pairs = np.argwhere(np.ones((len(block), different.size), dtype=bool))
         written = reasoning.write(estimator, block)
-        found = score_pairs(estimator, block, different.tolist(), written, pairs, sample.split)
+        found = score_pairs(
+            estimator, block, different.tolist(), reasoning, written, pairs, sample.split
+        )
         scores[start : start + len(block)] = found.sum.reshape(len(block), -1)
         if advance is not None:
             advance(len(block))

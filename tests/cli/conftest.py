@@ -26,6 +26,7 @@ RECIPE = {
     },
     "rounds": {"count": 0},
     "baselines": {"without_corl": False, "without_reasoning": False},
+    "export": {"form": "greedy"},
 }
 
 

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import math
 import re
+import shutil
 
 import pytest
 
 from coevolve.cli import main
+from coevolve.scoring.artifact import identity
 
 
 def test_overrides_reach_the_run(run):
@@ -69,10 +72,62 @@ def test_given_reasonings(run, tmp_path, capsys):
     public.write_text("{}")
     arguments = remid_arguments(run, tmp_path / "none", "perfect")
     for text, message in (
-        ("sampeld", "accepted are greedy, sampled, marginal:K, and a file"),
+        ("sampeld", "accepted are greedy, sampled, marginal:K, mixture, mixture:W, and a file"),
         (public, "lacks a reason"),
     ):
         assert main([*arguments, "--reasoning", str(text)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_form_is_the_manifests_unless_another_is_asked_for(run, tmp_path, capsys):
+    data = run / "world" / "dialogues.json"
+
+    def scored(estimator, *options):
+        out = tmp_path / "scores.jsonl"
+        arguments = ["score", "--estimator", str(estimator), "--data", str(data), "--overwrite"]
+        assert main([*arguments, "--out", str(out), *options]) == 0
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    estimator = run / "estimator"
+    manifest = json.loads((estimator / "manifest.json").read_text())
+    weight = manifest["held_out"]["mixture"]["weight"]
+    assert manifest["form"] == {"kind": "greedy"}
+    greedy, none = scored(estimator), scored(estimator, "--without-reasoning")
+    for options, w in ((["mixture"], weight), (["mixture:0.25"], 0.25)):
+        mixed = scored(estimator, "--reasoning", *options)
+        for row, one, other in zip(mixed, greedy, none, strict=True):
+            p = w * math.exp(one["log_prob"]) + (1 - w) * math.exp(other["log_prob"])
+            assert row["log_prob"] == pytest.approx(math.log(p), abs=1e-5)
+            assert row["weight"] == w and (not w or row["reasoning"] == one["reasoning"])
+    own = tmp_path / "estimator"
+    shutil.copytree(estimator, own)
+    rest = {name: value for name, value in manifest.items() if name != "identity"}
+    rest |= {"form": {"kind": "mixture", "weight": 0.25}}
+    (own / "manifest.json").write_text(json.dumps(rest | {"identity": identity(rest)}))
+    capsys.readouterr()
+    by_form = scored(own)
+    assert "with weight 0.25" in capsys.readouterr().err
+    assert [row["log_prob"] for row in by_form] == [row["log_prob"] for row in mixed]
+    arguments = remid_arguments(run, tmp_path / "remid", "perfect")
+    arguments[arguments.index(str(estimator))] = str(own)
+    assert main([*arguments, "--negatives", "5"]) == 0
+    results = json.loads((tmp_path / "remid" / "results.json").read_text())
+    assert results["reasoning"] == {"kind": "mixture", "weight": 0.25}
+    assert "with weight 0.25" in re.sub(r"\s+", " ", capsys.readouterr().out)
+
+
+def test_a_mixture_without_a_weight_is_refused(run, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    base = run / "base"
+    assert main(["export", "--base", str(base), "--prompts", "world", "--out", str(bare)]) == 0
+    arguments = ["score", "--estimator", str(bare), "--data", str(run / "world" / "dialogues.json")]
+    arguments += ["--out", str(tmp_path / "scores.jsonl"), "--reasoning"]
+    for text, message in (
+        ("mixture", "has no weight that was fitted on held-out rows"),
+        ("mixture:much", "accepted is a weight from 0 to 1"),
+        ("mixture:2", "with weight 2.0; accepted is a number from 0 to 1"),
+    ):
+        assert main([*arguments, text]) == 2
         assert message in capsys.readouterr().err
 
 

@@ -152,6 +152,12 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
             ["connector_rl.algorithm=ppo", "connector_rl.ppo={kl_coef: 0, kl_target: 1}"],
             "connector_rl.ppo: kl_target adapts kl_coef by factors",
         ),
+        (["refresh.samples=2", "refresh.temperature=0"], "refresh: samples is 2 and temperature 0"),
+        (
+            ["cold_start.refresh={cross_fit: 1}"],
+            "cold_start.refresh.cross_fit: found 1; input should be greater than or equal to 2",
+        ),
+        (["p_none=1"], "p_none: found 1; input should be less than 1"),
         (["estimator_sft.steps=null"], "give exactly one of steps and epochs"),
         (["data.hub=x"], "give exactly one of path, hub and world; found hub, world"),
         (["traces.teacher=endpoint"], "teacher 'endpoint' needs model, base_url"),

@@ -20,10 +20,10 @@ from coevolve.reference.protocol import (
 )
 from coevolve.remid.evaluate import evaluate_remid
 from coevolve.remid.measures import PUBLISHED
-from coevolve.remid.reasoning import Reasoning
 from coevolve.remid.results import RemidResults
 from coevolve.remid.score import Scoring
 from coevolve.remid.table import remid_csv, remid_text
+from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.roles import ESTIMATOR
 
 LIMIT = 4096

@@ -23,10 +23,10 @@ from coevolve.remid.blame import (
     remi_of,
 )
 from coevolve.remid.pairs import negative_pairs
-from coevolve.remid.reasoning import Reasoning
 from coevolve.remid.score import Scoring, score_corpus, score_examples
 from coevolve.remid.subsets import evaluated_examples
 from coevolve.scoring.models import load_model, load_tokenizer
+from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.roles import SeparateRoles
 from coevolve.scoring.scores import Scores
 from coevolve.worlds.corpus import world_corpus, world_of

@@ -21,9 +21,9 @@ from coevolve.remid import results as results_module
 from coevolve.remid.evaluate import shares_of_examples
 from coevolve.remid.measures import PUBLISHED, RECOMMENDED, Measure
 from coevolve.remid.pairs import PerContext
-from coevolve.remid.reasoning import Reasoning
 from coevolve.remid.score import Scoring, score_corpus
 from coevolve.remid.subsets import evaluated_examples
+from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.scores import Scores
 
 REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "roleplay-shared.json"

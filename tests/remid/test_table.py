@@ -14,7 +14,6 @@ from coevolve.information import density_ratio
 from coevolve.remid import evaluate
 from coevolve.remid.measures import PUBLISHED, RECOMMENDED
 from coevolve.remid.pairs import PerContext
-from coevolve.remid.reasoning import Reasoning
 from coevolve.remid.score import Scoring
 from coevolve.remid.table import (
     AVERAGE,
@@ -27,6 +26,7 @@ from coevolve.remid.table import (
     remid_table,
     remid_text,
 )
+from coevolve.scoring.reasoning import Reasoning
 
 
 def evaluate_remid(estimator, corpus, responses, *, measures=(), **scoring):

@@ -22,7 +22,6 @@ from coevolve.remid.blame import blame_examples
 from coevolve.remid.bound import evaluate_bound
 from coevolve.remid.bound_results import BlameResults, BoundResults
 from coevolve.remid.evaluate import evaluate_remid
-from coevolve.remid.reasoning import Reasoning, ReasoningKind
 from coevolve.remid.results import RemidResults
 from coevolve.remid.score import Scoring, score_corpus
 from coevolve.remid.subsets import evaluated_examples
@@ -31,6 +30,7 @@ from coevolve.report.contents import read_contents
 from coevolve.report.figures import _panels, _picture
 from coevolve.report.page import heat_maps, make_pictures, render
 from coevolve.report.summary import Loss, cards, losses, size_warning
+from coevolve.scoring.reasoning import Reasoning, ReasoningKind
 from coevolve.scoring.scores import Scores
 from coevolve.worlds.corpus import world_corpus, world_of
 from coevolve.worlds.language import SLOTS
@@ -296,7 +296,7 @@ def test_the_schema_has_every_protocol_of_reasoning(tmp_path, evaluated, kind):
     protocol = Reasoning(
         kind, texts={"a": "b"} if kind == "given" else None, sha256="f" if kind == "given" else None
     )
-    results = {**evaluated["results.json"], "reasoning": protocol.describe().values()}
+    results = {**evaluated["results.json"], "reasoning": protocol.values()}
     assert "Reasoning: " in Reader(report(tmp_path, {"results.json": results})).text
 
 

@@ -466,6 +466,8 @@ def test_links_lead_nowhere_else_but_for_the_hubs_cache(exported, tmp_path):
         (("prompts",), None),
         (("reasoning", "max_new_tokens"), True),
         (("reasoning", "max_new_tokens"), 10**9),
+        (("reasoning", "no_repeat_ngram"), -1),
+        (("reasoning", "no_repeat_ngram"), "3"),
         (("roles",), [1]),
         (("roles", "estimator", "tuning"), "ia3"),
         (("roles", "estimator", "tokenizer"), "../tokenizer"),
@@ -503,7 +505,7 @@ def test_a_manifest_of_version_2_is_checked_by_what_it_records(
 
     def downgrade(manifest):
         manifest["version"] = 2
-        del manifest["identity"]
+        del manifest["identity"], manifest["reasoning"]["no_repeat_ngram"]
         for entry in manifest["roles"].values():
             del entry["fingerprint"], entry["base"]["settings"]
 
@@ -516,6 +518,30 @@ def test_a_manifest_of_version_2_is_checked_by_what_it_records(
     rehash_files(old)
     with pytest.raises(ArtifactError, match=r"base: its fingerprint is \w+; the manifest's entry"):
         read_manifest(old)
+
+
+def test_the_guard_against_loops_is_the_estimators_own(exported, examples, tmp_path):
+    _, folder = exported
+    guarded = shutil.copytree(folder, tmp_path / "guarded")
+
+    def guard(manifest):
+        manifest["reasoning"]["no_repeat_ngram"] = 1
+        manifest["identity"] = identity(manifest)
+
+    edit_manifest(guarded, guard)
+    free, other = (
+        ProbabilityEstimator.from_pretrained(path, device="cpu") for path in (folder, guarded)
+    )
+    words = [text.split() for text in free.reason(examples)]
+    assert any(len(set(text)) < len(text) for text in words)
+    assert all(len(set(text.split())) == len(text.split()) for text in other.reason(examples))
+    # A sample is drawn from q1 as it is; what was kept without the guard is not its.
+    assert other.reason(examples, seed=0) == free.reason(examples, seed=0)
+    alone = other.reason(examples)
+    for each in (free, other):
+        each.use_cache(tmp_path / "cache")
+        each.reason(examples)
+    assert other.reason(examples) == alone != free.reason(examples)
 
 
 def test_a_base_elsewhere_is_compared_whole(exported, base_folder, tmp_path):

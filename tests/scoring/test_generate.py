@@ -10,6 +10,7 @@ from transformers import (
     LogitsProcessor,
     MistralConfig,
     MistralForCausalLM,
+    NoRepeatNGramLogitsProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -53,6 +54,41 @@ def test_greedy_is_the_argmax_of_each_step(model):
                 assert model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item() == token
             ids.append(token)
         assert generation.finished or len(generation.ids) == 12
+
+
+def repeats(ids, size):
+    """Whether so many tokens in a row come twice."""
+    found = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    return len(set(found)) < len(found)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_n_tokens_in_a_row_come_twice_and_a_text_without_such_stays(model, size):
+    options = {"max_new_tokens": 30, "stop_ids": [VOCABULARY]}  # nothing ends it but its length
+    free, guarded = run(model, **options), run(model, **options, no_repeat_ngram=size)
+    assert all(repeats(generation.ids, size) for generation in free)
+    for prompt, one, other in zip(PROMPTS, free, guarded, strict=True):
+        seen = (
+            other.ids if size > 1 else other.ids[:VOCABULARY]
+        )  # then there is no other token left
+        assert not repeats(seen, size)
+        kept = next(end for end in range(31) if repeats(one.ids[:end], size)) - 1
+        assert other.ids[:kept] == one.ids[:kept] and other.ids[kept] != one.ids[kept]
+        # As transformers has it, of what was generated alone.
+        ban = NoRepeatNGramLogitsProcessor(size)
+        for at in range(len(seen)):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + seen[:at]])).logits[:, -1]
+            allowed = ban(torch.tensor([seen[:at]]), logits)
+            assert allowed[0].argmax().item() == seen[at]
+    assert run(model, **options, no_repeat_ngram=31) == free
+
+
+def test_the_guard_does_not_depend_on_the_batch(model):
+    options = {"max_new_tokens": 14, "stop_ids": STOPS, "no_repeat_ngram": 2}
+    together = run(model, **options)
+    assert together == [run(model, [prompt], **options)[0] for prompt in PROMPTS]
+    assert together == run(model, token_budget=30, **options)
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(seed=5, temperature=1.3)])

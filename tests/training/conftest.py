@@ -167,7 +167,11 @@ def build_cold(recipe, folder):
         processes=processes,
         folder=RunFolder(folder, processes),
         checkpoints=CheckpointWriter(folder, keep=1),
-        tracer=Tracer(recipe, corpus, train, estimator.renderer, record, {}, date="2026-01-01"),
+        tracer=Tracer(
+            *(recipe, corpus, train, estimator.renderer, record, {}),
+            date="2026-01-01",
+            poll=processes.stop.poll,
+        ),
     )
     state = RunState.begin(context.roles, context.traces)
     rows = {

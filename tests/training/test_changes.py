@@ -2,13 +2,18 @@
 
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from coevolve import ProbabilityEstimator
+from coevolve.data.corpus import read_corpus
 from coevolve.errors import ArtifactError, ChatError, DataError
+from coevolve.information.perplexity import perplexity
 from coevolve.prompts import prompt_set
+from coevolve.scoring.reasoning import Reasoning
 from coevolve.training.export import export_checkpoint
 from coevolve.training.run import train
 
@@ -101,7 +106,8 @@ def test_a_run_of_0_3_goes_on_with_its_prompts_or_not_at_all(on_files, tmp_path)
 
 
 def test_after_training_only_what_a_change_touches_is_done_again(on_files):
-    folder, recipe = on_files
+    folder, made = on_files
+    recipe = partial(made, baselines={"without_corl": False, "without_reasoning": True})
     run = folder / "run"
     before = train(recipe(), run)
     steps, exported = trained_steps(run), weights(run)
@@ -113,6 +119,13 @@ def test_after_training_only_what_a_change_touches_is_done_again(on_files):
     assert trained_steps(run) == steps
     assert after["perplexity"]["full"]["OOD1Test"] != before["perplexity"]["full"]["OOD1Test"]
     assert after["perplexity"]["full"]["IDTest"] == before["perplexity"]["full"]["IDTest"]
+    # Of the trained pair, although the baseline's weights were the last ones in memory.
+    examples = read_corpus(folder / "dialogues.json").require("OOD1Test")
+    estimator = ProbabilityEstimator.from_pretrained(run / "estimator", device="cpu")
+    golden = [example.golden_response for example in examples]
+    for name, form in (("full", Reasoning()), ("full_none", Reasoning("none"))):
+        found = perplexity(estimator.log_prob(examples, golden, form))
+        assert after["perplexity"][name]["OOD1Test"] == pytest.approx(found, rel=1e-6)
 
     limited = train(recipe(shorten, data={"limit": {"OOD2Test": 3}}), run)
     assert limited["perplexity"]["full"]["IDTest"] == before["perplexity"]["full"]["IDTest"]

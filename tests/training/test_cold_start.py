@@ -3,6 +3,7 @@ reasonings of connectors that were not trained on the examples.
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,22 +90,27 @@ def test_with_dropout_alone_the_cold_start_is_that_of_the_baseline(prepared):
     assert same(dropped, state.pair[ESTIMATOR])
 
 
-def test_the_golden_term_drops_reasoning_too(recipe_of, build, tmp_path):
-    rl = {
-        "steps": 40,
-        "golden_nll_weight": 1.0,
-        "rewards": {"judge": "overlap", "match": 0.0, "format": 0.0001},
-    }
-    context, state = build(recipe_of(estimator_rl=rl, p_none=1 - 1e-12), tmp_path)
-    golden = [example.golden_response for example in context.train]
-    scored = context.train, golden, [None] * len(golden)
-    before = context.estimator.log_prob(*scored).sum.mean()
+def test_the_golden_term_drops_reasoning_too(recipe_of, build, tmp_path, monkeypatch):
+    """With a reward that is the same for all, only the golden responses teach."""
+    rl = {"golden_nll_weight": 1.0, "rewards": {"judge": "overlap", "match": 0.0, "format": 1e-9}}
+    context, state = build(recipe_of(estimator_rl=rl), tmp_path)
+    begun = state.pair[ESTIMATOR]
     [scheduled] = [
         one for one in loop.scheduled_phases(context.recipe) if one.phase.name == "estimator_rl"
     ]
-    phases.estimator_rl(context, state, scheduled)
-    # More than the golden term with reasonings teaches of it, which is next to nothing.
-    assert context.estimator.log_prob(*scored).sum.mean() > before + 1
+
+    def trained(p_none):
+        changed = replace(context, recipe=recipe_of(estimator_rl=rl, p_none=p_none))
+        state = RunState.begin(context.roles, context.traces)
+        state.load(context.roles, ESTIMATOR, begun)
+        phases.estimator_rl(changed, state, scheduled)
+        return state.pair[ESTIMATOR]
+
+    dropped, kept = trained(1 - 1e-12), trained(0.0)
+    nothing = [None] * len(context.train)
+    rows = phases.estimator_rows(context.estimator, context.train, nothing)
+    monkeypatch.setattr(phases, "rows_of_estimator", lambda *others: rows)
+    assert same(dropped, trained(0.0)) and not same(dropped, kept)
 
 
 def test_a_connector_writes_for_what_it_was_not_trained_on(prepared, monkeypatch):
@@ -191,7 +197,7 @@ def test_the_new_stages_resume_to_the_bit_and_the_baselines_are_trained_as_long(
     for name in (
         "cold-start-connector-2-step-1",
         "cold-start-connector-2-writes",
-        "cold-start-direct-step-2",
+        "cold-start-direct-step-1",
         "cold-start-estimator-step-1",
     ):
         with pytest.raises(Interrupted):

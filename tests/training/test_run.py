@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,8 +12,12 @@ from transformers import AutoConfig, BertConfig, BertLMHeadModel
 
 from coevolve import ProbabilityEstimator
 from coevolve.data.corpus import read_corpus
-from coevolve.errors import ArtifactError, DataError, TooLongError
+from coevolve.errors import ArtifactError, DataError, RecipeError, TooLongError
 from coevolve.information.perplexity import perplexity
+from coevolve.scoring.reasoning import Reasoning
+from coevolve.scoring.scores import Scores
+from coevolve.training import forms
+from coevolve.training.baselines import redrawn
 from coevolve.training.export import export_checkpoint
 from coevolve.training.run import train
 from coevolve.training.tracing import Tracer
@@ -24,7 +29,7 @@ SPLITS = ("IDTest", "OOD1Test", "OOD2Test", "OOD3Test", "OOD4Test")
 @pytest.fixture(scope="module", params=["full", "lora"])
 def finished(request, recipe_of, tmp_path_factory):
     """(recipe, folder, results) of a finished run."""
-    recipe = recipe_of(request.param, checkpoints={"keep": 99})
+    recipe = recipe_of(request.param, checkpoints={"keep": 99}, baselines={"ensemble": 2})
     folder = tmp_path_factory.mktemp(request.param) / "run"
     return recipe, folder, train(recipe, folder)
 
@@ -45,7 +50,12 @@ def test_every_figure_is_there(finished):
         "full",
         "without_corl",
         "without_reasoning",
+        "without_reasoning_2",
+        "without_reasoning_ensemble_2",
         "floor",
+        "full_none",
+        "full_mixture",
+        "full_mixture_2",
         "full_marginal_2",
         "without_corl_marginal_2",
     ):
@@ -62,6 +72,16 @@ def test_every_figure_is_there(finished):
             )
             assert ratio["ratio"] == pytest.approx(expected, rel=1e-9)
             assert ratio["standard_error"] > 0
+    for form in ("", "_none", "_mixture", "_marginal_2", "_mixture_2"):
+        for baseline in ("", "_ensemble_2"):
+            ratios = results["ratio"][f"full{form}/without_reasoning{baseline}"]
+            assert set(ratios) == set(SPLITS)
+    # The members differ, and by Jensen their mean is better than their average.
+    one, two, both = (
+        np.log([results["perplexity"][f"without_reasoning{name}"][split] for split in SPLITS])
+        for name in ("", "_2", "_ensemble_2")
+    )
+    assert (one != two).all() and (both < (one + two) / 2).all()
     assert [gate["phase"] for gate in results["gates"]] == [
         "connector_rl",
         "estimator_sft",
@@ -81,6 +101,85 @@ def test_the_export_scores_as_the_run_did(finished):
     assert perplexity(scores) == pytest.approx(results["perplexity"]["full"]["IDTest"], rel=1e-6)
     held_out = estimator.manifest["training"]["held_out_perplexity"]
     assert held_out["IDTest"] == results["perplexity"]["full"]["IDTest"]
+
+
+def test_the_exported_form_is_the_best_on_held_out_rows(finished):
+    recipe, folder, results = finished
+    estimator = ProbabilityEstimator.from_pretrained(folder / "estimator", device="cpu")
+    held_out = results["held_out"]
+    assert estimator.manifest["held_out"] == held_out
+    assert estimator.manifest["form"] == results["form"] == estimator.form.values()
+    assert set(held_out) == {"none", "greedy", "marginal_2", "mixture", "mixture_2"}
+    assert {found["n"] for found in held_out.values()} == {recipe.data.validation}
+    best = held_out[estimator.form.name]["perplexity"]
+    assert best == min(found["perplexity"] for found in held_out.values())
+    assert best <= held_out["none"]["perplexity"]
+    # Each column of the table is what the exported estimator gives by that form.
+    examples = read_corpus(folder / "world" / "dialogues.json").require("IDTest")
+    responses = [example.golden_response for example in examples]
+    for form in (
+        Reasoning("none"),
+        Reasoning("marginal", 2, recipe.seed),
+        Reasoning("mixture", weight=held_out["mixture"]["weight"]),
+        Reasoning("mixture", 2, recipe.seed, held_out["mixture_2"]["weight"]),
+    ):
+        found = perplexity(estimator.log_prob(examples, responses, form))
+        expected = results["perplexity"][f"full_{form.name}"]["IDTest"]
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ({}, "mixture"),
+        ({"form": "greedy"}, "greedy"),
+        ({"form": "none"}, "none"),
+        ({"form": "marginal"}, "marginal_4"),
+        ({"form": "marginal", "samples": 3}, "marginal_3"),
+        ({"form": "mixture", "samples": 3}, "mixture_3"),
+        ({"samples": 3}, "marginal_3"),
+    ],
+)
+def test_the_recipe_may_name_the_form(recipe_of, build, tmp_path, monkeypatch, asked, chosen):
+    context, state = build(recipe_of(export=asked, evaluation={"marginal_samples": 0}), tmp_path)
+    tokens = np.full(len(context.data.validation), 6)
+    # Greedy is the better one on every other pair of rows, so that a mixture is worth it.
+    good, bad = np.full(tokens.shape, -6.0), np.full(tokens.shape, -12.0)
+    turns = np.arange(tokens.size) // 2 % 2 == 0
+    given = {
+        "none": np.where(turns, good, bad),
+        "greedy": np.where(turns, bad, good),
+        "marginal": good + 1,
+    }
+    monkeypatch.setattr(
+        forms, "score_form", lambda c, x, form, title: Scores(given[form.kind], tokens)
+    )
+    forms.choose_form(context, state)
+    assert state.form.form.form().name == chosen
+    weight = state.form.held_out["mixture"].weight
+    assert weight == pytest.approx(0.5, abs=0.2)
+    assert ("marginal_3" in state.form.held_out) == (asked.get("samples") == 3)
+
+
+def test_another_seed_draws_a_new_adapter_and_leaves_what_was_trained():
+    weights = {"x.lora_A.weight": torch.ones(2, 4), "x.lora_B.weight": torch.zeros(3, 2)}
+    weights |= {"y.lora_A.weight": torch.ones(2, 4), "y.lora_B.weight": torch.ones(3, 2)}
+    drawn = redrawn(weights, 1)
+    assert drawn["x.lora_A.weight"].abs().max() <= 0.5 and drawn["x.lora_A.weight"].std() > 0.1
+    assert drawn["x.lora_A.weight"].unique().numel() == 8
+    same = [name for name in weights if torch.equal(drawn[name], weights[name])]
+    assert same == ["x.lora_B.weight", "y.lora_A.weight", "y.lora_B.weight"]
+    assert not torch.equal(redrawn(weights, 2)["x.lora_A.weight"], drawn["x.lora_A.weight"])
+    # As PEFT's own are: Kaiming's uniform distribution with a = sqrt 5.
+    wide = {"lora_A": torch.zeros(64, 256), "lora_B": torch.zeros(8, 64)}
+    own = torch.nn.init.kaiming_uniform_(torch.empty(64, 256), a=5**0.5)
+    assert redrawn(wide, 0)["lora_A"].std() == pytest.approx(own.std().item(), rel=0.03)
+
+
+@pytest.mark.parametrize("asked", [{"ensemble": 1}, {"ensemble": 2, "without_reasoning": False}])
+def test_an_ensemble_is_of_two_or_more_baselines(recipe_of, asked):
+    with pytest.raises(RecipeError, match="baselines: ensemble is"):
+        recipe_of(baselines=asked)
 
 
 def test_any_checkpoint_can_be_exported(finished, tmp_path):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from coevolve.remid.results import ChosenReasoning
 from coevolve.scoring.roles import ROLES
 from coevolve.scoring.scores import Scores
 from coevolve.training import loop
 from coevolve.training.checkpoints import CheckpointWriter, read_checkpoint
-from coevolve.training.documents import RecordState, Verdict
+from coevolve.training.documents import FormOfExport, HeldOut, RecordState, Verdict
 from coevolve.training.engines import Segment
 from coevolve.training.outcome import Outcome
 from coevolve.training.state import Evaluated, RunState, Snapshot
@@ -56,6 +57,10 @@ def full_state():
         probe=evaluated,
         kept={"cold": pair(3), "trained": pair(4)},
         trained_updates=dict.fromkeys(ROLES, 9),
+        form=FormOfExport(
+            form=ChosenReasoning(kind="mixture", weight=0.25),
+            held_out={"mixture": HeldOut(perplexity=2.5, n=2, weight=0.25)},
+        ),
         outcome=Outcome(
             {"full": {"IDTest": scores}},
             {"IDTest": ["a", "b"]},
@@ -120,7 +125,8 @@ def test_the_stages_of_a_run_are_called_as_ever(recipe_of, build, tmp_path):
     assert " ".join(stage.name for stage in loop.stages(context)) == (
         "cold-start-connector cold-start-estimator cold-start-gate round-1-connector_rl"
         " round-1-evaluate-gate round-1-diagnosis round-2-connector_rl round-2-refresh"
-        " round-2-evaluate-gate round-2-diagnosis trained full-IDTest full-marginal-IDTest export"
+        " round-2-evaluate-gate round-2-diagnosis trained full-IDTest full-marginal-IDTest form"
+        " full-forms-IDTest export"
         " without_corl-1 without_corl-2 without_corl-IDTest without_corl-marginal-IDTest"
         " oracle-IDTest"
     )

@@ -24,6 +24,7 @@ class DistributedEstimator(ProbabilityEstimator):
             estimator.renderer,
             connector_renderer=estimator.connector_renderer,
             max_new_tokens=estimator.max_new_tokens,
+            no_repeat_ngram=estimator.no_repeat_ngram,
             token_budget=estimator.token_budget,
             poll=estimator.poll,
         )
@@ -47,42 +48,16 @@ class DistributedEstimator(ProbabilityEstimator):
             ),
         )
 
-    def token_log_probs(
-        self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
-        reasoning: Sequence[str | None],
-        *,
-        progress: Progress | None = None,
-    ) -> list[np.ndarray]:
-        score = super().token_log_probs
-        costs = [
-            len(self.renderer.estimator(example, text)) + len(response)
-            for example, text, response in zip(examples, reasoning, responses, strict=True)
-        ]
-        report = _scaled(progress, len(examples), self.processes.count)
-        return self.processes.distribute(
-            costs,
-            lambda share: score(
-                [examples[i] for i in share],
-                [responses[i] for i in share],
-                [reasoning[i] for i in share],
-                progress=report,
-            ),
-        )
-
-    def log_prob_pairs(
+    def _sums(
         self,
         examples: Sequence[Example],
         responses: Sequence[str],
         reasoning: Sequence[str | None],
         pairs: np.ndarray,
-        *,
-        progress: Progress | None = None,
+        progress: Progress | None,
     ) -> Scores:
         # A context goes to one process with all of its pairs, so that it is computed once.
-        score = super().log_prob_pairs
-        pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+        score = super()._sums
         rows_of = [np.flatnonzero(pairs[:, 0] == context) for context in range(len(examples))]
         lengths = np.array([len(response) for response in responses])
         costs = [
@@ -92,18 +67,21 @@ class DistributedEstimator(ProbabilityEstimator):
         report = _scaled(progress, len(pairs), self.processes.count)
 
         def work(share: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-            own = (
-                np.concatenate([rows_of[context] for context in share])
-                if share
-                else np.empty(0, dtype=np.int64)
+            if not share:
+                return []
+            own = np.concatenate([rows_of[context] for context in share])
+            used, place = np.unique(pairs[own, 1], return_inverse=True)
+            context = np.repeat(np.arange(len(share)), [len(rows_of[i]) for i in share])
+            scores = score(
+                [examples[i] for i in share],
+                [responses[j] for j in used],
+                [reasoning[i] for i in share],
+                np.stack([context, place], axis=1),
+                report,
             )
-            scores = score(examples, responses, reasoning, pairs[own], progress=report)
-            ends = np.cumsum([len(rows_of[context]) for context in share])[:-1]
-            return (
-                list(zip(np.split(scores.sum, ends), np.split(scores.tokens, ends), strict=True))
-                if share
-                else []
-            )
+            ends = np.cumsum([len(rows_of[i]) for i in share])[:-1]
+            parts = np.split(scores.sum, ends), np.split(scores.tokens, ends)
+            return list(zip(*parts, strict=True))
 
         total, tokens = np.empty(len(pairs)), np.empty(len(pairs), dtype=np.int64)
         for rows, (sums, counts) in zip(

@@ -6,10 +6,10 @@ One that was cut off counts as empty, since nobody can know what it would have b
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,7 +22,10 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, REFERENCE, Role
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.rewards import functions as rewards
-from coevolve.training.rewards.registry import ESTIMATOR_REWARDS, Reward
+from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS, Reward
+
+T = TypeVar("T")
+Value = TypeVar("Value")
 
 
 class ConnectorBatch:
@@ -33,6 +36,8 @@ class ConnectorBatch:
         completion_ids: N completions, as TRL hands them over.
         index: of each completion, its place in `examples`.
         target_words: what the length counts towards.
+        token_weighting: of the rewards that are means over the golden response's tokens.
+        group: G, completions of one prompt, side by side in the batch of all processes together.
 
     Attributes:
         texts: N texts; None where one is cut off or empty.
@@ -50,8 +55,12 @@ class ConnectorBatch:
         index: Sequence[int],
         *,
         target_words: int,
+        token_weighting: Literal["none", "change"] = "none",
+        group: int = 1,
+        processes: Processes | None = None,
     ):
         self.estimator = estimator
+        self.token_weighting, self.group, self.processes = token_weighting, group, processes
         self.sections = estimator.renderer.prompts.sections
         self.target_words = target_words
         self.examples = [examples[row] for row in index]
@@ -70,6 +79,39 @@ class ConnectorBatch:
         model behind them.
         """
         return _filled_in(self.usable, self._golden(_indices(self.usable)))
+
+    @cached_property
+    def weights(self) -> Sequence[np.ndarray | float]:
+        """N arrays (T,), 1 on average: what each token of the golden response counts."""
+        if self.token_weighting == "none":
+            return [1.0] * len(self.texts)
+
+        def of_group(rows: Sequence[np.ndarray | None]) -> list[np.ndarray | float]:
+            judged = [row for row in rows if row is not None]
+            return [rewards.change_weights(np.stack(judged)) if judged else 1.0] * len(rows)
+
+        return of_groups(self.processes, self.group, self.golden, of_group)
+
+    @cached_property
+    def bound_credits(self) -> list[float | None]:
+        """What each reasoning adds to its group's K-sample bound; among them one that cannot be
+        judged counts as a uniform guess.
+        """
+        lengths = [
+            len(x)
+            for x in map(self.estimator.renderer.response_ids, golden_responses(self.examples))
+        ]
+        rows = [
+            (None if x is None else float(x.sum()), length * self.log_uniform)
+            for x, length in zip(self.golden, lengths, strict=True)
+        ]
+
+        def of_group(rows: Sequence[tuple[float | None, float]]) -> list[float | None]:
+            log_probs = np.array([uniform if x is None else x for x, uniform in rows])
+            credits = rewards.bound_credits(log_probs).tolist()
+            return [None if x is None else y for (x, _), y in zip(rows, credits, strict=True)]
+
+        return of_groups(self.processes, self.group, rows, of_group)
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
@@ -171,17 +213,7 @@ class EstimatorBatch:
             (None if text is None else list(ids)[:-1], of)
             for text, ids, of in zip(self.texts, self.ids, golden, strict=True)
         ]
-        # A group may lie on two processes.
-        shares = self.processes.gather(mine)
-        everywhere = [row for share in shares for row in share]
-        first = sum(len(share) for share in shares[: self.processes.rank])
-        before = first % self.group
-        values = [
-            score
-            for start in range(first - before, first + len(mine), self.group)
-            for score in self._group_scores(everywhere[start : start + self.group])
-        ]
-        return values[before : before + len(mine)]
+        return of_groups(self.processes, self.group, mine, self._group_scores)
 
     def columns(self) -> dict[str, list[Any]]:
         """What a user's reward gets beside what TRL gives it."""
@@ -254,6 +286,35 @@ ESTIMATOR_REWARDS.register("kernel_score")(
         lowest=lambda batch: rewards.lowest_kernel_score(batch.group),
     )
 )
+
+
+CONNECTOR_REWARDS.register("bound")(
+    Reward(
+        lambda batch, given: batch.bound_credits,
+        lowest=lambda batch: rewards.lowest_bound_credit(batch.group),
+    )
+)
+
+
+def of_groups(
+    processes: Processes | None,
+    size: int,
+    mine: Sequence[T],
+    values: Callable[[Sequence[T]], Sequence[Value]],
+) -> list[Value]:
+    """One value for each of this process's rows, made for a group of `size` rows at a time. A group
+    may lie on two processes.
+    """
+    shares = [mine] if processes is None else processes.gather(list(mine))
+    everywhere = [row for share in shares for row in share]
+    first = sum(len(share) for share in shares[: processes.rank if processes else 0])
+    before = first % size
+    found = [
+        value
+        for start in range(first - before, first + len(mine), size)
+        for value in values(everywhere[start : start + size])
+    ]
+    return found[before : before + len(mine)]
 
 
 def finished_texts(

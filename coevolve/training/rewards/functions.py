@@ -18,6 +18,8 @@ from coevolve.data.words import words
 from coevolve.prompts import core_features, missing_sections
 from coevolve.training.rewards.registry import of_connector, of_estimator
 
+Floats = NDArray[np.float64]
+
 
 def _uniform(batch: Any) -> float:
     """What a uniform guess gets."""
@@ -25,48 +27,94 @@ def _uniform(batch: Any) -> float:
 
 
 # Of the connector: what its reasoning does to the golden response's tokens, log q2(y_t | x, r,
-# y_<t), shape (T,), nats.
+# y_<t), shape (T,), nats. `weights`, of the tokens, are those of `change_weights` or 1.
 
 
-@of_connector("likelihood", "golden")
+@of_connector("likelihood", "golden", "weights")
 @of_estimator("reference_likelihood", "reference")
-def likelihood(log_probs: NDArray[np.float64]) -> float:
+def likelihood(log_probs: Floats, weights: Floats | float = 1.0) -> float:
     """exp(mean token log q2(y | x, r)): the geometric mean of the response's token probabilities,
     in (0, 1].
 
     Of the estimator's own response, under the estimator as the phase began, it is the
     reference-likelihood.
     """
-    return math.exp(np.mean(log_probs))
+    return math.exp(np.mean(weights * log_probs))
 
 
-@of_connector("mean_probability", "golden")
-def mean_probability(log_probs: NDArray[np.float64]) -> float:
+@of_connector("mean_probability", "golden", "weights")
+def mean_probability(log_probs: Floats, weights: Floats | float = 1.0) -> float:
     """The arithmetic mean of the response's token probabilities, in (0, 1] (RLPR, arXiv
     2506.18254).
 
     One improbable token costs 1 / T of it at most, where it can cost all of the geometric mean.
     """
-    return float(np.mean(np.exp(log_probs)))
+    return float(np.mean(weights * np.exp(log_probs)))
 
 
-@of_connector("log_likelihood", "golden", lowest=_uniform, bounded=False)
-def log_likelihood(log_probs: NDArray[np.float64]) -> float:
+@of_connector("log_likelihood", "golden", "weights", lowest=_uniform, bounded=False)
+def log_likelihood(log_probs: Floats, weights: Floats | float = 1.0) -> float:
     """Mean token log q2(y | x, r), nats per token."""
-    return float(np.mean(log_probs))
+    return float(np.mean(weights * log_probs))
 
 
-@of_connector("gain", "golden", "unaided", lowest=_uniform, bounded=False)
-def gain(log_probs: NDArray[np.float64], unaided: NDArray[np.float64]) -> float:
+@of_connector("gain", "golden", "unaided", "weights", lowest=_uniform, bounded=False)
+def gain(log_probs: Floats, unaided: Floats, weights: Floats | float = 1.0) -> float:
     """Mean token log q2(y | x, r) - log q2(y | x), nats per token.
 
     In a group, which shares x and y, it differs from `log_likelihood` by a constant; what it adds
-    is a value that is above 0 if and only if the reasoning helps.
+    is a value that is above 0 if and only if the reasoning helps. For the same reason it does not
+    matter how slowly the side without reasoning moves (RLP, arXiv 2510.01265, averages it over
+    updates): whatever it is, it is subtracted from all of a group, and here it does not move at all
+    while the connector learns.
 
     Args:
         unaided: log-probabilities of the same tokens without a reasoning, shape (T,).
     """
-    return log_likelihood(log_probs) - log_likelihood(unaided)
+    return log_likelihood(log_probs, weights) - log_likelihood(unaided, weights)
+
+
+def change_weights(group: Floats) -> Floats:
+    """Weights (T,) of a response's tokens, 1 on average, by how much reasoning changes each: in
+    proportion to the standard deviation of log q2(y_t | x, r, y_<t) over the reasonings of a group
+    (DRO's reasoning-reflective tokens, arXiv 2506.13351).
+
+    The same for all of the group, so that none is judged by other tokens than the rest. Where
+    nothing changes, all of them are 1.
+
+    Args:
+        group: (G, T), nats.
+    """
+    spread: Floats = group.std(axis=0)
+    return spread / spread.mean() if spread.any() else np.ones_like(spread)
+
+
+def bound_credits(log_probs: Floats) -> Floats:
+    """What each of K reasonings adds to the K-sample bound L = log (1/K) sum_k q2(y | x, r_k): (K,),
+    nats per response.
+
+        credit_k = L - log (1/(K-1)) sum_{j != k} q2(y | x, r_j)
+
+    That is VIMCO's learning signal (Mnih & Rezende, ICML 2016, arXiv 1602.06725) with the
+    arithmetic mean of the others for the sample left out. What is subtracted does not depend on
+    r_k, so that E sum_k credit_k grad log q1(r_k) = grad E L. Less the group's mean, as GRPO has it
+    with `scale_rewards: none`, the sum is the gradient of E L of K - 1 samples exactly (RLOO: K / (K
+    - 1) times that). With VIMCO's other choice, the geometric mean, it would be no bound's.
+    With q2 far apart, the best one has nearly all the credit, and the others share what they lack:
+    none is below log((K - 1) / K).
+
+    Args:
+        log_probs: log q2(y | x, r_k), shape (K,), K >= 2.
+    """
+    size = len(log_probs)
+    without = np.array([np.logaddexp.reduce(np.delete(log_probs, k)) for k in range(size)])
+    credit: Floats = np.logaddexp.reduce(log_probs) - without + lowest_bound_credit(size)
+    return credit
+
+
+def lowest_bound_credit(size: int) -> float:
+    """The lowest of `bound_credits` among `size`: one under which y cannot be."""
+    return math.log((size - 1) / size)
 
 
 @of_connector("format", "texts", given=["sections"])
@@ -116,9 +164,7 @@ def similarity(one: Sequence[int], other: Sequence[int]) -> float:
     return (a & b).total() / math.sqrt(a.total() * b.total())
 
 
-def kernel_scores(
-    to_golden: NDArray[np.float64], among: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def kernel_scores(to_golden: Floats, among: Floats) -> Floats:
     """For a group of G samples of q, rewards whose policy gradient is that of the kernel score:
     (G,).
 

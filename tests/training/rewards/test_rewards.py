@@ -20,7 +20,7 @@ from coevolve.scoring.roles import ESTIMATOR
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.rewards import functions as rewards
-from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
+from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch, of_groups
 from coevolve.training.rewards.phase import PhaseRewards, checked
 from coevolve.training.rewards.registry import (
     CONNECTOR_REWARDS,
@@ -41,6 +41,9 @@ UNEVEN = np.log([0.9, 0.1])
         (rewards.mean_probability(UNEVEN), 0.5),
         (rewards.log_likelihood(UNEVEN), math.log(0.3)),
         (rewards.gain(HALVES, UNEVEN), math.log(0.5 / 0.3)),
+        (rewards.likelihood(UNEVEN, np.array([0.5, 1.5])), 0.9**0.25 * 0.1**0.75),
+        (rewards.mean_probability(UNEVEN, np.array([0.5, 1.5])), (0.45 + 0.15) / 2),
+        (rewards.gain(HALVES, UNEVEN, np.array([2.0, 0.0])), math.log(0.5 / 0.9)),
         (rewards.match_ratio(-3.0, -2.0), math.exp(-1)),
         (rewards.match_ratio(-1.0, -2.0), 1.0),
         (rewards.word_overlap("the cat sat", "The cat ran off"), 0.5),
@@ -139,6 +142,7 @@ class Given:
 
     golden: list
     unaided: list
+    weights: list
     log_uniform: float = -math.log(50)
     figures: dict = field(default_factory=dict)
 
@@ -151,7 +155,7 @@ LOG_PROBS = st.lists(st.floats(-1000, 0), min_size=1, max_size=6).map(np.array)
 def test_what_cannot_be_judged_never_wins(rows):
     golden, unaided = zip(*rows, strict=True)
     settings = ConnectorRewards(**ALL, format=0.0, length=0.0)
-    batch = Given(golden, unaided)
+    batch = Given(golden, unaided, [1.0] * len(golden))
     values, logged = ask(
         PhaseRewards("x", settings, CONNECTOR_REWARDS, lambda ids, index: batch, alone()),
         [[0]] * len(rows),
@@ -161,6 +165,63 @@ def test_what_cannot_be_judged_never_wins(rows):
         unjudged = [value for value, row in zip(of_all, golden, strict=True) if row is None]
         assert all(value <= min(of_all) for value in unjudged)
         assert logged[f"rewards/{name}/lowest"] == len(unjudged)
+
+
+def test_token_weights_by_hand():
+    group = np.log([[0.5, 0.25, 0.1], [0.5, 0.5, 0.4]])  # log 1, log 2 and log 4 apart
+    assert rewards.change_weights(group) == pytest.approx([0, 1, 2])
+    assert rewards.change_weights(group[:1]).tolist() == [1, 1, 1]  # nothing to compare with
+    assert rewards.likelihood(group[1], rewards.change_weights(group)) == pytest.approx(
+        (0.5 * 0.4**2) ** (1 / 3)
+    )
+
+
+@given(
+    st.integers(2, 6).flatmap(
+        lambda size: st.lists(st.floats(-900, 0), min_size=size, max_size=size)
+    )
+)
+def test_credits_of_the_bound_are_those_of_its_definition(log_probs):
+    values, size = np.array(log_probs), len(log_probs)
+    credits = rewards.bound_credits(values)
+    assert credits.min() >= rewards.lowest_bound_credit(size) - 1e-9
+    if values.min() > -300:  # below, probabilities themselves are no numbers
+        p = np.exp(values)
+        others = [np.delete(p, k).mean() for k in range(size)]
+        assert credits == pytest.approx(np.log(p.mean()) - np.log(others), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_policy_gradient_of_the_credits_is_that_of_the_bound(size):
+    """Over all groups, by enumeration: of the K-sample bound as they are, of K - 1 samples with the
+    group's mean taken off.
+    """
+    rng = np.random.default_rng(0)
+    logits, log_q2 = rng.normal(size=3), np.log([0.02, 0.3, 0.9])
+
+    def groups(size, q):
+        for group in itertools.product(range(3), repeat=size):
+            yield q[list(group)].prod(), list(group)
+
+    def bound(logits, size):
+        q = softmax(logits)
+        return sum(p * (np.logaddexp.reduce(log_q2[g]) - np.log(size)) for p, g in groups(size, q))
+
+    def slope(size, step=1e-6):
+        return [
+            (bound(logits + d, size) - bound(logits - d, size)) / (2 * step)
+            for d in step * np.eye(3)
+        ]
+
+    q = softmax(logits)
+    plain, centred = np.zeros(3), np.zeros(3)
+    for p, group in groups(size, q):
+        credits = rewards.bound_credits(log_q2[group])
+        scores = np.eye(3)[group] - q
+        plain += p * credits @ scores
+        centred += p * (credits - credits.mean()) @ scores
+    assert plain == pytest.approx(slope(size), abs=1e-8)
+    assert centred == pytest.approx(slope(size - 1), abs=1e-8)
 
 
 @given(st.lists(SEQUENCES, min_size=3, max_size=6), SEQUENCES)
@@ -276,6 +337,71 @@ def test_the_connectors_rewards_are_the_estimators_own_probabilities(resident):
         assert logged[f"rewards/{name}/lowest"] == 3
     assert values["format"] == [1.0, 0.0, 0.0, 0.0, 1.0] and logged["rewards/format/lowest"] == 2
     assert logged["unparsable_completions"] == pytest.approx(3 / 5)
+
+
+def test_rewards_that_compare_the_reasonings_of_a_group(resident):
+    """Two groups of two, one with a reasoning that was cut off, another example's among them."""
+    estimator, examples = resident
+    render = estimator.renderer
+    texts = [examples[place].trace for place in (0, 1, 1, 2)]
+    ids = [render.response_ids(text) for text in texts]
+    ids[1] = ids[1][:-1]
+    index = [0, 0, 1, 1]
+    settings = ConnectorRewards(bound=1.0, log_likelihood=1.0, token_weighting="change")
+
+    def read(ids, index):
+        return ConnectorBatch(
+            *(estimator, examples, ids, index), target_words=5, token_weighting="change", group=2
+        )
+
+    judging = PhaseRewards("connector_rl.rewards", settings, CONNECTOR_REWARDS, read, alone())
+    values, logged = ask(judging, ids, index)
+    asked = [examples[i] for i in index]
+    golden = [example.golden_response for example in asked]
+    first, _, *second = estimator.token_log_probs(asked, golden, texts)
+    uniform = -math.log(len(render.tokenizer)) * len(first)
+    p, q = (np.exp(values.sum()) for values in second)
+    expected = [
+        np.log((np.exp(first.sum()) + np.exp(uniform)) / 2) - uniform,
+        np.log(1 / 2),
+        np.log((p + q) / 2) - np.log(q),
+        np.log((p + q) / 2) - np.log(p),
+    ]
+    assert values["bound"] == pytest.approx(expected, rel=1e-5)
+    assert logged["rewards/bound/lowest"] == logged["rewards/log_likelihood/lowest"] == 1
+    spread = np.abs(second[0] - second[1])
+    weighted = [float(x @ spread / spread.sum()) for x in second]
+    assert values["log_likelihood"][0] == pytest.approx(first.mean(), rel=1e-5)
+    assert values["log_likelihood"][2:] == pytest.approx(weighted, rel=1e-5)
+
+
+class _Shares(Processes):
+    """One of two processes, which is told what the other gathers."""
+
+    def __init__(self, shares, rank):
+        super().__init__(torch.device("cpu"), Stop())
+        self.shares, self.rank = shares, rank
+
+    def gather(self, value):
+        assert value == self.shares[self.rank]
+        return self.shares
+
+
+def test_a_group_may_lie_on_two_processes():
+    shares = [[1, 2, 3], [4, 5, 6, 7, 8]]
+
+    def total(rows):
+        return [(sum(rows), row) for row in rows]
+
+    found = [of_groups(_Shares(shares, rank), 4, shares[rank], total) for rank in (0, 1)]
+    assert found[0] + found[1] == [(10 if row <= 4 else 26, row) for row in range(1, 9)]
+
+
+@pytest.mark.parametrize("asked", [{"bound": 1.0}, {"token_weighting": "change"}])
+def test_comparing_needs_a_group(recipe_of, asked):
+    ppo = {"algorithm": "ppo", "num_generations": 1, "rewards": {**asked, "target_words": 5}}
+    with pytest.raises(RecipeError, match=f"rewards.{next(iter(asked))}.*num_generations to 2"):
+        recipe_of(connector_rl=ppo)
 
 
 def test_what_does_not_fit_the_estimator_gets_the_lowest_reward_too(resident):
