@@ -8,6 +8,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import secrets
 import socket
 import sys
 import time
@@ -36,7 +37,15 @@ from coevolve.training.distributed.processes import Interrupted, ProcessError, P
 from coevolve.training.documents import RunFile
 from coevolve.training.record.facts import PACKAGES, flat
 from coevolve.training.setup import Origins
-from coevolve.training.status import LEASE, LEASE_SECONDS, LOCK, NO_LOCKS, RUN, STATUS
+from coevolve.training.status import (
+    LEASE,
+    LEASE_SECONDS,
+    LOCK,
+    NO_LOCKS,
+    RUN,
+    STATUS,
+    finished_checkpoints,
+)
 
 HARMLESS = (
     *("logging.", "checkpoints.", "name", "data.path", "data.hub"),
@@ -45,6 +54,9 @@ HARMLESS = (
 """What may change between two sittings. The data's own fingerprint is compared."""
 
 FORMS = ("form", "full-forms-*", "export", "remid")
+SEEN_SECONDS = 20.0
+"""So long a shared disk may take to show a file on another machine."""
+
 AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
     {
         "remid.": ("remid",),
@@ -87,6 +99,7 @@ class RunFolder:
         """
         let_go = self.processes.on_main(self._take)
         try:
+            self._require_one_folder()
             yield
         finally:
             if let_go is not None:
@@ -189,6 +202,31 @@ class RunFolder:
             os.pwrite(descriptor, words.encode(), 0)
         return partial(os.close, descriptor)
 
+    def _require_one_folder(self) -> None:
+        """Raise ArtifactError on a process that sees another directory than the main one."""
+        mine = (socket.gethostname(), secrets.token_hex(8))
+        token = self.path / f".seen-{mine[1]}"
+        self.processes.on_main(lambda: token.write_text(mine[0], encoding="utf-8"))
+        host, name = self.processes.gather(mine)[0]
+        token = self.path / f".seen-{name}"
+
+        def look() -> None:
+            until = time.monotonic() + SEEN_SECONDS
+            while not token.exists():
+                if time.monotonic() > until:
+                    raise ArtifactError(
+                        f"--output-dir {self.path}: what {host} writes there is not seen on {mine[0]} by process "
+                        f"{self.processes.rank} of {self.processes.count}. Give a directory on a disk that all "
+                        "machines share, under one path."
+                    )
+                time.sleep(0.2)
+
+        try:
+            self.processes.together(look, heed_stop=False)
+        finally:
+            if self.processes.main:
+                token.unlink(missing_ok=True)
+
     def _take_lease(self) -> Callable[[], None]:
         """On a filesystem without locks (Lustre mounted with noflock, some NFS): a file with host
         and process, kept fresh for as long as the process lives.
@@ -224,6 +262,11 @@ class RunFolder:
             checkpoint, folder = read_checkpoint(Path(resume)), Path(resume).parent.parent
             return ResumePoint(checkpoint, _changed_stages(folder, checkpoint, recipe, force))
         if not (self.path / RUN).exists():
+            if finished_checkpoints(self.path):
+                raise ArtifactError(
+                    f"{self.path} has checkpoints, but {RUN}, which says what they are of, is gone. Restore it from a "
+                    "backup, or give another --output-dir."
+                )
             return ResumePoint()
         if resume == "never":
             raise ArtifactError(

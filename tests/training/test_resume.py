@@ -246,6 +246,14 @@ def test_a_directory_in_use_is_refused_and_the_holder_named(whole, filesystem, t
     assert train(recipe, tmp_path / "run")["perplexity"]
 
 
+def test_checkpoints_without_their_run_are_not_begun_anew(whole, tmp_path):
+    recipe, folder = whole
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ArtifactError, match=r"has checkpoints, but run\.json"):
+        train(recipe, tmp_path / "run")
+
+
 def test_a_directory_that_cannot_be_written_is_named(whole, tmp_path):
     recipe, _ = whole
     (tmp_path / "file").write_text("")
