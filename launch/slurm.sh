@@ -9,7 +9,7 @@
 #   (TORCHELASTIC_SIGNALS_TO_HANDLE is overwritten at its start).
 # - So this script has Slurm send SIGTERM to the step, once. The agent passes it on to its workers, which live in
 #   sessions of their own, and waits for them to save and leave, by default 30 s; then comes SIGKILL.
-# - A preemption with grace time sends the same SIGTERM to the step without our help.
+# - A preemption with grace time sends the same SIGTERM to the step without our help, and so does scancel.
 # - The agent's exit status says only that it was ended (1), so the run itself is asked how it stands.
 #SBATCH --job-name=coevolve
 #SBATCH --nodes=2
@@ -65,7 +65,14 @@ done
 coevolve status "$run"
 status=$?
 if [ "$status" -eq 75 ]; then
-    # Saved, or killed after a checkpoint. A run that dies at every start must not be requeued for ever.
+    # Saved, or killed after a checkpoint. A job that does not run any more is being ended by others: cancelled by a
+    # person, who does not want it back, or requeued by Slurm itself after a preemption or the loss of a node.
+    state=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p')
+    if [ "$state" != RUNNING ]; then
+        echo "slurm.sh: the job is ${state:-unknown}, not RUNNING: left to Slurm; sbatch it again to go on"
+        exit "$status"
+    fi
+    # A run that dies at every start must not be requeued for ever.
     if [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-50}" ]; then
         exec scontrol requeue "$SLURM_JOB_ID"
     fi

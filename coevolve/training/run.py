@@ -1,7 +1,9 @@
 """`coevolve train`: a run from its recipe and its directory to the loop that does it (`loop`)."""
 
 import gc
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from accelerate import PartialState
 
 from coevolve.data.corpus import Corpus
+from coevolve.errors import CoevolveError
 from coevolve.outputs import RUN, claim
 from coevolve.preflight.checks import Check, preflight
 from coevolve.preflight.dialogues import LeftOut, Renderers, Sifted, world_seed
@@ -74,9 +77,15 @@ def train(
     algorithms: Check[Training] = Check("algorithms", lambda draft: check_algorithms(draft.recipe))
     phases: Check[Training] = Check("phases", lambda draft: check_phases(draft.recipe))
     asks_teacher = not kept_file(Path(output_dir) / TRACES).is_file()
-    inputs = preflight(
-        Training(recipe, environ, asks_teacher), (output, rewards, algorithms, phases, *TRAINING)
-    )
+    checks = (output, rewards, algorithms, phases, *TRAINING)
+    inputs, problem = Training(recipe, environ, asks_teacher), None
+    try:
+        preflight(inputs, checks)
+    except CoevolveError as error:
+        # On this machine alone, perhaps, whose files may be others: the rest would wait for it.
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        problem = error
     # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a
     # million objects.
     gc.freeze()
@@ -85,6 +94,7 @@ def train(
     folder = RunFolder(Path(output_dir), processes)
     failure: BaseException | None = None
     try:
+        processes.together(partial(_raise, problem), heed_stop=False)
         with folder.held():
             start = folder.find(recipe, resume, force=force)
             record = Record(folder.path, main=processes.main)
@@ -105,6 +115,11 @@ def train(
         raise
     finally:
         processes.close(None if isinstance(failure, Interrupted) else failure)
+
+
+def _raise(problem: Exception | None) -> None:
+    if problem is not None:
+        raise problem
 
 
 def _prepared(*arguments: Any) -> tuple[Context, ResumePoint]:

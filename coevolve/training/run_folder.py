@@ -8,15 +8,19 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from coevolve.data.corpus import TRAIN_SPLIT, Corpus
 from coevolve.data.ledger import digest
@@ -33,7 +37,15 @@ from coevolve.training.distributed.processes import Interrupted, ProcessError, P
 from coevolve.training.documents import RunFile
 from coevolve.training.record.facts import PACKAGES, flat
 from coevolve.training.setup import Origins
-from coevolve.training.status import LOCK, RUN, STATUS
+from coevolve.training.status import (
+    LEASE,
+    LEASE_SECONDS,
+    LOCK,
+    NO_LOCKS,
+    RUN,
+    STATUS,
+    finished_checkpoints,
+)
 
 HARMLESS = (
     *("logging.", "checkpoints.", "name", "data.path", "data.hub"),
@@ -42,6 +54,9 @@ HARMLESS = (
 """What may change between two sittings. The data's own fingerprint is compared."""
 
 FORMS = ("form", "full-forms-*", "export", "remid")
+SEEN_SECONDS = 20.0
+"""So long a shared disk may take to show a file on another machine."""
+
 AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
     {
         "remid.": ("remid",),
@@ -79,15 +94,16 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other run can use the directory. The system ends the hold with the process,
-        however that ends. Raises ArtifactError where another run holds it, or it cannot be written.
+        """Inside, no other run can use the directory. The hold ends with the process, however that
+        ends. Raises ArtifactError where another run holds it, or it cannot be written.
         """
-        lock = self.processes.on_main(self._take)
+        let_go = self.processes.on_main(self._take)
         try:
+            self._require_one_folder()
             yield
         finally:
-            if lock is not None:
-                os.close(lock)
+            if let_go is not None:
+                let_go()
 
     def find(self, recipe: Recipe, resume: str | Path, *, force: bool) -> ResumePoint:
         """What to go on from.
@@ -162,7 +178,7 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.say_status("failed", stage="", where={}, error=said)
 
-    def _take(self) -> int:
+    def _take(self) -> Callable[[], None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -174,23 +190,83 @@ class RunFolder:
             # Not filelock's: `status` looks at this one without a right to write, and the file says
             # whose it is.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
-            raise ArtifactError(
-                f"{self.path} is in use by another run: {holder}. Wait for it, stop it, or give another --output-dir."
-            ) from None
+            if error.errno in NO_LOCKS:
+                return self._take_lease()
+            raise self._in_use(holder) from None
         words = json.dumps({**_holder(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
         with contextlib.suppress(OSError):  # for others; the lock itself holds without them
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, words.encode(), 0)
-        return descriptor
+        return partial(os.close, descriptor)
+
+    def _require_one_folder(self) -> None:
+        """Raise ArtifactError on a process that sees another directory than the main one."""
+        mine = (socket.gethostname(), secrets.token_hex(8))
+        token = self.path / f".seen-{mine[1]}"
+        self.processes.on_main(lambda: token.write_text(mine[0], encoding="utf-8"))
+        host, name = self.processes.gather(mine)[0]
+        token = self.path / f".seen-{name}"
+
+        def look() -> None:
+            until = time.monotonic() + SEEN_SECONDS
+            while not token.exists():
+                if time.monotonic() > until:
+                    raise ArtifactError(
+                        f"--output-dir {self.path}: what {host} writes there is not seen on {mine[0]} by process "
+                        f"{self.processes.rank} of {self.processes.count}. Give a directory on a disk that all "
+                        "machines share, under one path."
+                    )
+                time.sleep(0.2)
+
+        try:
+            self.processes.together(look, heed_stop=False)
+        finally:
+            if self.processes.main:
+                token.unlink(missing_ok=True)
+
+    def _take_lease(self) -> Callable[[], None]:
+        """On a filesystem without locks (Lustre mounted with noflock, some NFS): a file with host
+        and process, kept fresh for as long as the process lives.
+        """
+        path, stop = self.path / LEASE, self.processes.stop
+
+        def lost(_: LeaseCompromise) -> None:
+            stop.reason = f"another run took {self.path}, since this one could not keep its lease"
+
+        lease = SoftFileLease(
+            path, lease_duration=LEASE_SECONDS, on_compromise=lost, thread_local=False
+        )
+        if path.exists():
+            print_to_stderr(
+                f"{self.path} is on a filesystem without locks; looking for up to "
+                f"{LEASE_SECONDS:.0f} s whether the run that last used it still lives"
+            )
+        try:
+            lease.acquire(timeout=1.2 * LEASE_SECONDS)
+        except Timeout:
+            with contextlib.suppress(OSError):
+                raise self._in_use(" ".join(path.read_text(errors="replace").split())) from None
+            raise self._in_use("unknown") from None
+        return lease.release
+
+    def _in_use(self, holder: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self.path} is in use by another run: {holder}. Wait for it, stop it, or give another --output-dir."
+        )
 
     def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> ResumePoint:
         if resume not in ("auto", "never"):
             checkpoint, folder = read_checkpoint(Path(resume)), Path(resume).parent.parent
             return ResumePoint(checkpoint, _changed_stages(folder, checkpoint, recipe, force))
         if not (self.path / RUN).exists():
+            if finished_checkpoints(self.path):
+                raise ArtifactError(
+                    f"{self.path} has checkpoints, but {RUN}, which says what they are of, is gone. Restore it from a "
+                    "backup, or give another --output-dir."
+                )
             return ResumePoint()
         if resume == "never":
             raise ArtifactError(

@@ -1,9 +1,11 @@
 """How far a run has come, read from its directory without loading anything heavy."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,12 @@ RUN = "run.json"
 STATUS = "status.json"
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
+LEASE = ".lease"
+"""In the lock's place where the filesystem has none; its holder touches it while it lives."""
+LEASE_SECONDS = 60.0
+"""A lease that was not touched for so long has no holder any more."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What flock fails with where the filesystem has none."""
 
 _CHECKPOINT = re.compile(r"([0-9]{5,9})-[A-Za-z0-9_.+-]+")
 
@@ -84,11 +92,18 @@ def is_held(folder: Path) -> bool:
         return isinstance(error, PermissionError)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in NO_LOCKS or _is_fresh(folder / LEASE)
     finally:
         os.close(descriptor)
     return False
+
+
+def _is_fresh(lease: Path) -> bool:
+    try:
+        return abs(time.time() - lease.stat().st_mtime) < 2 * LEASE_SECONDS  # clocks may differ
+    except OSError:
+        return False
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:

@@ -13,7 +13,12 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sh"
 
 COMMANDS = {
-    "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "scontrol $*" >> calls; fi',
+    "scontrol": """
+        case "$1 $2" in
+            "show hostnames") echo node7; echo node8 ;;
+            "show job") echo "JobId=$4 JobState=$(cat state 2>/dev/null || echo RUNNING) Reason=None" ;;
+            *) echo "scontrol $*" >> calls ;;
+        esac""",
     # The step's process is the launcher itself, as on a node; its signal goes to that process
     # alone.
     "srun": 'echo $$ > step; while [ "$1" != bash ]; do shift; done; SLURM_NODEID=0 exec "$@"',
@@ -125,6 +130,16 @@ def test_the_script_outlives_a_sigterm_of_its_own(job, tmp_path):
 def test_nothing_else_is_requeued_and_the_jobs_status_is_the_runs(job, tmp_path, status, environ):
     (tmp_path / "quick").touch()
     assert job(status, "recipe", "run", **environ).wait(60) == status
+    assert not any("requeue" in call for call in calls(tmp_path))
+
+
+def test_a_job_that_others_end_does_not_bring_itself_back(job, tmp_path):
+    """As after scancel; a preempted one is requeued by Slurm."""
+    (tmp_path / "quick").touch()
+    (tmp_path / "state").write_text("COMPLETING")
+    process = job(75, "recipe", "run")
+    assert process.wait(60) == 75
+    assert "the job is COMPLETING" in process.stdout.read()
     assert not any("requeue" in call for call in calls(tmp_path))
 
 

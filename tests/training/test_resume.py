@@ -2,6 +2,7 @@
 not.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -213,18 +214,44 @@ def test_a_run_goes_on_from_a_named_checkpoint(whole, tmp_path):
         assert path.read_bytes() == (two / path.name).read_bytes()
 
 
-def test_a_directory_in_use_is_refused_and_the_holder_named(whole, tmp_path):
+@pytest.fixture(params=["with locks", "without locks"])
+def filesystem(request, monkeypatch):
+    """As Lustre mounted with noflock is, for this process and those that it forks."""
+    if request.param == "without locks":
+
+        def flock(descriptor, operation):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        monkeypatch.setattr("coevolve.training.run_folder.LEASE_SECONDS", 2.0)
+    return request.param
+
+
+def test_a_directory_in_use_is_refused_and_the_holder_named(whole, filesystem, tmp_path):
+    """And after the holder was killed, the run goes on; the state is told right all along."""
     recipe, _ = whole
     child = os.fork()
     if child == 0:
         _quietly(lambda: train(recipe, tmp_path / "run"))
     try:
-        wait_for(lambda: (tmp_path / "run" / "run.json").exists())
-        with pytest.raises(ArtifactError, match=rf'in use by another run: .*"pid": {child}'):
+        wait_for(lambda: (tmp_path / "run" / "status.json").exists())
+        assert read_status(tmp_path / "run")["state"] == "running"
+        with pytest.raises(ArtifactError, match=rf"in use by another run: .*\b{child}\b"):
             train(recipe, tmp_path / "run")
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    if filesystem == "with locks":
+        assert read_status(tmp_path / "run")["state"] == "killed"
+    assert train(recipe, tmp_path / "run")["perplexity"]
+
+
+def test_checkpoints_without_their_run_are_not_begun_anew(whole, tmp_path):
+    recipe, folder = whole
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ArtifactError, match=r"has checkpoints, but run\.json"):
+        train(recipe, tmp_path / "run")
 
 
 def test_a_directory_that_cannot_be_written_is_named(whole, tmp_path):

@@ -11,12 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
 from coevolve.scoring.models import load_tokenizer
 from coevolve.worlds.tiny import write_tiny_base
+
+ROOT = Path(__file__).parents[3]
 
 ROUND = {
     "data": {"world": {"train": 40, "test": 5}, "validation": 8},
@@ -363,3 +366,65 @@ def test_a_mistake_is_said_once(launcher, recipe_file, tmp_path):
         process = start("ddp", launcher, recipe_file(**mistake), tmp_path / "run")
         assert launcher.wait(process, 120) != 0
         assert said(tmp_path / "run").count(message) == 1
+
+
+def machines(launcher, recipe, folders, *options):
+    """Two launchers, as on two machines, with a process each."""
+    port, started = launcher.free_port(), []
+    for rank, folder in enumerate(folders):
+        config = ROOT / "launch" / "several_nodes.yaml"
+        here = recipe.with_name(f"machine-{recipe.stem}.yaml")
+        here.write_text(config.read_text().replace("use_cpu: false", "use_cpu: true"))
+        place = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank)]
+        place += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            here,
+            *place,
+        ]
+        log = folder.parent / f"machine-{rank}.log"
+        words = [*command[1:], *arguments(recipe, folder, *options)]
+        started.append(launcher.start("one", words, log))
+    return started
+
+
+def test_two_machines_do_what_one_does(launcher, alone, recipe_file, tmp_path):
+    """A whole run; and one whose second machine is lost, gone on with on one machine and on two."""
+    recipe, folder = alone
+    expected = json.loads((folder / "results.json").read_text())["perplexity"]["full"]
+
+    def require_same(place):
+        found = json.loads((place / "results.json").read_text())["perplexity"]["full"]
+        assert found == {name: pytest.approx(value, rel=1e-3) for name, value in expected.items()}
+        lines = (place / "metrics.jsonl").read_text().splitlines()
+        steps = [json.loads(line)["step"] for line in lines]
+        assert steps == sorted(set(steps))
+
+    for process in machines(launcher, recipe, [tmp_path / "run"] * 2):
+        assert launcher.wait(process, 300) == 0, (tmp_path / "machine-0.log").read_text()
+    require_same(tmp_path / "run")
+
+    lost = tmp_path / "lost"
+    one, two = machines(launcher, recipe, [lost] * 2, "checkpoints.every_steps=20")
+    Path(f"{lost}.log").touch()
+    wait_for(lambda: any((lost / "checkpoints").glob("*step*")), one, lost)
+    for process in [*psutil.Process(two.pid).children(recursive=True), psutil.Process(two.pid)]:
+        process.kill()
+    assert launcher.wait(one, 120) != 0
+    shutil.copytree(lost, tmp_path / "again")
+    run("one", launcher, recipe, lost)
+    require_same(lost)
+    for process in machines(launcher, recipe, [tmp_path / "again"] * 2):
+        assert launcher.wait(process, 300) == 0
+    require_same(tmp_path / "again")
+
+
+def test_machines_without_a_common_disk_are_told(launcher, recipe_file, tmp_path):
+    (tmp_path / "here").mkdir()
+    started = machines(launcher, recipe_file(), [tmp_path / "here" / "run", tmp_path / "run"])
+    assert all(launcher.wait(process, 120) for process in started)
+    logs = "".join((log).read_text() for log in tmp_path.rglob("machine-*.log"))
+    assert "is not seen on" in logs and "a disk that all" in logs, logs
