@@ -83,14 +83,3 @@ FORM: Mapping[str, Check] = {
         )
     ),
 }
-FORM: Mapping[str, Check] = {
-    "kind": _one_of("greedy", "marginal", "mixture", "none"),
-    "samples": _or_null(("an integer from 1 up", lambda value: type(value) is int and value >= 1)),
-    "seed": _or_null(("an integer from 0 up", lambda value: type(value) is int and value >= 0)),
-    "weight": _or_null(
-        (
-            "a number from 0 to 1",
-            lambda value: type(value) in (int, float) and 0 <= value <= 1,
-        )
-    ),
-}
