@@ -258,10 +258,12 @@ class ConnectorRewards(Rewards):
     log-probability varies over the reasonings of a group, 1 on average.
     """
     format: Amount = 1.0
-    """0.5 for a well-formed core-features block, 0.5 for all expected sections."""
+    """0.5 for core features that say anything beside the instruction's words, and 0.5 more for all
+    expected sections.
+    """
     length: Amount = 1.0
-    """min(words in the features / target_words, 1)."""
-    target_words: Positive = 600
+    """min(distinct words in the features, without the instruction's / target_words, 1)."""
+    target_words: Positive = 250
     custom: CustomRewards = Field(default_factory=dict)
     """A user's own: {package.module:function: weight}, or {file.py:function: weight}. This runs
     Python code that the recipe names.

@@ -45,8 +45,8 @@ def test_nothing_but_space_and_cut_off_punctuation_is_lost(text):
 
 def test_rewards_count_them():
     features = "语气温暖，提到用户的狗，简短。"
-    assert features_length(features, 24) == 0.5
-    assert features_length("warm, about the user's dog, brief", 12) == 0.5
+    assert features_length(features, 24) == features_length(features * 2, 24) == 0.5
+    assert features_length("warm, about the user's dog, Warm, brief", 12) == 0.5
     assert word_overlap("你好，我喜欢狗", "你好，我喜欢狗。") == 1
     assert word_overlap("回答应当提到狗。并且简短", "我喜欢狗。") == 0.25
     assert word_overlap("Hello, I like dogs.", "I like cats.") == 2 / 3

@@ -52,7 +52,7 @@ def test_the_published_settings(name):
         0.05,
         "all-linear",
     )
-    assert recipe.connector_rl.rewards.target_words == 600 and recipe.model.dtype == "bfloat16"
+    assert recipe.connector_rl.rewards.target_words == 250 and recipe.model.dtype == "bfloat16"
 
 
 QUICKSTART = ROOT / "recipes" / "quickstart"

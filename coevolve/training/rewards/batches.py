@@ -62,6 +62,7 @@ class ConnectorBatch:
         self.estimator = estimator
         self.token_weighting, self.group, self.processes = token_weighting, group, processes
         self.sections = estimator.renderer.prompts.sections
+        self.instruction = estimator.renderer.prompts.instruction
         self.target_words = target_words
         self.examples = [examples[row] for row in index]
         self.texts = finished_texts(estimator, CONNECTOR, completion_ids)

@@ -7,7 +7,7 @@ unparsable stands in the registry.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coevolve.data.words import words
-from coevolve.prompts import core_features, missing_sections
+from coevolve.prompts import content_words, core_features, missing_sections
 from coevolve.training.rewards.registry import of_connector, of_estimator
 
 Floats = NDArray[np.float64]
@@ -117,17 +117,22 @@ def lowest_bound_credit(size: int) -> float:
     return math.log((size - 1) / size)
 
 
-@of_connector("format", "texts", given=["sections"])
-def reasoning_format(reasoning: str, sections: Sequence[str]) -> float:
-    """0.5 for a well-formed core-features block, 0.5 for all sections, present in order."""
-    has_features = core_features(reasoning, sections) is not None
-    return 0.5 * has_features + 0.5 * (not missing_sections(reasoning, sections))
+@of_connector("format", "texts", given=["sections", "instruction"])
+def reasoning_format(
+    reasoning: str, sections: Sequence[str], instruction: Collection[str] = ()
+) -> float:
+    """0.5 for core features that say anything, and 0.5 more for all sections, present in order.
+    Features that only repeat the words of the instruction get nothing.
+    """
+    if not content_words(core_features(reasoning, sections) or "", instruction):
+        return 0.0
+    return 0.5 + 0.5 * (not missing_sections(reasoning, sections))
 
 
-@of_connector("length", "features", given=["target_words"])
-def features_length(features: str, target_words: int) -> float:
-    """min(words in the core features / target, 1)."""
-    return min(len(words(features)) / target_words, 1.0)
+@of_connector("length", "features", given=["target_words", "instruction"])
+def features_length(features: str, target_words: int, instruction: Collection[str] = ()) -> float:
+    """min(distinct words in the core features, without those of the instruction / target, 1)."""
+    return min(len(content_words(features, instruction)) / target_words, 1.0)
 
 
 # Of the estimator: what its own response is worth.

@@ -50,9 +50,12 @@ UNEVEN = np.log([0.9, 0.1])
         (rewards.word_overlap("cat cat", "cat"), 1.0),
         (rewards.features_length("one two", 4), 0.5),
         (rewards.features_length("one two three", 2), 1.0),
+        (rewards.features_length("words: fish, fish, Fish, fish", 4, {"words"}), 0.25),
         (rewards.reasoning_format("[A] x [F] y", ("[A]", "[F]")), 1.0),
         (rewards.reasoning_format("[F] y", ("[A]", "[F]")), 0.5),
         (rewards.reasoning_format("none", ("[A]", "[F]")), 0.0),
+        (rewards.reasoning_format("[A] x [F] the Tone", ("[A]", "[F]"), {"the", "tone"}), 0.0),
+        (rewards.reasoning_format("[A] the [F] warm tone", ("[A]", "[F]"), {"the", "tone"}), 1.0),
         (rewards.response_format("hello"), 1.0),
         (rewards.response_format(" "), 0.0),
         (rewards.similarity([1, 2, 3], [1, 2, 3]), 1.0),
@@ -323,12 +326,13 @@ def test_the_connectors_rewards_are_the_estimators_own_probabilities(resident):
     uniform = -math.log(len(render.tokenizer))
     means = [x.mean() for x in with_reasoning]
     gains = [mean - z.mean() for mean, z in zip(means, without, strict=True)]
+    said = [len({*example.trace.partition("[Features] ")[2].split()}) for example in asked]
     expected = {
         "likelihood": (np.exp(means), 0.0),
         "log_likelihood": (means, min(uniform, *means)),
         "mean_probability": ([np.exp(x).mean() for x in with_reasoning], 0.0),
         "gain": (gains, min(uniform, *gains)),
-        "length": ([1.0, 1.0], 0.0),
+        "length": ([distinct / 5 for distinct in said], 0.0),
     }
     for name, ((first, second), lowest) in expected.items():
         assert values[name] == pytest.approx([first, lowest, lowest, lowest, second], rel=1e-5), (
