@@ -293,9 +293,8 @@ def test_the_schema_has_every_field_that_is_written(evaluated, name):
 
 @pytest.mark.parametrize("kind", get_args(ReasoningKind))
 def test_the_schema_has_every_protocol_of_reasoning(tmp_path, evaluated, kind):
-    protocol = Reasoning(
-        kind, texts={"a": "b"} if kind == "given" else None, sha256="f" if kind == "given" else None
-    )
+    of_kind = {"given": {"texts": {"a": "b"}, "sha256": "f"}, "mixture": {"weight": 0.25}}
+    protocol = Reasoning(kind, **of_kind.get(kind, {}))
     results = {**evaluated["results.json"], "reasoning": protocol.values()}
     assert "Reasoning: " in Reader(report(tmp_path, {"results.json": results})).text
 

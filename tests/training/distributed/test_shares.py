@@ -1,10 +1,13 @@
 """Work spread over processes: every item once, in order, by about the same cost."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coevolve.scoring.reasoning import Reasoning
+from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Interrupted, Processes, shares
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.rows import order_of_rows
@@ -64,3 +67,29 @@ def test_being_asked_to_stop_shows_where_all_agree():
 def test_a_failure_is_raised_as_it_is():
     with pytest.raises(ZeroDivisionError):
         alone().together(lambda: 1 / 0)
+
+
+class TwoInTurn:
+    """Two processes' shares, out of order, worked on one after the other."""
+
+    count = 2
+
+    def distribute(self, costs, work):
+        shares = [list(range(len(costs)))[1::2][::-1], list(range(len(costs)))[::2]]
+        done = {i: of for share in shares for i, of in zip(share, work(share), strict=True)}
+        return [done[index] for index in range(len(costs))]
+
+
+def test_divided_scores_are_those_of_one_process(recipe_of, build, tmp_path):
+    context, _ = build(recipe_of(), tmp_path)
+    plain, divided = context.estimator, DistributedEstimator(context.estimator, TwoInTurn())
+    examples = context.data.validation[:5]
+    responses = [example.golden_response for example in examples]
+    pairs = np.array([[4, 0], [1, 1], [4, 4], [0, 3], [1, 0]])
+    for form in (Reasoning(), Reasoning("mixture", 2, 5, 0.4)):
+        for found, expected in (
+            (estimator.log_prob(examples, responses, form) for estimator in (divided, plain)),
+            (e.log_prob_pairs(examples, responses, form, pairs) for e in (divided, plain)),
+        ):
+            np.testing.assert_allclose(found.sum, expected.sum, atol=1e-5)
+            np.testing.assert_array_equal(found.tokens, expected.tokens)
