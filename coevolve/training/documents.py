@@ -189,6 +189,7 @@ class SegmentState(Part):
     step: Count
     figures: GatheredFigures | Nothing
     rollouts: Annotated[int, Field(ge=0, le=2**20)]
+    samples: list[dict[str, JsonValue]] = Field(default_factory=list)
 
     def gathered(self) -> dict[str, JsonValue]:
         """The figures as the trainer gave them."""

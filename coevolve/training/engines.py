@@ -62,7 +62,7 @@ class Segment:
             `0|advantages`, ...; empty where the next update begins with new ones.
         figures: what was gathered for the next line of the log.
         samples: of RL, what was written last: `index` of the prompt, `completion`, each reward,
-            `advantage`. For people; not saved.
+            `advantage`. For people.
     """
 
     step: int = 0

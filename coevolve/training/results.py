@@ -7,6 +7,7 @@ from coevolve.files import write_json
 from coevolve.progress import from_totals
 from coevolve.remid.evaluate import evaluate_remid
 from coevolve.remid.score import Scoring
+from coevolve.scoring.artifact import read_manifest
 from coevolve.training.context import Context
 from coevolve.training.export import export_estimator, training_facts
 from coevolve.training.state import RunState
@@ -25,9 +26,6 @@ def export(context: Context, state: RunState) -> None:
         lambda: export_estimator(folder, context.estimator, recipe, context.origins, facts)
     )
     context.record.say(f"exported the probability estimator to {folder}")
-    context.record.artifact(
-        folder, name=f"{recipe.name}-estimator", type="model", metadata=facts["training"]
-    )
 
 
 def judge_models(context: Context, state: RunState) -> None:
@@ -81,5 +79,11 @@ def finish(context: Context, state: RunState) -> dict[str, Any]:
     if state.form is not None:
         context.record.say(f"the exported estimator scores by: {state.form.form.form()}")
     context.record.say(f"results: {path}")
+    if context.processes.main:
+        # Here, since a sitting that goes on offline begins a tracker's file anew.
+        exported = context.folder.path / "estimator"
+        about = read_manifest(exported, verify=False)["training"]
+        name = f"{context.recipe.name}-estimator"
+        context.record.artifact(exported, name=name, type="model", metadata=about)
     context.folder.say_status("finished", stage="", where={})
     return results

@@ -201,8 +201,14 @@ class RunState:
         """All that is no tensor, with what else a checkpoint is to tell."""
         under_way, gate, best = None, None, self.best
         if self.segment is not None:
-            step, rollouts = self.segment.step, len(self.segment.rollouts)
-            under_way = SegmentState(step=step, figures=self.segment.figures, rollouts=rollouts)
+            segment = self.segment
+            under_way = SegmentState(
+                step=segment.step,
+                figures=segment.figures,
+                rollouts=len(segment.rollouts),
+                # The next batch has its own.
+                samples=segment.samples if segment.rollouts else [],
+            )
         if best is not None:
             gate = GateState(
                 verdicts=self.verdicts,
@@ -277,6 +283,7 @@ class RunState:
                 step=saved.segment.step,
                 weights=tensors.get("segment-weights", {}),
                 optimizer=tensors.get("segment-optimizer", {}),
+                samples=saved.segment.samples,
                 rollouts=[tensors.get(f"segment-rollouts-{rank}", {}) for rank in ranks],
                 figures=saved.segment.gathered(),
             )

@@ -90,7 +90,7 @@ def test_alternating_updates_resume_to_the_bit(recipe_of, tmp_path, stop_after):
     sittings = 0
     while True:
         try:
-            again = train(recipe, tmp_path / "parts", stop=stop_after(250))
+            again = train(recipe, tmp_path / "parts", stop=stop_after(150))
             break
         except Interrupted:
             sittings += 1

@@ -163,6 +163,8 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
 
     def samples(self) -> list[dict[str, Any]]:
         written = self.written
+        if not written["completion"]:  # gone on with in the middle of a batch
+            return self.plan.segment.samples
         columns = {
             "index": written["extra"]["index"],
             "completion": written["completion"],

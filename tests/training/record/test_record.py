@@ -23,9 +23,11 @@ from rich.console import Console
 from wandb.proto import wandb_internal_pb2
 
 from coevolve.errors import DataError, RecipeError
+from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.record.facts import environment_facts, git_facts, memory
 from coevolve.training.record.record import Record
 from coevolve.training.record.trackers import TRACKERS
+from coevolve.training.run import train
 
 KEY = "0123456789abcdef" * 3
 COLUMNS = ("context", "reasoning", "reward/likelihood")
@@ -634,3 +636,20 @@ def test_the_exported_folder_is_an_artifact(tmp_path, monkeypatch):
     (path,) = offline_files(tmp_path)
     assert b"my-run-estimator" in path.read_bytes()
     assert len(offline_points(path)) == 1
+
+
+def test_a_run_that_goes_on_offline_keeps_its_artifact(
+    recipe_of, tmp_path, monkeypatch, stop_after
+):
+    """Each sitting's file is whole, so it has what an earlier one has kept."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    recipe, folder = recipe_of(logging={"report_to": ["wandb"]}), tmp_path / "run"
+    looks = 100
+    while not (folder / "estimator").exists():
+        with pytest.raises(Interrupted):
+            train(recipe, folder, stop=stop_after(looks))
+        looks = 10
+    train(recipe, folder)
+    *before, last = offline_files(folder)
+    assert before and b"tiny-estimator" in last.read_bytes()
