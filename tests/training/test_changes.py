@@ -147,6 +147,29 @@ def test_after_training_only_what_a_change_touches_is_done_again(on_files):
     )
 
 
+def test_a_baseline_that_is_measured_again_is_trained_again(on_files, tmp_path):
+    """As a run from the start would have it, though its weights are not kept."""
+    _, recipe = on_files
+    all_of_them = {
+        "rounds": {"count": 1, "phases": ["refresh", "estimator_sft"]},
+        "baselines": {
+            "without_corl": True,
+            "without_reasoning": True,
+            "ensemble": 2,
+        },
+    }
+    train(recipe(**all_of_them), tmp_path / "run")
+
+    def change(data):
+        data["OOD1Test"][0]["agent_golden_response"] += (
+            " " + data["OOD1Test"][1]["agent_golden_response"]
+        )
+
+    changed = recipe(change, **all_of_them)
+    again, fresh = (train(changed, tmp_path / name) for name in ("run", "fresh"))
+    assert again["perplexity"] == fresh["perplexity"]
+
+
 def test_what_was_trained_on_may_not_change_and_the_pair_can_be_kept(on_files, tmp_path):
     folder, recipe = on_files
     run = folder / "kept"
