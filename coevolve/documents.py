@@ -26,11 +26,7 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="ignore",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        strict=True, frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     def values(self) -> dict[str, Any]:

@@ -90,11 +90,6 @@ class EstimatorReward:
             completions: texts, or lists of chat messages whose last one is scored.
             columns: the data set's columns, one value for each completion, and what else TRL
                 passes.
-
-        Raises:
-            DataError: the columns hold no dialogue, or a malformed one; the row is named.
-            TooLongError: a dialogue with its completion does not fit the estimator.
-            RewardError: a score that is not a finite number.
         """
         examples = _examples(columns, len(completions))
         # Of a conversation the last message is scored.

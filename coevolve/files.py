@@ -23,11 +23,7 @@ MOST_KEYS = 1_000_000
 
 _DIGITS = bytes(48 if chr(byte) in "0123456789" else 32 for byte in range(256))
 _TOO_DEEP = f"lists and objects lie in one another too deep; accepted are {DEEPEST} levels"
-_OTHER_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_OTHER_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -64,10 +64,6 @@ def claim(
         option: what the user calls it, for errors.
         inputs: what the command reads, by how an error calls it.
         overwrite: whether older work of the same kind may be replaced.
-
-    Raises:
-        OutputError: the place cannot be written, holds something else, or is an input of the
-            command.
     """
     path = plain_path(str(text), option)
     for name, given in (inputs or {}).items():
@@ -100,11 +96,7 @@ def _is_older_work(path: Path, kind: Kind, option: str) -> bool:
 
 
 def plain_path(text: str, option: str) -> Path:
-    """The path that `text` names, `~` expanded.
-
-    Raises:
-        OutputError: no path can be called so.
-    """
+    """The path that `text` names, `~` expanded."""
     if not text.strip():
         raise OutputError(f"{option}: found {text!r}; accepted is a path. Give one.")
     if "\0" in text:

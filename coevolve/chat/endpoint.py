@@ -71,10 +71,6 @@ class Endpoint:
             asker cannot use.
         patience: questions in a row that fail for the server's reasons before the work stops.
         poll: called again and again while answers are waited for; what it raises ends the work.
-
-    Raises:
-        ChatError: the package `openai` is not installed.
-        RecipeError: an unusable address, key or number.
     """
 
     def __init__(

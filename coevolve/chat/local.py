@@ -44,9 +44,6 @@ class ModelHere:
         batch_size: prompts in one pass; their replies arrive together.
         temperature: 0 is greedy.
         weights: the SHA-256 of what was loaded, under names.
-
-    Raises:
-        RecipeError: a number is out of range.
     """
 
     kind = ""
@@ -109,9 +106,6 @@ class LocalChat(ModelHere):
         attempts: how often a question is asked at most, for completions that the asker cannot use.
         retry_temperature: of later attempts, at least.
         poll: called between any two tokens; what it raises ends the work.
-
-    Raises:
-        RecipeError: a number is out of range.
     """
 
     kind = "local"
@@ -226,11 +220,6 @@ def load_chat_model(
         dtype: `float32`, `bfloat16` or `float16`.
         device: `auto`, or what torch understands.
         date: ISO; what a chat template that shows the date shows. Today by default.
-
-    Raises:
-        ChatError: the model or the adapter cannot be loaded.
-        ArtifactError: its tokenizer has no chat template, or one that `Renderer` refuses.
-        RecipeError: an unknown dtype.
     """
     from coevolve.scoring.models import choose_device, choose_dtype, load_model, resolve_base
     from coevolve.scoring.roles import put_on

@@ -26,9 +26,6 @@ class VllmChat(ModelHere):
         engine: a `vllm.LLM`.
         renderer, options: as for `ModelHere`.
         adapter: the folder of a LoRA adapter to use.
-
-    Raises:
-        RecipeError: a number is out of range.
     """
 
     kind = "vllm"
@@ -61,11 +58,6 @@ class VllmChat(ModelHere):
         Args:
             source, prompts, adapter, dtype, date: as for `load_chat_model`.
             options: the constructor's keywords but `adapter` and `weights`.
-
-        Raises:
-            ChatError: vLLM is not installed, or the model or the adapter cannot be found.
-            ArtifactError: its tokenizer has no chat template, or its weights are not in
-                safetensors.
         """
         if importlib.util.find_spec("vllm") is None:
             raise ChatError(

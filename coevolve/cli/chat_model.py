@@ -63,10 +63,6 @@ def load_chat(
             was begun.
         attempts: as for `Endpoint` and `LocalChat`.
         patience: as for `Endpoint`.
-
-    Raises:
-        RecipeError: an option that the kind of model has no use for, or an unusable value.
-        ChatError: the model cannot be loaded.
     """
     kind = "endpoint" if options.endpoint else "vllm" if options.vllm else "local"
     given = _given(options, kind)

@@ -51,11 +51,7 @@ def add_output(
 
 
 def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Put claimed paths in place of the outputs that the options name.
-
-    Raises:
-        OutputError: a place that the command may not, or cannot, write to.
-    """
+    """Put claimed paths in place of the outputs that the options name."""
     actions = list(_chosen(parser, options))
     for action in actions:
         # Argparse's answer to `--data=--`.

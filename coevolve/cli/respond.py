@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         )
     console.print(
         f"{options.out}: {collection.examples - len(collection.dropped)} of {collection.examples} "
-        f"samples have a response ({collection.found} had one before)",
+        f"samples have a response ({collection.found} had one before)"
     )
     if collection.cut_off:
         console.print(f"{collection.cut_off} of them were cut off and are marked so")

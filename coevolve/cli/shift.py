@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         console.print(
             f"{without} of them have no golden response, as the original one no longer answers. "
             f"Evaluation needs one: collect or write responses to {split}/{tag}, and give them "
-            "with --golden FILE in the same command.",
+            "with --golden FILE in the same command."
         )
 
 

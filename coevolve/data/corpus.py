@@ -41,9 +41,6 @@ class Corpus:
     Attributes:
         splits: the splits that are there, by their name in SHIFT_OF_SPLIT.
         source: where they came from, for the log and the manifest.
-
-    Raises:
-        DataError: a split has an unknown name.
     """
 
     splits: Mapping[str, tuple[Example, ...]]

@@ -55,9 +55,6 @@ class Example:
             row: the decoded JSON value.
             where: what to call the row in an error, for example `data.json: IDTrain[3]` or
                 `data.jsonl:4`.
-
-        Raises:
-            DataError: names `where`, the field, what was found and what is accepted.
         """
         if not isinstance(row, Mapping):
             raise DataError(
@@ -201,9 +198,6 @@ def text_field(
         where: what to call the row in an error.
         label: what to call the field in an error, where its key alone would not say.
         empty: whether text without a visible character is accepted.
-
-    Raises:
-        DataError: the value is not a string, is empty, or cannot be written as UTF-8.
     """
     value, label = row[field], label or field
     if not isinstance(value, str):

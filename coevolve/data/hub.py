@@ -32,9 +32,6 @@ def load_hub(
             splits and columns of the RPGBench layout.
         revision: branch, tag or commit; None is the newest.
         cache_dir: where downloads are kept; None is the hub's own cache.
-
-    Raises:
-        DataError: the download failed, or what it brought is not a corpus.
     """
     if name == RPGBENCH:
         folder = _download(name, ["*.json", "*.jsonl"], revision, cache_dir)
@@ -53,9 +50,6 @@ def corpus_from_folder(folder: str | Path) -> Corpus:
     after splits.
 
     Other JSON files (traces, results, metadata) may lie beside it.
-
-    Raises:
-        DataError: there is none, or more than one, or it is malformed.
     """
     folder = Path(folder)
     files = [

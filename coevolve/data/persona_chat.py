@@ -73,9 +73,6 @@ def persona_chat_corpus(
         turns: user turns in a context; the response is the agent's answer to the last one.
         long_turns: user turns in the contexts of `turn_composition`.
         seed: of the shuffled words.
-
-    Raises:
-        DataError: a file is missing or malformed, or has fewer usable conversations than asked for.
     """
     train = _find_csv(Path(folder), train_file)
     test = _find_csv(Path(folder), "test")

@@ -24,10 +24,6 @@ def read_reasonings(
     Args:
         examples: those that need one.
         known: all examples of the data. Reasonings of those that need none are passed over.
-
-    Raises:
-        DataError: the file is of another kind, a row is malformed, there twice or of an unknown
-            sample, or an example has no reasoning.
     """
     of_data = {example.sample_id for example in known}
     found: dict[str, str] = {}

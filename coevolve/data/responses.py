@@ -142,9 +142,6 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
 
     Args:
         empty: whether a response without a visible character is accepted.
-
-    Raises:
-        DataError: the row is malformed.
     """
     if not isinstance(row, Mapping):
         raise DataError(

@@ -12,9 +12,6 @@ from coevolve.errors import DataError
 def pearson(a: ArrayLike, b: ArrayLike) -> float | None:
     """Correlation of two lists of equal length; None where one of them does not vary, so that there
     is none.
-
-    Raises:
-        DataError: different lengths, or fewer than two numbers.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or a.size < 2:

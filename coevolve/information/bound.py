@@ -71,9 +71,6 @@ class Divergences:
         inputs: input (user, character, dialogue) -> JSD(P_z || Q_z).
         output_p: JSD(P_theta || P_Y), the model's responses against golden ones in distribution.
         output_q: JSD(Q_theta || Q_Y), the same where the inputs have shifted.
-
-    Raises:
-        DataError: no input, or a divergence outside its range.
     """
 
     inputs: Mapping[str, float]
@@ -120,9 +117,6 @@ def published_bound(divergences: Divergences, entropy: float) -> Bound:
 
     Args:
         entropy: H = max_x [H(Y | x) + H(theta(. | x))], nats per response.
-
-    Raises:
-        DataError: the entropy is negative or not finite.
     """
     _require_entropy(entropy, "entropy")
     return _of_roots("published", divergences, INPUT_FACTOR * entropy, OUTPUT_FACTOR)
@@ -142,9 +136,6 @@ def certified_bound(divergences: Divergences, spread: float, responses: int) -> 
     Args:
         spread: max_x g(x) - min_x g(x) of g(x) = H(Y | x) - H(theta(. | x)), nats per response.
         responses: number of possible responses.
-
-    Raises:
-        DataError: the spread is negative or not finite, or there are fewer than 2 responses.
     """
     _require_entropy(spread, "spread")
     return Bound(
@@ -171,9 +162,6 @@ def largest_entropy_gap(jsd: float, outcomes: int) -> float:
 
     T log(K - 1) + h(T) for total variation T up to 1 - 1/K, log K beyond (Audenaert: A sharp
     continuity estimate for the von Neumann entropy, J. Phys. A 40, 2007).
-
-    Raises:
-        DataError: fewer than 2 outcomes.
     """
     if outcomes < 2:
         raise DataError(f"found {outcomes} possible responses; accepted are 2 or more.")

@@ -26,9 +26,6 @@ from coevolve.information.influence import Influence
 def club(contrast: Contrast) -> tuple[float, Influence]:
     """(mean over matched pairs - mean over mismatched pairs, its influence), in the contrast's
     unit.
-
-    Raises:
-        DataError: no mismatched pair.
     """
     if contrast.mismatched.size == 0:
         raise DataError("CLUB needs mismatched pairs; found none. Give 2 or more examples.")

@@ -137,9 +137,6 @@ class Contrast:
     @cached_property
     def by_response(self) -> "ByResponse":
         """The mismatched pairs response by response, each with the contexts that it was scored in.
-
-        Raises:
-            DataError: a response is in no mismatched pair.
         """
         order = np.argsort(self.pairs[:, 1], kind="stable")
         counts = np.bincount(self.pairs[:, 1], minlength=self.examples)

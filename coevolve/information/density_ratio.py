@@ -156,9 +156,6 @@ def calibrated(contrast: Contrast) -> Terms:
 def calibrate(contrast: Contrast) -> Calibration:
     """The temperature and the share of unrelated responses under which the responses say most about
     their contexts.
-
-    Raises:
-        DataError: a response without other contexts.
     """
 
     def fit(log_temperature: float) -> tuple[float, float]:

@@ -13,20 +13,13 @@ SUM_TOLERANCE = 1e-6
 
 
 def entropy(p: ArrayLike) -> float:
-    """H(p) = -sum p log p, in nats.
-
-    Raises:
-        DataError: `p` is not a distribution.
-    """
+    """H(p) = -sum p log p, in nats."""
     p = _distribution(p, "p")
     return float(-_x_log_x(p).sum())
 
 
 def row_entropies(rows: ArrayLike) -> NDArray[np.float64]:
     """Entropy in nats of each distribution along the last axis: shape (..., K) gives shape (...).
-
-    Raises:
-        DataError: a row is not a distribution.
     """
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim < 1 or not _are_distributions(rows):
@@ -38,11 +31,7 @@ def row_entropies(rows: ArrayLike) -> NDArray[np.float64]:
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
-    """KL(p || q) = sum p log(p / q), in nats; infinite where p has mass and q has none.
-
-    Raises:
-        DataError: `p` or `q` is not a distribution, or their shapes differ.
-    """
+    """KL(p || q) = sum p log(p / q), in nats; infinite where p has mass and q has none."""
     p, q = _pair(p, q)
     inside = p > 0
     if np.any(q[inside] == 0):
@@ -52,9 +41,6 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
 
 def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
     """JSD(p || q) = H((p + q) / 2) - (H(p) + H(q)) / 2, in nats: between 0 and log 2 (Lin, 1991).
-
-    Raises:
-        DataError: `p` or `q` is not a distribution, or their shapes differ.
     """
     p, q = _pair(p, q)
     mixture = (p + q) / 2
@@ -63,11 +49,7 @@ def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def joint_information(joint: ArrayLike) -> float:
-    """I(A; B) in nats of a joint distribution of shape (A, B).
-
-    Raises:
-        DataError: `joint` is not a distribution, or not a matrix.
-    """
+    """I(A; B) in nats of a joint distribution of shape (A, B)."""
     joint = _distribution(joint, "joint")
     if joint.ndim != 2:
         raise DataError(f"joint: {joint.ndim} axes found; accepted is a matrix of shape (A, B).")

@@ -93,11 +93,6 @@ def measure_divergence(
         width: of the Gaussian kernel; `median_width` of `x` where it is not given.
         repetitions: how often the samples are drawn anew.
         seed: of their choice.
-
-    Raises:
-        DataError: fewer than 4 vectors, vectors of different dimensions, one that is zero or not
-            finite.
-        RecipeError: an unknown kernel, or `repetitions` or `largest` too small.
     """
     if repetitions < 1 or largest < 2:
         raise RecipeError(
@@ -147,10 +142,6 @@ def representation_jsd(
         x: (n, d) vectors; scaled to unit length here.
         y: (m, d) vectors.
         width: of the Gaussian kernel.
-
-    Raises:
-        DataError: vectors of different dimensions, one that is zero or not finite.
-        RecipeError: an unknown kernel, or a Gaussian one without a width above 0.
     """
     x, y = unit_rows(x), unit_rows(y)
     if x.shape[1] != y.shape[1]:
@@ -195,9 +186,6 @@ def jsd_of_gram(gram: NDArray[np.float64], first: int) -> float:
 def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
     """-sum e log e over the eigenvalues e of a symmetric positive semi-definite matrix scaled to
     trace 1; nats.
-
-    Raises:
-        DataError: not square and symmetric, a trace that is not positive, or a negative eigenvalue.
     """
     eigenvalues = np.linalg.eigvalsh(_trace_normalised(matrix))
     if eigenvalues[0] < -EIGENVALUE_TOLERANCE:
@@ -212,11 +200,7 @@ def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
 def gram(
     vectors: Vectors, *, kernel: Kernel = "linear", width: float | None = None
 ) -> NDArray[np.float64]:
-    """(n, n) kernel values of (n, d) unit vectors.
-
-    Raises:
-        RecipeError: an unknown kernel, or a Gaussian one without a width above 0.
-    """
+    """(n, n) kernel values of (n, d) unit vectors."""
     check_kernel(kernel)
     products = vectors @ vectors.T
     if kernel == "linear":
@@ -231,9 +215,6 @@ def gram(
 def median_width(vectors: Vectors) -> float:
     """The median distance between distinct vectors of a sample, scaled to unit length (Gretton et
     al., JMLR 2012).
-
-    Raises:
-        DataError: all vectors are alike, so that there is no scale.
     """
     unit = unit_rows(vectors)
     distances = np.sqrt(np.maximum(0.0, 2 - 2 * (unit @ unit.T)))[np.triu_indices(len(unit), k=1)]
@@ -246,11 +227,7 @@ def median_width(vectors: Vectors) -> float:
 
 
 def unit_rows(vectors: Vectors) -> Vectors:
-    """Each row of an (n, d) array scaled to unit length, float64.
-
-    Raises:
-        DataError: another rank, no row, or a row that is zero or not finite.
-    """
+    """Each row of an (n, d) array scaled to unit length, float64."""
     vectors = np.asarray(vectors, dtype=np.float64)
     if vectors.ndim != 2 or vectors.size == 0:
         raise DataError(

@@ -36,10 +36,6 @@ def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
         golden: log-probabilities of the golden responses, in the same contexts and over the same
             (i, j) pairs.
         form: the estimator of mutual information.
-
-    Raises:
-        DataError: the two differ in examples, pairs or normalisation, or lack what the form needs.
-        RecipeError: an unknown form.
     """
     if model.examples != golden.examples:
         raise DataError(
@@ -53,11 +49,7 @@ def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
 
 
 def difference(model: Estimate, golden: Estimate) -> Estimate:
-    """`model` minus `golden`, both over the same examples and pairs.
-
-    Raises:
-        DataError: the two are of different units or forms, or over different examples or pairs.
-    """
+    """`model` minus `golden`, both over the same examples and pairs."""
     if (model.unit, model.form) != (golden.unit, golden.form):
         raise DataError(
             f"the model's estimate is {model.form} in {model.unit}, the golden one {golden.form} in {golden.unit}; "
@@ -97,9 +89,6 @@ def emid(p: Estimate, q: Estimate) -> Loss:
     Args:
         p: EMI of the model in distribution.
         q: EMI of the same model on the shifted distribution.
-
-    Raises:
-        DataError: the two are of different units or forms.
     """
     if (p.unit, p.form) != (q.unit, q.form):
         raise DataError(

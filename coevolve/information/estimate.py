@@ -104,12 +104,7 @@ FORMS.register("fidelity")(Form(fidelity, "matched", _NONE))
 
 
 def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
-    """Mutual information of contexts and responses by the named form.
-
-    Raises:
-        RecipeError: an unknown form.
-        DataError: the contrast lacks what the form needs.
-    """
+    """Mutual information of contexts and responses by the named form."""
     value, influence, *at_floor = FORMS.get(form).estimate(contrast)
     return Estimate(value, contrast.unit, form, influence, *at_floor)
 

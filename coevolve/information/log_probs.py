@@ -43,12 +43,7 @@ def check_normalisation(normalisation: str) -> None:
 
 
 def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
-    """(sum, tokens) as float64 arrays of one shape.
-
-    Raises:
-        DataError: tokens do not broadcast to the sums, a sum is not finite, or a response has no
-            token.
-    """
+    """(sum, tokens) as float64 arrays of one shape."""
     total = np.asarray(log_probs.sum, dtype=np.float64)
     try:
         tokens = np.broadcast_to(np.asarray(log_probs.tokens, dtype=np.float64), total.shape)
@@ -70,10 +65,6 @@ def normalise(log_probs: LogProbs, normalisation: Normalisation) -> np.ndarray:
     `per_token` divides by the number of tokens (nats per token): the published form, no mutual
     information in nats. `per_response` is the sum (nats per response): the form for which mutual
     information is in nats.
-
-    Raises:
-        RecipeError: another normalisation.
-        DataError: as `checked`.
     """
     check_normalisation(normalisation)
     total, tokens = checked(log_probs)

@@ -27,9 +27,6 @@ BACK_OFF = 2.0  # pseudo-count of the unigram in a bigram's prediction (a Dirich
 def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:
     """(mean of log q(y_i | x_i) - log m(y_i), its influence, the error of the fit of m apart), in
     the contrast's unit.
-
-    Raises:
-        DataError: the contrast has no marginal.
     """
     if contrast.marginal is None:
         raise DataError(
@@ -46,9 +43,6 @@ def bigram_log_probs(responses: Sequence[Sequence[Hashable]]) -> np.ndarray:
     Args:
         responses: their tokens, the end of turn included where the scores include it; the
             vocabulary is what occurs.
-
-    Raises:
-        DataError: fewer than two responses, or an empty one.
     """
     if len(responses) < 2 or any(len(response) == 0 for response in responses):
         raise DataError(

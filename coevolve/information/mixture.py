@@ -41,15 +41,13 @@ def log_mean_of_tokens(
 def fit_weight(first: np.ndarray, second: np.ndarray) -> float:
     """The w in [0, 1] under which w p + (1 - w) q gives the responses the highest probability.
 
-    A step of EM makes w the mean share that the first has in each response, w p / (w p + (1 - w) q).
+    A step of EM makes w the mean share that the first has in each response, w p / (w p + (1 - w)
+    q).
     The likelihood is concave in w, so that the step always leads towards its maximum; bisection
     by its sign gets there where the steps themselves, of two predictions that hardly differ, creep.
 
     Args:
         first, second: log-probabilities (N,) of the same N responses, nats.
-
-    Raises:
-        DataError: no responses, or not as many of both.
     """
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise DataError(
@@ -67,9 +65,6 @@ def fit_weight(first: np.ndarray, second: np.ndarray) -> float:
 def cross_fitted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Log-probabilities (N,) under the mixture whose weight was fitted to the half of the responses
     (every other one) that the response itself is not in.
-
-    Raises:
-        DataError: fewer than two responses, or not as many of both.
     """
     even = np.arange(first.size) % 2 == 0
     found = np.empty(first.size)

@@ -14,9 +14,6 @@ def perplexity(log_probs: LogProbs) -> float:
 
     Args:
         log_probs: scores of any shape; sums in nats per response.
-
-    Raises:
-        DataError: no response, a log-probability that is not finite, or a response without tokens.
     """
     total, tokens = checked(log_probs)
     if total.size == 0:
@@ -59,10 +56,6 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
 
     Args:
         model, baseline: scores of the same n >= 2 responses in the same order; nats per response.
-
-    Raises:
-        DataError: different numbers of responses, different token counts (perplexities of different
-            tokenisations do not compare), or fewer than two responses.
     """
     model_sum, model_tokens = (values.ravel() for values in checked(model))
     baseline_sum, tokens = (values.ravel() for values in checked(baseline))

@@ -36,9 +36,6 @@ def standard_error(influence: Influence) -> float:
     h_i being the Hajek projection. Counted twice is what two entries share at both ends: each
     mismatched pair with itself and with its reverse. This matters where pairs are few; for all
     pairs the first sum decides.
-
-    Raises:
-        DataError: a single example.
     """
     count = influence.matched.size
     if count < 2:
@@ -76,9 +73,6 @@ def bootstrap(influence: Influence, draws: np.ndarray) -> np.ndarray:
     The influences are scaled to `standard_error`, so that pairs, which two examples share, are not
     counted twice (drawing contexts and responses alike counts them up to three times: Owen, The
     Pigeonhole Bootstrap, 2007).
-
-    Raises:
-        DataError: draws of another number of examples.
     """
     gathered = influence.of_examples()
     if draws.shape[-1] != gathered.size:
@@ -116,9 +110,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Below the level after the adjustment means: with this probability at most, any of those declared
     is wrong.
-
-    Raises:
-        DataError: a value outside [0, 1].
     """
     p = np.asarray(p_values, dtype=np.float64)
     if np.any(~((p >= 0) & (p <= 1))):

@@ -20,9 +20,6 @@ def dialogues(
         data: the corpus.
         split: of it.
         metadata: whatever else the harness passes on, the model's arguments among it.
-
-    Raises:
-        DataError: no data was given, or they cannot be used.
     """
     if data is None:
         raise DataError('coevolve_roleplay: no data. Give --metadata \'{"data": "FILE"}\'.')

@@ -119,11 +119,7 @@ class Renderer:
         )
 
     def chat(self, messages: Messages) -> str:
-        """The prompt of any chat that ends with the user's message.
-
-        Raises:
-            ArtifactError: the chat template refuses the messages.
-        """
+        """The prompt of any chat that ends with the user's message."""
         return self._template.prompt(messages)
 
     # Token ids.

@@ -84,9 +84,6 @@ class PromptSet:
             prompt, never scored.
         convention: how values become text.
         connector_system, ...: system messages; empty for none.
-
-    Raises:
-        RecipeError: a field is not of its kind, or a template or a label has what is not accepted.
     """
 
     name: str
@@ -157,11 +154,7 @@ class PromptSet:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PromptSet":
-        """The set that `to_dict` wrote.
-
-        Raises:
-            RecipeError: a field is unknown, missing or unusable.
-        """
+        """The set that `to_dict` wrote."""
         if not isinstance(values, Mapping):
             raise RecipeError(f"prompts: found {values!r:.80}; accepted is an object.")
         known = {field.name for field in fields(cls)}
@@ -318,11 +311,7 @@ def began_as(name: str) -> str:
 
 
 def prompt_set(name: str) -> PromptSet:
-    """The built-in set of that name.
-
-    Raises:
-        RecipeError: there is none.
-    """
+    """The built-in set of that name."""
     if name not in _SETS:
         raise RecipeError(f"prompts: found {name!r}; accepted are {', '.join(_SETS)}.")
     return _SETS[name]

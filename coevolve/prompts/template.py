@@ -140,9 +140,6 @@ class ChatTemplate:
 
         Args:
             opening: with the template's own generation prompt.
-
-        Raises:
-            ArtifactError: the template refuses them.
         """
         try:
             with time_limit():
@@ -168,11 +165,7 @@ class ChatTemplate:
             ) from error
 
     def prompt(self, messages: Messages, start: str = "") -> str:
-        """The messages up to where their answer begins, or goes on behind `start`.
-
-        Raises:
-            ArtifactError: the template refuses them.
-        """
+        """The messages up to where their answer begins, or goes on behind `start`."""
         text = self.render(messages, opening=True)
         if not text.endswith(self._ending):
             raise ArtifactError(

@@ -50,10 +50,6 @@ def export_reference(
         checkout: a folder of its own; an older export is replaced.
         name: of the base model, for the folders' names; by default the last part of where it came
             from.
-
-    Raises:
-        ArtifactError: the estimator is damaged or has no adapters, or an unusable name.
-        OutputError: `checkout` holds something else, or cannot be written.
     """
     estimator = Path(estimator)
     checkout = claim(

@@ -72,10 +72,6 @@ def import_reference(
         max_new_tokens: room for a reasoning; by default 2,048, or what an export of coevolve says.
         copy_base: copy a base model that is a folder into the estimator; otherwise it has to stay
             where it is.
-
-    Raises:
-        ArtifactError: a part of the checkout is missing, damaged, or does not fit the base model.
-        OutputError: `folder` holds something else than an estimator, or cannot be written.
     """
     checkout = Path(checkout)
     where, read = "the estimator's folder", {f"the checkout {checkout}": checkout}

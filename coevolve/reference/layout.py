@@ -62,9 +62,6 @@ def find_release(checkout: Path, *, name: str | None = None, number: int | None 
     Args:
         name: of the base model, needed where the checkout has adapters of several.
         number: of the round, if it is not to be the last; 0 is SFT alone.
-
-    Raises:
-        ArtifactError: there is no such estimator, or one of its adapters is missing.
     """
     training = checkout / TRAINING
     if not training.is_dir():

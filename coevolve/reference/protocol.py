@@ -239,12 +239,7 @@ class _Club:
 class _Scorer:
     """Scores subsets; a subset's contexts, with their reasonings, are made once for all models."""
 
-    def __init__(
-        self,
-        estimator: ProbabilityEstimator,
-        reasoning: Reasoning,
-        reporter: Reporter,
-    ):
+    def __init__(self, estimator: ProbabilityEstimator, reasoning: Reasoning, reporter: Reporter):
         plain = estimator.renderer
         renderer = VerbatimRenderer(plain.prompts, plain.tokenizer, date=plain.date)
         self._estimator = ProbabilityEstimator(

@@ -130,10 +130,6 @@ def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
     Args:
         constants: of `read_templates`.
         where: the file, for errors.
-
-    Raises:
-        ArtifactError: a prompt is empty, is no template of `str.format`, or lacks or invents a
-            field.
     """
     for name in CONSTANTS:
         if not constants[name].strip():

@@ -93,10 +93,6 @@ def losses(
 ) -> list[tuple[Contributions, np.ndarray]]:
     """Per subset the contributions and the losses, (N,). `scored` has the in-distribution subset
     first.
-
-    Raises:
-        RecipeError: an unknown form or normalisation.
-        DataError: the scores lack what the form needs.
     """
     remis = [remi_of(subset, model, form, normalisation) for subset in scored]
     parts = [contributions(remi) for remi in remis]
@@ -203,10 +199,6 @@ def blame_examples(
         shown: examples at either end of each subset whose tokens are scored; fewer where a subset
             is small.
         other_contexts, seed: as in `TokenScoring`.
-
-    Raises:
-        RecipeError: `shown` or `other_contexts` below 1, or an unknown form or normalisation.
-        DataError: the scores lack what the form needs.
     """
     if shown < 1 or other_contexts < 1:
         raise RecipeError(

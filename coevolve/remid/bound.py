@@ -120,11 +120,6 @@ def evaluate_bound(
         embedder: of all texts.
         form: of the R-EMID beside the bound, a key of `coevolve.information.estimate.FORMS`.
         progress: told of the texts.
-
-    Raises:
-        DataError: no shifted subset, or one with fewer than 4 examples where small subsets are not
-            to be shown.
-        RecipeError: unusable `measuring`, or an unknown form.
     """
     measuring = measuring or Measuring()
     small = _small_subsets(scored)
@@ -278,10 +273,7 @@ class _Vectors:
 
 
 def _embed(
-    subsets: list[ScoredSubset],
-    scored: ScoredCorpus,
-    embedder: Embedder,
-    progress: OnStep | None,
+    subsets: list[ScoredSubset], scored: ScoredCorpus, embedder: Embedder, progress: OnStep | None
 ) -> list[_Vectors]:
     count = sum(len(one.subset.examples) for one in subsets)
     reporter = Reporter(progress, count * (len(INPUT_TEXTS) + len(scored.texts)))

@@ -161,11 +161,7 @@ def base_embedder(estimator: "ProbabilityEstimator", base: str | None = None) ->
 
 
 def minilm_embedder(estimator: "ProbabilityEstimator") -> HiddenStates:
-    """The sentence embedder all-MiniLM-L6-v2 on the estimator's device.
-
-    Raises:
-        ArtifactError: its package is not installed, or lacks the model.
-    """
+    """The sentence embedder all-MiniLM-L6-v2 on the estimator's device."""
     from transformers import AutoModel, AutoTokenizer
 
     from coevolve.scoring.batching import device_of

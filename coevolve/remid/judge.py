@@ -80,10 +80,6 @@ def read_judge_scores(
         rows: the rows in the results.
         row_of_sample: sample_ID -> row, of all test examples.
         left_out: those of them that are not evaluated; their scores are read and not averaged.
-
-    Raises:
-        DataError: a row is malformed, names an unknown model, subset or sample, or is there twice;
-            or there is none.
     """
     given = read_rows(path)
     if not given:
@@ -137,11 +133,6 @@ def judge_correlations(
         level: of the intervals, between 0 and 1.
         resamples: of the bootstrap.
         seed: of its generator.
-
-    Raises:
-        DataError: a score is for a pair that the results do not have, fewer than 3 pairs can be
-            compared, or `plain` is of other models or rows.
-        RecipeError: `level` or `resamples` is out of range.
     """
     if not 0 < level < 1:
         raise RecipeError(f"level is {level}; accepted is a number between 0 and 1.")

@@ -55,10 +55,6 @@ def negative_pairs(
 
     Returns:
         (P, 2) int64: context i, response j, positions in `sample_ids`.
-
-    Raises:
-        DataError: fewer than two examples, so that there is no pair.
-        RecipeError: `negatives` is none of the three.
     """
     check_negatives(negatives)
     count = len(sample_ids)

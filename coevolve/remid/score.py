@@ -108,9 +108,6 @@ class Scoring:
         self, corpus: Corpus
     ) -> tuple[list[tuple[Subset, np.ndarray]], list[Subset]]:
         """(subsets with their mismatched pairs, in distribution first; those that are too small).
-
-        Raises:
-            DataError: there is no IDTest, or a subset has no pair and is not to be shown.
         """
         subsets = distributions(corpus)
         small = [s for s in subsets[1:] if self.small_subsets == "show" and len(s.examples) < 2]
@@ -262,10 +259,6 @@ def score_pairs(
 ) -> Scores:
     """Scores, (P,), of pairs (index into `examples`, index into `texts`) by a form, of which
     `written` are the reasonings.
-
-    Raises:
-        ArtifactError: the estimator gave scores of another shape, or one that is not a finite
-            number.
     """
     scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in written]
     for given in scores:

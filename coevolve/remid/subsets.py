@@ -46,11 +46,7 @@ class Subset:
 
 
 def distributions(corpus: Corpus) -> list[Subset]:
-    """All of IDTest as one distribution, then each shifted subset.
-
-    Raises:
-        DataError: there is no IDTest.
-    """
+    """All of IDTest as one distribution, then each shifted subset."""
     pooled = corpus.require(IN_DISTRIBUTION)
     subsets = [Subset(IN_DISTRIBUTION, IN_DISTRIBUTION, IN_DISTRIBUTION, None, pooled)]
     for split in corpus.test_splits:
@@ -69,11 +65,7 @@ def evaluated_examples(corpus: Corpus) -> list[Example]:
 
 
 def texts_by_model(corpus: Corpus, responses: Mapping[str, Responses]) -> Texts:
-    """Golden under None, then each model's, all checked to be one for each test example.
-
-    Raises:
-        DataError: no model is given, or a text is missing, blank or of an unknown sample.
-    """
+    """Golden under None, then each model's, all checked to be one for each test example."""
     if not responses:
         raise DataError(
             "no model's responses were given; accepted is a mapping from model name to its "

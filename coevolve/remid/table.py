@@ -13,21 +13,8 @@ from rich.console import Group
 
 from coevolve.errors import DataError
 from coevolve.registry import Registry, users_code
-from coevolve.remid.grid import (
-    Block,
-    Grid,
-    grid_latex,
-    grid_markdown,
-    grid_table,
-    grid_text,
-)
-from coevolve.remid.results import (
-    Comparison,
-    Exact,
-    Losses,
-    RemidResults,
-    mean_exact,
-)
+from coevolve.remid.grid import Block, Grid, grid_latex, grid_markdown, grid_table, grid_text
+from coevolve.remid.results import Comparison, Exact, Losses, RemidResults, mean_exact
 
 SHIFTED: Mapping[str, str] = MappingProxyType(
     {
@@ -89,9 +76,6 @@ def remid_rows(results: RemidResults, exact: Exact | None = None) -> tuple[list[
         exact: true values in the unit of the results' main measure, where they are known. A model
             that has any gets a second column, "exact", beside its own; its average is given where
             every shifted subset has a true value.
-
-    Raises:
-        DataError: `exact` names a model or a row that the results do not have.
     """
     exact = exact or {}
     _check_exact(exact, results)

@@ -35,12 +35,7 @@ class Contents:
 
 
 def read_contents(folder: str | Path) -> Contents:
-    """Everything in the folder that the report shows.
-
-    Raises:
-        DataError: nothing to report, a file that is not JSON, of a schema that is not read here, or
-            with a field that is wrong.
-    """
+    """Everything in the folder that the report shows."""
     folder = Path(folder)
     results, bound, blame = (folder / name if (folder / name).is_file() else None for name in FILES)
     metrics = [values for _, values in read_lines(folder / METRICS, Line)]

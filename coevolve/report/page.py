@@ -127,10 +127,7 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         scale=remid and scale(remid),
         size_warning=remid and size_warning(remid, losers),
         level=f"{remid.level:.0%} interval" if remid and remid.level else None,
-        remid_grids=[
-            *remid_grids(remid, contents.exact, exact_below=True),
-            *difference_grid(remid),
-        ]
+        remid_grids=[*remid_grids(remid, contents.exact, exact_below=True), *difference_grid(remid)]
         if remid
         else [],
         agreement=remid and _agreement(remid, contents.exact),

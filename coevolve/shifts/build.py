@@ -65,10 +65,6 @@ def users_shift(path: str, split: str) -> Shift:
 def draw_sources(corpus: Corpus, split: str, count: int | None, seed: int) -> tuple[Example, ...]:
     """`count` examples of `split`, drawn without replacement, in the corpus's order; None for all
     of them.
-
-    Raises:
-        DataError: the corpus does not have the split, or not so many examples in it.
-        RecipeError: `count` is not above 0.
     """
     examples = corpus.require(split)
     if count is None:

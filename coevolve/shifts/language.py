@@ -40,9 +40,6 @@ def pair_with_language(
 
     An example with n turns of the user takes the persona and the last n turns of the user from a
     donor, drawn uniformly from those that have so many.
-
-    Raises:
-        DataError: no donor has enough turns.
     """
     said = {
         donor.sample_id: [turn.text for turn in donor.dialogue if turn.speaker == "user"]

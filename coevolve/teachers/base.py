@@ -68,9 +68,6 @@ def make_teacher(settings: Traces, **given: Any) -> Teacher:
 
     Args:
         given: what else TEACHERS's are called with.
-
-    Raises:
-        RecipeError, TeacherError: as `Registry.get`, or a user's own is no teacher.
     """
     make = TEACHERS.get(settings.teacher, "traces.teacher")
     if not settings.teacher.startswith(CUSTOM):

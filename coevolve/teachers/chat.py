@@ -29,9 +29,6 @@ class LocalTeacher:
     Args:
         model, renderer, options: as for `LocalChat`.
         temperature: of every attempt but the first.
-
-    Raises:
-        RecipeError: the prompt set has no words for a teacher, or a number is out of range.
     """
 
     def __init__(
@@ -72,10 +69,6 @@ class LocalTeacher:
         Args:
             source, prompts, dtype, device, date: as for `load_chat_model`.
             options: the constructor's keywords.
-
-        Raises:
-            TeacherError: the model cannot be loaded.
-            ArtifactError: its tokenizer has no chat template.
         """
         with _as_teacher():
             model, renderer = load_chat_model(
@@ -110,11 +103,6 @@ class EndpointTeacher:
     Args:
         base_url, model, options: as for `Endpoint`.
         renderer: renders the messages.
-
-    Raises:
-        TeacherError: the package `openai` is not installed.
-        RecipeError: an unusable address, key or number, or a prompt set without words for a
-            teacher.
     """
 
     def __init__(

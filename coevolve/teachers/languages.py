@@ -72,7 +72,7 @@ _HAN, _HIRAGANA, _KATAKANA = _SCRIPTS["Han"], r"\u3041-\u309f", r"\u30a1-\u30fa\
 _INDIC_TO_LAO = r"\u0900-\u0963\u0966-\u0eff"  # vowel signs there are no letters to `re`, so whole blocks are taken
 _LETTER = rf"(?:[^\W_{_HAN}{_HIRAGANA}{_KATAKANA}{_INDIC_TO_LAO}]|[\u0300-\u036f])"
 _WORD = re.compile(
-    rf"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|[{_INDIC_TO_LAO}]+|{_LETTER}+(?:-{_LETTER}+)*",
+    rf"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|[{_INDIC_TO_LAO}]+|{_LETTER}+(?:-{_LETTER}+)*"
 )
 _HAN_RUN, _HIRAGANA_RUN, _HANGUL = (
     re.compile(f"[{script}]+") for script in (_HAN, _HIRAGANA, _SCRIPTS["Korean"])

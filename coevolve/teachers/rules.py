@@ -46,9 +46,6 @@ class RuleTeacher:
         max_keywords: how many of y's content words the features name, at most. Fewer than y has
             words, always.
         keywords: `telling` takes the rarest words of y; `context` only words that x has as well.
-
-    Raises:
-        RecipeError: a heading that the rules have nothing to say under, or an unusable option.
     """
 
     def __init__(

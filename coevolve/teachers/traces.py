@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coevolve.data.example import Example, listed, plain_row
-from coevolve.data.ledger import (
-    Ledger,
-    ReadRow,
-    answers_by_id,
-    digest,
-    index_by_id,
-    is_header,
-)
+from coevolve.data.ledger import Ledger, ReadRow, answers_by_id, digest, index_by_id, is_header
 from coevolve.errors import DataError, TeacherError
 from coevolve.files import read_jsonl
 from coevolve.prompts.reasoning import missing_sections

@@ -101,9 +101,6 @@ def audit_world(
         {seed, split, shift, policy, same_code, source, measure, information, exact_information,
         readable_information, emi, emi_error, exact_emi, emid, emid_error, exact_emid}; emi is null
         for `golden`, emid in distribution too.
-
-    Raises:
-        DataError: an unknown policy, or fewer than 8 examples.
     """
     if test < 8:
         raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
@@ -262,9 +259,7 @@ def _draw(
 
 
 def _judge(
-    sample: Sample,
-    policies: Mapping[str, Policy],
-    scored: Mapping[str, NDArray[np.float64]] | None,
+    sample: Sample, policies: Mapping[str, Policy], scored: Mapping[str, NDArray[np.float64]] | None
 ) -> Iterator[tuple[Row, Estimate | None]]:
     """A sample's rows, still without EMID, each with its estimate of EMI (golden: None); `scored`
     is by the estimator, as `_score` gives it.

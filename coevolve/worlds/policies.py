@@ -139,9 +139,6 @@ class Policy:
             doubtful: input -> for each of its values, whether it is doubtful; any doubtful input
                 suffices.
             noise: as in `noisy`.
-
-        Raises:
-            DataError: an unknown input, `noise` outside [0, 1], or the policy is unsure already.
         """
         if self.unsure:
             raise DataError(

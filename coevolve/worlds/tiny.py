@@ -31,9 +31,6 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
     Any other word becomes `<|unk|>`. As in every chat tokenizer, the special tokens are recognised
     inside a text unless it is called with `split_special_tokens=True`.
-
-    Raises:
-        DataError: a word holds whitespace, or is a special token.
     """
     words = tuple(dict.fromkeys((*ROLES, *words)))
     for word in words:

@@ -119,9 +119,6 @@ class World:
             seed: of the redraw.
             strength: 1 redraws outright; below 1 the new factor is the geometric mean
                 P^(1-strength) R^strength.
-
-        Raises:
-            DataError: an unknown `what`, or a strength outside (0, 1].
         """
         if what not in SHIFTS:
             raise DataError(f"shift is {what!r}; accepted are {', '.join(SHIFTS)}.")
