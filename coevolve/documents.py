@@ -35,9 +35,7 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """A whole file. Fields in `marks`, each a Literal, say what it is; they are looked at before
-    the others.
-    """
+    """A whole file. Fields in `marks`, each a Literal, say what it is, and are looked at first."""
 
     marks: ClassVar[tuple[str, ...]] = ()
 
@@ -72,9 +70,7 @@ def check_document(
     remedy: str,
     error: type[CoevolveError] = DataError,
 ) -> Model:
-    """The JSON value as a model; arguments and errors as for `read_document`, with `where` for the
-    path.
-    """
+    """The JSON value as a model, as `read_document`; `where` is what to call it in errors."""
     if not isinstance(value, dict):
         raise error(f"{where}: found {_shown(value)}; accepted is an object. {remedy}")
     try:
@@ -101,9 +97,7 @@ def check_document(
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault as a sentence that names the field, what was found and what is accepted; how
-    many more.
-    """
+    """The first fault as a sentence: field, found, accepted; and how many more there are."""
     first, *others = error.errors(include_url=False)
     field = ".".join(str(part)[:LONGEST_SHOWN] for part in first["loc"] if part != "[key]")
     more = f" (and {len(others)} more faults)" if others else ""

@@ -56,14 +56,7 @@ def claim(
     overwrite: bool = False,
 ) -> Path:
     """The path that `text` names, after every check that can be made before there is something to
-    write.
-
-    Args:
-        text: as the user gave it; `~` is the home folder.
-        kind: what will be written there.
-        option: what the user calls it, for errors.
-        inputs: what the command reads, by how an error calls it.
-        overwrite: whether older work of the same kind may be replaced.
+    write; `option` and the keys of `inputs` are what the user calls output and inputs.
     """
     path = plain_path(str(text), option)
     for name, given in (inputs or {}).items():
@@ -131,9 +124,7 @@ def plain_path(text: str, option: str) -> Path:
 @contextmanager
 def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` when the block ends well, and is gone when
-    it does not.
-
-    Older work stays until the new one is complete.
+    it does not. Older work stays until the new one is complete.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -165,9 +156,7 @@ def remove(path: Path) -> None:
 
 
 def write_parts(folder: Path, kind: Kind, texts: Mapping[str, str | bytes]) -> None:
-    """Write the parts of a folder's output, the one with the mark last; parts of older work that
-    are no more, go.
-    """
+    """Write a folder's parts, the one with the mark last; parts of older work that are no more, go."""
     _is_older_work(folder, kind, "the output")
     for name in kind.parts:
         if name in texts:
@@ -266,9 +255,7 @@ RUN_PARTS = (
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is, or began to be, the directory of a run; its lock is the first thing
-    that a run writes.
-    """
+    """Whether the folder is, or began to be, a run's; its lock is the first thing that is written."""
     lock = folder / ".lock"
     begun = lock.is_file() and (lock.stat().st_size == 0 or has_json(lock, "host", ""))
     return begun or has_json(folder / "run.json", "data_fingerprint", "")
@@ -318,9 +305,7 @@ REPORT = Kind("a report", True, _holds_a_report, parts=("report", "report.html")
 
 
 def _taken(path: Path, kind: Kind) -> Iterator[str]:
-    """What is in the way of the output: names of its parts, the whole folder, or a file that is not
-    empty.
-    """
+    """What is in the way: names of its parts, the whole folder, or a file that is not empty."""
     if not kind.is_folder:
         if path.stat().st_size:
             yield "this file"
@@ -371,9 +356,7 @@ def _require_outside_runs(path: Path, option: str) -> None:
 
 
 def _require_writable(path: Path, kind: Kind, option: str) -> None:
-    """Raise OutputError unless files can be made where `path` is, or would be made with its
-    parents.
-    """
+    """Raise OutputError unless files can be made where `path` is, or would be."""
     place = path if kind.is_folder and path.is_dir() else path.parent
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent

@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 
 
 class VllmChat(ModelHere):
-    """A chat model in vLLM's engine. Each question is asked once.
-
-    Args:
-        engine: a `vllm.LLM`.
-        renderer, options: as for `ModelHere`.
-        adapter: the folder of a LoRA adapter to use.
+    """A chat model in a `vllm.LLM`, with `ModelHere`'s options and perhaps a LoRA adapter's folder.
+    Each question is asked once.
     """
 
     kind = "vllm"
@@ -53,11 +49,8 @@ class VllmChat(ModelHere):
         date: str | None = None,
         **options: Any,
     ) -> "VllmChat":
-        """Start vLLM's engine with a model. Code that comes with a model is never run.
-
-        Args:
-            source, prompts, adapter, dtype, date: as for `load_chat_model`.
-            options: the constructor's keywords but `adapter` and `weights`.
+        """Start vLLM's engine with a model; other arguments as for `load_chat_model` and the
+        constructor.
         """
         if importlib.util.find_spec("vllm") is None:
             raise ChatError(

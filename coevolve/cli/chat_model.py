@@ -57,12 +57,8 @@ def load_chat(
 ) -> "ChatModel":
     """The model that the options of `add_chat_arguments` name.
 
-    Args:
-        environ: where an endpoint's key is looked up.
-        ledger: of the answers; a chat template that shows the date goes on with the one on which it
-            was begun.
-        attempts: as for `Endpoint` and `LocalChat`.
-        patience: as for `Endpoint`.
+    `environ` is where an endpoint's key is looked up. A chat template that shows the date goes on
+    with the one on which the `ledger` of the answers was begun.
     """
     kind = "endpoint" if options.endpoint else "vllm" if options.vllm else "local"
     given = _given(options, kind)

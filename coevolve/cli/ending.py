@@ -1,6 +1,4 @@
-"""How a command ends that did not get to its end: what is said, and what the machine's refusals are
-called.
-"""
+"""How a command ends before its end: what is said, and what the machine's refusals are called."""
 
 import argparse
 import errno
@@ -48,9 +46,7 @@ def say(options: argparse.Namespace, message: str) -> None:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether it comes of Ctrl-C, which a library that is being loaded may wrap in an error of its
-    own.
-    """
+    """Whether it comes of Ctrl-C, which a library may wrap in an error of its own."""
     return any(isinstance(link, KeyboardInterrupt) for link in _chain(error))
 
 
@@ -98,9 +94,7 @@ def _fails(stream: TextIO) -> bool:
 
 
 def _has_no_reader(stream: TextIO) -> bool:
-    """Whether it is a pipe that is closed at its other end, also where nothing is left to be
-    written.
-    """
+    """Whether it is a pipe closed at its other end, also where nothing is left to be written."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)

@@ -1,6 +1,4 @@
-"""What the commands that score have in common: which data, responses, reasonings, pairs, estimator
-and cache, and that whatever stands in the way is said before the estimator is loaded.
-"""
+"""What the commands that score have in common; what stands in the way is said before loading."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,13 +29,8 @@ CORPUS = "a corpus with IDTest and shifted test splits"
 
 @dataclass(frozen=True)
 class Answered:
-    """The models' responses, and the examples that all of them have answered.
-
-    Attributes:
-        corpus: without the test examples that were left out.
-        responses: model -> sample_ID -> response.
-        whole: the corpus as it was read.
-        unanswered: what was left out, for the results.
+    """The models' responses (model -> sample_ID -> response), and the corpus without the test
+    examples that not all of them have answered, beside the whole one.
     """
 
     corpus: "Corpus"
@@ -155,11 +148,8 @@ def chosen_reasoning(
     examples: "Sequence[Example] | None" = None,
     every: "Sequence[Example]" = (),
 ) -> "Reasoning":
-    """The protocol by which reasonings are chosen.
-
-    Args:
-        examples: for which those of a file are read; None where no file is accepted.
-        every: all examples of the data.
+    """The protocol by which reasonings are chosen; `examples` are those for which a file's are
+    read, None where no file is accepted, and `every` all of the data.
     """
     from coevolve.data.reasonings import read_reasonings
     from coevolve.errors import RecipeError
@@ -259,9 +249,8 @@ def look_at_examples(
     """Raise CoevolveError for whatever stands in the way of scoring, before the estimator is
     loaded.
 
-    Args:
-        groups: as in `coevolve.preflight.scoring.PlannedScoring`; may raise as they are looked at.
-        responses: sample_ID -> response, of every model.
+    `groups` are as in `coevolve.preflight.scoring.PlannedScoring`, and may raise as they are looked
+    at.
     """
     from coevolve.preflight.checks import preflight
     from coevolve.preflight.scoring import SCORING, PlannedScoring

@@ -37,9 +37,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def read_saved(folder: Path) -> dict[str, list[dict[str, Any]]] | list[dict[str, Any]]:
-    """The rows of each split of a saved DatasetDict, or the rows of a saved Dataset. Raises
-    DataError: the folder lacks something, or a file in it is damaged.
-    """
+    """The rows of each split of a saved DatasetDict, or the rows of a saved Dataset."""
     if not is_file(folder / SPLITS):
         return _rows_of_dataset(folder)
     return {name: _rows_of_dataset(folder / name) for name in _field(folder / SPLITS, "splits")}

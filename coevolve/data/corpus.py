@@ -36,12 +36,7 @@ Row = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples by split.
-
-    Attributes:
-        splits: the splits that are there, by their name in SHIFT_OF_SPLIT.
-        source: where they came from, for the log and the manifest.
-    """
+    """Examples by split; `source` is where they came from, for the log and the manifest."""
 
     splits: Mapping[str, tuple[Example, ...]]
     source: str
@@ -80,7 +75,7 @@ class Corpus:
         return tuple(example for name in _in_order(self.splits) for example in self.splits[name])
 
     def require(self, split: str) -> tuple[Example, ...]:
-        """The examples of `split`. Raises DataError: the corpus does not have it."""
+        """The examples of `split`."""
         if split not in self.splits:
             found = ", ".join(_in_order(self.splits)) or "no split"
             raise DataError(
@@ -89,9 +84,7 @@ class Corpus:
         return self.splits[split]
 
     def subsets(self, split: str) -> dict[str, tuple[Example, ...]]:
-        """The examples of `split` by their `subset_tag`, in order of first appearance. Raises
-        DataError: the corpus does not have `split`.
-        """
+        """The examples of `split` by their `subset_tag`, in order of first appearance."""
         groups: dict[str, list[Example]] = {}
         for example in self.require(split):
             groups.setdefault(example.subset, []).append(example)
@@ -110,24 +103,17 @@ class Corpus:
 
 
 def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:
-    """Read and check a corpus: every row is checked before any is returned.
+    """Read and check a corpus: every row is checked before any is returned, and sample_IDs are
+    unique.
 
-    Accepted, told apart by what is at `path`:
-        a `.json` file with an object of splits, each a list of rows (the RPGBench layout);
-        a `.jsonl` file, a `.json` file with a list, or a `.parquet` file, whose rows have one more
-        field, `split`; a folder with a file `<split>.jsonl`, `<split>.json` or `<split>.parquet`
-        for each split; a folder written by `save_to_disk` of a `datasets.DatasetDict`, or of a
-        Dataset with a column `split`.
+    Accepted, told apart by what is at `path`: a `.json` file with an object of splits, each a list
+    of rows (the RPGBench layout); a `.jsonl` file, a `.json` file with a list, or a `.parquet`
+    file, whose rows have one more field, `split`; a folder with a file `<split>.jsonl`,
+    `<split>.json` or `<split>.parquet` for each split; a folder written by `save_to_disk` of a
+    `datasets.DatasetDict`, or of a Dataset with a column `split`.
 
-    Args:
-        path: of one of these. Every row is one of `Example.from_row`.
-        require_golden: whether every row must have a golden response, as training and evaluation
-            need it.
-
-    Raises:
-        DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or
-            lacks a required golden response; two rows have the same `sample_ID`. The message names
-            file and row.
+    Every row must have a golden response, as training and evaluation need it, unless
+    `require_golden` is off.
     """
     rows = _read(path)
     if isinstance(rows, list):
@@ -146,8 +132,7 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
 
     Accepted are a `.jsonl`, `.json` (a list) or `.parquet` file of rows without the field `split`,
     and everything that `read_corpus` accepts. In a file without splits the golden response is
-    optional, and a row may carry a model's response (`response` or `model_response`), which is left
-    to `read_responses`. Raises as `read_corpus`.
+    optional, and a row may carry a model's response, which is left to `read_responses`.
     """
     if is_folder(path):
         return read_corpus(path, require_golden=require_golden)
@@ -164,9 +149,7 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a `.jsonl` file, or of a `.json` file that holds a list, each with its place.
-    Raises DataError: the file is missing, of another kind, not UTF-8 or not JSON.
-    """
+    """The rows of a `.jsonl` file, or of a `.json` file that holds a list, each with its place."""
     rows = _rows_or_object(Path(path))
     if not isinstance(rows, list):
         raise DataError(
@@ -176,9 +159,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]:
-    """The rows of files that are named after the split they hold, such as `IDTrain.jsonl`. Raises
-    DataError: a file is named otherwise or cannot be read, or two files hold the same split.
-    """
+    """The rows of files that are named after the split they hold, such as `IDTrain.jsonl`."""
     files = sorted(files)
     _check_split_names([file.stem for file in files], source)
     double = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
@@ -197,7 +178,7 @@ def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]
 def build_corpus(
     rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True
 ) -> Corpus:
-    """A Corpus of rows that are grouped by split, checked. Raises as `read_corpus`."""
+    """A Corpus of rows that are grouped by split, checked."""
     _check_split_names(rows_by_split, source)
     if not rows_by_split:
         raise DataError(f"{source}: has no splits; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
@@ -216,9 +197,7 @@ def build_corpus(
 
 
 def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, list[Row]]:
-    """Give every row of an object of splits its place, for example `data.json: IDTrain[3]`. Raises
-    DataError: a split is unknown, or not a list.
-    """
+    """Give every row of an object of splits its place, for example `data.json: IDTrain[3]`."""
     _check_split_names(rows_by_split, source)
     for name, rows in rows_by_split.items():
         if not isinstance(rows, list):

@@ -49,12 +49,8 @@ class Example:
 
     @classmethod
     def from_row(cls, row: Any, where: str) -> "Example":
-        """Check one row of a data file and make an Example of it.
-
-        Args:
-            row: the decoded JSON value.
-            where: what to call the row in an error, for example `data.json: IDTrain[3]` or
-                `data.jsonl:4`.
+        """Check one row (decoded JSON) of a data file and make an Example of it; `where` is what to
+        call the row in an error, for example `data.json: IDTrain[3]`.
         """
         if not isinstance(row, Mapping):
             raise DataError(

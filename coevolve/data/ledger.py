@@ -32,7 +32,8 @@ Fingerprint = Callable[[Example], str]
 
 
 class Ledger(Generic[Value]):
-    """A ledger to go on with; one that is not there is begun.
+    """A ledger to go on with; one that is not there is begun. DataError if its answers come from
+    something else.
 
     Args:
         header: JSON values that say what gives the answers.
@@ -43,10 +44,6 @@ class Ledger(Generic[Value]):
         by_id: the examples by sample_ID.
         answers: those that the file has, by sample_ID.
         todo: the examples without one.
-
-    Raises:
-        DataError: two examples have one sample_ID; the file has no such header, or its answers come
-            from something else; or as `answers_by_id`.
     """
 
     def __init__(
@@ -65,8 +62,8 @@ class Ledger(Generic[Value]):
 
     @contextmanager
     def adding(self) -> Iterator[Callable[..., None]]:
-        """Inside, a function from sample_ID and the fields of an answer, by keyword, that appends
-        it and sees to it that it is on the disk. Only now is a torn last line taken out.
+        """Inside, a function from sample_ID and the fields of an answer that appends it and sees it
+        onto the disk. Only now is a torn last line taken out.
         """
         with open(self.path, "r+b") as old:
             content = old.read()
@@ -125,14 +122,8 @@ def answers_by_id(
     *,
     unknown: Literal["error", "leave"],
 ) -> dict[str, Value]:
-    """The answers in `rows` by sample_ID.
-
-    Args:
-        unknown: what to do with a row about none of the examples.
-
-    Raises:
-        DataError: names the line, for a row that is malformed, unknown or double, or whose example
-            has changed since.
+    """The answers in `rows` by sample_ID; DataError names the line, also for an example that has
+    changed. `unknown` is what to do with a row about none of the examples.
     """
     answers: dict[str, Value] = {}
     lines: dict[str, int] = {}
@@ -161,7 +152,7 @@ def answers_by_id(
 
 
 def index_by_id(examples: Iterable[Example]) -> dict[str, Example]:
-    """The examples by sample_ID. Raises DataError: two have the same."""
+    """The examples by sample_ID, of which no two are the same."""
     by_id: dict[str, Example] = {}
     for example in examples:
         if example.sample_id in by_id:

@@ -35,13 +35,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row of the CSV.
-
-    Attributes:
-        user_personas: the facts about User 1, who speaks first.
-        agent_personas: the facts about User 2.
-        utterances: what was said, the two speakers in turn, up to the first line that does not fit.
-        problem: why the utterances end before the text does; None where they do not.
+    """One row of the CSV: the facts about User 1, who speaks first, and about User 2; what was
+    said, the two in turn, up to the first line that does not fit; and why it ends there, if it
+    does.
     """
 
     user_personas: tuple[str, ...]
@@ -66,13 +62,11 @@ def persona_chat_corpus(
     are left out, and a warning is logged that counts them by reason.
 
     Args:
-        folder: holds `Synthetic-Persona-Chat_test.csv` and the training file.
         train_file: which file IDTrain is made of; the validation file is much the smaller.
         train_size: take the first so many usable conversations; None takes all.
         test_size: likewise, for IDTest and for each of the two subsets of OOD3Test.
         turns: user turns in a context; the response is the agent's answer to the last one.
         long_turns: user turns in the contexts of `turn_composition`.
-        seed: of the shuffled words.
     """
     train = _find_csv(Path(folder), train_file)
     test = _find_csv(Path(folder), "test")
@@ -90,9 +84,7 @@ def persona_chat_corpus(
 
 
 def read_conversations(path: str | Path) -> list[Conversation]:
-    """The rows of one CSV file. Raises DataError: the file is missing, not UTF-8, not CSV, lacks a
-    column, or a row has too few or too many fields.
-    """
+    """The rows of one CSV file."""
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     conversations = []
     try:

@@ -14,16 +14,13 @@ ROW = "{sample_ID, reasoning}"
 def read_reasonings(
     path: str | Path, examples: Iterable[Example], known: Collection[Example]
 ) -> dict[str, str]:
-    """One reasoning for each example, by its sample_ID.
+    """One reasoning for each example, by its sample_ID; those of other examples in `known` are
+    passed over.
 
     Accepted is a `.jsonl` file of rows `{sample_ID, reasoning}`, such as `coevolve score` writes
     (what else a row has is not read), or JSON: an object of sample_ID and text, as in the public
     code's `SThought_dict.json`, whatever that file's name ends with, or a list of such rows. A
     reasoning may be empty: a connector may write nothing.
-
-    Args:
-        examples: those that need one.
-        known: all examples of the data. Reasonings of those that need none are passed over.
     """
     of_data = {example.sample_id for example in known}
     found: dict[str, str] = {}

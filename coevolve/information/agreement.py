@@ -10,9 +10,7 @@ from coevolve.errors import DataError
 
 
 def pearson(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Correlation of two lists of equal length; None where one of them does not vary, so that there
-    is none.
-    """
+    """Correlation of two lists of equal length; None where one of them does not vary."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or a.size < 2:
         raise DataError(
@@ -24,9 +22,7 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float | None:
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Correlation of the ranks, ties sharing their mean rank (Spearman, 1904). As `pearson`
-    otherwise.
-    """
+    """Correlation of the ranks, ties sharing their mean rank (Spearman, 1904); else as `pearson`."""
     return pearson(ranks(a), ranks(b))
 
 

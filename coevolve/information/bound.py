@@ -91,14 +91,8 @@ class Divergences:
 
 @dataclass(frozen=True)
 class Bound:
-    """An upper bound of EMID and its terms.
-
-    Attributes:
-        form: which one; `published` and `certified` are in nats per response, `scale_adjusted` is
-            without unit.
-        inputs: input -> what its shift adds.
-        output_p: what the mismatch of the outputs in distribution adds.
-        output_q: what the mismatch of the outputs under the shift adds.
+    """An upper bound of EMID, nats per response unless scale-adjusted, and its terms: what the
+    shift of each input and the mismatch of the outputs in P and in Q add.
     """
 
     form: Form
@@ -113,19 +107,15 @@ class Bound:
 
 
 def published_bound(divergences: Divergences, entropy: float) -> Bound:
-    """The published bound in its true form; no theorem, see above.
-
-    Args:
-        entropy: H = max_x [H(Y | x) + H(theta(. | x))], nats per response.
+    """The published bound in its true form; no theorem, see above. `entropy` is H, nats per
+    response.
     """
     _require_entropy(entropy, "entropy")
     return _of_roots("published", divergences, INPUT_FACTOR * entropy, OUTPUT_FACTOR)
 
 
 def scale_adjusted_bound(divergences: Divergences) -> Bound:
-    """The published bound with all factors 1: for comparing shifts and models, not for bounding
-    anything.
-    """
+    """The published bound with all factors 1: for comparing shifts and models, not for bounding."""
     return _of_roots("scale_adjusted", divergences, 1.0, 1.0)
 
 

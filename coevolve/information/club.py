@@ -24,9 +24,7 @@ from coevolve.information.influence import Influence
 
 
 def club(contrast: Contrast) -> tuple[float, Influence]:
-    """(mean over matched pairs - mean over mismatched pairs, its influence), in the contrast's
-    unit.
-    """
+    """(mean over matched - mean over mismatched pairs, its influence), in the contrast's unit."""
     if contrast.mismatched.size == 0:
         raise DataError("CLUB needs mismatched pairs; found none. Give 2 or more examples.")
     divisors = contrast.divisors

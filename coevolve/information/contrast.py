@@ -1,6 +1,4 @@
-"""Log-probabilities of matched and mismatched (context, response) pairs: what every estimate of
-information takes.
-"""
+"""Log-probabilities of matched and mismatched (context, response) pairs."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,18 +20,13 @@ class Contrast:
     """Log-probabilities, in nats per response, of N matched pairs (i, i) and P mismatched ones (i,
     j).
 
-    Contexts and responses are shared by the pairs: context i meets several responses, response j
-    several contexts.
-
     Attributes:
         matched: (N,) log q(y_i | x_i).
         mismatched: (P,) log q(y_j | x_i) for the pairs.
         pairs: (P, 2) integers (context i, response j), i != j.
         tokens: (N,) tokens of each response.
-        normalisation: of the estimates made from it; `per_token` divides each response's term by
-            its own tokens.
-        marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it;
-            else None.
+        normalisation: of estimates; `per_token` divides each response's term by its own tokens.
+        marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it.
     """
 
     matched: np.ndarray
@@ -77,12 +70,8 @@ class Contrast:
         normalisation: Normalisation,
         marginal: np.ndarray | None = None,
     ) -> "Contrast":
-        """From the scores of the matched pairs, (N,), and of the mismatched ones, (P,).
-
-        Raises:
-            RecipeError: an unknown normalisation.
-            DataError: log-probabilities that are not finite, shapes that do not fit, or a response
-                whose number of tokens differs from pair to pair.
+        """From the scores of the matched pairs, (N,), and of the mismatched ones, (P,). DataError:
+        a response has different numbers of tokens in different pairs.
         """
         own, tokens = checked(matched)
         other, other_tokens = checked(mismatched)
@@ -98,9 +87,7 @@ class Contrast:
     def from_matrix(
         cls, matrix: LogProbs, normalisation: Normalisation, marginal: np.ndarray | None = None
     ) -> "Contrast":
-        """From the scores of all pairs, (N, N): row the context, column the response. Raises as
-        `from_pairs`.
-        """
+        """From the scores of all pairs, (N, N): row the context, column the response."""
         values, tokens = checked(matrix)
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise DataError(f"matrix has shape {values.shape}; accepted is (N, N).")
@@ -136,8 +123,7 @@ class Contrast:
 
     @cached_property
     def by_response(self) -> "ByResponse":
-        """The mismatched pairs response by response, each with the contexts that it was scored in.
-        """
+        """The mismatched pairs response by response; DataError if one is in none."""
         order = np.argsort(self.pairs[:, 1], kind="stable")
         counts = np.bincount(self.pairs[:, 1], minlength=self.examples)
         if np.any(counts == 0):
@@ -150,11 +136,9 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ByResponse:
-    """Sums and maxima over the mismatched pairs of each response.
-
-    Attributes:
-        order: (P,) positions of the pairs, those of one response side by side.
-        counts: (N,) how many each response has, at least 1.
+    """Sums and maxima over the mismatched pairs of each response: `order`, (P,), holds the
+    positions of the pairs, those of one response side by side, `counts`, (N,), how many each has,
+    at least 1.
     """
 
     order: np.ndarray

@@ -97,13 +97,9 @@ class Terms:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the critic forgives the model.
-
-    Attributes:
-        temperature: power b of q.
-        unrelated: share a of responses that have nothing to do with their context.
-        at_floor: whether the temperature is the lowest that is tried, and a lower one would give
-            more.
+    """How the critic forgives the model: power b of q, and share a of responses that have nothing
+    to do with their context; `at_floor` if b is the lowest that is tried, and a lower one would
+    give more.
     """
 
     temperature: float
@@ -112,9 +108,7 @@ class Calibration:
 
 
 def info_nce(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log mean over its own and the other contexts. DataError: a response
-    without other contexts.
-    """
+    """log q(y_j | x_j) - log mean over its own and the other contexts."""
     groups = contrast.by_response
     top, own, other = _scaled(contrast.matched, contrast.mismatched, contrast)
     total, count = own + groups.sum(other), groups.counts + 1
@@ -124,9 +118,7 @@ def info_nce(contrast: Contrast) -> Terms:
 
 
 def leave_one_out(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log mean over the other contexts. DataError: a response without other
-    contexts.
-    """
+    """log q(y_j | x_j) - log mean over the other contexts."""
     groups, response = contrast.by_response, contrast.pairs[:, 1]
     top = groups.max(contrast.mismatched)
     other = np.exp(contrast.mismatched - top[response])
@@ -136,14 +128,12 @@ def leave_one_out(contrast: Contrast) -> Terms:
 
 
 def barber_agakov(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log E q(y_j | x'), the latter without bias. DataError: a response without
-    other contexts.
-    """
+    """log q(y_j | x_j) - log E q(y_j | x'), the latter without bias."""
     return _unbiased(contrast, 1.0)
 
 
 def calibrated(contrast: Contrast) -> Terms:
-    """E log g for the calibrated critic. DataError: a response without other contexts."""
+    """E log g for the calibrated critic."""
     calibration = calibrate(contrast)
     sure = _unbiased(contrast, calibration.temperature)
     related = _log(1 - calibration.unrelated) + sure.of_response
@@ -154,9 +144,7 @@ def calibrated(contrast: Contrast) -> Terms:
 
 
 def calibrate(contrast: Contrast) -> Calibration:
-    """The temperature and the share of unrelated responses under which the responses say most about
-    their contexts.
-    """
+    """The temperature and the share under which responses say most about their contexts."""
 
     def fit(log_temperature: float) -> tuple[float, float]:
         return _fit_unrelated(_info_nce_at(contrast, np.exp(log_temperature)))
@@ -247,9 +235,7 @@ def _nodes() -> tuple[np.ndarray, np.ndarray]:
 def _scaled(
     matched: np.ndarray, mismatched: np.ndarray, contrast: Contrast
 ) -> tuple[np.ndarray, ...]:
-    """(log of the largest probability of each response in any context, own and other probabilities
-    over it).
-    """
+    """(log of each response's largest probability, own and other probabilities over it)."""
     top = np.maximum(matched, contrast.by_response.max(mismatched))
     return top, np.exp(matched - top), np.exp(mismatched - top[contrast.pairs[:, 1]])
 

@@ -49,14 +49,8 @@ EIGENVALUE_TOLERANCE = 1e-8
 class MeasuredDivergence:
     """A representation JSD beside its noise floor, both between samples of `size` vectors; nats.
 
-    Attributes:
-        jsd: mean over the repetitions, each with other vectors.
-        jsd_sd: standard deviation over the repetitions.
-        floor: the same measure between two disjoint samples of one distribution; mean over both
-            distributions.
-        floor_sd: standard deviation of `floor` over the repetitions.
-        size: vectors on each side.
-        repetitions: how many.
+    `floor` is the same measure between two disjoint samples of one distribution, mean over both
+    distributions; `_sd` are standard deviations over the repetitions, each with other vectors.
     """
 
     jsd: float
@@ -85,14 +79,9 @@ def measure_divergence(
     """rJSD between random equal-sized samples of `x` and `y`, beside that between halves of either.
 
     The size is half the smaller sample's, so that a half of it is as large as what it is compared
-    with, at most `largest`.
-
-    Args:
-        x: (n, d) vectors, n >= 4.
-        y: (m, d) vectors, m >= 4.
-        width: of the Gaussian kernel; `median_width` of `x` where it is not given.
-        repetitions: how often the samples are drawn anew.
-        seed: of their choice.
+    with, at most `largest`; the samples are drawn anew so many times. `x`, (n, d), and `y`, (m, d),
+    have 4 or more vectors; a Gaussian kernel's width is `median_width` of `x` where it is not
+    given.
     """
     if repetitions < 1 or largest < 2:
         raise RecipeError(
@@ -133,15 +122,10 @@ def measure_divergence(
 def representation_jsd(
     x: Vectors, y: Vectors, *, kernel: Kernel = "linear", width: float | None = None
 ) -> float:
-    """rJSD of two samples as they are, in nats.
+    """rJSD of two samples (n, d) and (m, d) as they are, scaled to unit length; nats.
 
     The linear kernel's comes from the covariances or from the Gram matrix, whichever is smaller:
     both have the same eigenvalues but for zeros.
-
-    Args:
-        x: (n, d) vectors; scaled to unit length here.
-        y: (m, d) vectors.
-        width: of the Gaussian kernel.
     """
     x, y = unit_rows(x), unit_rows(y)
     if x.shape[1] != y.shape[1]:
@@ -155,9 +139,7 @@ def representation_jsd(
 
 
 def jsd_of_covariances(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """S((A + B) / 2) - (S(A) + S(B)) / 2 of two positive semi-definite (d, d) matrices, scaled to
-    trace 1; nats.
-    """
+    """The linear kernel's rJSD of two positive semi-definite (d, d) matrices, scaled to trace 1."""
     a, b = _trace_normalised(a), _trace_normalised(b)
     divergence = (
         von_neumann_entropy((a + b) / 2) - (von_neumann_entropy(a) + von_neumann_entropy(b)) / 2
@@ -184,9 +166,7 @@ def jsd_of_gram(gram: NDArray[np.float64], first: int) -> float:
 
 
 def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
-    """-sum e log e over the eigenvalues e of a symmetric positive semi-definite matrix scaled to
-    trace 1; nats.
-    """
+    """-sum e log e over the eigenvalues of a positive semi-definite matrix scaled to trace 1."""
     eigenvalues = np.linalg.eigvalsh(_trace_normalised(matrix))
     if eigenvalues[0] < -EIGENVALUE_TOLERANCE:
         raise DataError(
@@ -213,9 +193,7 @@ def gram(
 
 
 def median_width(vectors: Vectors) -> float:
-    """The median distance between distinct vectors of a sample, scaled to unit length (Gretton et
-    al., JMLR 2012).
-    """
+    """The median distance between distinct unit vectors of a sample (Gretton et al., JMLR 2012)."""
     unit = unit_rows(vectors)
     distances = np.sqrt(np.maximum(0.0, 2 - 2 * (unit @ unit.T)))[np.triu_indices(len(unit), k=1)]
     apart = distances[distances > 1e-6]

@@ -25,17 +25,12 @@ from coevolve.information.uncertainty import standard_error
 
 
 def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
-    """EMI: mutual information with the model's responses minus that with the golden ones.
+    """EMI: mutual information with the model's responses minus that with the golden ones, in the
+    same contexts and over the same (i, j) pairs.
 
     Higher is better; typically below 0, and 0 for the golden responses themselves. What the two
     share (easy or hard contexts among the pairs) cancels in its influence, and so in its standard
     error.
-
-    Args:
-        model: log-probabilities of the model's responses.
-        golden: log-probabilities of the golden responses, in the same contexts and over the same
-            (i, j) pairs.
-        form: the estimator of mutual information.
     """
     if model.examples != golden.examples:
         raise DataError(
@@ -62,13 +57,7 @@ def difference(model: Estimate, golden: Estimate) -> Estimate:
 
 @dataclass(frozen=True)
 class Loss:
-    """A difference of two estimates over different examples.
-
-    Attributes:
-        value: in `unit`.
-        unit, form: as in `Estimate`.
-        p, q: the two estimates, whose errors add.
-    """
+    """A difference of two estimates over different examples; their errors add."""
 
     value: float
     unit: str
@@ -78,17 +67,13 @@ class Loss:
 
     @property
     def standard_error(self) -> float:
-        """sqrt(error(P)^2 + error(Q)^2). DataError: one of the two has a single example."""
+        """sqrt(error(P)^2 + error(Q)^2)."""
         return float(np.hypot(standard_error(self.p.influence), standard_error(self.q.influence)))
 
 
 def emid(p: Estimate, q: Estimate) -> Loss:
-    """EMID(P, Q) = EMI(P) - EMI(Q): what a model loses from in-distribution P to shifted Q. Lower
-    is better.
-
-    Args:
-        p: EMI of the model in distribution.
-        q: EMI of the same model on the shifted distribution.
+    """EMID = EMI(P) - EMI(Q): what a model loses from in-distribution P to shifted Q. Lower is
+    better.
     """
     if (p.unit, p.form) != (q.unit, q.form):
         raise DataError(

@@ -1,6 +1,4 @@
-"""Log-probabilities as the information measures take them: sums with token counts, in one of two
-normalisations.
-"""
+"""Log-probabilities as the information measures take them: sums with token counts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,9 +16,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
 
 
 class LogProbs(Protocol):
-    """What `coevolve.scoring.scores.Scores` is, stated here so that the measures depend on NumPy
-    alone.
-    """
+    """`coevolve.scoring.scores.Scores`, stated here so that the measures need NumPy alone."""
 
     @property
     def sum(self) -> np.ndarray:
@@ -43,7 +39,7 @@ def check_normalisation(normalisation: str) -> None:
 
 
 def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
-    """(sum, tokens) as float64 arrays of one shape."""
+    """(sum, tokens) as float64 arrays of one shape; sums finite, each response of a token or more."""
     total = np.asarray(log_probs.sum, dtype=np.float64)
     try:
         tokens = np.broadcast_to(np.asarray(log_probs.tokens, dtype=np.float64), total.shape)

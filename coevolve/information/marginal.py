@@ -25,9 +25,7 @@ BACK_OFF = 2.0  # pseudo-count of the unigram in a bigram's prediction (a Dirich
 
 
 def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:
-    """(mean of log q(y_i | x_i) - log m(y_i), its influence, the error of the fit of m apart), in
-    the contrast's unit.
-    """
+    """(mean of log q(y_i | x_i) - log m(y_i), its influence without the error of m's fit)."""
     if contrast.marginal is None:
         raise DataError(
             "difference_of_entropies needs a log marginal of each response; the contrast has none."
@@ -40,9 +38,8 @@ def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:
 def bigram_log_probs(responses: Sequence[Sequence[Hashable]]) -> np.ndarray:
     """(N,) log m(y) of each response, nats, m being a bigram model of the other N - 1 responses.
 
-    Args:
-        responses: their tokens, the end of turn included where the scores include it; the
-            vocabulary is what occurs.
+    They are given as tokens, the end of turn among them where the scores include it; the vocabulary
+    is what occurs.
     """
     if len(responses) < 2 or any(len(response) == 0 for response in responses):
         raise DataError(

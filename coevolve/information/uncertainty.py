@@ -61,9 +61,7 @@ def _shared_at_both_ends(influence: Influence) -> float:
 
 
 def draw_examples(count: int, rng: np.random.Generator, replicates: int = REPLICATES) -> np.ndarray:
-    """(replicates, N) how often each example is drawn, with replacement. One draw serves all that
-    is to be paired.
-    """
+    """(replicates, N) times each example is drawn; one draw serves all that is to be paired."""
     return rng.multinomial(count, np.full(count, 1 / count), size=replicates)
 
 
@@ -99,9 +97,7 @@ def chance_above(value: float, deviations: np.ndarray, threshold: float = 0.0) -
 
 
 def p_value(value: float, deviations: np.ndarray) -> float:
-    """One-sided, of "the true value is at most 0": (replicates at most 0, plus 1) / (replicates +
-    1).
-    """
+    """One-sided, of "the true value is at most 0"."""
     return float((np.sum(value + deviations <= 0) + 1) / (deviations.size + 1))
 
 

@@ -137,8 +137,8 @@ class PromptSet:
 
     @cached_property
     def instruction(self) -> frozenset[str]:
-        """The words that a connector is shown beside the example, in lower case: who repeats them
-        has said nothing.
+        """The words, in lower case, that a connector is shown beside the example, and may not just
+        repeat.
         """
         templates = (self.connector_user, self.context, self.user_turn, self.agent_turn)
         literals = [text for template in templates for text in literals_of(template)]

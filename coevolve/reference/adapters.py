@@ -66,9 +66,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """An adapter from a PEFT directory. Raises ArtifactError: it is missing, incomplete, damaged or
-    pickled, or is more than a plain LoRA of linear layers.
-    """
+    """An adapter from a PEFT directory; ArtifactError unless a plain LoRA of linear layers."""
     config, tensors = read_config(folder), read_weights(folder)
     _check_config(config, folder / CONFIG)
     return Adapter(str(folder), config, _paired(tensors, config["r"], folder / WEIGHTS))

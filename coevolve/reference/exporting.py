@@ -24,11 +24,10 @@ class ReferenceExport:
 
     Attributes:
         environment: the variables by which the public evaluation is pointed at the adapters.
-        exact_prompts: whether the public scripts show the models what they were trained to see.
-            They have a form of their own for dialogue, character and core features, so other prompt
-            sets than theirs come out near only.
-        quantization: of the base that the adapters were trained on, if any; the public evaluation
-            loads it whole, so scores there differ a little.
+        exact_prompts: whether the public scripts, which have a form of their own for dialogue,
+            character and core features, show the models what they were trained to see.
+        quantization: of the base that the adapters were trained on; the public evaluation loads it
+            whole, so scores there differ a little.
     """
 
     environment: dict[str, str]
@@ -45,11 +44,8 @@ def export_reference(
     base model when it is pointed at them; there are no RL adapters. `import_reference` reads
     everything back exactly, whatever the prompts.
 
-    Args:
-        estimator: an estimator directory.
-        checkout: a folder of its own; an older export is replaced.
-        name: of the base model, for the folders' names; by default the last part of where it came
-            from.
+    `checkout` is a folder of its own; an older export is replaced. `name` is the base model's in
+    the folders' names, by default the last part of where it came from.
     """
     estimator = Path(estimator)
     checkout = claim(

@@ -33,12 +33,8 @@ _GRPO_FOLDER = re.compile(
 
 @dataclass(frozen=True)
 class Release:
-    """One estimator of a checkout.
-
-    Attributes:
-        name: of the base model, as the folders have it.
-        round: of RL; 0 is SFT alone.
-        adapters: each role's folders, in the order in which they add up.
+    """One estimator of a checkout: the base model's name in the folders' names, the round of RL (0
+    is SFT alone), and each role's folders, in the order in which they add up.
     """
 
     name: str
@@ -57,11 +53,8 @@ def grpo_mode(role: Role, name: str, number: int) -> str:
 
 
 def find_release(checkout: Path, *, name: str | None = None, number: int | None = None) -> Release:
-    """The adapters of the last round of RL, or those of SFT where there was no RL.
-
-    Args:
-        name: of the base model, needed where the checkout has adapters of several.
-        number: of the round, if it is not to be the last; 0 is SFT alone.
+    """The adapters of the last round of RL, or those of SFT where there was no RL, unless `number`
+    is given. `name` is the base model's, needed where the checkout has adapters of several.
     """
     training = checkout / TRAINING
     if not training.is_dir():

@@ -65,10 +65,7 @@ class EmbeddedExport:
 
 
 def read_templates(checkout: Path) -> dict[str, str]:
-    """The string constants of a checkout's `templates.py`: the four prompts, and `EXPORT` where it
-    is there. Raises ArtifactError: the file is missing or no Python, or a constant is missing,
-    doubled or no plain string.
-    """
+    """The string constants of a checkout's `templates.py`: the four prompts, and `EXPORT` if there."""
     path = checkout / FILE
     if not is_file(path):
         raise ArtifactError(
@@ -125,12 +122,7 @@ def import_template(mode):
 
 
 def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
-    """The prompt set that shows models exactly what the public scripts show them.
-
-    Args:
-        constants: of `read_templates`.
-        where: the file, for errors.
-    """
+    """The prompt set that shows models exactly what the public scripts show them."""
     for name in CONSTANTS:
         if not constants[name].strip():
             raise ArtifactError(f"{where}: {name} is empty; accepted is text.")
@@ -174,9 +166,7 @@ def shows_the_same(prompts: PromptSet, constants: Mapping[str, str]) -> bool:
 
 
 def embedded_export(constants: Mapping[str, str], where: str) -> EmbeddedExport | None:
-    """What an export of coevolve says of itself; None in the public release's own file. Raises
-    ArtifactError: it is damaged.
-    """
+    """What an export of coevolve says of itself; None in the public release's own file."""
     if EXPORT not in constants:
         return None
     try:
@@ -209,9 +199,7 @@ def _assigned(statement: ast.stmt) -> list[str]:
 def _substituted(
     template: str, fields: Mapping[str, str], where: str, required: Collection[str] = ()
 ) -> str:
-    """The template with each field replaced by a part of a template. Raises ArtifactError: it
-    cannot be parsed, a field is unknown or has a conversion or format, or one is missing.
-    """
+    """The template with each field replaced by a part of a template."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:

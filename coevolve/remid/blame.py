@@ -57,12 +57,8 @@ LEAST_TOKENS = 3
 
 @dataclass(frozen=True)
 class Contributions:
-    """What each of a subset's N examples adds to R-EMI; all (N,), in the unit of the normalisation.
-
-    Attributes:
-        matched: by its own pair; mean R-EMI.
-        as_context: by the mismatched pairs of its context; mean 0.
-        as_response: by the mismatched pairs of its response; mean 0.
+    """What each of a subset's N examples adds to R-EMI: by its own pair (mean R-EMI), and by the
+    mismatched pairs of its context and of its response (mean 0). All (N,), in the estimate's unit.
     """
 
     matched: np.ndarray
@@ -91,9 +87,7 @@ def losses(
     form: str = "club",
     normalisation: Normalisation = "per_token",
 ) -> list[tuple[Contributions, np.ndarray]]:
-    """Per subset the contributions and the losses, (N,). `scored` has the in-distribution subset
-    first.
-    """
+    """Per subset, in distribution first as in `scored`, the contributions and the losses, (N,)."""
     remis = [remi_of(subset, model, form, normalisation) for subset in scored]
     parts = [contributions(remi) for remi in remis]
     return [
@@ -108,13 +102,9 @@ def remi_of(scored: ScoredSubset, model: str, form: str, normalisation: Normalis
 
 @dataclass(frozen=True)
 class TokenScoring:
-    """How the tokens of the examples shown are scored.
-
-    Attributes:
-        estimator, reasoning: those that gave the scores.
-        other_contexts: contexts of the subset in which each response is scored for comparison; all
-            there are, if fewer.
-        seed: of the choice of these contexts.
+    """How the tokens of the examples shown are scored: by the estimator and the reasoning that gave
+    the scores, and for comparison in `other_contexts` of the subset, drawn by `seed`, or all there
+    are.
     """
 
     estimator: "ProbabilityEstimator"
@@ -125,12 +115,8 @@ class TokenScoring:
     def tokens_of(
         self, own: Sequence[int], texts: Sequence[str], subset: ScoredSubset
     ) -> list[list[Token]]:
-        """Each text's tokens with their log-probability in their own context and elsewhere, the end
-        of turn last.
-
-        Args:
-            own: for each text, the index of its context in the subset.
-            texts: the responses.
+        """Each text's tokens, the end of turn last, in their own context and elsewhere; `own` is
+        the index of each text's context in the subset.
         """
         examples = subset.subset.examples
         rng = np.random.default_rng(self.seed)
@@ -194,11 +180,8 @@ def blame_examples(
 
     Args:
         estimator: the one that gave the scores.
-        form: the estimator of mutual information, a key of `coevolve.information.estimate.FORMS`.
         normalisation: of contributions and losses; tokens are in nats.
-        shown: examples at either end of each subset whose tokens are scored; fewer where a subset
-            is small.
-        other_contexts, seed: as in `TokenScoring`.
+        shown: examples at either end of each subset; fewer where a subset is small.
     """
     if shown < 1 or other_contexts < 1:
         raise RecipeError(
@@ -228,9 +211,7 @@ def blame_examples(
 
 
 def blame_table(results: BlameResults, model: str) -> PlainTable:
-    """The worst and best examples of a model, subset by subset, with the tokens that say least of
-    their context.
-    """
+    """A model's worst and best examples by subset, with the tokens that say least of their context."""
     table = PlainTable(
         box=box.SIMPLE_HEAD,
         title=f"{model}: the largest and smallest losses",

@@ -77,12 +77,10 @@ INPUT_TEXTS: Mapping[Input, Callable[[Example], str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Measuring:
-    """How divergences are measured.
+    """How divergences are measured, by `coevolve.information.divergence.measure_divergence`.
 
-    Attributes:
-        kernel: `linear` or `gaussian`; the latter's width is the median distance in distribution,
-            for each kind of text, so that all subsets are measured by one kernel.
-        repetitions, largest, seed: as in `coevolve.information.divergence.measure_divergence`.
+    The Gaussian kernel's width is the median distance in distribution, for each kind of text, so
+    that all subsets are measured by one kernel.
     """
 
     kernel: Kernel = "linear"
@@ -94,7 +92,6 @@ class Measuring:
         check_kernel(self.kernel)
 
     def divergence(self, p: np.ndarray, q: np.ndarray, width: float | None) -> MeasuredDivergence:
-        """Of two kinds of texts, whose vectors are given, (N, d) and (M, d)."""
         return measure_divergence(
             p,
             q,
@@ -114,12 +111,8 @@ def evaluate_bound(
     measuring: Measuring | None = None,
     progress: OnStep | None = None,
 ) -> BoundResults:
-    """The bound of each model's R-EMID in every shifted subset.
-
-    Args:
-        embedder: of all texts.
-        form: of the R-EMID beside the bound, a key of `coevolve.information.estimate.FORMS`.
-        progress: told of the texts.
+    """The bound of each model's R-EMID in every shifted subset; `form` is that of the R-EMID beside
+    it.
     """
     measuring = measuring or Measuring()
     small = _small_subsets(scored)
@@ -211,9 +204,7 @@ def entropy_of(home: ScoredSubset, subset: ScoredSubset, model: str) -> Entropy:
 
 
 def shift_grid(results: BoundResults) -> Grid:
-    """Which input shifted in which subset: the JSDs beside their noise floors, and what is to
-    blame.
-    """
+    """Which input shifted in which subset: the JSDs beside their noise floors, and what to blame."""
     rows = []
     for row in results.subsets:
         jsds = [row.inputs[name] for name in INPUT_TEXTS]
@@ -264,9 +255,7 @@ def bound_grid(results: BoundResults, model: str) -> Grid:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """A subset's embeddings, (N, d) each: of every input; of every model's responses, golden's
-    under None.
-    """
+    """A subset's embeddings, (N, d) each: of inputs, and of responses (golden's under None)."""
 
     inputs: Mapping[Input, np.ndarray]
     of_models: Mapping[str | None, np.ndarray]

@@ -57,7 +57,6 @@ class HiddenStates:
         before, after: ids that frame every window of a text.
         causal: whether the frame is left out of the mean, as of a causal language model.
         window: tokens that the model reads at once, the frame included.
-        token_budget: tokens of one forward pass.
     """
 
     name: str
@@ -127,18 +126,13 @@ class HiddenStates:
 def make_embedder(
     name: EmbedderName, estimator: "ProbabilityEstimator", base: str | None = None
 ) -> HiddenStates:
-    """The embedder of that name, on the estimator's device. Errors as for the two below."""
+    """The embedder of that name, on the estimator's device."""
     return base_embedder(estimator, base) if name == "base" else minilm_embedder(estimator)
 
 
 def base_embedder(estimator: "ProbabilityEstimator", base: str | None = None) -> HiddenStates:
-    """Hidden states of the untouched base model.
-
-    Args:
-        base: where it lies; needed only with an estimator that was trained in full.
-
-    Raises:
-        ArtifactError: it is not to be had, or is another one.
+    """Hidden states of the untouched base model; `base` is where it lies, needed only with an
+    estimator that was trained in full.
     """
     from coevolve.scoring.batching import max_positions
 

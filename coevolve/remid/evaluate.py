@@ -65,9 +65,7 @@ from coevolve.remid.subsets import Responses
 
 SCHEMA: Literal["coevolve.remid/2"] = "coevolve.remid/2"
 LEAST_CONTEXTS = 32
-"""In how many other contexts each response must have been scored for `calibrated` to be the
-default.
-"""
+"""Other contexts in which each response must be scored for `calibrated` to be the default."""
 
 
 def evaluate_remid(
@@ -142,9 +140,7 @@ def default_measures(scored: Sequence[ScoredSubset]) -> tuple[Measure, ...]:
 
 
 def shares_of_examples(scored: ScoredCorpus, measure: Measure) -> Iterator[ShareLine]:
-    """What each example adds to R-EMI, as context and as response, in its own pair and in the
-    mismatched ones (its Hajek projection).
-    """
+    """What each example adds to R-EMI by all of its pairs (its Hajek projection)."""
     for subset in scored.subsets:
         row = subset.subset.row
         for model in scored.models:
@@ -190,9 +186,7 @@ NO_LOSS: Mapping[str, None] = dict.fromkeys(
 
 
 class _Measured:
-    """One measure of all subsets. Examples are redrawn once per subset, so that models and subsets
-    are paired.
-    """
+    """One measure. Examples are redrawn once per subset, so that models and subsets are paired."""
 
     def __init__(self, scored: ScoredCorpus, measure: Measure) -> None:
         self.subsets, self.models, self.measure = scored.subsets, scored.models, measure
@@ -301,9 +295,7 @@ class _Measured:
         return difference(own, golden)
 
     def _estimate(self, index: int, model: str | None, contexts: int) -> Estimate:
-        """Mutual information; with forms that average over contexts, over so many for each
-        response.
-        """
+        """Mutual information, over so many contexts per response with forms that average over them."""
         key = (index, model, contexts if self.measure.of_each_response else 0)
         if key not in self._information:
             contrast = self._contrast(index, model)

@@ -1,6 +1,4 @@
-"""A table of text, and how it looks on a terminal, in a log file, in LaTeX and in Markdown; the
-page of `coevolve report` shows the same.
-"""
+"""A table of text, and how it looks on a terminal, in a log file, in LaTeX and in Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +19,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text.
-
-    Attributes:
-        columns: their headings; the first column names the rows.
-        caption: what the numbers are, a line each.
-    """
+    """A table of text; the first column names the rows, the caption says what the numbers are."""
 
     columns: Sequence[str]
     blocks: Sequence[Block]
@@ -34,9 +27,7 @@ class Grid:
     title: str | None = None
 
     def lines(self) -> Iterator[tuple[str, Sequence[str]]]:
-        """(label, the other cells) of every row, those under a heading indented; of a heading no
-        cells.
-        """
+        """(label, other cells) of every row, those under a heading indented; of a heading no cells."""
         for block in self.blocks:
             if block.heading:
                 yield block.heading, ()

@@ -55,9 +55,7 @@ class JudgeComparison(Document):
     resamples: Count = Field(description="Of the bootstrap.")
     seed: int = Field(description="Of its generator.")
     measures: dict[str, dict[str, Correlation]]
-    """Measure, for example `R-EMI, club per_token` -> statistic (`pearson`, `spearman`, `kendall`)
-    -> its correlation.
-    """
+    """Measure, for example `R-EMI, club per_token` -> `pearson`, `spearman`, `kendall`."""
 
 
 def read_judge_scores(
@@ -76,10 +74,9 @@ def read_judge_scores(
     response are averaged first.
 
     Args:
-        models: the names in the results.
-        rows: the rows in the results.
+        models, rows: of the results.
         row_of_sample: sample_ID -> row, of all test examples.
-        left_out: those of them that are not evaluated; their scores are read and not averaged.
+        left_out: those that are not evaluated; their scores are read and not averaged.
     """
     given = read_rows(path)
     if not given:
@@ -116,23 +113,14 @@ def judge_correlations(
     resamples: int = 2000,
     seed: int = 0,
 ) -> JudgeComparison:
-    """Pearson, Spearman and Kendall (tau-b) correlations of R-EMI with a judge's scores over model
-    x subset pairs.
+    """Pearson, Spearman and Kendall (tau-b) correlations of R-EMI with a judge's scores over pairs.
 
-    Each measure of the results is compared, those that stand beside the main one too. Intervals are
-    percentiles of a bootstrap over the pairs (Efron, 1979), the same resamples for every measure.
-    Pairs of one model, or of one subset, are not independent; the intervals do not know that, and
-    are rather too narrow.
+    Each measure of the results is compared, those that stand beside the main one too, and those of
+    `plain`, results without reasoning. Intervals are percentiles of a bootstrap over the pairs
+    (Efron, 1979), the same resamples for every measure. Pairs of one model, or of one subset, are
+    not independent; the intervals do not know that, and are rather too narrow.
 
-    Args:
-        results: of `coevolve.remid.evaluate`.
-        scores: by (model, row of the results), higher being better. Pairs without a score are left
-            out and listed.
-        plain: results of the same models and rows without reasoning, so that plain EMI is compared
-            too.
-        level: of the intervals, between 0 and 1.
-        resamples: of the bootstrap.
-        seed: of its generator.
+    `scores` are by (model, row of the results); pairs without one are left out and listed.
     """
     if not 0 < level < 1:
         raise RecipeError(f"level is {level}; accepted is a number between 0 and 1.")
@@ -258,9 +246,7 @@ def _pairs(results: RemidResults) -> list[Pair]:
 
 
 def _values(results: RemidResults) -> dict[str, dict[Pair, float]]:
-    """Each measure's values by pair, under its name; pairs of a subset without numbers are not
-    there.
-    """
+    """Each measure's values by pair, under its name; none for pairs without numbers."""
     return {
         f"{results.names[0]}, {part.form} {part.normalisation}": {
             (model, subset.row): numbers.remi
@@ -301,9 +287,7 @@ def _with_interval(
     draws: np.ndarray,
     level: float,
 ) -> Correlation:
-    """The correlation, and its interval by resampling the pairs: `draws`, (B, P), holds their
-    indices.
-    """
+    """The correlation, and its interval by resampling the pairs; `draws`, (B, P), are indices."""
     if not (_varies(values) and _varies(judged)):
         return Correlation(value=None, low=None, high=None, undefined=len(draws))
     usable = [draw for draw in draws if _varies(values[draw]) and _varies(judged[draw])]

@@ -33,7 +33,7 @@ class Measure:
 
     @property
     def of_each_response(self) -> bool:
-        """Whether it averages over other contexts response by response, and so depends on their
+        """Whether it averages over other contexts response by response, and depends on their
         number.
         """
         return FORMS[self.form].needs == "mismatched of each response"

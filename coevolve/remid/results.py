@@ -36,9 +36,7 @@ Unit = Annotated[str, Field(description="Of the numbers.")]
 Divided = Annotated[Normalisation, Field(description="Per token, or per response.")]
 RowShift = Annotated[Shift | None, Field(description="Null in distribution.")]
 Exact = Mapping[tuple[str, str], float]
-"""True values in the results' unit by (model, row): R-EMI for `IDTest`, R-EMID for a shifted
-subset.
-"""
+"""True values in the results' unit by (model, row): R-EMI for `IDTest`, else R-EMID."""
 
 
 class Information(Part):
@@ -49,9 +47,7 @@ class Information(Part):
     positive: Number = Field(description="Mean log-probability of matched pairs.")
     negative: Number = Field(description="Mean log-probability of mismatched pairs.")
     at_floor: bool = False
-    """Whether the fit of `calibrated` ended at its lowest temperature, so that information is
-    underestimated.
-    """
+    """Whether the fit of `calibrated` ended at its lowest temperature: information is too low."""
 
 
 class Golden(Information):
@@ -316,9 +312,7 @@ class RemidResults(Evaluation, Measured):
         subsets: Sequence[SubsetNumbers],
         shifts: Mapping[str, Shift | None],
     ) -> None:
-        """Raise ValueError unless a measure has the numbers of the same models and subsets in all
-        of its parts.
-        """
+        """Raise ValueError unless all parts of a measure are of the same models and subsets."""
         require_same(f"{where}subsets", [subset.row for subset in subsets], shifts)
         for subset in subsets:
             place = f"{where}subsets: {subset.row!r}"
@@ -360,9 +354,7 @@ class ScoreLine(Part):
 
 
 class ShareLine(Part):
-    """A line of `contributions.jsonl`: what an example adds to a model's R-EMI; over a subset they
-    average to it.
-    """
+    """A line of `contributions.jsonl`: an example's share of a model's R-EMI, which is their mean."""
 
     row: Row
     sample_ID: SampleId

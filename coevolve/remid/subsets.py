@@ -18,13 +18,10 @@ Texts = Mapping[str | None, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Subset:
-    """Examples of one distribution.
+    """Examples of one distribution, in the corpus's order.
 
-    Attributes:
-        row: its name in results: `IDTest`, or split and subset tag as in `OOD1Test/german`.
-        name: its subset tag; `IDTest` for the pooled in-distribution examples.
-        shift: None in distribution.
-        examples: in the corpus's order.
+    `row` is its name in results, `IDTest` or split and subset tag as in `OOD1Test/german`; `name`
+    is the tag, or `IDTest`; `shift` is None in distribution.
     """
 
     row: str
@@ -58,9 +55,7 @@ def distributions(corpus: Corpus) -> list[Subset]:
 
 
 def evaluated_examples(corpus: Corpus) -> list[Example]:
-    """The examples of all test splits in the corpus's order, which is the order of a list of
-    responses.
-    """
+    """The examples of all test splits, in the corpus's order."""
     return [example for split in corpus.test_splits for example in corpus.splits[split]]
 
 
@@ -79,16 +74,7 @@ def texts_by_model(corpus: Corpus, responses: Mapping[str, Responses]) -> Texts:
 
 
 def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -> dict[str, str]:
-    """A model's responses as sample_ID -> text, checked to be one for each example.
-
-    Args:
-        model: its name, for errors.
-        given: a mapping by sample_ID, or a list aligned with `examples`.
-
-    Raises:
-        DataError: a sample without response, a response without sample, or one that is not a text
-            or is blank.
-    """
+    """A model's responses as sample_ID -> text, checked to be one for each example and not blank."""
     ids = [example.sample_id for example in examples]
     where = f"responses of {model!r}"
     if not isinstance(given, Mapping):
@@ -121,7 +107,7 @@ def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -
 
 
 def golden_by_id(examples: Sequence[Example], source: str) -> dict[str, str]:
-    """The golden responses as sample_ID -> text; DataError names the first example without one."""
+    """sample_ID -> golden response; DataError names the first example without one."""
     golden = {}
     for example in examples:
         if example.golden_response is None:

@@ -1,6 +1,4 @@
-"""The result table in the leaderboard's rows: for a terminal, for a log file, as CSV, LaTeX and
-Markdown.
-"""
+"""The result table in the leaderboard's rows: for a terminal, as CSV, LaTeX and Markdown."""
 
 import csv
 import io
@@ -29,8 +27,8 @@ ABSENT = "-"
 SIGNIFICANT = 0.05
 MARK = "*"
 FEW = 16
-"""Examples below which a loss is claimed too often: at 5 %, without any loss, 9 to 14 % of the time
-with 6 examples and 8 to 10 % with 10, simulated on the synthetic world.
+"""Below so many examples a loss is claimed too often: at 5 %, without any, 9 to 14 % of the time
+with 6 and 8 to 10 % with 10, simulated on the synthetic world.
 """
 MOST_DIFFERENCES = 10
 _COLUMNS = (
@@ -44,9 +42,7 @@ Renderer = Callable[["RemidResults"], str]
 
 @dataclass(frozen=True)
 class Value:
-    """One number of the table, if there is one, and its standard error unless it is exact or not
-    known; `significant` where a loss is told from 0, after Holm's correction.
-    """
+    """A number of the table and its standard error; significant if, by Holm, told from 0."""
 
     number: float | None
     error: float | None = None
@@ -69,13 +65,12 @@ class Row:
 
 
 def remid_rows(results: RemidResults, exact: Exact | None = None) -> tuple[list[str], list[Row]]:
-    """(names of the columns, rows): R-EMI in distribution, R-EMID of each shifted subset, and their
+    """(names of the columns, rows): R-EMI in distribution, R-EMID of each shifted subset, their
     average.
 
-    Args:
-        exact: true values in the unit of the results' main measure, where they are known. A model
-            that has any gets a second column, "exact", beside its own; its average is given where
-            every shifted subset has a true value.
+    `exact` are true values in the unit of the main measure. A model that has any gets a second
+    column, "exact", beside its own; its average is given where every shifted subset has a true
+    value.
     """
     exact = exact or {}
     _check_exact(exact, results)
@@ -112,9 +107,7 @@ def remid_rows(results: RemidResults, exact: Exact | None = None) -> tuple[list[
 
 
 def remid_caption(results: RemidResults) -> list[str]:
-    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors,
-    reasoning, left out.
-    """
+    """What the numbers are: unit, estimator, pairs, direction, errors, reasoning, left out."""
     emi, emid = results.names
     lines: list[str | None] = [
         _unit_line(results),
@@ -135,13 +128,8 @@ def remid_caption(results: RemidResults) -> list[str]:
 def remid_grids(
     results: RemidResults, exact: Exact | None = None, *, exact_below: bool = False
 ) -> list[Grid]:
-    """The table of the main measure, then of those beside it.
-
-    Args:
-        exact_below: whether exact values stand below the estimates instead of in columns of their
-            own.
-
-    Errors as for `remid_rows`.
+    """The table of the main measure, then of those beside it; exact values stand in columns of
+    their own, or below the estimates.
     """
     main, *beside = results.by_measure()
     grids = [_grid(main, exact or {}, remid_caption(main), exact_below)]
@@ -168,10 +156,7 @@ def difference_grid(results: RemidResults) -> list[Grid]:
 
 def difference_rows(results: RemidResults) -> list[tuple[str, str, str]]:
     """(`a - b`, difference in R-EMI in distribution, in mean R-EMID) of every two models, by the
-    main measure.
-
-    Empty where there is one model, and where the results hold no intervals. With many models only
-    the pairs with the best one are listed: the one that loses least.
+    main measure; with many models, of those with the best one, which loses least.
     """
     of_pairs: dict[tuple[str, ...], dict[str, Comparison]] = {}
     for comparison in results.comparisons:
@@ -186,32 +171,28 @@ def difference_rows(results: RemidResults) -> list[tuple[str, str, str]]:
 
 
 def remid_table(results: RemidResults, exact: Exact | None = None) -> Group:
-    """For a terminal: the main measure's table, those that stand beside it, the models' paired
-    differences. Errors as for `remid_rows`.
-    """
+    """For a terminal: the measures' tables, then the models' paired differences."""
     return Group(*map(grid_table, [*remid_grids(results, exact), *difference_grid(results)]))
 
 
 def remid_text(results: RemidResults, exact: Exact | None = None) -> str:
-    """The measures' tables as plain text. Errors as for `remid_rows`."""
+    """The measures' tables as plain text."""
     return "\n".join(map(grid_text, remid_grids(results, exact)))
 
 
 def remid_latex(results: RemidResults, exact: Exact | None = None) -> str:
-    """A `tabular` per measure. Errors as for `remid_rows`."""
+    """A `tabular` per measure."""
     return "\n".join(map(grid_latex, remid_grids(results, exact)))
 
 
 def remid_markdown(results: RemidResults, exact: Exact | None = None) -> str:
-    """A table per measure, and the differences. Errors as for `remid_rows`."""
+    """A table per measure, and the differences."""
     grids = [*remid_grids(results, exact), *difference_grid(results)]
     return "\n".join(map(grid_markdown, grids))
 
 
 def remid_csv(results: RemidResults, exact: Exact | None = None) -> str:
-    """One line per measure, subset and model, with a line of `CSV_COLUMNS`; an empty cell where
-    there is no number.
-    """
+    """One line per measure, subset and model; an empty cell where there is no number."""
     written = io.StringIO()
     table = csv.DictWriter(written, CSV_COLUMNS, lineterminator="\n")
     table.writeheader()

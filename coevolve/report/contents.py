@@ -18,12 +18,8 @@ REMEDY = "Write the file with this version of coevolve."
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found; a part that the folder lacks is None or empty.
-
-    Attributes:
-        remid: a run's own results, or those of `coevolve remid`.
-        exact: true values in the unit of `remid`, where they are known.
-        metrics: a run's log, in the order of its steps.
+    """What was found; a part that the folder lacks is None or empty. `exact` are true values in the
+    unit of `remid`.
     """
 
     run: RunResults | None = None

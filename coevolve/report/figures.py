@@ -124,9 +124,7 @@ def exact_pairs(remid: RemidResults, exact: Exact, model: str) -> list[tuple[flo
 
 
 def truth_picture(remid: RemidResults, exact: Exact) -> Picture:
-    """R-EMID estimated against exact, a point per model and shifted subset; `exact` must hold some
-    of them.
-    """
+    """R-EMID estimated against exact, a point per model and shifted subset with both."""
     with rc_context(STYLE):
         figure, (axes,) = _panels(1, 3.2)
         both: list[float] = []

@@ -32,16 +32,12 @@ WORST_SHOWN, BEST_SHOWN = 2, 1
 """Examples at either end of each subset: enough to see what goes wrong, few enough to scroll past.
 """
 FULL_COLOUR = 0.9
-"""Quantile of the tokens' contributions, by size, that has the full colour: a few extreme ones
-would pale the rest.
-"""
+"""Quantile of the contributions, by size, at which colour is full: extremes would pale the rest."""
 
 
 @dataclass(frozen=True)
 class Shade:
-    """A token of the heat map: `share` from -1 (likelier elsewhere) to 1 (says most of its
-    context).
-    """
+    """A token of the heat map: `share` from -1 (likelier elsewhere) to 1 (says most of context)."""
 
     text: str
     contribution: float
@@ -77,9 +73,7 @@ class HeatMaps:
 
 
 def write_report(contents: Contents, folder: str | Path) -> list[Path]:
-    """Write `report.html`, and its figures as SVG and PNG in `report/`; returns what was written,
-    the page first.
-    """
+    """Write `report.html` and its figures in `report/`; returns what was written, the page first."""
     page, pictures = Path(folder) / "report.html", make_pictures(contents)
     written: dict[Path, str | bytes] = {}
     for picture in pictures.values():

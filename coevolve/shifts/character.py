@@ -26,9 +26,7 @@ class Character:
 
 
 def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
-    """The characters of a `.json` list or a `.jsonl` file: strings, or objects. Raises DataError: a
-    row is neither or empty, is there twice, or is a character of IDTrain.
-    """
+    """The characters, text or objects, of a `.json` list or `.jsonl` file; none is IDTrain's."""
     trained = _trained(corpus)
     seen: dict[str, str] = {}
     characters = []
@@ -51,9 +49,7 @@ def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
 
 
 def characters_of_splits(corpus: Corpus, splits: Sequence[str]) -> list[Character]:
-    """The characters of these splits that IDTrain does not have, each once, in order of appearance.
-    Raises DataError: a split is not there, IDTrain neither, or they have no such character.
-    """
+    """The characters of these splits that IDTrain does not have, each once, in order of appearance."""
     seen = _trained(corpus)
     characters = []
     for example in (example for split in splits for example in corpus.require(split)):
@@ -76,9 +72,7 @@ def unseen_character(
     seed: int,
     tag: str = "unseen_character",
 ) -> list[Example]:
-    """The examples with characters drawn uniformly from the pool, never an example's own, and no
-    golden response. Raises DataError: the pool has no other character than an example's own.
-    """
+    """The examples with characters from the pool, never their own, and no golden response."""
     rows = []
     for example in examples:
         own = character_key(example.agent_character)

@@ -77,14 +77,9 @@ def translate(
 ) -> list[Example]:
     """The examples with persona, turns and golden response in another language.
 
-    Args:
-        path: the JSONL file where translations are kept as they arrive; a second start asks only
-            for what it lacks.
-
-    Raises:
-        ChatError: an example without a usable translation, or a translator out of order.
-        DataError: the file was made by another translator or for another language, or for examples
-            that have changed.
+    Translations are kept in the JSONL file at `path` as they arrive; a second start asks only for
+    what it lacks. DataError if another translator or language began it, or its examples have
+    changed.
     """
     decide = zip(_DECIDES, (translator.settings, language, digest(_SYSTEM)), strict=True)
     header = {**dict(decide), "address": translator.address}

@@ -43,8 +43,8 @@ class RuleTeacher:
             can be.
         examples: the training examples, from which the rarity of words is learnt. Without them long
             words are taken for rare ones.
-        max_keywords: how many of y's content words the features name, at most. Fewer than y has
-            words, always.
+        max_keywords: how many of y's content words the features name, at most, and never all of
+            them.
         keywords: `telling` takes the rarest words of y; `context` only words that x has as well.
     """
 
@@ -83,9 +83,7 @@ class RuleTeacher:
         }
 
     def trace(self, example: Example) -> str:
-        """r*, well formed for the prompt set; always the same for the same example. Raises
-        TeacherError: the example has no golden response.
-        """
+        """r*, well formed for the prompt set; always the same for the same example."""
         require_response(example)
         features = response_features(example, self._rarity, self.max_keywords, self.keywords)
         *headings, last = self.prompts.sections

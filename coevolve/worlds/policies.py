@@ -107,9 +107,7 @@ class Policy:
     def log_prob(
         self, examples: Sequence[Example], responses: Sequence[str]
     ) -> NDArray[np.float64]:
-        """log p_theta(y | x) of each response: shape (N,), nats per response (its end of turn is
-        certain). Raises DataError: an example or response that is not of this world.
-        """
+        """log p_theta(y | x) of each response, (N,) nats per response; the end of turn is certain."""
         manner, *features = self.plan(parse_all(examples))
         words, emissions = parse_responses(examples, responses), self.slot_emissions()
         return sum(
@@ -132,13 +130,8 @@ class Policy:
         return replace(self, name=f"noise_{noise:g}", emission=_with_noise(self.emission, noise))
 
     def unsure_of(self, doubtful: Mapping[str, NDArray[np.bool_]], noise: float) -> "Policy":
-        """This policy, noisy where an input has a doubtful value: a model that did not learn some
+        """This policy, noisy where any input has a doubtful value: a model that did not learn some
         contexts.
-
-        Args:
-            doubtful: input -> for each of its values, whether it is doubtful; any doubtful input
-                suffices.
-            noise: as in `noisy`.
         """
         if self.unsure:
             raise DataError(

@@ -43,7 +43,5 @@ class TruthResults(Document):
     unit: Unit
     test: Annotated[Count, Field(description="Fresh examples per split.")]
     reasoning: ChosenReasoning | None = None
-    """How the estimators' reasonings were chosen; absent before version 0.4, null where it differs
-    from run to run.
-    """
+    """Of the estimators; absent before version 0.4, null where it differs from run to run."""
     rows: list[TruthRow] = Field(description="By world, split, policy, source and measure.")

@@ -21,12 +21,7 @@ RESPONSE_TOKENS = SLOTS + 1  # a word per slot, and the end of turn, which is ce
 
 @dataclass(frozen=True)
 class Information:
-    """What responses of a policy say about the context, in nats per response.
-
-    Attributes:
-        response_entropy: H(Y).
-        conditional_entropy: H(Y | X).
-    """
+    """What responses of a policy say about the context: H(Y) and H(Y | X), nats per response."""
 
     response_entropy: float
     conditional_entropy: float
