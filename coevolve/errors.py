@@ -22,7 +22,7 @@ class CoevolveError(Exception):
 
 
 class PreflightError(CoevolveError, ValueError):
-    """Several things that stand in the way of a command, an error each, all found before it began."""
+    """Things that stand in the way of a command, an error each, all found before it began."""
 
     def __init__(self, problems: Sequence[CoevolveError]):
         self.problems = tuple(problems)

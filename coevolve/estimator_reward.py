@@ -103,7 +103,7 @@ class EstimatorReward:
         return rewards
 
     def _reasonings(self, examples: Sequence[Example]) -> list[tuple[str | None, ...]]:
-        """For each example the reasoning of each part of the form, written once for each dialogue."""
+        """Each example's reasoning by each part of the form, written once for each dialogue."""
         keys = [_key(example) for example in examples]
         new = {k: x for k, x in zip(keys, examples, strict=True) if k not in self._reasoning}
         if new:

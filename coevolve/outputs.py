@@ -156,7 +156,7 @@ def remove(path: Path) -> None:
 
 
 def write_parts(folder: Path, kind: Kind, texts: Mapping[str, str | bytes]) -> None:
-    """Write a folder's parts, the one with the mark last; parts of older work that are no more, go."""
+    """Write a folder's parts, the one with the mark last; parts that are no more, go."""
     _is_older_work(folder, kind, "the output")
     for name in kind.parts:
         if name in texts:
@@ -255,7 +255,7 @@ RUN_PARTS = (
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is, or began to be, a run's; its lock is the first thing that is written."""
+    """Whether the folder is, or began to be, a run's, whose lock is written first."""
     lock = folder / ".lock"
     begun = lock.is_file() and (lock.stat().st_size == 0 or has_json(lock, "host", ""))
     return begun or has_json(folder / "run.json", "data_fingerprint", "")

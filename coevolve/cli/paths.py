@@ -31,7 +31,7 @@ def adders(parser: argparse._ActionsContainer) -> tuple[Adder, Adder, Adder]:
 
 
 def add_input(parser: argparse._ActionsContainer, name: str, what: str, **options: Any) -> None:
-    """A path, or with `nargs` several, that the command reads; `NAME=FILE` if the metavar is that."""
+    """A path or, with `nargs`, several that the command reads; `NAME=FILE` by the metavar."""
     is_named = options.get("metavar") == "NAME=FILE"
     action = add_option(parser, name, what, type=_named_path if is_named else _path, **options)
     vars(action)["reads"] = _path_of_named if is_named else Path

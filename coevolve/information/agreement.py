@@ -22,7 +22,7 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float | None:
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Correlation of the ranks, ties sharing their mean rank (Spearman, 1904); else as `pearson`."""
+    """Correlation of the ranks, ties sharing their mean rank (Spearman, 1904), as `pearson`."""
     return pearson(ranks(a), ranks(b))
 
 

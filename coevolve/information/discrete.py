@@ -19,7 +19,7 @@ def entropy(p: ArrayLike) -> float:
 
 
 def row_entropies(rows: ArrayLike) -> NDArray[np.float64]:
-    """Entropy in nats of each distribution along the last axis: shape (..., K) gives shape (...)."""
+    """Entropy, nats, of each distribution along the last axis: shape (..., K) gives (...)."""
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim < 1 or not _are_distributions(rows):
         raise DataError(
@@ -39,7 +39,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
-    """JSD(p || q) = H((p + q) / 2) - (H(p) + H(q)) / 2, in nats: between 0 and log 2 (Lin, 1991)."""
+    """JSD(p || q) = H((p + q) / 2) - (H(p) + H(q)) / 2, nats, 0 to log 2 (Lin, 1991)."""
     p, q = _pair(p, q)
     mixture = (p + q) / 2
     divergence = -_x_log_x(mixture).sum() + (_x_log_x(p).sum() + _x_log_x(q).sum()) / 2

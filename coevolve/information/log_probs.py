@@ -39,7 +39,7 @@ def check_normalisation(normalisation: str) -> None:
 
 
 def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
-    """(sum, tokens) as float64 arrays of one shape; sums finite, each response of a token or more."""
+    """(finite sums, tokens from 1 up) as float64 arrays of one shape."""
     total = np.asarray(log_probs.sum, dtype=np.float64)
     try:
         tokens = np.broadcast_to(np.asarray(log_probs.tokens, dtype=np.float64), total.shape)

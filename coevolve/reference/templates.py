@@ -65,7 +65,7 @@ class EmbeddedExport:
 
 
 def read_templates(checkout: Path) -> dict[str, str]:
-    """The string constants of a checkout's `templates.py`: the four prompts, and `EXPORT` if there."""
+    """The string constants of a checkout's `templates.py`: the four prompts, perhaps `EXPORT`."""
     path = checkout / FILE
     if not is_file(path):
         raise ArtifactError(

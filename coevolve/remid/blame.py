@@ -211,7 +211,7 @@ def blame_examples(
 
 
 def blame_table(results: BlameResults, model: str) -> PlainTable:
-    """A model's worst and best examples by subset, with the tokens that say least of their context."""
+    """A model's worst and best examples by subset, with the tokens that say least."""
     table = PlainTable(
         box=box.SIMPLE_HEAD,
         title=f"{model}: the largest and smallest losses",

@@ -204,7 +204,7 @@ def entropy_of(home: ScoredSubset, subset: ScoredSubset, model: str) -> Entropy:
 
 
 def shift_grid(results: BoundResults) -> Grid:
-    """Which input shifted in which subset: the JSDs beside their noise floors, and what to blame."""
+    """Which input shifted in which subset: JSDs beside their noise floors, and the blame."""
     rows = []
     for row in results.subsets:
         jsds = [row.inputs[name] for name in INPUT_TEXTS]

@@ -295,7 +295,7 @@ class _Measured:
         return difference(own, golden)
 
     def _estimate(self, index: int, model: str | None, contexts: int) -> Estimate:
-        """Mutual information, over so many contexts per response with forms that average over them."""
+        """Mutual information; forms that average over contexts take so many per response."""
         key = (index, model, contexts if self.measure.of_each_response else 0)
         if key not in self._information:
             contrast = self._contrast(index, model)

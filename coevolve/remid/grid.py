@@ -27,7 +27,7 @@ class Grid:
     title: str | None = None
 
     def lines(self) -> Iterator[tuple[str, Sequence[str]]]:
-        """(label, other cells) of every row, those under a heading indented; of a heading no cells."""
+        """(label, other cells) of every row, indented under a heading, which has no cells."""
         for block in self.blocks:
             if block.heading:
                 yield block.heading, ()

@@ -354,7 +354,7 @@ class ScoreLine(Part):
 
 
 class ShareLine(Part):
-    """A line of `contributions.jsonl`: an example's share of a model's R-EMI, which is their mean."""
+    """A line of `contributions.jsonl`: an example's share of a model's R-EMI, their mean."""
 
     row: Row
     sample_ID: SampleId

@@ -98,7 +98,7 @@ class Scoring:
     def subsets_with_pairs(
         self, corpus: Corpus
     ) -> tuple[list[tuple[Subset, np.ndarray]], list[Subset]]:
-        """(subsets with their mismatched pairs, in distribution first; those that are too small)."""
+        """(subsets with mismatched pairs, in distribution first; those that are too small)."""
         subsets = distributions(corpus)
         small = [s for s in subsets[1:] if self.small_subsets == "show" and len(s.examples) < 2]
         chosen = []
@@ -232,7 +232,7 @@ def score_pairs(
     pairs: np.ndarray,
     where: str,
 ) -> Scores:
-    """Scores, (P,), of pairs (index into `examples`, into `texts`) by a form that wrote `written`."""
+    """Scores, (P,), of pairs (index of an example, of a text) by a form that wrote `written`."""
     scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in written]
     for given in scores:
         if np.shape(given.sum) != (len(pairs),):
@@ -310,7 +310,7 @@ def _marginals(
 
 
 def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure]) -> None:
-    """DataError if a measure wants each response in equally many contexts and the pairs have not."""
+    """DataError if a measure wants each response in equally many contexts and it is not."""
     used = np.bincount(pairs[:, 1], minlength=len(subset.examples))
     for measure in measures:
         if measure.of_each_response and used.min() != used.max():

@@ -74,7 +74,7 @@ def texts_by_model(corpus: Corpus, responses: Mapping[str, Responses]) -> Texts:
 
 
 def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -> dict[str, str]:
-    """A model's responses as sample_ID -> text, checked to be one for each example and not blank."""
+    """A model's responses as sample_ID -> text, one for each example and none blank."""
     ids = [example.sample_id for example in examples]
     where = f"responses of {model!r}"
     if not isinstance(given, Mapping):

@@ -73,7 +73,7 @@ class HeatMaps:
 
 
 def write_report(contents: Contents, folder: str | Path) -> list[Path]:
-    """Write `report.html` and its figures in `report/`; returns what was written, the page first."""
+    """Write `report.html` and its figures in `report/`; returns their paths, the page first."""
     page, pictures = Path(folder) / "report.html", make_pictures(contents)
     written: dict[Path, str | bytes] = {}
     for picture in pictures.values():

@@ -41,7 +41,7 @@ def shift(name: str, split: str) -> Callable[[Make], Make]:
 
 
 def users_shift(path: str, split: str) -> Shift:
-    """The shift that a user's own function at an import path makes; each of its rows is looked at."""
+    """The shift by a user's own function at an import path; each of its rows is looked at."""
     where = f"shift {path!r}"
     function = SHIFTS.custom(path, where)
 

@@ -49,7 +49,7 @@ def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
 
 
 def characters_of_splits(corpus: Corpus, splits: Sequence[str]) -> list[Character]:
-    """The characters of these splits that IDTrain does not have, each once, in order of appearance."""
+    """The characters of these splits that IDTrain lacks, each once, in order of appearance."""
     seen = _trained(corpus)
     characters = []
     for example in (example for split in splits for example in corpus.require(split)):

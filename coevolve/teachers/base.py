@@ -37,7 +37,7 @@ class Teacher(Protocol):
     def settings(self) -> dict[str, Any]: ...
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """One answer per example, in any order; TeacherError if the teacher itself is out of order."""
+        """One answer per example, in any order; TeacherError if the teacher is out of order."""
         ...
 
 
@@ -58,7 +58,7 @@ what to call now and then, which raises when the run is to be left.
 
 
 def make_teacher(settings: Traces, **given: Any) -> Teacher:
-    """The teacher that a recipe's `traces` name; `given` is what else TEACHERS's are called with."""
+    """The teacher that a recipe's `traces` name; `given` is what else it is called with."""
     make = TEACHERS.get(settings.teacher, "traces.teacher")
     if not settings.teacher.startswith(CUSTOM):
         return make(settings=settings, **given)

@@ -107,7 +107,7 @@ class Policy:
     def log_prob(
         self, examples: Sequence[Example], responses: Sequence[str]
     ) -> NDArray[np.float64]:
-        """log p_theta(y | x) of each response, (N,) nats per response; the end of turn is certain."""
+        """log p_theta(y | x), (N,) nats per response; the end of turn is certain."""
         manner, *features = self.plan(parse_all(examples))
         words, emissions = parse_responses(examples, responses), self.slot_emissions()
         return sum(
