@@ -77,9 +77,7 @@ def check_document(
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as fault:
         half = fault.object[fault.start]
-        raise error(
-            f"{where}: {half!r} is half a character, which no text can hold. {remedy}"
-        ) from None
+        raise error(f"{where}: {half!r} is half a character, no text. {remedy}") from None
     for mark in getattr(models[0], "marks", ()):
         accepted = [(known, model) for model in models for known in _accepted(model, mark)]
         of_file = value.get(mark)

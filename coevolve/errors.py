@@ -27,8 +27,7 @@ class PreflightError(CoevolveError, ValueError):
     def __init__(self, problems: Sequence[CoevolveError]):
         self.problems = tuple(problems)
         shown = [
-            f"  {number}. {problem}"
-            for number, problem in enumerate(self.problems[:PROBLEMS_SHOWN], start=1)
+            f"  {number}. {x}" for number, x in enumerate(self.problems[:PROBLEMS_SHOWN], start=1)
         ]
         more = len(self.problems) - len(shown)
         if more:

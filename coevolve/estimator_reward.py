@@ -142,9 +142,7 @@ def _parsed(row: Any, index: int) -> Mapping[str, Any]:
     except DataError as error:
         raise DataError(f"{error} Accepted is a row as JSON text.") from None
     if not isinstance(parsed, Mapping):
-        raise DataError(
-            f"example of completion {index}: found {parsed!r}; accepted is a row as a JSON object."
-        )
+        raise DataError(f"example of completion {index}: {parsed!r}; accepted is a JSON object.")
     return parsed
 
 

@@ -114,12 +114,10 @@ def plain_file(path: str | Path, *, at_most: int = LARGEST_FILE) -> Path:
         raise DataError(f"{path}: no such file. Check the path.")
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for is_one, name in _OTHER_KINDS if is_one(found.st_mode)), "a device")
-        raise DataError(
-            f"{path}: is {kind}; accepted is a plain file. Name one, or copy what it holds into one."
-        )
+        raise DataError(f"{path}: is {kind}; accepted is a plain file. Copy it into one.")
     if found.st_size > at_most:
         raise DataError(
-            f"{path}: has {found.st_size:,} bytes; accepted are at most {at_most:,}. Divide the file."
+            f"{path}: has {found.st_size:,} bytes; accepted are {at_most:,}. Divide it."
         )
     return Path(path)
 
@@ -205,9 +203,7 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
         # later.
         found, key = doubled[-1]
         place = _place(value, found)
-        raise DataError(
-            f"{where}: the key {key!r} is there twice{place and f' in {place}'}. Remove one."
-        )
+        raise DataError(f"{where}: {key!r} is there twice{place and f' in {place}'}. Remove one.")
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
         raise DataError(f"{where}: {_TOO_DEEP}.")
     return value
@@ -235,7 +231,7 @@ def _float(text: str) -> float:
 def _number(text: str) -> str:
     if len(text) > LONGEST_NUMBER + 1:  # and a sign
         raise _Refused(
-            f"the number {text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}"
+            f"{text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}"
         )
     return text
 

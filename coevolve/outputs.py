@@ -93,9 +93,7 @@ def plain_path(text: str, option: str) -> Path:
     if not text.strip():
         raise OutputError(f"{option}: found {text!r}; accepted is a path. Give one.")
     if "\0" in text:
-        raise OutputError(
-            f"{option}: found {text!r}, which holds a NUL; no path does. Give another one."
-        )
+        raise OutputError(f"{option}: found {text!r}, which holds a NUL. Give another path.")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise OutputError(
             f"{option}: found {text!r}, which is not UTF-8 as this process reads it; records and libraries take no "
@@ -214,10 +212,8 @@ def _holds_a_shift(path: Path) -> bool:
         if isinstance(splits, dict)
         else []
     )
-    return any(
-        isinstance(row, dict) and isinstance(row.get("shift"), dict)
-        for row in itertools.chain(*lists)
-    )
+    rows = itertools.chain(*lists)
+    return any(isinstance(row, dict) and isinstance(row.get("shift"), dict) for row in rows)
 
 
 def _holds_text(name: str, text: str) -> Callable[[Path], bool]:
@@ -311,9 +307,7 @@ def _taken(path: Path, kind: Kind) -> Iterator[str]:
             yield "this file"
     elif kind.parts:
         if kind not in (RUN, REPORT) and is_run(path):
-            raise OutputError(
-                f"{path}: is the directory of a run. Give {kind.name} a folder of their own."
-            )
+            raise OutputError(f"{path}: is the directory of a run. Give {kind.name} their own.")
         yield from (name for name in kind.parts if os.path.lexists(path / name))
     elif kind is not CACHE:
         yield from (name.name for name in itertools.islice(path.iterdir(), 1))
@@ -385,10 +379,6 @@ def _found(path: Path) -> str:
     if path.is_symlink() and not path.exists():
         return "link that leads nowhere"
     mode = path.stat().st_mode
-    names = {
-        stat.S_IFDIR: "folder",
-        stat.S_IFREG: "file",
-        stat.S_IFIFO: "pipe",
-        stat.S_IFSOCK: "socket",
-    }
+    names = {stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
+    names |= {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
     return names.get(stat.S_IFMT(mode), "device")

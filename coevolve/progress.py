@@ -130,9 +130,7 @@ def _notes(console: Console, title: str, total: int) -> Advance:
         if now - last >= NOTE_EVERY_SECONDS and 0 < done < total:
             last = now
             left = (now - began) / done * (total - done)
-            console.print(
-                _as_it_is(f"         {title}: {done} of {total}, about {left:.0f} s left")
-            )
+            console.print(_as_it_is(f"         {title}: {done} of {total}, some {left:.0f} s left"))
 
     return advance
 

@@ -94,7 +94,7 @@ class Registry(Generic[Item]):
         """The user's own at an import path; `where` is what to call it in an error."""
         if re.fullmatch(IMPORT_PATH, path) is None:
             raise RecipeError(
-                f"{where} is no import path; accepted are package.module:name and file.py:name."
+                f"{where} is no import path such as package.module:name or file.py:name."
             )
         source, _, name = path.rpartition(":")
         module = _file(source, where) if source.endswith(".py") else _module(source, where)
@@ -110,9 +110,7 @@ class Registry(Generic[Item]):
             kind = "a class" if inspect.isclass(found) else type(found).__name__
             raise self.error(f"{where} is {kind}; accepted is {self.accepted}.")
         if any(map(inspect.iscoroutinefunction, (found, type(found).__call__))):
-            raise self.error(
-                f"{where} is asynchronous; accepted is {self.accepted}, not a coroutine."
-            )
+            raise self.error(f"{where} is asynchronous; accepted is {self.accepted}.")
         try:
             inspect.signature(found).bind(**dict.fromkeys(given))
         except ValueError:  # compiled code need not say what it takes

@@ -15,9 +15,7 @@ Poll = Callable[[], None]
 Message = dict[str, str]
 """`role` (system, user or assistant) and `content`."""
 
-RETRY_TEMPERATURE = (
-    0.7  # at least this when asking again: the same question at 0 gets the same faulty reply
-)
+RETRY_TEMPERATURE = 0.7  # at least, when asking again: at 0 the reply would be the same
 END_OF_THINKING = "</think>"
 
 _NO_ANSWERS = {
@@ -56,11 +54,8 @@ class Completion:
         if reason is None or reason in ("", "stop", "length"):
             return cls(text, reason != "length")
         meaning = _NO_ANSWERS.get(reason) if isinstance(reason, str) else None
-        return cls(
-            text,
-            True,
-            f"finish_reason is {reason!r:.60}: {meaning or 'nobody says what that means'}",
-        )
+        meaning = meaning or "nobody says what that means"
+        return cls(text, True, f"finish_reason is {reason!r:.60}: {meaning}")
 
 
 @dataclass(frozen=True)

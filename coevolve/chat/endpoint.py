@@ -237,9 +237,7 @@ class Endpoint:
             for part in response.iter_bytes():
                 body += part
                 if len(body) > _LONGEST_BODY:
-                    raise _UnreadableError(
-                        f"it has more than {_LONGEST_BODY} bytes: {_quoted(body)}"
-                    )
+                    raise _UnreadableError(f"it has over {_LONGEST_BODY} bytes: {_quoted(body)}")
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -370,9 +368,7 @@ def _require_plain_extra(extra: Mapping[str, Any]) -> None:
 
 def _require_plain_url(base_url: str) -> None:
     """The address is written into files: nothing secret may be in it, and none is shown."""
-    accepted = (
-        "accepted is http:// or https://, a host, and a path, for example http://localhost:8000/v1"
-    )
+    accepted = "accepted is http(s)://, a host, and a path, for example http://localhost:8000/v1"
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

@@ -233,11 +233,9 @@ def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:
 
     with _of_the_chat_model():
         weights = {"weights": base_fingerprint(resolve_base(source))}
-    return (
-        weights
-        if adapter is None
-        else weights | {"adapter": sha256_file(_adapter_weights(adapter))}
-    )
+    if adapter is not None:
+        weights["adapter"] = sha256_file(_adapter_weights(adapter))
+    return weights
 
 
 def _adapter_weights(folder: str) -> Path:

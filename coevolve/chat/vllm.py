@@ -53,9 +53,7 @@ class VllmChat(ModelHere):
         constructor.
         """
         if importlib.util.find_spec("vllm") is None:
-            raise ChatError(
-                "vLLM is not installed. Install it on a machine with a GPU with: pip install vllm"
-            )
+            raise ChatError("vLLM is not installed. On a machine with a GPU: pip install vllm")
         from vllm import LLM
 
         from coevolve.scoring.foreign import explained
@@ -103,9 +101,8 @@ class VllmChat(ModelHere):
             lora_request=None if self.adapter is None else LoRARequest("adapter", 1, self.adapter),
         )
         answers = (output.outputs[0] for output in outputs)
-        return [
-            Completion.ended(self.renderer.decode(x.token_ids), x.finish_reason) for x in answers
-        ]
+        decode = self.renderer.decode
+        return [Completion.ended(decode(x.token_ids), x.finish_reason) for x in answers]
 
 
 def _rank(adapter: str) -> int:

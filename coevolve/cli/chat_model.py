@@ -125,9 +125,7 @@ def _date_of(ledger: str) -> str | None:
     except (OSError, DataError):
         return None  # there is none, or whoever opens it will say what is wrong with it
     made_by = header.values() if isinstance(header, Mapping) else ()
-    return next(
-        (maker.get("template_date") for maker in made_by if isinstance(maker, Mapping)), None
-    )
+    return next((x.get("template_date") for x in made_by if isinstance(x, Mapping)), None)
 
 
 def _json_object(text: str) -> dict[str, Any]:

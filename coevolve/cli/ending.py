@@ -40,9 +40,8 @@ def failed(options: argparse.Namespace, message: str) -> int:
 def say(options: argparse.Namespace, message: str) -> None:
     # Of several processes that were launched together, one speaks; it learns of the others' errors.
     if _rank() == "0":
-        print(
-            " ".join(filter(None, ("coevolve", options.command))) + f": {message}", file=sys.stderr
-        )
+        name = "coevolve" if options.command is None else f"coevolve {options.command}"
+        print(f"{name}: {message}", file=sys.stderr)
 
 
 def was_interrupted(error: BaseException) -> bool:
@@ -67,16 +66,12 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
     if error.errno not in REFUSALS and error.filename is None:
         return None
     where = "" if error.filename is None else f"{error.filename}: "
-    return (
-        f"{where}{error.strerror}. Check the place, its room and its permissions, and start again."
-    )
+    return f"{where}{error.strerror}. Check the place, its room and its permissions, and try again."
 
 
 def reader_is_gone() -> bool:
     """Whether nobody reads a standard stream any more; what is left for it then goes nowhere."""
-    from_here = [
-        stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed
-    ]
+    from_here = [x for x in (sys.stdout, sys.stderr) if x is not None and not x.closed]
     gone = [stream for stream in from_here if _fails(stream) or _has_no_reader(stream)]
     for stream in gone:
         from coevolve.progress import lead_nowhere

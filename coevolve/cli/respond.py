@@ -73,20 +73,12 @@ def _examples(options: argparse.Namespace) -> "Sequence[Example]":
     data = read_data(options.data, require_golden=False)
     if not isinstance(data, Corpus):
         if options.splits or options.subsets:
-            raise DataError(
-                f"--splits, --subsets: {options.data} has no splits. Leave the options out."
-            )
+            raise DataError(f"--splits, --subsets: {options.data} has no splits. Leave them out.")
         return data[: options.limit]
     splits = options.splits or data.test_splits
     if not splits:
-        raise DataError(
-            f"{options.data}: has no test split. Name the splits to answer with --splits."
-        )
-    groups = [
-        (tag, group)
-        for split in dict.fromkeys(splits)
-        for tag, group in data.subsets(split).items()
-    ]
+        raise DataError(f"{options.data}: has no test split. Name splits with --splits.")
+    groups = [one for split in dict.fromkeys(splits) for one in data.subsets(split).items()]
     tags = list(dict.fromkeys(tag for tag, _ in groups))
     for tag in options.subsets or ():
         if tag not in tags:

@@ -184,9 +184,7 @@ def own_form(folder: str | Path) -> "Reasoning":
     try:
         return form_of(read_manifest(folder, verify=False))
     except ArtifactError:
-        return form_of(
-            {}
-        )  # what is wrong with it is said before anything is scored, beside the rest
+        return form_of({})  # what is wrong with it is said later, with the rest
 
 
 def _weight(options: argparse.Namespace, given: str | None) -> float:
@@ -279,16 +277,14 @@ def look_at_corpus(options: argparse.Namespace, answered: Answered, scoring: "Sc
     look_at_examples(options, groups(), [golden, *answered.responses.values()], scoring.reasoning)
 
 
-def load_estimator(
-    options: argparse.Namespace, folder: Path | None = None
-) -> "ProbabilityEstimator":
+def load_estimator(options: argparse.Namespace, path: Path | None = None) -> "ProbabilityEstimator":
     """The estimator that the options name, or that in the folder, with the cache they name."""
     from coevolve.progress import quieten_libraries
     from coevolve.scoring.estimator import ProbabilityEstimator
 
     quieten_libraries()
     estimator = ProbabilityEstimator.from_pretrained(
-        folder or options.estimator,
+        path or options.estimator,
         device=options.device,
         dtype=options.dtype,
         quantization=options.quantization,

@@ -115,10 +115,8 @@ def _end_of(done: subprocess.CompletedProcess[bytes]) -> str:
     """Why the process that read ended early."""
     if done.returncode < 0:
         return f"reading it ended with {signal.Signals(-done.returncode).name}: it is damaged"
-    return (
-        done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        or f"exit {done.returncode}"
-    )
+    words = done.stderr.decode("utf-8", "replace").strip()
+    return words.rpartition("\n")[2] or f"exit {done.returncode}"
 
 
 def _with_object_character(row: dict[str, Any]) -> dict[str, Any]:

@@ -51,18 +51,18 @@ class Corpus:
         The order of the rows counts, and so does the order of the keys in an `agent_character`:
         prompts show both to the model.
         """
-        canonical = json.dumps(
-            self.to_splits(), ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        )
+        compact: dict[str, Any] = {
+            "ensure_ascii": False,
+            "allow_nan": False,
+            "separators": (",", ":"),
+        }
+        canonical = json.dumps(self.to_splits(), **compact)
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     @property
     def split_fingerprints(self) -> dict[str, str]:
         """The fingerprint of each split by itself."""
-        return {
-            name: Corpus({name: rows}, self.source).fingerprint
-            for name, rows in self.splits.items()
-        }
+        return {x: Corpus({x: rows}, self.source).fingerprint for x, rows in self.splits.items()}
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -78,9 +78,7 @@ class Corpus:
         """The examples of `split`."""
         if split not in self.splits:
             found = ", ".join(_in_order(self.splits)) or "no split"
-            raise DataError(
-                f"{self.source}: split {split!r} is needed; the data has {found}. Add it to the data."
-            )
+            raise DataError(f"{self.source}: split {split!r} is needed, found are {found}. Add it.")
         return self.splits[split]
 
     def subsets(self, split: str) -> dict[str, tuple[Example, ...]]:
@@ -92,10 +90,7 @@ class Corpus:
 
     def to_splits(self) -> dict[str, list[dict[str, Any]]]:
         """The RPGBench layout, one JSON object of splits, which `read_corpus` reads back."""
-        return {
-            name: [example.to_row() for example in self.splits[name]]
-            for name in _in_order(self.splits)
-        }
+        return {name: [x.to_row() for x in self.splits[name]] for name in _in_order(self.splits)}
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_splits`."""
@@ -164,15 +159,10 @@ def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]
     _check_split_names([file.stem for file in files], source)
     double = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
     if double:
-        raise DataError(
-            f"{source}: split {double[0]!r} is there in two formats. Remove one of the two files."
-        )
+        raise DataError(f"{source}: split {double[0]!r} is there in two formats. Remove one.")
     parquet = [file for file in files if _is_parquet(file)]
     rows = dict(zip(parquet, arrow.read_parquet(parquet), strict=True)) if parquet else {}
-    return {
-        file.stem: _located(rows[file], str(file)) if file in rows else read_rows(file)
-        for file in files
-    }
+    return {x.stem: _located(rows[x], str(x)) if x in rows else read_rows(x) for x in files}
 
 
 def build_corpus(
@@ -187,13 +177,9 @@ def build_corpus(
         read = _with_golden_response if require_golden else Example.from_row
         splits[name] = [(where, read(row, where)) for where, row in rows_by_split[name]]
         if not splits[name]:
-            raise DataError(
-                f"{source}: split {name!r} has no rows. Give it some, or leave the split out."
-            )
+            raise DataError(f"{source}: split {name!r} has no rows. Give it some, or leave it out.")
     _check_unique([located for split in splits.values() for located in split])
-    return Corpus(
-        {name: tuple(example for _, example in split) for name, split in splits.items()}, source
-    )
+    return Corpus({name: tuple(x for _, x in split) for name, split in splits.items()}, source)
 
 
 def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, list[Row]]:
@@ -201,9 +187,7 @@ def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, li
     _check_split_names(rows_by_split, source)
     for name, rows in rows_by_split.items():
         if not isinstance(rows, list):
-            raise DataError(
-                f"{source}: split {name!r} is {kind(rows)}; accepted is a list of rows."
-            )
+            raise DataError(f"{source}: split {name!r} is {kind(rows)}; accepted: a list of rows.")
     return {name: _located(rows, f"{source}: {name}") for name, rows in rows_by_split.items()}
 
 
@@ -230,17 +214,13 @@ def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
         return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
     if path.suffix != ".json":
         problem = "is neither .json nor .jsonl" if look(path) else "no such file or folder"
-        raise DataError(
-            f"{path}: {problem}. Check the path; rows are read from .json and .jsonl files."
-        )
+        raise DataError(f"{path}: {problem}. Check the path; rows are in .json and .jsonl files.")
     value = read_json(path)
     if isinstance(value, list):
         return _located(value, str(path))
     if isinstance(value, Mapping):
         return value
-    raise DataError(
-        f"{path}: found {kind(value)}; accepted is an object of splits or a list of rows."
-    )
+    raise DataError(f"{path}: found {kind(value)}; accepted: an object of splits, a list of rows.")
 
 
 def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
@@ -269,9 +249,8 @@ def _group_by_split(rows: list[Row], path: Path) -> dict[str, list[Row]]:
                 f"{where}: field 'split' is {found}; accepted are {', '.join(SHIFT_OF_SPLIT)} "
                 f"(in every row, or one file for each split, or an object of splits in {path.stem}.json)."
             )
-        groups.setdefault(name, []).append(
-            (where, {key: value for key, value in row.items() if key != "split"})
-        )
+        rest = {key: value for key, value in row.items() if key != "split"}
+        groups.setdefault(name, []).append((where, rest))
     if not groups:
         raise DataError(f"{path}: has no rows. Give at least one.")
     return groups

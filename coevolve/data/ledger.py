@@ -132,7 +132,7 @@ def answers_by_id(
         sample_id, answer = read_row(row, where)
         if sample_id in lines:
             raise DataError(
-                f"{where}: sample_ID {sample_id!r} is in line {lines[sample_id]} too. Remove one."
+                f"{where}: {sample_id!r} is in line {lines[sample_id]} too. Remove one."
             )
         lines[sample_id] = number
         if sample_id not in by_id:
@@ -175,13 +175,9 @@ def _lines(path: Path) -> list[Line]:
         text = content[: _whole(content)].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: is not UTF-8 ({error.reason}). Name another file."
-        ) from None
+        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}). Name another file.") from None
     lines = enumerate(text.split("\n"), start=1)
-    return [
-        (number, parse_json(line, f"{path}:{number}")) for number, line in lines if line.strip()
-    ]
+    return [(at, parse_json(line, f"{path}:{at}")) for at, line in lines if line.strip()]
 
 
 def _whole(content: bytes) -> int:
@@ -202,6 +198,4 @@ def _difference(found: Any, expected: Any) -> str:
     if not (isinstance(found, Mapping) and isinstance(expected, Mapping)):
         return f"found {found!r}, now {expected!r}"
     names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
-    return "; ".join(
-        f"{name} was {found.get(name)!r} and is now {expected.get(name)!r}" for name in names
-    )
+    return "; ".join(f"{x} was {found.get(x)!r} and is now {expected.get(x)!r}" for x in names)

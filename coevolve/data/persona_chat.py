@@ -75,11 +75,7 @@ def persona_chat_corpus(
     id_test = _examples(tested_on, test, "IDTest", turns, test_size)
     longer = _examples(tested_on, test, "turn_composition", long_turns, test_size)
     shuffled = [_shuffle_words(example, index, seed) for index, example in enumerate(id_test)]
-    splits = {
-        "IDTrain": tuple(id_train),
-        "IDTest": tuple(id_test),
-        "OOD3Test": (*longer, *shuffled),
-    }
+    splits = {"IDTrain": (*id_train,), "IDTest": (*id_test,), "OOD3Test": (*longer, *shuffled)}
     return Corpus(splits, str(folder))
 
 
@@ -103,7 +99,7 @@ def read_conversations(path: str | Path) -> list[Conversation]:
             conversations.append(Conversation(*personas, *_parse_conversation(row[CONVERSATION])))
     except csv.Error as error:
         raise DataError(
-            f"{path}:{reader.reader.line_num}: not CSV ({error}). Download the file again."
+            f"{path}:{reader.reader.line_num}: not CSV ({error}). Download it again."
         ) from None
     return conversations
 
@@ -113,9 +109,7 @@ def _find_csv(folder: Path, name: str) -> Path:
     for candidate in (folder / file_name, folder / "data" / file_name):
         if candidate.is_file():
             return candidate
-    raise DataError(
-        f"{folder}: holds no {file_name}, nor does its sub-folder data. Put the dataset's files there."
-    )
+    raise DataError(f"{folder}: holds no {file_name}, nor data/{file_name}. Put the files there.")
 
 
 def _parse_conversation(text: str) -> tuple[tuple[str, ...], str | None]:
@@ -142,9 +136,7 @@ def _examples(
 ) -> list[Example]:
     """The first `size` usable conversations (None: all), up to the agent's answer `turns`."""
     if turns < 1 or (size is not None and size < 1):
-        raise DataError(
-            f"{subset}: asked for {size} examples of {turns} user turns; accepted are numbers from 1."
-        )
+        raise DataError(f"{subset}: {size} examples of {turns} user turns; accepted is 1 or more.")
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     for conversation in conversations:

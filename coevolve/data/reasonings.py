@@ -64,11 +64,8 @@ def _located(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _row(row: Any, where: str) -> tuple[str, str]:
-    lacking = [
-        name
-        for name in ("sample_ID", "reasoning")
-        if not isinstance(row, Mapping) or name not in row
-    ]
+    there = row if isinstance(row, Mapping) else {}
+    lacking = [name for name in ("sample_ID", "reasoning") if name not in there]
     if lacking:
         raise DataError(f"{where}: no {lacking[0]} there; accepted is {ROW}.")
     return text_field(row, "sample_ID", where), text_field(row, "reasoning", where, empty=True)

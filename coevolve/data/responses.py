@@ -79,9 +79,7 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
     once = {name: texts[0] for name in ids if len(texts := answered.get(name, [])) == 1}
     by_id = {name: text for name, text in once.items() if text.strip()}
     if not by_id:
-        raise DataError(
-            f"{path}: none of {len(set(ids))} samples has a usable response. Check the file."
-        )
+        raise DataError(f"{path}: none of {len(set(ids))} samples has a usable response.")
     return PartialResponses(
         by_id=by_id,
         missing=tuple(name for name in ids if name not in answered),
@@ -116,9 +114,7 @@ def write_responses(
 ) -> None:
     """Write JSONL rows `{sample_ID, response}`, which `read_responses` reads back."""
     if len(examples) != len(responses):
-        raise DataError(
-            f"{path}: {len(responses)} responses for {len(examples)} examples; give one for each."
-        )
+        raise DataError(f"{path}: {len(responses)} responses for {len(examples)} examples.")
     rows = [
         {"sample_ID": example.sample_id, "response": response}
         for example, response in zip(examples, responses, strict=True)
@@ -132,7 +128,7 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
     """(sample_ID, response) of one row; `empty` accepts one without a visible character."""
     if not isinstance(row, Mapping):
         raise DataError(
-            f"{where}: found {kind(row)}; accepted is an object with a sample_ID and {ACCEPTED}."
+            f"{where}: found {kind(row)}; accepted: an object with sample_ID and {ACCEPTED}."
         )
     if "sample_ID" not in row:
         raise DataError(
@@ -141,9 +137,7 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
     sample_id = text_field(row, "sample_ID", where)
     where = f"{where} (sample_ID {sample_id!r})"
     if ("response" in row) == ("model_response" in row):
-        problem = (
-            "has both 'response' and 'model_response'" if "response" in row else "has no response"
-        )
+        problem = "has 'response' and 'model_response'" if "response" in row else "has no response"
         raise DataError(f"{where}: {problem}; accepted is {ACCEPTED}.")
     if "response" in row:
         return sample_id, text_field(row, "response", where, empty=empty)
@@ -152,9 +146,7 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
         return sample_id, text_field(row, "model_response", where, empty=empty)
     if "model_response" not in nested:
         keys = ", ".join(map(repr, nested)) or "no fields"
-        raise DataError(
-            f"{where}: model_response is an object with {keys}; accepted is {ACCEPTED}."
-        )
+        raise DataError(f"{where}: model_response is an object with {keys}; accepted: {ACCEPTED}.")
     return sample_id, text_field(
         nested, "model_response", where, label="model_response.model_response", empty=empty
     )

@@ -14,7 +14,7 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float | None:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or a.size < 2:
         raise DataError(
-            f"found shapes {a.shape} and {b.shape}; accepted are two lists of equal length, 2 or more."
+            f"found shapes {a.shape} and {b.shape}; accepted are two of one length from 2 up."
         )
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
@@ -28,7 +28,5 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
 
 def ranks(values: ArrayLike) -> NDArray[np.float64]:
     """Rank of each value from 1 up; equal values share the mean of their ranks."""
-    _, place, counts = np.unique(
-        np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True
-    )
+    _, place, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]

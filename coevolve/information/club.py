@@ -43,6 +43,5 @@ def fidelity(contrast: Contrast) -> tuple[float, Influence]:
     beat.
     """
     own = contrast.matched / contrast.divisors
-    return float(own.mean()), Influence(
-        own - own.mean(), np.zeros(contrast.mismatched.size), contrast.pairs
-    )
+    none = np.zeros(contrast.mismatched.size)
+    return float(own.mean()), Influence(own - own.mean(), none, contrast.pairs)

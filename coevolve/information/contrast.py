@@ -40,7 +40,7 @@ class Contrast:
         check_normalisation(self.normalisation)
         if (
             self.matched.ndim != 1
-            or self.matched.size == 0
+            or not self.matched.size
             or self.tokens.shape != self.matched.shape
         ):
             raise DataError(
@@ -53,13 +53,9 @@ class Contrast:
                 "response) for each mismatched log-probability."
             )
         if self.pairs.size and (self.pairs.min() < 0 or self.pairs.max() >= self.matched.size):
-            raise DataError(
-                f"pairs hold an index outside 0 to {self.matched.size - 1}, the examples given."
-            )
+            raise DataError(f"pairs hold an index outside 0 to {self.matched.size - 1}.")
         if np.any(self.pairs[:, 0] == self.pairs[:, 1]):
-            raise DataError(
-                "pairs hold a matched pair (i, i); accepted are mismatched ones, i != j."
-            )
+            raise DataError("pairs hold a matched pair (i, i); accepted is i != j.")
 
     @classmethod
     def from_pairs(
@@ -78,9 +74,7 @@ class Contrast:
         pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         contrast = cls(own, other, pairs, tokens, normalisation, marginal)
         if not np.array_equal(other_tokens, tokens[contrast.pairs[:, 1]]):
-            raise DataError(
-                "a response has another number of tokens in a mismatched pair than in its matched one."
-            )
+            raise DataError("a response has other numbers of tokens in a mismatched pair.")
         return contrast
 
     @classmethod

@@ -90,9 +90,8 @@ class Terms:
         own = terms - value
         if self.of_own_context is not None:
             own = own + self.of_own_context / divisors
-        return value, Influence(
-            own, self.of_context / divisors[contrast.pairs[:, 1]], contrast.pairs
-        )
+        of_pairs = self.of_context / divisors[contrast.pairs[:, 1]]
+        return value, Influence(own, of_pairs, contrast.pairs)
 
 
 @dataclass(frozen=True)

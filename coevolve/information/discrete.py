@@ -62,9 +62,7 @@ def _x_log_x(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def _pair(p: ArrayLike, q: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     p, q = _distribution(p, "p"), _distribution(q, "q")
     if p.shape != q.shape:
-        raise DataError(
-            f"p has shape {p.shape} and q has shape {q.shape}; accepted are equal shapes."
-        )
+        raise DataError(f"p has shape {p.shape}, q {q.shape}; accepted are equal shapes.")
     return p, q
 
 

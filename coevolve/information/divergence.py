@@ -104,10 +104,8 @@ def measure_divergence(
         x_1, x_2 = x[of_x[:size]], x[of_x[size : 2 * size]]
         y_1, y_2 = y[of_y[:size]], y[of_y[size : 2 * size]]
         jsd[repetition] = representation_jsd(x_1, y_1, kernel=kernel, width=width)
-        halves = [
-            representation_jsd(a, b, kernel=kernel, width=width)
-            for a, b in ((x_1, x_2), (y_1, y_2))
-        ]
+        both = ((x_1, x_2), (y_1, y_2))
+        halves = [representation_jsd(a, b, kernel=kernel, width=width) for a, b in both]
         floor[repetition] = np.mean(halves)
     return MeasuredDivergence(
         float(jsd.mean()),
@@ -129,9 +127,7 @@ def representation_jsd(
     """
     x, y = unit_rows(x), unit_rows(y)
     if x.shape[1] != y.shape[1]:
-        raise DataError(
-            f"vectors have {x.shape[1]} and {y.shape[1]} dimensions; embed both by one model."
-        )
+        raise DataError(f"vectors have {x.shape[1]} and {y.shape[1]} dimensions.")
     if kernel == "linear" and x.shape[1] < len(x) + len(y):
         return jsd_of_covariances(x.T @ x / len(x), y.T @ y / len(y))
     both = np.concatenate([x, y])
@@ -186,9 +182,7 @@ def gram(
     if kernel == "linear":
         return products
     if width is None or not 0 < width < np.inf:
-        raise RecipeError(
-            f"width is {width}; the Gaussian kernel takes a number above 0, such as `median_width`."
-        )
+        raise RecipeError(f"width is {width}; accepted is a number above 0 (Gaussian kernel).")
     return np.exp(-(1 - np.clip(products, -1.0, 1.0)) / width**2)  # |x - y|^2 = 2 - 2 x . y
 
 
@@ -198,9 +192,7 @@ def median_width(vectors: Vectors) -> float:
     distances = np.sqrt(np.maximum(0.0, 2 - 2 * (unit @ unit.T)))[np.triu_indices(len(unit), k=1)]
     apart = distances[distances > 1e-6]
     if apart.size == 0:
-        raise DataError(
-            f"all {len(unit)} vectors are alike and set no width for a Gaussian kernel; use 'linear'."
-        )
+        raise DataError(f"all {len(unit)} vectors are alike and set no width; use 'linear'.")
     return float(np.median(apart))
 
 

@@ -76,7 +76,5 @@ def emid(p: Estimate, q: Estimate) -> Loss:
     better.
     """
     if (p.unit, p.form) != (q.unit, q.form):
-        raise DataError(
-            f"EMI of P is {p.form} in {p.unit}, of Q {q.form} in {q.unit}; estimate both alike."
-        )
+        raise DataError(f"EMI of P is {p.form} in {p.unit}, of Q {q.form} in {q.unit}.")
     return Loss(p.value - q.value, p.unit, p.form, p, q)

@@ -32,9 +32,7 @@ class Influence:
     def __sub__(self, other: "Influence") -> "Influence":
         """Of the difference of two estimates over the same pairs: what they share cancels."""
         if self.matched.shape != other.matched.shape or not np.array_equal(self.pairs, other.pairs):
-            raise DataError(
-                "two estimates over different examples or pairs have no paired difference."
-            )
+            raise DataError("estimates over other examples or pairs have no paired difference.")
         return Influence(
             self.matched - other.matched, self.mismatched - other.mismatched, self.pairs
         )

@@ -49,9 +49,7 @@ def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
             "give one count per response."
         ) from None
     _require(np.isfinite(total), total, "log-probability", "a finite number")
-    _require(
-        tokens >= 1, tokens, "token count", "at least 1, as the end of turn is a token of its own"
-    )
+    _require(tokens >= 1, tokens, "token count", "at least 1, for the end of turn")
     return total, tokens
 
 

@@ -27,9 +27,7 @@ BACK_OFF = 2.0  # pseudo-count of the unigram in a bigram's prediction (a Dirich
 def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:
     """(mean of log q(y_i | x_i) - log m(y_i), its influence without the error of m's fit)."""
     if contrast.marginal is None:
-        raise DataError(
-            "difference_of_entropies needs a log marginal of each response; the contrast has none."
-        )
+        raise DataError("difference_of_entropies needs the responses' log marginals.")
     terms = (contrast.matched - contrast.marginal) / contrast.divisors
     influence = Influence(terms - terms.mean(), np.zeros(contrast.mismatched.size), contrast.pairs)
     return float(terms.mean()), influence
@@ -42,9 +40,7 @@ def bigram_log_probs(responses: Sequence[Sequence[Hashable]]) -> np.ndarray:
     is what occurs.
     """
     if len(responses) < 2 or any(len(response) == 0 for response in responses):
-        raise DataError(
-            f"found {len(responses)} responses, some may be empty; accepted are 2 or more with tokens."
-        )
+        raise DataError(f"found {len(responses)} responses; accepted are 2 or more with tokens.")
     number = {
         token: index
         for index, token in enumerate(dict.fromkeys(t for response in responses for t in response))

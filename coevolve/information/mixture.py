@@ -27,10 +27,7 @@ def log_mean_of_tokens(
     Of the mixture, log p(y_<=t) is the log of the weighted mean of what each part gives it; so a
     part counts by its weight times how well it has foretold the tokens so far.
     """
-    so_far = (
-        log_mean(weights, [np.cumsum(part) for part in parts])
-        for parts in zip(*log_probs, strict=True)
-    )
+    so_far = (log_mean(weights, [*map(np.cumsum, parts)]) for parts in zip(*log_probs, strict=True))
     return [np.diff(of_one, prepend=0.0) for of_one in so_far]
 
 

@@ -63,6 +63,5 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
     residual = (difference - log_ratio * tokens) / tokens.mean()
     error = np.sqrt(np.sum(residual**2) / (residual.size * (residual.size - 1)))
     ratio = np.exp(log_ratio)
-    return PerplexityRatio(
-        float(ratio), float(ratio * error), float(log_ratio), float(error), residual.size
-    )
+    numbers = map(float, (ratio, ratio * error, log_ratio, error))
+    return PerplexityRatio(*numbers, residual.size)

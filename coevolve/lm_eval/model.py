@@ -188,9 +188,7 @@ class EstimatorLM(LM):
         dialogue there is one part.
         """
         dialogues = {x: _dialogue(x, f"request {index}") for index, x in enumerate(contexts)}
-        new = {
-            x: example for x, example in dialogues.items() if example and x not in self._reasoning
-        }
+        new = {x: found for x, found in dialogues.items() if found and x not in self._reasoning}
         form = self.estimator.form
         if new:
             written = form.write(self.estimator, list(new.values()))

@@ -70,18 +70,14 @@ class Renderer:
 
     def estimator(self, example: Example, reasoning: str | None) -> str:
         """The prompt of q2(y | x, r); with `reasoning=None` that of the baseline q2(y | x)."""
-        return self._template.prompt(
-            self.estimator_messages(example, reasoning), self.prompts.response_start
-        )
+        messages = self.estimator_messages(example, reasoning)
+        return self._template.prompt(messages, self.prompts.response_start)
 
     def estimator_messages(self, example: Example, reasoning: str | None) -> list[dict[str, str]]:
         """The chat messages of `estimator`, folded as the chat template needs them."""
         template, parts = self.prompts.direct_user, self._parts(example)
         if reasoning is not None:
-            template, parts = (
-                self.prompts.estimator_user,
-                {**parts, "features": self.features(reasoning)},
-            )
+            template, parts["features"] = self.prompts.estimator_user, self.features(reasoning)
         return self._template.folded(
             _messages(self.prompts.estimator_system, template.format(**parts))
         )
@@ -96,9 +92,7 @@ class Renderer:
     def teacher(self, example: Example) -> list[dict[str, str]]:
         """The chat messages that ask a teacher, who is shown the golden response, for a reasoning."""
         if example.golden_response is None:
-            raise ValueError(
-                f"sample_ID {example.sample_id!r} has no golden response to show to a teacher."
-            )
+            raise ValueError(f"{example.sample_id!r} has no golden response to show.")
         return _messages(
             self.prompts.teacher_system,
             self.prompts.teacher_user.format(

@@ -147,10 +147,7 @@ class PromptSet:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a manifest."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        return {x: list(y) if isinstance(y, tuple) else y for x, y in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PromptSet":
@@ -158,11 +155,8 @@ class PromptSet:
         if not isinstance(values, Mapping):
             raise RecipeError(f"prompts: found {values!r:.80}; accepted is an object.")
         known = {field.name for field in fields(cls)}
-        missing = [
-            field.name
-            for field in fields(cls)
-            if field.default is MISSING and field.name not in values
-        ]
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        missing = [name for name in required if name not in values]
         if missing:
             raise RecipeError(f"prompts: the field {missing[0]!r} is missing.")
         unknown = set(values) - known

@@ -215,7 +215,7 @@ class ChatTemplate:
             day = datetime.date.today() if date is None else datetime.date.fromisoformat(date)
         except (TypeError, ValueError):
             raise ArtifactError(
-                f"template_date: found {date!r}; accepted is a day such as '2026-01-31'."
+                f"template_date: {date!r}; accepted is such as '2026-01-31'."
             ) from None
         shown = []
         for when in (datetime.date(2001, 2, 3), day):  # the last one stays
@@ -288,9 +288,8 @@ class ChatTemplate:
         """
         eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
         added = self.tokenizer.added_tokens_decoder
-        control = {place for place in added if added[place].content.strip()} | set(
-            self.tokenizer.all_special_ids
-        )
+        control = {place for place in added if added[place].content.strip()}
+        control |= set(self.tokenizer.all_special_ids)
         control -= {bos} - {eos}
         messages = CONVERSATIONS[0]
         answered = self._answered(messages, ANSWER)

@@ -71,9 +71,8 @@ def export_reference(
             # What the estimator calls it may be a copy in a folder that is gone when this one is
             # used.
             named = from_anywhere(base["source"], None)
-            write_adapter(
-                place, replace(adapter, config={**adapter.config, BASE_OF_ADAPTER: named})
-            )
+            config = {**adapter.config, BASE_OF_ADAPTER: named}
+            write_adapter(place, replace(adapter, config=config))
             entry = manifest["roles"][role]
             write_parent(place, {key: entry[key] for key in ("base", "continued_from")})
         write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})

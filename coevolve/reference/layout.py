@@ -86,14 +86,11 @@ def _chosen_name(folder: Path, name: str | None) -> str:
     if name is None and len(names) == 1:
         return names[0]
     if not names:
-        raise ArtifactError(
-            f"{folder}: holds no METHOD[{METHOD[CONNECTOR]}]-BASED[NAME]#ProbLLM. Copy it again."
-        )
+        wanted = f"METHOD[{METHOD[CONNECTOR]}]-BASED[NAME]#ProbLLM"
+        raise ArtifactError(f"{folder}: holds no {wanted}. Copy it again.")
     if name is None or name not in names:
         found = "no --name was given" if name is None else f"--name is {name!r}"
-        raise ArtifactError(
-            f"{folder}: {found}; adapters are there for the base models {', '.join(names)}."
-        )
+        raise ArtifactError(f"{folder}: {found}; adapters are there for {', '.join(names)}.")
     return name
 
 

@@ -78,9 +78,7 @@ def read_templates(checkout: Path) -> dict[str, str]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         # The last two: brackets without end.
         line = getattr(error, "lineno", None) or 1
-        raise ArtifactError(
-            f"{path}:{line}: not Python ({error}). Take the file from the release again."
-        ) from None
+        raise ArtifactError(f"{path}:{line}: not Python ({error}). Copy it again.") from None
     found: dict[str, str] = {}
     for statement in tree.body:
         for name in {*_assigned(statement)} & {*CONSTANTS, EXPORT}:
@@ -91,15 +89,11 @@ def read_templates(checkout: Path) -> dict[str, str]:
                     'accepted is name = """text""".'
                 )
             if name in found:
-                raise ArtifactError(
-                    f"{where}: {name} is assigned a second time; remove one of them."
-                )
+                raise ArtifactError(f"{where}: {name} is assigned twice; remove one.")
             found[name] = value.value
     missing = [name for name in CONSTANTS if name not in found]
     if missing:
-        raise ArtifactError(
-            f"{path}: the constant {missing[0]} is missing; needed are {', '.join(CONSTANTS)}."
-        )
+        raise ArtifactError(f"{path}: lacks {missing[0]}; needed are {', '.join(CONSTANTS)}.")
     return found
 
 
@@ -204,7 +198,7 @@ def _substituted(
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise ArtifactError(
-            f"{where}: no template of str.format ({error}); double a brace that is text."
+            f"{where}: no template ({error}); double a brace that is text."
         ) from None
     text, used = [], set()
     for literal, field, specification, conversion in parts:
@@ -213,13 +207,11 @@ def _substituted(
             continue
         if field not in fields or specification or conversion:
             raise ArtifactError(
-                f"{where}: found the field {{{field}}}; accepted are {', '.join(fields)}, plain."
+                f"{where}: has {{{field}}}; accepted are {', '.join(fields)}, plain."
             )
         text.append(fields[field])
         used.add(field)
     missing = [field for field in required if field not in used]
     if missing:
-        raise ArtifactError(
-            f"{where}: the field {{{missing[0]}}} is missing; needed are {', '.join(required)}."
-        )
+        raise ArtifactError(f"{where}: lacks {{{missing[0]}}}; needed are {', '.join(required)}.")
     return "".join(text)

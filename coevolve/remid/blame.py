@@ -90,9 +90,7 @@ def losses(
     """Per subset, in distribution first as in `scored`, the contributions and the losses, (N,)."""
     remis = [remi_of(subset, model, form, normalisation) for subset in scored]
     parts = [contributions(remi) for remi in remis]
-    return [
-        (part, (remis[0].value if index else 0.0) - part.total) for index, part in enumerate(parts)
-    ]
+    return [(part, (remis[0].value if i else 0.0) - part.total) for i, part in enumerate(parts)]
 
 
 def remi_of(scored: ScoredSubset, model: str, form: str, normalisation: Normalisation) -> Estimate:

@@ -133,9 +133,7 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
 
 def default_measures(scored: Sequence[ScoredSubset]) -> tuple[Measure, ...]:
     """What is measured unless something else is asked for; see `summarise`."""
-    enough = all(
-        subset.contexts >= min(LEAST_CONTEXTS, len(subset.subset.examples) - 1) for subset in scored
-    )
+    enough = all(x.contexts >= min(LEAST_CONTEXTS, len(x.subset.examples) - 1) for x in scored)
     return (RECOMMENDED, PUBLISHED) if enough else (PUBLISHED,)
 
 

@@ -94,7 +94,7 @@ def read_judge_scores(
         if judge in by_judge:
             by = f" by judge {judge!r}" if judge else ""
             raise DataError(
-                f"{where}: {field} {name!r} of model {model!r} has a score{by} already. Remove one."
+                f"{where}: {field} {name!r} of {model!r} has a score{by} already. Remove one."
             )
         by_judge[judge] = _score(row["score"], where)
     by_pair: dict[Pair, list[float]] = {}
@@ -209,13 +209,11 @@ def _check_fields(row: Any, field: str, where: str) -> None:
     required = ("model", field, "score")
     for name in required:
         if name not in row:
-            raise DataError(
-                f"{where}: field {name!r} is missing; accepted is {_ACCEPTED}, all rows alike."
-            )
+            raise DataError(f"{where}: no field {name!r}; accepted is {_ACCEPTED}, all alike.")
     unknown = [name for name in row if name not in (*required, "judge")]
     if unknown:
         raise DataError(
-            f"{where}: unknown field {unknown[0]!r}; accepted is {_ACCEPTED}, all rows alike."
+            f"{where}: unknown field {unknown[0]!r}; accepted is {_ACCEPTED}, all alike."
         )
 
 
@@ -315,10 +313,7 @@ def _cell(correlation: Correlation) -> str:
 def _notes(comparison: JudgeComparison) -> list[str]:
     """Which pairs are left out, and why a number is missing or rests on fewer resamples."""
     notes = []
-    for pairs, lack in (
-        (comparison.unscored, "judge's score"),
-        (comparison.unmeasured, "numbers in the results"),
-    ):
+    for pairs, lack in ((comparison.unscored, "score"), (comparison.unmeasured, "numbers")):
         if pairs:
             first = " on ".join(pairs[0])
             notes.append(f"Left out without {lack}: {len(pairs)} pairs, the first {first}.")

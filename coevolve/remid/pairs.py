@@ -19,9 +19,7 @@ class PerContext:
 
     def __post_init__(self) -> None:
         if type(self.count) is not int or self.count < 1:
-            raise RecipeError(
-                f"negatives per context are {self.count!r}; accepted are integers from 1 up."
-            )
+            raise RecipeError(f"negatives per context: {self.count!r}; accepted is 1 or more.")
 
 
 Negatives = int | Literal["all"] | PerContext

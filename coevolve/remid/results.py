@@ -233,9 +233,7 @@ class Evaluation(Document):
             name: [f"{len(ids)} {fault}" for fault, ids in of_model.values().items() if ids]
             for name, of_model in self.unanswered.models.items()
         }
-        listed = "; ".join(
-            f"{name} has {', '.join(found)}" for name, found in faults.items() if found
-        )
+        listed = "; ".join(f"{name} has {', '.join(x)}" for name, x in faults.items() if x)
         return f"Left out for all models are examples that one has no usable response to: {listed}."
 
 
@@ -278,9 +276,7 @@ class RemidResults(Evaluation, Measured):
         """The results of each measure in the layout of the main one's, which is the first."""
         views = [self]
         for measured in self.beside:
-            numbers = {
-                one.row: {"golden": one.golden, "models": one.models} for one in measured.subsets
-            }
+            numbers = {x.row: {"golden": x.golden, "models": x.models} for x in measured.subsets}
             subsets = [one.model_copy(update=numbers.get(one.row, {})) for one in self.subsets]
             own = {name: getattr(measured, name) for name in measured.model_fields_set}
             views.append(self.model_copy(update={**own, "subsets": subsets, "beside": []}))
@@ -319,9 +315,7 @@ class RemidResults(Evaluation, Measured):
             require_same(f"{place}: models", subset.models, self.models)
             for numbers in subset.models.values():
                 if numbers is None or (numbers.remid is None) != (shifts[subset.row] is None):
-                    raise ValueError(
-                        f"{place}: numbers must be there, with a remid if it is shifted"
-                    )
+                    raise ValueError(f"{place}: needs numbers, with a remid if it is shifted")
         shifted = {shift for shift in shifts.values() if shift}
         require_same(f"{where}by_shift", measured.by_shift, shifted)
         for name, means in (*measured.by_shift.items(), ("average", measured.average)):
@@ -332,9 +326,7 @@ class RemidResults(Evaluation, Measured):
                 raise ValueError("level is missing, and there are intervals")
         for pair in measured.comparisons:
             if self.level is None or len(pair.models) != 2 or set(pair.models) - set(self.models):
-                raise ValueError(
-                    f"{where}comparisons: are of two of the models each, and need a level"
-                )
+                raise ValueError(f"{where}comparisons: are of two models each, and need a level")
 
 
 class ScoreLine(Part):

@@ -88,11 +88,11 @@ class Scoring:
         check_negatives(self.negatives)
         if self.contexts_at_once < 1:
             raise RecipeError(
-                f"contexts_at_once is {self.contexts_at_once}; accepted are integers from 1 up."
+                f"contexts_at_once is {self.contexts_at_once}; accepted is 1 or more."
             )
         if self.small_subsets not in ("error", "show"):
             raise RecipeError(
-                f"small_subsets is {self.small_subsets!r}; accepted are 'error' and 'show'."
+                f"small_subsets is {self.small_subsets!r}; accepted: 'error', 'show'."
             )
 
     def subsets_with_pairs(

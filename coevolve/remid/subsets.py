@@ -68,9 +68,7 @@ def texts_by_model(corpus: Corpus, responses: Mapping[str, Responses]) -> Texts:
         )
     examples = evaluated_examples(corpus)
     texts: dict[str | None, dict[str, str]] = {None: golden_by_id(examples, corpus.source)}
-    return texts | {
-        name: responses_by_id(name, given, examples) for name, given in responses.items()
-    }
+    return texts | {name: responses_by_id(name, x, examples) for name, x in responses.items()}
 
 
 def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -> dict[str, str]:

@@ -225,9 +225,7 @@ def _of_user(function: Callable[..., str], where: str) -> Renderer:
         with users_code(where, DataError):
             text = function(results=results)
         if not isinstance(text, str):
-            raise DataError(
-                f"{where} gave {type(text).__name__}; accepted is {RENDERERS.accepted}."
-            )
+            raise DataError(f"{where} gave {type(text).__name__}; accepted: {RENDERERS.accepted}.")
         return text
 
     return render
@@ -256,8 +254,7 @@ def _grid(results: RemidResults, exact: Exact, caption: list[str], exact_below: 
         if exact_below:
             left = iter(cells)
             cells = [
-                next(left) + (f"\nexact {next(left)}" if model in known else "")
-                for model in results.models
+                next(left) + (f"\nexact {next(left)}" if x in known else "") for x in results.models
             ]
         blocks.setdefault(row.heading, []).append([row.label, *cells])
     listed = [Block(heading, of_block) for heading, of_block in blocks.items()]

@@ -210,9 +210,7 @@ def heat_maps(blame: BlameResults) -> list[HeatMaps]:
             best = [one for one in of_model.best[:BEST_SHOWN] if one.sample_ID not in ids]
             shown = [*(("worst", one) for one in worst), *(("best", one) for one in best)]
             sizes = [
-                abs(token.contribution)
-                for _, one in shown
-                for token in (*one.tokens, *one.golden_tokens)
+                abs(t.contribution) for _, one in shown for t in (*one.tokens, *one.golden_tokens)
             ]
             full = float(np.quantile(sizes, FULL_COLOUR)) or 1.0
             examples = [

@@ -66,9 +66,7 @@ def collect_responses(
     header = dict(zip(HEADER, (model.settings, digest(PARTS), model.address), strict=True))
     ledger = Ledger(path, header, ("model", "prompt"), examples, read_response_row, _fingerprint)
     found, todo = len(ledger.answers), ledger.todo
-    questions = [
-        Question(example.sample_id, play_messages(example, model.harmless)) for example in todo
-    ]
+    questions = [Question(x.sample_id, play_messages(x, model.harmless)) for x in todo]
     dropped: list[str] = []
     answered = cut_off = 0
     with ledger.adding() as add:
@@ -87,9 +85,8 @@ def collect_responses(
                 note = f"{len(dropped)} dropped" if dropped else ""
                 progress(found + answered + len(dropped), len(examples), note)
     if dropped and not (found or answered):
-        raise ChatError(
-            f"The model gave no usable response to any of {len(dropped)} samples. First: {dropped[0]}."
-        )
+        none = f"The model gave no usable response to any of {len(dropped)} samples"
+        raise ChatError(f"{none}. First: {dropped[0]}.")
     return Collection(len(examples), found, len(todo), cut_off, tuple(dropped))
 
 

@@ -67,12 +67,9 @@ def draw_sources(corpus: Corpus, split: str, count: int | None, seed: int) -> tu
     if count < 1:
         raise RecipeError(f"count of samples: found {count}; accepted is a number from 1.")
     if count > len(examples):
-        raise DataError(
-            f"{corpus.source}: split {split!r} has {len(examples)} examples; {count} were asked for."
-        )
-    return tuple(
-        examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), count))
-    )
+        raise DataError(f"{corpus.source}: {split} has {len(examples)} examples, not {count}.")
+    drawn = random.Random(seed).sample(range(len(examples)), count)
+    return tuple(examples[index] for index in sorted(drawn))
 
 
 def generator(seed: int, kind: str, example: Example) -> random.Random:

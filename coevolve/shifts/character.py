@@ -36,9 +36,7 @@ def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
         if not character:
             raise DataError(f"{where}: the character is empty. Describe it, or remove the row.")
         if key in trained:
-            raise DataError(
-                f"{where}: the character is one of {TRAIN_SPLIT}, so it is not unseen. Remove it."
-            )
+            raise DataError(f"{where}: the character is one of {TRAIN_SPLIT}. Remove it.")
         if key in seen:
             raise DataError(f"{where}: the character is in {seen[key]} too. Remove one of the two.")
         seen[key] = where
@@ -79,7 +77,7 @@ def unseen_character(
         others = [character for character in pool if character_key(character.character) != own]
         if not others:
             raise DataError(
-                f"sample_ID {example.sample_id!r}: no other character to draw from. Give more of them."
+                f"sample_ID {example.sample_id!r}: no other character to draw. Give more."
             )
         drawn = generator(seed, "unseen_character", example).choice(others)
         record = {"seed": seed, "character_from": drawn.origin}

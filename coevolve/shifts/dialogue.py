@@ -57,7 +57,7 @@ def longer_turns(
                 break
             taken = exchanges[donor][:missing]
             before += [
-                turn for user, agent in taken for turn in (Turn("user", user), Turn("agent", agent))
+                x for user, agent in taken for x in (Turn("user", user), Turn("agent", agent))
             ]
             used.append(
                 {"sample_ID": donor, "exchanges": len(taken), "same_character": keys[donor] == key}

@@ -41,10 +41,7 @@ def pair_with_language(
     An example with n turns of the user takes the persona and the last n turns of the user from a
     donor, drawn uniformly from those that have so many.
     """
-    said = {
-        donor.sample_id: [turn.text for turn in donor.dialogue if turn.speaker == "user"]
-        for donor in donors
-    }
+    said = {x.sample_id: [y.text for y in x.dialogue if y.speaker == "user"] for x in donors}
     rows = []
     for example in examples:
         count = sum(turn.speaker == "user" for turn in example.dialogue)
@@ -103,9 +100,7 @@ def translate(
             if progress is not None:
                 progress(len(done), len(examples))
     by = {"address": translator.address, **translator.settings}
-    return [
-        _translated(example, done[example.sample_id], language, tag, by) for example in examples
-    ]
+    return [_translated(x, done[x.sample_id], language, tag, by) for x in examples]
 
 
 @shift("language", "OOD1Test")
@@ -124,9 +119,7 @@ def _language(
     donors = [example for example in corpus.examples if example.subset == language]
     if not donors:
         subsets = ", ".join(dict.fromkeys(example.subset for example in corpus.examples))
-        raise DataError(
-            f"--language {language!r}: {corpus.source} has no such subset_tag; it has {subsets}."
-        )
+        raise DataError(f"--language {language!r} is no subset_tag of {corpus.source}: {subsets}.")
     return pair_with_language(sources, donors, language=language, seed=seed, tag=tag)
 
 
@@ -215,10 +208,7 @@ def _translated(
 def _replaced(dialogue: Sequence[Turn], speaker: str, texts: Sequence[str]) -> tuple[Turn, ...]:
     """The dialogue with this speaker's turns replaced one by one."""
     following = iter(texts)
-    return tuple(
-        Turn(turn.speaker, next(following)) if turn.speaker == speaker else turn
-        for turn in dialogue
-    )
+    return tuple(Turn(x.speaker, next(following)) if x.speaker == speaker else x for x in dialogue)
 
 
 def _fingerprint(example: Example) -> str:

@@ -123,10 +123,8 @@ def read_reply(reply: str, sections: Sequence[str]) -> tuple[str | None, str]:
     missing = missing_sections(text, sections)
     if missing:
         shown = repr(text.strip()[:_SHOWN]) + ("..." if len(text.strip()) > _SHOWN else "")
-        return (
-            None,
-            f"section {missing[0]!r} is missing, doubled, out of order or empty; the reply was {shown}",
-        )
+        fault = f"section {missing[0]!r} is missing, doubled, out of order or empty"
+        return None, f"{fault}; the reply was {shown}"
     return text[text.index(sections[0]) :].strip(), ""
 
 

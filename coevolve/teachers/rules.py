@@ -64,7 +64,7 @@ class RuleTeacher:
             )
         if keywords not in get_args(Keywords):
             raise RecipeError(
-                f"keywords: found {keywords!r}; accepted are {', '.join(get_args(Keywords))}."
+                f"keywords: found {keywords!r}; accepted: {', '.join(get_args(Keywords))}."
             )
         if max_keywords < 0:
             raise RecipeError(f"max_keywords: found {max_keywords}; accepted is a number from 0.")

@@ -63,9 +63,7 @@ def collect_traces(
                 traces[answer.sample_id] = answer.trace
                 add(answer.sample_id, trace=answer.trace)
             elif on_failure == "error":
-                raise TeacherError(
-                    f"{answer.problem}. Set on_failure to drop to go on without such examples."
-                )
+                raise TeacherError(f"{answer.problem}. on_failure: drop goes on without it.")
             else:
                 dropped.append(answer.problem)
             if progress is not None:

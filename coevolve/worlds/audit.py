@@ -191,9 +191,7 @@ def emid_agreement(rows: Sequence[Row], *, same_code: bool, least: float = LEAST
     the right sign; correlations; the regression slope of estimates on exact values; the mean
     absolute error in nats. Null where there is nothing to count.
     """
-    wanted = [
-        row for row in rows if row["emid"] is not None and (row["same_code"] or not same_code)
-    ]
+    wanted = [x for x in rows if x["emid"] is not None and (x["same_code"] or not same_code)]
     found = []
     for known, chosen in _groups(wanted):
         exact, estimate, error = _columns(chosen, "exact_emid", "emid", "emid_error")
@@ -320,10 +318,8 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
 
 
 def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
-    return [
-        [row for row in rows if row["seed"] == seed]
-        for seed in dict.fromkeys(row["seed"] for row in rows)
-    ]
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    return [[row for row in rows if row["seed"] == seed] for seed in seeds]
 
 
 def _columns(rows: Sequence[Row], *names: str) -> tuple[NDArray[np.float64], ...]:

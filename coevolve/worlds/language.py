@@ -139,7 +139,7 @@ def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> ND
     """Word indices of shape (N, SLOTS); `examples` name the sample in an error."""
     if len(examples) != len(responses):
         raise DataError(
-            f"{len(responses)} responses for {len(examples)} examples; accepted is one response each."
+            f"{len(responses)} responses for {len(examples)} examples; accepted is one each."
         )
     rows = []
     for example, response in zip(examples, responses, strict=True):
@@ -162,6 +162,6 @@ def write_trace(latents: Mapping[str, int]) -> str:
 def _index(word: str, accepted: Sequence[str], sample_id: str, field: str) -> int:
     if word not in accepted:
         raise DataError(
-            f"sample_ID {sample_id!r}: {field} is {word!r}; accepted are {', '.join(accepted)}."
+            f"sample_ID {sample_id!r}: {field} is {word!r}; accepted: {', '.join(accepted)}."
         )
     return accepted.index(word)

@@ -74,9 +74,7 @@ class Policy:
         manners = len(LANGUAGES) * (2 if self.unsure else 1)
         problem = ""
         if len(self.expresses) != SLOTS or not set(self.expresses) <= set(accepted):
-            problem = (
-                f"expresses is {self.expresses}; accepted are {SLOTS} of {', '.join(accepted)}"
-            )
+            problem = f"expresses is {self.expresses}; accepted: {SLOTS} of {', '.join(accepted)}"
         elif unknown:
             problem = f"unknown input {unknown[0]!r}; accepted are {', '.join(INPUT_WORDS)}"
         elif sorted(self.order) != list(range(SLOTS)):
@@ -110,9 +108,7 @@ class Policy:
         """log p_theta(y | x), (N,) nats per response; the end of turn is certain."""
         manner, *features = self.plan(parse_all(examples))
         words, emissions = parse_responses(examples, responses), self.slot_emissions()
-        return sum(
-            np.log(emissions[slot, manner, features[slot], words[:, slot]]) for slot in range(SLOTS)
-        )
+        return sum(np.log(emissions[i, manner, features[i], words[:, i]]) for i in range(SLOTS))
 
     def respond(self, examples: Sequence[Example], rng: np.random.Generator) -> list[str]:
         """One sampled response to each example."""

@@ -128,9 +128,7 @@ def plan_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
 
 def _plan_marginals(plans: NDArray[np.float64]) -> NDArray[np.float64]:
     axes = range(1, SLOTS + 1)
-    return np.stack(
-        [plans.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes]
-    )
+    return np.stack([plans.sum(axis=tuple(x for x in axes if x != axis)) for axis in axes])
 
 
 def _context_distribution(world: World) -> NDArray[np.float64]:

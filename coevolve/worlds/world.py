@@ -172,9 +172,7 @@ class World:
         if teacher:
             believed = look_up(self.teacher_tables, parse(example))
             errs = rng.random(SLOTS) < self.spec.teacher_error_rate
-            written |= {
-                name: believed[name] for name, err in zip(FEATURES, errs, strict=True) if err
-            }
+            written |= {x: believed[x] for x, err in zip(FEATURES, errs, strict=True) if err}
         return write_trace({name: int(value) for name, value in written.items()})
 
 
