@@ -13,9 +13,7 @@ def pearson(a: ArrayLike, b: ArrayLike) -> float | None:
     """Correlation of two lists of equal length; None where one of them does not vary."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or a.size < 2:
-        raise DataError(
-            f"found shapes {a.shape} and {b.shape}; accepted are two of one length from 2 up."
-        )
+        raise DataError(f"found shapes {a.shape}, {b.shape}; accepted are two lists of one length.")
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])

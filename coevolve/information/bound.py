@@ -80,11 +80,8 @@ class Divergences:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError("inputs are empty; accepted is the JSD of at least one input.")
-        for name, jsd in {
-            **self.inputs,
-            "output_p": self.output_p,
-            "output_q": self.output_q,
-        }.items():
+        outputs = {"output_p": self.output_p, "output_q": self.output_q}
+        for name, jsd in {**self.inputs, **outputs}.items():
             if not 0 <= jsd <= np.log(2) + 1e-9:
                 raise DataError(f"the JSD of {name} is {jsd}; accepted is 0 to log 2 (0.693 nats).")
 
@@ -160,11 +157,8 @@ def largest_entropy_gap(jsd: float, outcomes: int) -> float:
         return 0.0
     if distance >= 1 - 1 / outcomes:
         return float(np.log(outcomes))
-    return float(
-        distance * np.log(outcomes - 1)
-        - distance * np.log(distance)
-        - (1 - distance) * np.log1p(-distance)
-    )
+    between = distance * np.log(outcomes - 1) - distance * np.log(distance)
+    return float(between - (1 - distance) * np.log1p(-distance))
 
 
 def _of_roots(

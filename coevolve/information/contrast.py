@@ -86,15 +86,8 @@ class Contrast:
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise DataError(f"matrix has shape {values.shape}; accepted is (N, N).")
         pairs = np.argwhere(~np.eye(len(values), dtype=bool))
-        own_tokens = np.diagonal(tokens)
-        return cls(
-            np.diagonal(values),
-            values[pairs[:, 0], pairs[:, 1]],
-            pairs,
-            own_tokens,
-            normalisation,
-            marginal,
-        )
+        own, own_tokens, other = np.diagonal(values), np.diagonal(tokens), values[tuple(pairs.T)]
+        return cls(own, other, pairs, own_tokens, normalisation, marginal)
 
     def first_pairs(self, count: int) -> "Contrast":
         """With the first `count` of its mismatched pairs only."""
@@ -122,8 +115,8 @@ class Contrast:
         counts = np.bincount(self.pairs[:, 1], minlength=self.examples)
         if np.any(counts == 0):
             raise DataError(
-                f"{int(np.sum(counts == 0))} of {self.examples} responses are in no mismatched pair, so that nothing "
-                "says how probable they are in other contexts. Score all pairs, or a number of them per context."
+                f"{int(np.sum(counts == 0))} of {self.examples} responses are in no mismatched pair. "
+                "Score all pairs, or a number of them per context."
             )
         return ByResponse(order, counts)
 

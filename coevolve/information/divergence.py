@@ -84,16 +84,12 @@ def measure_divergence(
     given.
     """
     if repetitions < 1 or largest < 2:
-        raise RecipeError(
-            f"repetitions is {repetitions}, largest is {largest}; accepted are at least 1 repetition and samples of "
-            "at least 2 vectors."
-        )
+        found = f"repetitions is {repetitions}, largest is {largest}"
+        raise RecipeError(f"{found}; accepted are at least 1 repetition and samples of 2 vectors.")
     x, y = unit_rows(x), unit_rows(y)
     if min(len(x), len(y)) < 4:
-        raise DataError(
-            f"found {len(x)} and {len(y)} vectors; a divergence with its noise floor needs at least 4 on each side. "
-            "Add examples or leave the subset out."
-        )
+        found = f"found {len(x)} and {len(y)} vectors"
+        raise DataError(f"{found}; a divergence with its noise floor needs at least 4 of each.")
     if kernel == "gaussian" and width is None:
         width = median_width(x)
     size = min(len(x) // 2, len(y) // 2, largest)
@@ -107,14 +103,8 @@ def measure_divergence(
         both = ((x_1, x_2), (y_1, y_2))
         halves = [representation_jsd(a, b, kernel=kernel, width=width) for a, b in both]
         floor[repetition] = np.mean(halves)
-    return MeasuredDivergence(
-        float(jsd.mean()),
-        float(jsd.std()),
-        float(floor.mean()),
-        float(floor.std()),
-        size,
-        repetitions,
-    )
+    numbers = map(float, (jsd.mean(), jsd.std(), floor.mean(), floor.std()))
+    return MeasuredDivergence(*numbers, size, repetitions)
 
 
 def representation_jsd(
@@ -137,10 +127,8 @@ def representation_jsd(
 def jsd_of_covariances(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """The linear kernel's rJSD of two positive semi-definite (d, d) matrices, scaled to trace 1."""
     a, b = _trace_normalised(a), _trace_normalised(b)
-    divergence = (
-        von_neumann_entropy((a + b) / 2) - (von_neumann_entropy(a) + von_neumann_entropy(b)) / 2
-    )
-    return float(np.clip(divergence, 0.0, np.log(2)))  # rounding alone can leave the range
+    mixture, parts = von_neumann_entropy((a + b) / 2), map(von_neumann_entropy, (a, b))
+    return _within_range(mixture - sum(parts) / 2)
 
 
 def jsd_of_gram(gram: NDArray[np.float64], first: int) -> float:
@@ -155,20 +143,16 @@ def jsd_of_gram(gram: NDArray[np.float64], first: int) -> float:
         raise DataError(f"first is {first} of {count} vectors; accepted is 1 to {count - 1}.")
     weights = np.where(np.arange(count) < first, 1 / first, 1 / (count - first))
     weighted = gram * np.sqrt(np.outer(weights, weights))
-    parts = von_neumann_entropy(weighted[:first, :first]) + von_neumann_entropy(
-        weighted[first:, first:]
-    )
-    return float(np.clip(von_neumann_entropy(weighted) - parts / 2, 0.0, np.log(2)))
+    parts = map(von_neumann_entropy, (weighted[:first, :first], weighted[first:, first:]))
+    return _within_range(von_neumann_entropy(weighted) - sum(parts) / 2)
 
 
 def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
     """-sum e log e over the eigenvalues of a positive semi-definite matrix scaled to trace 1."""
     eigenvalues = np.linalg.eigvalsh(_trace_normalised(matrix))
     if eigenvalues[0] < -EIGENVALUE_TOLERANCE:
-        raise DataError(
-            f"matrix has an eigenvalue of {eigenvalues[0]:.3g} of its trace; accepted are covariance and Gram "
-            "matrices, which have none below 0."
-        )
+        found = f"matrix has an eigenvalue of {eigenvalues[0]:.3g} of its trace"
+        raise DataError(f"{found}; accepted are covariance and Gram matrices: none below 0.")
     positive = eigenvalues[eigenvalues > 0]
     return float(-np.sum(positive * np.log(positive)))
 
@@ -200,16 +184,12 @@ def unit_rows(vectors: Vectors) -> Vectors:
     """Each row of an (n, d) array scaled to unit length, float64."""
     vectors = np.asarray(vectors, dtype=np.float64)
     if vectors.ndim != 2 or vectors.size == 0:
-        raise DataError(
-            f"vectors have shape {vectors.shape}; accepted is (samples, dimensions), at least one of each."
-        )
+        raise DataError(f"vectors have shape {vectors.shape}; accepted is (samples, dimensions).")
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if bad.size:
-        raise DataError(
-            f"vector {bad[0]} is zero or not finite ({bad.size} of {len(vectors)} are); a text's embedding has a "
-            "direction. Check the embedder."
-        )
+        found = f"vector {bad[0]} is zero or not finite ({bad.size} of {len(vectors)} are)"
+        raise DataError(f"{found}; a text's embedding has a direction. Check the embedder.")
     unit: np.ndarray = vectors / norms
     return unit
 
@@ -217,21 +197,19 @@ def unit_rows(vectors: Vectors) -> Vectors:
 def check_kernel(kernel: str) -> None:
     """Raise RecipeError unless `kernel` is one of the two."""
     if kernel not in get_args(Kernel):
-        raise RecipeError(
-            f"kernel is {kernel!r}; accepted are {', '.join(map(repr, get_args(Kernel)))}."
-        )
+        raise RecipeError(f"kernel is {kernel!r}; accepted are {', '.join(get_args(Kernel))}.")
+
+
+def _within_range(divergence: float) -> float:
+    return float(np.clip(divergence, 0.0, np.log(2)))  # rounding alone can leave it
 
 
 def _trace_normalised(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     matrix = np.asarray(matrix, dtype=np.float64)
-    if (
-        matrix.ndim != 2
-        or matrix.shape[0] != matrix.shape[1]
-        or not np.allclose(matrix, matrix.T, atol=1e-10)
-    ):
-        raise DataError(
-            f"matrix of shape {matrix.shape} is not symmetric; accepted are covariance and Gram matrices."
-        )
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    if not square or not np.allclose(matrix, matrix.T, atol=1e-10):
+        found = f"matrix of shape {matrix.shape} is not symmetric"
+        raise DataError(f"{found}; accepted are covariance and Gram matrices.")
     trace = float(np.trace(matrix))
     if not 0 < trace < np.inf:
         raise DataError(f"matrix has the trace {trace}; accepted is one above 0.")

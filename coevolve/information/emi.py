@@ -33,26 +33,22 @@ def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
     error.
     """
     if model.examples != golden.examples:
-        raise DataError(
-            f"the model has {model.examples} responses, golden {golden.examples}; give one of each for every example."
-        )
+        found = f"the model has {model.examples} responses, golden {golden.examples}"
+        raise DataError(f"{found}; give one of each for every example.")
     if not np.array_equal(model.pairs, golden.pairs):
-        raise DataError(
-            "the model's and the golden mismatched pairs differ; score both over the same (i, j) pairs."
-        )
+        raise DataError("the model's and the golden mismatched pairs differ; score both alike.")
     return difference(mutual_information(model, form), mutual_information(golden, form))
 
 
 def difference(model: Estimate, golden: Estimate) -> Estimate:
     """`model` minus `golden`, both over the same examples and pairs."""
     if (model.unit, model.form) != (golden.unit, golden.form):
-        raise DataError(
-            f"the model's estimate is {model.form} in {model.unit}, the golden one {golden.form} in {golden.unit}; "
-            "estimate and normalise both alike."
+        found = (
+            f"the model's is {model.form} in {model.unit}, golden {golden.form} in {golden.unit}"
         )
-    return Estimate(
-        model.value - golden.value, model.unit, model.form, model.influence - golden.influence
-    )
+        raise DataError(f"{found}; estimate both alike.")
+    influence = model.influence - golden.influence
+    return Estimate(model.value - golden.value, model.unit, model.form, influence)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,5 @@ class Influence:
         """Of the difference of two estimates over the same pairs: what they share cancels."""
         if self.matched.shape != other.matched.shape or not np.array_equal(self.pairs, other.pairs):
             raise DataError("estimates over other examples or pairs have no paired difference.")
-        return Influence(
-            self.matched - other.matched, self.mismatched - other.mismatched, self.pairs
-        )
+        mismatched = self.mismatched - other.mismatched
+        return Influence(self.matched - other.matched, mismatched, self.pairs)

@@ -33,7 +33,7 @@ def check_normalisation(normalisation: str) -> None:
     """Raise RecipeError unless `normalisation` is one of the two."""
     if normalisation not in get_args(Normalisation):
         raise RecipeError(
-            f"normalisation is {normalisation!r}; accepted are 'per_token' (mean over the response's tokens, as "
+            f"normalisation is {normalisation!r}; accepted are 'per_token' (mean over the tokens, as "
             "published) and 'per_response' (sum over them)."
         )
 
@@ -44,25 +44,11 @@ def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
     try:
         tokens = np.broadcast_to(np.asarray(log_probs.tokens, dtype=np.float64), total.shape)
     except ValueError:
-        raise DataError(
-            f"tokens have shape {np.shape(log_probs.tokens)}, which does not broadcast to the sums' {total.shape}; "
-            "give one count per response."
-        ) from None
+        found = f"tokens have shape {np.shape(log_probs.tokens)}, sums {total.shape}"
+        raise DataError(f"{found}; accepted is one count per response.") from None
     _require(np.isfinite(total), total, "log-probability", "a finite number")
     _require(tokens >= 1, tokens, "token count", "at least 1, for the end of turn")
     return total, tokens
-
-
-def normalise(log_probs: LogProbs, normalisation: Normalisation) -> np.ndarray:
-    """Log-probabilities in the chosen unit, float64, the shape of `log_probs.sum`.
-
-    `per_token` divides by the number of tokens (nats per token): the published form, no mutual
-    information in nats. `per_response` is the sum (nats per response): the form for which mutual
-    information is in nats.
-    """
-    check_normalisation(normalisation)
-    total, tokens = checked(log_probs)
-    return total / tokens if normalisation == "per_token" else total
 
 
 def _require(valid: np.ndarray, values: np.ndarray, name: str, accepted: str) -> None:

@@ -47,9 +47,8 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
     model_sum, model_tokens = (values.ravel() for values in checked(model))
     baseline_sum, tokens = (values.ravel() for values in checked(baseline))
     if model_sum.size != baseline_sum.size:
-        raise DataError(
-            f"the model has {model_sum.size} scores, the baseline {baseline_sum.size}; score the same ones."
-        )
+        found = f"the model has {model_sum.size} scores, the baseline {baseline_sum.size}"
+        raise DataError(f"{found}; score the same responses.")
     if model_sum.size < 2:
         raise DataError(f"found {model_sum.size} responses; a standard error needs at least 2.")
     if not np.array_equal(model_tokens, tokens):

@@ -74,9 +74,7 @@ def bootstrap(influence: Influence, draws: np.ndarray) -> np.ndarray:
     """
     gathered = influence.of_examples()
     if draws.shape[-1] != gathered.size:
-        raise DataError(
-            f"draws are of {draws.shape[-1]} examples, the estimate is of {gathered.size}."
-        )
+        raise DataError(f"draws are of {draws.shape[-1]} examples, not of {gathered.size}.")
     gathered = gathered - gathered.mean()
     spread = np.sqrt(np.mean(gathered**2) / gathered.size)
     scale = standard_error(influence) / spread if spread > 0 else 0.0

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from rich import box
 
-from coevolve.data.example import Example
 from coevolve.errors import RecipeError
 from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
@@ -68,8 +67,7 @@ class Contributions:
     @property
     def total(self) -> np.ndarray:
         """The contribution; its mean is R-EMI."""
-        total: np.ndarray = self.matched + self.as_context + self.as_response
-        return total
+        return np.asarray(self.matched + self.as_context + self.as_response)
 
 
 def contributions(remi: Estimate) -> Contributions:
@@ -129,38 +127,31 @@ class TokenScoring:
             for number, index in enumerate(own)
             for context in (index, *others[index])
         ]  # a context is shared by the texts of several examples, and is computed once
-        scores = self._token_scores([examples[context] for context in used], texts, np.array(pairs))
-        listed, start = [], 0
+        contexts = [examples[context] for context in used]
+        form, estimator = self.reasoning, self.estimator
+        scores = combine_tokens(
+            form.weights,
+            [
+                estimator.token_log_prob_pairs(contexts, texts, written, np.array(pairs))
+                for written in form.write(estimator, contexts)
+            ],
+        )
+        renderer = estimator.renderer
+        listed: list[list[Token]] = []
+        start = 0
         for index, text in zip(own, texts, strict=True):
             end = start + 1 + len(others[index])
             here, elsewhere = scores[start], np.mean(scores[start + 1 : end], axis=0)
-            listed.append(self._tokens(text, here, elsewhere))
-            start = end
+            start, tokens = end, []
+            for token, a, b in zip(renderer.response_ids(text), here, elsewhere, strict=True):
+                numbers = {
+                    "log_prob": float(a),
+                    "elsewhere": float(b),
+                    "contribution": float(a - b),
+                }
+                tokens.append(Token(text=str(renderer.tokenizer.decode([token])), **numbers))
+            listed.append(tokens)
         return listed
-
-    def _tokens(self, text: str, here: np.ndarray, elsewhere: np.ndarray) -> list[Token]:
-        renderer = self.estimator.renderer
-        return [
-            Token(
-                text=str(renderer.tokenizer.decode([token])),
-                log_prob=float(ours),
-                elsewhere=float(theirs),
-                contribution=float(ours - theirs),
-            )
-            for token, ours, theirs in zip(
-                renderer.response_ids(text), here, elsewhere, strict=True
-            )
-        ]
-
-    def _token_scores(
-        self, contexts: Sequence[Example], texts: Sequence[str], pairs: np.ndarray
-    ) -> list[np.ndarray]:
-        """log p(y_t | x, y_<t) of each pair's tokens, by the form."""
-        scores = [
-            self.estimator.token_log_prob_pairs(contexts, texts, written, pairs)
-            for written in self.reasoning.write(self.estimator, contexts)
-        ]
-        return combine_tokens(self.reasoning.weights, scores)
 
 
 def blame_examples(
@@ -182,10 +173,8 @@ def blame_examples(
         shown: examples at either end of each subset; fewer where a subset is small.
     """
     if shown < 1 or other_contexts < 1:
-        raise RecipeError(
-            f"shown is {shown}, other_contexts is {other_contexts}; accepted are integers from 1 "
-            "up."
-        )
+        found = f"shown is {shown}, other_contexts is {other_contexts}"
+        raise RecipeError(f"{found}; accepted are integers from 1 up.")
     tokens = TokenScoring(estimator, scored.scoring.reasoning, other_contexts, seed)
     of_models: list[dict[str, BlameOfModel]] = [{} for _ in scored.subsets]
     for name in scored.models:
@@ -225,19 +214,15 @@ def blame_table(results: BlameResults, model: str) -> PlainTable:
         of_model = subset.models[model]
         label = results.label(subset.row)
         table.add_row(f"{of_model.loss:+z.3f}", f"{label}, mean", style="bold")
-        for example in of_model.worst:
-            table.add_row(*_cells(example))
-        table.add_row("...")
-        for example in of_model.best:
-            table.add_row(*_cells(example))
+        for one in (*of_model.worst, None, *of_model.best):
+            if one is None:
+                table.add_row("...")
+                continue
+            least = sorted(one.tokens, key=lambda token: token.contribution)[:LEAST_TOKENS]
+            listed = ", ".join(f"{token.text!r} {token.contribution:+.2f}" for token in least)
+            texts = one.sample_ID, one.last_turn, one.golden, one.response
+            table.add_row(f"{one.loss:+z.3f}", *texts, listed)
     return table
-
-
-def _cells(example: ShownExample) -> list[str]:
-    least = sorted(example.tokens, key=lambda token: token.contribution)[:LEAST_TOKENS]
-    listed = ", ".join(f"{token.text!r} {token.contribution:+.2f}" for token in least)
-    texts = [example.sample_ID, example.last_turn, example.golden, example.response]
-    return [f"{example.loss:+z.3f}", *texts, listed]
 
 
 def _others(index: int, count: int, wanted: int, rng: np.random.Generator) -> list[int]:
@@ -287,9 +272,5 @@ def _of_model(
         )
         for number, index in enumerate(chosen)
     }
-    return BlameOfModel(
-        loss=float(loss.mean()),
-        examples=listed,
-        worst=[details[index] for index in worst],
-        best=[details[index] for index in best],
-    )
+    first, last = ([details[index] for index in end] for end in (worst, best))
+    return BlameOfModel(loss=float(loss.mean()), examples=listed, worst=first, best=last)

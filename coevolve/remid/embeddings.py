@@ -84,9 +84,8 @@ class HiddenStates:
         return vectors[[row_of[text] for text in texts]]
 
     def _windows(self, text: str) -> Iterator[list[int]]:
-        ids = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        ids = self.tokenizer(text, **plain)["input_ids"]
         room = self.window - len(self.before) - len(self.after)
         for start in range(0, max(1, len(ids)), room):
             yield [*self.before, *ids[start : start + room], *self.after]

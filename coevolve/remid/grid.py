@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
-from rich.cells import cell_len
 
 from coevolve.progress import PlainTable
 
@@ -37,12 +37,8 @@ class Grid:
 
 def grid_table(grid: Grid) -> PlainTable:
     """For a terminal."""
-    table = PlainTable(
-        box=box.SIMPLE_HEAD,
-        title=grid.title,
-        caption="\n".join(grid.caption),
-        caption_justify="left",
-    )
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "caption_justify": "left"}
+    table = PlainTable(title=grid.title, caption="\n".join(grid.caption), **look)
     first, *others = grid.columns
     table.add_column(first)
     for name in others:
@@ -50,23 +46,6 @@ def grid_table(grid: Grid) -> PlainTable:
     for label, cells in grid.lines():
         table.add_row(label, *cells, style=None if cells else "bold")
     return table
-
-
-def grid_text(grid: Grid) -> str:
-    """Plain text without control characters."""
-    lines = [(grid.columns[0], grid.columns[1:]), *grid.lines()]
-    first = max(cell_len(label) for label, _ in lines)
-    columns = zip(*(cells for _, cells in lines if cells), strict=True)
-    widths = [max(map(cell_len, column)) for column in columns]
-    text = []
-    for label, cells in lines:
-        padded = [
-            " " * (width - cell_len(cell)) + cell
-            for width, cell in zip(widths, cells, strict=False)
-        ]
-        text.append("  ".join([label + " " * (first - cell_len(label)), *padded]).rstrip())
-    text.insert(1, "-" * (first + sum(width + 2 for width in widths)))
-    return "\n".join([*text, "", *grid.caption]) + "\n"
 
 
 def grid_latex(grid: Grid) -> str:

@@ -38,11 +38,6 @@ class Measure:
         """
         return FORMS[self.form].needs == "mismatched of each response"
 
-    @property
-    def needs_marginal(self) -> bool:
-        """Whether it needs a model of the responses alone."""
-        return FORMS[self.form].needs == "marginal"
-
 
 PUBLISHED = Measure("club", "per_token")
 RECOMMENDED = Measure("calibrated", "per_response")

@@ -74,16 +74,13 @@ def contexts_per_response(pairs: np.ndarray, count: int) -> int:
 
 def check_negatives(negatives: Negatives) -> None:
     """Raise RecipeError unless `negatives` is "all", a `PerContext`, or a positive integer."""
-    if (
-        negatives == "all"
-        or isinstance(negatives, PerContext)
-        or (type(negatives) is int and negatives > 0)
-    ):
+    if negatives == "all" or isinstance(negatives, PerContext):
         return
-    raise RecipeError(
-        f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: 1000), "
-        "and PerContext(K)."
-    )
+    if type(negatives) is not int or negatives < 1:
+        raise RecipeError(
+            f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: "
+            "1000), and PerContext(K)."
+        )
 
 
 def negatives_value(

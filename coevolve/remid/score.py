@@ -10,6 +10,7 @@ from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, DataError, RecipeError
 from coevolve.information.contrast import Contrast
+from coevolve.information.estimate import FORMS
 from coevolve.information.log_probs import Normalisation
 from coevolve.information.marginal import bigram_log_probs
 from coevolve.remid.measures import Measure
@@ -86,14 +87,11 @@ class Scoring:
 
     def __post_init__(self) -> None:
         check_negatives(self.negatives)
-        if self.contexts_at_once < 1:
-            raise RecipeError(
-                f"contexts_at_once is {self.contexts_at_once}; accepted is 1 or more."
-            )
-        if self.small_subsets not in ("error", "show"):
-            raise RecipeError(
-                f"small_subsets is {self.small_subsets!r}; accepted: 'error', 'show'."
-            )
+        count, small = self.contexts_at_once, self.small_subsets
+        if count < 1:
+            raise RecipeError(f"contexts_at_once is {count}; accepted are integers from 1 up.")
+        if small not in ("error", "show"):
+            raise RecipeError(f"small_subsets is {small!r}; accepted are 'error' and 'show'.")
 
     def subsets_with_pairs(
         self, corpus: Corpus
@@ -199,11 +197,9 @@ def score_corpus(
     for subset, pairs in chosen:
         _check_pairs(subset, pairs, measures)
     reporter = Reporter(progress, sum(len(subset.examples) for subset, _ in chosen))
-    marginal = any(measure.needs_marginal for measure in measures)
-    scored = [
-        _score_subset(estimator, subset, texts, pairs, scoring, reporter, marginal=marginal)
-        for subset, pairs in chosen
-    ]
+    marginal = any(FORMS[measure.form].needs == "marginal" for measure in measures)
+    more = scoring, reporter, marginal
+    scored = [_score_subset(estimator, subset, texts, pairs, *more) for subset, pairs in chosen]
     return ScoredCorpus(scoring, scored, left_out, texts)
 
 
@@ -236,10 +232,8 @@ def score_pairs(
     scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in written]
     for given in scores:
         if np.shape(given.sum) != (len(pairs),):
-            raise ArtifactError(
-                f"{where}: the estimator gave scores of shape {np.shape(given.sum)} for "
-                f"{len(pairs)} pairs."
-            )
+            found = f"scores of shape {np.shape(given.sum)} for {len(pairs)} pairs"
+            raise ArtifactError(f"{where}: the estimator gave {found}.")
         bad = int(np.sum(~np.isfinite(given.sum)))
         if bad:
             raise ArtifactError(
@@ -257,7 +251,6 @@ def _score_subset(
     pairs: np.ndarray,
     scoring: Scoring,
     reporter: Reporter,
-    *,
     marginal: bool,
 ) -> ScoredSubset:
     """Score a subset's responses: a context and its reasoning are given to the estimator once for
@@ -289,24 +282,15 @@ def _score_subset(
         reporter.step(f"{subset.row}: scored", finished=len(block))
     sums = dict(zip(responses, total.reshape(len(responses), -1), strict=True))
     lengths = dict(zip(responses, tokens.reshape(len(responses), -1), strict=True))
-    return ScoredSubset(
-        subset,
-        pairs,
-        {model: Scores(sums[model][:count], lengths[model][:count]) for model in responses},
-        {model: Scores(sums[model][count:], lengths[model][count:]) for model in responses},
-        _marginals(estimator, subset.ids, responses) if marginal else {},
+    matched, mismatched = (
+        {model: Scores(sums[model][part], lengths[model][part]) for model in responses}
+        for part in (slice(count), slice(count, None))
     )
-
-
-def _marginals(
-    estimator: Estimator, ids: Sequence[str], responses: Texts
-) -> dict[str | None, np.ndarray]:
-    """log m(y) of each model's responses, m being fitted to these responses of that model."""
-    ids_of = estimator.renderer.response_ids
-    return {
-        model: bigram_log_probs([ids_of(given[sample_id]) for sample_id in ids])
-        for model, given in responses.items()
-    }
+    ids_of, of_responses = estimator.renderer.response_ids, {}
+    for model, given in responses.items() if marginal else ():
+        # Fitted to these responses of that model.
+        of_responses[model] = bigram_log_probs([ids_of(given[name]) for name in subset.ids])
+    return ScoredSubset(subset, pairs, matched, mismatched, of_responses)
 
 
 def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus, Shift
-from coevolve.data.example import Example
+from coevolve.data.example import Example, listed
 from coevolve.errors import DataError
 
 IN_DISTRIBUTION = "IDTest"
@@ -62,10 +62,7 @@ def evaluated_examples(corpus: Corpus) -> list[Example]:
 def texts_by_model(corpus: Corpus, responses: Mapping[str, Responses]) -> Texts:
     """Golden under None, then each model's, all checked to be one for each test example."""
     if not responses:
-        raise DataError(
-            "no model's responses were given; accepted is a mapping from model name to its "
-            "responses."
-        )
+        raise DataError("no model's responses were given; accepted are those of 1 or more.")
     examples = evaluated_examples(corpus)
     texts: dict[str | None, dict[str, str]] = {None: golden_by_id(examples, corpus.source)}
     return texts | {name: responses_by_id(name, x, examples) for name, x in responses.items()}
@@ -83,17 +80,15 @@ def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -
                 "examples, in their order, or a mapping by sample_ID."
             )
         given = dict(zip(ids, given, strict=True))
-    missing = [sample_id for sample_id in ids if sample_id not in given]
-    unknown = sorted(set(given) - set(ids))
-    for samples, fault in (
-        (missing, "test examples lack a response"),
-        (unknown, "responses are of no test example"),
-    ):
+    odd = {
+        "test examples lack a response": [name for name in ids if name not in given],
+        "responses are of no test example": sorted(set(given) - set(ids)),
+    }
+    for fault, samples in odd.items():
         if samples:
-            listed = ", ".join(map(repr, samples[:3])) + ", ..." * (len(samples) > 3)
             raise DataError(
-                f"{where}: {len(samples)} {fault} ({listed}); accepted is one response for each of "
-                f"the {len(ids)} test examples. Check the file and the data."
+                f"{where}: {len(samples)} {fault} ({listed(samples, 3)}); accepted is one response "
+                f"for each of the {len(ids)} test examples. Check the file and the data."
             )
     for sample_id in ids:
         if not isinstance(given[sample_id], str) or not given[sample_id].strip():

@@ -2,26 +2,21 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from rich.console import Group
 
 from coevolve.errors import DataError
 from coevolve.registry import Registry, users_code
-from coevolve.remid.grid import Block, Grid, grid_latex, grid_markdown, grid_table, grid_text
-from coevolve.remid.results import Comparison, Exact, Losses, RemidResults, mean_exact
+from coevolve.remid.grid import Block, Grid, grid_latex, grid_markdown, grid_table
+from coevolve.remid.results import Exact, Losses, RemidResults, SubsetNumbers, mean_exact
 
-SHIFTED: Mapping[str, str] = MappingProxyType(
-    {
-        "user": "user shift",
-        "character": "character shift",
-        "dialogue": "dialogue shift",
-        "all": "all shifted at once",
-    }
-)
+SHIFTED: Mapping[str, str] = {
+    **{name: f"{name} shift" for name in ("user", "character", "dialogue")},
+    "all": "all shifted at once",
+}
 AVERAGE = "aggregate average"
 ABSENT = "-"
 SIGNIFICANT = 0.05
@@ -73,37 +68,32 @@ def remid_rows(results: RemidResults, exact: Exact | None = None) -> tuple[list[
     value.
     """
     exact = exact or {}
-    _check_exact(exact, results)
-    with_exact = {model for model, _ in exact}
-    columns = [
-        (model, is_exact)
-        for model in results.models
-        for is_exact in (False, True)[: 1 + (model in with_exact)]
-    ]
+    results.require_pairs("exact values are given for", exact)
+    known = {model for model, _ in exact}
+    columns = [(x, truth) for x in results.models for truth in (False, True)[: 1 + (x in known)]]
     emi, emid = results.names
+
+    def values(
+        numbers: Mapping[str, Losses | None], which: Which, of: Sequence[SubsetNumbers]
+    ) -> tuple[Value, ...]:
+        return tuple(
+            Value(mean_exact(exact, model, of)) if truth else _value(numbers[model], which)
+            for model, truth in columns
+        )
+
     rows = []
     for subset in results.subsets:
-        which: Which = "remi" if subset.shift is None else "remid"
-        values = [
-            Value(exact.get((model, subset.row)))
-            if is_exact
-            else _value(subset.models[model], which)
-            for model, is_exact in columns
-        ]
-        shift = subset.shift
-        heading = f"{SHIFTED[shift]}, {emid} ↓" if shift else f"in distribution, {emi} ↑"
+        which: Which = "remid" if subset.shift else "remi"
+        shifted = f"{SHIFTED[subset.shift]}, {emid} ↓" if subset.shift else None
         label = results.label(subset.row, subset.subset, subset.reason)
-        rows.append(Row(heading, label, tuple(values)))
+        of_subset = values(subset.models, which, [subset])
+        rows.append(Row(shifted or f"in distribution, {emi} ↑", label, of_subset))
     if results.average:
-        averages = [
-            Value(mean_exact(exact, model, results.shifted()))
-            if is_exact
-            else _value(results.average[model], "remid")
-            for model, is_exact in columns
-        ]
-        heading = f"over all shifted subsets, {emid} ↓"
-        rows.append(Row(heading, _average_label(results), tuple(averages)))
-    return [f"{model} exact" if is_exact else model for model, is_exact in columns], rows
+        there, measured = len(results.subsets) - 1, results.shifted()
+        part = f" (of {len(measured)} of {there})" if len(measured) < there else ""
+        averages = values(results.average, "remid", measured)
+        rows.append(Row(f"over all shifted subsets, {emid} ↓", AVERAGE + part, averages))
+    return [f"{model} exact" if truth else model for model, truth in columns], rows
 
 
 def remid_caption(results: RemidResults) -> list[str]:
@@ -121,8 +111,12 @@ def remid_caption(results: RemidResults) -> list[str]:
         )
     if results.reasoning is not None:
         lines.append(f"Reasoning: {results.reasoning.form()}.")
-    lines += [_few_line(results), _floor_line(results), results.unanswered_line()]
-    return [line for line in lines if line]
+    few = [s.subset for s in results.subsets if s.examples < FEW and not s.reason]
+    if results.level is not None and few:
+        lines.append(
+            f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}."
+        )
+    return [line for line in (*lines, _floor_line(results), results.unanswered_line()) if line]
 
 
 def remid_grids(
@@ -135,8 +129,7 @@ def remid_grids(
     grids = [_grid(main, exact or {}, remid_caption(main), exact_below)]
     # What is said below the first table holds for all.
     for part in beside:
-        lines = [_unit_line(part), _floor_line(part)]
-        grids.append(_grid(part, {}, [line for line in lines if line], False))
+        grids.append(_grid(part, {}, [*filter(None, (_unit_line(part), _floor_line(part)))], False))
     return grids
 
 
@@ -158,26 +151,22 @@ def difference_rows(results: RemidResults) -> list[tuple[str, str, str]]:
     """(`a - b`, difference in R-EMI in distribution, in mean R-EMID) of every two models, by the
     main measure; with many models, of those with the best one, which loses least.
     """
-    of_pairs: dict[tuple[str, ...], dict[str, Comparison]] = {}
-    for comparison in results.comparisons:
-        of_pairs.setdefault(tuple(comparison.models), {})[comparison.measure] = comparison
-    if len(of_pairs) > MOST_DIFFERENCES:
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for one in results.comparisons:
+        shown = f"{one.value:+z.3f} [{one.low:+z.3f}, {one.high:+z.3f}]"
+        cells.setdefault(tuple(one.models), {})[one.measure] = shown
+    if len(cells) > MOST_DIFFERENCES:
         best = min(results.models, key=lambda name: _standing(results, name))
-        of_pairs = {pair: of_pair for pair, of_pair in of_pairs.items() if best in pair}
+        cells = {pair: of_pair for pair, of_pair in cells.items() if best in pair}
     return [
-        (" - ".join(pair), _difference(of_pair.get("remi")), _difference(of_pair.get("remid")))
-        for pair, of_pair in of_pairs.items()
+        (" - ".join(pair), of_pair.get("remi", ABSENT), of_pair.get("remid", ABSENT))
+        for pair, of_pair in cells.items()
     ]
 
 
 def remid_table(results: RemidResults, exact: Exact | None = None) -> Group:
     """For a terminal: the measures' tables, then the models' paired differences."""
     return Group(*map(grid_table, [*remid_grids(results, exact), *difference_grid(results)]))
-
-
-def remid_text(results: RemidResults, exact: Exact | None = None) -> str:
-    """The measures' tables as plain text."""
-    return "\n".join(map(grid_text, remid_grids(results, exact)))
 
 
 def remid_latex(results: RemidResults, exact: Exact | None = None) -> str:
@@ -201,12 +190,10 @@ def remid_csv(results: RemidResults, exact: Exact | None = None) -> str:
         known = (exact or {}) if part is results else {}
         for subset in part.subsets:
             which: Which = "remi" if subset.shift is None else "remid"
+            copied = ("shift", "subset", "examples", "reason")
             of_subset = {
                 "measure": part.names[subset.shift is not None],
-                **{
-                    name: getattr(subset, name)
-                    for name in ("shift", "subset", "examples", "reason")
-                },
+                **{name: getattr(subset, name) for name in copied},
                 "left_out": results.left_out(subset.row),
             }
             for model in part.models:
@@ -268,14 +255,6 @@ def _unit_line(results: RemidResults) -> str:
     return f"Unit: {results.unit}. {information}{bias}"
 
 
-def _few_line(results: RemidResults) -> str | None:
-    """Which intervals are too narrow for want of examples."""
-    few = [s.subset for s in results.subsets if s.examples < FEW and not s.reason]
-    if results.level is None or not few:
-        return None
-    return f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}."
-
-
 def _floor_line(results: RemidResults) -> str | None:
     """Whose estimate is lower than it need be, for want of a lower temperature."""
     at_floor = [
@@ -291,10 +270,6 @@ def _floor_line(results: RemidResults) -> str | None:
         f"{', '.join(at_floor)}. There a response's log-probabilities vary by more than 100 nats "
         "or so between contexts."
     )
-
-
-def _difference(row: Comparison | None) -> str:
-    return ABSENT if row is None else f"{row.value:+z.3f} [{row.low:+z.3f}, {row.high:+z.3f}]"
 
 
 def _standing(results: RemidResults, name: str) -> float:
@@ -320,11 +295,6 @@ def _cells(numbers: Losses | None, which: Which) -> dict[str, float | None]:
     return {name: getattr(numbers, field, None) for name, field in names.items()}
 
 
-def _average_label(results: RemidResults) -> str:
-    shifted, measured = len(results.subsets) - 1, len(results.shifted())
-    return AVERAGE if measured == shifted else f"{AVERAGE} (of {measured} of {shifted})"
-
-
 def _pairs(results: RemidResults) -> str:
     negatives = results.negatives
     if negatives == "all":
@@ -334,13 +304,3 @@ def _pairs(results: RemidResults) -> str:
     else:
         each = f"up to {negatives:,} mismatched pairs per subset"
     return f"{each} (seed {results.seed})"
-
-
-def _check_exact(exact: Exact, results: RemidResults) -> None:
-    rows = [subset.row for subset in results.subsets]
-    for model, row in exact:
-        if model not in results.models or row not in rows:
-            raise DataError(
-                f"exact values are given for model {model!r}, row {row!r}; accepted are the models "
-                f"{', '.join(results.models)} and the rows {', '.join(rows)}."
-            )

@@ -18,11 +18,9 @@ def count_unanswered(
     """What `answered_by_all` left out of the corpus; None where nothing was."""
     left = {subset.row: len(subset.examples) for subset in distributions(answered)}
     rows = {
-        subset.row: LeftOut(
-            left_out=len(subset.examples) - left[subset.row], of=len(subset.examples)
-        )
+        subset.row: LeftOut(left_out=count - left[subset.row], of=count)
         for subset in distributions(whole)
-        if left[subset.row] < len(subset.examples)
+        if left[subset.row] < (count := len(subset.examples))
     }
     faults = {
         name: Faults(**{fault: list(getattr(given, fault)) for fault in Faults.model_fields})
