@@ -1,6 +1,4 @@
-"""coevolve: co-evolving reinforcement learning of a probability model of role-play responses, and
-R-EMID on top.
-"""
+"""coevolve: co-evolving reinforcement learning of a model of role-play responses, and R-EMID."""
 
 __version__ = "0.3.0"
 __all__ = ["Example", "ProbabilityEstimator", "__version__"]

@@ -26,11 +26,7 @@ class Part(BaseModel):
     """
 
     model_config = ConfigDict(
-        strict=True,
-        frozen=True,
-        extra="ignore",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        strict=True, frozen=True, extra="ignore", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     def values(self) -> dict[str, Any]:
@@ -39,9 +35,7 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """A whole file. Fields in `marks`, each a Literal, say what it is; they are looked at before
-    the others.
-    """
+    """A whole file. Fields in `marks`, each a Literal, say what it is, and are looked at first."""
 
     marks: ClassVar[tuple[str, ...]] = ()
 
@@ -76,18 +70,14 @@ def check_document(
     remedy: str,
     error: type[CoevolveError] = DataError,
 ) -> Model:
-    """The JSON value as a model; arguments and errors as for `read_document`, with `where` for the
-    path.
-    """
+    """The JSON value as a model, as `read_document`; `where` is what to call it in errors."""
     if not isinstance(value, dict):
         raise error(f"{where}: found {_shown(value)}; accepted is an object. {remedy}")
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as fault:
         half = fault.object[fault.start]
-        raise error(
-            f"{where}: {half!r} is half a character, which no text can hold. {remedy}"
-        ) from None
+        raise error(f"{where}: {half!r} is half a character, no text. {remedy}") from None
     for mark in getattr(models[0], "marks", ()):
         accepted = [(known, model) for model in models for known in _accepted(model, mark)]
         of_file = value.get(mark)
@@ -105,9 +95,7 @@ def check_document(
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault as a sentence that names the field, what was found and what is accepted; how
-    many more.
-    """
+    """The first fault as a sentence: field, found, accepted; and how many more there are."""
     first, *others = error.errors(include_url=False)
     field = ".".join(str(part)[:LONGEST_SHOWN] for part in first["loc"] if part != "[key]")
     more = f" (and {len(others)} more faults)" if others else ""

@@ -22,17 +22,12 @@ class CoevolveError(Exception):
 
 
 class PreflightError(CoevolveError, ValueError):
-    """Several things that stand in the way of a command, all found before it began.
-
-    Attributes:
-        problems: an error for each.
-    """
+    """Things that stand in the way of a command, an error each, all found before it began."""
 
     def __init__(self, problems: Sequence[CoevolveError]):
         self.problems = tuple(problems)
         shown = [
-            f"  {number}. {problem}"
-            for number, problem in enumerate(self.problems[:PROBLEMS_SHOWN], start=1)
+            f"  {number}. {x}" for number, x in enumerate(self.problems[:PROBLEMS_SHOWN], start=1)
         ]
         more = len(self.problems) - len(shown)
         if more:
@@ -81,9 +76,7 @@ class ContentError(CoevolveError, RuntimeError):
 
 
 class DivergenceError(CoevolveError, ArithmeticError):
-    """A loss or a gradient that is no number, found before the optimizer step that would have used
-    it.
-    """
+    """A loss or gradient that is no number, found before the optimizer step that would use it."""
 
 
 class LibraryError(CoevolveError, RuntimeError):

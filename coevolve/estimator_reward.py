@@ -44,15 +44,9 @@ class EstimatorReward:
     Args:
         path: an exported estimator. Its manifest and files are checked at once; its models are
             loaded by the first call, on the device that is the process's own by then.
-        scale: `likelihood` or `log_likelihood`.
         reasoning: another form than the estimator's own.
         options: of `ProbabilityEstimator.from_pretrained`: `device`, `dtype`, `base`,
             `token_budget`, ...
-
-    Raises:
-        RecipeError: an unknown scale.
-        ArtifactError: the estimator is incomplete or damaged, or is loaded while DeepSpeed ZeRO-3
-            is on.
     """
 
     def __init__(
@@ -84,17 +78,9 @@ class EstimatorReward:
         return ProbabilityEstimator.from_pretrained(self.path, **self._options)
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
-        """One reward for each completion, as TRL asks for it.
-
-        Args:
-            completions: texts, or lists of chat messages whose last one is scored.
-            columns: the data set's columns, one value for each completion, and what else TRL
-                passes.
-
-        Raises:
-            DataError: the columns hold no dialogue, or a malformed one; the row is named.
-            TooLongError: a dialogue with its completion does not fit the estimator.
-            RewardError: a score that is not a finite number.
+        """One reward for each completion (a text, or chat messages whose last one is scored), as
+        TRL asks for it; `columns` are the data set's, one value for each completion, and what else
+        TRL passes.
         """
         examples = _examples(columns, len(completions))
         # Of a conversation the last message is scored.
@@ -117,9 +103,7 @@ class EstimatorReward:
         return rewards
 
     def _reasonings(self, examples: Sequence[Example]) -> list[tuple[str | None, ...]]:
-        """For each example the reasoning of each part of the form; written for those dialogues that
-        were not met before.
-        """
+        """Each example's reasoning by each part of the form, written once for each dialogue."""
         keys = [_key(example) for example in examples]
         new = {k: x for k, x in zip(keys, examples, strict=True) if k not in self._reasoning}
         if new:
@@ -158,9 +142,7 @@ def _parsed(row: Any, index: int) -> Mapping[str, Any]:
     except DataError as error:
         raise DataError(f"{error} Accepted is a row as JSON text.") from None
     if not isinstance(parsed, Mapping):
-        raise DataError(
-            f"example of completion {index}: found {parsed!r}; accepted is a row as a JSON object."
-        )
+        raise DataError(f"example of completion {index}: {parsed!r}; accepted is a JSON object.")
     return parsed
 
 

@@ -23,11 +23,7 @@ MOST_KEYS = 1_000_000
 
 _DIGITS = bytes(48 if chr(byte) in "0123456789" else 32 for byte in range(256))
 _TOO_DEEP = f"lists and objects lie in one another too deep; accepted are {DEEPEST} levels"
-_OTHER_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_OTHER_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -36,9 +32,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write text (UTF-8) or bytes atomically: to a temporary name beside `path`, synced, then
-    renamed.
-    """
+    """Write text (UTF-8) or bytes atomically: to a temporary name, synced, then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shortened, as a name may be as long as the file system allows.
@@ -83,11 +77,8 @@ def jsonl_text(rows: Iterable[Any]) -> str:
 
 
 def look(path: str | Path) -> os.stat_result | None:
-    """What stands at a path, links followed; None where nothing does.
-
-    Raises:
-        DataError: the path can lead nowhere: it is empty, too long, goes through a file or a closed
-            folder, or holds a null character.
+    """What stands at a path, links followed, None if nothing does; DataError if it can lead
+    nowhere.
     """
     try:
         return os.stat(path)
@@ -103,46 +94,36 @@ def look(path: str | Path) -> os.stat_result | None:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder stands at the path. Raises DataError as `look`."""
+    """Whether a folder stands at the path."""
     found = look(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether a plain file stands at the path. Raises DataError as `look`."""
+    """Whether a plain file stands at the path."""
     found = look(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def plain_file(path: str | Path, *, at_most: int = LARGEST_FILE) -> Path:
-    """The path, if a plain file stands there that can be read whole: to be called before any file
-    is opened.
-
-    Raises:
-        DataError: as `look`; nothing is there, or a folder, a pipe, a socket or a device (which
-            could be waited for or read for ever); or the file has more than `at_most` bytes.
+    """The path, if a plain file stands there that can be read whole, and not a pipe or a device,
+    which could be waited for or read for ever: to be called before any file is opened.
     """
     found = look(path)
     if found is None:
         raise DataError(f"{path}: no such file. Check the path.")
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for is_one, name in _OTHER_KINDS if is_one(found.st_mode)), "a device")
-        raise DataError(
-            f"{path}: is {kind}; accepted is a plain file. Name one, or copy what it holds into one."
-        )
+        raise DataError(f"{path}: is {kind}; accepted is a plain file. Copy it into one.")
     if found.st_size > at_most:
         raise DataError(
-            f"{path}: has {found.st_size:,} bytes; accepted are at most {at_most:,}. Divide the file."
+            f"{path}: has {found.st_size:,} bytes; accepted are {at_most:,}. Divide it."
         )
     return Path(path)
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The file's content.
-
-    Raises:
-        DataError: as `plain_file`, or the file cannot be read.
-    """
+    """The file's content."""
     try:
         return plain_file(path).read_bytes()
     except OSError as error:
@@ -150,11 +131,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """The file's text. A byte order mark is left out; all ends of lines become line feeds.
-
-    Raises:
-        DataError: as `read_bytes`, or the file is not UTF-8.
-    """
+    """The file's text. A byte order mark is left out; all ends of lines become line feeds."""
     content = read_bytes(path)
     try:
         text = content.decode("utf-8-sig")
@@ -168,14 +145,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path, *, nan: bool = False) -> Any:
-    """The file's JSON value.
-
-    Args:
-        nan: as for `parse_json`.
-
-    Raises:
-        DataError: as `read_text` and `parse_json`.
-    """
+    """The file's JSON value, as `parse_json`."""
     text = read_text(path)
     try:
         return decode_json(text, str(path), nan=nan)
@@ -186,14 +156,7 @@ def read_json(path: str | Path, *, nan: bool = False) -> Any:
 
 
 def read_jsonl(path: str | Path, *, nan: bool = False) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) for every line that is not blank.
-
-    Args:
-        nan: as for `parse_json`.
-
-    Raises:
-        DataError: as `read_text` and, with the line, as `parse_json`.
-    """
+    """(line number from 1, value) for every line that is not blank, as `parse_json`."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield number, parse_json(line, f"{path}:{number}", nan=nan)
@@ -202,16 +165,10 @@ def read_jsonl(path: str | Path, *, nan: bool = False) -> Iterator[tuple[int, An
 def parse_json(text: str, where: str, *, nan: bool = False) -> Any:
     """The value of JSON text that may come from anywhere. All JSON is read through this.
 
-    Args:
-        where: what to call the text in an error, for example `data.jsonl:4` or `--extra`.
-        nan: whether NaN, Infinity and -Infinity are numbers, which JSON does not know but Python
-            writes.
-
-    Raises:
-        DataError: it is not JSON; an object has a key twice, of which a reader would silently take
-            the last; lists and objects lie in one another more than DEEPEST deep; an object has
-            more than MOST_KEYS keys; a number has more than LONGEST_NUMBER characters, or is beyond
-            a float.
+    DataError, with `where` in front, for what is not JSON; an object with a key twice, of which a
+    reader would silently take the last, or more than MOST_KEYS; lists and objects more than DEEPEST
+    deep; a number of more than LONGEST_NUMBER characters or beyond a float. With `nan`, NaN and
+    infinities are numbers, which JSON does not know but Python writes.
     """
     try:
         return decode_json(text, where, nan=nan)
@@ -246,9 +203,7 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
         # later.
         found, key = doubled[-1]
         place = _place(value, found)
-        raise DataError(
-            f"{where}: the key {key!r} is there twice{place and f' in {place}'}. Remove one."
-        )
+        raise DataError(f"{where}: {key!r} is there twice{place and f' in {place}'}. Remove one.")
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
         raise DataError(f"{where}: {_TOO_DEEP}.")
     return value
@@ -276,7 +231,7 @@ def _float(text: str) -> float:
 def _number(text: str) -> str:
     if len(text) > LONGEST_NUMBER + 1:  # and a sign
         raise _Refused(
-            f"the number {text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}"
+            f"{text[:10]}... has {len(text):,} characters; accepted are {LONGEST_NUMBER}"
         )
     return text
 

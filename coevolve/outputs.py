@@ -56,18 +56,7 @@ def claim(
     overwrite: bool = False,
 ) -> Path:
     """The path that `text` names, after every check that can be made before there is something to
-    write.
-
-    Args:
-        text: as the user gave it; `~` is the home folder.
-        kind: what will be written there.
-        option: what the user calls it, for errors.
-        inputs: what the command reads, by how an error calls it.
-        overwrite: whether older work of the same kind may be replaced.
-
-    Raises:
-        OutputError: the place cannot be written, holds something else, or is an input of the
-            command.
+    write; `option` and the keys of `inputs` are what the user calls output and inputs.
     """
     path = plain_path(str(text), option)
     for name, given in (inputs or {}).items():
@@ -100,17 +89,11 @@ def _is_older_work(path: Path, kind: Kind, option: str) -> bool:
 
 
 def plain_path(text: str, option: str) -> Path:
-    """The path that `text` names, `~` expanded.
-
-    Raises:
-        OutputError: no path can be called so.
-    """
+    """The path that `text` names, `~` expanded."""
     if not text.strip():
         raise OutputError(f"{option}: found {text!r}; accepted is a path. Give one.")
     if "\0" in text:
-        raise OutputError(
-            f"{option}: found {text!r}, which holds a NUL; no path does. Give another one."
-        )
+        raise OutputError(f"{option}: found {text!r}, which holds a NUL. Give another path.")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise OutputError(
             f"{option}: found {text!r}, which is not UTF-8 as this process reads it; records and libraries take no "
@@ -139,9 +122,7 @@ def plain_path(text: str, option: str) -> Path:
 @contextmanager
 def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` when the block ends well, and is gone when
-    it does not.
-
-    Older work stays until the new one is complete.
+    it does not. Older work stays until the new one is complete.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -173,9 +154,7 @@ def remove(path: Path) -> None:
 
 
 def write_parts(folder: Path, kind: Kind, texts: Mapping[str, str | bytes]) -> None:
-    """Write the parts of a folder's output, the one with the mark last; parts of older work that
-    are no more, go.
-    """
+    """Write a folder's parts, the one with the mark last; parts that are no more, go."""
     _is_older_work(folder, kind, "the output")
     for name in kind.parts:
         if name in texts:
@@ -233,10 +212,8 @@ def _holds_a_shift(path: Path) -> bool:
         if isinstance(splits, dict)
         else []
     )
-    return any(
-        isinstance(row, dict) and isinstance(row.get("shift"), dict)
-        for row in itertools.chain(*lists)
-    )
+    rows = itertools.chain(*lists)
+    return any(isinstance(row, dict) and isinstance(row.get("shift"), dict) for row in rows)
 
 
 def _holds_text(name: str, text: str) -> Callable[[Path], bool]:
@@ -274,9 +251,7 @@ RUN_PARTS = (
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is, or began to be, the directory of a run; its lock is the first thing
-    that a run writes.
-    """
+    """Whether the folder is, or began to be, a run's, whose lock is written first."""
     lock = folder / ".lock"
     begun = lock.is_file() and (lock.stat().st_size == 0 or has_json(lock, "host", ""))
     return begun or has_json(folder / "run.json", "data_fingerprint", "")
@@ -326,17 +301,13 @@ REPORT = Kind("a report", True, _holds_a_report, parts=("report", "report.html")
 
 
 def _taken(path: Path, kind: Kind) -> Iterator[str]:
-    """What is in the way of the output: names of its parts, the whole folder, or a file that is not
-    empty.
-    """
+    """What is in the way: names of its parts, the whole folder, or a file that is not empty."""
     if not kind.is_folder:
         if path.stat().st_size:
             yield "this file"
     elif kind.parts:
         if kind not in (RUN, REPORT) and is_run(path):
-            raise OutputError(
-                f"{path}: is the directory of a run. Give {kind.name} a folder of their own."
-            )
+            raise OutputError(f"{path}: is the directory of a run. Give {kind.name} their own.")
         yield from (name for name in kind.parts if os.path.lexists(path / name))
     elif kind is not CACHE:
         yield from (name.name for name in itertools.islice(path.iterdir(), 1))
@@ -379,9 +350,7 @@ def _require_outside_runs(path: Path, option: str) -> None:
 
 
 def _require_writable(path: Path, kind: Kind, option: str) -> None:
-    """Raise OutputError unless files can be made where `path` is, or would be made with its
-    parents.
-    """
+    """Raise OutputError unless files can be made where `path` is, or would be."""
     place = path if kind.is_folder and path.is_dir() else path.parent
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -410,10 +379,6 @@ def _found(path: Path) -> str:
     if path.is_symlink() and not path.exists():
         return "link that leads nowhere"
     mode = path.stat().st_mode
-    names = {
-        stat.S_IFDIR: "folder",
-        stat.S_IFREG: "file",
-        stat.S_IFIFO: "pipe",
-        stat.S_IFSOCK: "socket",
-    }
+    names = {stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
+    names |= {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
     return names.get(stat.S_IFMT(mode), "device")

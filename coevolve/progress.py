@@ -35,8 +35,7 @@ LOG_WIDTH = 150
 
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-"""Characters that would move the cursor or colour the rest of the terminal, and how they are shown.
-"""
+"""Characters that would move the cursor or colour the terminal, and how they are shown."""
 
 
 class PlainTable(Table):
@@ -90,9 +89,7 @@ def _as_it_is(item: str | RenderableType, style: str = "") -> RenderableType:
 
 
 def quieten_libraries() -> None:
-    """Leave the terminal to our own display: no bars and no deprecation notes from inside the
-    libraries.
-    """
+    """Leave the terminal to our own display: no bars or deprecation notes from libraries."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -133,9 +130,7 @@ def _notes(console: Console, title: str, total: int) -> Advance:
         if now - last >= NOTE_EVERY_SECONDS and 0 < done < total:
             last = now
             left = (now - began) / done * (total - done)
-            console.print(
-                _as_it_is(f"         {title}: {done} of {total}, about {left:.0f} s left")
-            )
+            console.print(_as_it_is(f"         {title}: {done} of {total}, some {left:.0f} s left"))
 
     return advance
 

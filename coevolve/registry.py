@@ -78,15 +78,9 @@ class Registry(Generic[Item]):
         return self.get(name)
 
     def get(self, name: str, where: str | None = None) -> Item:
-        """The one of this name, or a user's own at `custom:` and an import path.
-
-        Args:
-            where: the field or option that names it, for errors.
-
-        Raises:
-            RecipeError: there is none of the name; or no such module or file, or it fails when it
-                is imported.
-            CoevolveError: `error` of the registry, for what cannot be called as one is.
+        """The one of this name, or a user's own at `custom:` and an import path; `where` is the
+        field or option that names it. RecipeError if there is none, `error` of the registry if it
+        cannot be called as one is.
         """
         where = where or self.noun
         if name.startswith(CUSTOM):
@@ -97,14 +91,10 @@ class Registry(Generic[Item]):
         return self._items[name]
 
     def custom(self, path: str, where: str) -> Item:
-        """The user's own at an import path. Raises as `get`.
-
-        Args:
-            where: what to call it in an error.
-        """
+        """The user's own at an import path; `where` is what to call it in an error."""
         if re.fullmatch(IMPORT_PATH, path) is None:
             raise RecipeError(
-                f"{where} is no import path; accepted are package.module:name and file.py:name."
+                f"{where} is no import path such as package.module:name or file.py:name."
             )
         source, _, name = path.rpartition(":")
         module = _file(source, where) if source.endswith(".py") else _module(source, where)
@@ -120,9 +110,7 @@ class Registry(Generic[Item]):
             kind = "a class" if inspect.isclass(found) else type(found).__name__
             raise self.error(f"{where} is {kind}; accepted is {self.accepted}.")
         if any(map(inspect.iscoroutinefunction, (found, type(found).__call__))):
-            raise self.error(
-                f"{where} is asynchronous; accepted is {self.accepted}, not a coroutine."
-            )
+            raise self.error(f"{where} is asynchronous; accepted is {self.accepted}.")
         try:
             inspect.signature(found).bind(**dict.fromkeys(given))
         except ValueError:  # compiled code need not say what it takes
@@ -138,12 +126,8 @@ class Registry(Generic[Item]):
 def users_code(
     where: str, error: type[CoevolveError], *, passing: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """What a user's code raises, as one error that names it and the line.
-
-    Args:
-        where: what to call it.
-        error: what to raise instead; one that is so already stays.
-        passing: what stays as it is, too.
+    """What a user's code raises, as one `error` that names `where` and the line; one that is so
+    already, or `passing`, stays.
     """
     try:
         yield

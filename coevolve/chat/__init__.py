@@ -1,6 +1,4 @@
-"""Chat models with one interface: on this machine, in vLLM, or behind an endpoint. What is asked, and
-what becomes of the answers, is the business of teachers, respond and shifts.
-"""
+"""Chat models with one interface: on this machine, in vLLM, or behind an endpoint."""
 
 from coevolve.chat.base import ChatModel, Completion, Question, Reply
 from coevolve.chat.endpoint import Endpoint

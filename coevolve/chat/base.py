@@ -15,9 +15,7 @@ Poll = Callable[[], None]
 Message = dict[str, str]
 """`role` (system, user or assistant) and `content`."""
 
-RETRY_TEMPERATURE = (
-    0.7  # at least this when asking again: the same question at 0 gets the same faulty reply
-)
+RETRY_TEMPERATURE = 0.7  # at least, when asking again: at 0 the reply would be the same
 END_OF_THINKING = "</think>"
 
 _NO_ANSWERS = {
@@ -32,11 +30,8 @@ _NO_ANSWERS = {
 
 @dataclass(frozen=True)
 class Question:
-    """Messages to be answered.
-
-    Attributes:
-        id: the sample_ID that an error names; with the seed it decides the noise of sampling.
-        messages: a chat that ends with the user's message.
+    """A chat that ends with the user's message; `id` is the sample_ID that an error names, and
+    decides with the seed the noise of sampling.
     """
 
     id: str
@@ -45,12 +40,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote.
-
-    Attributes:
-        text: all of it.
-        finished: whether it ended by itself; otherwise it was cut off after so many tokens.
-        problem: why it is no answer, whatever the text is; empty for one that is.
+    """What a model wrote; `finished` if it ended by itself and was not cut off, `problem` if it is
+    no answer, whatever the text is.
     """
 
     text: str
@@ -63,23 +54,13 @@ class Completion:
         if reason is None or reason in ("", "stop", "length"):
             return cls(text, reason != "length")
         meaning = _NO_ANSWERS.get(reason) if isinstance(reason, str) else None
-        return cls(
-            text,
-            True,
-            f"finish_reason is {reason!r:.60}: {meaning or 'nobody says what that means'}",
-        )
+        meaning = meaning or "nobody says what that means"
+        return cls(text, True, f"finish_reason is {reason!r:.60}: {meaning}")
 
 
 @dataclass(frozen=True)
 class Reply(Generic[Value]):
-    """What came of a question.
-
-    Attributes:
-        id: the question's.
-        value: what the asker read from the completion; None where there is none that is usable.
-        problem: why there is none.
-        attempts: how often the question was asked.
-    """
+    """What came of a question: the value that the asker read, or None and the problem."""
 
     id: str
     value: Value | None
@@ -92,12 +73,9 @@ Read = Callable[[Question, Completion], tuple[Value | None, str]]
 
 
 class ChatModel(Protocol):
-    """A chat model.
-
-    Attributes:
-        settings: JSON values that decide its answers, besides the question. No key is among them.
-        address: the folder, hub id or URL where it is found, for the record.
-        max_tokens: a longer completion is cut off.
+    """A chat model. `settings` are JSON values that decide its answers, without any key; `address`
+    is the folder, hub id or URL where it is found; a completion of more than `max_tokens` is cut
+    off.
     """
 
     @property
@@ -114,9 +92,7 @@ class ChatModel(Protocol):
         ...
 
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
-        """One reply per question, as they become ready, in any order. Raises ChatError: the model
-        itself is out of order, so that no further question would be answered.
-        """
+        """One reply per question, in any order; ChatError if the model itself is out of order."""
         ...
 
 

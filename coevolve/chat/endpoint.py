@@ -71,10 +71,6 @@ class Endpoint:
             asker cannot use.
         patience: questions in a row that fail for the server's reasons before the work stops.
         poll: called again and again while answers are waited for; what it raises ends the work.
-
-    Raises:
-        ChatError: the package `openai` is not installed.
-        RecipeError: an unusable address, key or number.
     """
 
     def __init__(
@@ -139,9 +135,8 @@ class Endpoint:
         return text
 
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
-        """One reply per question, in the order in which the server finishes them. Raises ChatError:
-        the server cannot be reached, refuses every request, or failed `patience` times in a row.
-        Replies that were under way are handed out first.
+        """One reply per question, as the server finishes them; those under way at a ChatError come
+        first.
         """
         work = _Work(self.patience)
         try:
@@ -182,12 +177,7 @@ class Endpoint:
         return Reply(question.id, value, problem, attempt)
 
     def _complete(self, question: Question, attempt: int, work: "_Work") -> Completion:
-        """The server's completion, asked for again while the server is in trouble.
-
-        Raises:
-            _NoAnswerError: the last one.
-            _StoppedError: nothing more is to be asked.
-        """
+        """The server's completion, asked for again while the server is in trouble."""
         request = self._request(question, attempt)
         for sent in range(1, self.retries + 2):
             self._pace.wait(work.stopped)
@@ -247,9 +237,7 @@ class Endpoint:
             for part in response.iter_bytes():
                 body += part
                 if len(body) > _LONGEST_BODY:
-                    raise _UnreadableError(
-                        f"it has more than {_LONGEST_BODY} bytes: {_quoted(body)}"
-                    )
+                    raise _UnreadableError(f"it has over {_LONGEST_BODY} bytes: {_quoted(body)}")
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -271,12 +259,8 @@ class _StoppedError(Exception):
 
 
 class _NoAnswerError(Exception):
-    """A request without an answer.
-
-    Attributes:
-        about_it: whether it is the request's fault, otherwise the server's.
-        for_now: whether it may be answered later.
-        wait: seconds for which the server asks to be left alone.
+    """A request without an answer: whether it is the request's own fault, whether it may be
+    answered later, and for how many seconds the server asks to be left alone.
     """
 
     def __init__(
@@ -290,10 +274,8 @@ class _Work:
     """Whether requests are still sent: the threads that send them see at once that the server has
     failed.
 
-    Attributes:
-        stopped: set when nothing more is to be asked.
-        failure: what the work stopped at: a reply, and how many in a row had failed; None where
-            nothing failed.
+    `stopped` is set when nothing more is to be asked; `failure` is the reply that the work stopped
+    at, and how many in a row had failed.
     """
 
     def __init__(self, patience: int):
@@ -386,9 +368,7 @@ def _require_plain_extra(extra: Mapping[str, Any]) -> None:
 
 def _require_plain_url(base_url: str) -> None:
     """The address is written into files: nothing secret may be in it, and none is shown."""
-    accepted = (
-        "accepted is http:// or https://, a host, and a path, for example http://localhost:8000/v1"
-    )
+    accepted = "accepted is http(s)://, a host, and a path, for example http://localhost:8000/v1"
     try:
         parts = urlsplit(base_url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

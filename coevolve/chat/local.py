@@ -38,15 +38,10 @@ class ModelHere:
     """What chat models on this machine have in common.
 
     Args:
-        renderer: made with the model's own tokenizer, because it makes that tokenizer's control
-            tokens harmless.
+        renderer: of the model's own tokenizer, because it makes that one's control tokens harmless.
         max_new_tokens: a completion that has not ended by then is cut off.
         batch_size: prompts in one pass; their replies arrive together.
-        temperature: 0 is greedy.
         weights: the SHA-256 of what was loaded, under names.
-
-    Raises:
-        RecipeError: a number is out of range.
     """
 
     kind = ""
@@ -99,19 +94,11 @@ class ModelHere:
 
 
 class LocalChat(ModelHere):
-    """A transformers chat model on this machine.
+    """A transformers chat model on this machine, in evaluation mode, with `ModelHere`'s options.
 
-    A sample depends on the seed and the question's id, and not on which questions share a batch.
-
-    Args:
-        model: in evaluation mode.
-        renderer, options: as for `ModelHere`.
-        attempts: how often a question is asked at most, for completions that the asker cannot use.
-        retry_temperature: of later attempts, at least.
-        poll: called between any two tokens; what it raises ends the work.
-
-    Raises:
-        RecipeError: a number is out of range.
+    A sample depends on the seed and the question's id, and not on which questions share a batch. A
+    question is asked up to `attempts` times, for completions that the asker cannot use, later ones
+    at `retry_temperature` at least. `poll` is called between any two tokens.
     """
 
     kind = "local"
@@ -198,9 +185,7 @@ class LocalChat(ModelHere):
 
 
 def prompt_ids(renderer: Renderer, question: Question) -> list[int]:
-    """The question as the model's chat template renders it. Raises ChatError: the template refuses
-    the messages.
-    """
+    """The question as the model's chat template renders it."""
     try:
         return renderer.prompt_ids(renderer.chat(question.messages))
     except ArtifactError as error:
@@ -216,21 +201,9 @@ def load_chat_model(
     device: str = "auto",
     date: str | None = None,
 ) -> tuple["PreTrainedModel", Renderer]:
-    """A chat model in evaluation mode and a renderer with its tokenizer. Code that comes with a
-    model is never run.
-
-    Args:
-        source: a folder or hub id.
-        prompts: whose headings are made harmless in what comes from data.
-        adapter: a PEFT folder to put on it.
-        dtype: `float32`, `bfloat16` or `float16`.
-        device: `auto`, or what torch understands.
-        date: ISO; what a chat template that shows the date shows. Today by default.
-
-    Raises:
-        ChatError: the model or the adapter cannot be loaded.
-        ArtifactError: its tokenizer has no chat template, or one that `Renderer` refuses.
-        RecipeError: an unknown dtype.
+    """A chat model in evaluation mode, perhaps with a PEFT adapter, and a renderer with its
+    tokenizer and `prompts`, whose headings are made harmless. Code that comes with a model is never
+    run.
     """
     from coevolve.scoring.models import choose_device, choose_dtype, load_model, resolve_base
     from coevolve.scoring.roles import put_on
@@ -246,7 +219,7 @@ def load_chat_model(
 
 
 def load_renderer(source: str, prompts: PromptSet, date: str | None = None) -> Renderer:
-    """A renderer with the tokenizer of the model at `source`; raises as `load_chat_model`."""
+    """A renderer with the tokenizer of the model at `source`."""
     from coevolve.scoring.models import load_tokenizer, resolve_base
 
     with _of_the_chat_model():
@@ -255,19 +228,14 @@ def load_renderer(source: str, prompts: PromptSet, date: str | None = None) -> R
 
 
 def weight_fingerprints(source: str, adapter: str | None) -> dict[str, str]:
-    """The SHA-256 of a model's weights, as `weights`, and of its adapter's, as `adapter`. Raises
-    ChatError: the model cannot be found or has no safetensors files, or the adapter's folder holds
-    no PEFT adapter in safetensors.
-    """
+    """The SHA-256 of a model's weights, as `weights`, and of its adapter's, as `adapter`."""
     from coevolve.scoring.models import base_fingerprint, resolve_base
 
     with _of_the_chat_model():
         weights = {"weights": base_fingerprint(resolve_base(source))}
-    return (
-        weights
-        if adapter is None
-        else weights | {"adapter": sha256_file(_adapter_weights(adapter))}
-    )
+    if adapter is not None:
+        weights["adapter"] = sha256_file(_adapter_weights(adapter))
+    return weights
 
 
 def _adapter_weights(folder: str) -> Path:

@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 
 
 class VllmChat(ModelHere):
-    """A chat model in vLLM's engine. Each question is asked once.
-
-    Args:
-        engine: a `vllm.LLM`.
-        renderer, options: as for `ModelHere`.
-        adapter: the folder of a LoRA adapter to use.
-
-    Raises:
-        RecipeError: a number is out of range.
+    """A chat model in a `vllm.LLM`, with `ModelHere`'s options and perhaps a LoRA adapter's folder.
+    Each question is asked once.
     """
 
     kind = "vllm"
@@ -56,21 +49,11 @@ class VllmChat(ModelHere):
         date: str | None = None,
         **options: Any,
     ) -> "VllmChat":
-        """Start vLLM's engine with a model. Code that comes with a model is never run.
-
-        Args:
-            source, prompts, adapter, dtype, date: as for `load_chat_model`.
-            options: the constructor's keywords but `adapter` and `weights`.
-
-        Raises:
-            ChatError: vLLM is not installed, or the model or the adapter cannot be found.
-            ArtifactError: its tokenizer has no chat template, or its weights are not in
-                safetensors.
+        """Start vLLM's engine with a model; other arguments as for `load_chat_model` and the
+        constructor.
         """
         if importlib.util.find_spec("vllm") is None:
-            raise ChatError(
-                "vLLM is not installed. Install it on a machine with a GPU with: pip install vllm"
-            )
+            raise ChatError("vLLM is not installed. On a machine with a GPU: pip install vllm")
         from vllm import LLM
 
         from coevolve.scoring.foreign import explained
@@ -118,9 +101,8 @@ class VllmChat(ModelHere):
             lora_request=None if self.adapter is None else LoRARequest("adapter", 1, self.adapter),
         )
         answers = (output.outputs[0] for output in outputs)
-        return [
-            Completion.ended(self.renderer.decode(x.token_ids), x.finish_reason) for x in answers
-        ]
+        decode = self.renderer.decode
+        return [Completion.ended(decode(x.token_ids), x.finish_reason) for x in answers]
 
 
 def _rank(adapter: str) -> int:

@@ -57,16 +57,8 @@ def load_chat(
 ) -> "ChatModel":
     """The model that the options of `add_chat_arguments` name.
 
-    Args:
-        environ: where an endpoint's key is looked up.
-        ledger: of the answers; a chat template that shows the date goes on with the one on which it
-            was begun.
-        attempts: as for `Endpoint` and `LocalChat`.
-        patience: as for `Endpoint`.
-
-    Raises:
-        RecipeError: an option that the kind of model has no use for, or an unusable value.
-        ChatError: the model cannot be loaded.
+    `environ` is where an endpoint's key is looked up. A chat template that shows the date goes on
+    with the one on which the `ledger` of the answers was begun.
     """
     kind = "endpoint" if options.endpoint else "vllm" if options.vllm else "local"
     given = _given(options, kind)
@@ -133,9 +125,7 @@ def _date_of(ledger: str) -> str | None:
     except (OSError, DataError):
         return None  # there is none, or whoever opens it will say what is wrong with it
     made_by = header.values() if isinstance(header, Mapping) else ()
-    return next(
-        (maker.get("template_date") for maker in made_by if isinstance(maker, Mapping)), None
-    )
+    return next((x.get("template_date") for x in made_by if isinstance(x, Mapping)), None)
 
 
 def _json_object(text: str) -> dict[str, Any]:

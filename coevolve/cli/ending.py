@@ -1,6 +1,4 @@
-"""How a command ends that did not get to its end: what is said, and what the machine's refusals are
-called.
-"""
+"""How a command ends before its end: what is said, and what the machine's refusals are called."""
 
 import argparse
 import errno
@@ -42,15 +40,12 @@ def failed(options: argparse.Namespace, message: str) -> int:
 def say(options: argparse.Namespace, message: str) -> None:
     # Of several processes that were launched together, one speaks; it learns of the others' errors.
     if _rank() == "0":
-        print(
-            " ".join(filter(None, ("coevolve", options.command))) + f": {message}", file=sys.stderr
-        )
+        name = "coevolve" if options.command is None else f"coevolve {options.command}"
+        print(f"{name}: {message}", file=sys.stderr)
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether it comes of Ctrl-C, which a library that is being loaded may wrap in an error of its
-    own.
-    """
+    """Whether it comes of Ctrl-C, which a library may wrap in an error of its own."""
     return any(isinstance(link, KeyboardInterrupt) for link in _chain(error))
 
 
@@ -71,16 +66,12 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
     if error.errno not in REFUSALS and error.filename is None:
         return None
     where = "" if error.filename is None else f"{error.filename}: "
-    return (
-        f"{where}{error.strerror}. Check the place, its room and its permissions, and start again."
-    )
+    return f"{where}{error.strerror}. Check the place, its room and its permissions, and try again."
 
 
 def reader_is_gone() -> bool:
     """Whether nobody reads a standard stream any more; what is left for it then goes nowhere."""
-    from_here = [
-        stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed
-    ]
+    from_here = [x for x in (sys.stdout, sys.stderr) if x is not None and not x.closed]
     gone = [stream for stream in from_here if _fails(stream) or _has_no_reader(stream)]
     for stream in gone:
         from coevolve.progress import lead_nowhere
@@ -98,9 +89,7 @@ def _fails(stream: TextIO) -> bool:
 
 
 def _has_no_reader(stream: TextIO) -> bool:
-    """Whether it is a pipe that is closed at its other end, also where nothing is left to be
-    written.
-    """
+    """Whether it is a pipe closed at its other end, also where nothing is left to be written."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)

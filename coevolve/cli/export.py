@@ -58,9 +58,7 @@ def _export_base(options: argparse.Namespace) -> None:
     if room < 1:
         raise RecipeError(f"--max-new-tokens {room}: accepted is a number from 1.")
     if options.layout != "coevolve" or options.name is not None:
-        raise RecipeError(
-            "--layout reference and --name need adapters, which --base has none of. Leave them out."
-        )
+        raise RecipeError("--layout reference and --name need adapters, which --base has not.")
     export_base(
         options.base, prompt_set(options.prompts or "brief"), options.out, max_new_tokens=room
     )

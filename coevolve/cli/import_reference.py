@@ -26,9 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.reference.importing import import_reference
 
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
-        raise RecipeError(
-            f"--max-new-tokens {options.max_new_tokens}: accepted is a number from 1."
-        )
+        raise RecipeError(f"--max-new-tokens {options.max_new_tokens}: accepted is 1 or more.")
     quieten_libraries()
     manifest = import_reference(
         options.checkout,

@@ -31,9 +31,7 @@ def adders(parser: argparse._ActionsContainer) -> tuple[Adder, Adder, Adder]:
 
 
 def add_input(parser: argparse._ActionsContainer, name: str, what: str, **options: Any) -> None:
-    """A path that the command reads, or several with `nargs`; `NAME=FILE` where the metavar says
-    so.
-    """
+    """A path or, with `nargs`, several that the command reads; `NAME=FILE` by the metavar."""
     is_named = options.get("metavar") == "NAME=FILE"
     action = add_option(parser, name, what, type=_named_path if is_named else _path, **options)
     vars(action)["reads"] = _path_of_named if is_named else Path
@@ -51,11 +49,7 @@ def add_output(
 
 
 def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Put claimed paths in place of the outputs that the options name.
-
-    Raises:
-        OutputError: a place that the command may not, or cannot, write to.
-    """
+    """Put claimed paths in place of the outputs that the options name."""
     actions = list(_chosen(parser, options))
     for action in actions:
         # Argparse's answer to `--data=--`.

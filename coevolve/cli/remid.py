@@ -125,6 +125,6 @@ def _chosen_measures(options: argparse.Namespace) -> "list[Measure]":
     odd = [name for name, is_given in given.items() if is_given]
     if options.protocol == "reference" and odd:
         raise RecipeError(
-            f"--protocol reference fixes what {', '.join(odd)} would choose. Leave that out."
+            f"--protocol reference fixes what {', '.join(odd)} chooses. Leave it out."
         )
     return measures

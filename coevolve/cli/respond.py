@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         )
     console.print(
         f"{options.out}: {collection.examples - len(collection.dropped)} of {collection.examples} "
-        f"samples have a response ({collection.found} had one before)",
+        f"samples have a response ({collection.found} had one before)"
     )
     if collection.cut_off:
         console.print(f"{collection.cut_off} of them were cut off and are marked so")
@@ -73,20 +73,12 @@ def _examples(options: argparse.Namespace) -> "Sequence[Example]":
     data = read_data(options.data, require_golden=False)
     if not isinstance(data, Corpus):
         if options.splits or options.subsets:
-            raise DataError(
-                f"--splits, --subsets: {options.data} has no splits. Leave the options out."
-            )
+            raise DataError(f"--splits, --subsets: {options.data} has no splits. Leave them out.")
         return data[: options.limit]
     splits = options.splits or data.test_splits
     if not splits:
-        raise DataError(
-            f"{options.data}: has no test split. Name the splits to answer with --splits."
-        )
-    groups = [
-        (tag, group)
-        for split in dict.fromkeys(splits)
-        for tag, group in data.subsets(split).items()
-    ]
+        raise DataError(f"{options.data}: has no test split. Name splits with --splits.")
+    groups = [one for split in dict.fromkeys(splits) for one in data.subsets(split).items()]
     tags = list(dict.fromkeys(tag for tag, _ in groups))
     for tag in options.subsets or ():
         if tag not in tags:

@@ -13,13 +13,7 @@ from coevolve.cli.paths import adders
 
 @dataclass(frozen=True)
 class Schema:
-    """A kind of file, or of its lines.
-
-    Attributes:
-        identity: kind and version, also where the file itself does not bear it.
-        model: module and class.
-        file: which file it is.
-    """
+    """A kind of file, or of its lines: kind and version, module and class, and which file it is."""
 
     identity: str
     model: str

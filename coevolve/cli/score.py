@@ -49,9 +49,7 @@ def run(options: argparse.Namespace) -> None:
     work = "reasoning and scoring" if reasoning.is_written else "scoring"
     total = reasoning.steps * len(examples)
     with task(console, f"{work} of {len(examples)} examples", total) as advance:
-        scores, written = score_examples(
-            estimator, examples, list(given.values()), reasoning, advance
-        )
+        scores, written = score_examples(estimator, examples, [*given.values()], reasoning, advance)
     origin = {"estimator_identity": estimator.manifest["identity"]}
     if reasoning.sha256 is not None:
         origin["reasoning_sha256"] = reasoning.sha256

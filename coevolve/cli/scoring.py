@@ -1,6 +1,4 @@
-"""What the commands that score have in common: which data, responses, reasonings, pairs, estimator
-and cache, and that whatever stands in the way is said before the estimator is loaded.
-"""
+"""What the commands that score have in common; what stands in the way is said before loading."""
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,13 +29,8 @@ CORPUS = "a corpus with IDTest and shifted test splits"
 
 @dataclass(frozen=True)
 class Answered:
-    """The models' responses, and the examples that all of them have answered.
-
-    Attributes:
-        corpus: without the test examples that were left out.
-        responses: model -> sample_ID -> response.
-        whole: the corpus as it was read.
-        unanswered: what was left out, for the results.
+    """The models' responses (model -> sample_ID -> response), and the corpus without the test
+    examples that not all of them have answered, beside the whole one.
     """
 
     corpus: "Corpus"
@@ -155,11 +148,8 @@ def chosen_reasoning(
     examples: "Sequence[Example] | None" = None,
     every: "Sequence[Example]" = (),
 ) -> "Reasoning":
-    """The protocol by which reasonings are chosen.
-
-    Args:
-        examples: for which those of a file are read; None where no file is accepted.
-        every: all examples of the data.
+    """The protocol by which reasonings are chosen; `examples` are those for which a file's are
+    read, None where no file is accepted, and `every` all of the data.
     """
     from coevolve.data.reasonings import read_reasonings
     from coevolve.errors import RecipeError
@@ -194,9 +184,7 @@ def own_form(folder: str | Path) -> "Reasoning":
     try:
         return form_of(read_manifest(folder, verify=False))
     except ArtifactError:
-        return form_of(
-            {}
-        )  # what is wrong with it is said before anything is scored, beside the rest
+        return form_of({})  # what is wrong with it is said later, with the rest
 
 
 def _weight(options: argparse.Namespace, given: str | None) -> float:
@@ -259,9 +247,8 @@ def look_at_examples(
     """Raise CoevolveError for whatever stands in the way of scoring, before the estimator is
     loaded.
 
-    Args:
-        groups: as in `coevolve.preflight.scoring.PlannedScoring`; may raise as they are looked at.
-        responses: sample_ID -> response, of every model.
+    `groups` are as in `coevolve.preflight.scoring.PlannedScoring`, and may raise as they are looked
+    at.
     """
     from coevolve.preflight.checks import preflight
     from coevolve.preflight.scoring import SCORING, PlannedScoring
@@ -290,16 +277,14 @@ def look_at_corpus(options: argparse.Namespace, answered: Answered, scoring: "Sc
     look_at_examples(options, groups(), [golden, *answered.responses.values()], scoring.reasoning)
 
 
-def load_estimator(
-    options: argparse.Namespace, folder: Path | None = None
-) -> "ProbabilityEstimator":
+def load_estimator(options: argparse.Namespace, path: Path | None = None) -> "ProbabilityEstimator":
     """The estimator that the options name, or that in the folder, with the cache they name."""
     from coevolve.progress import quieten_libraries
     from coevolve.scoring.estimator import ProbabilityEstimator
 
     quieten_libraries()
     estimator = ProbabilityEstimator.from_pretrained(
-        folder or options.estimator,
+        path or options.estimator,
         device=options.device,
         dtype=options.dtype,
         quantization=options.quantization,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coevolve.data.example import Example
     from coevolve.shifts.build import Shift
 
-TRANSLATION_ATTEMPTS = 3
+ATTEMPTS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +62,8 @@ def run(options: argparse.Namespace) -> None:
         else SHIFTS[options.kind]
     )
     if getattr(options, "model", None):
-        options.translations = claim(
-            f"{options.out}.translations.jsonl", TRANSLATIONS, option="--out"
-        )
+        path = f"{options.out}.translations.jsonl"
+        options.translations = claim(path, TRANSLATIONS, option="--out")
     corpus = read_corpus(options.data, require_golden=False)
     sources = draw_sources(corpus, options.split, options.samples, options.seed or 0)
     tag = options.tag or _default_tag(options)
@@ -83,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         console.print(
             f"{without} of them have no golden response, as the original one no longer answers. "
             f"Evaluation needs one: collect or write responses to {split}/{tag}, and give them "
-            "with --golden FILE in the same command.",
+            "with --golden FILE in the same command."
         )
 
 
@@ -117,9 +116,7 @@ def _translated(
 ) -> "list[Example]":
     from coevolve.progress import from_totals, make_console, task
 
-    translator = load_chat(
-        options, os.environ, ledger=options.translations, attempts=TRANSLATION_ATTEMPTS
-    )
+    translator = load_chat(options, os.environ, ledger=options.translations, attempts=ATTEMPTS)
     title = f"translation into {options.language}"
     with task(make_console(sys.stderr), title, len(given["sources"])) as advance:
         report = from_totals(advance)

@@ -18,10 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("overrides", "dotted keys, for example data.path=FILE", nargs="*", metavar="key=value")
     what = "the run's directory; one that holds this run is resumed"
     writes("--output-dir", what, kind=RUN, required=True)
-    what = (
-        "go on with the run in --output-dir (auto, the default), refuse one, or go on from this "
-        "checkpoint"
-    )
+    what = "go on with the run there (auto, the default), refuse one, or go on from a checkpoint"
     reads("--resume", what, default="auto", metavar="auto|never|DIR")
     add("--force", "resume although the recipe has changed", action="store_true")
     add("--deadline", "save and leave by itself after so long", metavar="3h50m")

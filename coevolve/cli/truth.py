@@ -1,6 +1,4 @@
-"""Estimates beside exact values, for every measure, on fresh samples of the synthetic worlds of
-quickstart runs.
-"""
+"""Estimates beside exact values on fresh samples of quickstart runs' synthetic worlds."""
 
 import argparse
 import sys

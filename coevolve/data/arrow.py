@@ -37,9 +37,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def read_saved(folder: Path) -> dict[str, list[dict[str, Any]]] | list[dict[str, Any]]:
-    """The rows of each split of a saved DatasetDict, or the rows of a saved Dataset. Raises
-    DataError: the folder lacks something, or a file in it is damaged.
-    """
+    """The rows of each split of a saved DatasetDict, or the rows of a saved Dataset."""
     if not is_file(folder / SPLITS):
         return _rows_of_dataset(folder)
     return {name: _rows_of_dataset(folder / name) for name in _field(folder / SPLITS, "splits")}
@@ -117,10 +115,8 @@ def _end_of(done: subprocess.CompletedProcess[bytes]) -> str:
     """Why the process that read ended early."""
     if done.returncode < 0:
         return f"reading it ended with {signal.Signals(-done.returncode).name}: it is damaged"
-    return (
-        done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        or f"exit {done.returncode}"
-    )
+    words = done.stderr.decode("utf-8", "replace").strip()
+    return words.rpartition("\n")[2] or f"exit {done.returncode}"
 
 
 def _with_object_character(row: dict[str, Any]) -> dict[str, Any]:

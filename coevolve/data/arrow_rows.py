@@ -75,9 +75,7 @@ def decoder(kind: "pa.DataType") -> Callable[[Any], Any]:
         return lambda items: None if items is None else [inner(item) for item in items]
     if pa.types.is_struct(kind):
         fields = {field.name: decoder(field.type) for field in kind}
-        return lambda row: (
-            None if row is None else {key: fields[key](item) for key, item in row.items()}
-        )
+        return lambda row: None if row is None else {key: fields[key](row[key]) for key in row}
     return lambda value: value
 
 

@@ -36,15 +36,7 @@ Row = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples by split.
-
-    Attributes:
-        splits: the splits that are there, by their name in SHIFT_OF_SPLIT.
-        source: where they came from, for the log and the manifest.
-
-    Raises:
-        DataError: a split has an unknown name.
-    """
+    """Examples by split; `source` is where they came from, for the log and the manifest."""
 
     splits: Mapping[str, tuple[Example, ...]]
     source: str
@@ -59,18 +51,18 @@ class Corpus:
         The order of the rows counts, and so does the order of the keys in an `agent_character`:
         prompts show both to the model.
         """
-        canonical = json.dumps(
-            self.to_splits(), ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        )
+        compact: dict[str, Any] = {
+            "ensure_ascii": False,
+            "allow_nan": False,
+            "separators": (",", ":"),
+        }
+        canonical = json.dumps(self.to_splits(), **compact)
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     @property
     def split_fingerprints(self) -> dict[str, str]:
         """The fingerprint of each split by itself."""
-        return {
-            name: Corpus({name: rows}, self.source).fingerprint
-            for name, rows in self.splits.items()
-        }
+        return {x: Corpus({x: rows}, self.source).fingerprint for x, rows in self.splits.items()}
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -83,18 +75,14 @@ class Corpus:
         return tuple(example for name in _in_order(self.splits) for example in self.splits[name])
 
     def require(self, split: str) -> tuple[Example, ...]:
-        """The examples of `split`. Raises DataError: the corpus does not have it."""
+        """The examples of `split`."""
         if split not in self.splits:
             found = ", ".join(_in_order(self.splits)) or "no split"
-            raise DataError(
-                f"{self.source}: split {split!r} is needed; the data has {found}. Add it to the data."
-            )
+            raise DataError(f"{self.source}: split {split!r} is needed, found are {found}. Add it.")
         return self.splits[split]
 
     def subsets(self, split: str) -> dict[str, tuple[Example, ...]]:
-        """The examples of `split` by their `subset_tag`, in order of first appearance. Raises
-        DataError: the corpus does not have `split`.
-        """
+        """The examples of `split` by their `subset_tag`, in order of first appearance."""
         groups: dict[str, list[Example]] = {}
         for example in self.require(split):
             groups.setdefault(example.subset, []).append(example)
@@ -102,10 +90,7 @@ class Corpus:
 
     def to_splits(self) -> dict[str, list[dict[str, Any]]]:
         """The RPGBench layout, one JSON object of splits, which `read_corpus` reads back."""
-        return {
-            name: [example.to_row() for example in self.splits[name]]
-            for name in _in_order(self.splits)
-        }
+        return {name: [x.to_row() for x in self.splits[name]] for name in _in_order(self.splits)}
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_splits`."""
@@ -113,24 +98,17 @@ class Corpus:
 
 
 def read_corpus(path: str | Path, *, require_golden: bool = True) -> Corpus:
-    """Read and check a corpus: every row is checked before any is returned.
+    """Read and check a corpus: every row is checked before any is returned, and sample_IDs are
+    unique.
 
-    Accepted, told apart by what is at `path`:
-        a `.json` file with an object of splits, each a list of rows (the RPGBench layout);
-        a `.jsonl` file, a `.json` file with a list, or a `.parquet` file, whose rows have one more
-        field, `split`; a folder with a file `<split>.jsonl`, `<split>.json` or `<split>.parquet`
-        for each split; a folder written by `save_to_disk` of a `datasets.DatasetDict`, or of a
-        Dataset with a column `split`.
+    Accepted, told apart by what is at `path`: a `.json` file with an object of splits, each a list
+    of rows (the RPGBench layout); a `.jsonl` file, a `.json` file with a list, or a `.parquet`
+    file, whose rows have one more field, `split`; a folder with a file `<split>.jsonl`,
+    `<split>.json` or `<split>.parquet` for each split; a folder written by `save_to_disk` of a
+    `datasets.DatasetDict`, or of a Dataset with a column `split`.
 
-    Args:
-        path: of one of these. Every row is one of `Example.from_row`.
-        require_golden: whether every row must have a golden response, as training and evaluation
-            need it.
-
-    Raises:
-        DataError: nothing readable is at `path`; a split is unknown or empty; a row is malformed or
-            lacks a required golden response; two rows have the same `sample_ID`. The message names
-            file and row.
+    Every row must have a golden response, as training and evaluation need it, unless
+    `require_golden` is off.
     """
     rows = _read(path)
     if isinstance(rows, list):
@@ -149,8 +127,7 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
 
     Accepted are a `.jsonl`, `.json` (a list) or `.parquet` file of rows without the field `split`,
     and everything that `read_corpus` accepts. In a file without splits the golden response is
-    optional, and a row may carry a model's response (`response` or `model_response`), which is left
-    to `read_responses`. Raises as `read_corpus`.
+    optional, and a row may carry a model's response, which is left to `read_responses`.
     """
     if is_folder(path):
         return read_corpus(path, require_golden=require_golden)
@@ -167,9 +144,7 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a `.jsonl` file, or of a `.json` file that holds a list, each with its place.
-    Raises DataError: the file is missing, of another kind, not UTF-8 or not JSON.
-    """
+    """The rows of a `.jsonl` file, or of a `.json` file that holds a list, each with its place."""
     rows = _rows_or_object(Path(path))
     if not isinstance(rows, list):
         raise DataError(
@@ -179,28 +154,21 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def read_split_files(files: Iterable[Path], source: str) -> dict[str, list[Row]]:
-    """The rows of files that are named after the split they hold, such as `IDTrain.jsonl`. Raises
-    DataError: a file is named otherwise or cannot be read, or two files hold the same split.
-    """
+    """The rows of files that are named after the split they hold, such as `IDTrain.jsonl`."""
     files = sorted(files)
     _check_split_names([file.stem for file in files], source)
     double = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
     if double:
-        raise DataError(
-            f"{source}: split {double[0]!r} is there in two formats. Remove one of the two files."
-        )
+        raise DataError(f"{source}: split {double[0]!r} is there in two formats. Remove one.")
     parquet = [file for file in files if _is_parquet(file)]
     rows = dict(zip(parquet, arrow.read_parquet(parquet), strict=True)) if parquet else {}
-    return {
-        file.stem: _located(rows[file], str(file)) if file in rows else read_rows(file)
-        for file in files
-    }
+    return {x.stem: _located(rows[x], str(x)) if x in rows else read_rows(x) for x in files}
 
 
 def build_corpus(
     rows_by_split: Mapping[str, Iterable[Row]], source: str, *, require_golden: bool = True
 ) -> Corpus:
-    """A Corpus of rows that are grouped by split, checked. Raises as `read_corpus`."""
+    """A Corpus of rows that are grouped by split, checked."""
     _check_split_names(rows_by_split, source)
     if not rows_by_split:
         raise DataError(f"{source}: has no splits; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
@@ -209,25 +177,17 @@ def build_corpus(
         read = _with_golden_response if require_golden else Example.from_row
         splits[name] = [(where, read(row, where)) for where, row in rows_by_split[name]]
         if not splits[name]:
-            raise DataError(
-                f"{source}: split {name!r} has no rows. Give it some, or leave the split out."
-            )
+            raise DataError(f"{source}: split {name!r} has no rows. Give it some, or leave it out.")
     _check_unique([located for split in splits.values() for located in split])
-    return Corpus(
-        {name: tuple(example for _, example in split) for name, split in splits.items()}, source
-    )
+    return Corpus({name: tuple(x for _, x in split) for name, split in splits.items()}, source)
 
 
 def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, list[Row]]:
-    """Give every row of an object of splits its place, for example `data.json: IDTrain[3]`. Raises
-    DataError: a split is unknown, or not a list.
-    """
+    """Give every row of an object of splits its place, for example `data.json: IDTrain[3]`."""
     _check_split_names(rows_by_split, source)
     for name, rows in rows_by_split.items():
         if not isinstance(rows, list):
-            raise DataError(
-                f"{source}: split {name!r} is {kind(rows)}; accepted is a list of rows."
-            )
+            raise DataError(f"{source}: split {name!r} is {kind(rows)}; accepted: a list of rows.")
     return {name: _located(rows, f"{source}: {name}") for name, rows in rows_by_split.items()}
 
 
@@ -254,17 +214,13 @@ def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
         return [(f"{path}:{number}", row) for number, row in read_jsonl(path)]
     if path.suffix != ".json":
         problem = "is neither .json nor .jsonl" if look(path) else "no such file or folder"
-        raise DataError(
-            f"{path}: {problem}. Check the path; rows are read from .json and .jsonl files."
-        )
+        raise DataError(f"{path}: {problem}. Check the path; rows are in .json and .jsonl files.")
     value = read_json(path)
     if isinstance(value, list):
         return _located(value, str(path))
     if isinstance(value, Mapping):
         return value
-    raise DataError(
-        f"{path}: found {kind(value)}; accepted is an object of splits or a list of rows."
-    )
+    raise DataError(f"{path}: found {kind(value)}; accepted: an object of splits, a list of rows.")
 
 
 def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
@@ -293,9 +249,8 @@ def _group_by_split(rows: list[Row], path: Path) -> dict[str, list[Row]]:
                 f"{where}: field 'split' is {found}; accepted are {', '.join(SHIFT_OF_SPLIT)} "
                 f"(in every row, or one file for each split, or an object of splits in {path.stem}.json)."
             )
-        groups.setdefault(name, []).append(
-            (where, {key: value for key, value in row.items() if key != "split"})
-        )
+        rest = {key: value for key, value in row.items() if key != "split"}
+        groups.setdefault(name, []).append((where, rest))
     if not groups:
         raise DataError(f"{path}: has no rows. Give at least one.")
     return groups

@@ -49,19 +49,12 @@ class Example:
 
     @classmethod
     def from_row(cls, row: Any, where: str) -> "Example":
-        """Check one row of a data file and make an Example of it.
-
-        Args:
-            row: the decoded JSON value.
-            where: what to call the row in an error, for example `data.json: IDTrain[3]` or
-                `data.jsonl:4`.
-
-        Raises:
-            DataError: names `where`, the field, what was found and what is accepted.
+        """Check one row (decoded JSON) of a data file and make an Example of it; `where` is what to
+        call the row in an error, for example `data.json: IDTrain[3]`.
         """
         if not isinstance(row, Mapping):
             raise DataError(
-                f"{where}: found {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}."
+                f"{where}: {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}."
             )
         row = plain_row(row)
         if isinstance(row.get("sample_ID"), str) and row["sample_ID"]:
@@ -126,9 +119,7 @@ def plain_row(value: Any) -> Any:
 
 
 def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:
-    accepted = (
-        "a list of {'user_query': text} and {'agent_response': text} that ends with a user_query"
-    )
+    accepted = "a list of {'user_query': text} and {'agent_response': text}, a user_query last"
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else kind(value)
         raise DataError(f"{where}: dialogue_context is {found}; accepted is {accepted}.")
@@ -143,9 +134,7 @@ def _dialogue(value: Any, where: str) -> tuple[Turn, ...]:
         text = text_field(turn, name, where, label=f"{field}.{name}", empty=True)
         turns.append(Turn("user" if name == "user_query" else "agent", text))
     if turns[-1].speaker != "user":
-        raise DataError(
-            f"{where}: dialogue_context ends with an agent_response; accepted is {accepted}."
-        )
+        raise DataError(f"{where}: dialogue_context ends with the agent; accepted is {accepted}.")
     return tuple(turns)
 
 
@@ -171,18 +160,14 @@ def _json_object(value: Any, field: str, where: str, accepted: str) -> Mapping[s
         # does not know.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise DataError(
-            f"{where}: {field} holds what JSON in UTF-8 cannot ({error}); replace it."
-        ) from None
+        raise DataError(f"{where}: {field} holds what JSON cannot ({error}).") from None
     return value
 
 
 def _trace(row: Mapping[str, Any], where: str) -> str | None:
     trace, public = _optional_text(row, "trace", where), _optional_text(row, "SThought", where)
     if trace is not None and public is not None:
-        raise DataError(
-            f"{where}: has both 'trace' and 'SThought', two names of one field; keep one of them."
-        )
+        raise DataError(f"{where}: has both 'trace' and 'SThought'; keep one of them.")
     return trace if public is None else public
 
 
@@ -201,16 +186,13 @@ def text_field(
         where: what to call the row in an error.
         label: what to call the field in an error, where its key alone would not say.
         empty: whether text without a visible character is accepted.
-
-    Raises:
-        DataError: the value is not a string, is empty, or cannot be written as UTF-8.
     """
     value, label = row[field], label or field
     if not isinstance(value, str):
         raise DataError(f"{where}: {label} is {kind(value)}; accepted is a string.")
     if not empty and not value.strip():
         raise DataError(
-            f"{where}: {label} is empty; accepted is a string with at least one visible character."
+            f"{where}: {label} is empty; accepted is a string with a visible character."
         )
     try:
         value.encode("utf-8")

@@ -26,15 +26,9 @@ def load_hub(
     """Load a corpus from the hub, or from the hub's cache on this machine where there is no
     network.
 
-    Args:
-        name: `YongqiLi/RPGBench`, `google/Synthetic-Persona-Chat` (made into a corpus by
-            `persona_chat_corpus`), or any dataset that `datasets.load_dataset(name)` gives with the
-            splits and columns of the RPGBench layout.
-        revision: branch, tag or commit; None is the newest.
-        cache_dir: where downloads are kept; None is the hub's own cache.
-
-    Raises:
-        DataError: the download failed, or what it brought is not a corpus.
+    `name` is `YongqiLi/RPGBench`, `google/Synthetic-Persona-Chat` (made into a corpus by
+    `persona_chat_corpus`), or any dataset that `datasets.load_dataset(name)` gives with the splits
+    and columns of the RPGBench layout; `revision` is a branch, tag or commit.
     """
     if name == RPGBENCH:
         folder = _download(name, ["*.json", "*.jsonl"], revision, cache_dir)
@@ -50,12 +44,7 @@ def load_hub(
 
 def corpus_from_folder(folder: str | Path) -> Corpus:
     """The corpus in a copy of a hub repository: its one JSON file of splits, or its files named
-    after splits.
-
-    Other JSON files (traces, results, metadata) may lie beside it.
-
-    Raises:
-        DataError: there is none, or more than one, or it is malformed.
+    after splits. Other JSON files (traces, results, metadata) may lie beside it.
     """
     folder = Path(folder)
     files = [

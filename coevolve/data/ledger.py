@@ -32,7 +32,8 @@ Fingerprint = Callable[[Example], str]
 
 
 class Ledger(Generic[Value]):
-    """A ledger to go on with; one that is not there is begun.
+    """A ledger to go on with; one that is not there is begun. DataError if its answers come from
+    something else.
 
     Args:
         header: JSON values that say what gives the answers.
@@ -43,10 +44,6 @@ class Ledger(Generic[Value]):
         by_id: the examples by sample_ID.
         answers: those that the file has, by sample_ID.
         todo: the examples without one.
-
-    Raises:
-        DataError: two examples have one sample_ID; the file has no such header, or its answers come
-            from something else; or as `answers_by_id`.
     """
 
     def __init__(
@@ -65,8 +62,8 @@ class Ledger(Generic[Value]):
 
     @contextmanager
     def adding(self) -> Iterator[Callable[..., None]]:
-        """Inside, a function from sample_ID and the fields of an answer, by keyword, that appends
-        it and sees to it that it is on the disk. Only now is a torn last line taken out.
+        """Inside, a function from sample_ID and the fields of an answer that appends it and sees it
+        onto the disk. Only now is a torn last line taken out.
         """
         with open(self.path, "r+b") as old:
             content = old.read()
@@ -125,14 +122,8 @@ def answers_by_id(
     *,
     unknown: Literal["error", "leave"],
 ) -> dict[str, Value]:
-    """The answers in `rows` by sample_ID.
-
-    Args:
-        unknown: what to do with a row about none of the examples.
-
-    Raises:
-        DataError: names the line, for a row that is malformed, unknown or double, or whose example
-            has changed since.
+    """The answers in `rows` by sample_ID; DataError names the line, also for an example that has
+    changed. `unknown` is what to do with a row about none of the examples.
     """
     answers: dict[str, Value] = {}
     lines: dict[str, int] = {}
@@ -141,7 +132,7 @@ def answers_by_id(
         sample_id, answer = read_row(row, where)
         if sample_id in lines:
             raise DataError(
-                f"{where}: sample_ID {sample_id!r} is in line {lines[sample_id]} too. Remove one."
+                f"{where}: {sample_id!r} is in line {lines[sample_id]} too. Remove one."
             )
         lines[sample_id] = number
         if sample_id not in by_id:
@@ -161,7 +152,7 @@ def answers_by_id(
 
 
 def index_by_id(examples: Iterable[Example]) -> dict[str, Example]:
-    """The examples by sample_ID. Raises DataError: two have the same."""
+    """The examples by sample_ID, of which no two are the same."""
     by_id: dict[str, Example] = {}
     for example in examples:
         if example.sample_id in by_id:
@@ -184,13 +175,9 @@ def _lines(path: Path) -> list[Line]:
         text = content[: _whole(content)].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}:{line}: is not UTF-8 ({error.reason}). Name another file."
-        ) from None
+        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}). Name another file.") from None
     lines = enumerate(text.split("\n"), start=1)
-    return [
-        (number, parse_json(line, f"{path}:{number}")) for number, line in lines if line.strip()
-    ]
+    return [(at, parse_json(line, f"{path}:{at}")) for at, line in lines if line.strip()]
 
 
 def _whole(content: bytes) -> int:
@@ -211,6 +198,4 @@ def _difference(found: Any, expected: Any) -> str:
     if not (isinstance(found, Mapping) and isinstance(expected, Mapping)):
         return f"found {found!r}, now {expected!r}"
     names = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
-    return "; ".join(
-        f"{name} was {found.get(name)!r} and is now {expected.get(name)!r}" for name in names
-    )
+    return "; ".join(f"{x} was {found.get(x)!r} and is now {expected.get(x)!r}" for x in names)

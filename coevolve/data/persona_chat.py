@@ -35,13 +35,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row of the CSV.
-
-    Attributes:
-        user_personas: the facts about User 1, who speaks first.
-        agent_personas: the facts about User 2.
-        utterances: what was said, the two speakers in turn, up to the first line that does not fit.
-        problem: why the utterances end before the text does; None where they do not.
+    """One row of the CSV: the facts about User 1, who speaks first, and about User 2; what was
+    said, the two in turn, up to the first line that does not fit; and why it ends there, if it
+    does.
     """
 
     user_personas: tuple[str, ...]
@@ -66,16 +62,11 @@ def persona_chat_corpus(
     are left out, and a warning is logged that counts them by reason.
 
     Args:
-        folder: holds `Synthetic-Persona-Chat_test.csv` and the training file.
         train_file: which file IDTrain is made of; the validation file is much the smaller.
         train_size: take the first so many usable conversations; None takes all.
         test_size: likewise, for IDTest and for each of the two subsets of OOD3Test.
         turns: user turns in a context; the response is the agent's answer to the last one.
         long_turns: user turns in the contexts of `turn_composition`.
-        seed: of the shuffled words.
-
-    Raises:
-        DataError: a file is missing or malformed, or has fewer usable conversations than asked for.
     """
     train = _find_csv(Path(folder), train_file)
     test = _find_csv(Path(folder), "test")
@@ -84,18 +75,12 @@ def persona_chat_corpus(
     id_test = _examples(tested_on, test, "IDTest", turns, test_size)
     longer = _examples(tested_on, test, "turn_composition", long_turns, test_size)
     shuffled = [_shuffle_words(example, index, seed) for index, example in enumerate(id_test)]
-    splits = {
-        "IDTrain": tuple(id_train),
-        "IDTest": tuple(id_test),
-        "OOD3Test": (*longer, *shuffled),
-    }
+    splits = {"IDTrain": (*id_train,), "IDTest": (*id_test,), "OOD3Test": (*longer, *shuffled)}
     return Corpus(splits, str(folder))
 
 
 def read_conversations(path: str | Path) -> list[Conversation]:
-    """The rows of one CSV file. Raises DataError: the file is missing, not UTF-8, not CSV, lacks a
-    column, or a row has too few or too many fields.
-    """
+    """The rows of one CSV file."""
     reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     conversations = []
     try:
@@ -114,7 +99,7 @@ def read_conversations(path: str | Path) -> list[Conversation]:
             conversations.append(Conversation(*personas, *_parse_conversation(row[CONVERSATION])))
     except csv.Error as error:
         raise DataError(
-            f"{path}:{reader.reader.line_num}: not CSV ({error}). Download the file again."
+            f"{path}:{reader.reader.line_num}: not CSV ({error}). Download it again."
         ) from None
     return conversations
 
@@ -124,9 +109,7 @@ def _find_csv(folder: Path, name: str) -> Path:
     for candidate in (folder / file_name, folder / "data" / file_name):
         if candidate.is_file():
             return candidate
-    raise DataError(
-        f"{folder}: holds no {file_name}, nor does its sub-folder data. Put the dataset's files there."
-    )
+    raise DataError(f"{folder}: holds no {file_name}, nor data/{file_name}. Put the files there.")
 
 
 def _parse_conversation(text: str) -> tuple[tuple[str, ...], str | None]:
@@ -153,9 +136,7 @@ def _examples(
 ) -> list[Example]:
     """The first `size` usable conversations (None: all), up to the agent's answer `turns`."""
     if turns < 1 or (size is not None and size < 1):
-        raise DataError(
-            f"{subset}: asked for {size} examples of {turns} user turns; accepted are numbers from 1."
-        )
+        raise DataError(f"{subset}: {size} examples of {turns} user turns; accepted is 1 or more.")
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
     for conversation in conversations:

@@ -14,20 +14,13 @@ ROW = "{sample_ID, reasoning}"
 def read_reasonings(
     path: str | Path, examples: Iterable[Example], known: Collection[Example]
 ) -> dict[str, str]:
-    """One reasoning for each example, by its sample_ID.
+    """One reasoning for each example, by its sample_ID; those of other examples in `known` are
+    passed over.
 
     Accepted is a `.jsonl` file of rows `{sample_ID, reasoning}`, such as `coevolve score` writes
     (what else a row has is not read), or JSON: an object of sample_ID and text, as in the public
     code's `SThought_dict.json`, whatever that file's name ends with, or a list of such rows. A
     reasoning may be empty: a connector may write nothing.
-
-    Args:
-        examples: those that need one.
-        known: all examples of the data. Reasonings of those that need none are passed over.
-
-    Raises:
-        DataError: the file is of another kind, a row is malformed, there twice or of an unknown
-            sample, or an example has no reasoning.
     """
     of_data = {example.sample_id for example in known}
     found: dict[str, str] = {}
@@ -71,11 +64,8 @@ def _located(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _row(row: Any, where: str) -> tuple[str, str]:
-    lacking = [
-        name
-        for name in ("sample_ID", "reasoning")
-        if not isinstance(row, Mapping) or name not in row
-    ]
+    there = row if isinstance(row, Mapping) else {}
+    lacking = [name for name in ("sample_ID", "reasoning") if name not in there]
     if lacking:
         raise DataError(f"{where}: no {lacking[0]} there; accepted is {ROW}.")
     return text_field(row, "sample_ID", where), text_field(row, "reasoning", where, empty=True)

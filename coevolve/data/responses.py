@@ -68,14 +68,9 @@ def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
 
 
 def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> PartialResponses:
-    """Read the usable responses of a file and count the samples without one, where the user allows
-    that.
-
-    Accepted are the files of `read_responses`.
-
-    Raises:
-        DataError: a row is malformed or its `sample_ID` is not in `examples`, which no count could
-            put right; or no sample has a usable response.
+    """The usable responses of a file of `read_responses`, and the samples without one, where the
+    user allows that. A malformed row, or one of no example, stays an error: no count could put it
+    right.
     """
     answered: dict[str, list[str]] = {}
     for _, sample_id, response in _rows_of(path, examples, empty=True):
@@ -84,9 +79,7 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
     once = {name: texts[0] for name in ids if len(texts := answered.get(name, [])) == 1}
     by_id = {name: text for name, text in once.items() if text.strip()}
     if not by_id:
-        raise DataError(
-            f"{path}: none of {len(set(ids))} samples has a usable response. Check the file."
-        )
+        raise DataError(f"{path}: none of {len(set(ids))} samples has a usable response.")
     return PartialResponses(
         by_id=by_id,
         missing=tuple(name for name in ids if name not in answered),
@@ -96,9 +89,8 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
 
 
 def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -> Corpus:
-    """The corpus with the test examples that every model has answered: the pairs must be the same
-    for all of them. Raises DataError: a subset of a test split has no such example, so that its row
-    would vanish.
+    """The corpus with the test examples that every model has answered; DataError for a subset
+    without.
     """
     splits = dict(corpus.splits)
     for name in corpus.test_splits:
@@ -120,14 +112,9 @@ def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -
 def write_responses(
     path: str | Path, examples: Sequence[Example], responses: Sequence[str]
 ) -> None:
-    """Write JSONL rows `{sample_ID, response}`, which `read_responses` reads back. Raises
-    DataError: the numbers differ, or a response is not text with a visible character; nothing is
-    written then.
-    """
+    """Write JSONL rows `{sample_ID, response}`, which `read_responses` reads back."""
     if len(examples) != len(responses):
-        raise DataError(
-            f"{path}: {len(responses)} responses for {len(examples)} examples; give one for each."
-        )
+        raise DataError(f"{path}: {len(responses)} responses for {len(examples)} examples.")
     rows = [
         {"sample_ID": example.sample_id, "response": response}
         for example, response in zip(examples, responses, strict=True)
@@ -138,17 +125,10 @@ def write_responses(
 
 
 def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str, str]:
-    """(sample_ID, response) of one row.
-
-    Args:
-        empty: whether a response without a visible character is accepted.
-
-    Raises:
-        DataError: the row is malformed.
-    """
+    """(sample_ID, response) of one row; `empty` accepts one without a visible character."""
     if not isinstance(row, Mapping):
         raise DataError(
-            f"{where}: found {kind(row)}; accepted is an object with a sample_ID and {ACCEPTED}."
+            f"{where}: found {kind(row)}; accepted: an object with sample_ID and {ACCEPTED}."
         )
     if "sample_ID" not in row:
         raise DataError(
@@ -157,9 +137,7 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
     sample_id = text_field(row, "sample_ID", where)
     where = f"{where} (sample_ID {sample_id!r})"
     if ("response" in row) == ("model_response" in row):
-        problem = (
-            "has both 'response' and 'model_response'" if "response" in row else "has no response"
-        )
+        problem = "has 'response' and 'model_response'" if "response" in row else "has no response"
         raise DataError(f"{where}: {problem}; accepted is {ACCEPTED}.")
     if "response" in row:
         return sample_id, text_field(row, "response", where, empty=empty)
@@ -168,9 +146,7 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
         return sample_id, text_field(row, "model_response", where, empty=empty)
     if "model_response" not in nested:
         keys = ", ".join(map(repr, nested)) or "no fields"
-        raise DataError(
-            f"{where}: model_response is an object with {keys}; accepted is {ACCEPTED}."
-        )
+        raise DataError(f"{where}: model_response is an object with {keys}; accepted: {ACCEPTED}.")
     return sample_id, text_field(
         nested, "model_response", where, label="model_response.model_response", empty=empty
     )
@@ -179,8 +155,8 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
 def _rows_of(
     path: str | Path, examples: Sequence[Example], *, empty: bool = False
 ) -> Iterator[tuple[str, str, str]]:
-    """(place, sample_ID, response) of each row of a responses file; the first line that `coevolve
-    respond` writes is passed over.
+    """(place, sample_ID, response) of each row of a responses file; a ledger's header is passed
+    over.
     """
     wanted, rows = {example.sample_id for example in examples}, read_rows(path)
     for where, row in rows[1:] if rows and is_header(rows[0][1], HEADER) else rows:

@@ -71,9 +71,6 @@ class Divergences:
         inputs: input (user, character, dialogue) -> JSD(P_z || Q_z).
         output_p: JSD(P_theta || P_Y), the model's responses against golden ones in distribution.
         output_q: JSD(Q_theta || Q_Y), the same where the inputs have shifted.
-
-    Raises:
-        DataError: no input, or a divergence outside its range.
     """
 
     inputs: Mapping[str, float]
@@ -83,25 +80,16 @@ class Divergences:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise DataError("inputs are empty; accepted is the JSD of at least one input.")
-        for name, jsd in {
-            **self.inputs,
-            "output_p": self.output_p,
-            "output_q": self.output_q,
-        }.items():
+        outputs = {"output_p": self.output_p, "output_q": self.output_q}
+        for name, jsd in {**self.inputs, **outputs}.items():
             if not 0 <= jsd <= np.log(2) + 1e-9:
                 raise DataError(f"the JSD of {name} is {jsd}; accepted is 0 to log 2 (0.693 nats).")
 
 
 @dataclass(frozen=True)
 class Bound:
-    """An upper bound of EMID and its terms.
-
-    Attributes:
-        form: which one; `published` and `certified` are in nats per response, `scale_adjusted` is
-            without unit.
-        inputs: input -> what its shift adds.
-        output_p: what the mismatch of the outputs in distribution adds.
-        output_q: what the mismatch of the outputs under the shift adds.
+    """An upper bound of EMID, nats per response unless scale-adjusted, and its terms: what the
+    shift of each input and the mismatch of the outputs in P and in Q add.
     """
 
     form: Form
@@ -116,22 +104,15 @@ class Bound:
 
 
 def published_bound(divergences: Divergences, entropy: float) -> Bound:
-    """The published bound in its true form; no theorem, see above.
-
-    Args:
-        entropy: H = max_x [H(Y | x) + H(theta(. | x))], nats per response.
-
-    Raises:
-        DataError: the entropy is negative or not finite.
+    """The published bound in its true form; no theorem, see above. `entropy` is H, nats per
+    response.
     """
     _require_entropy(entropy, "entropy")
     return _of_roots("published", divergences, INPUT_FACTOR * entropy, OUTPUT_FACTOR)
 
 
 def scale_adjusted_bound(divergences: Divergences) -> Bound:
-    """The published bound with all factors 1: for comparing shifts and models, not for bounding
-    anything.
-    """
+    """The published bound with all factors 1: for comparing shifts and models, not for bounding."""
     return _of_roots("scale_adjusted", divergences, 1.0, 1.0)
 
 
@@ -142,9 +123,6 @@ def certified_bound(divergences: Divergences, spread: float, responses: int) -> 
     Args:
         spread: max_x g(x) - min_x g(x) of g(x) = H(Y | x) - H(theta(. | x)), nats per response.
         responses: number of possible responses.
-
-    Raises:
-        DataError: the spread is negative or not finite, or there are fewer than 2 responses.
     """
     _require_entropy(spread, "spread")
     return Bound(
@@ -171,9 +149,6 @@ def largest_entropy_gap(jsd: float, outcomes: int) -> float:
 
     T log(K - 1) + h(T) for total variation T up to 1 - 1/K, log K beyond (Audenaert: A sharp
     continuity estimate for the von Neumann entropy, J. Phys. A 40, 2007).
-
-    Raises:
-        DataError: fewer than 2 outcomes.
     """
     if outcomes < 2:
         raise DataError(f"found {outcomes} possible responses; accepted are 2 or more.")
@@ -182,11 +157,8 @@ def largest_entropy_gap(jsd: float, outcomes: int) -> float:
         return 0.0
     if distance >= 1 - 1 / outcomes:
         return float(np.log(outcomes))
-    return float(
-        distance * np.log(outcomes - 1)
-        - distance * np.log(distance)
-        - (1 - distance) * np.log1p(-distance)
-    )
+    between = distance * np.log(outcomes - 1) - distance * np.log(distance)
+    return float(between - (1 - distance) * np.log1p(-distance))
 
 
 def _of_roots(

@@ -24,12 +24,7 @@ from coevolve.information.influence import Influence
 
 
 def club(contrast: Contrast) -> tuple[float, Influence]:
-    """(mean over matched pairs - mean over mismatched pairs, its influence), in the contrast's
-    unit.
-
-    Raises:
-        DataError: no mismatched pair.
-    """
+    """(mean over matched - mean over mismatched pairs, its influence), in the contrast's unit."""
     if contrast.mismatched.size == 0:
         raise DataError("CLUB needs mismatched pairs; found none. Give 2 or more examples.")
     divisors = contrast.divisors
@@ -48,6 +43,5 @@ def fidelity(contrast: Contrast) -> tuple[float, Influence]:
     beat.
     """
     own = contrast.matched / contrast.divisors
-    return float(own.mean()), Influence(
-        own - own.mean(), np.zeros(contrast.mismatched.size), contrast.pairs
-    )
+    none = np.zeros(contrast.mismatched.size)
+    return float(own.mean()), Influence(own - own.mean(), none, contrast.pairs)

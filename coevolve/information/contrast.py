@@ -1,6 +1,4 @@
-"""Log-probabilities of matched and mismatched (context, response) pairs: what every estimate of
-information takes.
-"""
+"""Log-probabilities of matched and mismatched (context, response) pairs."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,18 +20,13 @@ class Contrast:
     """Log-probabilities, in nats per response, of N matched pairs (i, i) and P mismatched ones (i,
     j).
 
-    Contexts and responses are shared by the pairs: context i meets several responses, response j
-    several contexts.
-
     Attributes:
         matched: (N,) log q(y_i | x_i).
         mismatched: (P,) log q(y_j | x_i) for the pairs.
         pairs: (P, 2) integers (context i, response j), i != j.
         tokens: (N,) tokens of each response.
-        normalisation: of the estimates made from it; `per_token` divides each response's term by
-            its own tokens.
-        marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it;
-            else None.
+        normalisation: of estimates; `per_token` divides each response's term by its own tokens.
+        marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it.
     """
 
     matched: np.ndarray
@@ -47,7 +40,7 @@ class Contrast:
         check_normalisation(self.normalisation)
         if (
             self.matched.ndim != 1
-            or self.matched.size == 0
+            or not self.matched.size
             or self.tokens.shape != self.matched.shape
         ):
             raise DataError(
@@ -60,13 +53,9 @@ class Contrast:
                 "response) for each mismatched log-probability."
             )
         if self.pairs.size and (self.pairs.min() < 0 or self.pairs.max() >= self.matched.size):
-            raise DataError(
-                f"pairs hold an index outside 0 to {self.matched.size - 1}, the examples given."
-            )
+            raise DataError(f"pairs hold an index outside 0 to {self.matched.size - 1}.")
         if np.any(self.pairs[:, 0] == self.pairs[:, 1]):
-            raise DataError(
-                "pairs hold a matched pair (i, i); accepted are mismatched ones, i != j."
-            )
+            raise DataError("pairs hold a matched pair (i, i); accepted is i != j.")
 
     @classmethod
     def from_pairs(
@@ -77,43 +66,28 @@ class Contrast:
         normalisation: Normalisation,
         marginal: np.ndarray | None = None,
     ) -> "Contrast":
-        """From the scores of the matched pairs, (N,), and of the mismatched ones, (P,).
-
-        Raises:
-            RecipeError: an unknown normalisation.
-            DataError: log-probabilities that are not finite, shapes that do not fit, or a response
-                whose number of tokens differs from pair to pair.
+        """From the scores of the matched pairs, (N,), and of the mismatched ones, (P,). DataError:
+        a response has different numbers of tokens in different pairs.
         """
         own, tokens = checked(matched)
         other, other_tokens = checked(mismatched)
         pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         contrast = cls(own, other, pairs, tokens, normalisation, marginal)
         if not np.array_equal(other_tokens, tokens[contrast.pairs[:, 1]]):
-            raise DataError(
-                "a response has another number of tokens in a mismatched pair than in its matched one."
-            )
+            raise DataError("a response has other numbers of tokens in a mismatched pair.")
         return contrast
 
     @classmethod
     def from_matrix(
         cls, matrix: LogProbs, normalisation: Normalisation, marginal: np.ndarray | None = None
     ) -> "Contrast":
-        """From the scores of all pairs, (N, N): row the context, column the response. Raises as
-        `from_pairs`.
-        """
+        """From the scores of all pairs, (N, N): row the context, column the response."""
         values, tokens = checked(matrix)
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise DataError(f"matrix has shape {values.shape}; accepted is (N, N).")
         pairs = np.argwhere(~np.eye(len(values), dtype=bool))
-        own_tokens = np.diagonal(tokens)
-        return cls(
-            np.diagonal(values),
-            values[pairs[:, 0], pairs[:, 1]],
-            pairs,
-            own_tokens,
-            normalisation,
-            marginal,
-        )
+        own, own_tokens, other = np.diagonal(values), np.diagonal(tokens), values[tuple(pairs.T)]
+        return cls(own, other, pairs, own_tokens, normalisation, marginal)
 
     def first_pairs(self, count: int) -> "Contrast":
         """With the first `count` of its mismatched pairs only."""
@@ -136,28 +110,22 @@ class Contrast:
 
     @cached_property
     def by_response(self) -> "ByResponse":
-        """The mismatched pairs response by response, each with the contexts that it was scored in.
-
-        Raises:
-            DataError: a response is in no mismatched pair.
-        """
+        """The mismatched pairs response by response; DataError if one is in none."""
         order = np.argsort(self.pairs[:, 1], kind="stable")
         counts = np.bincount(self.pairs[:, 1], minlength=self.examples)
         if np.any(counts == 0):
             raise DataError(
-                f"{int(np.sum(counts == 0))} of {self.examples} responses are in no mismatched pair, so that nothing "
-                "says how probable they are in other contexts. Score all pairs, or a number of them per context."
+                f"{int(np.sum(counts == 0))} of {self.examples} responses are in no mismatched pair. "
+                "Score all pairs, or a number of them per context."
             )
         return ByResponse(order, counts)
 
 
 @dataclass(frozen=True)
 class ByResponse:
-    """Sums and maxima over the mismatched pairs of each response.
-
-    Attributes:
-        order: (P,) positions of the pairs, those of one response side by side.
-        counts: (N,) how many each response has, at least 1.
+    """Sums and maxima over the mismatched pairs of each response: `order`, (P,), holds the
+    positions of the pairs, those of one response side by side, `counts`, (N,), how many each has,
+    at least 1.
     """
 
     order: np.ndarray

@@ -90,20 +90,15 @@ class Terms:
         own = terms - value
         if self.of_own_context is not None:
             own = own + self.of_own_context / divisors
-        return value, Influence(
-            own, self.of_context / divisors[contrast.pairs[:, 1]], contrast.pairs
-        )
+        of_pairs = self.of_context / divisors[contrast.pairs[:, 1]]
+        return value, Influence(own, of_pairs, contrast.pairs)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the critic forgives the model.
-
-    Attributes:
-        temperature: power b of q.
-        unrelated: share a of responses that have nothing to do with their context.
-        at_floor: whether the temperature is the lowest that is tried, and a lower one would give
-            more.
+    """How the critic forgives the model: power b of q, and share a of responses that have nothing
+    to do with their context; `at_floor` if b is the lowest that is tried, and a lower one would
+    give more.
     """
 
     temperature: float
@@ -112,21 +107,16 @@ class Calibration:
 
 
 def info_nce(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log mean over its own and the other contexts. DataError: a response
-    without other contexts.
-    """
-    groups = contrast.by_response
-    top, own, other = _scaled(contrast.matched, contrast.mismatched, contrast)
+    """log q(y_j | x_j) - log mean over its own and the other contexts."""
+    groups, response = contrast.by_response, contrast.pairs[:, 1]
+    log_own, own, other = _scaled(contrast)
     total, count = own + groups.sum(other), groups.counts + 1
-    response = contrast.pairs[:, 1]
-    terms = contrast.matched - top - np.log(total / count)
-    return Terms(terms, 1 / count[response] - other / total[response], 1 / count - own / total)
+    of_context = 1 / count[response] - other / total[response]
+    return Terms(log_own - np.log(total / count), of_context, 1 / count - own / total)
 
 
 def leave_one_out(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log mean over the other contexts. DataError: a response without other
-    contexts.
-    """
+    """log q(y_j | x_j) - log mean over the other contexts."""
     groups, response = contrast.by_response, contrast.pairs[:, 1]
     top = groups.max(contrast.mismatched)
     other = np.exp(contrast.mismatched - top[response])
@@ -136,14 +126,12 @@ def leave_one_out(contrast: Contrast) -> Terms:
 
 
 def barber_agakov(contrast: Contrast) -> Terms:
-    """log q(y_j | x_j) - log E q(y_j | x'), the latter without bias. DataError: a response without
-    other contexts.
-    """
+    """log q(y_j | x_j) - log E q(y_j | x'), the latter without bias."""
     return _unbiased(contrast, 1.0)
 
 
 def calibrated(contrast: Contrast) -> Terms:
-    """E log g for the calibrated critic. DataError: a response without other contexts."""
+    """E log g for the calibrated critic."""
     calibration = calibrate(contrast)
     sure = _unbiased(contrast, calibration.temperature)
     related = _log(1 - calibration.unrelated) + sure.of_response
@@ -154,41 +142,21 @@ def calibrated(contrast: Contrast) -> Terms:
 
 
 def calibrate(contrast: Contrast) -> Calibration:
-    """The temperature and the share of unrelated responses under which the responses say most about
-    their contexts.
-
-    Raises:
-        DataError: a response without other contexts.
-    """
+    """The temperature and the share under which responses say most about their contexts."""
+    groups = contrast.by_response
 
     def fit(log_temperature: float) -> tuple[float, float]:
-        return _fit_unrelated(_info_nce_at(contrast, np.exp(log_temperature)))
+        log_own, own, other = _scaled(contrast, np.exp(log_temperature))
+        return _fit_unrelated(log_own - np.log((own + groups.sum(other)) / (groups.counts + 1)))
 
     coarse = np.log(COARSE_TEMPERATURES)
     best = int(np.argmax([fit(b)[0] for b in coarse]))
-    log_temperature = _maximum(
-        lambda b: fit(b)[0],
-        coarse[max(best - 1, 0)],
-        coarse[min(best + 1, len(coarse) - 1)],
-        steps=16,
-    )
+    low, high = coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)]
+    log_temperature = _maximum(lambda b: fit(b)[0], low, high, steps=16)
     value, unrelated = fit(log_temperature)
     lowest = log_temperature < np.log(FLOOR) + 1e-3  # as near as the search comes to it
     at_floor = lowest and fit(log_temperature + np.log(0.9))[0] > value + WORTH_TELLING
     return Calibration(float(np.exp(log_temperature)), unrelated, bool(at_floor))
-
-
-def _info_nce_at(contrast: Contrast, temperature: float) -> np.ndarray:
-    groups = contrast.by_response
-    top, own, other = _scaled(
-        temperature * contrast.matched, temperature * contrast.mismatched, contrast
-    )
-    values: np.ndarray = (
-        temperature * contrast.matched
-        - top
-        - np.log((own + groups.sum(other)) / (groups.counts + 1))
-    )
-    return values
 
 
 def _fit_unrelated(terms: np.ndarray) -> tuple[float, float]:
@@ -227,9 +195,7 @@ def _maximum(function: Callable[[float], float], low: float, high: float, *, ste
 
 def _unbiased(contrast: Contrast, temperature: float) -> Terms:
     groups, response = contrast.by_response, contrast.pairs[:, 1]
-    top, _, other = _scaled(
-        temperature * contrast.matched, temperature * contrast.mismatched, contrast
-    )
+    log_own, _, other = _scaled(contrast, temperature)
     minus_log_mean, slope = np.zeros(contrast.examples), np.zeros(other.size)
     for t, weight in zip(*_nodes(), strict=True):
         log_each = np.log1p(-t * other)
@@ -237,7 +203,7 @@ def _unbiased(contrast: Contrast, temperature: float) -> Terms:
         minus_log_mean += weight * (none - none_at_all)
         slope += weight * (log_each * none[response] - np.log1p(-t) * none_at_all[response])
     slope -= (groups.sum(slope) / groups.counts)[response]
-    return Terms(temperature * contrast.matched - top + minus_log_mean, slope)
+    return Terms(log_own + minus_log_mean, slope)
 
 
 def _nodes() -> tuple[np.ndarray, np.ndarray]:
@@ -247,14 +213,12 @@ def _nodes() -> tuple[np.ndarray, np.ndarray]:
     return v**SUBSTITUTION, weights / 2 * SUBSTITUTION / v
 
 
-def _scaled(
-    matched: np.ndarray, mismatched: np.ndarray, contrast: Contrast
-) -> tuple[np.ndarray, ...]:
-    """(log of the largest probability of each response in any context, own and other probabilities
-    over it).
-    """
+def _scaled(contrast: Contrast, temperature: float = 1.0) -> tuple[np.ndarray, ...]:
+    """(log q^b in the own context, q^b there, q^b in the others), over the largest in any."""
+    matched, mismatched = temperature * contrast.matched, temperature * contrast.mismatched
     top = np.maximum(matched, contrast.by_response.max(mismatched))
-    return top, np.exp(matched - top), np.exp(mismatched - top[contrast.pairs[:, 1]])
+    log_own = matched - top
+    return log_own, np.exp(log_own), np.exp(mismatched - top[contrast.pairs[:, 1]])
 
 
 def _log(share: float) -> float:

@@ -49,14 +49,8 @@ EIGENVALUE_TOLERANCE = 1e-8
 class MeasuredDivergence:
     """A representation JSD beside its noise floor, both between samples of `size` vectors; nats.
 
-    Attributes:
-        jsd: mean over the repetitions, each with other vectors.
-        jsd_sd: standard deviation over the repetitions.
-        floor: the same measure between two disjoint samples of one distribution; mean over both
-            distributions.
-        floor_sd: standard deviation of `floor` over the repetitions.
-        size: vectors on each side.
-        repetitions: how many.
+    `floor` is the same measure between two disjoint samples of one distribution, mean over both
+    distributions; `_sd` are standard deviations over the repetitions, each with other vectors.
     """
 
     jsd: float
@@ -85,31 +79,17 @@ def measure_divergence(
     """rJSD between random equal-sized samples of `x` and `y`, beside that between halves of either.
 
     The size is half the smaller sample's, so that a half of it is as large as what it is compared
-    with, at most `largest`.
-
-    Args:
-        x: (n, d) vectors, n >= 4.
-        y: (m, d) vectors, m >= 4.
-        width: of the Gaussian kernel; `median_width` of `x` where it is not given.
-        repetitions: how often the samples are drawn anew.
-        seed: of their choice.
-
-    Raises:
-        DataError: fewer than 4 vectors, vectors of different dimensions, one that is zero or not
-            finite.
-        RecipeError: an unknown kernel, or `repetitions` or `largest` too small.
+    with, at most `largest`; the samples are drawn anew so many times. `x`, (n, d), and `y`, (m, d),
+    have 4 or more vectors; a Gaussian kernel's width is `median_width` of `x` where it is not
+    given.
     """
     if repetitions < 1 or largest < 2:
-        raise RecipeError(
-            f"repetitions is {repetitions}, largest is {largest}; accepted are at least 1 repetition and samples of "
-            "at least 2 vectors."
-        )
+        found = f"repetitions is {repetitions}, largest is {largest}"
+        raise RecipeError(f"{found}; accepted are at least 1 repetition and samples of 2 vectors.")
     x, y = unit_rows(x), unit_rows(y)
     if min(len(x), len(y)) < 4:
-        raise DataError(
-            f"found {len(x)} and {len(y)} vectors; a divergence with its noise floor needs at least 4 on each side. "
-            "Add examples or leave the subset out."
-        )
+        found = f"found {len(x)} and {len(y)} vectors"
+        raise DataError(f"{found}; a divergence with its noise floor needs at least 4 of each.")
     if kernel == "gaussian" and width is None:
         width = median_width(x)
     size = min(len(x) // 2, len(y) // 2, largest)
@@ -120,43 +100,24 @@ def measure_divergence(
         x_1, x_2 = x[of_x[:size]], x[of_x[size : 2 * size]]
         y_1, y_2 = y[of_y[:size]], y[of_y[size : 2 * size]]
         jsd[repetition] = representation_jsd(x_1, y_1, kernel=kernel, width=width)
-        halves = [
-            representation_jsd(a, b, kernel=kernel, width=width)
-            for a, b in ((x_1, x_2), (y_1, y_2))
-        ]
+        both = ((x_1, x_2), (y_1, y_2))
+        halves = [representation_jsd(a, b, kernel=kernel, width=width) for a, b in both]
         floor[repetition] = np.mean(halves)
-    return MeasuredDivergence(
-        float(jsd.mean()),
-        float(jsd.std()),
-        float(floor.mean()),
-        float(floor.std()),
-        size,
-        repetitions,
-    )
+    numbers = map(float, (jsd.mean(), jsd.std(), floor.mean(), floor.std()))
+    return MeasuredDivergence(*numbers, size, repetitions)
 
 
 def representation_jsd(
     x: Vectors, y: Vectors, *, kernel: Kernel = "linear", width: float | None = None
 ) -> float:
-    """rJSD of two samples as they are, in nats.
+    """rJSD of two samples (n, d) and (m, d) as they are, scaled to unit length; nats.
 
     The linear kernel's comes from the covariances or from the Gram matrix, whichever is smaller:
     both have the same eigenvalues but for zeros.
-
-    Args:
-        x: (n, d) vectors; scaled to unit length here.
-        y: (m, d) vectors.
-        width: of the Gaussian kernel.
-
-    Raises:
-        DataError: vectors of different dimensions, one that is zero or not finite.
-        RecipeError: an unknown kernel, or a Gaussian one without a width above 0.
     """
     x, y = unit_rows(x), unit_rows(y)
     if x.shape[1] != y.shape[1]:
-        raise DataError(
-            f"vectors have {x.shape[1]} and {y.shape[1]} dimensions; embed both by one model."
-        )
+        raise DataError(f"vectors have {x.shape[1]} and {y.shape[1]} dimensions.")
     if kernel == "linear" and x.shape[1] < len(x) + len(y):
         return jsd_of_covariances(x.T @ x / len(x), y.T @ y / len(y))
     both = np.concatenate([x, y])
@@ -164,14 +125,10 @@ def representation_jsd(
 
 
 def jsd_of_covariances(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """S((A + B) / 2) - (S(A) + S(B)) / 2 of two positive semi-definite (d, d) matrices, scaled to
-    trace 1; nats.
-    """
+    """The linear kernel's rJSD of two positive semi-definite (d, d) matrices, scaled to trace 1."""
     a, b = _trace_normalised(a), _trace_normalised(b)
-    divergence = (
-        von_neumann_entropy((a + b) / 2) - (von_neumann_entropy(a) + von_neumann_entropy(b)) / 2
-    )
-    return float(np.clip(divergence, 0.0, np.log(2)))  # rounding alone can leave the range
+    mixture, parts = von_neumann_entropy((a + b) / 2), map(von_neumann_entropy, (a, b))
+    return _within_range(mixture - sum(parts) / 2)
 
 
 def jsd_of_gram(gram: NDArray[np.float64], first: int) -> float:
@@ -186,25 +143,16 @@ def jsd_of_gram(gram: NDArray[np.float64], first: int) -> float:
         raise DataError(f"first is {first} of {count} vectors; accepted is 1 to {count - 1}.")
     weights = np.where(np.arange(count) < first, 1 / first, 1 / (count - first))
     weighted = gram * np.sqrt(np.outer(weights, weights))
-    parts = von_neumann_entropy(weighted[:first, :first]) + von_neumann_entropy(
-        weighted[first:, first:]
-    )
-    return float(np.clip(von_neumann_entropy(weighted) - parts / 2, 0.0, np.log(2)))
+    parts = map(von_neumann_entropy, (weighted[:first, :first], weighted[first:, first:]))
+    return _within_range(von_neumann_entropy(weighted) - sum(parts) / 2)
 
 
 def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
-    """-sum e log e over the eigenvalues e of a symmetric positive semi-definite matrix scaled to
-    trace 1; nats.
-
-    Raises:
-        DataError: not square and symmetric, a trace that is not positive, or a negative eigenvalue.
-    """
+    """-sum e log e over the eigenvalues of a positive semi-definite matrix scaled to trace 1."""
     eigenvalues = np.linalg.eigvalsh(_trace_normalised(matrix))
     if eigenvalues[0] < -EIGENVALUE_TOLERANCE:
-        raise DataError(
-            f"matrix has an eigenvalue of {eigenvalues[0]:.3g} of its trace; accepted are covariance and Gram "
-            "matrices, which have none below 0."
-        )
+        found = f"matrix has an eigenvalue of {eigenvalues[0]:.3g} of its trace"
+        raise DataError(f"{found}; accepted are covariance and Gram matrices: none below 0.")
     positive = eigenvalues[eigenvalues > 0]
     return float(-np.sum(positive * np.log(positive)))
 
@@ -212,57 +160,36 @@ def von_neumann_entropy(matrix: NDArray[np.float64]) -> float:
 def gram(
     vectors: Vectors, *, kernel: Kernel = "linear", width: float | None = None
 ) -> NDArray[np.float64]:
-    """(n, n) kernel values of (n, d) unit vectors.
-
-    Raises:
-        RecipeError: an unknown kernel, or a Gaussian one without a width above 0.
-    """
+    """(n, n) kernel values of (n, d) unit vectors."""
     check_kernel(kernel)
     products = vectors @ vectors.T
     if kernel == "linear":
         return products
     if width is None or not 0 < width < np.inf:
-        raise RecipeError(
-            f"width is {width}; the Gaussian kernel takes a number above 0, such as `median_width`."
-        )
+        raise RecipeError(f"width is {width}; accepted is a number above 0 (Gaussian kernel).")
     return np.exp(-(1 - np.clip(products, -1.0, 1.0)) / width**2)  # |x - y|^2 = 2 - 2 x . y
 
 
 def median_width(vectors: Vectors) -> float:
-    """The median distance between distinct vectors of a sample, scaled to unit length (Gretton et
-    al., JMLR 2012).
-
-    Raises:
-        DataError: all vectors are alike, so that there is no scale.
-    """
+    """The median distance between distinct unit vectors of a sample (Gretton et al., JMLR 2012)."""
     unit = unit_rows(vectors)
     distances = np.sqrt(np.maximum(0.0, 2 - 2 * (unit @ unit.T)))[np.triu_indices(len(unit), k=1)]
     apart = distances[distances > 1e-6]
     if apart.size == 0:
-        raise DataError(
-            f"all {len(unit)} vectors are alike and set no width for a Gaussian kernel; use 'linear'."
-        )
+        raise DataError(f"all {len(unit)} vectors are alike and set no width; use 'linear'.")
     return float(np.median(apart))
 
 
 def unit_rows(vectors: Vectors) -> Vectors:
-    """Each row of an (n, d) array scaled to unit length, float64.
-
-    Raises:
-        DataError: another rank, no row, or a row that is zero or not finite.
-    """
+    """Each row of an (n, d) array scaled to unit length, float64."""
     vectors = np.asarray(vectors, dtype=np.float64)
     if vectors.ndim != 2 or vectors.size == 0:
-        raise DataError(
-            f"vectors have shape {vectors.shape}; accepted is (samples, dimensions), at least one of each."
-        )
+        raise DataError(f"vectors have shape {vectors.shape}; accepted is (samples, dimensions).")
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if bad.size:
-        raise DataError(
-            f"vector {bad[0]} is zero or not finite ({bad.size} of {len(vectors)} are); a text's embedding has a "
-            "direction. Check the embedder."
-        )
+        found = f"vector {bad[0]} is zero or not finite ({bad.size} of {len(vectors)} are)"
+        raise DataError(f"{found}; a text's embedding has a direction. Check the embedder.")
     unit: np.ndarray = vectors / norms
     return unit
 
@@ -270,21 +197,19 @@ def unit_rows(vectors: Vectors) -> Vectors:
 def check_kernel(kernel: str) -> None:
     """Raise RecipeError unless `kernel` is one of the two."""
     if kernel not in get_args(Kernel):
-        raise RecipeError(
-            f"kernel is {kernel!r}; accepted are {', '.join(map(repr, get_args(Kernel)))}."
-        )
+        raise RecipeError(f"kernel is {kernel!r}; accepted are {', '.join(get_args(Kernel))}.")
+
+
+def _within_range(divergence: float) -> float:
+    return float(np.clip(divergence, 0.0, np.log(2)))  # rounding alone can leave it
 
 
 def _trace_normalised(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     matrix = np.asarray(matrix, dtype=np.float64)
-    if (
-        matrix.ndim != 2
-        or matrix.shape[0] != matrix.shape[1]
-        or not np.allclose(matrix, matrix.T, atol=1e-10)
-    ):
-        raise DataError(
-            f"matrix of shape {matrix.shape} is not symmetric; accepted are covariance and Gram matrices."
-        )
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    if not square or not np.allclose(matrix, matrix.T, atol=1e-10):
+        found = f"matrix of shape {matrix.shape} is not symmetric"
+        raise DataError(f"{found}; accepted are covariance and Gram matrices.")
     trace = float(np.trace(matrix))
     if not 0 < trace < np.inf:
         raise DataError(f"matrix has the trace {trace}; accepted is one above 0.")

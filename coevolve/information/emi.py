@@ -25,58 +25,35 @@ from coevolve.information.uncertainty import standard_error
 
 
 def emi(model: Contrast, golden: Contrast, form: str = "club") -> Estimate:
-    """EMI: mutual information with the model's responses minus that with the golden ones.
+    """EMI: mutual information with the model's responses minus that with the golden ones, in the
+    same contexts and over the same (i, j) pairs.
 
     Higher is better; typically below 0, and 0 for the golden responses themselves. What the two
     share (easy or hard contexts among the pairs) cancels in its influence, and so in its standard
     error.
-
-    Args:
-        model: log-probabilities of the model's responses.
-        golden: log-probabilities of the golden responses, in the same contexts and over the same
-            (i, j) pairs.
-        form: the estimator of mutual information.
-
-    Raises:
-        DataError: the two differ in examples, pairs or normalisation, or lack what the form needs.
-        RecipeError: an unknown form.
     """
     if model.examples != golden.examples:
-        raise DataError(
-            f"the model has {model.examples} responses, golden {golden.examples}; give one of each for every example."
-        )
+        found = f"the model has {model.examples} responses, golden {golden.examples}"
+        raise DataError(f"{found}; give one of each for every example.")
     if not np.array_equal(model.pairs, golden.pairs):
-        raise DataError(
-            "the model's and the golden mismatched pairs differ; score both over the same (i, j) pairs."
-        )
+        raise DataError("the model's and the golden mismatched pairs differ; score both alike.")
     return difference(mutual_information(model, form), mutual_information(golden, form))
 
 
 def difference(model: Estimate, golden: Estimate) -> Estimate:
-    """`model` minus `golden`, both over the same examples and pairs.
-
-    Raises:
-        DataError: the two are of different units or forms, or over different examples or pairs.
-    """
+    """`model` minus `golden`, both over the same examples and pairs."""
     if (model.unit, model.form) != (golden.unit, golden.form):
-        raise DataError(
-            f"the model's estimate is {model.form} in {model.unit}, the golden one {golden.form} in {golden.unit}; "
-            "estimate and normalise both alike."
+        found = (
+            f"the model's is {model.form} in {model.unit}, golden {golden.form} in {golden.unit}"
         )
-    return Estimate(
-        model.value - golden.value, model.unit, model.form, model.influence - golden.influence
-    )
+        raise DataError(f"{found}; estimate both alike.")
+    influence = model.influence - golden.influence
+    return Estimate(model.value - golden.value, model.unit, model.form, influence)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A difference of two estimates over different examples.
-
-    Attributes:
-        value: in `unit`.
-        unit, form: as in `Estimate`.
-        p, q: the two estimates, whose errors add.
-    """
+    """A difference of two estimates over different examples; their errors add."""
 
     value: float
     unit: str
@@ -86,23 +63,14 @@ class Loss:
 
     @property
     def standard_error(self) -> float:
-        """sqrt(error(P)^2 + error(Q)^2). DataError: one of the two has a single example."""
+        """sqrt(error(P)^2 + error(Q)^2)."""
         return float(np.hypot(standard_error(self.p.influence), standard_error(self.q.influence)))
 
 
 def emid(p: Estimate, q: Estimate) -> Loss:
-    """EMID(P, Q) = EMI(P) - EMI(Q): what a model loses from in-distribution P to shifted Q. Lower
-    is better.
-
-    Args:
-        p: EMI of the model in distribution.
-        q: EMI of the same model on the shifted distribution.
-
-    Raises:
-        DataError: the two are of different units or forms.
+    """EMID = EMI(P) - EMI(Q): what a model loses from in-distribution P to shifted Q. Lower is
+    better.
     """
     if (p.unit, p.form) != (q.unit, q.form):
-        raise DataError(
-            f"EMI of P is {p.form} in {p.unit}, of Q {q.form} in {q.unit}; estimate both alike."
-        )
+        raise DataError(f"EMI of P is {p.form} in {p.unit}, of Q {q.form} in {q.unit}.")
     return Loss(p.value - q.value, p.unit, p.form, p, q)

@@ -16,15 +16,10 @@ from coevolve.registry import Registry, users_code
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that says what it is.
+    """A number that says what it is: `value` in `unit`, by the key `form` of `FORMS`.
 
-    Attributes:
-        value: the estimate, in `unit`.
-        unit: `nats per token` or `nats per response`.
-        form: the name of the estimator, a key of `FORMS`.
-        influence: what it owes to each example, for standard errors and bootstrap.
-        at_floor: whether the fit of `calibrated` ended at its lowest temperature, and the value
-            could be higher.
+    `influence` is what it owes to each example, for standard errors and bootstrap; `at_floor`
+    whether the fit of `calibrated` ended at its lowest temperature, and the value could be higher.
     """
 
     value: float
@@ -76,9 +71,7 @@ FORMS: Registry[Form] = Registry(
     given=("contrast",),
     adopt=_of_user,
 )
-"""Estimators of mutual information by name. A user's own may have attributes `needs` and `bias` as
-those of `Form`.
-"""
+"""Estimators of mutual information; a user's own may have attributes `needs` and `bias`."""
 
 
 def _terms(name: str, terms: Callable[[Contrast], density_ratio.Terms], bias: str) -> None:
@@ -104,12 +97,7 @@ FORMS.register("fidelity")(Form(fidelity, "matched", _NONE))
 
 
 def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
-    """Mutual information of contexts and responses by the named form.
-
-    Raises:
-        RecipeError: an unknown form.
-        DataError: the contrast lacks what the form needs.
-    """
+    """Mutual information of contexts and responses by the named form."""
     value, influence, *at_floor = FORMS.get(form).estimate(contrast)
     return Estimate(value, contrast.unit, form, influence, *at_floor)
 

@@ -22,9 +22,7 @@ def log_mean_exp(log_weights: Floats) -> Floats:
 
 
 def self_normalised(log_weights: Floats) -> Floats:
-    """w_k / sum_j w_j, shape (..., K): exact for the posterior as K grows, with a bias of order 1/K
-    before. A row needs a weight above 0.
-    """
+    """w_k / sum_j w_j, (..., K): the posterior's as K grows; a row needs a weight above 0."""
     total = np.logaddexp.reduce(log_weights, axis=-1)[..., None]
     normalised: Floats = np.exp(log_weights - total)
     return normalised
@@ -37,13 +35,10 @@ def effective_samples(weights: Floats) -> Floats:
 
 
 def mixture_log_prob(log_probs: Floats, counts: NDArray[np.int64]) -> Floats:
-    """log sum_j (n_j / K) pi_j(r), shape (...), of a proposal of which n_j candidates are drawn from
-    pi_j: the balance heuristic (Veach & Guibas, SIGGRAPH 1995), for which it does not matter which of
-    them drew a candidate.
-
-    Args:
-        log_probs: log pi_j(r), shape (..., J); those with n_j = 0 are not looked at.
-        counts: n_j, shape (J,); K is their sum.
+    """log sum_j (n_j / K) pi_j(r), shape (...), of a proposal of which n_j of K candidates are
+    drawn from pi_j: the balance heuristic (Veach & Guibas, SIGGRAPH 1995), for which it does not
+    matter which of them drew a candidate. log pi_j has shape (..., J); those with n_j = 0 are not
+    looked at.
     """
     used = counts > 0
     log_shares = np.log(counts[used] / counts.sum())

@@ -1,6 +1,4 @@
-"""What an estimate owes to each example, to first order: the basis of its standard error and of its
-bootstrap.
-"""
+"""What an estimate owes to each example, to first order: the basis of its errors."""
 
 from dataclasses import dataclass
 
@@ -15,11 +13,7 @@ class Influence:
 
         T - E[T] = (1 / N) (sum_i matched_i + sum_(i, j) mismatched_ij).
 
-    Attributes:
-        matched: (N,) effect of example i on its own term, mean 0.
-        mismatched: (P,) effect of each mismatched pair, sum 0; empty where the estimate uses no
-            pairs.
-        pairs: (P, 2) the pairs.
+    `matched`, (N,), has mean 0; `mismatched`, (P,), sum 0, and is empty where T uses no pairs.
     """
 
     matched: np.ndarray
@@ -27,9 +21,8 @@ class Influence:
     pairs: np.ndarray
 
     def of_examples(self) -> np.ndarray:
-        """(N,) the Hajek projection: T - E[T] = mean of these, each example gathering its pairs as
-        context and as response (Hoeffding, 1948; for pairs whose ends are drawn once and used
-        often).
+        """(N,) the Hajek projection (Hoeffding, 1948): T - E[T] is the mean of these, each example
+        gathering its pairs as context and as response.
         """
         gathered = self.matched.copy()
         for end in self.pairs.T:
@@ -37,13 +30,8 @@ class Influence:
         return gathered
 
     def __sub__(self, other: "Influence") -> "Influence":
-        """Of the difference of two estimates over the same examples and pairs: what they share
-        cancels.
-        """
+        """Of the difference of two estimates over the same pairs: what they share cancels."""
         if self.matched.shape != other.matched.shape or not np.array_equal(self.pairs, other.pairs):
-            raise DataError(
-                "two estimates over different examples or pairs have no paired difference."
-            )
-        return Influence(
-            self.matched - other.matched, self.mismatched - other.mismatched, self.pairs
-        )
+            raise DataError("estimates over other examples or pairs have no paired difference.")
+        mismatched = self.mismatched - other.mismatched
+        return Influence(self.matched - other.matched, mismatched, self.pairs)

@@ -1,6 +1,4 @@
-"""Log-probabilities as the information measures take them: sums with token counts, in one of two
-normalisations.
-"""
+"""Log-probabilities as the information measures take them: sums with token counts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,9 +16,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
 
 
 class LogProbs(Protocol):
-    """What `coevolve.scoring.scores.Scores` is, stated here so that the measures depend on NumPy
-    alone.
-    """
+    """`coevolve.scoring.scores.Scores`, stated here so that the measures need NumPy alone."""
 
     @property
     def sum(self) -> np.ndarray:
@@ -37,47 +33,22 @@ def check_normalisation(normalisation: str) -> None:
     """Raise RecipeError unless `normalisation` is one of the two."""
     if normalisation not in get_args(Normalisation):
         raise RecipeError(
-            f"normalisation is {normalisation!r}; accepted are 'per_token' (mean over the response's tokens, as "
+            f"normalisation is {normalisation!r}; accepted are 'per_token' (mean over the tokens, as "
             "published) and 'per_response' (sum over them)."
         )
 
 
 def checked(log_probs: LogProbs) -> tuple[np.ndarray, np.ndarray]:
-    """(sum, tokens) as float64 arrays of one shape.
-
-    Raises:
-        DataError: tokens do not broadcast to the sums, a sum is not finite, or a response has no
-            token.
-    """
+    """(finite sums, tokens from 1 up) as float64 arrays of one shape."""
     total = np.asarray(log_probs.sum, dtype=np.float64)
     try:
         tokens = np.broadcast_to(np.asarray(log_probs.tokens, dtype=np.float64), total.shape)
     except ValueError:
-        raise DataError(
-            f"tokens have shape {np.shape(log_probs.tokens)}, which does not broadcast to the sums' {total.shape}; "
-            "give one count per response."
-        ) from None
+        found = f"tokens have shape {np.shape(log_probs.tokens)}, sums {total.shape}"
+        raise DataError(f"{found}; accepted is one count per response.") from None
     _require(np.isfinite(total), total, "log-probability", "a finite number")
-    _require(
-        tokens >= 1, tokens, "token count", "at least 1, as the end of turn is a token of its own"
-    )
+    _require(tokens >= 1, tokens, "token count", "at least 1, for the end of turn")
     return total, tokens
-
-
-def normalise(log_probs: LogProbs, normalisation: Normalisation) -> np.ndarray:
-    """Log-probabilities in the chosen unit, float64, the shape of `log_probs.sum`.
-
-    `per_token` divides by the number of tokens (nats per token): the published form, no mutual
-    information in nats. `per_response` is the sum (nats per response): the form for which mutual
-    information is in nats.
-
-    Raises:
-        RecipeError: another normalisation.
-        DataError: as `checked`.
-    """
-    check_normalisation(normalisation)
-    total, tokens = checked(log_probs)
-    return total / tokens if normalisation == "per_token" else total
 
 
 def _require(valid: np.ndarray, values: np.ndarray, name: str, accepted: str) -> None:

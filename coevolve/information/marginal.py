@@ -25,16 +25,9 @@ BACK_OFF = 2.0  # pseudo-count of the unigram in a bigram's prediction (a Dirich
 
 
 def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:
-    """(mean of log q(y_i | x_i) - log m(y_i), its influence, the error of the fit of m apart), in
-    the contrast's unit.
-
-    Raises:
-        DataError: the contrast has no marginal.
-    """
+    """(mean of log q(y_i | x_i) - log m(y_i), its influence without the error of m's fit)."""
     if contrast.marginal is None:
-        raise DataError(
-            "difference_of_entropies needs a log marginal of each response; the contrast has none."
-        )
+        raise DataError("difference_of_entropies needs the responses' log marginals.")
     terms = (contrast.matched - contrast.marginal) / contrast.divisors
     influence = Influence(terms - terms.mean(), np.zeros(contrast.mismatched.size), contrast.pairs)
     return float(terms.mean()), influence
@@ -43,17 +36,11 @@ def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:
 def bigram_log_probs(responses: Sequence[Sequence[Hashable]]) -> np.ndarray:
     """(N,) log m(y) of each response, nats, m being a bigram model of the other N - 1 responses.
 
-    Args:
-        responses: their tokens, the end of turn included where the scores include it; the
-            vocabulary is what occurs.
-
-    Raises:
-        DataError: fewer than two responses, or an empty one.
+    They are given as tokens, the end of turn among them where the scores include it; the vocabulary
+    is what occurs.
     """
     if len(responses) < 2 or any(len(response) == 0 for response in responses):
-        raise DataError(
-            f"found {len(responses)} responses, some may be empty; accepted are 2 or more with tokens."
-        )
+        raise DataError(f"found {len(responses)} responses; accepted are 2 or more with tokens.")
     number = {
         token: index
         for index, token in enumerate(dict.fromkeys(t for response in responses for t in response))

@@ -1,6 +1,4 @@
-"""Mixtures of predictions: weighted means of probabilities, taken in logarithms, and the weight of
-one against another that held-out responses favour.
-"""
+"""Mixtures of predictions: weighted means of probabilities, in logarithms, and their weights."""
 
 from collections.abc import Sequence
 
@@ -23,33 +21,23 @@ def log_mean(weights: Sequence[float], log_probs: Sequence[np.ndarray]) -> np.nd
 def log_mean_of_tokens(
     weights: Sequence[float], log_probs: Sequence[Sequence[np.ndarray]]
 ) -> list[np.ndarray]:
-    """As `log_mean`, token by token: log p(y_t | y_<t), which add up to the response's own.
+    """As `log_mean`, token by token: log p(y_t | y_<t), which add up to the response's own; of each
+    of the K parts the token log-probabilities of N responses.
 
     Of the mixture, log p(y_<=t) is the log of the weighted mean of what each part gives it; so a
     part counts by its weight times how well it has foretold the tokens so far.
-
-    Args:
-        log_probs: for each of the K parts, the token log-probabilities of N responses.
     """
-    so_far = (
-        log_mean(weights, [np.cumsum(part) for part in parts])
-        for parts in zip(*log_probs, strict=True)
-    )
+    so_far = (log_mean(weights, [*map(np.cumsum, parts)]) for parts in zip(*log_probs, strict=True))
     return [np.diff(of_one, prepend=0.0) for of_one in so_far]
 
 
 def fit_weight(first: np.ndarray, second: np.ndarray) -> float:
-    """The w in [0, 1] under which w p + (1 - w) q gives the responses the highest probability.
+    """The w in [0, 1] under which w p + (1 - w) q gives N responses the highest probability;
+    `first` and `second` are their log-probabilities, (N,) nats.
 
-    A step of EM makes w the mean share that the first has in each response, w p / (w p + (1 - w) q).
-    The likelihood is concave in w, so that the step always leads towards its maximum; bisection
+    A step of EM makes w the mean share that the first has in each response, w p / (w p + (1 - w)
+    q). The likelihood is concave in w, so that the step always leads towards its maximum; bisection
     by its sign gets there where the steps themselves, of two predictions that hardly differ, creep.
-
-    Args:
-        first, second: log-probabilities (N,) of the same N responses, nats.
-
-    Raises:
-        DataError: no responses, or not as many of both.
     """
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise DataError(
@@ -65,11 +53,8 @@ def fit_weight(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def cross_fitted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Log-probabilities (N,) under the mixture whose weight was fitted to the half of the responses
+    """Log-probabilities (N,) under the mixture; the weight is fitted to the half of the responses
     (every other one) that the response itself is not in.
-
-    Raises:
-        DataError: fewer than two responses, or not as many of both.
     """
     even = np.arange(first.size) % 2 == 0
     found = np.empty(first.size)

@@ -11,12 +11,6 @@ from coevolve.information.log_probs import LogProbs, checked
 def perplexity(log_probs: LogProbs) -> float:
     """exp(- sum of log-probabilities / number of tokens), both over all responses: each token
     weighs the same.
-
-    Args:
-        log_probs: scores of any shape; sums in nats per response.
-
-    Raises:
-        DataError: no response, a log-probability that is not finite, or a response without tokens.
     """
     total, tokens = checked(log_probs)
     if total.size == 0:
@@ -26,14 +20,8 @@ def perplexity(log_probs: LogProbs) -> float:
 
 @dataclass(frozen=True)
 class PerplexityRatio:
-    """Perplexity of a model over that of a baseline on the same responses.
-
-    Attributes:
-        ratio: below 1 where the model is better.
-        ratio_error: standard error of `ratio`.
-        log_ratio: difference of the two log-perplexities, nats per token.
-        log_ratio_error: standard error of `log_ratio`, nats per token.
-        examples: number of responses compared.
+    """Perplexity of a model over that of a baseline on the same responses, below 1 where the model
+    is better, and its logarithm, nats per token, with standard errors.
     """
 
     ratio: float
@@ -44,7 +32,7 @@ class PerplexityRatio:
 
 
 def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio:
-    """The ratio of two models' perplexities with its paired standard error.
+    """The ratio of two models' perplexities on the same n >= 2 responses, with its paired error.
 
     Examples are the sampled units, since the tokens of one response are not independent. With d_i
     the baseline's minus the model's log-probability of response i and t_i its number of tokens, the
@@ -54,22 +42,13 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
 
         error(L)^2 = sum_i e_i^2 / (n (n - 1)),    error(exp L) = exp(L) error(L).
 
-    What both models find hard or easy cancels in d_i; this is why the paired error is the smaller
-    one.
-
-    Args:
-        model, baseline: scores of the same n >= 2 responses in the same order; nats per response.
-
-    Raises:
-        DataError: different numbers of responses, different token counts (perplexities of different
-            tokenisations do not compare), or fewer than two responses.
+    What both models find hard or easy cancels in d_i; so the paired error is the smaller one.
     """
     model_sum, model_tokens = (values.ravel() for values in checked(model))
     baseline_sum, tokens = (values.ravel() for values in checked(baseline))
     if model_sum.size != baseline_sum.size:
-        raise DataError(
-            f"the model has {model_sum.size} scores, the baseline {baseline_sum.size}; score the same ones."
-        )
+        found = f"the model has {model_sum.size} scores, the baseline {baseline_sum.size}"
+        raise DataError(f"{found}; score the same responses.")
     if model_sum.size < 2:
         raise DataError(f"found {model_sum.size} responses; a standard error needs at least 2.")
     if not np.array_equal(model_tokens, tokens):
@@ -83,6 +62,5 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
     residual = (difference - log_ratio * tokens) / tokens.mean()
     error = np.sqrt(np.sum(residual**2) / (residual.size * (residual.size - 1)))
     ratio = np.exp(log_ratio)
-    return PerplexityRatio(
-        float(ratio), float(ratio * error), float(log_ratio), float(error), residual.size
-    )
+    numbers = map(float, (ratio, ratio * error, log_ratio, error))
+    return PerplexityRatio(*numbers, residual.size)

@@ -36,9 +36,6 @@ def standard_error(influence: Influence) -> float:
     h_i being the Hajek projection. Counted twice is what two entries share at both ends: each
     mismatched pair with itself and with its reverse. This matters where pairs are few; for all
     pairs the first sum decides.
-
-    Raises:
-        DataError: a single example.
     """
     count = influence.matched.size
     if count < 2:
@@ -64,9 +61,7 @@ def _shared_at_both_ends(influence: Influence) -> float:
 
 
 def draw_examples(count: int, rng: np.random.Generator, replicates: int = REPLICATES) -> np.ndarray:
-    """(replicates, N) how often each example is drawn, with replacement. One draw serves all that
-    is to be paired.
-    """
+    """(replicates, N) times each example is drawn; one draw serves all that is to be paired."""
     return rng.multinomial(count, np.full(count, 1 / count), size=replicates)
 
 
@@ -76,15 +71,10 @@ def bootstrap(influence: Influence, draws: np.ndarray) -> np.ndarray:
     The influences are scaled to `standard_error`, so that pairs, which two examples share, are not
     counted twice (drawing contexts and responses alike counts them up to three times: Owen, The
     Pigeonhole Bootstrap, 2007).
-
-    Raises:
-        DataError: draws of another number of examples.
     """
     gathered = influence.of_examples()
     if draws.shape[-1] != gathered.size:
-        raise DataError(
-            f"draws are of {draws.shape[-1]} examples, the estimate of {gathered.size}."
-        )
+        raise DataError(f"draws are of {draws.shape[-1]} examples, not of {gathered.size}.")
     gathered = gathered - gathered.mean()
     spread = np.sqrt(np.mean(gathered**2) / gathered.size)
     scale = standard_error(influence) / spread if spread > 0 else 0.0
@@ -105,9 +95,7 @@ def chance_above(value: float, deviations: np.ndarray, threshold: float = 0.0) -
 
 
 def p_value(value: float, deviations: np.ndarray) -> float:
-    """One-sided, of "the true value is at most 0": (replicates at most 0, plus 1) / (replicates +
-    1).
-    """
+    """One-sided, of "the true value is at most 0"."""
     return float((np.sum(value + deviations <= 0) + 1) / (deviations.size + 1))
 
 
@@ -116,9 +104,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Below the level after the adjustment means: with this probability at most, any of those declared
     is wrong.
-
-    Raises:
-        DataError: a value outside [0, 1].
     """
     p = np.asarray(p_values, dtype=np.float64)
     if np.any(~((p >= 0) & (p <= 1))):

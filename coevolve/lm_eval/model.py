@@ -54,14 +54,9 @@ class EstimatorLM(LM):
     """`--model coevolve --model_args pretrained=DIR[,dtype=...][,base=...][,token_budget=...]
     [--device ...]`.
 
-    Args:
-        pretrained: an exported estimator.
-        dtype, base, token_budget: of `ProbabilityEstimator.from_pretrained`.
-        device: likewise; a GPU where there is none means `auto`, as the harness asks for one unless
-            told otherwise.
-        batch_size, max_batch_size: the harness passes them; batches are made by `token_budget`
-        instead, which changes
-            no score.
+    The harness asks for a GPU unless told otherwise, so one where there is none means `auto`; the
+    batch sizes that it passes are ignored, for batches are made by `token_budget`, which changes no
+    score.
     """
 
     def __init__(
@@ -89,12 +84,8 @@ class EstimatorLM(LM):
         }
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(log q2(response, end of turn | context) in nats, whether greedy decoding would write it)
-        for each request.
-
-        Raises:
-            DataError: a dialogue is malformed, or a response is empty; the request is named.
-            TooLongError: a request does not fit the model.
+        """(log q2(response, end of turn | context) in nats, whether greedy decoding would write
+        it).
         """
         for index, request in enumerate(requests):
             if not request.args[1].strip():
@@ -134,9 +125,7 @@ class EstimatorLM(LM):
         return results
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The estimator's own responses, decoded greedily up to the end of turn or one of the
-        `until` texts. Raises DataError: a request asks for sampling.
-        """
+        """Greedy responses, up to the end of turn or one of the `until` texts."""
         results: list[str] = [""] * len(requests)
         weights, parts = self._prompts([request.args[0] for request in requests])
         prompts = parts[int(np.argmax(weights))]
@@ -195,13 +184,11 @@ class EstimatorLM(LM):
         }
 
     def _prompts(self, contexts: Sequence[str]) -> tuple[list[float], list[list[list[int]]]]:
-        """(the weights of the form's parts, for each part the ids of each context); reasonings are
-        written once for each dialogue. Where there is no dialogue, there is one part.
+        """(the weights of the form's parts, for each part the ids of each context); without a
+        dialogue there is one part.
         """
         dialogues = {x: _dialogue(x, f"request {index}") for index, x in enumerate(contexts)}
-        new = {
-            x: example for x, example in dialogues.items() if example and x not in self._reasoning
-        }
+        new = {x: found for x, found in dialogues.items() if found and x not in self._reasoning}
         form = self.estimator.form
         if new:
             written = form.write(self.estimator, list(new.values()))
@@ -231,13 +218,7 @@ def greedy_rows(
     pad_id: int,
     token_budget: int,
 ) -> list[bool]:
-    """Whether each response is what greedy decoding writes after its prompt: every token is the
-    likeliest one.
-
-    Args:
-        model, prompts, responses, pad_id, token_budget: as for
-        `coevolve.scoring.logprob.score_rows`.
-    """
+    """Whether each response is what greedy decoding writes: every token is the likeliest one."""
     device = device_of(model)
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     results = np.zeros(len(rows), dtype=bool)
@@ -259,9 +240,7 @@ def greedy_rows(
 
 
 def _dialogue(context: str, where: str) -> Example | None:
-    """The example that a context holds as JSON, or None for other text. Raises DataError: it is a
-    malformed example.
-    """
+    """The example that a context holds as JSON, or None for other text."""
     if not context.lstrip().startswith("{"):
         return None
     try:

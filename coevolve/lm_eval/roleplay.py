@@ -13,16 +13,8 @@ from coevolve.errors import DataError
 def dialogues(
     data: str | None = None, split: str = "IDTest", **metadata: Any
 ) -> dict[str, datasets.Dataset]:
-    """One document per example: `row`, the context as JSON without its response, and `response`,
-    the golden one.
-
-    Args:
-        data: the corpus.
-        split: of it.
-        metadata: whatever else the harness passes on, the model's arguments among it.
-
-    Raises:
-        DataError: no data was given, or they cannot be used.
+    """One document per example: `row`, as JSON without its response, and `response`, the golden
+    one.
     """
     if data is None:
         raise DataError('coevolve_roleplay: no data. Give --metadata \'{"data": "FILE"}\'.')

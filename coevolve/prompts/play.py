@@ -34,12 +34,8 @@ PARTS = (SYSTEM, UNKNOWN_USER, OPENING)
 
 
 def play_messages(example: Example, harmless: Callable[[str], str]) -> list[dict[str, str]]:
-    """The chat messages that ask for a response to `example`. Its golden response is not among
-    them.
-
-    Args:
-        harmless: applied to all that comes from the example, so that none of it is read as a
-            control token.
+    """The chat messages that ask for a response to `example`, without its golden one; all that
+    comes from the example is made `harmless`.
     """
     system = SYSTEM.format(
         agent_character=harmless(character_text(example.agent_character)),

@@ -1,6 +1,4 @@
-"""Reading a reasoning r: which of its sections are there, what its core features are, and whether
-they say anything.
-"""
+"""Reading a reasoning r: its sections, its core features, and whether they say anything."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,20 +6,13 @@ from coevolve.data.words import distinct_words
 from coevolve.prompts.sets import PromptSet
 
 NO_REASONING = ""
-"""A reasoning without core features: the prompt says so in the words of the prompt set, and is else
-unchanged.
-"""
+"""A reasoning without core features: the prompt says so in the words of the prompt set."""
 
 
 def core_features(reasoning: str, sections: Sequence[str]) -> str | None:
-    """The text after the last features heading, without code fences and without a later section.
-
-    Args:
-        reasoning: a text that a connector or a teacher wrote.
-        sections: the headings that are expected; the last one opens the core features.
-
-    Returns:
-        The features, stripped; None where the heading is missing or nothing stands after it.
+    """The stripped text after the last features heading, the last of `sections`, without code
+    fences and without a later section; None where the heading is missing or nothing stands after
+    it.
     """
     heading = sections[-1]
     if heading not in reasoning:
@@ -40,33 +31,26 @@ def core_features(reasoning: str, sections: Sequence[str]) -> str | None:
 
 def unfenced_features(reasoning: str, heading: str) -> str:
     """The core features as the paper's public code reads them: all that follows the last heading,
-    unstripped.
-
-    Backtick fences are taken out; where the heading is missing, the whole text counts as features.
+    unstripped and without backtick fences; the whole text where the heading is missing.
     """
     return reasoning.rpartition(heading)[2].replace("```", "")
 
 
 def content_words(features: str, instruction: Collection[str]) -> list[str]:
-    """The distinct words of core features, in lower case and in their order, without those of the
-    instruction (`PromptSet.instruction`).
-    """
+    """The distinct words of core features, in lower case, without `PromptSet.instruction`."""
     return [word for word in distinct_words(features) if word not in instruction]
 
 
 def content_share(reasonings: Sequence[str | None], prompts: PromptSet) -> float:
-    """The share of at least one reasoning whose core features have a content word: the others are
-    empty, or repeat the instruction.
-    """
+    """The share of reasonings whose core features say more than the instruction."""
     features = (core_features(text or "", prompts.sections) for text in reasonings)
     said = [bool(content_words(text or "", prompts.instruction)) for text in features]
     return sum(said) / len(said)
 
 
 def missing_sections(reasoning: str, sections: Sequence[str]) -> list[str]:
-    """The headings that are absent, doubled, out of order, or followed by nothing.
-
-    An empty list means that the reasoning is well formed.
+    """The headings that are absent, doubled, out of order, or followed by nothing: none if well
+    formed.
     """
     at = [reasoning.find(heading) for heading in sections]
     faulty = []

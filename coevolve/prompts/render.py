@@ -31,19 +31,9 @@ MOST_UNKNOWN = 0.1
 class Renderer:
     """Renders examples with one prompt set and one tokenizer's chat template.
 
-    Args:
-        prompts: the templates.
-        tokenizer: a fast tokenizer with a chat template.
-        date: ISO; what a chat template that shows the date shows. Today by default.
-
-    Attributes:
-        date: None where the chat template shows none. A run keeps it, so that all of its prompts
-            have the same.
-        end_of_turn_id: the template's own.
-
-    Raises:
-        ArtifactError: the tokenizer has no chat template, or one under which a response has no
-            exact place.
+    ArtifactError for a tokenizer without a chat template, or with one under which a response has no
+    exact place. `date` (ISO; today by default) is what a template that shows the date shows, None
+    where it shows none; a run keeps it, so that all of its prompts have the same.
     """
 
     def __init__(
@@ -80,20 +70,14 @@ class Renderer:
 
     def estimator(self, example: Example, reasoning: str | None) -> str:
         """The prompt of q2(y | x, r); with `reasoning=None` that of the baseline q2(y | x)."""
-        return self._template.prompt(
-            self.estimator_messages(example, reasoning), self.prompts.response_start
-        )
+        messages = self.estimator_messages(example, reasoning)
+        return self._template.prompt(messages, self.prompts.response_start)
 
     def estimator_messages(self, example: Example, reasoning: str | None) -> list[dict[str, str]]:
-        """The chat messages of `estimator`, without a system message where the chat template has no
-        place for one.
-        """
+        """The chat messages of `estimator`, folded as the chat template needs them."""
         template, parts = self.prompts.direct_user, self._parts(example)
         if reasoning is not None:
-            template, parts = (
-                self.prompts.estimator_user,
-                {**parts, "features": self.features(reasoning)},
-            )
+            template, parts["features"] = self.prompts.estimator_user, self.features(reasoning)
         return self._template.folded(
             _messages(self.prompts.estimator_system, template.format(**parts))
         )
@@ -108,9 +92,7 @@ class Renderer:
     def teacher(self, example: Example) -> list[dict[str, str]]:
         """The chat messages that ask a teacher, who is shown the golden response, for a reasoning."""
         if example.golden_response is None:
-            raise ValueError(
-                f"sample_ID {example.sample_id!r} has no golden response to show to a teacher."
-            )
+            raise ValueError(f"{example.sample_id!r} has no golden response to show.")
         return _messages(
             self.prompts.teacher_system,
             self.prompts.teacher_user.format(
@@ -119,25 +101,17 @@ class Renderer:
         )
 
     def chat(self, messages: Messages) -> str:
-        """The prompt of any chat that ends with the user's message.
-
-        Raises:
-            ArtifactError: the chat template refuses the messages.
-        """
+        """The prompt of any chat that ends with the user's message."""
         return self._template.prompt(messages)
 
     # Token ids.
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of a rendered prompt. Its control tokens are the template's own, so nothing is added
-        to them.
-        """
+        """Ids of a rendered prompt, whose control tokens are the template's own."""
         return self._template.ids(prompt)
 
     def response_ids(self, response: str) -> list[int]:
-        """Ids of a response and the end of its turn; text that looks like a control token stays
-        text.
-        """
+        """Ids of a response and the end of its turn; what looks like a control token stays text."""
         return [*self._template.answer_ids(response), *self._template.closing_ids]
 
     def stop_ids(self, model: Any) -> list[int]:
@@ -157,9 +131,7 @@ class Renderer:
         return [self.end_of_turn_id, *sorted((known & control) - {self.end_of_turn_id})]
 
     def unknown_share(self, text: str) -> float:
-        """The share of a text's tokens that the tokenizer has no better name for than `<unk>`; 0
-        for no text.
-        """
+        """The share of a text's tokens that the tokenizer knows only as `<unk>`; 0 for no text."""
         if self.tokenizer.unk_token_id is None:
             return 0.0
         ids = self._template.answer_ids(text)
@@ -205,15 +177,11 @@ class Renderer:
         return self.prompts.no_features if features is None else self.harmless(features)
 
     def harmless(self, text: str) -> str:
-        """`text` with every control token and heading broken by a word joiner; other text is
-        unchanged.
-        """
+        """`text` with every control token and heading broken by a word joiner."""
         return self._harmful.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], text)
 
     def _parts(self, example: Example) -> dict[str, str]:
-        """What the templates may ask for of x: its three inputs, all of them together as `context`,
-        and the end of the dialogue as `last_exchange`.
-        """
+        """What the templates may ask for of x."""
         to_text = str if self.prompts.convention == "reference" else character_text
         turns = self._turns(example)
         inputs = {
@@ -242,9 +210,7 @@ class Renderer:
 
 
 def character_text(character: str | Mapping[str, Any]) -> str:
-    """A character as text: itself, or one line per field of the object, nested values joined by
-    semicolons.
-    """
+    """A character as text: itself, or one line per field, nested values joined by semicolons."""
     if isinstance(character, str):
         return character
     return "\n".join(f"{name}: {_value_text(value)}" for name, value in character.items())

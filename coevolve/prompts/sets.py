@@ -84,9 +84,6 @@ class PromptSet:
             prompt, never scored.
         convention: how values become text.
         connector_system, ...: system messages; empty for none.
-
-    Raises:
-        RecipeError: a field is not of its kind, or a template or a label has what is not accepted.
     """
 
     name: str
@@ -140,8 +137,8 @@ class PromptSet:
 
     @cached_property
     def instruction(self) -> frozenset[str]:
-        """The words that a connector is shown beside the example, in lower case: who repeats them
-        has said nothing.
+        """The words, in lower case, that a connector is shown beside the example, and may not just
+        repeat.
         """
         templates = (self.connector_user, self.context, self.user_turn, self.agent_turn)
         literals = [text for template in templates for text in literals_of(template)]
@@ -150,26 +147,16 @@ class PromptSet:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a manifest."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        return {x: list(y) if isinstance(y, tuple) else y for x, y in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PromptSet":
-        """The set that `to_dict` wrote.
-
-        Raises:
-            RecipeError: a field is unknown, missing or unusable.
-        """
+        """The set that `to_dict` wrote."""
         if not isinstance(values, Mapping):
             raise RecipeError(f"prompts: found {values!r:.80}; accepted is an object.")
         known = {field.name for field in fields(cls)}
-        missing = [
-            field.name
-            for field in fields(cls)
-            if field.default is MISSING and field.name not in values
-        ]
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        missing = [name for name in required if name not in values]
         if missing:
             raise RecipeError(f"prompts: the field {missing[0]!r} is missing.")
         unknown = set(values) - known
@@ -318,11 +305,7 @@ def began_as(name: str) -> str:
 
 
 def prompt_set(name: str) -> PromptSet:
-    """The built-in set of that name.
-
-    Raises:
-        RecipeError: there is none.
-    """
+    """The built-in set of that name."""
     if name not in _SETS:
         raise RecipeError(f"prompts: found {name!r}; accepted are {', '.join(_SETS)}.")
     return _SETS[name]

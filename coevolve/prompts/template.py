@@ -60,9 +60,7 @@ PROBES = (
     ),
     *("\u201cQuite.\u201d", "\u4f60\u597d\u3002", "\U0001f600 yes", "two\nlines\n\nand more"),
 )
-"""Answers that begin in different ways; the contract has to hold for all of them in all
-conversations.
-"""
+"""Answers that begin in different ways; the contract has to hold for all of them."""
 
 SHOWN = 60  # characters of a text that a refusal quotes
 END_OF_THOUGHT = "\n</think>\n\n"
@@ -79,12 +77,9 @@ CLOCK = (
 
 @dataclass(frozen=True)
 class Boundary:
-    """How prompt and answer are tokenised apart.
-
-    Attributes:
-        space: white space at the opening's end that is left to the answer, as in `[/INST] Aye`.
-        before: text that an answer is tokenised behind.
-        head: the ids at its beginning that are cut off again.
+    """How prompt and answer are tokenised apart: `space` at the opening's end is left to the
+    answer, as in `[/INST] Aye`; an answer is tokenised behind `before`, whose ids `head` are cut
+    off again.
     """
 
     space: str = ""
@@ -93,10 +88,9 @@ class Boundary:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template under the contract.
+    """A fast tokenizer's chat template under the contract; ArtifactError if it does not hold.
 
     Args:
-        tokenizer: a fast one, with a chat template.
         date: ISO; the day that a template with a calendar shows. Today by default.
         start: what the answers to some prompts begin with.
 
@@ -105,10 +99,6 @@ class ChatTemplate:
         folds_system: whether the system text goes in front of the user's message, for want of a
             place of its own.
         closing_ids: what ends an answer; the last of them ends the turn.
-
-    Raises:
-        ArtifactError: the template refuses a conversation, or the contract does not hold; both
-            texts are shown.
     """
 
     def __init__(
@@ -136,13 +126,8 @@ class ChatTemplate:
             )
 
     def render(self, messages: Messages, *, opening: bool = False) -> str:
-        """The messages as text, thinking switched off where there is a switch.
-
-        Args:
-            opening: with the template's own generation prompt.
-
-        Raises:
-            ArtifactError: the template refuses them.
+        """The messages as text, thinking off where there is a switch, `opening` with the generation
+        prompt.
         """
         try:
             with time_limit():
@@ -168,11 +153,7 @@ class ChatTemplate:
             ) from error
 
     def prompt(self, messages: Messages, start: str = "") -> str:
-        """The messages up to where their answer begins, or goes on behind `start`.
-
-        Raises:
-            ArtifactError: the template refuses them.
-        """
+        """The messages up to where their answer begins, or goes on behind `start`."""
         text = self.render(messages, opening=True)
         if not text.endswith(self._ending):
             raise ArtifactError(
@@ -188,9 +169,7 @@ class ChatTemplate:
         return ids
 
     def answer_ids(self, text: str) -> list[int]:
-        """Ids of an answer as it stands behind a prompt, without the closing; control tokens in it
-        stay text.
-        """
+        """Ids of an answer as it stands behind a prompt, without the closing; all of it is text."""
         first, *others = self._pieces(text)
         ids = self._ids_behind(self._boundary.before, self._boundary.head, first)
         for piece in others:
@@ -213,9 +192,7 @@ class ChatTemplate:
         return ids
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """The text, cut inside each added token that is not special, which `split_special_tokens`
-        leaves whole.
-        """
+        """The text, cut inside each added token that `split_special_tokens` would leave whole."""
         while found := self._unsplit.search(text):
             yield text[: found.start() + 1]
             text = text[found.start() + 1 :]
@@ -238,7 +215,7 @@ class ChatTemplate:
             day = datetime.date.today() if date is None else datetime.date.fromisoformat(date)
         except (TypeError, ValueError):
             raise ArtifactError(
-                f"template_date: found {date!r}; accepted is a day such as '2026-01-31'."
+                f"template_date: {date!r}; accepted is such as '2026-01-31'."
             ) from None
         shown = []
         for when in (datetime.date(2001, 2, 3), day):  # the last one stays
@@ -285,8 +262,8 @@ class ChatTemplate:
         return found.pop()
 
     def _find_boundary(self, start: str) -> None:
-        """Set the first way to tokenise apart that gives what stands in the conversations, and the
-        closing with it.
+        """Set the first way to tokenise apart that gives what stands in conversations, and the
+        closing.
         """
         self._boundary = Boundary()
         text = self.prompt(CONVERSATIONS[0])
@@ -311,9 +288,8 @@ class ChatTemplate:
         """
         eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
         added = self.tokenizer.added_tokens_decoder
-        control = {place for place in added if added[place].content.strip()} | set(
-            self.tokenizer.all_special_ids
-        )
+        control = {place for place in added if added[place].content.strip()}
+        control |= set(self.tokenizer.all_special_ids)
         control -= {bos} - {eos}
         messages = CONVERSATIONS[0]
         answered = self._answered(messages, ANSWER)
@@ -334,8 +310,8 @@ class ChatTemplate:
         return tuple(ids[: ids.index(eos if eos in candidates else candidates[0]) + 1]), bool(ends)
 
     def _fault(self, start: str, closed: bool) -> tuple[str, str] | None:
-        """What a conversation begins with and what it should, token by token, for the first where
-        they differ.
+        """The first difference of what a conversation begins with and what it should, token by
+        token.
         """
         for messages in CONVERSATIONS:
             prompt = self.ids(self.prompt(messages, start))

@@ -60,9 +60,7 @@ def problem_of_template(template: str, fields: Collection[str]) -> str | None:
             )
             return f"has the field {{{shown:.80}}}; accepted are {', '.join(fields)}, plain"
         if used.count(field) > MOST_USES:
-            return (
-                f"has the field {{{field}}} {used.count(field):,} times; accepted are {MOST_USES}"
-            )
+            return f"has {{{field}}} {used.count(field):,} times; accepted are {MOST_USES}"
     return None
 
 

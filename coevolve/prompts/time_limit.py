@@ -26,11 +26,7 @@ class _ExpiredError(BaseException):
 
 @contextmanager
 def time_limit(seconds: float | None = None) -> Iterator[None]:
-    """For the rendering of one conversation; `SECONDS` of computing by default.
-
-    Raises:
-        TimeoutError: it did not end in time; the words are a part of a sentence.
-    """
+    """For rendering one conversation; TimeoutError after `SECONDS` of computing by default."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(
         signal, "setitimer"
     ):

@@ -66,9 +66,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """An adapter from a PEFT directory. Raises ArtifactError: it is missing, incomplete, damaged or
-    pickled, or is more than a plain LoRA of linear layers.
-    """
+    """An adapter from a PEFT directory; ArtifactError unless a plain LoRA of linear layers."""
     config, tensors = read_config(folder), read_weights(folder)
     _check_config(config, folder / CONFIG)
     return Adapter(str(folder), config, _paired(tensors, config["r"], folder / WEIGHTS))
@@ -131,7 +129,7 @@ def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool
             weight = getattr(modules.get(name), "weight", None)
             if weight is None:
                 raise ArtifactError(
-                    f"{adapter.source}: module {name!r} is none of the base model {base}."
+                    f"{adapter.source}: the base model {base} has no module {name!r}."
                 )
             # GPT-2's layers hold the transpose of what a Linear holds.
             shape = tuple(weight.shape)[:: -1 if adapter.config.get("fan_in_fan_out") else 1]
@@ -163,14 +161,12 @@ def _paired(
             )
         if tensor.dim() != 2 or tensor.shape["AB".index(match["matrix"])] != rank:
             raise ArtifactError(
-                f"{path}: {key} has shape {tuple(tensor.shape)}, but the adapter's rank is {rank}."
+                f"{path}: {key} has shape {tuple(tensor.shape)}, the rank is {rank}."
             )
         by_module.setdefault(match["module"], {})[match["matrix"]] = tensor
     if not by_module:
         raise ArtifactError(f"{path}: holds no tensor.")
     for module, found in by_module.items():
         if len(found) != 2:
-            raise ArtifactError(
-                f"{path}: {module} has only one of its two matrices. Copy the file again."
-            )
+            raise ArtifactError(f"{path}: {module} has one of two matrices. Copy the file again.")
     return {module: (found["A"], found["B"]) for module, found in by_module.items()}

@@ -24,11 +24,10 @@ class ReferenceExport:
 
     Attributes:
         environment: the variables by which the public evaluation is pointed at the adapters.
-        exact_prompts: whether the public scripts show the models what they were trained to see.
-            They have a form of their own for dialogue, character and core features, so other prompt
-            sets than theirs come out near only.
-        quantization: of the base that the adapters were trained on, if any; the public evaluation
-            loads it whole, so scores there differ a little.
+        exact_prompts: whether the public scripts, which have a form of their own for dialogue,
+            character and core features, show the models what they were trained to see.
+        quantization: of the base that the adapters were trained on; the public evaluation loads it
+            whole, so scores there differ a little.
     """
 
     environment: dict[str, str]
@@ -45,15 +44,8 @@ def export_reference(
     base model when it is pointed at them; there are no RL adapters. `import_reference` reads
     everything back exactly, whatever the prompts.
 
-    Args:
-        estimator: an estimator directory.
-        checkout: a folder of its own; an older export is replaced.
-        name: of the base model, for the folders' names; by default the last part of where it came
-            from.
-
-    Raises:
-        ArtifactError: the estimator is damaged or has no adapters, or an unusable name.
-        OutputError: `checkout` holds something else, or cannot be written.
+    `checkout` is a folder of its own; an older export is replaced. `name` is the base model's in
+    the folders' names, by default the last part of where it came from.
     """
     estimator = Path(estimator)
     checkout = claim(
@@ -79,9 +71,8 @@ def export_reference(
             # What the estimator calls it may be a copy in a folder that is gone when this one is
             # used.
             named = from_anywhere(base["source"], None)
-            write_adapter(
-                place, replace(adapter, config={**adapter.config, BASE_OF_ADAPTER: named})
-            )
+            config = {**adapter.config, BASE_OF_ADAPTER: named}
+            write_adapter(place, replace(adapter, config=config))
             entry = manifest["roles"][role]
             write_parent(place, {key: entry[key] for key in ("base", "continued_from")})
         write_templates(temporary, {**constants, EXPORT: json.dumps(export, ensure_ascii=False)})

@@ -63,19 +63,13 @@ def import_reference(
     """Write an estimator directory from a checkout of the public release, and return its manifest.
 
     Args:
-        checkout: the folder with `templates.py` and `estimator_training/`.
         base: the base model that the adapters were trained on: a folder, a hub id or a packaged
             model.
         folder: to write; an estimator that is there already is replaced.
         name: of the base model in the folders' names, needed where there are several.
         number: of the round of RL, the last one by default; 0 is SFT alone.
         max_new_tokens: room for a reasoning; by default 2,048, or what an export of coevolve says.
-        copy_base: copy a base model that is a folder into the estimator; otherwise it has to stay
-            where it is.
-
-    Raises:
-        ArtifactError: a part of the checkout is missing, damaged, or does not fit the base model.
-        OutputError: `folder` holds something else than an estimator, or cannot be written.
+        copy_base: copy a base model that is a folder into the estimator; otherwise it has to stay.
     """
     checkout = Path(checkout)
     where, read = "the estimator's folder", {f"the checkout {checkout}": checkout}

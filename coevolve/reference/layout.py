@@ -33,12 +33,8 @@ _GRPO_FOLDER = re.compile(
 
 @dataclass(frozen=True)
 class Release:
-    """One estimator of a checkout.
-
-    Attributes:
-        name: of the base model, as the folders have it.
-        round: of RL; 0 is SFT alone.
-        adapters: each role's folders, in the order in which they add up.
+    """One estimator of a checkout: the base model's name in the folders' names, the round of RL (0
+    is SFT alone), and each role's folders, in the order in which they add up.
     """
 
     name: str
@@ -57,14 +53,8 @@ def grpo_mode(role: Role, name: str, number: int) -> str:
 
 
 def find_release(checkout: Path, *, name: str | None = None, number: int | None = None) -> Release:
-    """The adapters of the last round of RL, or those of SFT where there was no RL.
-
-    Args:
-        name: of the base model, needed where the checkout has adapters of several.
-        number: of the round, if it is not to be the last; 0 is SFT alone.
-
-    Raises:
-        ArtifactError: there is no such estimator, or one of its adapters is missing.
+    """The adapters of the last round of RL, or those of SFT where there was no RL, unless `number`
+    is given. `name` is the base model's, needed where the checkout has adapters of several.
     """
     training = checkout / TRAINING
     if not training.is_dir():
@@ -96,14 +86,11 @@ def _chosen_name(folder: Path, name: str | None) -> str:
     if name is None and len(names) == 1:
         return names[0]
     if not names:
-        raise ArtifactError(
-            f"{folder}: holds no METHOD[{METHOD[CONNECTOR]}]-BASED[NAME]#ProbLLM. Copy it again."
-        )
+        wanted = f"METHOD[{METHOD[CONNECTOR]}]-BASED[NAME]#ProbLLM"
+        raise ArtifactError(f"{folder}: holds no {wanted}. Copy it again.")
     if name is None or name not in names:
         found = "no --name was given" if name is None else f"--name is {name!r}"
-        raise ArtifactError(
-            f"{folder}: {found}; adapters are there for the base models {', '.join(names)}."
-        )
+        raise ArtifactError(f"{folder}: {found}; adapters are there for {', '.join(names)}.")
     return name
 
 

@@ -80,12 +80,8 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Window:
-    """A rendered context with its response.
-
-    Attributes:
-        ids: of the whole, at most 4,096.
-        start: where the scored positions begin; nothing is scored if that is behind the last one.
-        cut: whether the text was longer.
+    """A rendered context with its response: `ids` of the whole, at most 4,096; `start` of the
+    scored positions, none if it is behind the last one; `cut` if the text was longer.
     """
 
     ids: list[int]
@@ -121,8 +117,8 @@ def reference_scores(
     pad_id: int,
     token_budget: int = TOKEN_BUDGET,
 ) -> Scores:
-    """Log-probabilities of the scored positions: sums in nats per response, and their numbers,
-    which may be 0; (R,). Raises TooLongError: a window does not fit the model's positions.
+    """Of the scored positions, which may be none: sums in nats per response, and their numbers;
+    (R,).
     """
     total, tokens = np.zeros(len(windows)), np.zeros(len(windows), dtype=np.int64)
     filled = [index for index, window in enumerate(windows) if window.start < len(window.ids)]
@@ -141,11 +137,7 @@ def reference_means(scores: Scores) -> np.ndarray:
 
 def reference_pairs(count: int, generator: random.Random) -> np.ndarray:
     """(P, 2) mismatched (context, response): 1,000 drawn from the N (N - 1) listed row by row, or
-    all, shuffled.
-
-    Args:
-        count: N examples, 2 or more.
-        generator: moved on, as the public code moves on Python's global one.
+    all, shuffled. `generator` is moved on, as the public code moves on Python's global one.
     """
     total = count * (count - 1)
     context, response = np.divmod(generator.sample(range(total), min(total, NEGATIVES)), count - 1)
@@ -164,24 +156,15 @@ def evaluate_reference(
 
     Args:
         estimator: writes the reasonings and scores; an imported one has the public prompts too.
-        corpus: IDTest is required; its shifted splits are compared with it.
-        responses: per model, sample_ID -> response for all test examples, or a list in
-            `evaluated_examples` order. Their order is part of the protocol, since all draw pairs
+        responses: as for `score_corpus`. Their order is part of the protocol, since all draw pairs
             from one generator.
         reasoning: greedy, which is the default, or given for all test examples.
-        progress: called with what is happening, the contexts done, and the contexts in all: each
-            one counts once for golden and once for every model.
+        progress: each context counts once for golden and once for every model.
 
-    Returns:
-        Null for what this protocol does not give (errors, intervals, chances, contexts), no
-        comparisons and nothing beside. In addition `protocol`: {name, max_length, windows, cut
-        (longer than max_length), empty (no token left to score, counted as 0)}. Golden's perplexity
-        is over the scored positions, null without any.
-
-    Raises:
-        DataError: IDTest is absent, no model is given, a response or reasoning is missing, or a
-            subset has a single example. Raised before anything is scored.
-        TooLongError: a window does not fit the model's positions.
+    Null is what this protocol does not give (errors, intervals, chances, contexts). In addition
+    there is `protocol`: {name, max_length, windows, cut (longer than max_length), empty (no token
+    left to score, counted as 0)}. Golden's perplexity is over the scored positions, null without
+    any.
     """
     reasoning = reasoning or Reasoning()
     subsets = distributions(corpus)
@@ -210,12 +193,8 @@ def evaluate_reference(
 
 @dataclass(frozen=True)
 class _Club:
-    """Scores of one model's responses to one subset.
-
-    Attributes:
-        positive: of matched pairs, (N,).
-        negative: of mismatched pairs, (P,).
-        cut, empty: windows that were longer than the limit, that have no token left.
+    """Scores of one model's responses to one subset: of matched pairs, (N,), and mismatched ones,
+    (P,); how many windows were longer than the limit (`cut`), or have no token left (`empty`).
     """
 
     positive: Scores
@@ -239,12 +218,7 @@ class _Club:
 class _Scorer:
     """Scores subsets; a subset's contexts, with their reasonings, are made once for all models."""
 
-    def __init__(
-        self,
-        estimator: ProbabilityEstimator,
-        reasoning: Reasoning,
-        reporter: Reporter,
-    ):
+    def __init__(self, estimator: ProbabilityEstimator, reasoning: Reasoning, reporter: Reporter):
         plain = estimator.renderer
         renderer = VerbatimRenderer(plain.prompts, plain.tokenizer, date=plain.date)
         self._estimator = ProbabilityEstimator(

@@ -65,10 +65,7 @@ class EmbeddedExport:
 
 
 def read_templates(checkout: Path) -> dict[str, str]:
-    """The string constants of a checkout's `templates.py`: the four prompts, and `EXPORT` where it
-    is there. Raises ArtifactError: the file is missing or no Python, or a constant is missing,
-    doubled or no plain string.
-    """
+    """The string constants of a checkout's `templates.py`: the four prompts, perhaps `EXPORT`."""
     path = checkout / FILE
     if not is_file(path):
         raise ArtifactError(
@@ -81,9 +78,7 @@ def read_templates(checkout: Path) -> dict[str, str]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         # The last two: brackets without end.
         line = getattr(error, "lineno", None) or 1
-        raise ArtifactError(
-            f"{path}:{line}: not Python ({error}). Take the file from the release again."
-        ) from None
+        raise ArtifactError(f"{path}:{line}: not Python ({error}). Copy it again.") from None
     found: dict[str, str] = {}
     for statement in tree.body:
         for name in {*_assigned(statement)} & {*CONSTANTS, EXPORT}:
@@ -94,15 +89,11 @@ def read_templates(checkout: Path) -> dict[str, str]:
                     'accepted is name = """text""".'
                 )
             if name in found:
-                raise ArtifactError(
-                    f"{where}: {name} is assigned a second time; remove one of them."
-                )
+                raise ArtifactError(f"{where}: {name} is assigned twice; remove one.")
             found[name] = value.value
     missing = [name for name in CONSTANTS if name not in found]
     if missing:
-        raise ArtifactError(
-            f"{path}: the constant {missing[0]} is missing; needed are {', '.join(CONSTANTS)}."
-        )
+        raise ArtifactError(f"{path}: lacks {missing[0]}; needed are {', '.join(CONSTANTS)}.")
     return found
 
 
@@ -125,16 +116,7 @@ def import_template(mode):
 
 
 def imported_prompts(constants: Mapping[str, str], where: str) -> PromptSet:
-    """The prompt set that shows models exactly what the public scripts show them.
-
-    Args:
-        constants: of `read_templates`.
-        where: the file, for errors.
-
-    Raises:
-        ArtifactError: a prompt is empty, is no template of `str.format`, or lacks or invents a
-            field.
-    """
+    """The prompt set that shows models exactly what the public scripts show them."""
     for name in CONSTANTS:
         if not constants[name].strip():
             raise ArtifactError(f"{where}: {name} is empty; accepted is text.")
@@ -178,9 +160,7 @@ def shows_the_same(prompts: PromptSet, constants: Mapping[str, str]) -> bool:
 
 
 def embedded_export(constants: Mapping[str, str], where: str) -> EmbeddedExport | None:
-    """What an export of coevolve says of itself; None in the public release's own file. Raises
-    ArtifactError: it is damaged.
-    """
+    """What an export of coevolve says of itself; None in the public release's own file."""
     if EXPORT not in constants:
         return None
     try:
@@ -213,14 +193,12 @@ def _assigned(statement: ast.stmt) -> list[str]:
 def _substituted(
     template: str, fields: Mapping[str, str], where: str, required: Collection[str] = ()
 ) -> str:
-    """The template with each field replaced by a part of a template. Raises ArtifactError: it
-    cannot be parsed, a field is unknown or has a conversion or format, or one is missing.
-    """
+    """The template with each field replaced by a part of a template."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise ArtifactError(
-            f"{where}: no template of str.format ({error}); double a brace that is text."
+            f"{where}: no template ({error}); double a brace that is text."
         ) from None
     text, used = [], set()
     for literal, field, specification, conversion in parts:
@@ -229,13 +207,11 @@ def _substituted(
             continue
         if field not in fields or specification or conversion:
             raise ArtifactError(
-                f"{where}: found the field {{{field}}}; accepted are {', '.join(fields)}, plain."
+                f"{where}: has {{{field}}}; accepted are {', '.join(fields)}, plain."
             )
         text.append(fields[field])
         used.add(field)
     missing = [field for field in required if field not in used]
     if missing:
-        raise ArtifactError(
-            f"{where}: the field {{{missing[0]}}} is missing; needed are {', '.join(required)}."
-        )
+        raise ArtifactError(f"{where}: lacks {{{missing[0]}}}; needed are {', '.join(required)}.")
     return "".join(text)

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from rich import box
 
-from coevolve.data.example import Example
 from coevolve.errors import RecipeError
 from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
@@ -57,12 +56,8 @@ LEAST_TOKENS = 3
 
 @dataclass(frozen=True)
 class Contributions:
-    """What each of a subset's N examples adds to R-EMI; all (N,), in the unit of the normalisation.
-
-    Attributes:
-        matched: by its own pair; mean R-EMI.
-        as_context: by the mismatched pairs of its context; mean 0.
-        as_response: by the mismatched pairs of its response; mean 0.
+    """What each of a subset's N examples adds to R-EMI: by its own pair (mean R-EMI), and by the
+    mismatched pairs of its context and of its response (mean 0). All (N,), in the estimate's unit.
     """
 
     matched: np.ndarray
@@ -72,8 +67,7 @@ class Contributions:
     @property
     def total(self) -> np.ndarray:
         """The contribution; its mean is R-EMI."""
-        total: np.ndarray = self.matched + self.as_context + self.as_response
-        return total
+        return np.asarray(self.matched + self.as_context + self.as_response)
 
 
 def contributions(remi: Estimate) -> Contributions:
@@ -91,18 +85,10 @@ def losses(
     form: str = "club",
     normalisation: Normalisation = "per_token",
 ) -> list[tuple[Contributions, np.ndarray]]:
-    """Per subset the contributions and the losses, (N,). `scored` has the in-distribution subset
-    first.
-
-    Raises:
-        RecipeError: an unknown form or normalisation.
-        DataError: the scores lack what the form needs.
-    """
+    """Per subset, in distribution first as in `scored`, the contributions and the losses, (N,)."""
     remis = [remi_of(subset, model, form, normalisation) for subset in scored]
     parts = [contributions(remi) for remi in remis]
-    return [
-        (part, (remis[0].value if index else 0.0) - part.total) for index, part in enumerate(parts)
-    ]
+    return [(part, (remis[0].value if i else 0.0) - part.total) for i, part in enumerate(parts)]
 
 
 def remi_of(scored: ScoredSubset, model: str, form: str, normalisation: Normalisation) -> Estimate:
@@ -112,13 +98,9 @@ def remi_of(scored: ScoredSubset, model: str, form: str, normalisation: Normalis
 
 @dataclass(frozen=True)
 class TokenScoring:
-    """How the tokens of the examples shown are scored.
-
-    Attributes:
-        estimator, reasoning: those that gave the scores.
-        other_contexts: contexts of the subset in which each response is scored for comparison; all
-            there are, if fewer.
-        seed: of the choice of these contexts.
+    """How the tokens of the examples shown are scored: by the estimator and the reasoning that gave
+    the scores, and for comparison in `other_contexts` of the subset, drawn by `seed`, or all there
+    are.
     """
 
     estimator: "ProbabilityEstimator"
@@ -129,12 +111,8 @@ class TokenScoring:
     def tokens_of(
         self, own: Sequence[int], texts: Sequence[str], subset: ScoredSubset
     ) -> list[list[Token]]:
-        """Each text's tokens with their log-probability in their own context and elsewhere, the end
-        of turn last.
-
-        Args:
-            own: for each text, the index of its context in the subset.
-            texts: the responses.
+        """Each text's tokens, the end of turn last, in their own context and elsewhere; `own` is
+        the index of each text's context in the subset.
         """
         examples = subset.subset.examples
         rng = np.random.default_rng(self.seed)
@@ -149,38 +127,31 @@ class TokenScoring:
             for number, index in enumerate(own)
             for context in (index, *others[index])
         ]  # a context is shared by the texts of several examples, and is computed once
-        scores = self._token_scores([examples[context] for context in used], texts, np.array(pairs))
-        listed, start = [], 0
+        contexts = [examples[context] for context in used]
+        form, estimator = self.reasoning, self.estimator
+        scores = combine_tokens(
+            form.weights,
+            [
+                estimator.token_log_prob_pairs(contexts, texts, written, np.array(pairs))
+                for written in form.write(estimator, contexts)
+            ],
+        )
+        renderer = estimator.renderer
+        listed: list[list[Token]] = []
+        start = 0
         for index, text in zip(own, texts, strict=True):
             end = start + 1 + len(others[index])
             here, elsewhere = scores[start], np.mean(scores[start + 1 : end], axis=0)
-            listed.append(self._tokens(text, here, elsewhere))
-            start = end
+            start, tokens = end, []
+            for token, a, b in zip(renderer.response_ids(text), here, elsewhere, strict=True):
+                numbers = {
+                    "log_prob": float(a),
+                    "elsewhere": float(b),
+                    "contribution": float(a - b),
+                }
+                tokens.append(Token(text=str(renderer.tokenizer.decode([token])), **numbers))
+            listed.append(tokens)
         return listed
-
-    def _tokens(self, text: str, here: np.ndarray, elsewhere: np.ndarray) -> list[Token]:
-        renderer = self.estimator.renderer
-        return [
-            Token(
-                text=str(renderer.tokenizer.decode([token])),
-                log_prob=float(ours),
-                elsewhere=float(theirs),
-                contribution=float(ours - theirs),
-            )
-            for token, ours, theirs in zip(
-                renderer.response_ids(text), here, elsewhere, strict=True
-            )
-        ]
-
-    def _token_scores(
-        self, contexts: Sequence[Example], texts: Sequence[str], pairs: np.ndarray
-    ) -> list[np.ndarray]:
-        """log p(y_t | x, y_<t) of each pair's tokens, by the form."""
-        scores = [
-            self.estimator.token_log_prob_pairs(contexts, texts, written, pairs)
-            for written in self.reasoning.write(self.estimator, contexts)
-        ]
-        return combine_tokens(self.reasoning.weights, scores)
 
 
 def blame_examples(
@@ -198,21 +169,12 @@ def blame_examples(
 
     Args:
         estimator: the one that gave the scores.
-        form: the estimator of mutual information, a key of `coevolve.information.estimate.FORMS`.
         normalisation: of contributions and losses; tokens are in nats.
-        shown: examples at either end of each subset whose tokens are scored; fewer where a subset
-            is small.
-        other_contexts, seed: as in `TokenScoring`.
-
-    Raises:
-        RecipeError: `shown` or `other_contexts` below 1, or an unknown form or normalisation.
-        DataError: the scores lack what the form needs.
+        shown: examples at either end of each subset; fewer where a subset is small.
     """
     if shown < 1 or other_contexts < 1:
-        raise RecipeError(
-            f"shown is {shown}, other_contexts is {other_contexts}; accepted are integers from 1 "
-            "up."
-        )
+        found = f"shown is {shown}, other_contexts is {other_contexts}"
+        raise RecipeError(f"{found}; accepted are integers from 1 up.")
     tokens = TokenScoring(estimator, scored.scoring.reasoning, other_contexts, seed)
     of_models: list[dict[str, BlameOfModel]] = [{} for _ in scored.subsets]
     for name in scored.models:
@@ -236,9 +198,7 @@ def blame_examples(
 
 
 def blame_table(results: BlameResults, model: str) -> PlainTable:
-    """The worst and best examples of a model, subset by subset, with the tokens that say least of
-    their context.
-    """
+    """A model's worst and best examples by subset, with the tokens that say least."""
     table = PlainTable(
         box=box.SIMPLE_HEAD,
         title=f"{model}: the largest and smallest losses",
@@ -254,19 +214,15 @@ def blame_table(results: BlameResults, model: str) -> PlainTable:
         of_model = subset.models[model]
         label = results.label(subset.row)
         table.add_row(f"{of_model.loss:+z.3f}", f"{label}, mean", style="bold")
-        for example in of_model.worst:
-            table.add_row(*_cells(example))
-        table.add_row("...")
-        for example in of_model.best:
-            table.add_row(*_cells(example))
+        for one in (*of_model.worst, None, *of_model.best):
+            if one is None:
+                table.add_row("...")
+                continue
+            least = sorted(one.tokens, key=lambda token: token.contribution)[:LEAST_TOKENS]
+            listed = ", ".join(f"{token.text!r} {token.contribution:+.2f}" for token in least)
+            texts = one.sample_ID, one.last_turn, one.golden, one.response
+            table.add_row(f"{one.loss:+z.3f}", *texts, listed)
     return table
-
-
-def _cells(example: ShownExample) -> list[str]:
-    least = sorted(example.tokens, key=lambda token: token.contribution)[:LEAST_TOKENS]
-    listed = ", ".join(f"{token.text!r} {token.contribution:+.2f}" for token in least)
-    texts = [example.sample_ID, example.last_turn, example.golden, example.response]
-    return [f"{example.loss:+z.3f}", *texts, listed]
 
 
 def _others(index: int, count: int, wanted: int, rng: np.random.Generator) -> list[int]:
@@ -316,9 +272,5 @@ def _of_model(
         )
         for number, index in enumerate(chosen)
     }
-    return BlameOfModel(
-        loss=float(loss.mean()),
-        examples=listed,
-        worst=[details[index] for index in worst],
-        best=[details[index] for index in best],
-    )
+    first, last = ([details[index] for index in end] for end in (worst, best))
+    return BlameOfModel(loss=float(loss.mean()), examples=listed, worst=first, best=last)

@@ -24,7 +24,6 @@ form that is too large, as CLUB is, may exceed it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -63,26 +62,20 @@ SCHEMA: Literal["coevolve.bound/1"] = "coevolve.bound/1"
 LEAST_EXAMPLES = 4
 """Of a subset, so that a divergence has a noise floor."""
 
-INPUT_TEXTS: Mapping[Input, Callable[[Example], str]] = MappingProxyType(
-    {
-        "user": lambda example: example.user_persona,
-        "character": lambda example: character_text(example.agent_character),
-        "dialogue": lambda example: "\n".join(
-            f"{turn.speaker}: {turn.text}" for turn in example.dialogue
-        ),
-    }
-)
+INPUT_TEXTS: Mapping[Input, Callable[[Example], str]] = {
+    "user": lambda example: example.user_persona,
+    "character": lambda example: character_text(example.agent_character),
+    "dialogue": lambda example: "\n".join(f"{x.speaker}: {x.text}" for x in example.dialogue),
+}
 """Input -> the text that represents it."""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """How divergences are measured.
+    """How divergences are measured, by `coevolve.information.divergence.measure_divergence`.
 
-    Attributes:
-        kernel: `linear` or `gaussian`; the latter's width is the median distance in distribution,
-            for each kind of text, so that all subsets are measured by one kernel.
-        repetitions, largest, seed: as in `coevolve.information.divergence.measure_divergence`.
+    The Gaussian kernel's width is the median distance in distribution, for each kind of text, so
+    that all subsets are measured by one kernel.
     """
 
     kernel: Kernel = "linear"
@@ -94,16 +87,7 @@ class Measuring:
         check_kernel(self.kernel)
 
     def divergence(self, p: np.ndarray, q: np.ndarray, width: float | None) -> MeasuredDivergence:
-        """Of two kinds of texts, whose vectors are given, (N, d) and (M, d)."""
-        return measure_divergence(
-            p,
-            q,
-            kernel=self.kernel,
-            width=width,
-            repetitions=self.repetitions,
-            largest=self.largest,
-            seed=self.seed,
-        )
+        return measure_divergence(p, q, width=width, **asdict(self))
 
 
 def evaluate_bound(
@@ -114,26 +98,14 @@ def evaluate_bound(
     measuring: Measuring | None = None,
     progress: OnStep | None = None,
 ) -> BoundResults:
-    """The bound of each model's R-EMID in every shifted subset.
-
-    Args:
-        embedder: of all texts.
-        form: of the R-EMID beside the bound, a key of `coevolve.information.estimate.FORMS`.
-        progress: told of the texts.
-
-    Raises:
-        DataError: no shifted subset, or one with fewer than 4 examples where small subsets are not
-            to be shown.
-        RecipeError: unusable `measuring`, or an unknown form.
+    """The bound of each model's R-EMID in every shifted subset; `form` is that of the R-EMID beside
+    it.
     """
     measuring = measuring or Measuring()
     small = _small_subsets(scored)
     home, *shifted = (one for one in scored.subsets if one.subset not in small)
     if not shifted:
-        raise DataError(
-            "there is no shifted subset; a bound of R-EMID needs IDTest and at least one shifted "
-            "split."
-        )
+        raise DataError("there is no shifted subset; a bound of R-EMID needs one beside IDTest.")
     why = f"fewer than the {LEAST_EXAMPLES} examples that a bound needs"
     in_home, *in_shifted = _embed([home, *shifted], scored, embedder, progress)
     kinds = {str(name): vectors for name, vectors in in_home.inputs.items()}
@@ -177,10 +149,7 @@ def evaluate_bound(
         reasoning=ChosenReasoning.of(scored.scoring.reasoning),
         models=scored.models,
         subsets=rows,
-        small_subsets=[
-            SmallSubset(row=subset.row, examples=len(subset.examples), reason=why)
-            for subset in small
-        ],
+        small_subsets=[SmallSubset(row=x.row, examples=len(x.examples), reason=why) for x in small],
     )
 
 
@@ -200,12 +169,8 @@ def _small_subsets(scored: ScoredCorpus) -> list[Subset]:
 def rank_inputs(inputs: Mapping[Input, MeasuredDivergence]) -> list[Blamed]:
     """The inputs by how far their shift exceeds its noise floor, most first."""
     total = sum(divergence.excess for divergence in inputs.values())
-    return [
-        Blamed(
-            input=name, excess=divergence.excess, share=divergence.excess / total if total else None
-        )
-        for name, divergence in sorted(inputs.items(), key=lambda item: -item[1].excess)
-    ]
+    ranked = sorted(((name, one.excess) for name, one in inputs.items()), key=lambda x: -x[1])
+    return [Blamed(input=name, excess=x, share=x / total if total else None) for name, x in ranked]
 
 
 def entropy_of(home: ScoredSubset, subset: ScoredSubset, model: str) -> Entropy:
@@ -216,17 +181,14 @@ def entropy_of(home: ScoredSubset, subset: ScoredSubset, model: str) -> Entropy:
 
 
 def shift_grid(results: BoundResults) -> Grid:
-    """Which input shifted in which subset: the JSDs beside their noise floors, and what is to
-    blame.
-    """
+    """Which input shifted in which subset: JSDs beside their noise floors, and the blame."""
     rows = []
     for row in results.subsets:
         jsds = [row.inputs[name] for name in INPUT_TEXTS]
         cells = [_with_floor(one.jsd, one.floor, 4) for one in jsds]
         first, size = row.blame[0], str(row.inputs["user"].size)
-        blamed = "nothing above the noise"
-        if first.share is not None:
-            blamed = f"{first.input} ({first.share:.0%})"
+        none = "nothing above the noise"
+        blamed = none if first.share is None else f"{first.input} ({first.share:.0%})"
         rows.append([results.label(row.row), *cells, size, blamed])
     caption = [
         "How far texts are from those of IDTest: representation JSD in nats, in brackets what "
@@ -234,12 +196,11 @@ def shift_grid(results: BoundResults) -> Grid:
         *(f"{one.row}: {one.examples}, {one.reason}." for one in results.small_subsets),
         results.unanswered_line(),
     ]
-    return Grid(
+    columns, title = (
         ["subset", *INPUT_TEXTS, "size", "to blame"],
-        [Block("", rows)],
-        [line for line in caption if line],
-        "shift of the inputs, JSD in nats (noise floor)",
+        "shift of the inputs, JSD in nats",
     )
+    return Grid(columns, [Block("", rows)], [*filter(None, caption)], f"{title} (noise floor)")
 
 
 def bound_grid(results: BoundResults, model: str) -> Grid:
@@ -269,19 +230,14 @@ def bound_grid(results: BoundResults, model: str) -> Grid:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """A subset's embeddings, (N, d) each: of every input; of every model's responses, golden's
-    under None.
-    """
+    """A subset's embeddings, (N, d) each: of inputs, and of responses (golden's under None)."""
 
     inputs: Mapping[Input, np.ndarray]
     of_models: Mapping[str | None, np.ndarray]
 
 
 def _embed(
-    subsets: list[ScoredSubset],
-    scored: ScoredCorpus,
-    embedder: Embedder,
-    progress: OnStep | None,
+    subsets: list[ScoredSubset], scored: ScoredCorpus, embedder: Embedder, progress: OnStep | None
 ) -> list[_Vectors]:
     count = sum(len(one.subset.examples) for one in subsets)
     reporter = Reporter(progress, count * (len(INPUT_TEXTS) + len(scored.texts)))
@@ -324,23 +280,19 @@ def _of_model(
     )
     remi_p, remi_q = (remi_of(side, model, form, "per_response").value for side in (home, subset))
     h = entropy.largest
+
+    def terms(bound: Bound, floor: Bound) -> Terms:
+        ends = {"output_p": bound.output_p, "output_q": bound.output_q}
+        of_inputs = {name: bound.inputs[name] for name in INPUT_TEXTS}
+        return Terms(inputs=of_inputs, **ends, total=bound.total, noise_floor=floor.total)
+
     return BoundOfModel(
         output_p=_listed(output_p),
         output_q=_listed(output_q),
         entropy=entropy,
-        published=_terms(published_bound(measured, h), published_bound(floors, h)),
-        scale_adjusted=_terms(scale_adjusted_bound(measured), scale_adjusted_bound(floors)),
+        published=terms(published_bound(measured, h), published_bound(floors, h)),
+        scale_adjusted=terms(scale_adjusted_bound(measured), scale_adjusted_bound(floors)),
         remid=remi_p - remi_q,
-    )
-
-
-def _terms(bound: Bound, floor: Bound) -> Terms:
-    return Terms(
-        inputs={name: bound.inputs[name] for name in INPUT_TEXTS},
-        output_p=bound.output_p,
-        output_q=bound.output_q,
-        total=bound.total,
-        noise_floor=floor.total,
     )
 
 

@@ -53,8 +53,7 @@ class Terms(Part):
     """A bound, term by term."""
 
     inputs: OfInputs[Number] = Field(description="What each shifted input can cost.")
-    output_p: Number
-    """What the model's own distance from the golden responses can cost in distribution."""
+    output_p: Number = Field(description="Of the model's own distance from golden.")
     output_q: Number = Field(description="The same in the subset.")
     total: Number = Field(description="The bound.")
     noise_floor: Number = Field(description="The total if nothing had shifted.")
@@ -63,16 +62,14 @@ class Terms(Part):
 class Entropy(Part):
     """H of the bound, estimated from above."""
 
-    largest: Number
-    """The largest surprise of an example, which the bound takes."""
+    largest: Number = Field(description="Largest surprise of an example, as the bound takes it.")
     mean: Number = Field(description="The mean over the examples.")
 
 
 class BoundOfModel(Part):
     """Nats per response, but for `scale_adjusted`, which has no unit."""
 
-    output_p: Divergence
-    """Of the model's responses from the golden ones in distribution."""
+    output_p: Divergence = Field(description="Of its responses from golden ones, in distribution.")
     output_q: Divergence = Field(description="The same in the subset.")
     entropy: Entropy = Field(description="Nats per response.")
     published: Terms = Field(description="As the paper has it.")
@@ -104,17 +101,14 @@ class SmallSubset(Part):
 class BoundResults(Evaluation):
     """The bound of each model's R-EMID in every shifted subset."""
 
-    schema_id: Literal["coevolve.bound/1"] = Field(alias="schema")
-    """What the file is, and of which version."""
+    schema_id: Literal["coevolve.bound/1"] = Field(alias="schema", description="And version.")
     unit: Unit
     form: Form
     embedder: str = Field(description="What gave texts their vectors.")
     kernel: Literal["linear", "gaussian"] = Field(description="Of the divergences.")
-    widths: dict[str, Number | None]
-    """Of the kernel, by kind of text; null for the linear one."""
+    widths: dict[str, Number | None] = Field(description="By kind of text; null for linear.")
     repetitions: Count = Field(description="Of each divergence.")
-    reasoning: ChosenReasoning | None = None
-    """How the reasonings were chosen; absent before version 0.4."""
+    reasoning: ChosenReasoning | None = Field(default=None, description="How it was chosen.")
     subsets: Annotated[list[BoundSubset], Field(min_length=1)]
     """Those with numbers."""
     small_subsets: list[SmallSubset] = Field(default_factory=list, description="Those without.")
@@ -147,8 +141,7 @@ class BlamedExample(Part):
     """What an example adds to R-EMI, and by which of its pairs: `coevolve.remid.blame`."""
 
     sample_ID: SampleId
-    loss: Number
-    """R-EMI in distribution less the contribution; in distribution minus the contribution."""
+    loss: Number = Field(description="R-EMI in distribution (there 0) less the contribution.")
     contribution: Number = Field(description="To R-EMI, in all; the sum of the other three.")
     matched: Number = Field(description="By its own pair.")
     as_context: Number = Field(description="By other responses in its context.")
@@ -190,15 +183,12 @@ class BlameSubset(Part):
 class BlameResults(Evaluation):
     """Which examples and which tokens the losses come from."""
 
-    schema_id: Literal["coevolve.blame/1"] = Field(alias="schema")
-    """What the file is, and of which version."""
+    schema_id: Literal["coevolve.blame/1"] = Field(alias="schema", description="And version.")
     form: Form
     normalisation: Divided
     unit: Unit
-    other_contexts: Count
-    """In how many other contexts of the subset the tokens were scored, at most."""
-    reasoning: ChosenReasoning | None = None
-    """How the reasonings were chosen; absent before version 0.4."""
+    other_contexts: Count = Field(description="In which tokens were scored, at most.")
+    reasoning: ChosenReasoning | None = Field(default=None, description="How it was chosen.")
     subsets: list[BlameSubset] = Field(description="The one in distribution first.")
 
     @model_validator(mode="after")

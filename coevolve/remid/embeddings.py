@@ -57,7 +57,6 @@ class HiddenStates:
         before, after: ids that frame every window of a text.
         causal: whether the frame is left out of the mean, as of a causal language model.
         window: tokens that the model reads at once, the frame included.
-        token_budget: tokens of one forward pass.
     """
 
     name: str
@@ -85,9 +84,8 @@ class HiddenStates:
         return vectors[[row_of[text] for text in texts]]
 
     def _windows(self, text: str) -> Iterator[list[int]]:
-        ids = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        ids = self.tokenizer(text, **plain)["input_ids"]
         room = self.window - len(self.before) - len(self.after)
         for start in range(0, max(1, len(ids)), room):
             yield [*self.before, *ids[start : start + room], *self.after]
@@ -127,18 +125,13 @@ class HiddenStates:
 def make_embedder(
     name: EmbedderName, estimator: "ProbabilityEstimator", base: str | None = None
 ) -> HiddenStates:
-    """The embedder of that name, on the estimator's device. Errors as for the two below."""
+    """The embedder of that name, on the estimator's device."""
     return base_embedder(estimator, base) if name == "base" else minilm_embedder(estimator)
 
 
 def base_embedder(estimator: "ProbabilityEstimator", base: str | None = None) -> HiddenStates:
-    """Hidden states of the untouched base model.
-
-    Args:
-        base: where it lies; needed only with an estimator that was trained in full.
-
-    Raises:
-        ArtifactError: it is not to be had, or is another one.
+    """Hidden states of the untouched base model; `base` is where it lies, needed only with an
+    estimator that was trained in full.
     """
     from coevolve.scoring.batching import max_positions
 
@@ -161,11 +154,7 @@ def base_embedder(estimator: "ProbabilityEstimator", base: str | None = None) ->
 
 
 def minilm_embedder(estimator: "ProbabilityEstimator") -> HiddenStates:
-    """The sentence embedder all-MiniLM-L6-v2 on the estimator's device.
-
-    Raises:
-        ArtifactError: its package is not installed, or lacks the model.
-    """
+    """The sentence embedder all-MiniLM-L6-v2 on the estimator's device."""
     from transformers import AutoModel, AutoTokenizer
 
     from coevolve.scoring.batching import device_of

@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus
-from coevolve.information.contrast import Contrast
 from coevolve.information.emi import difference, emid
 from coevolve.information.estimate import FORMS, Estimate, mutual_information
 from coevolve.information.perplexity import perplexity
@@ -65,9 +64,7 @@ from coevolve.remid.subsets import Responses
 
 SCHEMA: Literal["coevolve.remid/2"] = "coevolve.remid/2"
 LEAST_CONTEXTS = 32
-"""In how many other contexts each response must have been scored for `calibrated` to be the
-default.
-"""
+"""Other contexts in which each response must be scored for `calibrated` to be the default."""
 
 
 def evaluate_remid(
@@ -135,16 +132,12 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
 
 def default_measures(scored: Sequence[ScoredSubset]) -> tuple[Measure, ...]:
     """What is measured unless something else is asked for; see `summarise`."""
-    enough = all(
-        subset.contexts >= min(LEAST_CONTEXTS, len(subset.subset.examples) - 1) for subset in scored
-    )
+    enough = all(x.contexts >= min(LEAST_CONTEXTS, len(x.subset.examples) - 1) for x in scored)
     return (RECOMMENDED, PUBLISHED) if enough else (PUBLISHED,)
 
 
 def shares_of_examples(scored: ScoredCorpus, measure: Measure) -> Iterator[ShareLine]:
-    """What each example adds to R-EMI, as context and as response, in its own pair and in the
-    mismatched ones (its Hajek projection).
-    """
+    """What each example adds to R-EMI by all of its pairs (its Hajek projection)."""
     for subset in scored.subsets:
         row = subset.subset.row
         for model in scored.models:
@@ -179,9 +172,12 @@ class _Replicated:
         ends = {f"{name}_low": low, f"{name}_high": high}
         return {name: self.value, f"{name}_error": self.error, **ends}
 
+    @property
+    def chance(self) -> float:
+        return chance_above(self.value, self.deviations)
+
     def loss_numbers(self) -> dict[str, float | None]:
-        chance = chance_above(self.value, self.deviations)
-        return {**self.numbers("remid"), "chance_of_loss": chance}
+        return {**self.numbers("remid"), "chance_of_loss": self.chance}
 
 
 NO_LOSS: Mapping[str, None] = dict.fromkeys(
@@ -190,9 +186,7 @@ NO_LOSS: Mapping[str, None] = dict.fromkeys(
 
 
 class _Measured:
-    """One measure of all subsets. Examples are redrawn once per subset, so that models and subsets
-    are paired.
-    """
+    """One measure. Examples are redrawn once per subset, so that models and subsets are paired."""
 
     def __init__(self, scored: ScoredCorpus, measure: Measure) -> None:
         self.subsets, self.models, self.measure = scored.subsets, scored.models, measure
@@ -246,7 +240,7 @@ class _Measured:
 
     def numbers(self, index: int, model: str | None) -> dict[str, Any]:
         """The fields of `coevolve.remid.results.Information`."""
-        contrast = self._contrast(index, model)
+        contrast = self.subsets[index].contrast(model, self.measure.normalisation)
         estimate = self._estimate(index, model, self.subsets[index].contexts)
         divisors = contrast.divisors
         return {
@@ -277,9 +271,9 @@ class _Measured:
             for measure, of_model in whole.items():
                 between = _Replicated.combined([1, -1], [of_model[a], of_model[b]])
                 low, high = interval(between.value, between.deviations)
-                chance = chance_above(between.value, between.deviations)
                 numbers = {"value": between.value, "error": between.error, "low": low, "high": high}
-                yield Comparison(models=[a, b], measure=measure, chance_above_0=chance, **numbers)
+                above = between.chance
+                yield Comparison(models=[a, b], measure=measure, chance_above_0=above, **numbers)
 
     def _remi(self, index: int, model: str) -> _Replicated:
         remi = self._emi(index, model, self.subsets[index].contexts)
@@ -290,10 +284,7 @@ class _Measured:
         contexts = min(self.subsets[0].contexts, self.subsets[index].contexts)
         p, q = self._emi(0, model, contexts), self._emi(index, model, contexts)
         loss = emid(p, q)
-        of_p, of_q = (
-            bootstrap(p.influence, self._draws[0]),
-            bootstrap(q.influence, self._draws[index]),
-        )
+        of_p, of_q = (bootstrap(x.influence, self._draws[i]) for x, i in ((p, 0), (q, index)))
         return _Replicated(loss.value, loss.standard_error, of_p - of_q)
 
     def _emi(self, index: int, model: str, contexts: int) -> Estimate:
@@ -301,16 +292,11 @@ class _Measured:
         return difference(own, golden)
 
     def _estimate(self, index: int, model: str | None, contexts: int) -> Estimate:
-        """Mutual information; with forms that average over contexts, over so many for each
-        response.
-        """
+        """Mutual information; forms that average over contexts take so many per response."""
         key = (index, model, contexts if self.measure.of_each_response else 0)
         if key not in self._information:
-            contrast = self._contrast(index, model)
+            contrast = self.subsets[index].contrast(model, self.measure.normalisation)
             if self.measure.of_each_response:
                 contrast = contrast.first_pairs(contexts * contrast.examples)
             self._information[key] = mutual_information(contrast, self.measure.form)
         return self._information[key]
-
-    def _contrast(self, index: int, model: str | None) -> Contrast:
-        return self.subsets[index].contrast(model, self.measure.normalisation)

@@ -1,12 +1,10 @@
-"""A table of text, and how it looks on a terminal, in a log file, in LaTeX and in Markdown; the
-page of `coevolve report` shows the same.
-"""
+"""A table of text, and how it looks on a terminal, in a log file, in LaTeX and in Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
-from rich.cells import cell_len
 
 from coevolve.progress import PlainTable
 
@@ -21,12 +19,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text.
-
-    Attributes:
-        columns: their headings; the first column names the rows.
-        caption: what the numbers are, a line each.
-    """
+    """A table of text; the first column names the rows, the caption says what the numbers are."""
 
     columns: Sequence[str]
     blocks: Sequence[Block]
@@ -34,9 +27,7 @@ class Grid:
     title: str | None = None
 
     def lines(self) -> Iterator[tuple[str, Sequence[str]]]:
-        """(label, the other cells) of every row, those under a heading indented; of a heading no
-        cells.
-        """
+        """(label, other cells) of every row, indented under a heading, which has no cells."""
         for block in self.blocks:
             if block.heading:
                 yield block.heading, ()
@@ -46,12 +37,8 @@ class Grid:
 
 def grid_table(grid: Grid) -> PlainTable:
     """For a terminal."""
-    table = PlainTable(
-        box=box.SIMPLE_HEAD,
-        title=grid.title,
-        caption="\n".join(grid.caption),
-        caption_justify="left",
-    )
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "caption_justify": "left"}
+    table = PlainTable(title=grid.title, caption="\n".join(grid.caption), **look)
     first, *others = grid.columns
     table.add_column(first)
     for name in others:
@@ -59,23 +46,6 @@ def grid_table(grid: Grid) -> PlainTable:
     for label, cells in grid.lines():
         table.add_row(label, *cells, style=None if cells else "bold")
     return table
-
-
-def grid_text(grid: Grid) -> str:
-    """Plain text without control characters."""
-    lines = [(grid.columns[0], grid.columns[1:]), *grid.lines()]
-    first = max(cell_len(label) for label, _ in lines)
-    columns = zip(*(cells for _, cells in lines if cells), strict=True)
-    widths = [max(map(cell_len, column)) for column in columns]
-    text = []
-    for label, cells in lines:
-        padded = [
-            " " * (width - cell_len(cell)) + cell
-            for width, cell in zip(widths, cells, strict=False)
-        ]
-        text.append("  ".join([label + " " * (first - cell_len(label)), *padded]).rstrip())
-    text.insert(1, "-" * (first + sum(width + 2 for width in widths)))
-    return "\n".join([*text, "", *grid.caption]) + "\n"
 
 
 def grid_latex(grid: Grid) -> str:

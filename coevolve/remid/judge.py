@@ -31,13 +31,10 @@ MINIMUM_PAIRS = 3
 class Correlation(Part):
     """A rank or linear correlation of a measure with the judge's scores over pairs."""
 
-    value: Coefficient | None
-    """Null where it is undefined, because one side has the same value everywhere."""
-    low: Coefficient | None
-    """Lower end of the bootstrap interval; null where no resample has a defined value."""
+    value: Coefficient | None = Field(description="Null if one side has one value everywhere.")
+    low: Coefficient | None = Field(description="Lower end of the bootstrap interval, if any.")
     high: Coefficient | None = Field(description="Upper end of the interval.")
-    undefined: Count
-    """Resamples without a defined value, which the interval leaves out."""
+    undefined: Count = Field(description="Resamples that the interval leaves out.")
 
 
 class JudgeComparison(Document):
@@ -46,18 +43,13 @@ class JudgeComparison(Document):
     marks: ClassVar = ("schema",)
     schema_id: Literal["coevolve.judge/1"] = Field(default="coevolve.judge/1", alias="schema")
     """What the file is, and of which version."""
-    pairs: Count
-    """Model x subset pairs that were compared, the same for every measure."""
+    pairs: Count = Field(description="Model x subset pairs that were compared.")
     unscored: Pairs = Field(description="Pairs of the results that the judge has no score for.")
-    unmeasured: Pairs
-    """Pairs that the judge has a score for and the results have no numbers for."""
+    unmeasured: Pairs = Field(description="With a score, without numbers.")
     level: float = Field(description="Of the intervals.")
     resamples: Count = Field(description="Of the bootstrap.")
     seed: int = Field(description="Of its generator.")
-    measures: dict[str, dict[str, Correlation]]
-    """Measure, for example `R-EMI, club per_token` -> statistic (`pearson`, `spearman`, `kendall`)
-    -> its correlation.
-    """
+    measures: dict[str, dict[str, Correlation]] = Field(description="By measure and statistic.")
 
 
 def read_judge_scores(
@@ -76,14 +68,9 @@ def read_judge_scores(
     response are averaged first.
 
     Args:
-        models: the names in the results.
-        rows: the rows in the results.
+        models, rows: of the results.
         row_of_sample: sample_ID -> row, of all test examples.
-        left_out: those of them that are not evaluated; their scores are read and not averaged.
-
-    Raises:
-        DataError: a row is malformed, names an unknown model, subset or sample, or is there twice;
-            or there is none.
+        left_out: those that are not evaluated; their scores are read and not averaged.
     """
     given = read_rows(path)
     if not given:
@@ -92,18 +79,25 @@ def read_judge_scores(
     row_of = {name: name for name in rows} if field == "subset" else row_of_sample
     scores: dict[tuple[str, str], dict[str, float]] = {}
     for where, row in given:
-        _check_fields(row, field, where)
+        required = {"model", field, "score"}
+        if not isinstance(row, Mapping) or not required <= set(row) <= required | {"judge"}:
+            found = _fields(row)
+            raise DataError(f"{where}: found {found}; accepted is {_ACCEPTED}, all rows alike.")
         model, name = text_field(row, "model", where), text_field(row, field, where)
-        _require_known(model, "model", models, where)
-        _require_known(name, field, row_of, where)
+        for one, what, known in ((model, "model", models), (name, field, list(row_of))):
+            if one not in known:
+                some = ", ".join(known[:8]) + ", ..." * (len(known) > 8)
+                raise DataError(f"{where}: {what} {one!r} is not in the results: {some}.")
         by_judge = scores.setdefault((model, name), {})
         judge = text_field(row, "judge", where) if "judge" in row else ""
         if judge in by_judge:
-            by = f" by judge {judge!r}" if judge else ""
-            raise DataError(
-                f"{where}: {field} {name!r} of model {model!r} has a score{by} already. Remove one."
-            )
-        by_judge[judge] = _score(row["score"], where)
+            twice = f"{name!r} of {model!r} has a score{f' by {judge!r}' if judge else ''} already"
+            raise DataError(f"{where}: {field} {twice}. Remove one.")
+        score = row["score"]
+        if type(score) not in (int, float) or not abs(score) <= LARGEST_SCORE:
+            accepted = f"a number, higher being better, of at most {LARGEST_SCORE:g}"
+            raise DataError(f"{where}: score is {score!r}; accepted is {accepted}.")
+        by_judge[judge] = float(score)
     by_pair: dict[Pair, list[float]] = {}
     for (model, name), by_judge in scores.items():
         if field == "subset" or name not in left_out:
@@ -120,28 +114,14 @@ def judge_correlations(
     resamples: int = 2000,
     seed: int = 0,
 ) -> JudgeComparison:
-    """Pearson, Spearman and Kendall (tau-b) correlations of R-EMI with a judge's scores over model
-    x subset pairs.
+    """Pearson, Spearman and Kendall (tau-b) correlations of R-EMI with a judge's scores over pairs.
 
-    Each measure of the results is compared, those that stand beside the main one too. Intervals are
-    percentiles of a bootstrap over the pairs (Efron, 1979), the same resamples for every measure.
-    Pairs of one model, or of one subset, are not independent; the intervals do not know that, and
-    are rather too narrow.
+    Each measure of the results is compared, those that stand beside the main one too, and those of
+    `plain`, results without reasoning. Intervals are percentiles of a bootstrap over the pairs
+    (Efron, 1979), the same resamples for every measure. Pairs of one model, or of one subset, are
+    not independent; the intervals do not know that, and are rather too narrow.
 
-    Args:
-        results: of `coevolve.remid.evaluate`.
-        scores: by (model, row of the results), higher being better. Pairs without a score are left
-            out and listed.
-        plain: results of the same models and rows without reasoning, so that plain EMI is compared
-            too.
-        level: of the intervals, between 0 and 1.
-        resamples: of the bootstrap.
-        seed: of its generator.
-
-    Raises:
-        DataError: a score is for a pair that the results do not have, fewer than 3 pairs can be
-            compared, or `plain` is of other models or rows.
-        RecipeError: `level` or `resamples` is out of range.
+    `scores` are by (model, row of the results); pairs without one are left out and listed.
     """
     if not 0 < level < 1:
         raise RecipeError(f"level is {level}; accepted is a number between 0 and 1.")
@@ -151,12 +131,9 @@ def judge_correlations(
     measures = _values(results)
     if plain is not None:
         if _pairs(plain) != known:
-            raise DataError(
-                "the results without reasoning are of other models or rows. Evaluate both on the "
-                "same."
-            )
+            raise DataError("the results without reasoning are of other models or rows.")
         measures |= _values(plain)
-    _require_known_pairs(scores, known, results)
+    results.require_pairs("the judge scores", scores)
     measured = [pair for pair in known if all(pair in values for values in measures.values())]
     pairs = [pair for pair in measured if pair in scores]
     if len(pairs) < MINIMUM_PAIRS:
@@ -194,68 +171,28 @@ def judge_grid(comparison: JudgeComparison) -> Grid:
         f"{comparison.level:.0%} bootstrap intervals ({comparison.resamples:,} resamples, seed "
         f"{comparison.seed})."
     )
-    names = list(next(iter(comparison.measures.values())))
-    rows = [
-        [measure, *(_cell(statistics[name]) for name in names)]
-        for measure, statistics in comparison.measures.items()
-    ]
-    columns = ["measure", *map(str.capitalize, names)]
+    rows = [[name, *map(_cell, of_one.values())] for name, of_one in comparison.measures.items()]
+    columns = ["measure", *map(str.capitalize, next(iter(comparison.measures.values())))]
     return Grid(columns, [Block("", rows)], [caption, *_notes(comparison)])
 
 
 LARGEST_SCORE = 1e100
 """Of which squares can still be summed."""
 
-_ACCEPTED = (
-    "an object {model, subset, score} or {sample_ID, model, score}, with a 'judge' where there are "
-    "several"
-)
+_ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, perhaps with a 'judge'"
 
 
 def _field_of(rows: Sequence[Row]) -> str:
     """Whether a file scores subsets or samples, by its first row."""
     where, first = rows[0]
-    names = list(first) if isinstance(first, Mapping) else []
-    fields = [name for name in ("subset", "sample_ID") if name in names]
+    fields = [x for x in ("subset", "sample_ID") if isinstance(first, Mapping) and x in first]
     if len(fields) != 1:
-        fieldless = "no fields" if isinstance(first, Mapping) else kind(first)
-        found = ", ".join(map(repr, names)) or fieldless
-        raise DataError(f"{where}: found {found}; accepted is {_ACCEPTED}.")
+        raise DataError(f"{where}: found {_fields(first)}; accepted is {_ACCEPTED}.")
     return fields[0]
 
 
-def _check_fields(row: Any, field: str, where: str) -> None:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: found {kind(row)}; accepted is {_ACCEPTED}.")
-    required = ("model", field, "score")
-    for name in required:
-        if name not in row:
-            raise DataError(
-                f"{where}: field {name!r} is missing; accepted is {_ACCEPTED}, all rows alike."
-            )
-    unknown = [name for name in row if name not in (*required, "judge")]
-    if unknown:
-        raise DataError(
-            f"{where}: unknown field {unknown[0]!r}; accepted is {_ACCEPTED}, all rows alike."
-        )
-
-
-def _require_known(
-    name: str, field: str, known: Sequence[str] | Mapping[str, str], where: str
-) -> None:
-    if name not in known:
-        listed = ", ".join(list(known)[:8]) + (", ..." if len(known) > 8 else "")
-        raise DataError(f"{where}: {field} {name!r} is not in the results; accepted are {listed}.")
-
-
-def _score(value: Any, where: str) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not abs(value) <= LARGEST_SCORE:
-        raise DataError(
-            f"{where}: score is {value!r}; accepted is a finite number, higher being better, of at "
-            f"most {LARGEST_SCORE:g}."
-        )
-    return float(value)
+def _fields(row: Any) -> str:
+    return ", ".join(map(repr, row)) or "no fields" if isinstance(row, Mapping) else kind(row)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -267,9 +204,7 @@ def _pairs(results: RemidResults) -> list[Pair]:
 
 
 def _values(results: RemidResults) -> dict[str, dict[Pair, float]]:
-    """Each measure's values by pair, under its name; pairs of a subset without numbers are not
-    there.
-    """
+    """Each measure's values by pair, under its name; none for pairs without numbers."""
     return {
         f"{results.names[0]}, {part.form} {part.normalisation}": {
             (model, subset.row): numbers.remi
@@ -279,18 +214,6 @@ def _values(results: RemidResults) -> dict[str, dict[Pair, float]]:
         }
         for part in results.by_measure()
     }
-
-
-def _require_known_pairs(
-    scores: Mapping[Pair, float], known: Sequence[Pair], results: RemidResults
-) -> None:
-    for model, row in scores:
-        if (model, row) not in known:
-            rows = ", ".join(subset.row for subset in results.subsets)
-            raise DataError(
-                f"the judge scores model {model!r} on {row!r}; accepted are the models "
-                f"{', '.join(results.models)} and the rows {rows}."
-            )
 
 
 def _statistics() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
@@ -310,9 +233,7 @@ def _with_interval(
     draws: np.ndarray,
     level: float,
 ) -> Correlation:
-    """The correlation, and its interval by resampling the pairs: `draws`, (B, P), holds their
-    indices.
-    """
+    """The correlation, and its interval by resampling the pairs; `draws`, (B, P), are indices."""
     if not (_varies(values) and _varies(judged)):
         return Correlation(value=None, low=None, high=None, undefined=len(draws))
     usable = [draw for draw in draws if _varies(values[draw]) and _varies(judged[draw])]
@@ -340,10 +261,7 @@ def _cell(correlation: Correlation) -> str:
 def _notes(comparison: JudgeComparison) -> list[str]:
     """Which pairs are left out, and why a number is missing or rests on fewer resamples."""
     notes = []
-    for pairs, lack in (
-        (comparison.unscored, "judge's score"),
-        (comparison.unmeasured, "numbers in the results"),
-    ):
+    for pairs, lack in ((comparison.unscored, "score"), (comparison.unmeasured, "numbers")):
         if pairs:
             first = " on ".join(pairs[0])
             notes.append(f"Left out without {lack}: {len(pairs)} pairs, the first {first}.")

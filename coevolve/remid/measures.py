@@ -33,15 +33,10 @@ class Measure:
 
     @property
     def of_each_response(self) -> bool:
-        """Whether it averages over other contexts response by response, and so depends on their
+        """Whether it averages over other contexts response by response, and depends on their
         number.
         """
         return FORMS[self.form].needs == "mismatched of each response"
-
-    @property
-    def needs_marginal(self) -> bool:
-        """Whether it needs a model of the responses alone."""
-        return FORMS[self.form].needs == "marginal"
 
 
 PUBLISHED = Measure("club", "per_token")

@@ -11,20 +11,15 @@ from coevolve.errors import DataError, RecipeError
 
 @dataclass(frozen=True)
 class PerContext:
-    """So many negatives for each context, chosen so that every response is used equally often, once
-    per context.
-
-    Attributes:
-        count: K, at least 1; N - 1 or more gives every pair.
+    """So many negatives for each context, at least 1, every response being used equally often; N -
+    1 or more gives every pair.
     """
 
     count: int
 
     def __post_init__(self) -> None:
         if type(self.count) is not int or self.count < 1:
-            raise RecipeError(
-                f"negatives per context are {self.count!r}; accepted are integers from 1 up."
-            )
+            raise RecipeError(f"negatives per context: {self.count!r}; accepted is 1 or more.")
 
 
 Negatives = int | Literal["all"] | PerContext
@@ -35,30 +30,18 @@ PUBLISHED_NEGATIVES = 1000
 def negative_pairs(
     sample_ids: Sequence[str], negatives: Negatives = PUBLISHED_NEGATIVES, *, seed: int, where: str
 ) -> np.ndarray:
-    """Pairs (i, j), i != j, of the examples of one subset.
+    """Pairs (i, j), i != j, of the N examples of one subset, (P, 2) int64: context i, response j.
 
     "all" and `PerContext` are regular designs: the examples are put on a circle at random, and each
     context meets the responses at the distances 1, ..., N - 1 from it, or K of these. A distance is
     a perfect matching of contexts and responses, and the pairs come distance by distance, so that
     the first N k of them are a regular design, too.
 
-    A number is the published sample: drawn without replacement, uniformly over the N (N - 1) pairs.
+    A number is the published sample: drawn without replacement, uniformly over the N (N - 1) pairs,
+    or every one of them if there are not more.
 
     Both are drawn over the examples ordered by sample_id, so that the order of the rows in a file
-    changes nothing.
-
-    Args:
-        sample_ids: of the subset's N examples.
-        negatives: which pairs; a number not below N (N - 1) gives every one, as "all" does.
-        seed: of the generator.
-        where: what to call the subset in an error.
-
-    Returns:
-        (P, 2) int64: context i, response j, positions in `sample_ids`.
-
-    Raises:
-        DataError: fewer than two examples, so that there is no pair.
-        RecipeError: `negatives` is none of the three.
+    changes nothing. `where` is what to call the subset in an error.
     """
     check_negatives(negatives)
     count = len(sample_ids)
@@ -91,16 +74,13 @@ def contexts_per_response(pairs: np.ndarray, count: int) -> int:
 
 def check_negatives(negatives: Negatives) -> None:
     """Raise RecipeError unless `negatives` is "all", a `PerContext`, or a positive integer."""
-    if (
-        negatives == "all"
-        or isinstance(negatives, PerContext)
-        or (type(negatives) is int and negatives > 0)
-    ):
+    if negatives == "all" or isinstance(negatives, PerContext):
         return
-    raise RecipeError(
-        f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: 1000), "
-        "and PerContext(K)."
-    )
+    if type(negatives) is not int or negatives < 1:
+        raise RecipeError(
+            f"negatives is {negatives!r}; accepted are 'all', integers from 1 up (published: "
+            "1000), and PerContext(K)."
+        )
 
 
 def negatives_value(

@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from coevolve.data.corpus import Shift
 from coevolve.documents import Document, Part
+from coevolve.errors import DataError
 from coevolve.scoring.reasoning import Reasoning, ReasoningKind
 
 LARGEST = 1e300
@@ -36,9 +37,7 @@ Unit = Annotated[str, Field(description="Of the numbers.")]
 Divided = Annotated[Normalisation, Field(description="Per token, or per response.")]
 RowShift = Annotated[Shift | None, Field(description="Null in distribution.")]
 Exact = Mapping[tuple[str, str], float]
-"""True values in the results' unit by (model, row): R-EMI for `IDTest`, R-EMID for a shifted
-subset.
-"""
+"""True values in the results' unit by (model, row): R-EMI for `IDTest`, else R-EMID."""
 
 
 class Information(Part):
@@ -49,9 +48,7 @@ class Information(Part):
     positive: Number = Field(description="Mean log-probability of matched pairs.")
     negative: Number = Field(description="Mean log-probability of mismatched pairs.")
     at_floor: bool = False
-    """Whether the fit of `calibrated` ended at its lowest temperature, so that information is
-    underestimated.
-    """
+    """Whether the fit of `calibrated` ended at its lowest temperature: information is too low."""
 
 
 class Golden(Information):
@@ -65,13 +62,11 @@ class Losses(Part):
     """A model's R-EMI, and what is lost of it."""
 
     remi: Number = Field(description="R-EMI: mutual information less that of golden responses.")
-    remid: Number | None
-    """R-EMID: R-EMI in distribution less R-EMI here; null in distribution."""
+    remid: Number | None = Field(description="R-EMI in distribution less R-EMI here; null there.")
     remid_error: Number | None = Field(default=None, description="Its standard error.")
     remid_low: Number | None = Field(default=None, description="Lower end of its interval.")
     remid_high: Number | None = Field(default=None, description="Upper end of its interval.")
-    chance_of_loss: Probability | None = None
-    """Share of bootstrap replicates with an R-EMID above 0."""
+    chance_of_loss: Probability | None = Field(default=None, description="Replicates above 0.")
 
     @model_validator(mode="after")
     def _interval_has_two_ends(self) -> "Losses":
@@ -86,18 +81,15 @@ class OfModel(Losses, Information):
     remi_error: Number | None = Field(default=None, description="Standard error of R-EMI.")
     remi_low: Number | None = Field(default=None, description="Lower end of its interval.")
     remi_high: Number | None = Field(default=None, description="Upper end of its interval.")
-    holm_p: Probability | None = None
-    """p-value of "R-EMID is at most 0", adjusted (Holm) for the model's subsets."""
+    holm_p: Probability | None = Field(default=None, description="Of no loss, adjusted (Holm).")
 
 
 class SubsetNumbers(Part):
     """A subset by one measure."""
 
     row: Row
-    golden: Golden | None = None
-    """The golden responses; null where there are no numbers."""
-    models: dict[str, OfModel | None]
-    """By name; null where there are no numbers."""
+    golden: Golden | None = Field(default=None, description="Null where there are no numbers.")
+    models: dict[str, OfModel | None] = Field(description="By name; null without numbers.")
 
 
 class SubsetResults(SubsetNumbers):
@@ -108,8 +100,7 @@ class SubsetResults(SubsetNumbers):
     shift: RowShift
     examples: Examples
     negatives: Count = Field(default=0, description="Mismatched pairs that were used.")
-    contexts: Count | None = None
-    """In how many other contexts each response was scored, the least of them."""
+    contexts: Count | None = Field(default=None, description="Of each response, beside its own.")
     reason: str | None = Field(default=None, description="Null, or why there are no numbers.")
 
 
@@ -132,10 +123,8 @@ class Measured(Part):
     normalisation: Divided
     unit: Unit
     bias: str = Field(default="", description="What is known of the form's errors, in words.")
-    by_shift: dict[Shift, dict[str, Losses]]
-    """Model by model, means over the subsets of that shift."""
-    average: dict[str, Losses]
-    """Means over all shifted subsets; empty where there are none. Each subset weighs the same."""
+    by_shift: dict[Shift, dict[str, Losses]] = Field(description="Means over its subsets.")
+    average: dict[str, Losses] = Field(description="Over shifted subsets, each weighing the same.")
     comparisons: list[Comparison] = Field(default_factory=list, description="Of every two models.")
 
     @property
@@ -153,10 +142,8 @@ class Beside(Measured):
 class ChosenReasoning(Part):
     """How the reasonings were chosen."""
 
-    kind: ReasoningKind
-    """As in `coevolve.scoring.reasoning.Reasoning`."""
-    samples: Count | None = None
-    """Reasonings for each context, where they are drawn."""
+    kind: ReasoningKind = Field(description="As in `coevolve.scoring.reasoning.Reasoning`.")
+    samples: Count | None = Field(default=None, description="For each context, if drawn.")
     seed: int | None = Field(default=None, description="Of what is drawn.")
     weight: Probability | None = Field(default=None, description="Of reasoning, in a mixture.")
     sha256: str | None = Field(default=None, description="Of the file that gave them.")
@@ -208,14 +195,12 @@ class Evaluation(Document):
     """What the files of an evaluation have in common."""
 
     marks: ClassVar = ("schema",)
-    models: Annotated[list[str], Field(min_length=1)]
-    """Names, in the order given."""
+    models: Annotated[list[str], Field(min_length=1)] = Field(description="In the order given.")
     seed: int = Field(description="Of the choice of pairs and of all that is drawn.")
     estimator: str | None = Field(default=None, description="Its directory.")
     estimator_identity: str | None = Field(default=None, description="`identity` of its manifest.")
     data_fingerprint: str | None = Field(default=None, description="Of the whole corpus.")
-    unanswered: Unanswered | None = None
-    """What was left out for want of a response; null where nothing was."""
+    unanswered: Unanswered | None = Field(default=None, description="What was left out.")
 
     def left_out(self, row: str) -> int:
         """How many examples of a row were left out."""
@@ -237,9 +222,7 @@ class Evaluation(Document):
             name: [f"{len(ids)} {fault}" for fault, ids in of_model.values().items() if ids]
             for name, of_model in self.unanswered.models.items()
         }
-        listed = "; ".join(
-            f"{name} has {', '.join(found)}" for name, found in faults.items() if found
-        )
+        listed = "; ".join(f"{name} has {', '.join(x)}" for name, x in faults.items() if x)
         return f"Left out for all models are examples that one has no usable response to: {listed}."
 
 
@@ -252,8 +235,7 @@ class RemidResults(Evaluation, Measured):
         Count | Literal["all"] | Annotated[dict[Literal["per_context"], Count], Field(min_length=1)]
     )
     """Mismatched pairs: so many of a subset, all, or so many of each context."""
-    reasoning: ChosenReasoning | None = None
-    """How the reasonings were chosen; may be absent."""
+    reasoning: ChosenReasoning | None = Field(default=None, description="How it was chosen.")
     protocol: dict[str, JsonValue] | None = None
     """Of the public code, where it was asked for: how many windows were scored, cut, and empty."""
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -261,8 +243,7 @@ class RemidResults(Evaluation, Measured):
     replicates: Count | None = Field(default=None, description="Of the bootstrap.")
     subsets: Annotated[list[SubsetResults], Field(min_length=1)]
     """The one in distribution first."""
-    beside: list[Beside] = Field(default_factory=list)
-    """Further measures of the same scores."""
+    beside: list[Beside] = Field(default_factory=list, description="Others of the same scores.")
 
     @property
     def names(self) -> tuple[str, str]:
@@ -272,19 +253,24 @@ class RemidResults(Evaluation, Measured):
 
     def shifted(self, shift: Shift | None = None) -> list[SubsetResults]:
         """The shifted subsets with numbers, or those of one shift."""
-        return [
-            subset
-            for subset in self.subsets
-            if subset.shift is not None and not subset.reason and shift in (None, subset.shift)
-        ]
+        found = [one for one in self.subsets if one.shift is not None and not one.reason]
+        return [one for one in found if shift in (None, one.shift)]
+
+    def require_pairs(self, what: str, pairs: Iterable[tuple[str, str]]) -> None:
+        """Raise DataError unless each pair is a model and a row of these results."""
+        rows = [subset.row for subset in self.subsets]
+        for model, row in pairs:
+            if model not in self.models or row not in rows:
+                raise DataError(
+                    f"{what} model {model!r} on {row!r}; accepted are the models "
+                    f"{', '.join(self.models)} and the rows {', '.join(rows)}."
+                )
 
     def by_measure(self) -> "list[RemidResults]":
         """The results of each measure in the layout of the main one's, which is the first."""
         views = [self]
         for measured in self.beside:
-            numbers = {
-                one.row: {"golden": one.golden, "models": one.models} for one in measured.subsets
-            }
+            numbers = {x.row: {"golden": x.golden, "models": x.models} for x in measured.subsets}
             subsets = [one.model_copy(update=numbers.get(one.row, {})) for one in self.subsets]
             own = {name: getattr(measured, name) for name in measured.model_fields_set}
             views.append(self.model_copy(update={**own, "subsets": subsets, "beside": []}))
@@ -296,10 +282,7 @@ class RemidResults(Evaluation, Measured):
         require_once("subsets", [subset.row for subset in self.subsets])
         first, *others = self.subsets
         if first.shift or first.reason or any(subset.shift is None for subset in others):
-            raise ValueError(
-                "subsets: the first, and no other, must be in distribution (shift null), with "
-                "numbers"
-            )
+            raise ValueError("subsets: only the first must be in distribution, with numbers")
         with_numbers = [subset for subset in self.subsets if not subset.reason]
         shifts = {subset.row: subset.shift for subset in with_numbers}
         for subset in self.subsets:
@@ -316,18 +299,14 @@ class RemidResults(Evaluation, Measured):
         subsets: Sequence[SubsetNumbers],
         shifts: Mapping[str, Shift | None],
     ) -> None:
-        """Raise ValueError unless a measure has the numbers of the same models and subsets in all
-        of its parts.
-        """
+        """Raise ValueError unless all parts of a measure are of the same models and subsets."""
         require_same(f"{where}subsets", [subset.row for subset in subsets], shifts)
         for subset in subsets:
             place = f"{where}subsets: {subset.row!r}"
             require_same(f"{place}: models", subset.models, self.models)
             for numbers in subset.models.values():
                 if numbers is None or (numbers.remid is None) != (shifts[subset.row] is None):
-                    raise ValueError(
-                        f"{place}: numbers must be there, with a remid if it is shifted"
-                    )
+                    raise ValueError(f"{place}: needs numbers, with a remid if it is shifted")
         shifted = {shift for shift in shifts.values() if shift}
         require_same(f"{where}by_shift", measured.by_shift, shifted)
         for name, means in (*measured.by_shift.items(), ("average", measured.average)):
@@ -338,31 +317,23 @@ class RemidResults(Evaluation, Measured):
                 raise ValueError("level is missing, and there are intervals")
         for pair in measured.comparisons:
             if self.level is None or len(pair.models) != 2 or set(pair.models) - set(self.models):
-                raise ValueError(
-                    f"{where}comparisons: are of two of the models each, and need a level"
-                )
+                raise ValueError(f"{where}comparisons: are of two models each, and need a level")
 
 
 class ScoreLine(Part):
     """A line of what `coevolve score` writes: the score of a response."""
 
     sample_ID: SampleId
-    log_prob: Number
-    """Sum over the response's tokens and its end of turn, nats."""
+    log_prob: Number = Field(description="Sum over tokens and end of turn, nats.")
     tokens: Annotated[int, Field(ge=1)] = Field(description="How many these are.")
-    reasoning: str | list[str] | None
-    """What the estimator was shown: one, K of which the mean is taken, or null for none."""
-    weight: Probability | None = None
-    """Of reasoning, where the score is that of a mixture with none."""
-    reasoning_sha256: str | None = None
-    """Of the file that gave the reasonings, where one did."""
+    reasoning: str | list[str] | None = Field(description="One, K to be averaged, or null.")
+    weight: Probability | None = Field(default=None, description="Of reasoning, in a mixture.")
+    reasoning_sha256: str | None = Field(default=None, description="Of the file that gave them.")
     estimator_identity: str = Field(description="`identity` of the estimator's manifest.")
 
 
 class ShareLine(Part):
-    """A line of `contributions.jsonl`: what an example adds to a model's R-EMI; over a subset they
-    average to it.
-    """
+    """A line of `contributions.jsonl`: an example's share of a model's R-EMI, their mean."""
 
     row: Row
     sample_ID: SampleId

@@ -1,6 +1,4 @@
-"""The door to scoring: golden and model responses over the matched and mismatched pairs of each
-subset, by one choice of pairs, reasonings and subsets, whatever is then made of the scores.
-"""
+"""The door to scoring: golden and model responses over matched and mismatched pairs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from coevolve.data.corpus import Corpus
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, DataError, RecipeError
 from coevolve.information.contrast import Contrast
+from coevolve.information.estimate import FORMS
 from coevolve.information.log_probs import Normalisation
 from coevolve.information.marginal import bigram_log_probs
 from coevolve.remid.measures import Measure
@@ -65,9 +64,7 @@ class Estimator(Connector, Protocol):
         reasoning: Sequence[str | None],
         pairs: np.ndarray,
     ) -> Scores:
-        """Scores, (P,), of `pairs`, (P, 2): index into `examples`, index into `responses`, of which
-        there are more.
-        """
+        """Scores, (P,), of `pairs`, (P, 2): index into `examples`, index into `responses`."""
         ...
 
 
@@ -75,16 +72,11 @@ class Estimator(Connector, Protocol):
 class Scoring:
     """What is scored, and how.
 
-    Attributes:
-        negatives: mismatched pairs per subset: a number (published: 1,000, or all where there are
-            fewer), "all", or `PerContext(K)`. Forms that average over contexts want all, or K in
-            the hundreds.
-        seed: of the choice of pairs, and of the bootstrap.
-        reasoning: the protocol by which r is chosen.
-        small_subsets: what becomes of a shifted subset of one example: an error, or it is shown
-            without numbers.
-        contexts_at_once: contexts given to the estimator in one call, between two reports of
-            progress.
+    `negatives` are the mismatched pairs per subset: a number (published: 1,000, or all where there
+    are fewer), "all", or `PerContext(K)`. Forms that average over contexts want all, or K in the
+    hundreds. `seed` is of the choice of pairs and of the bootstrap. `small_subsets`: a shifted
+    subset of one example is an error, or shown without numbers. `contexts_at_once` go to the
+    estimator in one call, between two reports of progress.
     """
 
     negatives: Negatives = PUBLISHED_NEGATIVES
@@ -95,23 +87,16 @@ class Scoring:
 
     def __post_init__(self) -> None:
         check_negatives(self.negatives)
-        if self.contexts_at_once < 1:
-            raise RecipeError(
-                f"contexts_at_once is {self.contexts_at_once}; accepted are integers from 1 up."
-            )
-        if self.small_subsets not in ("error", "show"):
-            raise RecipeError(
-                f"small_subsets is {self.small_subsets!r}; accepted are 'error' and 'show'."
-            )
+        count, small = self.contexts_at_once, self.small_subsets
+        if count < 1:
+            raise RecipeError(f"contexts_at_once is {count}; accepted are integers from 1 up.")
+        if small not in ("error", "show"):
+            raise RecipeError(f"small_subsets is {small!r}; accepted are 'error' and 'show'.")
 
     def subsets_with_pairs(
         self, corpus: Corpus
     ) -> tuple[list[tuple[Subset, np.ndarray]], list[Subset]]:
-        """(subsets with their mismatched pairs, in distribution first; those that are too small).
-
-        Raises:
-            DataError: there is no IDTest, or a subset has no pair and is not to be shown.
-        """
+        """(subsets with mismatched pairs, in distribution first; those that are too small)."""
         subsets = distributions(corpus)
         small = [s for s in subsets[1:] if self.small_subsets == "show" and len(s.examples) < 2]
         chosen = []
@@ -125,16 +110,13 @@ class Scoring:
 
 @dataclass(frozen=True)
 class ScoredSubset:
-    """A subset's log-probabilities, from which every measure and, by resampling, its interval
-    follow.
+    """A subset's log-probabilities, which every measure and, by resampling, its interval follow
+    from.
 
-    Attributes:
-        subset: whose N examples these are.
-        pairs: (P, 2) mismatched (context, response), the same for golden and every model.
-        positive: scores of the matched pairs, (N,), under each model's name; golden's under None.
-        negative: scores of the mismatched pairs, (P,), likewise.
-        marginal: log m(y), (N,), of the responses by a model of them alone, likewise; empty if none
-            was asked for.
+    `pairs`, (P, 2), are mismatched (context, response), the same for golden and every model. Under
+    each model's name, golden's under None: scores of the matched pairs `positive`, (N,), of the
+    mismatched ones `negative`, (P,), and log m(y) by a model of the responses alone `marginal`,
+    (N,), empty if none was asked for.
     """
 
     subset: Subset
@@ -157,13 +139,8 @@ class ScoredSubset:
 
 @dataclass(frozen=True)
 class ScoredCorpus:
-    """The scores of a corpus, and by what choices they came about.
-
-    Attributes:
-        scoring: these choices.
-        subsets: the one in distribution first.
-        left_out: shifted subsets that were too small to be scored.
-        texts: what was scored.
+    """The scores of a corpus, `subsets` in distribution first, `left_out` those too small to be
+    scored.
     """
 
     scoring: Scoring
@@ -203,22 +180,15 @@ def score_corpus(
 ) -> ScoredCorpus:
     """The log-probabilities that every measure, the bound and the blame are made of.
 
+    What is wrong with the corpus, the responses or the pairs is raised before anything is scored.
+
     Args:
         estimator: writes the reasonings, shared by golden and all models, and scores responses.
         scoring: by default with the estimator's own form.
-        corpus: IDTest is required; its shifted splits are compared with it.
         responses: per model, sample_ID -> response for all test examples, or a list in
             `evaluated_examples` order.
-        measures: what will be asked of the scores, so that what they lack is an error before
-            anything is scored.
+        measures: what will be asked of the scores, so that what they lack is an error at once.
         progress: told of the contexts.
-
-    Raises:
-        DataError: IDTest is absent, no model is given, a response is missing, blank or of an
-            unknown sample, a subset has a single example, or a measure needs pairs that the scoring
-            does not give. Raised before anything is scored.
-        ArtifactError: the estimator gave scores of another shape, or one that is not a finite
-            number.
     """
     scoring = scoring or Scoring(reasoning=getattr(estimator, "form", Reasoning()))
     distributions(corpus)
@@ -227,11 +197,9 @@ def score_corpus(
     for subset, pairs in chosen:
         _check_pairs(subset, pairs, measures)
     reporter = Reporter(progress, sum(len(subset.examples) for subset, _ in chosen))
-    marginal = any(measure.needs_marginal for measure in measures)
-    scored = [
-        _score_subset(estimator, subset, texts, pairs, scoring, reporter, marginal=marginal)
-        for subset, pairs in chosen
-    ]
+    marginal = any(FORMS[measure.form].needs == "marginal" for measure in measures)
+    more = scoring, reporter, marginal
+    scored = [_score_subset(estimator, subset, texts, pairs, *more) for subset, pairs in chosen]
     return ScoredCorpus(scoring, scored, left_out, texts)
 
 
@@ -260,20 +228,12 @@ def score_pairs(
     pairs: np.ndarray,
     where: str,
 ) -> Scores:
-    """Scores, (P,), of pairs (index into `examples`, index into `texts`) by a form, of which
-    `written` are the reasonings.
-
-    Raises:
-        ArtifactError: the estimator gave scores of another shape, or one that is not a finite
-            number.
-    """
+    """Scores, (P,), of pairs (index of an example, of a text) by a form that wrote `written`."""
     scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in written]
     for given in scores:
         if np.shape(given.sum) != (len(pairs),):
-            raise ArtifactError(
-                f"{where}: the estimator gave scores of shape {np.shape(given.sum)} for "
-                f"{len(pairs)} pairs."
-            )
+            found = f"scores of shape {np.shape(given.sum)} for {len(pairs)} pairs"
+            raise ArtifactError(f"{where}: the estimator gave {found}.")
         bad = int(np.sum(~np.isfinite(given.sum)))
         if bad:
             raise ArtifactError(
@@ -291,13 +251,10 @@ def _score_subset(
     pairs: np.ndarray,
     scoring: Scoring,
     reporter: Reporter,
-    *,
     marginal: bool,
 ) -> ScoredSubset:
-    """Score all responses of one subset; a context, with its reasoning, is given to the estimator
-    once for all.
-
-    A text that several models, or several examples, have as response is scored once per context.
+    """Score a subset's responses: a context and its reasoning are given to the estimator once for
+    all, and a text that several models or examples have is scored once per context.
     """
     count = len(subset.examples)
     texts = [given[sample_id] for given in responses.values() for sample_id in subset.ids]
@@ -325,30 +282,19 @@ def _score_subset(
         reporter.step(f"{subset.row}: scored", finished=len(block))
     sums = dict(zip(responses, total.reshape(len(responses), -1), strict=True))
     lengths = dict(zip(responses, tokens.reshape(len(responses), -1), strict=True))
-    return ScoredSubset(
-        subset,
-        pairs,
-        {model: Scores(sums[model][:count], lengths[model][:count]) for model in responses},
-        {model: Scores(sums[model][count:], lengths[model][count:]) for model in responses},
-        _marginals(estimator, subset.ids, responses) if marginal else {},
+    matched, mismatched = (
+        {model: Scores(sums[model][part], lengths[model][part]) for model in responses}
+        for part in (slice(count), slice(count, None))
     )
-
-
-def _marginals(
-    estimator: Estimator, ids: Sequence[str], responses: Texts
-) -> dict[str | None, np.ndarray]:
-    """log m(y) of each model's responses, m being fitted to these responses of that model."""
-    ids_of = estimator.renderer.response_ids
-    return {
-        model: bigram_log_probs([ids_of(given[sample_id]) for sample_id in ids])
-        for model, given in responses.items()
-    }
+    ids_of, of_responses = estimator.renderer.response_ids, {}
+    for model, given in responses.items() if marginal else ():
+        # Fitted to these responses of that model.
+        of_responses[model] = bigram_log_probs([ids_of(given[name]) for name in subset.ids])
+    return ScoredSubset(subset, pairs, matched, mismatched, of_responses)
 
 
 def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure]) -> None:
-    """DataError if a measure wants each response in as many other contexts as any other and the
-    pairs do not.
-    """
+    """DataError if a measure wants each response in equally many contexts and it is not."""
     used = np.bincount(pairs[:, 1], minlength=len(subset.examples))
     for measure in measures:
         if measure.of_each_response and used.min() != used.max():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus, Shift
-from coevolve.data.example import Example
+from coevolve.data.example import Example, listed
 from coevolve.errors import DataError
 
 IN_DISTRIBUTION = "IDTest"
@@ -18,13 +18,10 @@ Texts = Mapping[str | None, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Subset:
-    """Examples of one distribution.
+    """Examples of one distribution, in the corpus's order.
 
-    Attributes:
-        row: its name in results: `IDTest`, or split and subset tag as in `OOD1Test/german`.
-        name: its subset tag; `IDTest` for the pooled in-distribution examples.
-        shift: None in distribution.
-        examples: in the corpus's order.
+    `row` is its name in results, `IDTest` or split and subset tag as in `OOD1Test/german`; `name`
+    is the tag, or `IDTest`; `shift` is None in distribution.
     """
 
     row: str
@@ -46,11 +43,7 @@ class Subset:
 
 
 def distributions(corpus: Corpus) -> list[Subset]:
-    """All of IDTest as one distribution, then each shifted subset.
-
-    Raises:
-        DataError: there is no IDTest.
-    """
+    """All of IDTest as one distribution, then each shifted subset."""
     pooled = corpus.require(IN_DISTRIBUTION)
     subsets = [Subset(IN_DISTRIBUTION, IN_DISTRIBUTION, IN_DISTRIBUTION, None, pooled)]
     for split in corpus.test_splits:
@@ -62,41 +55,21 @@ def distributions(corpus: Corpus) -> list[Subset]:
 
 
 def evaluated_examples(corpus: Corpus) -> list[Example]:
-    """The examples of all test splits in the corpus's order, which is the order of a list of
-    responses.
-    """
+    """The examples of all test splits, in the corpus's order."""
     return [example for split in corpus.test_splits for example in corpus.splits[split]]
 
 
 def texts_by_model(corpus: Corpus, responses: Mapping[str, Responses]) -> Texts:
-    """Golden under None, then each model's, all checked to be one for each test example.
-
-    Raises:
-        DataError: no model is given, or a text is missing, blank or of an unknown sample.
-    """
+    """Golden under None, then each model's, all checked to be one for each test example."""
     if not responses:
-        raise DataError(
-            "no model's responses were given; accepted is a mapping from model name to its "
-            "responses."
-        )
+        raise DataError("no model's responses were given; accepted are those of 1 or more.")
     examples = evaluated_examples(corpus)
     texts: dict[str | None, dict[str, str]] = {None: golden_by_id(examples, corpus.source)}
-    return texts | {
-        name: responses_by_id(name, given, examples) for name, given in responses.items()
-    }
+    return texts | {name: responses_by_id(name, x, examples) for name, x in responses.items()}
 
 
 def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -> dict[str, str]:
-    """A model's responses as sample_ID -> text, checked to be one for each example.
-
-    Args:
-        model: its name, for errors.
-        given: a mapping by sample_ID, or a list aligned with `examples`.
-
-    Raises:
-        DataError: a sample without response, a response without sample, or one that is not a text
-            or is blank.
-    """
+    """A model's responses as sample_ID -> text, one for each example and none blank."""
     ids = [example.sample_id for example in examples]
     where = f"responses of {model!r}"
     if not isinstance(given, Mapping):
@@ -107,17 +80,15 @@ def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -
                 "examples, in their order, or a mapping by sample_ID."
             )
         given = dict(zip(ids, given, strict=True))
-    missing = [sample_id for sample_id in ids if sample_id not in given]
-    unknown = sorted(set(given) - set(ids))
-    for samples, fault in (
-        (missing, "test examples lack a response"),
-        (unknown, "responses are of no test example"),
-    ):
+    odd = {
+        "test examples lack a response": [name for name in ids if name not in given],
+        "responses are of no test example": sorted(set(given) - set(ids)),
+    }
+    for fault, samples in odd.items():
         if samples:
-            listed = ", ".join(map(repr, samples[:3])) + ", ..." * (len(samples) > 3)
             raise DataError(
-                f"{where}: {len(samples)} {fault} ({listed}); accepted is one response for each of "
-                f"the {len(ids)} test examples. Check the file and the data."
+                f"{where}: {len(samples)} {fault} ({listed(samples, 3)}); accepted is one response "
+                f"for each of the {len(ids)} test examples. Check the file and the data."
             )
     for sample_id in ids:
         if not isinstance(given[sample_id], str) or not given[sample_id].strip():
@@ -129,7 +100,7 @@ def responses_by_id(model: str, given: Responses, examples: Sequence[Example]) -
 
 
 def golden_by_id(examples: Sequence[Example], source: str) -> dict[str, str]:
-    """The golden responses as sample_ID -> text; DataError names the first example without one."""
+    """sample_ID -> golden response; DataError names the first example without one."""
     golden = {}
     for example in examples:
         if example.golden_response is None:

@@ -1,49 +1,29 @@
-"""The result table in the leaderboard's rows: for a terminal, for a log file, as CSV, LaTeX and
-Markdown.
-"""
+"""The result table in the leaderboard's rows: for a terminal, as CSV, LaTeX and Markdown."""
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from rich.console import Group
 
 from coevolve.errors import DataError
 from coevolve.registry import Registry, users_code
-from coevolve.remid.grid import (
-    Block,
-    Grid,
-    grid_latex,
-    grid_markdown,
-    grid_table,
-    grid_text,
-)
-from coevolve.remid.results import (
-    Comparison,
-    Exact,
-    Losses,
-    RemidResults,
-    mean_exact,
-)
+from coevolve.remid.grid import Block, Grid, grid_latex, grid_markdown, grid_table
+from coevolve.remid.results import Exact, Losses, RemidResults, SubsetNumbers, mean_exact
 
-SHIFTED: Mapping[str, str] = MappingProxyType(
-    {
-        "user": "user shift",
-        "character": "character shift",
-        "dialogue": "dialogue shift",
-        "all": "all shifted at once",
-    }
-)
+SHIFTED: Mapping[str, str] = {
+    **{name: f"{name} shift" for name in ("user", "character", "dialogue")},
+    "all": "all shifted at once",
+}
 AVERAGE = "aggregate average"
 ABSENT = "-"
 SIGNIFICANT = 0.05
 MARK = "*"
 FEW = 16
-"""Examples below which a loss is claimed too often: at 5 %, without any loss, 9 to 14 % of the time
-with 6 examples and 8 to 10 % with 10, simulated on the synthetic world.
+"""Below so many examples a loss is claimed too often: at 5 %, without any, 9 to 14 % of the time
+with 6 and 8 to 10 % with 10, simulated on the synthetic world.
 """
 MOST_DIFFERENCES = 10
 _COLUMNS = (
@@ -57,9 +37,7 @@ Renderer = Callable[["RemidResults"], str]
 
 @dataclass(frozen=True)
 class Value:
-    """One number of the table, if there is one, and its standard error unless it is exact or not
-    known; `significant` where a loss is told from 0, after Holm's correction.
-    """
+    """A number of the table and its standard error; significant if, by Holm, told from 0."""
 
     number: float | None
     error: float | None = None
@@ -82,55 +60,44 @@ class Row:
 
 
 def remid_rows(results: RemidResults, exact: Exact | None = None) -> tuple[list[str], list[Row]]:
-    """(names of the columns, rows): R-EMI in distribution, R-EMID of each shifted subset, and their
+    """(names of the columns, rows): R-EMI in distribution, R-EMID of each shifted subset, their
     average.
 
-    Args:
-        exact: true values in the unit of the results' main measure, where they are known. A model
-            that has any gets a second column, "exact", beside its own; its average is given where
-            every shifted subset has a true value.
-
-    Raises:
-        DataError: `exact` names a model or a row that the results do not have.
+    `exact` are true values in the unit of the main measure. A model that has any gets a second
+    column, "exact", beside its own; its average is given where every shifted subset has a true
+    value.
     """
     exact = exact or {}
-    _check_exact(exact, results)
-    with_exact = {model for model, _ in exact}
-    columns = [
-        (model, is_exact)
-        for model in results.models
-        for is_exact in (False, True)[: 1 + (model in with_exact)]
-    ]
+    results.require_pairs("exact values are given for", exact)
+    known = {model for model, _ in exact}
+    columns = [(x, truth) for x in results.models for truth in (False, True)[: 1 + (x in known)]]
     emi, emid = results.names
+
+    def values(
+        numbers: Mapping[str, Losses | None], which: Which, of: Sequence[SubsetNumbers]
+    ) -> tuple[Value, ...]:
+        return tuple(
+            Value(mean_exact(exact, model, of)) if truth else _value(numbers[model], which)
+            for model, truth in columns
+        )
+
     rows = []
     for subset in results.subsets:
-        which: Which = "remi" if subset.shift is None else "remid"
-        values = [
-            Value(exact.get((model, subset.row)))
-            if is_exact
-            else _value(subset.models[model], which)
-            for model, is_exact in columns
-        ]
-        shift = subset.shift
-        heading = f"{SHIFTED[shift]}, {emid} ↓" if shift else f"in distribution, {emi} ↑"
+        which: Which = "remid" if subset.shift else "remi"
+        shifted = f"{SHIFTED[subset.shift]}, {emid} ↓" if subset.shift else None
         label = results.label(subset.row, subset.subset, subset.reason)
-        rows.append(Row(heading, label, tuple(values)))
+        of_subset = values(subset.models, which, [subset])
+        rows.append(Row(shifted or f"in distribution, {emi} ↑", label, of_subset))
     if results.average:
-        averages = [
-            Value(mean_exact(exact, model, results.shifted()))
-            if is_exact
-            else _value(results.average[model], "remid")
-            for model, is_exact in columns
-        ]
-        heading = f"over all shifted subsets, {emid} ↓"
-        rows.append(Row(heading, _average_label(results), tuple(averages)))
-    return [f"{model} exact" if is_exact else model for model, is_exact in columns], rows
+        there, measured = len(results.subsets) - 1, results.shifted()
+        part = f" (of {len(measured)} of {there})" if len(measured) < there else ""
+        averages = values(results.average, "remid", measured)
+        rows.append(Row(f"over all shifted subsets, {emid} ↓", AVERAGE + part, averages))
+    return [f"{model} exact" if truth else model for model, truth in columns], rows
 
 
 def remid_caption(results: RemidResults) -> list[str]:
-    """What the numbers are: unit, estimator, pairs, the measures' better direction, errors,
-    reasoning, left out.
-    """
+    """What the numbers are: unit, estimator, pairs, direction, errors, reasoning, left out."""
     emi, emid = results.names
     lines: list[str | None] = [
         _unit_line(results),
@@ -144,27 +111,25 @@ def remid_caption(results: RemidResults) -> list[str]:
         )
     if results.reasoning is not None:
         lines.append(f"Reasoning: {results.reasoning.form()}.")
-    lines += [_few_line(results), _floor_line(results), results.unanswered_line()]
-    return [line for line in lines if line]
+    few = [s.subset for s in results.subsets if s.examples < FEW and not s.reason]
+    if results.level is not None and few:
+        lines.append(
+            f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}."
+        )
+    return [line for line in (*lines, _floor_line(results), results.unanswered_line()) if line]
 
 
 def remid_grids(
     results: RemidResults, exact: Exact | None = None, *, exact_below: bool = False
 ) -> list[Grid]:
-    """The table of the main measure, then of those beside it.
-
-    Args:
-        exact_below: whether exact values stand below the estimates instead of in columns of their
-            own.
-
-    Errors as for `remid_rows`.
+    """The table of the main measure, then of those beside it; exact values stand in columns of
+    their own, or below the estimates.
     """
     main, *beside = results.by_measure()
     grids = [_grid(main, exact or {}, remid_caption(main), exact_below)]
     # What is said below the first table holds for all.
     for part in beside:
-        lines = [_unit_line(part), _floor_line(part)]
-        grids.append(_grid(part, {}, [line for line in lines if line], False))
+        grids.append(_grid(part, {}, [*filter(None, (_unit_line(part), _floor_line(part)))], False))
     return grids
 
 
@@ -184,50 +149,39 @@ def difference_grid(results: RemidResults) -> list[Grid]:
 
 def difference_rows(results: RemidResults) -> list[tuple[str, str, str]]:
     """(`a - b`, difference in R-EMI in distribution, in mean R-EMID) of every two models, by the
-    main measure.
-
-    Empty where there is one model, and where the results hold no intervals. With many models only
-    the pairs with the best one are listed: the one that loses least.
+    main measure; with many models, of those with the best one, which loses least.
     """
-    of_pairs: dict[tuple[str, ...], dict[str, Comparison]] = {}
-    for comparison in results.comparisons:
-        of_pairs.setdefault(tuple(comparison.models), {})[comparison.measure] = comparison
-    if len(of_pairs) > MOST_DIFFERENCES:
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for one in results.comparisons:
+        shown = f"{one.value:+z.3f} [{one.low:+z.3f}, {one.high:+z.3f}]"
+        cells.setdefault(tuple(one.models), {})[one.measure] = shown
+    if len(cells) > MOST_DIFFERENCES:
         best = min(results.models, key=lambda name: _standing(results, name))
-        of_pairs = {pair: of_pair for pair, of_pair in of_pairs.items() if best in pair}
+        cells = {pair: of_pair for pair, of_pair in cells.items() if best in pair}
     return [
-        (" - ".join(pair), _difference(of_pair.get("remi")), _difference(of_pair.get("remid")))
-        for pair, of_pair in of_pairs.items()
+        (" - ".join(pair), of_pair.get("remi", ABSENT), of_pair.get("remid", ABSENT))
+        for pair, of_pair in cells.items()
     ]
 
 
 def remid_table(results: RemidResults, exact: Exact | None = None) -> Group:
-    """For a terminal: the main measure's table, those that stand beside it, the models' paired
-    differences. Errors as for `remid_rows`.
-    """
+    """For a terminal: the measures' tables, then the models' paired differences."""
     return Group(*map(grid_table, [*remid_grids(results, exact), *difference_grid(results)]))
 
 
-def remid_text(results: RemidResults, exact: Exact | None = None) -> str:
-    """The measures' tables as plain text. Errors as for `remid_rows`."""
-    return "\n".join(map(grid_text, remid_grids(results, exact)))
-
-
 def remid_latex(results: RemidResults, exact: Exact | None = None) -> str:
-    """A `tabular` per measure. Errors as for `remid_rows`."""
+    """A `tabular` per measure."""
     return "\n".join(map(grid_latex, remid_grids(results, exact)))
 
 
 def remid_markdown(results: RemidResults, exact: Exact | None = None) -> str:
-    """A table per measure, and the differences. Errors as for `remid_rows`."""
+    """A table per measure, and the differences."""
     grids = [*remid_grids(results, exact), *difference_grid(results)]
     return "\n".join(map(grid_markdown, grids))
 
 
 def remid_csv(results: RemidResults, exact: Exact | None = None) -> str:
-    """One line per measure, subset and model, with a line of `CSV_COLUMNS`; an empty cell where
-    there is no number.
-    """
+    """One line per measure, subset and model; an empty cell where there is no number."""
     written = io.StringIO()
     table = csv.DictWriter(written, CSV_COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -236,12 +190,10 @@ def remid_csv(results: RemidResults, exact: Exact | None = None) -> str:
         known = (exact or {}) if part is results else {}
         for subset in part.subsets:
             which: Which = "remi" if subset.shift is None else "remid"
+            copied = ("shift", "subset", "examples", "reason")
             of_subset = {
                 "measure": part.names[subset.shift is not None],
-                **{
-                    name: getattr(subset, name)
-                    for name in ("shift", "subset", "examples", "reason")
-                },
+                **{name: getattr(subset, name) for name in copied},
                 "left_out": results.left_out(subset.row),
             }
             for model in part.models:
@@ -260,9 +212,7 @@ def _of_user(function: Callable[..., str], where: str) -> Renderer:
         with users_code(where, DataError):
             text = function(results=results)
         if not isinstance(text, str):
-            raise DataError(
-                f"{where} gave {type(text).__name__}; accepted is {RENDERERS.accepted}."
-            )
+            raise DataError(f"{where} gave {type(text).__name__}; accepted: {RENDERERS.accepted}.")
         return text
 
     return render
@@ -291,8 +241,7 @@ def _grid(results: RemidResults, exact: Exact, caption: list[str], exact_below: 
         if exact_below:
             left = iter(cells)
             cells = [
-                next(left) + (f"\nexact {next(left)}" if model in known else "")
-                for model in results.models
+                next(left) + (f"\nexact {next(left)}" if x in known else "") for x in results.models
             ]
         blocks.setdefault(row.heading, []).append([row.label, *cells])
     listed = [Block(heading, of_block) for heading, of_block in blocks.items()]
@@ -304,14 +253,6 @@ def _unit_line(results: RemidResults) -> str:
     bias = f" It is {results.bias}{legend}." if results.bias else ""
     information = f"Mutual information by {results.form_name} over {_pairs(results)}."
     return f"Unit: {results.unit}. {information}{bias}"
-
-
-def _few_line(results: RemidResults) -> str | None:
-    """Which intervals are too narrow for want of examples."""
-    few = [s.subset for s in results.subsets if s.examples < FEW and not s.reason]
-    if results.level is None or not few:
-        return None
-    return f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}."
 
 
 def _floor_line(results: RemidResults) -> str | None:
@@ -329,10 +270,6 @@ def _floor_line(results: RemidResults) -> str | None:
         f"{', '.join(at_floor)}. There a response's log-probabilities vary by more than 100 nats "
         "or so between contexts."
     )
-
-
-def _difference(row: Comparison | None) -> str:
-    return ABSENT if row is None else f"{row.value:+z.3f} [{row.low:+z.3f}, {row.high:+z.3f}]"
 
 
 def _standing(results: RemidResults, name: str) -> float:
@@ -358,11 +295,6 @@ def _cells(numbers: Losses | None, which: Which) -> dict[str, float | None]:
     return {name: getattr(numbers, field, None) for name, field in names.items()}
 
 
-def _average_label(results: RemidResults) -> str:
-    shifted, measured = len(results.subsets) - 1, len(results.shifted())
-    return AVERAGE if measured == shifted else f"{AVERAGE} (of {measured} of {shifted})"
-
-
 def _pairs(results: RemidResults) -> str:
     negatives = results.negatives
     if negatives == "all":
@@ -372,13 +304,3 @@ def _pairs(results: RemidResults) -> str:
     else:
         each = f"up to {negatives:,} mismatched pairs per subset"
     return f"{each} (seed {results.seed})"
-
-
-def _check_exact(exact: Exact, results: RemidResults) -> None:
-    rows = [subset.row for subset in results.subsets]
-    for model, row in exact:
-        if model not in results.models or row not in rows:
-            raise DataError(
-                f"exact values are given for model {model!r}, row {row!r}; accepted are the models "
-                f"{', '.join(results.models)} and the rows {', '.join(rows)}."
-            )

@@ -1,8 +1,7 @@
 """Test examples that not every model has answered, where the user allows that.
 
-R-EMI compares models over the same (context, response) pairs, so an example that one model has not
-answered is left out for all of them. It is counted by subset and by fault, and tables say so beside
-the subset's name.
+R-EMI compares models over the same (context, response) pairs, so such an example is left out for
+all of them, counted by subset and fault.
 """
 
 from collections.abc import Mapping
@@ -16,16 +15,12 @@ from coevolve.remid.subsets import distributions
 def count_unanswered(
     whole: Corpus, answered: Corpus, responses: Mapping[str, PartialResponses]
 ) -> Unanswered | None:
-    """What was left out of the corpus by `coevolve.data.responses.answered_by_all`; None where
-    nothing was.
-    """
+    """What `answered_by_all` left out of the corpus; None where nothing was."""
     left = {subset.row: len(subset.examples) for subset in distributions(answered)}
     rows = {
-        subset.row: LeftOut(
-            left_out=len(subset.examples) - left[subset.row], of=len(subset.examples)
-        )
+        subset.row: LeftOut(left_out=count - left[subset.row], of=count)
         for subset in distributions(whole)
-        if left[subset.row] < len(subset.examples)
+        if left[subset.row] < (count := len(subset.examples))
     }
     faults = {
         name: Faults(**{fault: list(getattr(given, fault)) for fault in Faults.model_fields})

@@ -18,12 +18,8 @@ REMEDY = "Write the file with this version of coevolve."
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found; a part that the folder lacks is None or empty.
-
-    Attributes:
-        remid: a run's own results, or those of `coevolve remid`.
-        exact: true values in the unit of `remid`, where they are known.
-        metrics: a run's log, in the order of its steps.
+    """What was found; a part that the folder lacks is None or empty. `exact` are true values in the
+    unit of `remid`.
     """
 
     run: RunResults | None = None
@@ -35,12 +31,7 @@ class Contents:
 
 
 def read_contents(folder: str | Path) -> Contents:
-    """Everything in the folder that the report shows.
-
-    Raises:
-        DataError: nothing to report, a file that is not JSON, of a schema that is not read here, or
-            with a field that is wrong.
-    """
+    """Everything in the folder that the report shows."""
     folder = Path(folder)
     results, bound, blame = (folder / name if (folder / name).is_file() else None for name in FILES)
     metrics = [values for _, values in read_lines(folder / METRICS, Line)]

@@ -106,9 +106,7 @@ def remid_picture(remid: RemidResults, exact: Exact) -> Picture:
         else:
             caption.append("No intervals: the results hold none.")
         if any(loss.exact is not None for loss in every):
-            caption.append(
-                "Diamond: the exact value, known because the dialogues come from a synthetic world."
-            )
+            caption.append("Diamond: the exact value, known as the world is synthetic.")
         return _picture(figure, "remid", "What is lost under each shift", " ".join(caption))
 
 
@@ -124,9 +122,7 @@ def exact_pairs(remid: RemidResults, exact: Exact, model: str) -> list[tuple[flo
 
 
 def truth_picture(remid: RemidResults, exact: Exact) -> Picture:
-    """R-EMID estimated against exact, a point per model and shifted subset; `exact` must hold some
-    of them.
-    """
+    """R-EMID estimated against exact, a point per model and shifted subset with both."""
     with rc_context(STYLE):
         figure, (axes,) = _panels(1, 3.2)
         both: list[float] = []
@@ -219,9 +215,7 @@ def gates_picture(gates: Sequence[Verdict]) -> Picture:
 def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
     """Mean rewards by step, a panel per role; None where the log has none."""
     pattern = re.compile(r"(connector|estimator)/rewards/(\w+)/mean")
-    names = {
-        key: found.groups() for row in metrics for key in row if (found := pattern.fullmatch(key))
-    }
+    names = {key: hit.groups() for row in metrics for key in row if (hit := pattern.fullmatch(key))}
     roles = sorted({role for role, _ in names.values()})
     if not roles:
         return None

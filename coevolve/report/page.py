@@ -32,16 +32,12 @@ WORST_SHOWN, BEST_SHOWN = 2, 1
 """Examples at either end of each subset: enough to see what goes wrong, few enough to scroll past.
 """
 FULL_COLOUR = 0.9
-"""Quantile of the tokens' contributions, by size, that has the full colour: a few extreme ones
-would pale the rest.
-"""
+"""Quantile of the contributions, by size, at which colour is full: extremes would pale the rest."""
 
 
 @dataclass(frozen=True)
 class Shade:
-    """A token of the heat map: `share` from -1 (likelier elsewhere) to 1 (says most of its
-    context).
-    """
+    """A token of the heat map: `share` from -1 (likelier elsewhere) to 1 (says most of context)."""
 
     text: str
     contribution: float
@@ -77,9 +73,7 @@ class HeatMaps:
 
 
 def write_report(contents: Contents, folder: str | Path) -> list[Path]:
-    """Write `report.html`, and its figures as SVG and PNG in `report/`; returns what was written,
-    the page first.
-    """
+    """Write `report.html` and its figures in `report/`; returns their paths, the page first."""
     page, pictures = Path(folder) / "report.html", make_pictures(contents)
     written: dict[Path, str | bytes] = {}
     for picture in pictures.values():
@@ -127,10 +121,7 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         scale=remid and scale(remid),
         size_warning=remid and size_warning(remid, losers),
         level=f"{remid.level:.0%} interval" if remid and remid.level else None,
-        remid_grids=[
-            *remid_grids(remid, contents.exact, exact_below=True),
-            *difference_grid(remid),
-        ]
+        remid_grids=[*remid_grids(remid, contents.exact, exact_below=True), *difference_grid(remid)]
         if remid
         else [],
         agreement=remid and _agreement(remid, contents.exact),
@@ -219,9 +210,7 @@ def heat_maps(blame: BlameResults) -> list[HeatMaps]:
             best = [one for one in of_model.best[:BEST_SHOWN] if one.sample_ID not in ids]
             shown = [*(("worst", one) for one in worst), *(("best", one) for one in best)]
             sizes = [
-                abs(token.contribution)
-                for _, one in shown
-                for token in (*one.tokens, *one.golden_tokens)
+                abs(t.contribution) for _, one in shown for t in (*one.tokens, *one.golden_tokens)
             ]
             full = float(np.quantile(sizes, FULL_COLOUR)) or 1.0
             examples = [

@@ -21,9 +21,7 @@ NO_INTERVAL = "no interval in this file (coevolve remid gives one)"
 
 @dataclass(frozen=True)
 class Loss:
-    """An R-EMID with its interval and its true value, where these are known, in the results' unit;
-    of a shift, or None for the mean over all shifted subsets.
-    """
+    """An R-EMID, its interval and true value if known; of a shift, or None for the mean of all."""
 
     shift: str | None
     value: float
@@ -105,9 +103,7 @@ def judged(remid: RemidResults) -> str:
 
 
 def scale(remid: RemidResults) -> str | None:
-    """What a loss can be compared with: what the golden responses say of their dialogues, by the
-    same measure.
-    """
+    """What a loss compares with: what golden responses say of their dialogues, so measured."""
     golden = remid.subsets[0].golden
     if golden is None:
         return None

@@ -29,14 +29,9 @@ _SHOWN = 200  # characters of a faulty response that an error quotes
 
 @dataclass(frozen=True)
 class Collection:
-    """What came of asking for responses.
-
-    Attributes:
-        examples: that a response was wanted for.
-        found: those of them that the file had before.
-        asked: those that the model was asked for now.
-        cut_off: responses asked for now that are kept though they were cut off.
-        dropped: what was wrong with each example that has no response; nothing is on disk for it.
+    """What came of asking for responses to so many examples: how many the file had `found` before,
+    how many were `asked` for now, how many of those are kept though `cut_off`, and what was wrong
+    with each that was `dropped`.
     """
 
     examples: int
@@ -57,28 +52,21 @@ def collect_responses(
 ) -> Collection:
     """Ask a model for the responses that a file lacks, and append each to it as it arrives.
 
+    ChatError for a model out of order, DataError for a file that another model or other settings
+    began, or whose examples have changed since.
+
     Args:
-        examples: whose golden responses, if there are any, the model is not shown.
-        path: the JSONL file to begin or to go on with. Responses in it to other examples stay
-            there.
+        path: the JSONL file to begin or to go on with. Responses in it to other examples stay.
         on_failure: `error` stops at the first example without a usable response. `drop` goes on,
             and says so; a second start asks for it again.
         keep_cut_off: keep a response that has not ended when the model's tokens were used up, with
             `cut_off: true` in its row; otherwise it is a failure.
         progress: told after every answer.
-
-    Raises:
-        ChatError: an example without a usable response (`error`), none with one, or a model out of
-            order.
-        DataError: the file was made by another model or with other settings, or for examples that
-            have changed since.
     """
     header = dict(zip(HEADER, (model.settings, digest(PARTS), model.address), strict=True))
     ledger = Ledger(path, header, ("model", "prompt"), examples, read_response_row, _fingerprint)
     found, todo = len(ledger.answers), ledger.todo
-    questions = [
-        Question(example.sample_id, play_messages(example, model.harmless)) for example in todo
-    ]
+    questions = [Question(x.sample_id, play_messages(x, model.harmless)) for x in todo]
     dropped: list[str] = []
     answered = cut_off = 0
     with ledger.adding() as add:
@@ -97,9 +85,8 @@ def collect_responses(
                 note = f"{len(dropped)} dropped" if dropped else ""
                 progress(found + answered + len(dropped), len(examples), note)
     if dropped and not (found or answered):
-        raise ChatError(
-            f"The model gave no usable response to any of {len(dropped)} samples. First: {dropped[0]}."
-        )
+        none = f"The model gave no usable response to any of {len(dropped)} samples"
+        raise ChatError(f"{none}. First: {dropped[0]}.")
     return Collection(len(examples), found, len(todo), cut_off, tuple(dropped))
 
 

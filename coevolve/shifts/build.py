@@ -41,10 +41,7 @@ def shift(name: str, split: str) -> Callable[[Make], Make]:
 
 
 def users_shift(path: str, split: str) -> Shift:
-    """The shift that a user's own function at an import path makes, each row of which is looked at.
-    Raises RecipeError, DataError: as `Registry.custom`; when rows are made, it fails or gives
-    others.
-    """
+    """The shift by a user's own function at an import path; each of its rows is looked at."""
     where = f"shift {path!r}"
     function = SHIFTS.custom(path, where)
 
@@ -63,25 +60,16 @@ def users_shift(path: str, split: str) -> Shift:
 
 
 def draw_sources(corpus: Corpus, split: str, count: int | None, seed: int) -> tuple[Example, ...]:
-    """`count` examples of `split`, drawn without replacement, in the corpus's order; None for all
-    of them.
-
-    Raises:
-        DataError: the corpus does not have the split, or not so many examples in it.
-        RecipeError: `count` is not above 0.
-    """
+    """`count` examples of `split` (None: all), drawn without replacement, in the corpus's order."""
     examples = corpus.require(split)
     if count is None:
         return examples
     if count < 1:
         raise RecipeError(f"count of samples: found {count}; accepted is a number from 1.")
     if count > len(examples):
-        raise DataError(
-            f"{corpus.source}: split {split!r} has {len(examples)} examples; {count} were asked for."
-        )
-    return tuple(
-        examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), count))
-    )
+        raise DataError(f"{corpus.source}: {split} has {len(examples)} examples, not {count}.")
+    drawn = random.Random(seed).sample(range(len(examples)), count)
+    return tuple(examples[index] for index in sorted(drawn))
 
 
 def generator(seed: int, kind: str, example: Example) -> random.Random:
@@ -98,13 +86,12 @@ def shifted(
     golden: str = "kept",
     **changes: Any,
 ) -> Example:
-    """The example with what the shift changed, under a name of its own.
+    """The example with what the shift changed, as `TAG:SAMPLE_ID`, without the original's trace.
 
     Args:
-        tag: of the subset; the new sample_ID is `TAG:SAMPLE_ID`.
         record: what was done, beside kind and source.
         golden: what the golden response is, where there is one.
-        changes: fields of the Example. The trace is left out: it was derived from the original row.
+        changes: fields of the Example.
     """
     made = replace(
         example, sample_id=f"{tag}:{example.sample_id}", subset=tag, trace=None, **changes
@@ -127,9 +114,7 @@ def with_golden(examples: Sequence[Example], golden: Sequence[str]) -> list[Exam
 
 
 def add_subset(corpus: Corpus, split: str, examples: Sequence[Example]) -> Corpus:
-    """The corpus with the examples as a further subset of `split`. Raises DataError: the split has
-    a subset of that name, or the corpus an example of that sample_ID.
-    """
+    """The corpus with the examples as a further subset of `split`, of new names."""
     present = corpus.splits.get(split, ())
     subsets = {example.subset for example in present}
     ids = {example.sample_id for example in corpus.examples}

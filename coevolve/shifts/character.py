@@ -26,9 +26,7 @@ class Character:
 
 
 def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
-    """The characters of a `.json` list or a `.jsonl` file: strings, or objects. Raises DataError: a
-    row is neither or empty, is there twice, or is a character of IDTrain.
-    """
+    """The characters, text or objects, of a `.json` list or `.jsonl` file; none is IDTrain's."""
     trained = _trained(corpus)
     seen: dict[str, str] = {}
     characters = []
@@ -38,9 +36,7 @@ def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
         if not character:
             raise DataError(f"{where}: the character is empty. Describe it, or remove the row.")
         if key in trained:
-            raise DataError(
-                f"{where}: the character is one of {TRAIN_SPLIT}, so it is not unseen. Remove it."
-            )
+            raise DataError(f"{where}: the character is one of {TRAIN_SPLIT}. Remove it.")
         if key in seen:
             raise DataError(f"{where}: the character is in {seen[key]} too. Remove one of the two.")
         seen[key] = where
@@ -51,9 +47,7 @@ def read_characters(path: str | Path, corpus: Corpus) -> list[Character]:
 
 
 def characters_of_splits(corpus: Corpus, splits: Sequence[str]) -> list[Character]:
-    """The characters of these splits that IDTrain does not have, each once, in order of appearance.
-    Raises DataError: a split is not there, IDTrain neither, or they have no such character.
-    """
+    """The characters of these splits that IDTrain lacks, each once, in order of appearance."""
     seen = _trained(corpus)
     characters = []
     for example in (example for split in splits for example in corpus.require(split)):
@@ -76,16 +70,14 @@ def unseen_character(
     seed: int,
     tag: str = "unseen_character",
 ) -> list[Example]:
-    """The examples with characters drawn uniformly from the pool, never an example's own, and no
-    golden response. Raises DataError: the pool has no other character than an example's own.
-    """
+    """The examples with characters from the pool, never their own, and no golden response."""
     rows = []
     for example in examples:
         own = character_key(example.agent_character)
         others = [character for character in pool if character_key(character.character) != own]
         if not others:
             raise DataError(
-                f"sample_ID {example.sample_id!r}: no other character to draw from. Give more of them."
+                f"sample_ID {example.sample_id!r}: no other character to draw. Give more."
             )
         drawn = generator(seed, "unseen_character", example).choice(others)
         record = {"seed": seed, "character_from": drawn.origin}

@@ -31,10 +31,6 @@ def longer_turns(
     The exchanges are the leading ones of other dialogues, drawn at random: of dialogues with the
     same character as long as there are any, then of others. A dialogue that shares an exchange with
     the example gives none.
-
-    Raises:
-        RecipeError: `turns` is not above 0.
-        DataError: the donors have too few exchanges.
     """
     if turns < 1:
         raise RecipeError(f"turns: found {turns}; accepted is a number from 1.")
@@ -61,7 +57,7 @@ def longer_turns(
                 break
             taken = exchanges[donor][:missing]
             before += [
-                turn for user, agent in taken for turn in (Turn("user", user), Turn("agent", agent))
+                x for user, agent in taken for x in (Turn("user", user), Turn("agent", agent))
             ]
             used.append(
                 {"sample_ID": donor, "exchanges": len(taken), "same_character": keys[donor] == key}
@@ -87,9 +83,6 @@ def word_order(
     places so that each of them moves. A turn of one word stays as it is; the row says how many
     words moved in each turn. Spaces and line breaks stay. In scripts without spaces each character
     counts as a word.
-
-    Raises:
-        RecipeError: `strength` is not above 0 and at most 1.
     """
     if not 0 < strength <= 1:
         raise RecipeError(f"strength: found {strength}; accepted is a number above 0 and up to 1.")

@@ -40,14 +40,8 @@ def pair_with_language(
 
     An example with n turns of the user takes the persona and the last n turns of the user from a
     donor, drawn uniformly from those that have so many.
-
-    Raises:
-        DataError: no donor has enough turns.
     """
-    said = {
-        donor.sample_id: [turn.text for turn in donor.dialogue if turn.speaker == "user"]
-        for donor in donors
-    }
+    said = {x.sample_id: [y.text for y in x.dialogue if y.speaker == "user"] for x in donors}
     rows = []
     for example in examples:
         count = sum(turn.speaker == "user" for turn in example.dialogue)
@@ -80,14 +74,9 @@ def translate(
 ) -> list[Example]:
     """The examples with persona, turns and golden response in another language.
 
-    Args:
-        path: the JSONL file where translations are kept as they arrive; a second start asks only
-            for what it lacks.
-
-    Raises:
-        ChatError: an example without a usable translation, or a translator out of order.
-        DataError: the file was made by another translator or for another language, or for examples
-            that have changed.
+    Translations are kept in the JSONL file at `path` as they arrive; a second start asks only for
+    what it lacks. DataError if another translator or language began it, or its examples have
+    changed.
     """
     decide = zip(_DECIDES, (translator.settings, language, digest(_SYSTEM)), strict=True)
     header = {**dict(decide), "address": translator.address}
@@ -111,9 +100,7 @@ def translate(
             if progress is not None:
                 progress(len(done), len(examples))
     by = {"address": translator.address, **translator.settings}
-    return [
-        _translated(example, done[example.sample_id], language, tag, by) for example in examples
-    ]
+    return [_translated(x, done[x.sample_id], language, tag, by) for x in examples]
 
 
 @shift("language", "OOD1Test")
@@ -132,9 +119,7 @@ def _language(
     donors = [example for example in corpus.examples if example.subset == language]
     if not donors:
         subsets = ", ".join(dict.fromkeys(example.subset for example in corpus.examples))
-        raise DataError(
-            f"--language {language!r}: {corpus.source} has no such subset_tag; it has {subsets}."
-        )
+        raise DataError(f"--language {language!r} is no subset_tag of {corpus.source}: {subsets}.")
     return pair_with_language(sources, donors, language=language, seed=seed, tag=tag)
 
 
@@ -223,10 +208,7 @@ def _translated(
 def _replaced(dialogue: Sequence[Turn], speaker: str, texts: Sequence[str]) -> tuple[Turn, ...]:
     """The dialogue with this speaker's turns replaced one by one."""
     following = iter(texts)
-    return tuple(
-        Turn(turn.speaker, next(following)) if turn.speaker == speaker else turn
-        for turn in dialogue
-    )
+    return tuple(Turn(x.speaker, next(following)) if x.speaker == speaker else x for x in dialogue)
 
 
 def _fingerprint(example: Example) -> str:

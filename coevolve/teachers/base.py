@@ -26,12 +26,8 @@ class Answer:
 
 
 class Teacher(Protocol):
-    """Writes a reasoning r* for examples whose golden response it is shown.
-
-    Attributes:
-        prompts: the set whose sections its traces have.
-        settings: JSON values that say which teacher this is. Two teachers with equal settings may
-            share a file.
+    """Writes a reasoning r*, with the sections of `prompts`, for examples whose golden response it
+    is shown. Two teachers with equal `settings` (JSON values) may share a file.
     """
 
     @property
@@ -41,9 +37,7 @@ class Teacher(Protocol):
     def settings(self) -> dict[str, Any]: ...
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """One answer per example, as they become ready, in any order. Raises TeacherError: the
-        teacher itself is out of order, so that no further example would be answered.
-        """
+        """One answer per example, in any order; TeacherError if the teacher is out of order."""
         ...
 
 
@@ -57,21 +51,14 @@ TEACHERS: Registry[Callable[..., Teacher]] = Registry(
     classes=True,
     error=TeacherError,
 )
-"""What makes a teacher, by name. It is called with the recipe's `traces` as `settings`, the prompt
-set and a renderer of it, the training examples, the environment, the run's seed, device and date,
-and what to call now and then, which raises when the run is to be left.
+"""What makes a teacher, by name: called with the recipe's `traces` as `settings`, the prompt set
+and a renderer of it, the training examples, the environment, the run's seed, device and date, and
+what to call now and then, which raises when the run is to be left.
 """
 
 
 def make_teacher(settings: Traces, **given: Any) -> Teacher:
-    """The teacher that a recipe's `traces` name.
-
-    Args:
-        given: what else TEACHERS's are called with.
-
-    Raises:
-        RecipeError, TeacherError: as `Registry.get`, or a user's own is no teacher.
-    """
+    """The teacher that a recipe's `traces` name; `given` is what else it is called with."""
     make = TEACHERS.get(settings.teacher, "traces.teacher")
     if not settings.teacher.startswith(CUSTOM):
         return make(settings=settings, **given)
@@ -118,9 +105,7 @@ class _UsersTeacher:
 
 
 def require_response(example: Example) -> str:
-    """The golden response, which every teacher must be shown. Raises TeacherError: the example has
-    none.
-    """
+    """The golden response, which every teacher must be shown."""
     if example.golden_response is None:
         raise TeacherError(
             f"sample_ID {example.sample_id!r}: agent_golden_response is missing; a teacher derives its trace from it. "
@@ -138,10 +123,8 @@ def read_reply(reply: str, sections: Sequence[str]) -> tuple[str | None, str]:
     missing = missing_sections(text, sections)
     if missing:
         shown = repr(text.strip()[:_SHOWN]) + ("..." if len(text.strip()) > _SHOWN else "")
-        return (
-            None,
-            f"section {missing[0]!r} is missing, doubled, out of order or empty; the reply was {shown}",
-        )
+        fault = f"section {missing[0]!r} is missing, doubled, out of order or empty"
+        return None, f"{fault}; the reply was {shown}"
     return text[text.index(sections[0]) :].strip(), ""
 
 

@@ -23,15 +23,8 @@ if TYPE_CHECKING:
 
 
 class LocalTeacher:
-    """A transformers chat model on this machine. The first attempt is greedy, later ones are
-    sampled.
-
-    Args:
-        model, renderer, options: as for `LocalChat`.
-        temperature: of every attempt but the first.
-
-    Raises:
-        RecipeError: the prompt set has no words for a teacher, or a number is out of range.
+    """A transformers chat model on this machine, with `LocalChat`'s options. The first attempt is
+    greedy, later ones are sampled at `temperature`.
     """
 
     def __init__(
@@ -67,16 +60,7 @@ class LocalTeacher:
         date: str | None = None,
         **options: Any,
     ) -> "LocalTeacher":
-        """Load a chat model and its tokenizer. Code that comes with a model is never run.
-
-        Args:
-            source, prompts, dtype, device, date: as for `load_chat_model`.
-            options: the constructor's keywords.
-
-        Raises:
-            TeacherError: the model cannot be loaded.
-            ArtifactError: its tokenizer has no chat template.
-        """
+        """As `load_chat_model`; `options` are the constructor's keywords."""
         with _as_teacher():
             model, renderer = load_chat_model(
                 source, prompts, dtype=dtype, device=device, date=date
@@ -102,19 +86,10 @@ class LocalTeacher:
 
 
 class EndpointTeacher:
-    """A chat model behind an OpenAI-compatible endpoint (a vLLM server, for example).
+    """A chat model behind an OpenAI-compatible endpoint, with `Endpoint`'s options.
 
     A server that is down must not look like bad replies: what is left of its trouble after
     `retries` stops the run.
-
-    Args:
-        base_url, model, options: as for `Endpoint`.
-        renderer: renders the messages.
-
-    Raises:
-        TeacherError: the package `openai` is not installed.
-        RecipeError: an unusable address, key or number, or a prompt set without words for a
-            teacher.
     """
 
     def __init__(
@@ -147,10 +122,7 @@ class EndpointTeacher:
         }
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """One answer per example, in the order in which the server finishes them. Raises
-        TeacherError: the server cannot be reached, or refuses every request. Answers that were
-        under way are handed out first.
-        """
+        """One answer per example, as the server finishes them."""
         return _answers(self.chat, self.renderer, examples)
 
 

@@ -40,9 +40,7 @@ _KNOWN_BY = {
     **{name: frozenset(listed.split()) for name, listed in NAMING_WORDS.items()},
 }
 _OTHERS = [frozenset(listed.split()) for listed in OTHERS.values()]
-_LISTED_IN = Counter(
-    word for named in _NAMED.values() for name in named for word in _KNOWN_BY[name]
-)
+_LISTED_IN = Counter(word for named in _NAMED.values() for x in named for word in _KNOWN_BY[x])
 _CLEAR_LEAD, _WEAK_LEAD = 1.0, 0.5  # votes; with less than a clear one, the context has a say
 _MANY_WORDS = 5
 _LEAST_SHARE = 0.25  # of the words that have to be a language's function words; half of a text's are, as a rule
@@ -59,9 +57,7 @@ _SCRIPTS = {
     "Devanagari": r"\u0900-\u0963\u0966-\u097f",
     "Latin": r"a-zA-Z\u00c0-\u024f\u1e00-\u1eff",
 }
-_SCRIPT_PATTERNS = {
-    script: re.compile(f"[{characters}]") for script, characters in _SCRIPTS.items()
-}
+_SCRIPT_PATTERNS = {script: re.compile(f"[{signs}]") for script, signs in _SCRIPTS.items()}
 
 _SCRIPT_OF = {
     language: next(pattern for pattern in _SCRIPT_PATTERNS.values() if pattern.match(alphabet[-1]))
@@ -72,7 +68,7 @@ _HAN, _HIRAGANA, _KATAKANA = _SCRIPTS["Han"], r"\u3041-\u309f", r"\u30a1-\u30fa\
 _INDIC_TO_LAO = r"\u0900-\u0963\u0966-\u0eff"  # vowel signs there are no letters to `re`, so whole blocks are taken
 _LETTER = rf"(?:[^\W_{_HAN}{_HIRAGANA}{_KATAKANA}{_INDIC_TO_LAO}]|[\u0300-\u036f])"
 _WORD = re.compile(
-    rf"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|[{_INDIC_TO_LAO}]+|{_LETTER}+(?:-{_LETTER}+)*",
+    rf"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|[{_INDIC_TO_LAO}]+|{_LETTER}+(?:-{_LETTER}+)*"
 )
 _HAN_RUN, _HIRAGANA_RUN, _HANGUL = (
     re.compile(f"[{script}]+") for script in (_HAN, _HIRAGANA, _SCRIPTS["Korean"])

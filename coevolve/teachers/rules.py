@@ -43,12 +43,9 @@ class RuleTeacher:
             can be.
         examples: the training examples, from which the rarity of words is learnt. Without them long
             words are taken for rare ones.
-        max_keywords: how many of y's content words the features name, at most. Fewer than y has
-            words, always.
+        max_keywords: how many of y's content words the features name, at most, and never all of
+            them.
         keywords: `telling` takes the rarest words of y; `context` only words that x has as well.
-
-    Raises:
-        RecipeError: a heading that the rules have nothing to say under, or an unusable option.
     """
 
     def __init__(
@@ -67,7 +64,7 @@ class RuleTeacher:
             )
         if keywords not in get_args(Keywords):
             raise RecipeError(
-                f"keywords: found {keywords!r}; accepted are {', '.join(get_args(Keywords))}."
+                f"keywords: found {keywords!r}; accepted: {', '.join(get_args(Keywords))}."
             )
         if max_keywords < 0:
             raise RecipeError(f"max_keywords: found {max_keywords}; accepted is a number from 0.")
@@ -86,9 +83,7 @@ class RuleTeacher:
         }
 
     def trace(self, example: Example) -> str:
-        """r*, well formed for the prompt set; always the same for the same example. Raises
-        TeacherError: the example has no golden response.
-        """
+        """r*, well formed for the prompt set; always the same for the same example."""
         require_response(example)
         features = response_features(example, self._rarity, self.max_keywords, self.keywords)
         *headings, last = self.prompts.sections

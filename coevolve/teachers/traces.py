@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coevolve.data.example import Example, listed, plain_row
-from coevolve.data.ledger import (
-    Ledger,
-    ReadRow,
-    answers_by_id,
-    digest,
-    index_by_id,
-    is_header,
-)
+from coevolve.data.ledger import Ledger, ReadRow, answers_by_id, digest, index_by_id, is_header
 from coevolve.errors import DataError, TeacherError
 from coevolve.files import read_jsonl
 from coevolve.prompts.reasoning import missing_sections
@@ -49,20 +42,13 @@ def collect_traces(
     """The teacher's traces, by sample_ID, in the order of `examples`; only those that the file
     lacks are asked for.
 
-    Args:
-        examples: with golden responses.
-        path: the file to continue or begin. Traces in it for other examples stay there and are not
-            returned.
-        on_failure: `error` stops at the first example without a usable trace. `drop` leaves such
-            examples out of the result, which is then shorter than `examples`, and tells `progress`
-            how many; a second start asks again.
-        progress: told after every answer.
+    TeacherError for a teacher out of order, DataError for a file that another teacher or prompt set
+    began, or whose examples have changed since.
 
-    Raises:
-        TeacherError: an example without a usable trace (`error`), none with one (`drop`), or a
-            teacher out of order.
-        DataError: the file belongs to another teacher or prompt set, or to examples that have
-            changed since.
+    Args:
+        path: the file to continue or begin. Traces in it for other examples stay there.
+        on_failure: `error` stops at the first example without a usable trace. `drop` leaves such
+            examples out of the result, and tells `progress` how many; a second start asks again.
     """
     for example in examples:
         require_response(example)
@@ -77,9 +63,7 @@ def collect_traces(
                 traces[answer.sample_id] = answer.trace
                 add(answer.sample_id, trace=answer.trace)
             elif on_failure == "error":
-                raise TeacherError(
-                    f"{answer.problem}. Set on_failure to drop to go on without such examples."
-                )
+                raise TeacherError(f"{answer.problem}. on_failure: drop goes on without it.")
             else:
                 dropped.append(answer.problem)
             if progress is not None:
@@ -99,14 +83,8 @@ def read_traces(
     *,
     known: Sequence[Example] = (),
 ) -> dict[str, str]:
-    """The traces of a JSONL file of `{sample_ID, trace}`, by sample_ID, in the order of `examples`.
-
-    Args:
-        known: further examples that the file may have traces of, such as those that were held out.
-
-    Raises:
-        DataError: names the line, for a row that is malformed, unknown, double, or without a
-            section that the prompt set expects; or the examples for which the file has no trace.
+    """The traces of a JSONL file of `{sample_ID, trace}`, by sample_ID, in the order of `examples`;
+    it may have some of `known` ones too, such as those that were held out.
     """
     by_id = index_by_id(examples)
     rows = [(number, plain_row(row)) for number, row in read_jsonl(path)]

@@ -1,3 +1,1 @@
-"""A synthetic role-play world with a closed-form p(y | x): a truth for every estimate. Nothing that
-is measured on real data depends on it.
-"""
+"""A synthetic role-play world with a closed-form p(y | x): a truth for every estimate."""

@@ -59,14 +59,7 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """Fresh examples of one world, and every policy's responses to them.
-
-    Attributes:
-        split: its name, as of a corpus.
-        world: what it was drawn from.
-        examples: N of them.
-        responses: policy name -> N responses; `golden` first.
-    """
+    """Fresh examples of one world, and every policy's responses to them, `golden` first."""
 
     split: str
     world: World
@@ -86,24 +79,16 @@ def audit_world(
 ) -> list[Row]:
     """Estimates and exact values for the world of a seed.
 
+    One row per split, policy (`golden` among them), source and measure, nats per response, with the
+    fields of `coevolve.worlds.results.TruthRow`; emi is null for `golden`, emid in distribution
+    too.
+
     Args:
-        estimator: trained on that world; None to compare the exact conditionals alone, which takes
-            little time.
-        strength: of its shifts.
+        estimator: trained on that world; None to compare the exact conditionals alone.
         test: examples per split, all pairs of which are scored.
         names: of the policies judged; None for all of `coevolve.worlds.role_players`.
         reasoning: how the estimator's reasonings are chosen; greedy by default.
-        advance: called with the number of contexts scored since the last call; there are 5 x `test`
-            in all.
-
-    Returns:
-        One row per split, policy (`golden` among them), source and measure, nats per response:
-        {seed, split, shift, policy, same_code, source, measure, information, exact_information,
-        readable_information, emi, emi_error, exact_emi, emid, emid_error, exact_emid}; emi is null
-        for `golden`, emid in distribution too.
-
-    Raises:
-        DataError: an unknown policy, or fewer than 8 examples.
+        advance: told of each context that is scored; there are 5 x `test` in all.
     """
     if test < 8:
         raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
@@ -148,11 +133,8 @@ def chosen_policies(world: World, names: Sequence[str] | None) -> dict[str, Poli
 
 
 def information_agreement(rows: Sequence[Row]) -> list[Row]:
-    """Golden mutual information by measure and source, means over splits and seeds.
-
-    Returns:
-        Rows {measure, source, estimate, exact, ratio, ratio_spread}: the ratio's standard deviation
-        over seeds.
+    """Golden mutual information by measure and source, means over splits and seeds; `ratio_spread`
+    is the ratio's standard deviation over seeds.
     """
     found = []
     for known, chosen in _groups([row for row in rows if row["policy"] == GOLDEN]):
@@ -171,16 +153,9 @@ def information_agreement(rows: Sequence[Row]) -> list[Row]:
 
 
 def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
-    """How well EMI in distribution ranks the policies, by measure and source.
-
-    Args:
-        same_code: only policies that say what golden responses say, more or less surely; otherwise
-            all.
-
-    Returns:
-        Rows {measure, source, policies, spearman, spearman_spread, pearson, off}: means over seeds,
-        `spread` the standard deviation over them, `off` the mean absolute error in nats. A
-        correlation is null if there is none.
+    """How well EMI in distribution ranks the policies, or those of golden's code, by measure and
+    source: means over seeds, `spread` the standard deviation over them, `off` the mean absolute
+    error in nats. A correlation is null if there is none.
     """
     wanted = [
         row
@@ -211,16 +186,12 @@ def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
 def emid_agreement(rows: Sequence[Row], *, same_code: bool, least: float = LEAST_LOSS) -> list[Row]:
     """How well EMID is measured over all policies, shifts and seeds, by measure and source.
 
-    Returns:
-        Rows {measure, source, losses, large, right, sure, right_when_sure, spearman, pearson,
-        slope, off}: number of EMIDs; how many are over `least` in size; of these the share with the
-        right sign; how many of these are estimated 2 standard errors from 0, and the share of them
-        with the right sign; correlations; the regression slope of estimates on exact values; the
-        mean absolute error in nats. Null where there is nothing to count.
+    Rows hold the number of EMIDs; how many are over `least` in size; of these the share with the
+    right sign; how many of these are estimated 2 standard errors from 0, and the share of them with
+    the right sign; correlations; the regression slope of estimates on exact values; the mean
+    absolute error in nats. Null where there is nothing to count.
     """
-    wanted = [
-        row for row in rows if row["emid"] is not None and (row["same_code"] or not same_code)
-    ]
+    wanted = [x for x in rows if x["emid"] is not None and (x["same_code"] or not same_code)]
     found = []
     for known, chosen in _groups(wanted):
         exact, estimate, error = _columns(chosen, "exact_emid", "emid", "emid_error")
@@ -262,13 +233,9 @@ def _draw(
 
 
 def _judge(
-    sample: Sample,
-    policies: Mapping[str, Policy],
-    scored: Mapping[str, NDArray[np.float64]] | None,
+    sample: Sample, policies: Mapping[str, Policy], scored: Mapping[str, NDArray[np.float64]] | None
 ) -> Iterator[tuple[Row, Estimate | None]]:
-    """A sample's rows, still without EMID, each with its estimate of EMI (golden: None); `scored`
-    is by the estimator, as `_score` gives it.
-    """
+    """A sample's rows, still without EMID, each with its estimate of EMI (golden: None)."""
     golden_policy = sample.world.golden
     golden: dict[tuple[str, str], Estimate] = {}
     exact_golden = truth.information(sample.world).mutual_information
@@ -351,10 +318,8 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
 
 
 def _by_seed(rows: Sequence[Row]) -> list[list[Row]]:
-    return [
-        [row for row in rows if row["seed"] == seed]
-        for seed in dict.fromkeys(row["seed"] for row in rows)
-    ]
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    return [[row for row in rows if row["seed"] == seed] for seed in seeds]
 
 
 def _columns(rows: Sequence[Row], *names: str) -> tuple[NDArray[np.float64], ...]:

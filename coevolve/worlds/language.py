@@ -101,9 +101,7 @@ def write_example(values: Mapping[str, int], sample_id: str, subset: str, respon
 
 
 def parse(example: Example) -> dict[str, int]:
-    """The value index of each input of an example that `write_example` wrote. Raises DataError:
-    names the sample, the field, the word found and the words accepted.
-    """
+    """The value index of each input of an example that `write_example` wrote."""
     character = example.agent_character if isinstance(example.agent_character, str) else ""
     speakers = tuple(turn.speaker for turn in example.dialogue)
     if speakers != ("user", "agent", "user"):
@@ -127,7 +125,7 @@ def parse(example: Example) -> dict[str, int]:
 
 
 def parse_all(examples: Sequence[Example]) -> Values:
-    """The inputs of N examples: input name -> indices of shape (N,). Raises DataError: as `parse`."""
+    """The inputs of N examples: input name -> indices of shape (N,)."""
     rows = [parse(example) for example in examples]
     return {name: np.array([row[name] for row in rows], dtype=np.int64) for name in INPUT_WORDS}
 
@@ -138,12 +136,10 @@ def write_responses(words: NDArray[np.int64]) -> list[str]:
 
 
 def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> NDArray[np.int64]:
-    """Word indices of shape (N, SLOTS); `examples` name the sample in an error. Raises DataError:
-    the counts differ, a response has another number of words than slots, or holds a foreign word.
-    """
+    """Word indices of shape (N, SLOTS); `examples` name the sample in an error."""
     if len(examples) != len(responses):
         raise DataError(
-            f"{len(responses)} responses for {len(examples)} examples; accepted is one response each."
+            f"{len(responses)} responses for {len(examples)} examples; accepted is one each."
         )
     rows = []
     for example, response in zip(examples, responses, strict=True):
@@ -166,6 +162,6 @@ def write_trace(latents: Mapping[str, int]) -> str:
 def _index(word: str, accepted: Sequence[str], sample_id: str, field: str) -> int:
     if word not in accepted:
         raise DataError(
-            f"sample_ID {sample_id!r}: {field} is {word!r}; accepted are {', '.join(accepted)}."
+            f"sample_ID {sample_id!r}: {field} is {word!r}; accepted: {', '.join(accepted)}."
         )
     return accepted.index(word)

@@ -74,9 +74,7 @@ class Policy:
         manners = len(LANGUAGES) * (2 if self.unsure else 1)
         problem = ""
         if len(self.expresses) != SLOTS or not set(self.expresses) <= set(accepted):
-            problem = (
-                f"expresses is {self.expresses}; accepted are {SLOTS} of {', '.join(accepted)}"
-            )
+            problem = f"expresses is {self.expresses}; accepted: {SLOTS} of {', '.join(accepted)}"
         elif unknown:
             problem = f"unknown input {unknown[0]!r}; accepted are {', '.join(INPUT_WORDS)}"
         elif sorted(self.order) != list(range(SLOTS)):
@@ -107,14 +105,10 @@ class Policy:
     def log_prob(
         self, examples: Sequence[Example], responses: Sequence[str]
     ) -> NDArray[np.float64]:
-        """log p_theta(y | x) of each response: shape (N,), nats per response (its end of turn is
-        certain). Raises DataError: an example or response that is not of this world.
-        """
+        """log p_theta(y | x), (N,) nats per response; the end of turn is certain."""
         manner, *features = self.plan(parse_all(examples))
         words, emissions = parse_responses(examples, responses), self.slot_emissions()
-        return sum(
-            np.log(emissions[slot, manner, features[slot], words[:, slot]]) for slot in range(SLOTS)
-        )
+        return sum(np.log(emissions[i, manner, features[i], words[:, i]]) for i in range(SLOTS))
 
     def respond(self, examples: Sequence[Example], rng: np.random.Generator) -> list[str]:
         """One sampled response to each example."""
@@ -132,16 +126,8 @@ class Policy:
         return replace(self, name=f"noise_{noise:g}", emission=_with_noise(self.emission, noise))
 
     def unsure_of(self, doubtful: Mapping[str, NDArray[np.bool_]], noise: float) -> "Policy":
-        """This policy, noisy where an input has a doubtful value: a model that did not learn some
+        """This policy, noisy where any input has a doubtful value: a model that did not learn some
         contexts.
-
-        Args:
-            doubtful: input -> for each of its values, whether it is doubtful; any doubtful input
-                suffices.
-            noise: as in `noisy`.
-
-        Raises:
-            DataError: an unknown input, `noise` outside [0, 1], or the policy is unsure already.
         """
         if self.unsure:
             raise DataError(

@@ -15,21 +15,16 @@ class TruthRow(Part):
     split: Split
     shift: RowShift
     policy: str = Field(description="The role-playing model; `golden` for the golden responses.")
-    same_code: bool
-    """Whether it says what golden responses say, more or less surely."""
-    source: Literal["estimator", "ideal", "own"]
-    """Whose conditional scored: the one audited, the world's, or the policy's own."""
-    measure: str
-    """A form of mutual information, or the difference of entropies with the exact p(y)."""
+    same_code: bool = Field(description="Whether it says what golden ones say, if less surely.")
+    source: Literal["estimator", "ideal", "own"] = Field(description="Whose conditional scored.")
+    measure: str = Field(description="A form, or the difference of entropies with the exact p(y).")
     information: Number = Field(description="Mutual information, estimated.")
     exact_information: Number = Field(description="Mutual information.")
-    readable_information: Number
-    """What the world's own conditional can read of it."""
+    readable_information: Number = Field(description="What the ideal estimator can read of it.")
     emi: Number | None = Field(description="EMI, estimated; null for `golden`.")
     emi_error: Number | None = Field(description="Its standard error.")
     exact_emi: Number = Field(description="EMI.")
-    emid: Number | None
-    """EMID, estimated; null for `golden` and in distribution."""
+    emid: Number | None = Field(description="EMID, estimated; null in distribution.")
     emid_error: Number | None = Field(description="Its standard error.")
     exact_emid: Number | None = Field(description="EMID.")
 
@@ -38,12 +33,9 @@ class TruthResults(Document):
     """Estimates beside exact values."""
 
     marks: ClassVar = ("schema",)
-    schema_id: Literal["coevolve.truth/1"] = Field(alias="schema")
-    """What the file is, and of which version."""
+    schema_id: Literal["coevolve.truth/1"] = Field(alias="schema", description="And version.")
     unit: Unit
     test: Annotated[Count, Field(description="Fresh examples per split.")]
     reasoning: ChosenReasoning | None = None
-    """How the estimators' reasonings were chosen; absent before version 0.4, null where it differs
-    from run to run.
-    """
+    """Of the estimators; absent before version 0.4, null where it differs from run to run."""
     rows: list[TruthRow] = Field(description="By world, split, policy, source and measure.")

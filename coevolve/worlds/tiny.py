@@ -26,14 +26,10 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word; texts are split at whitespace, and decoding joins with
-    single spaces.
+    """A tokenizer with one token per word, between spaces; any other word becomes `<|unk|>`.
 
-    Any other word becomes `<|unk|>`. As in every chat tokenizer, the special tokens are recognised
-    inside a text unless it is called with `split_special_tokens=True`.
-
-    Raises:
-        DataError: a word holds whitespace, or is a special token.
+    As in every chat tokenizer, the special tokens are recognised inside a text unless it is called
+    with `split_special_tokens=True`.
     """
     words = tuple(dict.fromkeys((*ROLES, *words)))
     for word in words:

@@ -21,12 +21,7 @@ RESPONSE_TOKENS = SLOTS + 1  # a word per slot, and the end of turn, which is ce
 
 @dataclass(frozen=True)
 class Information:
-    """What responses of a policy say about the context, in nats per response.
-
-    Attributes:
-        response_entropy: H(Y).
-        conditional_entropy: H(Y | X).
-    """
+    """What responses of a policy say about the context: H(Y) and H(Y | X), nats per response."""
 
     response_entropy: float
     conditional_entropy: float
@@ -133,9 +128,7 @@ def plan_distribution(world: World, policy: Policy) -> NDArray[np.float64]:
 
 def _plan_marginals(plans: NDArray[np.float64]) -> NDArray[np.float64]:
     axes = range(1, SLOTS + 1)
-    return np.stack(
-        [plans.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes]
-    )
+    return np.stack([plans.sum(axis=tuple(x for x in axes if x != axis)) for axis in axes])
 
 
 def _context_distribution(world: World) -> NDArray[np.float64]:

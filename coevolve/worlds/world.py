@@ -83,11 +83,9 @@ class World:
     """A world P with known p(x) and p(y | x).
 
     Attributes:
-        spec: what it was drawn from.
         factors: factor name -> joint distribution of its inputs, one axis each
             (`language.FACTORS`).
-        tables: latent name -> Latin square.
-        teacher_tables: the same with the teacher's errors.
+        tables, teacher_tables: latent name -> Latin square; the same with the teacher's errors.
         emission: (slot, language, feature, word) probability of a slot's word, all positive.
     """
 
@@ -114,14 +112,8 @@ class World:
         """The world Q that redraws one factor, or `all`, and keeps the tables, the words and the
         teacher.
 
-        Args:
-            what: `user`, `character`, `dialogue` or `all`.
-            seed: of the redraw.
-            strength: 1 redraws outright; below 1 the new factor is the geometric mean
-                P^(1-strength) R^strength.
-
-        Raises:
-            DataError: an unknown `what`, or a strength outside (0, 1].
+        At `strength` 1 it redraws outright; below, the new factor is the geometric mean
+        P^(1-strength) R^strength.
         """
         if what not in SHIFTS:
             raise DataError(f"shift is {what!r}; accepted are {', '.join(SHIFTS)}.")
@@ -175,16 +167,12 @@ class World:
         ]
 
     def trace(self, example: Example, *, teacher: bool, rng: np.random.Generator) -> str:
-        """The reasoning for an example: the right one, or the teacher's, which errs in the cells it
-        has wrong. Raises DataError: the example is not of this world.
-        """
+        """The reasoning for an example: the right one, or the teacher's, with its errors."""
         written = look_up(self.tables, parse(example))
         if teacher:
             believed = look_up(self.teacher_tables, parse(example))
             errs = rng.random(SLOTS) < self.spec.teacher_error_rate
-            written |= {
-                name: believed[name] for name, err in zip(FEATURES, errs, strict=True) if err
-            }
+            written |= {x: believed[x] for x, err in zip(FEATURES, errs, strict=True) if err}
         return write_trace({name: int(value) for name, value in written.items()})
 
 
