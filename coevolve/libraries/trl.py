@@ -11,14 +11,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
-from coevolve.libraries.hooks import (
-    Hook,
-    hooks,
-    hooks_of,
-    overridden,
-    require,
-    warn_of_untested,
-)
+from coevolve.libraries.hooks import Hook, hooks, hooks_of, overridden, require, warn_of_untested
 from coevolve.libraries.transformers import OpenTrainer
 
 _UTILS, _SFT, _GRPO = "trl.trainer.utils", "trl:SFTTrainer", "trl:GRPOTrainer"
@@ -34,9 +27,7 @@ VLLM = hooks(
 )
 SCORED, REWARDED, LOG_PROBS = METHODS = (
     *hooks(
-        _GRPO,
-        "PPO and RLOO put in their own advantages",
-        "_generate_and_score_completions(inputs)",
+        _GRPO, "PPO and RLOO put in their own advantages", "_generate_and_score_completions(inputs)"
     ),
     *hooks(
         _GRPO,

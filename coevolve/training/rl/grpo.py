@@ -27,14 +27,7 @@ from coevolve.scoring.generate import Sampling, generate
 from coevolve.seeds import derive_seed
 from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
-from coevolve.training.engines import (
-    Plan,
-    Resumable,
-    RewardFunction,
-    Segment,
-    train,
-    trainer_of,
-)
+from coevolve.training.engines import Plan, Resumable, RewardFunction, Segment, train, trainer_of
 from coevolve.training.rl.shared_prompts import SharedPrompts
 from coevolve.training.rows import IGNORED, Rows, order_of_rows
 
