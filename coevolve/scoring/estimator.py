@@ -32,14 +32,12 @@ Shown = Reasoning | Sequence[str | None] | None
 
 
 class ProbabilityEstimator:
-    """p(response | user persona, character, dialogue), made of q1(r | x) and q2(y | x, r) by a form.
+    """p(response | user persona, character, dialogue), of q1(r | x) and q2(y | x, r) by a form.
 
     Usually made by `from_pretrained`; training makes one around its resident models.
 
     Args:
-        roles: connector and estimator.
-        renderer: the prompts with the estimator's tokenizer.
-        connector_renderer: with the connector's, where that is of another base model.
+        connector_renderer: with the connector's tokenizer, where that is another one.
         max_new_tokens: room for a reasoning.
         no_repeat_ngram: of a greedy one, as for `generate`.
         token_budget: tokens of one forward pass.
@@ -87,10 +85,10 @@ class ProbabilityEstimator:
         verify: bool = True,
         trust_remote_code: bool = False,
     ) -> "ProbabilityEstimator":
-        """Load an exported estimator.
+        """Load an exported estimator; ArtifactError where it, or its base model, is not what it
+        was.
 
         Args:
-            path: a directory that `coevolve train` or `coevolve export` wrote.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
             dtype: `float32`, `bfloat16` or `float16`.
             base: where to take the base model from, if not from where the manifest says; for each
@@ -98,9 +96,6 @@ class ProbabilityEstimator:
             quantization: how the base under adapters is held; `8bit` halves its memory and `4bit`
                 quarters it. Scores are those of training only as it was trained.
             verify: check the SHA-256 of every file, the base model's too.
-
-        Raises:
-            ArtifactError: the directory is incomplete or damaged, or the base model is another one.
         """
         path = Path(path)
         manifest = read_manifest(path, verify=verify)
@@ -138,16 +133,11 @@ class ProbabilityEstimator:
     _verified = False
 
     def use_cache(self, folder: str | Path) -> None:
-        """From now on, take reasonings and scores that were computed before from `folder`, and keep
-        new ones there.
+        """From now on, keep reasonings and scores in `folder`, and take those that are there.
 
         They are found by content: the role's weights and base model by their SHA-256, precision,
         kind of device, and the ids of prompt and response. Weights that are changed afterwards are
-        not noticed.
-
-        Raises:
-            ArtifactError: the estimator was not loaded by `from_pretrained` with verified files, so
-                that nobody knows what its weights are.
+        not noticed. ArtifactError unless `from_pretrained` verified the files.
         """
         if not self._verified:
             raise ArtifactError(
@@ -167,10 +157,8 @@ class ProbabilityEstimator:
     ) -> list[str]:
         """One reasoning r for each example; the response is not looked at.
 
-        Args:
-            seed: None for greedy decoding. With a seed, a sample that depends on it and on each
-                example's sample_ID only, up to rounding of the logits.
-            temperature: of the sampling.
+        Without a seed it is greedy. With one, a sample that depends on it and on each example's
+        sample_ID only, up to rounding of the logits.
         """
         generations = self.generate_reasoning(
             examples, seed=seed, temperature=temperature, progress=progress
@@ -235,15 +223,11 @@ class ProbabilityEstimator:
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log p(y_i | x_i), shape (N,): sums in nats per response, and the number of tokens of
-        each.
+        """log p(y_i | x_i), shape (N,): sums in nats per response, and each one's number of tokens.
 
         By the estimator's own form, by another, or log q2(y_i | x_i, r_i) with the reasonings
-        given. A reasoning of None scores q2(y | x), with the prompt of that question.
-
-        Raises:
-            ValueError: the three lists differ in length, or a response is empty.
-            TooLongError: an example does not fit the model; it is named.
+        given; one of None scores q2(y | x), with the prompt of that question. Raises TooLongError,
+        naming the example, where one does not fit the model.
         """
         own = _own(examples, responses)
         return self.log_prob_pairs(examples, responses, reasoning, own, progress=progress)
@@ -269,9 +253,7 @@ class ProbabilityEstimator:
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log p(y_j | x_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is
-        computed once. `reasoning` is as in `log_prob`.
-        """
+        """log p(y_j | x_i) for each row (i, j) of `pairs` (Q, 2): (Q,); contexts are computed once."""
         weights, written = self._written(examples, reasoning, progress)
         pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         scored = [self._sums(examples, responses, r, pairs, progress) for r in written]
@@ -300,9 +282,7 @@ class ProbabilityEstimator:
         *,
         progress: Progress | None = None,
     ) -> Scores:
-        """log p(y_j | x_i) for every context i and response j: sum (N, M) in nats, tokens (M,).
-        `reasoning` is as in `log_prob`.
-        """
+        """log p(y_j | x_i) for every context i and response j: sum (N, M) in nats, tokens (M,)."""
         shape = len(examples), len(responses)
         pairs = np.indices(shape).reshape(2, -1).T
         scores = self.log_prob_pairs(examples, responses, reasoning, pairs, progress=progress)
@@ -318,8 +298,7 @@ class ProbabilityEstimator:
         seed: int,
         progress: Progress | None = None,
     ) -> Scores:
-        """log mean_k q2(y_i | x_i, r_ik) over `samples` reasonings drawn from q1(r | x_i): shape
-        (N,), nats.
+        """log mean_k q2(y_i | x_i, r_ik) over reasonings drawn from q1(r | x_i): shape (N,), nats.
 
         A lower bound, in expectation, of log q(y | x) with r summed out, tight as `samples` grows
         (Burda et al., Importance Weighted Autoencoders, ICLR 2016).
@@ -338,9 +317,7 @@ class ProbabilityEstimator:
         return self.connector_renderer if role == CONNECTOR else self.renderer
 
     def stop_ids(self, role: Role) -> list[int]:
-        """The tokens that end a text of the role's: its template's end of turn, and those of its
-        generation config.
-        """
+        """What ends a text of the role's: its template's end of turn, and its generation config's."""
         with self.roles.acting(role) as model:
             return self.renderer_of(role).stop_ids(model)
 

@@ -45,29 +45,19 @@ VERSION = 1
 REMEDY = "Use another checkpoint."
 
 Written = dict[int, tuple[Weights, str, dict[str, Any]]]
-"""Of one checkpoint: id of the weights -> the weights, so that the id stays theirs; their file; its
-size and hash.
-"""
+"""Of a checkpoint: id of the weights -> the weights (so that the id stays theirs), file, hash."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint that was read and found undamaged.
-
-    Attributes:
-        folder: where it lies.
-        state: what `state.json` holds.
-        tensors: file name without suffix -> name -> tensor, on the CPU.
-    """
+    """A complete checkpoint, read and undamaged. `tensors`: file's stem -> name -> CPU tensor."""
 
     folder: Path
     state: CheckpointState
     tensors: dict[str, dict[str, Tensor]]
 
     def require_fit(self, train: int, held_out: int, pair: Mapping[Role, Weights]) -> None:
-        """Raise ArtifactError unless it is of as many training and held-out examples, and of models
-        like `pair`.
-        """
+        """Raise ArtifactError unless it is of as many examples, and of models like `pair`."""
         state, held = self.state, {}
         held["training"] = len(state.reasoning), train
         if state.probe is not None:
@@ -87,9 +77,7 @@ class Checkpoint:
 
 @dataclass
 class CheckpointWriter:
-    """Writes the checkpoints into a run's directory, on its main process. Of the older ones the
-    newest `keep` stay, and the newest that holds the best pair.
-    """
+    """Writes checkpoints on the main process; keeps the newest `keep`, and the newest best."""
 
     folder: Path
     keep: int
@@ -107,16 +95,10 @@ class CheckpointWriter:
     def write(
         self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Weights], *, best: bool
     ) -> Path:
-        """Write a checkpoint and return its directory.
+        """Write a checkpoint named after what was just done; `best`: its pair is the best so far.
 
-        Args:
-            name: what has just been done, for people.
-            tensors: file name -> weights. A group that is the same object as one written before is
-                not changed since, and is linked instead of written again.
-            best: the pair in it is the best so far.
-
-        Raises:
-            ArtifactError: it cannot be written. Older checkpoints are as they were.
+        A group of `tensors` that is the same object as one written before is linked, not written.
+        Raises ArtifactError where it cannot be written; older checkpoints are as they were.
         """
         began, root = time.monotonic(), self.folder / CHECKPOINTS
         number = max(map(number_of, finished_checkpoints(self.folder)), default=0) + 1
@@ -181,11 +163,9 @@ class CheckpointWriter:
 def newest_checkpoint(
     folder: Path, say: Callable[[str], None], *, before: Checkpoint | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint of a run that is undamaged, and older than `before`; what is wrong with
-    newer ones is said.
+    """The newest undamaged checkpoint older than `before`; what is wrong with newer ones is said.
 
-    Raises:
-        ArtifactError: there are checkpoints, and every one is damaged.
+    Raises ArtifactError if there are checkpoints, and every one is damaged.
     """
     complete = finished_checkpoints(folder)[::-1]
     for path in complete:
@@ -208,11 +188,9 @@ def newest_checkpoint(
 
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """A checkpoint, once every file fits the manifest, and fields and tensors are what they should
-    be; raises ArtifactError, naming the file, where they are not.
+    """A checkpoint whose files fit its manifest and state; ArtifactError names one that does not.
 
-    Args:
-        verify: compare the hashes; sizes are always compared.
+    Sizes are always compared, hashes if `verify`.
     """
     if not os.path.lexists(path / MANIFEST):
         raise ArtifactError(

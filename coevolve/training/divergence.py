@@ -23,9 +23,7 @@ FAILED = "failed"
 class DivergenceGuard:
     """Looks at the loss of each part of a step, and at the gradient before the step is taken.
 
-    Args:
-        folder: the run's directory; each process writes files of its own into `failed/`.
-        name: of what is trained, for the message and the files' names.
+    Writes a batch that it stops at into `failed/` of the run's folder, a file for each process.
     """
 
     def __init__(self, folder: Path, name: str, processes: Processes, tokenizer: Any):
@@ -46,15 +44,10 @@ class DivergenceGuard:
         self._parts.append((dict(inputs), loss.detach()))
 
     def check(self, step: int, gradient: float, samples: list[dict[str, Any]]) -> None:
-        """Before an optimizer step. A collective call.
+        """Before an optimizer step, `step` of which were taken. A collective call.
 
-        Args:
-            step: steps taken so far.
-            gradient: its norm, or any number that is finite if and only if the gradient is.
-            samples: what the role wrote last, with rewards, in RL.
-
-        Raises:
-            DivergenceError: on every process, if the loss or the gradient of one is no number.
+        `gradient` is its norm, or any number that is finite if and only if the gradient is. Raises
+        DivergenceError on every process, if the loss or the gradient of one is no number.
         """
         parts, self._parts = self._parts, []
         losses = [loss.item() for _, loss in parts]

@@ -65,11 +65,8 @@ def estimator_rows(
     p_none: float = 0.0,
     seed: int = 0,
 ) -> Rows:
-    """(x, features of r) -> y; with a reasoning of None, x -> y.
-
-    Args:
-        reasoning: of each example; where there are several, pass after pass meets the next.
-        p_none: the probability, drawn by `seed` at each visit, that a row is met without reasoning.
+    """(x, features of r) -> y; with a reasoning of None, x -> y. Of several reasonings, pass after
+    pass meets the next; with probability `p_none`, drawn by `seed` at each visit, none is shown.
     """
     render, responses = estimator.renderer, golden_responses(examples)
 
@@ -99,21 +96,14 @@ def rows_of_estimator(
     reasoning: Sequence[Written | None],
     examples: Sequence[Example] | None = None,
 ) -> Rows:
-    """As the recipe has the estimator trained, with reasoning dropout.
-
-    Args:
-        name: of the training; each has draws of its own.
-        examples: by default all that are trained on.
-    """
+    """As the recipe has the estimator trained, with reasoning dropout drawn by the training's name."""
     recipe, seed = context.recipe, derive_seed(context.recipe.seed, name, "without reasoning")
     examples = context.train if examples is None else examples
     return estimator_rows(context.estimator, examples, reasoning, p_none=recipe.p_none, seed=seed)
 
 
 def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Phase a: RL of the connector; the resident estimator's likelihood of the golden response is
-    the reward.
-    """
+    """Phase a: RL of the connector, for the likelihood that the resident estimator gives."""
     settings, train = context.recipe.connector_rl, context.train
     assert settings is not None  # a recipe has the section of each of its phases
     gate.require_content(context, state, settings.least_content)
@@ -140,9 +130,7 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
 
 
 def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Phase b: the connector, which never sees y, writes the reasonings that the estimator will be
-    trained with.
-    """
+    """Phase b: the connector, which never sees y, writes what the estimator will be trained with."""
     settings, train = context.recipe.refresh, context.train
     seed = partial(derive_seed, context.recipe.seed, "refresh", scheduled.round)
     rng = np.random.default_rng(seed())
@@ -162,12 +150,7 @@ def write_reasonings(
     seed: Callable[..., int],
     title: str,
 ) -> None:
-    """The connector writes the reasonings of some training examples anew.
-
-    Args:
-        rows: indices of the examples.
-        seed: from labels to a seed.
-    """
+    """The connector writes some rows' reasonings anew; `seed` makes a seed from labels."""
     texts, total, record = state.texts, len(rows) * settings.samples, context.record
     title = f"{title}, {total} reasonings"
     with record.task(title, total, key="refresh", where=state.where) as advance:
@@ -202,9 +185,7 @@ def estimator_sft(context: Context, state: RunState, scheduled: ScheduledPhase) 
 
 
 def connector_sft(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """SFT of the connector: on a posterior sample, or on the teacher's reasonings once more, where
-    RL leads it too far away from them.
-    """
+    """SFT of the connector, on a posterior sample or, against RL's drift, on the traces again."""
     examples, several = _reasonings(context, state, scheduled.on or "traces")
     texts = [one_of(written, scheduled.round - 1) for written in several]
     rows = connector_rows(context.estimator, examples, texts)
@@ -212,9 +193,7 @@ def connector_sft(context: Context, state: RunState, scheduled: ScheduledPhase) 
 
 
 def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Phase d: RL of the estimator on its own responses, judged; golden likelihood may be added to
-    the loss.
-    """
+    """Phase d: RL of the estimator on its own judged responses, perhaps with a golden term."""
     settings, render = context.recipe.estimator_rl, context.estimator.renderer
     assert settings is not None
     examples, several = _refreshed(context, state)
@@ -289,11 +268,8 @@ def rl(
     needs_reference: bool = False,
     **options: Any,
 ) -> None:
-    """RL of a role, beside a frozen copy of it as the phase began where the KL term or a reward
-    asks for one. The first few of what it wrote last go into the table of samples.
-
-    Args:
-        prompts, rewards, options: as for `run_grpo`.
+    """RL of a role, beside a frozen copy of it as the phase began where KL or a reward asks for
+    one; otherwise as `run_grpo`. The first of what it wrote last go into the samples.
     """
     budget = budget_of(context.recipe, scheduled, settings, len(prompts) * settings.num_generations)
     name, title = scheduled.phase.name, f"{role} {settings.algorithm.rpartition(':')[2].upper()}"
@@ -349,12 +325,7 @@ def _refreshed(context: Context, state: RunState) -> tuple[list[Example], list[W
 
 @dataclass(frozen=True)
 class PhaseEntry:
-    """What does the work of a phase.
-
-    Attributes:
-        run: changes the state, and the models with it.
-        role: who is trained; None where nobody is.
-    """
+    """Who does the work of a phase (it changes state and models), and which role it trains."""
 
     run: Callable[[Context, RunState, ScheduledPhase], None]
     role: Role | None

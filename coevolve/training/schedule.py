@@ -18,15 +18,11 @@ from coevolve.training.engines import steps_of
 
 @dataclass(frozen=True)
 class ScheduledPhase:
-    """A phase in its place.
+    """A phase in its place; `round` and `part` count from 1.
 
     Attributes:
-        round: counted from 1.
-        label: the phase's name, with its place in the round where the name comes more than once.
-        part: counted from 1; only phases with `until` have several.
-        last_part: of the phase.
-        estimator_sft_follows: in the same round, so that a connector which looks worse need not be
-            judged yet.
+        label: the name, with its place in the round where it comes more than once.
+        estimator_sft_follows: so that a connector which looks worse need not be judged yet.
         gated: whether the pair is evaluated after it.
         on: what SFT trains on; None is what its role trains on without a posterior sample.
     """
@@ -52,10 +48,10 @@ class Budget:
     """How long a training phase goes on, and what its learning rate's schedule is about.
 
     Attributes:
-        steps: of the optimizer; with `tokens` the most that they can be.
+        steps: of the optimizer; with `tokens`, which end it with the step that reaches them, the
+            most.
         schedule: steps that warm-up and decay go over.
         done: of these, those before this phase; None for all of the run under the phase's name.
-        tokens: ends the phase with the step that reaches it.
     """
 
     steps: int
@@ -91,9 +87,7 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
 def budget_of(
     recipe: Recipe, scheduled: ScheduledPhase, settings: Optimization, examples_per_epoch: int
 ) -> Budget:
-    """The budget of a phase that trains by `settings`, the section of its name; in RL, an epoch is
-    counted in completions.
-    """
+    """The budget of a phase that trains by `settings`; in RL, an epoch counts completions."""
     phase, steps = scheduled.phase, _steps(scheduled, settings, examples_per_epoch)
     if phase.tokens is not None:
         # A prompt has a token at least, and so has what follows it.

@@ -92,9 +92,7 @@ class DistributedEstimator(ProbabilityEstimator):
 
 
 def _scaled(progress: Progress | None, total: int, count: int) -> Callable[[int], None] | None:
-    """Progress of one share, shown as progress of the whole: the shares go on at about the same
-    pace.
-    """
+    """Progress of one share as that of the whole: the shares go on at about the same pace."""
     if progress is None or count == 1:
         return progress
     done = shown = 0

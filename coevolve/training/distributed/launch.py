@@ -29,10 +29,8 @@ class Launch:
     """How this process was started, and on what.
 
     Attributes:
-        processes: of the whole run, on all machines.
-        kind: how they divide the work.
+        processes, local_processes: of the whole run, and of them on this machine.
         gpus: that this process sees.
-        local_processes: of them, on this machine.
         on_cpu: the launch asked for the CPU (`use_cpu`), whatever the machine has.
     """
 
@@ -49,12 +47,7 @@ class Launch:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Launch":
-        """From the variables that `accelerate launch` and `torchrun` set; none of them means one
-        process.
-
-        Raises:
-            RecipeError: a launch that no recipe can run under.
-        """
+        """From the variables of `accelerate launch` and `torchrun`; none of them is one process."""
         processes = int(environ.get("WORLD_SIZE", "1"))
         kind: Kind = "ddp" if processes > 1 else "single"
         if _is_set(environ, "ACCELERATE_USE_DEEPSPEED"):
@@ -76,11 +69,7 @@ class Launch:
 
 
 def check_launch(recipe: Recipe, launch: Launch) -> None:
-    """Say what cannot work together, in one message.
-
-    Raises:
-        RecipeError: the first thing that does not fit, and what would.
-    """
+    """Raise RecipeError for the first thing that does not fit, with what would."""
     _check_device(recipe, launch)
     _check_precision(recipe, launch)
     _check_quantization(recipe, launch)

@@ -32,8 +32,7 @@ BEAT_SECONDS = 2.0
 """How often a process says that it is alive."""
 
 SILENT_SECONDS = 40.0
-"""A process that has been silent for so long is taken for dead. Long C++ calls let the beat go on.
-"""
+"""Silent for so long, a process is taken for dead. Long C++ calls let the beat go on."""
 
 LONGEST_PAUSE = 0.2
 """Seconds between two looks whether the others have come."""
@@ -54,13 +53,7 @@ class ProcessError(CoevolveError, RuntimeError):
 
 
 class Processes:
-    """This process among the others of the run.
-
-    Attributes:
-        rank: 0 is the main process, which alone writes files and speaks.
-        count: how many there are.
-        stop: whether somebody asked the run to stop.
-    """
+    """This process among the others of the run; rank 0, the main one, alone writes and speaks."""
 
     def __init__(self, device: torch.device, stop: Stop):
         self.device = device
@@ -79,13 +72,9 @@ class Processes:
     def together(self, work: Callable[[], T], *, heed_stop: bool = True) -> T:
         """Do this process's part of a common piece of work, and go on only if all did theirs.
 
-        Args:
-            heed_stop: leave also if the run was asked to stop while the work went on to its end.
-
         Raises:
-            Interrupted: a process was asked to stop.
-            ProcessError: the work failed on another process; its own error is raised where it
-                failed.
+            Interrupted: a process was asked to stop (if heeded, also while it worked to the end).
+            ProcessError: the work failed on another process; its own error is raised there.
         """
         result: Any = None
         failure, left = None, False
@@ -116,11 +105,7 @@ class Processes:
         return result
 
     def agree(self, *flags: bool, heed_stop: bool = True) -> tuple[bool, ...]:
-        """For each flag whether it is set on any process.
-
-        Args:
-            heed_stop: raise Interrupted if a process was asked to stop.
-        """
+        """For each flag whether any process has it; Interrupted if one was asked to stop."""
         leave = heed_stop and self.stop.requested
         if self.count == 1:
             if leave:
@@ -138,9 +123,7 @@ class Processes:
         return self.together(lambda: work() if self.main else None, heed_stop=False)
 
     def on_main_first(self, work: Callable[[], T]) -> T:
-        """Let every process do the same, the others when the main one is done and has left its
-        files.
-        """
+        """Let every process do the same, the others when the main one has left its files."""
         result: Any = self.on_main(work)
         rest = self.together(lambda: result if self.main else work(), heed_stop=False)
         return rest
@@ -150,9 +133,7 @@ class Processes:
     ) -> list[T]:
         """Results of all items, in order and on every process, each item worked on by one process.
 
-        Args:
-            costs: of N items, in any unit; the shares cost about the same.
-            work: from the indices of this process's share to one result for each.
+        The shares cost about the same; `work` gives one result for each index of this one's share.
         """
         share = shares(costs, self.count)[self.rank]
         results = self.together(lambda: list(work(share)))
@@ -165,9 +146,7 @@ class Processes:
         return everything
 
     def explain(self, error: BaseException) -> BaseException:
-        """What to raise for an error in a collective call: the death of another process, where that
-        is what it was.
-        """
+        """What to raise for an error in a collective call: another process's death, if it was that."""
         if self._heartbeat is None or isinstance(error, CoevolveError):
             return error
         lost = self._heartbeat.find_lost(within=4 * BEAT_SECONDS)
@@ -208,10 +187,8 @@ class Processes:
 
 
 def shares(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Items in `count` shares of about the same cost, each in ascending order: the longest first,
-    to the least busy.
-
-    With one process this is all of them in order. The result depends on nothing but the arguments.
+    """Items in `count` shares of about the same cost, each ascending: the dearest first, to the
+    least busy. The result depends on nothing but the arguments.
     """
     if count == 1:
         return [list(range(len(costs)))]
@@ -261,9 +238,7 @@ class Heartbeat:
         )
 
     def meet(self) -> None:
-        """Return when every process has called this as often as this one. Raises ProcessError: one
-        of them is lost, so that it never will.
-        """
+        """Return when every process has called this as often; ProcessError: one of them is lost."""
         self._met += 1
         key, pause = f"met/{self._met}", 0.0
         come = self.store.add(key, 1)

@@ -21,9 +21,7 @@ from coevolve.libraries.deepspeed import MASTER, Zero
 from coevolve.libraries.torch import without_hooks
 
 OWN = "own"
-"""What a trainer goes on from beside the optimizer's entries and the role's weights, such as a
-value head.
-"""
+"""What a trainer goes on from beside optimizer entries and weights, such as a value head."""
 
 
 def zero_stage(trainer: Any) -> int:
@@ -39,11 +37,8 @@ def zero_of(trainer: Any) -> Zero | None:
 
 
 def begin(trainer: Any, check: Callable[[float], None]) -> None:
-    """Before the first step: what backends are reached by is there; and under DeepSpeed `check`
-    sees a number before each step that is finite if the gradient is.
-
-    Raises:
-        LibraryError: a backend is not as this package knows it.
+    """Before the first step: check what backends are reached by; under DeepSpeed `check` is to see a
+    number before each step that is finite if the gradient is.
     """
     zero = zero_of(trainer)
     if zero is None:
@@ -63,9 +58,7 @@ def whole_parameters(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
-    """The model without its wrapper and with all parameters on every process, for work that differs
-    between them.
-    """
+    """The model without wrapper, all parameters on every process, for work that differs by process."""
     kwargs = trainer.args.gradient_checkpointing_kwargs
     with unwrap_model_for_generation(
         trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=kwargs
@@ -85,11 +78,7 @@ def say_undivided(trainer: Any, model: torch.nn.Module) -> None:
 
 
 def optimizer_state(trainer: Any) -> dict[str, Tensor]:
-    """`KEY|NAME` -> full tensor on the CPU, for every key of the optimizer and every trained
-    parameter.
-
-    Empty before the first step. A collective call under DeepSpeed and FSDP2.
-    """
+    """`KEY|NAME` -> full tensor on the CPU; empty before the first step. A collective call."""
     zero = zero_of(trainer)
     if zero is not None:
         return zero.state()
@@ -102,9 +91,7 @@ def optimizer_state(trainer: Any) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_state` gave, in this or another run of the same model, however it is
-    sharded.
-    """
+    """Put back what `optimizer_state` gave, in this or another run, however it is sharded."""
     zero = zero_of(trainer)
     if zero is not None:
         return zero.load_state(state)
@@ -128,9 +115,7 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
 
 
 def set_schedule(trainer: Any, step: int) -> None:
-    """Set the learning rates to those of `step`; a schedule is a function of the step and of
-    nothing else.
-    """
+    """Set the learning rates to those of `step`, of which alone they are a function."""
     scheduler = trainer.lr_scheduler
     scheduler.last_epoch = step - 1
     with warnings.catch_warnings():
@@ -142,9 +127,7 @@ def set_schedule(trainer: Any, step: int) -> None:
 
 
 def release(trainer: Any) -> None:
-    """Take off the module what the trainer's backend put on it. A collective call under ZeRO-3 and
-    FSDP2.
-    """
+    """Take off the module what the trainer's backend put on it. A collective call."""
     zero = zero_of(trainer)
     if zero is not None:
         zero.release()

@@ -43,14 +43,10 @@ def run_grpo(
     reference: torch.nn.Module | None = None,
     trainer: "type[RoleGRPOTrainer] | None" = None,
 ) -> Segment:
-    """GRPO of the role, from the segment's step to the end.
+    """GRPO of the role, from the segment's step to the end; rewards are (name, function, weight).
 
-    Args:
-        prompts: rendered prompts; a reward gets each completion's place in this list as `index`.
-        rewards: (name, function, weight).
-        golden_rows: what the negative log-likelihood term is over, if its weight is not 0.
-        reference: what `Roles.frozen` yielded, where `kl_weight` is above 0.
-        trainer: another one than GRPO's, such as PPO's.
+    A reward gets each completion's place in `prompts` as `index`; `reference` is what
+    `Roles.frozen` yielded, where `kl_weight` is above 0.
     """
     used, places = np.unique(
         order_of_completions(len(prompts), plan, settings), return_inverse=True
@@ -85,9 +81,7 @@ def run_grpo(
 
 def order_of_completions(prompts: int, plan: Plan, settings: Grpo) -> np.ndarray:
     """For each batch that the trainer asks for from the segment's step on, the prompt of each of
-    its completions.
-
-    TRL asks for the whole batch of completions at every micro-step and uses it when it generates.
+    its completions. TRL asks for all of them at every micro-step, and uses them when it generates.
     """
     _, accumulation = settings.micro_batch(plan.processes.count)
     together = (
@@ -103,9 +97,7 @@ def order_of_completions(prompts: int, plan: Plan, settings: Grpo) -> np.ndarray
 
 
 class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
-    """TRL's GRPOTrainer on rendered prompts, with a reference of our own and an optional golden NLL
-    term.
-    """
+    """TRL's GRPOTrainer on rendered prompts, with a reference of our own, perhaps a golden term."""
 
     def __init__(
         self,
@@ -178,9 +170,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
             self.go_on_with([parts[part] for part in sorted(parts)])
 
     def write(self, prompts: list[str]) -> dict[str, Any]:
-        """Completions that depend on seed, place in the order and weights only, and that can be
-        left in the middle.
-        """
+        """Completions that depend on seed, place and weights only, and can be left in the middle."""
         # A rendered prompt already holds its control tokens, the beginning of the text included.
         prompt_ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
         completion_ids, log_probs = (
@@ -221,9 +211,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
 
     @contextmanager
     def _whole_model(self) -> Iterator[torch.nn.Module]:
-        """The bare model in evaluation mode, with all of its parameters on every process, also
-        under ZeRO-3.
-        """
+        """The bare model in evaluation mode, its parameters on every process, also under ZeRO-3."""
         with sharding.bare_model(self) as model:
             training = model.training
             try:
@@ -246,10 +234,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
 
     def _golden_nll(self, model: torch.nn.Module) -> Tensor:
         """This micro-step's share of the mean negative log-likelihood per token (nats) of the
-        step's golden responses.
-
-        The shares of all processes and micro-steps add up to it, divided by the number of
-        processes, by which the averaging of gradients will divide.
+        step's golden responses; they add up to it, divided by the number of processes.
         """
         size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         step, micro_step = divmod(self.micro_step, steps)
@@ -327,9 +312,7 @@ def _vllm_arguments(settings: Grpo, stop_ids: Sequence[int]) -> dict[str, Any]:
 
 
 def _reward(plan: Plan, name: str, function: RewardFunction, first: str) -> RewardFunction:
-    """The function under its name; a failure or a stop on one process reaches all of them. The
-    `first` also puts the prompts' places among the samples.
-    """
+    """The function by name; a failure or stop reaches all processes. The `first` notes the prompts."""
 
     def reward(**columns: Any) -> list[float]:
         if name == first:

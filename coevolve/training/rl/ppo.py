@@ -77,12 +77,8 @@ class KlInRewardTrainer(RoleGRPOTrainer):
     def put_advantages(
         self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
     ) -> None:
-        """Put the advantages, (B,) or (B, T), into the batch, and what else the loss needs.
-
-        Args:
-            batch: TRL's, with `old_per_token_logps`.
-            scores_B: weighted sums of the rewards.
-            log_ratio_BT: log policy - log reference of each token; 0 without a reference.
+        """Put the advantages, (B,) or (B, T), into TRL's batch, and what else the loss needs, by
+        weighted sums of the rewards and log policy - log reference (0 without one) of each token.
         """
         raise NotImplementedError
 
@@ -157,9 +153,7 @@ class KlInRewardTrainer(RoleGRPOTrainer):
             self.figures[name].append(total / count)
 
     def _sums_of(self, values: dict[str, Tensor], mask: Tensor) -> dict[str, float]:
-        """The sum of each tensor over what the mask keeps, on all processes, and as COUNT how many
-        that are.
-        """
+        """Sums over what the mask keeps, on all processes, and as COUNT how many that are."""
         kept = {COUNT: torch.ones_like(mask, dtype=torch.float64), **values}
         sums = [
             value.detach().double().masked_fill(mask == 0, 0.0).sum() for value in kept.values()
@@ -195,9 +189,7 @@ class RoleRLOOTrainer(KlInRewardTrainer):
 
 
 class RolePPOTrainer(KlInRewardTrainer):
-    """PPO: advantages by a value function of each token's state, which is trained beside the
-    policy.
-    """
+    """PPO: advantages by a value function of each token's state, trained beside the policy."""
 
     def __init__(self, *args: Any, value: ValueFunction, options: Ppo, **kwargs: Any):
         value.require_gradients()
@@ -300,9 +292,7 @@ class RolePPOTrainer(KlInRewardTrainer):
         return (loss_BT * mask_BT).sum() / self._tokens_per_step(inputs)
 
     def _log_update(self, values: dict[str, Tensor], mask: Tensor) -> None:
-        """Log the mean of each tensor over the tokens of a whole update, however it is divided into
-        micro-steps.
-        """
+        """Log means over the tokens of a whole update, over all of its micro-steps."""
         for name, total in self._sums_of(values, mask).items():
             self._sums[name] = self._sums.get(name, 0.0) + total
         if self.accelerator.sync_gradients:  # the last micro-step
@@ -314,9 +304,7 @@ class RolePPOTrainer(KlInRewardTrainer):
                 self.figures[name].append(mean)
 
     def _tokens_per_step(self, inputs: dict[str, Any]) -> Tensor:
-        """Tokens of an update on one process, on average: gradients add up over micro-steps, not
-        over processes.
-        """
+        """An update's tokens on one process, on average: gradients add up over micro-steps only."""
         updates = self.args.steps_per_generation / self.args.gradient_accumulation_steps
         return inputs["num_items_in_batch"].clamp(min=1.0) / (
             self.accelerator.num_processes * updates
