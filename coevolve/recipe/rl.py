@@ -118,6 +118,11 @@ class Grpo(Optimization):
     """For `colocate`: over how many GPUs one copy of the model is spread."""
 
     @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps that share one batch of completions; a phase begins with a new one."""
+        return self.updates_per_generation * self.num_iterations
+
+    @property
     def kl_weight(self) -> float:
         """Of the KL, wherever the algorithm has it; with 0 no reference is needed."""
         return self.ppo.kl_coef if self.algorithm == "ppo" else self.beta
@@ -183,6 +188,11 @@ class Rewards(Section):
 
     if TYPE_CHECKING:  # stands last in each role's section
         custom: CustomRewards
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the role as the phase began is needed."""
+        return False
 
     @model_validator(mode="before")
     @classmethod
@@ -291,7 +301,6 @@ class EstimatorRewards(Rewards):
 
     @property
     def asks_reference(self) -> bool:
-        """Whether the estimator as the phase began is needed."""
         return bool(self.reference_likelihood) or (bool(self.match) and self.judge == "likelihood")
 
 

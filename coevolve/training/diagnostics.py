@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coevolve.data.example import Example
 from coevolve.prompts import NO_REASONING, content_share, core_features
-from coevolve.scoring.estimator import ProbabilityEstimator
+from coevolve.scoring.estimator import Examples, ProbabilityEstimator, Texts
 from coevolve.scoring.roles import ROLES
 from coevolve.scoring.scores import Scores
 from coevolve.training.rewards.functions import word_overlap
@@ -37,9 +36,9 @@ DRIFT_NATS = 1.0
 
 def diagnose(
     estimator: ProbabilityEstimator,
-    examples: Sequence[Example],
-    responses: Sequence[str],
-    reasoning: Sequence[str],
+    examples: Examples,
+    responses: Texts,
+    reasoning: Texts,
     *,
     seed: int,
 ) -> dict[str, float]:
@@ -60,9 +59,7 @@ def diagnose(
     - coevolve/leak: the share of y's words, counted with repeats, in r's core features.
     """
     if len(examples) < 2:
-        raise ValueError(
-            f"diagnose needs two examples or more, to exchange their reasonings; found {len(examples)}."
-        )
+        raise ValueError(f"diagnose exchanges reasonings of two examples; found {len(examples)}.")
 
     def mean_log_prob(texts: Sequence[str]) -> np.ndarray:
         return estimator.log_prob(examples, responses, texts).mean
@@ -100,14 +97,12 @@ def drift(before: Scores, after: Scores) -> dict[str, float]:
     """
     if before.sum.shape != after.sum.shape or not np.array_equal(before.tokens, after.tokens):
         raise ValueError(
-            f"drift compares scores of the same responses; found {before.sum.shape} and {after.sum.shape} of them, "
-            f"with {np.sum(before.tokens)} and {np.sum(after.tokens)} tokens."
+            f"drift compares scores of the same responses; found {np.sum(before.tokens)} and {np.sum(after.tokens)} "
+            "tokens of them."
         )
     moved = after.mean - before.mean
-    return {
-        "coevolve/drift": float(np.abs(moved).mean()),
-        "coevolve/drift_signed": float(moved.mean()),
-    }
+    size, signed = float(np.abs(moved).mean()), float(moved.mean())
+    return {"coevolve/drift": size, "coevolve/drift_signed": signed}
 
 
 def warnings_in(values: Mapping[str, float | None]) -> list[str]:
@@ -194,7 +189,5 @@ RULES: Mapping[str, Rule] = {
 
 
 def _mean(name: str, values: np.ndarray) -> dict[str, float]:
-    return {
-        name: float(values.mean()),
-        f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values))),
-    }
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return {name: float(values.mean()), f"{name}_error": float(error)}

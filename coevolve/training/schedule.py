@@ -69,6 +69,8 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
         for number in due:
             phase = rounds.phases[number]
             label = phase.name if names.count(phase.name) == 1 else f"{phase.name}-{number + 1}"
+            later = [names[other] for other in due if other > number]
+            judged = phase.trains and (phase.until is not None or not rounds.explicit_gates)
             for part in range(1, phase.parts + 1):
                 yield ScheduledPhase(
                     round=index,
@@ -76,10 +78,8 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
                     label=label,
                     part=part,
                     last_part=part == phase.parts,
-                    estimator_sft_follows=any(
-                        names[later] == "estimator_sft" for later in due if later > number
-                    ),
-                    gated=_is_gated(phase, explicit=rounds.explicit_gates),
+                    estimator_sft_follows="estimator_sft" in later,
+                    gated=judged or phase.kind == "evaluate",
                     on=rounds.source_of(number) if phase.kind == "sft" else None,
                 )
 
@@ -94,7 +94,7 @@ def budget_of(
         most = math.ceil(phase.tokens / (2 * settings.train_batch_size))
         return Budget(most, schedule=most, tokens=phase.tokens)
     if recipe.rounds.lr_schedule == "run":
-        unit = updates_per_batch(settings)
+        unit = settings.updates_per_batch if isinstance(settings, Grpo) else 1
         planned = [
             math.ceil(_steps(other, settings, examples_per_epoch) / unit) * unit
             for other in scheduled_phases(recipe)
@@ -107,21 +107,9 @@ def budget_of(
     return Budget(steps, schedule=phase.until.at_most, done=done)
 
 
-def updates_per_batch(settings: Optimization) -> int:
-    """Optimizer steps that share one batch of completions; a phase begins with a new one."""
-    if not isinstance(settings, Grpo):
-        return 1
-    return settings.updates_per_generation * settings.num_iterations
-
-
-def _is_gated(phase: Phase, *, explicit: bool) -> bool:
-    return phase.kind == "evaluate" or (phase.trains and (phase.until is not None or not explicit))
-
-
 def _steps(scheduled: ScheduledPhase, settings: Optimization, examples_per_epoch: int) -> int:
     phase = scheduled.phase
     if phase.until is not None:
-        return min(
-            phase.until.steps, phase.until.at_most - (scheduled.part - 1) * phase.until.steps
-        )
+        left = phase.until.at_most - (scheduled.part - 1) * phase.until.steps
+        return min(phase.until.steps, left)
     return phase.steps or steps_of(settings, examples_per_epoch)

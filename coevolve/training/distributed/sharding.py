@@ -9,7 +9,7 @@ phases nobody needs to know how the last one was distributed.
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,12 +48,10 @@ def begin(trainer: Any, check: Callable[[float], None]) -> None:
         zero.before_step(check)
 
 
-@contextmanager
-def whole_parameters(trainer: Any) -> Iterator[None]:
+def whole_parameters(trainer: Any) -> AbstractContextManager[None]:
     """Inside, every parameter is there in full, also under ZeRO-3 and FSDP2. A collective call."""
     zero = zero_of(trainer)
-    with fsdp.whole(trainer.model) if zero is None else zero.whole(trainer.model.parameters()):
-        yield
+    return fsdp.whole(trainer.model) if zero is None else zero.whole(trainer.model.parameters())
 
 
 @contextmanager
@@ -116,14 +114,11 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
 
 def set_schedule(trainer: Any, step: int) -> None:
     """Set the learning rates to those of `step`, of which alone they are a function."""
-    scheduler = trainer.lr_scheduler
-    scheduler.last_epoch = step - 1
+    trainer.lr_scheduler.last_epoch = step - 1
     with warnings.catch_warnings():
         # It would have the optimizer take a step first.
-        warnings.filterwarnings(
-            "ignore", message=r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`"
-        )
-        scheduler.step()
+        warnings.filterwarnings("ignore", message=r".*`lr_scheduler.step\(\)` before")
+        trainer.lr_scheduler.step()
 
 
 def release(trainer: Any) -> None:
