@@ -1,6 +1,4 @@
-"""DeepSpeed: full optimizer state out of ZeRO and into it, a look at the gradient before its step,
-and a module with nothing of it left.
-"""
+"""DeepSpeed: full optimizer state out and in, a look at gradients, a module without its traces."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,9 +12,7 @@ from coevolve.libraries.hooks import hooks, require, warn_of_untested
 from coevolve.libraries.torch import renew_parameters
 
 MASTER = "master"
-"""The float32 copy of a parameter that DeepSpeed steps where the parameter itself is of lower
-precision.
-"""
+"""The float32 copy of a parameter of lower precision, which DeepSpeed steps."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -139,9 +135,7 @@ class Zero:
         return zero.GatheredParameters(list(parameters), enabled=self.stage == 3)
 
     def say_undivided(self, model: Any) -> None:
-        """Let a model beside the trained one pass, where TRL asks its output layer whether it is
-        gathered.
-        """
+        """Let another model pass where TRL asks its output layer whether it is gathered."""
         if self.stage == 3:
             from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
@@ -179,9 +173,7 @@ class Zero:
         unset_hf_deepspeed_config()
 
     def _create_moments(self, step: float) -> None:
-        """Give torch's optimizer the entries that it would create at its first step, so that they
-        can be filled.
-        """
+        """Give torch's optimizer the entries of its first step, so that they can be filled."""
         zero = self.engine.optimizer
         stage3 = self.stage == 3
         name = "fp32_partitioned_groups_flat" if stage3 else "single_partition_of_fp32_groups"
@@ -194,8 +186,8 @@ class Zero:
             self._link_moments()
 
     def _link_moments(self) -> None:
-        """Let each parameter know its part of the moments. DeepSpeed does it once, after the step of
-        the first parameter group, when the later ones have no moments yet.
+        """Let each parameter know its part of the moments. DeepSpeed does it once, after the step
+        of the first parameter group, when the later ones have no moments yet.
         """
         zero = self.engine.optimizer
         zero._hp_optimizer_states_linked = False

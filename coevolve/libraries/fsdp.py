@@ -1,6 +1,4 @@
-"""FSDP2 of torch.distributed: parameters whole for a while, and a module with nothing of it left,
-for which torch has no call.
-"""
+"""FSDP2: parameters whole for a while, and a module without its traces, as torch has no call."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,11 +52,12 @@ def check(model: torch.nn.Module) -> None:
 
 @contextmanager
 def whole(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, a model under FSDP2 is a plain one with full parameters; does nothing to any other.
+    """Inside, a model under FSDP2 is a plain one with full parameters. Entering is a collective
+    call.
 
-    Entering is a collective call. The hooks must go even though they would gather nothing then:
-    FSDP2 notes the order of all forward passes to prefetch by it in the next backward pass, and the
-    processes' orders would differ; and `state_dict` would divide the parameters again.
+    The hooks must go even though they would gather nothing then: FSDP2 notes the order of all
+    forward passes to prefetch by it in the next backward pass, and the processes' orders would
+    differ; and `state_dict` would divide the parameters again.
     """
     divided = divided_modules(model)
     for module in divided:
@@ -72,17 +71,13 @@ def whole(model: torch.nn.Module) -> Iterator[None]:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """A copy without gradient, of all of it where this process has a part. A collective call under
-    FSDP2.
-    """
+    """A copy without gradient, of all of it where this process has a part. A collective call."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
 
 
 def divided_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """The optimizer's entry for a parameter, divided as FSDP2 divides the parameter; scalars belong
-    to all.
-    """
+    """The optimizer's entry, divided as FSDP2 divides its parameter; scalars belong to all."""
     if not isinstance(parameter, DTensor) or value.dim() == 0:
         return value
     value = value.to(parameter.device)

@@ -31,8 +31,7 @@ class Hook:
     it in the class's instances.
 
     Attributes:
-        owner: where it stands, `module` or `module:Class`; of an instance's attribute, its class.
-        name: its name there.
+        owner: `module` or `module:Class`; of an instance's attribute, its class.
         purpose: what it does for this package, as the end of "..., by which".
         parameters: the first ones of what is called or overridden, in order; whatever follows must
             have a default. None for what is not called.
@@ -106,9 +105,7 @@ def hooks_of(kind: type) -> list[Hook]:
 
 
 def overridden(hook: Hook, by: str) -> Callable[..., Any]:
-    """A method that stands in the place of a library's and calls `by`; the instance notes in
-    `called` that it was called.
-    """
+    """A method in a library's place that calls `by`, and is noted in the instance's `called`."""
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.called.add(hook.name)

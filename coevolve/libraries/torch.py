@@ -37,9 +37,7 @@ def with_part(module: torch.nn.Module, name: str, part: torch.nn.Module) -> torc
 
 
 def renew_parameters(model: torch.nn.Module, whole: Callable[[torch.nn.Parameter], Tensor]) -> None:
-    """Put a new parameter in the place of each, with the value that `whole` gives; a tied weight
-    stays tied.
-    """
+    """Put a new parameter with the value of `whole` in each one's place; a tied weight stays tied."""
     fresh: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -56,9 +54,7 @@ def renew_parameters(model: torch.nn.Module, whole: Callable[[torch.nn.Parameter
 
 @contextmanager
 def without_hooks(modules: Iterable[torch.nn.Module], *, before: bool = False) -> Iterator[None]:
-    """Inside, nothing else runs when one of the modules is called or asked for its weights; with
-    `before`, nothing before it is called.
-    """
+    """Inside, calls and `state_dict` of the modules run no hooks; if `before`, no pre-hooks."""
     kinds = _HOOKS[:1] if before else _HOOKS
     places = [getattr(module, kind) for module in modules for kind in kinds]
     hooks = [dict(place) for place in places]

@@ -1,6 +1,4 @@
-"""transformers: the layers of its caches, what a configuration does not say in public, and the
-state of a Trainer's loop.
-"""
+"""transformers: its caches' layers, what configurations keep private, a Trainer's loop."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -74,11 +72,8 @@ def holds_adapter(model: Any) -> bool:
 
 
 class OpenTrainer(_Trainer):
-    """A mixin before a Trainer: the state of its loop under names of our own.
-
-    Attributes:
-        called: names of the hooks that the library has called.
-        gradient: the norm of this step's gradient before clipping; None until it is known.
+    """A mixin before a Trainer: the state of its loop under names of our own, the hooks that the
+    library has `called`, and the norm of this step's `gradient` before clipping, once known.
     """
 
     args: Any
@@ -101,9 +96,7 @@ class OpenTrainer(_Trainer):
         return norm
 
     def take_gradient(self) -> float:
-        """The norm of this step's gradient, just before the step is taken; LibraryError if the loop
-        did not ask for it.
-        """
+        """The gradient's norm, just before the step; LibraryError if the loop did not ask for it."""
         gradient, self.gradient = self.gradient, None
         if gradient is None:
             raise GRADIENT.lost("is no longer called")

@@ -1,6 +1,4 @@
-"""TRL: its SFT and GRPO trainers with what they keep to themselves under names of our own, and the
-head that they put on a model.
-"""
+"""TRL: what its SFT and GRPO trainers keep to themselves, and the head that they put on a model."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,14 +9,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer, SFTTrainer
 
-from coevolve.libraries.hooks import (
-    Hook,
-    hooks,
-    hooks_of,
-    overridden,
-    require,
-    warn_of_untested,
-)
+from coevolve.libraries.hooks import Hook, hooks, hooks_of, overridden, require, warn_of_untested
 from coevolve.libraries.transformers import OpenTrainer
 
 _UTILS, _SFT, _GRPO = "trl.trainer.utils", "trl:SFTTrainer", "trl:GRPOTrainer"
@@ -34,9 +25,7 @@ VLLM = hooks(
 )
 SCORED, REWARDED, LOG_PROBS = METHODS = (
     *hooks(
-        _GRPO,
-        "PPO and RLOO put in their own advantages",
-        "_generate_and_score_completions(inputs)",
+        _GRPO, "PPO and RLOO put in their own advantages", "_generate_and_score_completions(inputs)"
     ),
     *hooks(
         _GRPO,
@@ -56,11 +45,8 @@ ROLLOUT = Hook(_GRPO, "rollout_func", "completions follow from seed, place and w
 
 @contextmanager
 def only_asked_for(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, the fused head computes only the positions that have a label, on a CPU too; after it,
-    the model has no fused head.
-
-    TRL does so where there is Triton, and computes all positions elsewhere, for the sake of
-    accelerators that recompile when shapes change.
+    """Inside, the fused head computes only the positions that have a label, on a CPU too, where TRL
+    computes all for the sake of accelerators that recompile; after it, the model has no such head.
     """
     require(HEAD)
     from trl.trainer import utils
@@ -149,9 +135,7 @@ class OpenGRPOTrainer(Open, GRPOTrainer):
         return super()._calculate_rewards(*args)
 
     def log_probs(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Of a batch's completions, (B, T) in nats; then their entropies, and the loss of a mixture
-        of experts, where they are asked for.
-        """
+        """Of completions, (B, T) in nats; then, where asked for, entropies and experts' loss."""
         return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -170,8 +154,8 @@ class OpenGRPOTrainer(Open, GRPOTrainer):
     def vllm_completions(
         self, prompt_ids: list[list[int]], group: int
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """Completions by vLLM, to which TRL has sent the policy's weights, and their log-
-        probabilities; of the prompts, `group` in a row are the same.
+        """By vLLM, which has the policy's weights, with log-probabilities; `group` prompts are
+        alike.
         """
         _, completion_ids, log_probs, _ = self.vllm_generation.generate(
             prompts=prompt_ids, images=None, num_generations=group

@@ -11,13 +11,8 @@ Draft = TypeVar("Draft")
 
 @dataclass(frozen=True)
 class Check(Generic[Draft]):
-    """One thing that is looked at.
-
-    Attributes:
-        name: for people.
-        look: gives the problems it finds, or raises one; leaves in the draft what it built.
-        needs: attributes of the draft that checks before it leave; where one is missing there is
-            nothing to look at.
+    """One thing that is looked at: `look` gives or raises problems, and leaves in the draft what it
+    built. Without the draft's attributes in `needs`, there is nothing to look at.
     """
 
     name: str
@@ -26,12 +21,7 @@ class Check(Generic[Draft]):
 
 
 def preflight(draft: Draft, checks: Sequence[Check[Draft]]) -> Draft:
-    """Make every check, and return the draft with what they built.
-
-    Raises:
-        CoevolveError: the problem, where there is one.
-        PreflightError: all of them, where there are several.
-    """
+    """Make every check, and return the draft; raise the problem, or PreflightError of several."""
     problems = [
         problem
         for check in checks

@@ -45,13 +45,7 @@ class Dialogues:
 
 @dataclass(frozen=True)
 class Needs:
-    """Tokens that an example takes, without what the models will write.
-
-    Attributes:
-        connector: of the connector's prompt.
-        estimator: of the estimator's prompt around empty features.
-        response: of the golden response.
-    """
+    """Tokens of an example: the connector's prompt, the estimator's without features, the response."""
 
     connector: int
     estimator: int
@@ -112,12 +106,8 @@ def world_seed(recipe: Recipe) -> int:
 
 
 def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
-    """The examples that fit and are asked for.
-
-    Raises:
-        TooLongError: one does not fit `model.max_length`, and `data.over_long` is `error`; the
-            longest is named.
-        DataError: a text of one is unknown to a tokenizer; or none of a split fits.
+    """The examples that fit and are asked for. TooLongError names the longest of those that do not
+    fit, if `data.over_long` is `error`; DataError: a text is unknown to a tokenizer, or none fits.
     """
     sifted, room, limit = Sifted(), recipe.model.max_reasoning_tokens, recipe.model.max_length
     longer: dict[str, dict[str, int]] = {}
@@ -160,11 +150,7 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
 
 
 def divide(recipe: Recipe, corpus: Corpus, sifted: Sifted) -> Dialogues:
-    """Training, validation and test examples; the validation part is taken from IDTrain by seed.
-
-    Raises:
-        DataError: IDTrain is too small for the validation part.
-    """
+    """Training, validation (from IDTrain, by seed) and test examples; DataError if too few."""
     tests = {name: rows for name, rows in sifted.splits.items() if name != TRAIN_SPLIT}
     train = sifted.splits[TRAIN_SPLIT]
     if len(train) <= recipe.data.validation:

@@ -1,6 +1,4 @@
-"""Base models by their configuration and files alone, and adapters on a copy of the model that has
-no weights.
-"""
+"""Base models by configuration and files alone, and adapters on a copy without weights."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,13 +22,7 @@ from coevolve.worlds.tiny import tiny_config, tiny_tokenizer
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is known of a base model before its weights are loaded.
-
-    Attributes:
-        source: as the recipe names it.
-        config: of transformers.
-        tokenizer: with a padding token.
-    """
+    """What is known of a base model before its weights are loaded."""
 
     source: str
     config: Any
@@ -43,11 +35,7 @@ class BaseFacts:
 
 
 def read_base(recipe: Recipe, source: str) -> BaseFacts:
-    """Configuration and tokenizer of a base model, and a look at whether its weights are whole.
-
-    Raises:
-        ArtifactError: it is not to be had, or a file of it is missing or damaged.
-    """
+    """Configuration and tokenizer of a base model, once its weights look whole; ArtifactError."""
     if source == "tiny":
         shape = recipe.model.tiny
         tokenizer = tiny_tokenizer(vocabulary())
@@ -66,11 +54,7 @@ def read_base(recipe: Recipe, source: str) -> BaseFacts:
 
 
 def empty_model(recipe: Recipe, base: BaseFacts) -> PreTrainedModel:
-    """The base model on the meta device: every module, and no weight.
-
-    Raises:
-        ArtifactError: transformers cannot build it, or not with this attention implementation.
-    """
+    """The base model on the meta device, every module and no weight; ArtifactError."""
     what = f"model.base: the model {base.source!r} cannot be built"
     with explained(what, "Give a causal language model"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
@@ -81,11 +65,7 @@ def empty_model(recipe: Recipe, base: BaseFacts) -> PreTrainedModel:
 
 
 def adapter_config(own: RoleModel) -> LoraConfig:
-    """What a role with an adapter begins with: a new one, or one that there is.
-
-    Raises:
-        ArtifactError: the one that there is cannot be read.
-    """
+    """What a role with an adapter begins with: a new one, or one that there is."""
     if own.adapter is not None:
         return existing_config(Path(own.adapter))
     assert own.lora is not None  # a recipe fills it in
@@ -113,9 +93,7 @@ def look_at_adapters(recipe: Recipe, bases: Mapping[str, BaseFacts]) -> Iterator
 
 
 def _look_at_adapter(model: PreTrainedModel, config: LoraConfig, field: str) -> None:
-    """Raise RecipeError unless every name in an adapter's configuration means something in the
-    model.
-    """
+    """Raise RecipeError unless every name in an adapter's configuration means something here."""
     layers: Any = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     chosen = config.layers_to_transform
     for layer in [chosen] if isinstance(chosen, int) else chosen or []:

@@ -22,22 +22,17 @@ from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
 
 Group = tuple[str, Sequence[Example]]
-"""Examples whose responses are scored in one another's contexts, behind what to call them in an
-error.
-"""
+"""What to call them in an error, and examples whose responses meet one another's contexts."""
 
 
 @dataclass
 class PlannedScoring:
-    """Scoring that is about to begin.
+    """Scoring that is about to begin; the checks fill in what comes last.
 
     Attributes:
-        estimator: its directory.
-        device: as the user named it.
         offered: the groups, each after a look at its pairs; an example alone is a group.
         responses: of each sample_ID, every one that will be scored.
         writes_reasoning: whether the connector will write, and needs room for it.
-        groups, manifest, renderers, positions: filled in by the checks, the last two by role.
     """
 
     estimator: Path

@@ -1,6 +1,4 @@
-"""Traces that need no teacher to be asked, and whether traces leave an example within the models'
-room.
-"""
+"""Traces that need no teacher to be asked, and whether they leave an example within the room."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,12 +15,7 @@ from coevolve.teachers.traces import read_traces
 def given_traces(
     recipe: Recipe, examples: Sequence[Example], prompts: PromptSet, corpus: Corpus
 ) -> dict[str, str] | None:
-    """The traces of the data's own rows or of a user's file, by sample_ID; None where a teacher is
-    to be asked.
-
-    Raises:
-        DataError: a trace is missing or malformed; the example is named.
-    """
+    """The data's own traces or a user's file's, by sample_ID, or DataError; None: ask a teacher."""
     if recipe.traces.teacher == "dataset":
         return {example.sample_id: _own_trace(example, prompts) for example in examples}
     if recipe.traces.teacher == "file":
@@ -38,11 +31,8 @@ def fit_traces(
     renderers: Renderers,
     needs: Mapping[str, Needs],
 ) -> tuple[list[Example], list[str], LeftOut | None]:
-    """The examples that fit `model.max_length` with their trace, these traces, and what was left
-    out.
-
-    Raises:
-        TooLongError: one does not fit, and `data.over_long` is `error`; or none does.
+    """The examples that fit `model.max_length` with their trace, these, and what was left out;
+    TooLongError where that is not accepted, or nothing fits.
     """
     connector, estimator = renderers[CONNECTOR], renderers[ESTIMATOR]
     kept, longer = [], {}

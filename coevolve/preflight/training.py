@@ -42,12 +42,9 @@ class Training:
     """A run that is about to begin: what is known of it, filled in check by check.
 
     Attributes:
-        recipe: checked by itself.
-        environ: where a teacher's key is looked up.
         asks_teacher: whether the teacher may still have to be asked.
         corpus: the data as it was read.
         bases: by their name in the recipe.
-        renderers: of each role.
         sifted: the splits after measuring and limits, with what was left out.
         data: the examples, divided.
         responses: of the models to be judged, by name and sample_ID.

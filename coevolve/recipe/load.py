@@ -17,14 +17,8 @@ EXTENDS = "extends"
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at `source`, changed by the overrides and checked.
-
-    Args:
-        source: a recipe's folder (with `config.yaml` in it) or a YAML file.
-        overrides: `dotted.key=value` each; the value is read as YAML.
-
-    Raises:
-        RecipeError: no such recipe, not YAML, an unknown key, or a value that is not accepted.
+    """The recipe at `source`, a folder with `config.yaml` or a YAML file, changed by the overrides,
+    `dotted.key=value` with a value in YAML, and checked; else RecipeError.
     """
     try:
         path = Path(source) / CONFIG if is_folder(source) else Path(source)
@@ -39,12 +33,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The values of a YAML file, over those of the file that it `extends`, if it names one beside
-    it.
-
-    Args:
-        above: the files that extend this one, one by the other.
-    """
+    """The values of a YAML file, over those of the one that it `extends`; `above` extend this one."""
     values = parse_yaml(read_text(plain_file(path, at_most=4 * LARGEST)), str(path))
     if not isinstance(values, dict):
         raise RecipeError(
@@ -75,11 +64,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe that `values` describe.
-
-    Raises:
-        RecipeError: names `where`, the field, what was found and what is accepted.
-    """
+    """The recipe of these values; RecipeError says where, which field, what was found and accepted."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

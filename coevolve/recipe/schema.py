@@ -29,9 +29,7 @@ class WorldData(Section):
     """The synthetic world whose truth is known (`coevolve.worlds`)."""
 
     seed: Seed | None = None
-    """Which world: its tables, its distribution P and the shifted ones. By default the run's own
-    seed.
-    """
+    """Which tables, distribution P and shifted ones. By default the run's own seed."""
     train: Annotated[int, Field(gt=0, le=1_000_000)] = 4096
     """Examples in IDTrain, each with the teacher's trace."""
     test: Annotated[int, Field(ge=2, le=1_000_000)] = 512
@@ -46,21 +44,16 @@ class Data(Section):
     path: PathText | None = None
     """A file or folder in the RPGBench layout (JSON, JSONL, or saved `datasets`)."""
     hub: str | None = None
-    """A hub dataset: YongqiLi/RPGBench, google/Synthetic-Persona-Chat, or one whose splits are
-    named as ours.
-    """
+    """YongqiLi/RPGBench, google/Synthetic-Persona-Chat, or one with splits named as ours."""
     world: WorldData | None = None
     validation: Annotated[int, Field(ge=2, le=LARGEST)] = 128
-    """Examples taken from IDTrain, by seed, to gate the phases. They are trained on by nothing. Two
-    at least: their reasonings are exchanged for a diagnosis, and a single one has no standard
-    error.
+    """Examples taken from IDTrain, by seed, to gate the phases; nothing trains on them. Two at least:
+    their reasonings are exchanged for a diagnosis, and one has no standard error.
     """
     limit: dict[str, Positive] = Field(default_factory=dict)
     """At most so many examples of a split, the first by seed. Counted in the log."""
     over_long: Literal["error", "drop"] = "error"
-    """What to do with an example that does not fit `model.max_length`: stop and name it, or drop
-    and count it.
-    """
+    """For an example beyond `model.max_length`: stop and name it, or drop and count it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,21 +88,15 @@ class Traces(Section):
     base_url: str | None = None
     """For `endpoint`: for example http://localhost:8000/v1 for a vLLM server."""
     api_key_env: str | None = None
-    """For `endpoint`: the environment variable that holds the key. The key itself is never written
-    down.
-    """
+    """For `endpoint`: the environment variable of the key, which is never written down."""
     keywords: Literal["context", "telling"] = "telling"
-    """For `rules`: keywords from those that also stand in the context, or the most telling ones of
-    the response.
-    """
+    """For `rules`: keywords that also stand in the context, or the response's most telling ones."""
     max_keywords: Count = 3
     """For `rules`: how many keywords at most."""
     max_new_tokens: Positive = 1024
     """For `local` and `endpoint`."""
     on_failure: Literal["error", "drop"] = "error"
-    """What to do with an example for which the teacher gives no well-formed trace after several
-    attempts.
-    """
+    """For an example of which the teacher gives no well-formed trace after several attempts."""
 
     @model_validator(mode="after")
     def _complete(self) -> "Traces":
@@ -163,14 +150,10 @@ class Writing(Section):
 
 
 class CrossFit(Writing):
-    """Before the estimator's cold start, connectors write reasonings for the examples that they
-    were not trained on: such as the estimator will meet.
-    """
+    """Connectors write, before the estimator's cold start, for examples not trained on."""
 
     cross_fit: Annotated[int, Field(ge=2, le=100)] = 2
-    """Parts of the examples, by seed. A connector that was trained on all others, as by
-    `cold_start.connector`, writes for each.
-    """
+    """Parts of the examples, by seed; for each writes a connector trained on all others."""
     connector: Literal["all", "last"] = "all"
     """Which connector goes on: one trained on all examples, or the last that wrote, at no cost."""
 
@@ -185,17 +168,13 @@ class CrossFit(Writing):
 
 
 class ColdStart(Section):
-    """SFT of both models before the first round: of the connector on the teacher's traces, of the
-    estimator on them or on what `refresh` wrote.
-    """
+    """SFT before the first round: the connector on traces, the estimator on them or `refresh`."""
 
     connector: Sft
     refresh: CrossFit | None = None
     """For example {samples: 2, temperature: 0.7}. None is the traces themselves."""
     direct: Sft | None = None
-    """The estimator as q(y | x), without reasoning, before it learns to read any. The baseline
-    without reasoning begins with the same.
-    """
+    """The estimator as q(y | x) first, as the baseline without reasoning begins too."""
     estimator: Sft
 
 
@@ -210,9 +189,7 @@ class Baselines(Section):
     """What the full run is compared with. Each is one flag."""
 
     without_corl: bool = True
-    """Cold start only, the estimator trained on for as many updates as in the rounds, on the
-    reasonings of the cold start.
-    """
+    """Cold start only, with the rounds' estimator updates, on the cold start's reasonings."""
     without_reasoning: bool = True
     """q2(y | x) trained alone, with as many updates and the same learning rates."""
     ensemble: Annotated[int, Field(ge=0, le=100)] = 0
@@ -221,9 +198,7 @@ class Baselines(Section):
     log-mean is what a mixture or marginal of as many parts is fairly compared with.
     """
     oracle: bool = False
-    """Perplexity of the cold-started estimator shown the teacher's own features of the test
-    responses: a ceiling.
-    """
+    """The cold-started estimator shown the teacher's features of the test responses: a ceiling."""
 
     @model_validator(mode="after")
     def _ensemble_has_a_first(self) -> "Baselines":
@@ -241,18 +216,14 @@ class Evaluation(Section):
     token_budget: Positive = 16384
     """Tokens of one forward pass in scoring and generation."""
     marginal_samples: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Also report the marginal over so many sampled reasonings, and the equal ensemble of the
-    baseline.
-    """
+    """Also the marginal over so many sampled reasonings, and the baseline's equal ensemble."""
 
 
 class Remid(Section):
     """The R-EMID table at the end of the run."""
 
     responses: dict[str, PathText] = Field(default_factory=dict)
-    """Name -> JSONL of {sample_ID, response} of a role-playing model. In the synthetic world, None
-    are needed.
-    """
+    """Name -> JSONL of {sample_ID, response} of a role-playing model; the world needs none."""
     negatives: Positive | Literal["all"] = 1000
     """Mismatched pairs per subset; the same ones for golden and every model."""
 
@@ -275,14 +246,10 @@ class Export(Section):
 
 
 class Checkpoints(Section):
-    """What a killed run goes on from. One is written after every phase, and now and then inside
-    long ones.
-    """
+    """What a killed run goes on from; written after every phase, and inside long ones."""
 
     every_minutes: PositiveAmount = 5.0
-    """Inside a phase, at most so long after the last one. A run that is asked to stop writes one on
-    its way out.
-    """
+    """Inside a phase, at most so long after the last one. A run told to stop also writes one."""
     every_steps: Positive | None = None
     """Inside a phase, also every so many optimizer steps."""
     keep: Positive = 3
@@ -295,9 +262,8 @@ class Logging(Section):
     report_to: list[str] = Field(default_factory=list)
     """Trackers, by the names of TRL's `report_to`: wandb, tensorboard, trackio, mlflow, ..."""
     project: str | None = None
-    """Where the trackers put the run. None is `coevolve`, or for wandb what WANDB_PROJECT says.
-    (The run is called by the recipe's name, or for wandb by WANDB_NAME; WANDB_ENTITY is heeded
-    too.)
+    """Where the trackers put the run. None is `coevolve`, or wandb's WANDB_PROJECT. (The run has the
+    recipe's name, or WANDB_NAME; WANDB_ENTITY is heeded too.)
     """
     every: Positive = 10
     """Log the trainers' figures every so many steps."""
@@ -311,9 +277,7 @@ class Recipe(Section):
     name: str
     seed: Seed = 0
     prompts: Literal["roleplay", "brief", "world", "roleplay-0.3", "brief-0.3"] = "roleplay"
-    """Which words the models are shown (`coevolve.prompts.sets`); those of 0.3 are for runs that
-    were begun with it.
-    """
+    """Which words models are shown (`coevolve.prompts.sets`); 0.3's are for runs begun with it."""
     data: Data
     model: Model
     traces: Traces = Traces()

@@ -9,9 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from coevolve.registry import CUSTOM, HOW_TO_NAME_ONES_OWN, IMPORT_PATH
 
 LARGEST = 10**9
-"""Of all numbers without a bound of their own. Beside a larger one, float32 has no digits left for
-a 1.
-"""
+"""Where there is no other bound. Beside a larger number, float32 has no digits left for a 1."""
 
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -32,9 +30,7 @@ def _path(text: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_path)]
-"""A path, or a name that stands for one. A leading `~` is written out when the recipe is read, and
-nowhere later.
-"""
+"""A path, or a name that stands for one; a leading `~` is written out on reading, only."""
 
 
 def one_of(*names: str) -> AfterValidator:

@@ -32,14 +32,8 @@ _CORE = {
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of YAML text.
-
-    Args:
-        where: what to call the text in an error: a file, or an override.
-
-    Raises:
-        RecipeError: it is not YAML, has a tag or a key twice, or is longer, deeper or larger (with
-            every alias written out) than is accepted. The message names the line.
+    """The value of YAML text, called `where` in errors; RecipeError, naming the line, for what is
+    not YAML, has a tag or a key twice, or is longer, deeper or larger than is accepted.
     """
     if len(text) > LARGEST:
         raise RecipeError(
@@ -90,9 +84,7 @@ class _Composer(yaml.SafeLoader):
 
 
 class _Values:
-    """Makes values of nodes. An alias gives a value of its own, so that no two places of a recipe
-    are one object.
-    """
+    """Makes values of nodes; an alias gives one of its own, so that no two places share an object."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -67,11 +67,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Add format, version, the hash of every file below `folder` and the identity; write the
-    manifest last.
-
-    A manifest that has an identity already keeps it.
-    """
+    """Add format, version, file hashes and identity (unless it has one); write the manifest last."""
     files = {name: sha256_file(folder / name) for name in _files(folder)}
     complete = {"format": FORMAT, "version": VERSION, **manifest, "files": files}
     complete.setdefault("identity", identity(complete))
@@ -80,23 +76,16 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity(manifest: Mapping[str, Any]) -> str:
-    """The SHA-256 of a manifest without its field `identity`, whatever the order and layout of its
-    JSON.
-    """
+    """The SHA-256 of a manifest without its field `identity`, in canonical JSON."""
     rest = {name: value for name, value in manifest.items() if name != "identity"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
-    """The manifest of an estimator directory, after a check that it is what it says.
+    """The manifest of an estimator directory that is what it says, or ArtifactError.
 
-    Args:
-        verify: compute the SHA-256 of every file. What costs no reading is checked in any case.
-
-    Raises:
-        ArtifactError: no estimator, an unknown version, an unusable field; a file that is missing,
-            unlisted, damaged or pickled; or parts that contradict one another.
+    The SHA-256 of every file is computed if `verify`; what costs no reading is checked anyway.
     """
     folder = Path(folder)
     manifest = _parsed(folder)
@@ -116,11 +105,7 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
 
 
 def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
-    """The prompts of an estimator directory's manifest.
-
-    Raises:
-        ArtifactError: they are missing, or hold what a prompt set may not.
-    """
+    """The prompts of an estimator's manifest; ArtifactError where they are not what they must be."""
     try:
         prompts: Any = manifest.get("prompts")
         return PromptSet.from_dict(prompts)
@@ -147,12 +132,8 @@ def role_entry(
     """What a manifest says of a role.
 
     Args:
-        parent: as `Origin.parent` gives it.
-        base_folder: where the base model lies in the estimator directory; None where it is not
-            included.
-        tokenizer: its folder there.
-        settings: of the base model that the role stands on (`base_settings`); None where it was
-            trained whole.
+        base_folder: where the base model lies in the directory; None where it is not included.
+        settings: of the base model (`base_settings`); None where the role was trained whole.
         fingerprint: of the role's own weights; None where it has none.
     """
     return {
@@ -176,9 +157,7 @@ def reasoning_entry(max_new_tokens: int, no_repeat_ngram: int = 0) -> dict[str, 
 
 
 def copy_model(source: Path, target: Path) -> None:
-    """Copy a base model (a folder, or a hub id's snapshot) with all that `from_pretrained` reads of
-    it.
-    """
+    """Copy a base model (a folder, or a hub id's snapshot), all that `from_pretrained` reads."""
     kinds = (".safetensors", ".json", ".jinja", ".py")
     source = snapshot(str(source), [f"*{kind}" for kind in kinds])
     target.mkdir()
@@ -188,9 +167,7 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def _parsed(folder: Path) -> dict[str, Any]:
-    """The manifest with every field checked by itself, as version 3 has it but for what older ones
-    did not record.
-    """
+    """The manifest, each field checked by itself, as version 3 would have it."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(
@@ -223,9 +200,7 @@ def _parsed(folder: Path) -> dict[str, Any]:
 
 
 def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest whose fields are what they have to be, absent ones filled in; ArtifactError names
-    one that is not.
-    """
+    """A manifest of sound fields, absent ones filled in; ArtifactError names one that is not."""
     _with_fields(manifest, FIELDS, "")
     _with_fields(manifest["reasoning"], REASONING, "reasoning.")
     if manifest.get("form") is not None:
@@ -281,11 +256,7 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of an estimator directory that its manifest must list.
-
-    Raises:
-        ArtifactError: a link leads out of the directory.
-    """
+    """The files that a manifest must list; ArtifactError where a link leads out of the directory."""
     names = []
     for place, folders, files in os.walk(folder):
         if Path(place) == folder:
@@ -302,9 +273,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _leads_out(link: Path, folder: Path) -> bool:
-    """Whether a file lies elsewhere. The hub's cache keeps a snapshot's files beside it, and that
-    is accepted.
-    """
+    """Whether a file lies elsewhere, but in the hub's cache, which keeps a snapshot's beside it."""
     # Which takes a link to itself as it is.
     target, root = Path(os.path.realpath(link)), folder.resolve()
     in_hub_cache = "snapshots" in root.parts and target.parent.name == "blobs"
@@ -312,9 +281,7 @@ def _leads_out(link: Path, folder: Path) -> bool:
 
 
 def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
-    """Raise ArtifactError unless the manifest lists the files that are there, by names that stay
-    inside.
-    """
+    """Raise ArtifactError unless the manifest lists the files that are there, and those inside."""
     for name in files:
         plain = PurePosixPath(name)
         if plain.is_absolute() or ".." in plain.parts or "\\" in name or str(plain) != name:
@@ -345,9 +312,7 @@ def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
 def _check_parts(
     folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str], version: int
 ) -> None:
-    """Raise ArtifactError unless all that a role is made of is listed, and its adapter's record
-    says the same.
-    """
+    """Raise ArtifactError unless a role's parts are listed, and its adapter's record agrees."""
     tuning, base = entry["tuning"], entry["base"]
     needed = [f"{entry['tokenizer']}/tokenizer_config.json"]
     if tuning == "lora":
@@ -380,9 +345,7 @@ def _check_parts(
 def _check_fingerprints(
     folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
-    """Raise ArtifactError unless a role's weights, and a base model that lies here, have their
-    fingerprints.
-    """
+    """Raise ArtifactError unless a role's weights, and a base model here, have their fingerprints."""
     recorded, found = {}, {}
     if entry["fingerprint"] is not None:
         recorded[role] = entry["fingerprint"]

@@ -1,6 +1,4 @@
-"""A causal language model taken apart: its decoder, its head, and a cache of a prefix that many
-rows read.
-"""
+"""A causal language model taken apart: its decoder, its head, a prefix's cache for many rows."""
 
 import copy
 from dataclasses import dataclass
@@ -21,11 +19,7 @@ LENGTH_DEPENDENT_POSITIONS = ("dynamic", "longrope")
 
 
 class Backbone:
-    """A model's decoder and head apart, so that logits are computed at chosen positions only.
-
-    Args:
-        ways: those to run the model in; by default what its self-check found.
-    """
+    """A model's decoder and head apart, so that logits are computed at chosen positions only."""
 
     def __init__(self, model: torch.nn.Module, ways: Ways | None = None):
         base = bare(model)
@@ -41,9 +35,7 @@ class Backbone:
         self._output_type: Any = None
 
     def plain_from(self) -> int | None:
-        """The number of tokens from which a row's angles depend on its length, None if they never
-        do.
-        """
+        """Tokens from which on a row's angles depend on its length; None if they never do."""
         rope = getattr(self.config, "rope_parameters", None) or {}
         kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
         if any(kind.get("rope_type") in LENGTH_DEPENDENT_POSITIONS for kind in kinds):
@@ -54,9 +46,7 @@ class Backbone:
     def run(
         self, ids_BW: Tensor, mask: Tensor | None, positions_BW: Tensor | None, cache: Cache | None
     ) -> Tensor:
-        """Hidden states (B, W, H) for `logits`; the logits themselves where the decoder cannot be
-        told apart.
-        """
+        """Hidden states (B, W, H) for `logits`; logits where the decoder cannot be told apart."""
         options: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
         options = {name: value for name, value in options.items() if accepts(self.runner, name)}
         # A row by itself counts for itself, and some begin elsewhere than at 0.
@@ -71,9 +61,7 @@ class Backbone:
         return output.last_hidden_state
 
     def logits(self, hidden_KH: Tensor) -> Tensor:
-        """(K, V) by the model's own way from the decoder's output to logits, with whatever scale or
-        cap it has.
-        """
+        """(K, V) by the model's own way from hidden states to logits, whatever scale or cap it has."""
         if self.decoder is None:
             return hidden_KH
         return self._headed(hidden_KH).logits[0]
@@ -95,12 +83,11 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Frame:
-    """Prefixes that were computed, for rows to stand on. R prefixes, padded to P tokens.
+    """R prefixes that were computed, padded to P tokens, for rows to stand on.
 
     Attributes:
         cache: their keys and values; never written to.
         mask_RP: which of its positions hold a token.
-        lengths_R: tokens of each prefix.
         last_RH: the decoder's output at each prefix's last token.
     """
 
@@ -130,9 +117,7 @@ class Frame:
 
 class _Reading:
     """A cache layer that joins the rows it was asked for with new keys and values, and keeps
-    neither.
-
-    So a pass holds one layer's joined keys at a time, and the prefix's cache stays as it is.
+    neither: a pass holds one layer's joined keys at a time, and the prefix's cache stays as it is.
     """
 
     def __init__(self, layer: DynamicLayer, rows: Tensor):
@@ -163,9 +148,7 @@ class _ReadSlidingLayer(_Reading, DynamicSlidingWindowLayer):
 
 
 class _Computed(torch.nn.Module):
-    """Stands where a decoder was and gives back an output that it has. All else is asked of the
-    decoder itself.
-    """
+    """Stands for a decoder, and gives back an output that it has; the rest is the decoder's."""
 
     def __init__(self, output: Any, decoder: torch.nn.Module):
         super().__init__()

@@ -1,6 +1,4 @@
-"""Putting rows of token ids into batches, and what a model says about where it runs and how much it
-holds.
-"""
+"""Rows of token ids in batches; where a model runs, and how much it holds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +9,17 @@ from torch import Tensor
 Ids = Sequence[int]
 
 TOKEN_BUDGET = 16_384
-"""Tokens in one forward pass, padding and cached context included, unless the caller says
-otherwise.
-"""
+"""Tokens of one forward pass, padding and cached context included, by default."""
 
 
 def batches_by_tokens(
     lengths: Sequence[int], budget: int, *, cached: int = 0, enough: int | None = None
 ) -> list[list[int]]:
-    """Indices grouped so that rows times longest row stays within `budget`, longest first; a row
-    alone may exceed it.
+    """Indices grouped so that rows times longest row stays within `budget`; a row alone may exceed
+    it.
 
     Longest first, so that a batch that does not fit the memory fails at once and not after an hour.
-
-    Args:
-        cached: tokens in front of every row that count towards the budget.
-        enough: tokens, cached ones apart, beyond which a batch is not filled up though the budget
-            allows it.
+    `cached` tokens stand in front of every row; beyond `enough` others, a batch is not filled up.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -42,15 +42,7 @@ _TABLE = (
 
 
 class WorkCache:
-    """What one model answered.
-
-    Args:
-        folder: of the database that all models share.
-        fingerprint: of the model.
-
-    Attributes:
-        asked, found: how many values were asked for and found, by kind.
-    """
+    """What one model, by its fingerprint, answered; `asked` and `found` count values by kind."""
 
     def __init__(self, folder: str | Path, fingerprint: str, *, most_bytes: int = MOST_BYTES):
         self.folder = Path(folder).expanduser()
@@ -170,11 +162,8 @@ def cached_scores(
 ) -> list[np.ndarray]:
     """Token log-probabilities of each pair, of which `compute` is asked for the new ones only.
 
-    Args:
-        pairs: integer array (Q, 2) of (prompt index, response index).
-        compute: takes some of the pairs and, as `found`, what to call with the index and values of
-            each when known.
-        progress: called with the number of pairs that were in the cache.
+    `pairs` is (Q, 2), (prompt index, response index). `compute` takes some of them and, as `found`,
+    what to call with the index and values of each when known; `progress` is told of cached ones.
     """
     prompt_hash = {i: _ids_hash(prompts[i]) for i in np.unique(pairs[:, 0]).tolist()}
     response_hash = {j: _ids_hash(responses[j]) for j in np.unique(pairs[:, 1]).tolist()}
@@ -201,13 +190,9 @@ def cached_texts(
     compute: Callable[[list[int]], list[tuple[list[int], bool]]],
     progress: Callable[[int], None] | None,
 ) -> list[tuple[list[int], bool]]:
-    """Generated ids, and whether each text was finished; `compute` is asked for the indices that
-    are new.
+    """Generated ids, and whether each text was finished; `compute` is asked for those that are new.
 
-    Args:
-        settings: for each prompt whatever else its text depends on: length, stop token, seed; JSON
-            values.
-        progress: called with the number of texts that were in the cache.
+    `settings` are JSON values: whatever else than its prompt a text depends on.
     """
     keys = [
         f"text {_ids_hash(prompt)} {json.dumps(options)}"

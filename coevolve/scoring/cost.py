@@ -24,40 +24,27 @@ import torch
 from coevolve.scoring.batching import batches_by_tokens
 
 WORTH = 50
-"""A pass is long enough when it costs so many times what the pass itself costs; a longer one only
-takes more memory.
-"""
+"""A pass is long enough at so many times the cost of the pass itself; more takes memory."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Rough figures, which only have to tell cheap from dear.
-
-    Attributes:
-        balance: operations in the time in which one byte is moved.
-        start: operations in the time that it takes to start one layer.
-    """
+    """Rough figures, to tell cheap from dear: operations while a byte is moved, a layer started."""
 
     balance: float
     start: float
 
     @classmethod
     def of(cls, device: torch.device) -> "Machine":
-        """Measured on a CPU core (50 GFLOP/s, 8 GB/s, 0.1 ms); an H100's data sheet for anything
-        else.
-        """
+        """Measured on a CPU core (50 GFLOP/s, 8 GB/s, 0.1 ms); an H100's data sheet elsewhere."""
         return cls(6.0, 6e6) if device.type == "cpu" else cls(200.0, 2e10)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a model's passes, in operations.
-
-    Attributes:
-        token: of the linear layers, for a token.
-        attention: for a token that may attend to one position.
-        copied: for one cached position that is copied for a row.
-        run: of a pass, whatever its size.
+    """The cost of a model's passes, in operations: of the linear layers for a `token`, of
+    `attention` for a token and one position that it may see, of a cached position `copied` for a
+    row, and of a `run`, whatever its size.
     """
 
     token: float
@@ -119,18 +106,14 @@ class Cost:
 
 
 def _layer_configs(config: Any) -> Sequence[Any]:
-    """The configuration of each layer; of some architectures they differ, and the model's own then
-    refuses to tell.
-    """
+    """Of each layer; where they differ, the model's own configuration refuses to tell."""
     if getattr(config, "is_heterogeneous", False):
         return config.per_layer_config
     return [config] * _number(config, "num_hidden_layers")
 
 
 def _number(config: Any, name: str) -> int:
-    """0 where a layer has nothing of the kind, or says it in another form: costs only tell cheap
-    from dear.
-    """
+    """0 where a layer has nothing of the kind, or has it otherwise: costs tell cheap from dear."""
     value = getattr(config, name, 0)
     return value if isinstance(value, int) else 0
 
@@ -144,19 +127,10 @@ def arrange(
     *,
     pack: bool,
 ) -> list[list[int]]:
-    """Segments put into rows: one each, or several of a group side by side, in whatever width costs
-    least.
+    """Segments of these lengths put into rows: one each, or several of a group side by side, in
+    whatever width costs least. Only segments of one prefix (`groups`) can share a row.
 
-    Args:
-        lengths: tokens of each segment.
-        groups: the prefix that each stands on; only segments of one prefix can share a row.
-        cached: tokens of the longest prefix.
-        cost: of the model.
-        budget: tokens of a pass, cached ones included.
-        pack: whether the model can tell the segments of a row apart.
-
-    Returns:
-        Indices of the segments of each row.
+    `budget` is of a pass, the `cached` tokens of the longest prefix included.
     """
     apart = [[index] for index in range(len(lengths))]
     if not pack or len(lengths) < 2:
@@ -176,9 +150,7 @@ def arrange(
 
 
 def _side_by_side(lengths: Sequence[int], groups: Sequence[int], width: int) -> list[list[int]]:
-    """Each group in as few rows of `width` as its tokens need, the longest segment always into the
-    emptiest row.
-    """
+    """Each group in as few rows of `width` as it needs, the longest into the emptiest row."""
     members: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         members.setdefault(groups[index], []).append(index)

@@ -13,7 +13,7 @@ from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, TooLongError
 from coevolve.prompts import Renderer
 from coevolve.scoring.artifact import form_of, read_manifest, read_prompts
-from coevolve.scoring.batching import TOKEN_BUDGET, max_positions
+from coevolve.scoring.batching import TOKEN_BUDGET, Ids, max_positions
 from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint_of
 from coevolve.scoring.generate import Generation, Sampling, generate
 from coevolve.scoring.loading import load_renderers, load_roles
@@ -26,20 +26,23 @@ from coevolve.scoring.ways import ways_of
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int], None]
+Examples = Sequence[Example]
+Texts = Sequence[str]
+Written = Sequence[str | None]
+Pairs = np.ndarray
+Tick = Callable[[int], None] | None
+"""Told how many more are done."""
 Shown = Reasoning | Sequence[str | None] | None
 """A form; or one reasoning, or None, for each example; or None: the estimator's own form."""
 
 
 class ProbabilityEstimator:
-    """p(response | user persona, character, dialogue), made of q1(r | x) and q2(y | x, r) by a form.
+    """p(response | user persona, character, dialogue), of q1(r | x) and q2(y | x, r) by a form.
 
     Usually made by `from_pretrained`; training makes one around its resident models.
 
     Args:
-        roles: connector and estimator.
-        renderer: the prompts with the estimator's tokenizer.
-        connector_renderer: with the connector's, where that is of another base model.
+        connector_renderer: with the connector's tokenizer, where that is another one.
         max_new_tokens: room for a reasoning.
         no_repeat_ngram: of a greedy one, as for `generate`.
         token_budget: tokens of one forward pass.
@@ -63,15 +66,12 @@ class ProbabilityEstimator:
         manifest: dict[str, Any] | None = None,
         poll: Callable[[], None] | None = None,
     ):
-        self.roles = roles
-        self.renderer = renderer
+        self.roles, self.renderer = roles, renderer
         self.connector_renderer = renderer if connector_renderer is None else connector_renderer
-        self.max_new_tokens = max_new_tokens
-        self.no_repeat_ngram = no_repeat_ngram
-        self.token_budget = token_budget
+        self.max_new_tokens, self.no_repeat_ngram = max_new_tokens, no_repeat_ngram
+        self.token_budget, self.poll = token_budget, poll
         self.manifest = manifest or {}
         self.form = form_of(self.manifest)
-        self.poll = poll
         self.caches: dict[Role, WorkCache] = {}
 
     @classmethod
@@ -87,10 +87,10 @@ class ProbabilityEstimator:
         verify: bool = True,
         trust_remote_code: bool = False,
     ) -> "ProbabilityEstimator":
-        """Load an exported estimator.
+        """Load an exported estimator; ArtifactError where it, or its base model, is not what it
+        was.
 
         Args:
-            path: a directory that `coevolve train` or `coevolve export` wrote.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
             dtype: `float32`, `bfloat16` or `float16`.
             base: where to take the base model from, if not from where the manifest says; for each
@@ -98,31 +98,16 @@ class ProbabilityEstimator:
             quantization: how the base under adapters is held; `8bit` halves its memory and `4bit`
                 quarters it. Scores are those of training only as it was trained.
             verify: check the SHA-256 of every file, the base model's too.
-
-        Raises:
-            ArtifactError: the directory is incomplete or damaged, or the base model is another one.
         """
-        path = Path(path)
+        path, trust = Path(path), {"trust_remote_code": trust_remote_code}
         manifest = read_manifest(path, verify=verify)
-        prompts = read_prompts(manifest, path)
+        entries, date = manifest["roles"], manifest.get("template_date")
         # Before the models: it is cheap.
-        renderers = load_renderers(
-            path,
-            manifest["roles"],
-            prompts,
-            date=manifest.get("template_date"),
-            trust_remote_code=trust_remote_code,
-        )
-        roles = load_roles(
-            path,
-            manifest["roles"],
-            bases=dict.fromkeys(ROLES, base) if isinstance(base, str) else base or {},
-            quantization=quantization,
-            verify=verify,
-            dtype=dtype,
-            device=choose_device(device),
-            trust_remote_code=trust_remote_code,
-        )
+        renderers = load_renderers(path, entries, read_prompts(manifest, path), date=date, **trust)
+        bases = dict.fromkeys(ROLES, base) if isinstance(base, str) else base or {}
+        options: dict[str, Any] = {"dtype": dtype, "device": choose_device(device), **trust}
+        checks: dict[str, Any] = {"quantization": quantization, "verify": verify}
+        roles = load_roles(path, entries, bases=bases, **checks, **options)
         estimator = cls(
             roles,
             renderers[ESTIMATOR],
@@ -138,58 +123,41 @@ class ProbabilityEstimator:
     _verified = False
 
     def use_cache(self, folder: str | Path) -> None:
-        """From now on, take reasonings and scores that were computed before from `folder`, and keep
-        new ones there.
+        """From now on, keep reasonings and scores in `folder`, and take those that are there.
 
         They are found by content: the role's weights and base model by their SHA-256, precision,
         kind of device, and the ids of prompt and response. Weights that are changed afterwards are
-        not noticed.
-
-        Raises:
-            ArtifactError: the estimator was not loaded by `from_pretrained` with verified files, so
-                that nobody knows what its weights are.
+        not noticed. ArtifactError unless `from_pretrained` verified the files.
         """
         if not self._verified:
-            raise ArtifactError(
-                "A cache of work needs an estimator that from_pretrained loaded with verify=True."
-            )
+            raise ArtifactError("A cache needs an estimator from from_pretrained(verify=True).")
         for role in ROLES:
             name = fingerprint_of(self.manifest, role, self.roles.module(role).parameters())
             self.caches[role] = WorkCache(folder, name)
 
     def reason(
         self,
-        examples: Sequence[Example],
+        examples: Examples,
         *,
         seed: int | None = None,
         temperature: float = 1.0,
-        progress: Progress | None = None,
+        progress: Tick = None,
     ) -> list[str]:
         """One reasoning r for each example; the response is not looked at.
 
-        Args:
-            seed: None for greedy decoding. With a seed, a sample that depends on it and on each
-                example's sample_ID only, up to rounding of the logits.
-            temperature: of the sampling.
+        Without a seed it is greedy. With one, a sample that depends on it and on each example's
+        sample_ID only, up to rounding of the logits.
         """
-        generations = self.generate_reasoning(
-            examples, seed=seed, temperature=temperature, progress=progress
-        )
+        generations = self._generate(examples, seed, temperature, progress)
         cut = sum(not generation.finished for generation in generations)
         if cut:
             room, asked = self.max_new_tokens, len(examples)
             logger.warning("%d of %d reasonings reached max_new_tokens=%d.", cut, asked, room)
         return [self.connector_renderer.decode(generation.ids) for generation in generations]
 
-    def generate_reasoning(
-        self,
-        examples: Sequence[Example],
-        *,
-        seed: int | None = None,
-        temperature: float = 1.0,
-        progress: Progress | None = None,
+    def _generate(
+        self, examples: Examples, seed: int | None, temperature: float, progress: Tick
     ) -> list[Generation]:
-        """As `reason`, but the ids and whether each was finished."""
         render = self.connector_renderer
         prompts = [render.prompt_ids(render.connector(example)) for example in examples]
         self._require_room(CONNECTOR, examples, prompts, self.max_new_tokens, "a reasoning")
@@ -229,32 +197,28 @@ class ProbabilityEstimator:
 
     def log_prob(
         self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
+        examples: Examples,
+        responses: Texts,
         reasoning: Shown = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick = None,
     ) -> Scores:
-        """log p(y_i | x_i), shape (N,): sums in nats per response, and the number of tokens of
-        each.
+        """log p(y_i | x_i), shape (N,): sums in nats per response, and each one's number of tokens.
 
         By the estimator's own form, by another, or log q2(y_i | x_i, r_i) with the reasonings
-        given. A reasoning of None scores q2(y | x), with the prompt of that question.
-
-        Raises:
-            ValueError: the three lists differ in length, or a response is empty.
-            TooLongError: an example does not fit the model; it is named.
+        given; one of None scores q2(y | x), with the prompt of that question. Raises TooLongError,
+        naming the example, where one does not fit the model.
         """
         own = _own(examples, responses)
         return self.log_prob_pairs(examples, responses, reasoning, own, progress=progress)
 
     def token_log_probs(
         self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
+        examples: Examples,
+        responses: Texts,
         reasoning: Shown = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick = None,
     ) -> list[np.ndarray]:
         """As `log_prob`, but each response's tokens apart: N float64 arrays in nats."""
         own = _own(examples, responses)
@@ -262,16 +226,14 @@ class ProbabilityEstimator:
 
     def log_prob_pairs(
         self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
+        examples: Examples,
+        responses: Texts,
         reasoning: Shown,
-        pairs: np.ndarray,
+        pairs: Pairs,
         *,
-        progress: Progress | None = None,
+        progress: Tick = None,
     ) -> Scores:
-        """log p(y_j | x_i) for each row (i, j) of `pairs` (Q, 2): shape (Q,). Each context is
-        computed once. `reasoning` is as in `log_prob`.
-        """
+        """log p(y_j | x_i) for each row (i, j) of `pairs` (Q, 2): (Q,); contexts are computed once."""
         weights, written = self._written(examples, reasoning, progress)
         pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         scored = [self._sums(examples, responses, r, pairs, progress) for r in written]
@@ -279,12 +241,12 @@ class ProbabilityEstimator:
 
     def token_log_prob_pairs(
         self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
+        examples: Examples,
+        responses: Texts,
         reasoning: Shown,
-        pairs: np.ndarray,
+        pairs: Pairs,
         *,
-        progress: Progress | None = None,
+        progress: Tick = None,
     ) -> list[np.ndarray]:
         """As `log_prob_pairs`, but each response's tokens apart: Q float64 arrays in nats."""
         weights, written = self._written(examples, reasoning, progress)
@@ -294,15 +256,13 @@ class ProbabilityEstimator:
 
     def log_prob_matrix(
         self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
+        examples: Examples,
+        responses: Texts,
         reasoning: Shown = None,
         *,
-        progress: Progress | None = None,
+        progress: Tick = None,
     ) -> Scores:
-        """log p(y_j | x_i) for every context i and response j: sum (N, M) in nats, tokens (M,).
-        `reasoning` is as in `log_prob`.
-        """
+        """log p(y_j | x_i) for every context i and response j: sum (N, M) in nats, tokens (M,)."""
         shape = len(examples), len(responses)
         pairs = np.indices(shape).reshape(2, -1).T
         scores = self.log_prob_pairs(examples, responses, reasoning, pairs, progress=progress)
@@ -311,15 +271,14 @@ class ProbabilityEstimator:
 
     def log_prob_marginal(
         self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
+        examples: Examples,
+        responses: Texts,
         *,
         samples: int,
         seed: int,
-        progress: Progress | None = None,
+        progress: Tick = None,
     ) -> Scores:
-        """log mean_k q2(y_i | x_i, r_ik) over `samples` reasonings drawn from q1(r | x_i): shape
-        (N,), nats.
+        """log mean_k q2(y_i | x_i, r_ik) over reasonings drawn from q1(r | x_i): shape (N,), nats.
 
         A lower bound, in expectation, of log q(y | x) with r summed out, tight as `samples` grows
         (Burda et al., Importance Weighted Autoencoders, ICLR 2016).
@@ -338,9 +297,7 @@ class ProbabilityEstimator:
         return self.connector_renderer if role == CONNECTOR else self.renderer
 
     def stop_ids(self, role: Role) -> list[int]:
-        """The tokens that end a text of the role's: its template's end of turn, and those of its
-        generation config.
-        """
+        """What ends a text of the role's: its template's end of turn, and its generation config's."""
         with self.roles.acting(role) as model:
             return self.renderer_of(role).stop_ids(model)
 
@@ -354,8 +311,8 @@ class ProbabilityEstimator:
         return found
 
     def _written(
-        self, examples: Sequence[Example], reasoning: Shown, progress: Progress | None
-    ) -> tuple[Sequence[float], Sequence[Sequence[str | None]]]:
+        self, examples: Examples, reasoning: Shown, progress: Tick
+    ) -> tuple[Sequence[float], Sequence[Written]]:
         """The parts of a form: their weights, and for each a reasoning per example."""
         form = self.form if reasoning is None else reasoning
         if isinstance(form, Reasoning):
@@ -365,32 +322,21 @@ class ProbabilityEstimator:
         return [1.0], [form]
 
     def _sums(
-        self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
-        reasoning: Sequence[str | None],
-        pairs: np.ndarray,
-        progress: Progress | None,
+        self, examples: Examples, responses: Texts, written: Written, pairs: Pairs, progress: Tick
     ) -> Scores:
-        return to_scores(self._token_log_probs(examples, responses, reasoning, pairs, progress))
+        return to_scores(self._token_log_probs(examples, responses, written, pairs, progress))
 
     def _token_log_probs(
-        self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
-        reasoning: Sequence[str | None],
-        pairs: np.ndarray,
-        progress: Progress | None,
+        self, examples: Examples, responses: Texts, written: Written, pairs: Pairs, progress: Tick
     ) -> list[np.ndarray]:
         """log q2(y_j,t | x_i, r_i, y_j,<t) of each pair."""
-        shown = map(self.renderer.estimator, examples, reasoning)
+        shown = map(self.renderer.estimator, examples, written)
         prompts = [self.renderer.prompt_ids(prompt) for prompt in shown]
         targets = self._targets(responses)
         if len(pairs):
             # The longest speaks for all of them.
-            i, j = max(
-                pairs.tolist(), key=lambda pair: len(prompts[pair[0]]) + len(targets[pair[1]])
-            )
+            sizes = [len(prompts[i]) + len(targets[j]) for i, j in pairs]
+            i, j = pairs[int(np.argmax(sizes))]
             room = len(targets[j])
             self._require_room(ESTIMATOR, [examples[i]], [prompts[i]], room, "its response")
         options: dict[str, Any] = {
@@ -411,18 +357,11 @@ class ProbabilityEstimator:
     def _targets(self, responses: Sequence[str]) -> list[list[int]]:
         for index, response in enumerate(responses):
             if not response.strip():
-                raise ValueError(
-                    f"responses[{index}] is empty; a response needs at least one visible character."
-                )
+                raise ValueError(f"responses[{index}] is empty; it needs a visible character.")
         return [self.renderer.response_ids(response) for response in responses]
 
     def _require_room(
-        self,
-        role: Role,
-        examples: Sequence[Example],
-        prompts: Sequence[Sequence[int]],
-        room: int,
-        what: str,
+        self, role: Role, examples: Examples, prompts: Sequence[Ids], room: int, what: str
     ) -> None:
         with self.roles.acting(role) as model:
             limit = max_positions(model)
@@ -434,13 +373,10 @@ class ProbabilityEstimator:
                 )
 
 
-def _own(examples: Sequence[Example], responses: Sequence[str]) -> np.ndarray:
+def _own(examples: Examples, responses: Texts) -> Pairs:
     """The pairs of each example and its own response, (N, 2)."""
     if len(examples) != len(responses):
-        raise ValueError(
-            "examples and responses must be equally many; found "
-            f"{len(examples)} and {len(responses)}."
-        )
+        raise ValueError(f"{len(examples)} examples and {len(responses)} responses: give as many.")
     return np.stack([np.arange(len(examples))] * 2, axis=1)
 
 

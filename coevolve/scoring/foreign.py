@@ -20,9 +20,7 @@ _SHOWN = 200  # characters of a library's own words that an error quotes
 
 @dataclass(frozen=True)
 class _Kind:
-    """A fault that has a name, by the class of the error or of one that it was raised from, or by
-    words in it.
-    """
+    """A fault that has a name, by the class of an error, or of a cause, or by words in it."""
 
     signs: tuple[str, ...]
     found: str
@@ -95,16 +93,8 @@ _KINDS = (
 
 @contextmanager
 def explained(what: str, advice: str) -> Iterator[None]:
-    """For calls of a library that load something: all that it raises becomes one error that names
-    it.
-
-    Args:
-        what: how the sentence begins, such as "The model 'x' cannot be loaded".
-        advice: what is accepted, or what to do, where the fault is none of those that have a name.
-
-    Raises:
-        ArtifactError: the library could not load it.
-        OutOfMemoryError: it does not fit the memory.
+    """For calls of a library that load something: all that it raises becomes one ArtifactError (or
+    OutOfMemoryError) that begins with `what`, with `advice` where the fault has no name above.
     """
     try:
         yield
@@ -132,9 +122,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    """The error's own words, as a part of a sentence; its class too, where they say little without
-    it.
-    """
+    """The error's own words, as a part of a sentence; its class too, if they say little."""
     words = " ".join(str(error).split()).rstrip(".: ")
     words = words if len(words) <= _SHOWN else f"{words[:_SHOWN].rstrip()} ..."
     return words if " " in words else f"{type(error).__name__}: {words}".rstrip(": ")

@@ -37,9 +37,7 @@ DRAWN_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Generation:
-    """Generated ids, the end of turn excluded, and whether it was reached, by which token of those
-    that end one.
-    """
+    """Generated ids, whether the end of turn (not in them) was reached, and by which token."""
 
     ids: list[int]
     finished: bool
@@ -68,12 +66,10 @@ def generate(
     progress: Callable[[int], None] | None = None,
     poll: Callable[[], None] | None = None,
 ) -> list[Generation]:
-    """One continuation of each prompt.
+    """One continuation of each of R prompts, by a model in evaluation mode.
 
     Args:
-        model: a causal language model in evaluation mode.
-        prompts: R non-empty lists of ids.
-        max_new_tokens: a continuation that has not ended by then is returned with `finished=False`.
+        max_new_tokens: a continuation that has not ended by then has `finished=False`.
         stop_ids: the tokens that end a turn, as `Renderer.stop_ids` has them.
         sampling: None for greedy decoding.
         keys: R integers that, with the seed, decide each row's noise; its index by default.
@@ -122,11 +118,8 @@ def new_batch(
 
 
 class _Batch:
-    """Rows that are generated together: after a forward pass, `logits_BV` are those of the next
-    token of each.
-
-    Attributes:
-        rows: for each row still in the batch its place among the prompts.
+    """`rows` (places among the prompts) that are generated together: after a forward pass,
+    `logits_BV` are those of the next token of each.
     """
 
     @torch.no_grad()
@@ -241,9 +234,7 @@ class _Batch:
 
 
 class _Alone(_Batch):
-    """One row, through the model as it stands: behind what it gave back to remember, or as a whole
-    for every token.
-    """
+    """One row, through the model as it stands: behind what it remembers, or whole for every token."""
 
     picks = False
 
@@ -274,20 +265,14 @@ class _Alone(_Batch):
 
 
 class _Followers:
-    """What has followed each n - 1 tokens of a text that grows, so that it need not do so again.
-
-    Args:
-        size: n; with 0, nothing is kept.
-    """
+    """What followed each n - 1 tokens of a growing text, so as not to do so again; n = 0: nothing."""
 
     def __init__(self, size: int):
         self.size = size
         self.seen: dict[tuple[int, ...], list[int]] = {}
 
     def of(self, ids: Ids) -> list[int]:
-        """The tokens that would make the end of the text an n-gram which it has already. To be
-        called with each length of the text, in order.
-        """
+        """The tokens that would repeat an n-gram; to be called with each length in order."""
         if not self.size or len(ids) < self.size:
             return []
         *before, last = ids[-self.size :]
@@ -297,12 +282,7 @@ class _Followers:
 
 class _RoomyLayer(DynamicLayer):
     """A cache layer with room for what is to come; plain ones copy all they hold for each new
-    token.
-
-    Args:
-        layer: of the distinct prompts.
-        which: (B,) the prompt of each row.
-        room: tokens that will follow.
+    token. `layer` is of the distinct prompts, of which each row has the one in `which`, (B,).
     """
 
     def __init__(self, layer: DynamicLayer, which: Tensor, room: int):
@@ -351,9 +331,7 @@ class Noise(Protocol):
 
 class _GumbelNoise:
     """Makes greedy decoding a sample: argmax(logits / T + Gumbel noise) is distributed as
-    softmax(logits / T).
-
-    Each row draws from a generator of its own, so its sample is the same in any batch.
+    softmax(logits / T). Each row draws from its own generator, so alike in any batch.
     """
 
     def __init__(self, sampling: Sampling, keys: Sequence[int], max_new_tokens: int):
@@ -374,9 +352,7 @@ class _GumbelNoise:
         self.drawn = [noise_BV[places] for noise_BV in self.drawn]
 
     def _draw(self, vocabulary: int) -> None:
-        """The noise of a few tokens at once, which is the same numbers as one by one; a call costs
-        more than they.
-        """
+        """The noise of a few tokens at once, the same numbers as one by one: a call costs more."""
         steps = max(1, min(self.steps_left, DRAWN_AT_ONCE // vocabulary))
         self.steps_left -= steps
         uniform_BN = torch.stack(
@@ -391,9 +367,7 @@ class _GumbelNoise:
 
 
 def _mix(seed: int, key: int) -> int:
-    """One 63-bit seed from two numbers, so that neighbouring seeds and keys give unrelated streams
-    (splitmix64).
-    """
+    """A 63-bit seed from two numbers; neighbours give unrelated streams (splitmix64)."""
     value = (seed * 0x9E3779B97F4A7C15 + key + 1) & (2**64 - 1)
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

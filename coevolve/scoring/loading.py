@@ -1,6 +1,4 @@
-"""The parts of an estimator directory in memory: its tokenizers, and both roles on their base
-model.
-"""
+"""The parts of an estimator directory in memory: its tokenizers, and both roles on their base."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -26,13 +24,8 @@ def load_renderers(
 ) -> dict[Role, Renderer]:
     """The prompts with each role's tokenizer; one renderer where they have the same.
 
-    Args:
-        entries: of the manifest that `read_manifest` gave, by role.
-        date: likewise, `template_date`; None where it has none.
-
-    Raises:
-        ArtifactError: a tokenizer cannot be loaded or used, or has another chat template than the
-            manifest says.
+    `entries` are the manifest's, by role. Raises ArtifactError where a tokenizer cannot be used, or
+    has another chat template than the manifest says.
     """
     by_folder: dict[str, Renderer] = {}
     for entry in entries.values():
@@ -62,19 +55,16 @@ def load_roles(
     verify: bool,
     **options: Any,
 ) -> Roles:
-    """Both roles of an estimator directory.
+    """Both roles of an estimator directory, `entries` being the manifest's.
 
     Args:
-        entries: of the manifest that `read_manifest` gave, by role.
         bases: where to take a role's base model from, if not from where the manifest says.
         quantization: of base models: `as trained`, `none`, `4bit` or `8bit`.
-        verify: compare a base model that is not a part of the directory with the one that was
-            trained on.
+        verify: compare a base model outside the directory with the one that was trained on.
         options: for `load_model`.
 
     Raises:
-        ArtifactError: a base model is another one, both fingerprints are named; or the weights do
-            not fit the model.
+        ArtifactError: a base model is another one, or the weights do not fit the model.
     """
     tuning = {role: entries[role]["tuning"] for role in ROLES}
     based = [role for role in ROLES if tuning[role] != "full"]
@@ -130,11 +120,7 @@ def load_roles(
 def locate_base(
     folder: Path, role: Role, entry: Mapping[str, Any], given: str | None = None
 ) -> str:
-    """Where the model is that a role stands on: the role's own folder where it was trained whole.
-
-    Args:
-        given: where to take it from, if not from where the manifest says.
-    """
+    """Where the model is that a role stands on: its own folder, `given`, or as the manifest says."""
     base = entry["base"]
     if entry["tuning"] == "full":
         return str(folder / role)

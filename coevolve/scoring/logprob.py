@@ -30,10 +30,8 @@ def score_rows(
     What several prompts begin with is computed once.
 
     Args:
-        model: a causal language model in evaluation mode; moved nowhere, run where its parameters
-            are.
-        prompts: R prompts, each a non-empty list of ids.
-        responses: R responses, each a non-empty list of ids.
+        model: a causal language model in evaluation mode, run where its parameters are.
+        prompts, responses: R non-empty lists of ids each.
         pad_id: any valid id; padded positions are masked.
         token_budget: tokens of one forward pass, cached ones included; halved when the memory does
             not hold them.
@@ -41,8 +39,7 @@ def score_rows(
         poll: called before each pass; what it raises ends the scoring.
 
     Returns:
-        R float64 arrays in the order given; array r holds log p(y_t | prompt, y_<t) in nats, length
-        of response r.
+        R float64 arrays, log p(y_t | prompt, y_<t) in nats of each token of the response.
 
     Raises:
         TooLongError: prompt and response do not fit the model's positions.
@@ -75,18 +72,9 @@ def score_pairs(
     poll: Callable[[], None] | None = None,
     found: Callable[[list[tuple[int, np.ndarray]]], None] | None = None,
 ) -> list[np.ndarray]:
-    """Token log-probabilities of responses[j] after prompts[i] for each pair (i, j); each prompt is
-    computed once.
-
-    Args:
-        pairs: integer array (Q, 2) of (prompt index, response index), in any order, repeats
-            allowed.
-        found: called after each pass with (index of a pair, its scores) of those that are known
-            now.
-        Others as in `score_rows`.
-
-    Returns:
-        Q float64 arrays, as `score_rows` would return for the pairs written out.
+    """As `score_rows`, of responses[j] after prompts[i] for each (i, j) of `pairs` (Q, 2), in any
+    order, repeats allowed; each prompt is computed once. `found` is called after each pass with
+    (index of a pair, its scores) of those that are known now.
     """
     pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
     check_lengths(model, [prompts[i] for i, _ in pairs], [responses[j] for _, j in pairs])
@@ -126,9 +114,7 @@ def to_scores(token_log_probs: Sequence[np.ndarray]) -> Scores:
 
 
 def check_lengths(model: torch.nn.Module, prompts: Sequence[Ids], responses: Sequence[Ids]) -> None:
-    """Raise TooLongError for the first pair that the model's positions cannot hold, ValueError for
-    an empty one.
-    """
+    """Raise TooLongError for the first pair beyond the model's positions."""
     limit = max_positions(model)
     for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         if not len(prompt) or not len(response):
@@ -141,9 +127,7 @@ def check_lengths(model: torch.nn.Module, prompts: Sequence[Ids], responses: Seq
 
 
 def _different(rows: Sequence[Ids], indices: np.ndarray) -> tuple[list[Ids], list[int]]:
-    """The different ones among the rows that `indices` asks for, and for each index the place of
-    its row in them.
-    """
+    """The different rows that `indices` asks for, and for each index its row's place in them."""
     number: dict[bytes, int] = {}
     found: list[Ids] = []
     place: dict[int, int] = {}

@@ -77,9 +77,6 @@ FORM: Mapping[str, Check] = {
     "samples": _or_null(("an integer from 1 up", lambda value: type(value) is int and value >= 1)),
     "seed": _or_null(("an integer from 0 up", lambda value: type(value) is int and value >= 0)),
     "weight": _or_null(
-        (
-            "a number from 0 to 1",
-            lambda value: type(value) in (int, float) and 0 <= value <= 1,
-        )
+        ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
     ),
 }

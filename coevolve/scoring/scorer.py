@@ -56,15 +56,8 @@ LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 23, 1 << 28
 
 
 class _Segment(NamedTuple):
-    """Tokens behind a prefix, of which some predict what is scored.
-
-    Attributes:
-        pair: (prompt, response).
-        row: the prefix's row in its frame.
-        ids: its tokens.
-        start: the first position that predicts a token of the response.
-        scored: how many do, from there on: all tokens of the response, or all but the first, which
-            the prefix predicts.
+    """Tokens behind a prefix (`row` of its frame), for a `pair` of (prompt, response). From `start`
+    on, `scored` positions predict the response: all of it, or all but what the prefix predicts.
     """
 
     pair: tuple[int, int]
@@ -75,11 +68,7 @@ class _Segment(NamedTuple):
 
 
 class Scorer:
-    """Scores different pairs of different prompts and responses.
-
-    Args:
-        pairs: (prompt, response), each once.
-    """
+    """Scores different pairs of different prompts and responses."""
 
     def __init__(
         self,
@@ -180,9 +169,7 @@ class Scorer:
         return own and all(self._done(longer) for longer in prefix.below)
 
     def _score_segments(self, frame: Frame | None, segments: Sequence[_Segment]) -> None:
-        """Score them in passes of rows laid out by cost; those without tokens are predicted by the
-        frame itself.
-        """
+        """Score them in passes of rows laid out by cost; those without tokens, by the frame."""
         cached = 0 if frame is None else frame.mask_RP.shape[1]
         while segments := [segment for segment in segments if segment.pair not in self.values]:
             part = [segment for segment in segments if not segment.ids] or segments
@@ -344,20 +331,15 @@ class Scorer:
 
 
 def _padding(mask_BT: Tensor, device: torch.device) -> Tensor | None:
-    """The mask of padded positions; None where there are none, for which attention has a faster
-    way.
-    """
+    """The mask of padded positions; None, for which attention is faster, without any."""
     return None if bool(mask_BT.all()) else mask_BT.to(device)
 
 
 def _apart(
     rows: Sequence[Sequence[_Segment]], mask_BP: Tensor, width: int, dtype: torch.dtype
 ) -> Tensor:
-    """What each token may attend to, (B, 1, W, P + W): its prefix, and its own segment up to
-    itself.
-
-    Added to attention's scores: 0 where allowed, the lowest number elsewhere. Padding attends to
-    itself.
+    """What each token may attend to, (B, 1, W, P + W), its prefix and its own segment up to itself;
+    allowed is 0, the rest the lowest number elsewhere. Padding attends to itself.
     """
     owner_BW = torch.full((len(rows), width), -1)
     for place, row in enumerate(rows):

@@ -1,6 +1,4 @@
-"""The numbers that scoring gives: log-probabilities of responses with their token counts. NumPy
-only.
-"""
+"""Log-probabilities of responses with their token counts. NumPy only."""
 
 from dataclasses import dataclass
 
@@ -9,13 +7,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities of responses, each over the response's own tokens and its end-of-turn
-    token.
-
-    Attributes:
-        sum: float64, any shape; nats per response.
-        tokens: integers, broadcastable to the shape of `sum`; scored tokens per response, end of
-            turn included.
+    """Log-probabilities of responses (nats, any shape), each over the response's own tokens and its
+    end of turn, and how many `tokens` those are, broadcastable to the shape of `sum`.
     """
 
     sum: np.ndarray

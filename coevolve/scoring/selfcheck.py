@@ -57,26 +57,18 @@ times that is allowed, up to `MOST` times what stands here.
 MOST = 5
 
 CONTEXT_ON_CPU, CONTEXT_ELSEWHERE = 16, 600
-"""Tokens of the longer context: few where they cost time, elsewhere enough to cross a short window.
-"""
+"""Of the longer context: few where they cost time, else enough to cross a short window."""
 
 RESPONSES = (2, 4, 7)
 PAIRS = ((0, 0), (0, 1), (1, 1), (1, 2))
 WRITTEN = ((0, 1), (0, 1), (1, 2))
-"""Tokens of each response; pairs of (context, response) to score; those whose first tokens are
-written.
-"""
+"""Tokens of each response; (context, response) to score; those whose first tokens are written."""
 
 SEED = 20
 
 
 class Probe(NamedTuple):
-    """What is scored and written, and what plain passes say of it.
-
-    Attributes:
-        plain: for each pair the log-probabilities of the response's tokens, nats.
-        tolerance: nats by which a token may differ.
-    """
+    """What is scored and written, nats per token in a `plain` pass, and how far off is tolerated."""
 
     contexts: list[list[int]]
     responses: list[list[int]]
@@ -85,12 +77,7 @@ class Probe(NamedTuple):
 
 
 def checked(model: Any) -> Any:
-    """The model, with its ways found and kept on it; one that was checked before is left alone.
-
-    Raises:
-        ArtifactError: plain passes over it give no log-probabilities of a causal language model.
-        LibraryError: torch or transformers is not as scoring knows it.
-    """
+    """The model, its ways found and kept on it; ArtifactError where plain passes make no sense."""
     base = bare(model)
     if VERDICT not in base.__dict__:
         check_modules()
@@ -265,9 +252,7 @@ def _texts(base: Any) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def _plain(base: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """(tokens - 1,) log-probabilities of the first row's tokens, its first one apart, by one plain
-    pass.
-    """
+    """(tokens - 1,) log-probabilities of a row's tokens but the first, by a plain pass."""
     options = {"use_cache": False} if accepts(base, "use_cache") else {}
     logits = base(input_ids=torch.tensor(rows, device=device_of(base)), **options).logits[0]
     return _log_probs(logits[:-1], torch.tensor(rows[0][1:]))

@@ -15,21 +15,13 @@ import numpy as np
 from coevolve.scoring.batching import Ids
 
 MAX_DEPTH = 4
-"""Prefixes that may stand on one another; each holds a cache of its whole length while those below
-are computed.
-"""
+"""Prefixes that may stand on one another; each holds a cache while those below are computed."""
 
 
 @dataclass
 class Prefix:
-    """Tokens `start` to `end` of a prompt, to be computed behind those before `start`, which its
-    parent has.
-
-    Attributes:
-        prompt: index of a prompt that begins with it.
-        prompts: the prompts whose rows are computed on this prefix: their own tokens from `end` on
-            and a response.
-        below: the longer prefixes that are computed on this one.
+    """Tokens `start` to `end` of a prompt, to be computed behind its parent's; `prompts` have their
+    rows computed on it, and the longer prefixes `below` too.
     """
 
     prompt: int
@@ -45,11 +37,10 @@ class _Node:
 
     Attributes:
         rows: of the prompt that ends here; 0 for a node between prompts.
-        segments: runs of tokens directly behind this node, if the nodes below are kept where they
-            are worth it.
-        length, squares: sums over these segments of their tokens, responses apart, and of the
-        squares of them. leaves: rows of the node and of all below it. gain: what sharing one level
-        of prefixes among them saves.
+        segments, length, squares: runs of tokens directly behind this node, if the nodes below are
+            kept where that is worth it, and the sums of their tokens, responses apart, and squares.
+        leaves: rows of the node and of all below it.
+        gain: what sharing one level of prefixes among them saves.
     """
 
     prompt: int
@@ -79,8 +70,7 @@ def shared_prefixes(
     of long prompts is better not shared.
 
     Args:
-        prompts: different ones, each not empty.
-        rows: how many responses are scored after each, at least one.
+        rows: how many responses are scored after each prompt, at least one.
         token: what it saves not to compute one token again, in any unit.
         run: what one more forward pass costs, in the same unit.
         pair: what attention of one token to one other costs.
@@ -122,9 +112,7 @@ def shared_prefixes(
 
 
 def _add_segments(node: _Node, child: _Node, *, kept: bool) -> None:
-    """Count what stands directly behind a node: the child, if it is kept, or what stands behind the
-    child.
-    """
+    """Count what stands directly behind a node: the child, if kept, or what is behind the child."""
     count, own = (1, child.end - node.end) if kept else (child.segments, child.end - node.end)
     length, squares = (0, 0) if kept else (child.length, child.squares)
     node.segments += count

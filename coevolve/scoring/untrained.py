@@ -26,19 +26,8 @@ def export_base(
     max_new_tokens: int,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Write an estimator directory both of whose roles are the base model as it is, and return its
-    manifest.
-
-    Args:
-        base: a folder, which is copied, a packaged model, likewise, or a hub id, which is left
-            where it is.
-        prompts: what the model is shown in either role.
-        folder: to write; an estimator that is there already is replaced.
-        max_new_tokens: room for a reasoning.
-
-    Raises:
-        ArtifactError: the base model has no safetensors or no usable chat template.
-        OutputError: `folder` holds something else than an estimator, or cannot be written.
+    """Write an estimator directory both of whose roles are the base model as it is (a folder or a
+    packaged one is copied in, a hub id left where it is), and return its manifest.
     """
     path = resolve_base(base)
     folder = claim(folder, ESTIMATOR, option="--out", inputs={"--base": Path(path)}, overwrite=True)

@@ -30,14 +30,12 @@ class Ways:
     """What may be done; as it stands, nothing but plain passes.
 
     Attributes:
-        split: decoder and head may be run apart, so that logits are computed at chosen positions
-            only.
-        together: rows of different lengths may be in one pass.
-        depth: how many prefixes may stand on one another, each with a cache that several rows read;
-            0 for none.
-        packs: a row may hold several segments side by side, told apart by a mask.
-        generates: continuations are written in batches; each alone, with what the model remembers
-            of it; or each alone, with the whole row run anew for every token.
+        split: decoder and head apart, so that logits are computed at chosen positions only.
+        together: rows of different lengths in one pass.
+        depth: how many prefixes may stand on one another, each with a cache for several rows.
+        packs: several segments side by side in a row, told apart by a mask.
+        generates: in batches; each row alone, with what the model remembers of it; or each alone,
+            the whole row run anew for every token.
     """
 
     split: bool = False
@@ -127,11 +125,11 @@ def _layer_kinds(config: Any) -> set[type]:
 
 
 def _hidden_window(config: Any, kinds: set[type]) -> bool:
-    """Whether a layer sees a window that the cache does not know of, so that a model builds its
-    mask by itself.
+    """Whether a layer sees a window that the cache does not know of, under a mask of the model's
+    own.
 
-    Such a window may be counted in columns instead of positions, as GPT-Neo's is, and a real one is
-    longer than what a self-check runs.
+    It may be counted in columns instead of positions, as GPT-Neo's is, and a real one is longer
+    than what a self-check runs.
     """
     if DynamicSlidingWindowLayer in kinds or getattr(config, "layer_types", None):
         return False

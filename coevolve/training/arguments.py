@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from coevolve.training.engines import Plan
 
 
+SAME_NAME = (
+    *("learning_rate", "lr_scheduler_type", "max_grad_norm", "weight_decay", "adam_beta2"),
+    "gradient_checkpointing",
+)
+"""Options that transformers has under the recipe's names."""
+
+
 def common_arguments(
     plan: "Plan", settings: Optimization, model: torch.nn.Module, scratch: str
 ) -> dict[str, Any]:
@@ -17,19 +24,13 @@ def common_arguments(
     device = next(model.parameters()).device
     rows, accumulation = settings.micro_batch(plan.processes.count)
     return {
+        **{name: getattr(settings, name) for name in SAME_NAME},
         "output_dir": scratch,
         "max_steps": plan.steps,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.lr_scheduler_type,
         "warmup_steps": round(settings.warmup_ratio * plan.schedule.steps),
-        "max_grad_norm": settings.max_grad_norm,
-        "weight_decay": settings.weight_decay,
-        "adam_beta2": settings.adam_beta2,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": accumulation,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        # The weights' dtype is the recipe's; autocast on top of it would make scores depend on who
-        # computes them.
+        # The dtype is the recipe's; under autocast, scores would depend on who computes them.
         "bf16": False,
         "fp16": False,
         "use_cpu": device.type == "cpu",

@@ -17,9 +17,7 @@ from coevolve.training.state import COLD, DIRECT, UNTRAINED, RunState
 
 
 def baseline_parts(recipe: Recipe) -> int:
-    """In how many trainings the baselines do as many updates as the rounds: one for each
-    learning-rate schedule.
-    """
+    """How many trainings the baselines' updates are divided into: one for each rate schedule."""
     rounds = recipe.rounds
     return rounds.count if rounds.lr_schedule == "phase" else min(rounds.count, 1)
 
@@ -111,11 +109,9 @@ def _direct(context: Context) -> Rows:
 
 
 def _continue(context: Context, state: RunState, label: str, part: int, rows: Rows) -> None:
-    """SFT of the estimator for as many further updates as the rounds gave it, whether by SFT or by
-    RL.
+    """SFT of the estimator for as many further updates as the rounds gave it, by SFT or RL.
 
-    Where each phase has a learning-rate schedule of its own, part by part for each round, so that
-    the baseline's rate decays as far, and goes on with the optimizer's state as the rounds do.
+    With a schedule for each phase, part by part, so that the rate decays as far as in the rounds.
     """
     recipe, parts = context.recipe, baseline_parts(context.recipe)
     steps = state.rounds[part - 1] if parts == len(state.rounds) else sum(state.rounds)

@@ -45,51 +45,36 @@ VERSION = 1
 REMEDY = "Use another checkpoint."
 
 Written = dict[int, tuple[Weights, str, dict[str, Any]]]
-"""Of one checkpoint: id of the weights -> the weights, so that the id stays theirs; their file; its
-size and hash.
-"""
+"""Of a checkpoint: id of the weights -> the weights (so that the id stays theirs), file, hash."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint that was read and found undamaged.
-
-    Attributes:
-        folder: where it lies.
-        state: what `state.json` holds.
-        tensors: file name without suffix -> name -> tensor, on the CPU.
-    """
+    """A complete checkpoint, read and undamaged. `tensors`: file's stem -> name -> CPU tensor."""
 
     folder: Path
     state: CheckpointState
     tensors: dict[str, dict[str, Tensor]]
 
     def require_fit(self, train: int, held_out: int, pair: Mapping[Role, Weights]) -> None:
-        """Raise ArtifactError unless it is of as many training and held-out examples, and of models
-        like `pair`.
-        """
-        state, held = self.state, {}
-        held["training"] = len(state.reasoning), train
-        if state.probe is not None:
-            held["held-out (probe)"] = len(state.probe.reasoning), held_out
-        if state.gate is not None:
-            held["held-out (gate)"] = len(state.gate.reasoning), held_out
-        for what, (count, expected) in held.items():
-            if count != expected:
+        """Raise ArtifactError unless it is of as many examples, and of models like `pair`."""
+        held: list[tuple[str, Any, int]] = [("training", self.state, train)]
+        held += [("held-out (probe)", self.state.probe, held_out)]
+        held += [("held-out (gate)", self.state.gate, held_out)]
+        for what, part, expected in held:
+            if part is not None and len(part.reasoning) != expected:
+                count = len(part.reasoning)
                 raise ArtifactError(
                     f"{self.folder}: is of {count} {what} examples, and the run has {expected}. {REMEDY}"
                 )
         for role, weights in pair.items():
-            _require_alike(
-                self.folder / f"{role}.safetensors", self.tensors[role], weights, "the model"
-            )
+            file = self.folder / f"{role}.safetensors"
+            _require_alike(file, self.tensors[role], weights, "the model")
 
 
 @dataclass
 class CheckpointWriter:
-    """Writes the checkpoints into a run's directory, on its main process. Of the older ones the
-    newest `keep` stay, and the newest that holds the best pair.
-    """
+    """Writes checkpoints on the main process; keeps the newest `keep`, and the newest best."""
 
     folder: Path
     keep: int
@@ -107,16 +92,10 @@ class CheckpointWriter:
     def write(
         self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Weights], *, best: bool
     ) -> Path:
-        """Write a checkpoint and return its directory.
+        """Write a checkpoint named after what was just done; `best`: its pair is the best so far.
 
-        Args:
-            name: what has just been done, for people.
-            tensors: file name -> weights. A group that is the same object as one written before is
-                not changed since, and is linked instead of written again.
-            best: the pair in it is the best so far.
-
-        Raises:
-            ArtifactError: it cannot be written. Older checkpoints are as they were.
+        A group of `tensors` that is the same object as one written before is linked, not written.
+        Raises ArtifactError where it cannot be written; older checkpoints are as they were.
         """
         began, root = time.monotonic(), self.folder / CHECKPOINTS
         number = max(map(number_of, finished_checkpoints(self.folder)), default=0) + 1
@@ -131,7 +110,12 @@ class CheckpointWriter:
             written: Written = {}
             for group, weights in tensors.items():
                 path = temporary / f"{group}.safetensors"
-                description = self._link(path, weights, written) or _save(path, weights)
+                description = self._link(path, weights, written)
+                if description is None:
+                    save_file({name: x.contiguous() for name, x in weights.items()}, path)
+                    with open(path, "rb") as file:
+                        os.fsync(file.fileno())
+                    description = _described(path)
                 files[path.name] = description
                 written[id(weights)] = (weights, path.name, description)
             # A figure that is gathered for the log may be NaN; Python reads its own NaN back.
@@ -145,8 +129,7 @@ class CheckpointWriter:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise ArtifactError(
-                f"{final}: the checkpoint could not be written ({error}). Make room or mend the directory, and start "
-                "again: the run goes on from the checkpoint before."
+                f"{final}: cannot be written ({error}). Make room, and start again from the checkpoint before."
             ) from None
         self._last, self._written = final, written
         self._prune()
@@ -167,8 +150,10 @@ class CheckpointWriter:
         return None
 
     def _prune(self) -> None:
-        complete = finished_checkpoints(self.folder)
-        best = [path for path in complete if _holds_best(path)]
+        complete, best = finished_checkpoints(self.folder), []
+        for path in complete:
+            with suppress(ArtifactError):  # a damaged one is of no use as the best
+                best += [path] if _read(path / MANIFEST, CheckpointManifest).best else []
         for path in set(complete[: -self.keep]) - set(best[-1:]):
             # Renamed first: what is deleted halfway must not look like a checkpoint. What cannot be
             # deleted is no reason to stop; `write` tries again.
@@ -181,11 +166,9 @@ class CheckpointWriter:
 def newest_checkpoint(
     folder: Path, say: Callable[[str], None], *, before: Checkpoint | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint of a run that is undamaged, and older than `before`; what is wrong with
-    newer ones is said.
+    """The newest undamaged checkpoint older than `before`; what is wrong with newer ones is said.
 
-    Raises:
-        ArtifactError: there are checkpoints, and every one is damaged.
+    Raises ArtifactError if there are checkpoints, and every one is damaged.
     """
     complete = finished_checkpoints(folder)[::-1]
     for path in complete:
@@ -201,23 +184,18 @@ def newest_checkpoint(
         return checkpoint
     if complete:
         raise ArtifactError(
-            f"{folder / CHECKPOINTS}: all {len(complete)} checkpoints are damaged. Restore one from a backup, or give "
-            "a new --output-dir."
+            f"{folder / CHECKPOINTS}: all {len(complete)} are damaged. Restore one, or give a new --output-dir."
         )
     return None
 
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """A checkpoint, once every file fits the manifest, and fields and tensors are what they should
-    be; raises ArtifactError, naming the file, where they are not.
+    """A checkpoint whose files fit its manifest and state; ArtifactError names one that does not.
 
-    Args:
-        verify: compare the hashes; sizes are always compared.
+    Sizes are always compared, hashes if `verify`.
     """
     if not os.path.lexists(path / MANIFEST):
-        raise ArtifactError(
-            f"{path / MANIFEST}: missing, so this is no complete checkpoint. {REMEDY}"
-        )
+        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no checkpoint. {REMEDY}")
     manifest = _read(path / MANIFEST, CheckpointManifest)
     if STATE not in manifest.files:
         raise ArtifactError(f"{path / MANIFEST}: files: {STATE} is missing. {REMEDY}")
@@ -229,9 +207,7 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
                 raise ArtifactError(f"{file}: listed in the manifest but missing. {REMEDY}")
             size = file.stat().st_size
             if size != expected.bytes:
-                raise ArtifactError(
-                    f"{file}: {size} bytes, {expected.bytes} by the manifest. {REMEDY}"
-                )
+                raise ArtifactError(f"{file}: {size} bytes, not {expected.bytes}. {REMEDY}")
             if verify and sha256_file(file) != expected.sha256:
                 raise ArtifactError(f"{file}: its SHA-256 differs from the manifest's. {REMEDY}")
             if name != STATE:
@@ -263,30 +239,14 @@ def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, W
 
 
 def _require_alike(file: Path, weights: Weights, others: Weights, whose: str) -> None:
-    shapes, expected = (
-        {name: tuple(tensor.shape) for name, tensor in of.items()} for of in (weights, others)
-    )
-    odd = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
-    if odd:
-        raise ArtifactError(
-            f"{file}: {odd[0]!r} is {shapes.get(odd[0], 'missing')}, in {whose} {expected.get(odd[0], 'missing')}. "
-            f"{REMEDY}"
-        )
+    def shape(of: Weights, name: str) -> Any:
+        return tuple(of[name].shape) if name in of else "missing"
 
-
-def _save(path: Path, weights: Weights) -> dict[str, Any]:
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    return _described(path)
+    for name in sorted({*weights, *others}):
+        here, there = shape(weights, name), shape(others, name)
+        if here != there:
+            raise ArtifactError(f"{file}: {name!r} is {here}, in {whose} {there}. {REMEDY}")
 
 
 def _described(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _holds_best(path: Path) -> bool:
-    try:
-        return _read(path / MANIFEST, CheckpointManifest).best
-    except ArtifactError:
-        return False  # damaged, so of no use as the best one

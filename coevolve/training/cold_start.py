@@ -48,11 +48,7 @@ def cross_write(context: Context, state: RunState, part: int) -> None:
 
 
 def parts_of(context: Context) -> list[list[int]]:
-    """The training examples divided for cross-fitting, by seed.
-
-    Raises:
-        RecipeError: there are too few.
-    """
+    """The training examples divided for cross-fitting, by seed; RecipeError: there are too few."""
     count, settings = len(context.train), _cross_fit(context)
     if problem := settings.too_few(count):
         raise RecipeError(problem)

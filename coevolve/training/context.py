@@ -24,15 +24,10 @@ class Context:
     """The services of one run. What changes from stage to stage is in its `RunState`.
 
     Attributes:
-        data: the examples, divided.
-        train: the training examples that have a trace.
-        traces: for each of them the teacher's reasoning.
-        origins: what the roles started from.
+        train, traces: the training examples that have a trace, and the teacher's reasonings.
         estimator: for work that differs from process to process, as rewards do. The weights in it
             are those that the state says.
         distributed: the same models, for work that all processes share.
-        checkpoints: writes them.
-        truth: where the data is a synthetic world's.
         responses: of the models to be judged, by name and sample_ID.
     """
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coevolve.data.example import Example
 from coevolve.prompts import NO_REASONING, content_share, core_features
-from coevolve.scoring.estimator import ProbabilityEstimator
+from coevolve.scoring.estimator import Examples, ProbabilityEstimator, Texts
 from coevolve.scoring.roles import ROLES
 from coevolve.scoring.scores import Scores
 from coevolve.training.rewards.functions import word_overlap
@@ -37,9 +36,9 @@ DRIFT_NATS = 1.0
 
 def diagnose(
     estimator: ProbabilityEstimator,
-    examples: Sequence[Example],
-    responses: Sequence[str],
-    reasoning: Sequence[str],
+    examples: Examples,
+    responses: Texts,
+    reasoning: Texts,
     *,
     seed: int,
 ) -> dict[str, float]:
@@ -51,29 +50,16 @@ def diagnose(
     gains look better than they are. They are to be read by their signs, and from round to round;
     how much reasoning is worth is what the baseline `without_reasoning` tells.
 
-    Args:
-        examples, responses, reasoning: N of each, N at least 2. Each is scored three times.
-        seed: of whose reasoning the control takes.
-
-    Returns:
-        Means over the examples; those with `_error` are their standard errors.
-
-        - coevolve/reasoning_gain: log q2(y | x, r) - log q2(y | x), nats per token; 0 for an r
-          without core features;
-        - coevolve/reasoning_gain_control: the same with the reasoning of another example, which
-          should hurt;
-        - coevolve/content_share: of the reasonings (`content_share`);
-        - coevolve/leak: the share of y's words, counted with repeats, that the core features of r
-          have.
-
-    Raises:
-        ValueError: fewer than two examples, or lists that differ in length.
-        TooLongError: an example does not fit the model; it is named.
+    Returns means over the N >= 2 examples, and their standard errors as `_error`:
+    - coevolve/reasoning_gain: log q2(y | x, r) - log q2(y | x), nats per token; 0 for an r
+      without core features;
+    - coevolve/reasoning_gain_control: the same with another example's reasoning, drawn by `seed`,
+      which should hurt;
+    - coevolve/content_share: of the reasonings (`content_share`);
+    - coevolve/leak: the share of y's words, counted with repeats, in r's core features.
     """
     if len(examples) < 2:
-        raise ValueError(
-            f"diagnose needs two examples or more, to exchange their reasonings; found {len(examples)}."
-        )
+        raise ValueError(f"diagnose exchanges reasonings of two examples; found {len(examples)}.")
 
     def mean_log_prob(texts: Sequence[str]) -> np.ndarray:
         return estimator.log_prob(examples, responses, texts).mean
@@ -104,36 +90,25 @@ def derangement(count: int, seed: int) -> list[int]:
 
 
 def drift(before: Scores, after: Scores) -> dict[str, float]:
-    """How far q2 moved on a fixed probe set: the same texts, scored twice, each of shape (N,).
+    """How far q2 moved on a probe set, scored twice; nats per token, over the responses.
 
-    Returns:
-        In nats per token, over the responses:
-
-        - coevolve/drift: the mean of |difference of the mean log-probabilities|;
-        - coevolve/drift_signed: the mean of the difference; above 0, the probes became more likely.
-
-    Raises:
-        ValueError: the scores are not of the same responses.
+    `drift` is the mean of |difference of the mean log-probabilities|, `drift_signed` of the
+    difference. Raises ValueError where the scores are not of the same responses.
     """
     if before.sum.shape != after.sum.shape or not np.array_equal(before.tokens, after.tokens):
         raise ValueError(
-            f"drift compares scores of the same responses; found {before.sum.shape} and {after.sum.shape} of them, "
-            f"with {np.sum(before.tokens)} and {np.sum(after.tokens)} tokens."
+            f"drift compares scores of the same responses; found {np.sum(before.tokens)} and {np.sum(after.tokens)} "
+            "tokens of them."
         )
     moved = after.mean - before.mean
-    return {
-        "coevolve/drift": float(np.abs(moved).mean()),
-        "coevolve/drift_signed": float(moved.mean()),
-    }
+    size, signed = float(np.abs(moved).mean()), float(moved.mean())
+    return {"coevolve/drift": size, "coevolve/drift_signed": signed}
 
 
 def warnings_in(values: Mapping[str, float | None]) -> list[str]:
-    """A sentence for each figure that has gone wrong: what it means, and which field of the recipe
-    may help.
+    """A sentence for each figure that went wrong: what it means, and what in the recipe may help.
 
-    Args:
-        values: by their names in the record: a phase's last ones (`connector/entropy`, ...), and
-            those of `diagnose` and `drift`. What is not there is not judged.
+    Values go by their names in the record (`connector/entropy`, ...); absent ones are not judged.
     """
     said = []
     for name, value in values.items():
@@ -150,9 +125,7 @@ def warnings_in(values: Mapping[str, float | None]) -> list[str]:
 
 @dataclass(frozen=True)
 class Rule:
-    """When a figure is wrong, and what to say then: with {value}, and {role} for a section such as
-    `connector_rl`.
-    """
+    """When a figure is wrong, and what to say then, with {value} and {role} (`connector`)."""
 
     wrong: Callable[[float], bool]
     words: str
@@ -216,7 +189,5 @@ RULES: Mapping[str, Rule] = {
 
 
 def _mean(name: str, values: np.ndarray) -> dict[str, float]:
-    return {
-        name: float(values.mean()),
-        f"{name}_error": float(values.std(ddof=1) / math.sqrt(len(values))),
-    }
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return {name: float(values.mean()), f"{name}_error": float(error)}

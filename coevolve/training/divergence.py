@@ -23,18 +23,12 @@ FAILED = "failed"
 class DivergenceGuard:
     """Looks at the loss of each part of a step, and at the gradient before the step is taken.
 
-    Args:
-        folder: the run's directory; each process writes files of its own into `failed/`.
-        name: of what is trained, for the message and the files' names.
+    Writes a batch that it stops at into `failed/` of the run's folder, a file for each process.
     """
 
     def __init__(self, folder: Path, name: str, processes: Processes, tokenizer: Any):
-        self.folder, self.name, self.processes, self.tokenizer = (
-            folder / FAILED,
-            name,
-            processes,
-            tokenizer,
-        )
+        self.folder, self.name = folder / FAILED, name
+        self.processes, self.tokenizer = processes, tokenizer
         self._parts: list[tuple[Mapping[str, Any], Tensor]] = []
 
     def begin(self) -> None:
@@ -46,15 +40,10 @@ class DivergenceGuard:
         self._parts.append((dict(inputs), loss.detach()))
 
     def check(self, step: int, gradient: float, samples: list[dict[str, Any]]) -> None:
-        """Before an optimizer step. A collective call.
+        """Before an optimizer step, `step` of which were taken. A collective call.
 
-        Args:
-            step: steps taken so far.
-            gradient: its norm, or any number that is finite if and only if the gradient is.
-            samples: what the role wrote last, with rewards, in RL.
-
-        Raises:
-            DivergenceError: on every process, if the loss or the gradient of one is no number.
+        `gradient` is its norm, or any number that is finite if and only if the gradient is. Raises
+        DivergenceError on every process, if the loss or the gradient of one is no number.
         """
         parts, self._parts = self._parts, []
         losses = [loss.item() for _, loss in parts]
@@ -64,58 +53,41 @@ class DivergenceGuard:
         if not stop:
             return
         path = self.folder / f"{self.name}-step-{step}-process-{self.processes.rank}"
-        self._write(path, [inputs for inputs, _ in parts], losses, gradient, samples)
+        texts = [text for inputs, _ in parts for text in self._texts(inputs)]
+        found = {"loss": losses, "gradient_norm": gradient, "texts": texts, "samples": samples}
+        tensors = {
+            f"{number}|{name}": value.detach().cpu().contiguous().clone()
+            for number, (inputs, _) in enumerate(parts)
+            for name, value in inputs.items()
+            if isinstance(value, Tensor)
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path.with_name(f"{path.name}.safetensors"))
+        write_json(path.with_name(f"{path.name}.json"), _as_json(found))
+        shown = ", ".join(f"{value:g}" for value in losses)
         raise DivergenceError(
-            f"{self.name}, step {step}: the loss is {_joined(losses)} and the gradient norm {gradient:g}"
+            f"{self.name}, step {step}: the loss is {shown} and the gradient norm {gradient:g}"
             + (" here, and no number on another process" if fine else "")
             + f". The step was not taken. Its batch is in {path}.json (texts, rewards) and {path}.safetensors (ids, "
             "advantages, ...). Try a lower learning_rate, a lower max_grad_norm, or model.dtype=float32; the same "
             "command goes on from the last checkpoint."
         )
 
-    def _write(
-        self,
-        path: Path,
-        parts: list[Mapping[str, Any]],
-        losses: list[float],
-        gradient: float,
-        samples: list[dict[str, Any]],
-    ) -> None:
-        tensors = {
-            f"{number}|{name}": value.detach().cpu().contiguous().clone()
-            for number, inputs in enumerate(parts)
-            for name, value in inputs.items()
-            if isinstance(value, Tensor)
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path.with_name(f"{path.name}.safetensors"))
-        found = {
-            "loss": losses,
-            "gradient_norm": gradient,
-            "texts": [text for inputs in parts for text in self._texts(inputs)],
-            "samples": samples,
-        }
-        write_json(path.with_name(f"{path.name}.json"), _as_json(found))
-
     def _texts(self, inputs: Mapping[str, Any]) -> list[dict[str, str]]:
-        pieces = [
-            ("prompt_ids", "prompt_mask"),
-            ("completion_ids", "completion_mask"),
-            ("input_ids", "attention_mask"),
-        ]
+        masks = {
+            "prompt": "prompt_mask",
+            "completion": "completion_mask",
+            "input": "attention_mask",
+        }
         columns = {
-            ids.removesuffix("_ids"): [
+            name: [
                 self.tokenizer.decode(row[kept != 0].tolist())
-                for row, kept in zip(inputs[ids], inputs[mask], strict=True)
+                for row, kept in zip(inputs[f"{name}_ids"], inputs[mask], strict=True)
             ]
-            for ids, mask in pieces
-            if ids in inputs and mask in inputs
+            for name, mask in masks.items()
+            if f"{name}_ids" in inputs and mask in inputs
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _joined(values: list[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _as_json(value: Any) -> Any:

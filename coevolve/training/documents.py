@@ -266,8 +266,7 @@ class CheckpointState(Document):
     posterior: list[Annotated[tuple[Count, str], Field(strict=False)]] = Field(default_factory=list)
     """(training example, reasoning) of the last posterior sample; absent before version 0.5."""
     updates: OfRoles[Count]
-    """Optimizer steps; in `progress` by the name of the phase, in `rounds` the estimator's in each.
-    """
+    """Optimizer steps; `progress` by the phase's name, `rounds` the estimator's in each."""
     progress: dict[str, Count]
     trained_updates: OfRoles[Count] | Nothing
     """`updates` when training ended; empty before."""

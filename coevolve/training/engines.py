@@ -54,15 +54,13 @@ class Segment:
     """A training phase under way: where it begins, or how far it came.
 
     Attributes:
-        step: optimizer steps done.
         weights: of the role, on the CPU; empty where it begins with those that it has.
         optimizer: `exp_avg|NAME`, ... on the CPU, by the trained parameters' names; empty for a new
             optimizer. What a trainer has beside it (PPO's value function) is there as `own|NAME`.
         rollouts: of each process, the completions that more than one update is over,
             `0|advantages`, ...; empty where the next update begins with new ones.
         figures: what was gathered for the next line of the log.
-        samples: of RL, what was written last: `index` of the prompt, `completion`, each reward,
-            `advantage`. For people.
+        samples: of RL, what was written last, for people.
     """
 
     step: int = 0
@@ -97,9 +95,7 @@ class Watcher(Protocol):
     """What looks after a phase while it runs."""
 
     def after_step(self, step: int, capture: Callable[[], Segment]) -> None:
-        """After each step but the last; may keep what `capture` gives; raises Interrupted to leave
-        the phase here.
-        """
+        """After each step but the last; may keep `capture()`; raises Interrupted to leave."""
 
     def between(self) -> None:
         """Between two parts of one step; raises Interrupted to leave the phase before this step."""
@@ -110,9 +106,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """What warm-up and decay of the learning rate go over: `steps` optimizer steps, the first of
-    them `first`.
-    """
+    """Warm-up and decay of the learning rate go over `steps` steps, beginning with `first`."""
 
     first: int
     steps: int
@@ -120,18 +114,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Plan:
-    """What SFT and GRPO of one phase have in common.
-
-    Steps are counted from the first phase of the same name in the run, so that data and learning
-    rate go on with them.
+    """What SFT and GRPO of one phase have in common. Steps count from the run's first phase of the
+    name, so that data and learning rate go on with them.
 
     Attributes:
-        first: the optimizer step at which the phase begins.
-        steps: the one at which it ends, at the latest.
-        tokens: ends it with the step by which the phase has been trained on so many, prompts
-            included.
-        segment: where it goes on.
-        token_budget: tokens of one forward pass in generation.
+        first, steps: the optimizer steps at which the phase begins, and ends at the latest.
+        tokens: trained on, prompts included; the step that reaches them is the last.
+        token_budget: of one forward pass in generation.
         folder: the run's directory, for a batch that a step could not be taken on.
     """
 
@@ -236,9 +225,7 @@ class Resumable(Open):
         return spent or self.state.global_step >= self.plan.steps
 
     def own_state(self) -> dict[str, Tensor]:
-        """What the trainer goes on from beside the optimizer and the role's weights; a copy on the
-        CPU.
-        """
+        """What it goes on from beside the optimizer and the role's weights; a copy on the CPU."""
         return {}
 
     def rollouts(self) -> list[dict[str, Tensor]]:
@@ -250,9 +237,7 @@ class Resumable(Open):
         return []
 
     def note_figures(self) -> None:
-        """Remember what was gathered by the end of this step, since the next one may be left
-        halfway.
-        """
+        """Remember what was gathered by this step's end: the next may be left halfway."""
         self.figures_of_step = {
             "metrics": {name: list(values) for name, values in self.figures.items()},
             "tokens": self.state.num_input_tokens_seen,
@@ -366,11 +351,7 @@ class _Steps(TrainerCallback):
 
 
 def train(trainer: Resumable) -> Segment:
-    """Let the trainer run to its end; returns how it ended.
-
-    Raises:
-        LeftHalfway: it was interrupted.
-    """
+    """Let the trainer run to its end; returns how it ended, or raises LeftHalfway with it."""
     trainer.remove_callback(PrinterCallback)  # the record shows the figures
     left = False
     try:
@@ -386,9 +367,7 @@ def train(trainer: Resumable) -> Segment:
 
 @contextmanager
 def trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
-    """The role's module ready to train, and afterwards without what trainers leave on it; and a
-    folder for TRL.
-    """
+    """The role's module ready to train, afterwards without what trainers leave on it; a folder."""
     model = plan.roles.module(plan.role)
     try:
         with only_asked_for(bare(model)), tempfile.TemporaryDirectory() as scratch:

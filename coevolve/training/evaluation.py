@@ -26,12 +26,7 @@ def evaluate(
     *,
     reasoning: Sequence[str | None] | None = None,
 ) -> Evaluated:
-    """Score golden responses.
-
-    Args:
-        reasoning: what to show the estimator; by default what the connector writes greedily. A list
-            of None asks the question without reasoning.
-    """
+    """Score golden responses, by default with what the connector writes greedily."""
     estimator, golden = context.distributed, golden_responses(examples)
     total = len(examples) * (2 if reasoning is None else 1)
     with context.record.task(title, total) as advance:

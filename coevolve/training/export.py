@@ -45,12 +45,8 @@ def export_estimator(
     origins: Origins,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write a self-contained estimator directory and return its manifest.
-
-    Args:
-        folder: replaced, if it is there, once the new one is complete.
-        origins: what the roles started from: the parents of their adapters.
-        facts: how it was trained and what it measured, for the manifest.
+    """Write a self-contained estimator directory, once complete in the place of `folder`, and
+    return its manifest, `facts` (how it was trained, what it measured) included.
     """
     with new_folder(folder, AN_ESTIMATOR) as temporary:
         entries = {
@@ -82,10 +78,7 @@ def _export_role(
     origins: Origins,
 ) -> dict[str, Any]:
     """Write a role's weights, tokenizer and base model, unless the other role's are the same; its
-    manifest entry.
-
-    Args:
-        final: where `folder` will be.
+    manifest entry. `final` is where `folder` will be.
     """
     tuning, origin = estimator.roles.tuning[role], origins[role]
     parent, tokenizer = origin.parent(), estimator.renderer_of(role).tokenizer
@@ -121,11 +114,8 @@ def _export_role(
 def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Make an estimator directory from a checkpoint of a run (`RUN/checkpoints/NAME`).
 
-    In the middle of a phase it is the pair as it was when the phase began.
-
-    Raises:
-        ArtifactError: the checkpoint or its run is incomplete, or a base model has changed since.
-        OutputError: `folder` holds something else than an estimator, or cannot be written.
+    In the middle of a phase it is the pair as it was when the phase began. Raises ArtifactError
+    where checkpoint or run are incomplete, or a base model has changed since.
     """
     folder = claim(
         folder,
@@ -157,9 +147,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
 
 
 def require_parents(checkpoint: Checkpoint, origins: Origins) -> None:
-    """Raise ArtifactError, with both fingerprints, unless a checkpoint's weights started from
-    `origins`.
-    """
+    """Raise ArtifactError unless a checkpoint's weights started from `origins`."""
     # Before version 0.3 only run.json said what a checkpoint's weights belong to.
     for role, parent in (checkpoint.state.parents or {}).items():
         require_parent(f"{checkpoint.folder}: {role}", parent.values(), origins[role])
@@ -181,14 +169,10 @@ def _includes_base(recipe: Recipe, base: Base) -> bool:
 
 
 def from_anywhere(base: str, copied: Path | None) -> str:
-    """What an adapter is to call its base model: what leads there from any working directory.
+    """What an adapter is to call its base model (a folder or hub id), of which it may have a copy.
 
-    PEFT takes a path for one from the working directory, so a folder is called by its absolute
-    path, and found by PEFT until it is moved. `ProbabilityEstimator.from_pretrained` goes by the
-    manifest, wherever the folders are.
-
-    Args:
-        base: a folder or hub id.
-        copied: where the adapter's own copy of it will be, if there is one.
+    PEFT takes a relative path for one from the working directory, so a folder is called by its
+    absolute path, and found by PEFT until it is moved. `ProbabilityEstimator.from_pretrained` goes
+    by the manifest, wherever the folders are.
     """
     return os.path.abspath(copied or base) if copied or os.path.isdir(base) else base

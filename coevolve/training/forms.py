@@ -3,8 +3,8 @@ is exported unless the recipe names one.
 
 The weight of a mixture is one number, fitted to all of these rows. Its perplexity, by which it is
 compared, is cross-fitted: the weight for one half of the rows is the other half's. The choice
-between the forms is made on the same rows, which the gate goes by as well; test rows have no part in
-either.
+between the forms is made on the same rows, which the gate goes by as well; test rows have no part
+in either.
 """
 
 from coevolve.information.mixture import cross_fitted, fit_weight

@@ -38,11 +38,7 @@ def content(context: Context, reasoning: Sequence[str | None]) -> dict[str, floa
 
 
 def require_content(context: Context, state: RunState, least: float) -> None:
-    """Before RL of a connector, whose rewards can choose among what it writes and nothing else.
-
-    Raises:
-        ContentError: too few of the held-out reasonings that it wrote last say anything.
-    """
+    """Before RL of a connector, which can but choose: ContentError if too few say anything."""
     if not least:
         return
     written = state.held_out_reasoning
@@ -59,9 +55,7 @@ def require_content(context: Context, state: RunState, least: float) -> None:
 
 
 def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Evaluate the pair after a phase, or at an evaluation; keep it, put it on probation, or roll
-    back. One that had nothing more to gain is not judged again.
-    """
+    """Evaluate the pair; keep it, put it on probation or roll back. What stopped is judged once."""
     if has_stopped(state, scheduled):
         return
     phase, label, record = scheduled.phase, scheduled.label, context.record
@@ -99,9 +93,7 @@ def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
 
 
 def has_stopped(state: RunState, scheduled: ScheduledPhase) -> bool:
-    """Whether a phase that is to go on until nothing improves has had its evaluations without a new
-    best.
-    """
+    """Whether a phase with `until` has had its evaluations without a new best."""
     until = scheduled.phase.until
     mine = [
         verdict
@@ -116,9 +108,7 @@ def has_stopped(state: RunState, scheduled: ScheduledPhase) -> bool:
 
 
 def note_refresh(state: RunState) -> None:
-    """The best pair's connector has written new reasonings: they stay, even if what is trained on
-    them goes.
-    """
+    """The best pair's connector wrote anew: that stays, even if what is trained on it goes."""
     if state.best is not None and not _on_probation(state):
         state.best = replace(state.best, reasoning=list(state.reasoning), chosen=list(state.chosen))
 

@@ -1,6 +1,4 @@
-"""The synthetic world's side of a run: policies to be judged, and the exact answers beside the
-estimates.
-"""
+"""The synthetic world's side of a run: policies to be judged, and the exact answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +22,7 @@ from coevolve.worlds.truth import RESPONSE_TOKENS, emi, information
 from coevolve.worlds.world import World
 
 JUDGED = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue")
-"""Which of `coevolve.worlds.role_players`: one without fault, one bad everywhere, two that a shift
-makes worse.
-"""
+"""Of `worlds.role_players`: without fault, bad everywhere, and two that a shift makes worse."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,7 @@ class WorldOfRun:
 
 
 def world_of_run(folder: str | Path) -> WorldOfRun:
-    """What `coevolve truth` needs of a finished run; raises ArtifactError where the folder holds
-    none, or one that was not on a synthetic world.
-    """
+    """What `coevolve truth` needs of a finished run on a synthetic world; else ArtifactError."""
     folder = Path(folder)
     recipe, _, _ = read_run(folder)
     if recipe.data.world is None:
@@ -99,9 +93,7 @@ class KnownTruth:
         }
 
     def write(self, folder: Path) -> None:
-        """The world as files, as any other data would come: `dialogues.json`, and `NAME.jsonl` of
-        each policy.
-        """
+        """The world as any data would come: `dialogues.json`, and `NAME.jsonl` of each policy."""
         if not (folder / "dialogues.json").exists():
             self.corpus.to_json(folder / "dialogues.json")
         for name, by_id in self.responses.items():
@@ -110,11 +102,10 @@ class KnownTruth:
                 write_jsonl(folder / f"{name}.jsonl", rows)
 
     def exact_remid(self, unit: str = UNITS["per_token"]) -> dict[tuple[str, str], float]:
-        """(policy, row of the R-EMID table) -> exact EMI in distribution, exact EMID elsewhere, in
-        the table's unit.
+        """(policy, row of the R-EMID table) -> exact EMI in distribution, EMID elsewhere, in its
+        unit.
 
-        r is a function of x, so the exact R-EMI is the exact EMI; a response has `RESPONSE_TOKENS`
-        tokens always.
+        r is a function of x, so the exact R-EMI is the exact EMI.
         """
         tokens = RESPONSE_TOKENS if unit == UNITS["per_token"] else 1
         exact = {}

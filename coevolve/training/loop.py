@@ -45,11 +45,7 @@ class Stage(NamedTuple):
 
 
 def run(context: Context, state: RunState) -> dict[str, Any]:
-    """Every stage that is not done yet, in order; returns what `results.json` holds.
-
-    Raises:
-        Interrupted: the run was asked to stop; it is saved.
-    """
+    """Do every stage that is not done, in order; `results.json`'s values. Interrupted: it is saved."""
     say_status = context.folder.say_status
     for stage in stages(context):
         if stage.name in state.done:
@@ -86,9 +82,7 @@ def stages(context: Context) -> list[Stage]:
 
 @contextmanager
 def trained_pair(context: Context, state: RunState) -> Iterator[None]:
-    """The trained pair in the models: a run whose data or recipe has changed since may come back
-    to it when the baselines are there.
-    """
+    """The trained pair in the models, which a changed run may need when the baselines are there."""
     pair = dict(state.pair)
     for role in ROLES:
         state.load(context.roles, role, state.kept[TRAINED][role])

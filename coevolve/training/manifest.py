@@ -1,7 +1,7 @@
 """`manifest.json` of an exported estimator, described for whoever reads one.
 
-`coevolve.scoring.artifact` writes and checks it, and does without pydantic, as scoring must run where
-only torch, transformers and peft are.
+`coevolve.scoring.artifact` writes and checks it, and does without pydantic, as scoring must run
+where only torch, transformers and peft are.
 """
 
 from typing import Annotated, ClassVar, Literal

@@ -27,9 +27,8 @@ class Outcome:
     Attributes:
         scores: model name -> split -> of its golden responses.
         subsets: split -> the examples' subset tags.
-        remid: R-EMI and R-EMID, if models were judged.
         floors: exact perplexity floor per split, where the truth is known.
-        exact: (model, row) -> exact value for the R-EMID table, where the truth is known.
+        exact: (model, row of the R-EMID table) -> exact value, where the truth is known.
     """
 
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
@@ -53,9 +52,7 @@ class Outcome:
         }
 
     def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
-        """`full/BASELINE`, `full_FORM/without_reasoning`, ... -> split -> ratio of the perplexities,
-        with its standard error.
-        """
+        """`full/BASELINE`, `full_FORM/without_reasoning`, ... -> split -> ratio of perplexities."""
         ratios: dict[str, dict[str, dict[str, float]]] = {}
         ensembles = [name for name in self.scores if name.startswith(ENSEMBLE)]
         alone = ["without_reasoning", *ensembles]

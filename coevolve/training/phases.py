@@ -13,40 +13,39 @@ from coevolve.errors import CoevolveError, RecipeError
 from coevolve.prompts import core_features
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Sft
-from coevolve.recipe.rl import Grpo
+from coevolve.recipe.rl import ConnectorRl, EstimatorRl
 from coevolve.recipe.rounds import Kind, Source
 from coevolve.recipe.schema import Writing
 from coevolve.registry import Registry, users_code
-from coevolve.scoring.estimator import ProbabilityEstimator
+from coevolve.scoring.estimator import Examples, ProbabilityEstimator, Texts
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
 from coevolve.seeds import SEEDS, derive_seed
 from coevolve.training import gate
 from coevolve.training.context import Context
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.documents import Written
-from coevolve.training.engines import RewardFunction, run_sft, steps_of
+from coevolve.training.engines import run_sft, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.plans import planned
 from coevolve.training.posterior import posterior
 from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
-from coevolve.training.rewards.phase import PhaseRewards
+from coevolve.training.rewards.phase import Batch, PhaseRewards
 from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS
 from coevolve.training.rl.algorithms import run_rl
 from coevolve.training.rows import Lazy, Rows, SftRow
 from coevolve.training.saving import save_if_due
-from coevolve.training.schedule import Budget, ScheduledPhase, budget_of, updates_per_batch
+from coevolve.training.schedule import Budget, ScheduledPhase, budget_of
 from coevolve.training.state import RunState
 
 REFRESHED_AT_ONCE = 512
 """Reasonings between two moments at which a refresh may be saved or left."""
 
+REWARDS = {CONNECTOR: CONNECTOR_REWARDS, ESTIMATOR: ESTIMATOR_REWARDS}
 Show = Callable[[int, str], dict[str, Any]]
 """From the index of a prompt and a completion of it to the texts to be seen, by column."""
 
 
-def connector_rows(
-    estimator: ProbabilityEstimator, examples: Sequence[Example], traces: Sequence[str]
-) -> Rows:
+def connector_rows(estimator: ProbabilityEstimator, examples: Examples, traces: Texts) -> Rows:
     """x -> r."""
     render = estimator.connector_renderer
 
@@ -59,17 +58,14 @@ def connector_rows(
 
 def estimator_rows(
     estimator: ProbabilityEstimator,
-    examples: Sequence[Example],
+    examples: Examples,
     reasoning: Sequence[Written | None],
     *,
     p_none: float = 0.0,
     seed: int = 0,
 ) -> Rows:
-    """(x, features of r) -> y; with a reasoning of None, x -> y.
-
-    Args:
-        reasoning: of each example; where there are several, pass after pass meets the next.
-        p_none: the probability, drawn by `seed` at each visit, that a row is met without reasoning.
+    """(x, features of r) -> y; with a reasoning of None, x -> y. Of several reasonings, pass after
+    pass meets the next; with probability `p_none`, drawn by `seed` at each visit, none is shown.
     """
     render, responses = estimator.renderer, golden_responses(examples)
 
@@ -94,26 +90,16 @@ def one_of(reasoning: Written, turn: int) -> str:
 
 
 def rows_of_estimator(
-    context: Context,
-    name: str,
-    reasoning: Sequence[Written | None],
-    examples: Sequence[Example] | None = None,
+    context: Context, name: str, reasoning: Sequence[Written | None], examples: Examples = ()
 ) -> Rows:
-    """As the recipe has the estimator trained, with reasoning dropout.
-
-    Args:
-        name: of the training; each has draws of its own.
-        examples: by default all that are trained on.
-    """
+    """As the recipe has the estimator trained, with reasoning dropout drawn by the training's name."""
     recipe, seed = context.recipe, derive_seed(context.recipe.seed, name, "without reasoning")
-    examples = context.train if examples is None else examples
-    return estimator_rows(context.estimator, examples, reasoning, p_none=recipe.p_none, seed=seed)
+    of, p_none = context.estimator, recipe.p_none
+    return estimator_rows(of, examples or context.train, reasoning, p_none=p_none, seed=seed)
 
 
 def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Phase a: RL of the connector; the resident estimator's likelihood of the golden response is
-    the reward.
-    """
+    """Phase a: RL of the connector, for the likelihood that the resident estimator gives."""
     settings, train = context.recipe.connector_rl, context.train
     assert settings is not None  # a recipe has the section of each of its phases
     gate.require_content(context, state, settings.least_content)
@@ -127,22 +113,17 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         group=settings.num_generations,
         processes=context.processes,
     )
-    rewards = PhaseRewards(
-        "connector_rl.rewards", settings.rewards, CONNECTOR_REWARDS, read, context.processes
-    ).functions()
     prompts = Lazy(len(train), lambda index: render.connector(train[index]))
 
     def show(index: int, completion: str) -> dict[str, Any]:
         golden = train[index].golden_response
         return {"context": last_turn(train[index]), "reasoning": completion, "response": golden}
 
-    rl(context, state, CONNECTOR, scheduled, prompts, rewards, settings, show)
+    rl(context, state, CONNECTOR, scheduled, prompts, read, settings, show)
 
 
 def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Phase b: the connector, which never sees y, writes the reasonings that the estimator will be
-    trained with.
-    """
+    """Phase b: the connector, which never sees y, writes what the estimator will be trained with."""
     settings, train = context.recipe.refresh, context.train
     seed = partial(derive_seed, context.recipe.seed, "refresh", scheduled.round)
     rng = np.random.default_rng(seed())
@@ -162,12 +143,7 @@ def write_reasonings(
     seed: Callable[..., int],
     title: str,
 ) -> None:
-    """The connector writes the reasonings of some training examples anew.
-
-    Args:
-        rows: indices of the examples.
-        seed: from labels to a seed.
-    """
+    """The connector writes some rows' reasonings anew; `seed` makes a seed from labels."""
     texts, total, record = state.texts, len(rows) * settings.samples, context.record
     title = f"{title}, {total} reasonings"
     with record.task(title, total, key="refresh", where=state.where) as advance:
@@ -198,23 +174,19 @@ def estimator_sft(context: Context, state: RunState, scheduled: ScheduledPhase) 
     """Phase c: SFT of the estimator with the reasonings that it will meet."""
     examples, reasoning = _reasonings(context, state, scheduled.on or "refreshed")
     rows = rows_of_estimator(context, scheduled.phase.name, reasoning, examples)
-    _sft_of_round(context, state, ESTIMATOR, scheduled, rows, context.recipe.estimator_sft)
+    _sft_of_round(context, state, ESTIMATOR, scheduled, rows)
 
 
 def connector_sft(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """SFT of the connector: on a posterior sample, or on the teacher's reasonings once more, where
-    RL leads it too far away from them.
-    """
+    """SFT of the connector, on a posterior sample or, against RL's drift, on the traces again."""
     examples, several = _reasonings(context, state, scheduled.on or "traces")
     texts = [one_of(written, scheduled.round - 1) for written in several]
     rows = connector_rows(context.estimator, examples, texts)
-    _sft_of_round(context, state, CONNECTOR, scheduled, rows, context.recipe.connector_sft)
+    _sft_of_round(context, state, CONNECTOR, scheduled, rows)
 
 
 def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Phase d: RL of the estimator on its own responses, judged; golden likelihood may be added to
-    the loss.
-    """
+    """Phase d: RL of the estimator on its own judged responses, perhaps with a golden term."""
     settings, render = context.recipe.estimator_rl, context.estimator.renderer
     assert settings is not None
     examples, several = _refreshed(context, state)
@@ -228,33 +200,22 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         group=settings.num_generations,
         processes=context.processes,
     )
-    rewards = PhaseRewards(
-        "estimator_rl.rewards", settings.rewards, ESTIMATOR_REWARDS, read, context.processes
-    ).functions()
     rows = rows_of_estimator(context, scheduled.phase.name, several, examples)
+    prompts = Lazy(len(rows), lambda index: render.estimator(examples[index], reasoning[index]))
     order = np.random.default_rng(derive_seed(context.recipe.seed, "golden")).permutation(len(rows))
+
+    shuffled = Rows(
+        len(rows),
+        lambda index, form: rows.make(order[index], form),
+        lambda index, place: rows.form(order[index], place),
+    )
 
     def show(index: int, completion: str) -> dict[str, Any]:
         shown = {"context": last_turn(examples[index]), "reasoning": reasoning[index]}
         return {**shown, "response": completion}
 
-    rl(
-        context,
-        state,
-        ESTIMATOR,
-        scheduled,
-        Lazy(len(examples), lambda index: render.estimator(examples[index], reasoning[index])),
-        rewards,
-        settings,
-        show,
-        golden_rows=Rows(
-            len(rows),
-            lambda index, form: rows.make(order[index], form),
-            lambda index, place: rows.form(order[index], place),
-        ),
-        golden_nll_weight=settings.golden_nll_weight,
-        needs_reference=settings.rewards.asks_reference,
-    )
+    golden = {"golden_rows": shuffled, "golden_nll_weight": settings.golden_nll_weight}
+    rl(context, state, ESTIMATOR, scheduled, prompts, read, settings, show, **golden)
 
 
 def sft(
@@ -282,33 +243,27 @@ def rl(
     role: Role,
     scheduled: ScheduledPhase,
     prompts: Sequence[str],
-    rewards: Sequence[tuple[str, RewardFunction, float]],
-    settings: Grpo,
+    read: Callable[..., Batch],
+    settings: ConnectorRl | EstimatorRl,
     show: Show,
-    *,
-    needs_reference: bool = False,
     **options: Any,
 ) -> None:
-    """RL of a role, beside a frozen copy of it as the phase began where the KL term or a reward
-    asks for one. The first few of what it wrote last go into the table of samples.
-
-    Args:
-        prompts, rewards, options: as for `run_grpo`.
+    """RL of a role, beside a frozen copy of it as the phase began where KL or a reward asks for
+    one; otherwise as `run_grpo`. The first of what it wrote last go into the samples.
     """
     budget = budget_of(context.recipe, scheduled, settings, len(prompts) * settings.num_generations)
+    field, named = f"{role}_rl.rewards", REWARDS[role]
+    rewards = PhaseRewards(field, settings.rewards, named, read, context.processes).functions()
     name, title = scheduled.phase.name, f"{role} {settings.algorithm.rpartition(':')[2].upper()}"
-    frozen = settings.kl_weight or needs_reference
+    frozen = settings.kl_weight or settings.rewards.asks_reference
     copy = context.roles.frozen(role, state.pair[role]) if frozen else nullcontext()
-    updates = updates_per_batch(settings)
+    updates = settings.updates_per_batch
     with planned(context, state, role, name, title, budget, updates=updates) as plan, copy as held:
         reference = held if settings.kl_weight else None
         segment = run_rl(plan, prompts, rewards, settings, reference=reference, **options)
         state.segment = segment
-    rows = []
-    for sample in segment.samples[: context.recipe.logging.samples]:
-        index, completion, rewarded = sample["index"], sample["completion"], dict(sample)
-        del rewarded["index"], rewarded["completion"]
-        rows.append(show(index, completion) | rewarded)
+    samples = [dict(sample) for sample in segment.samples[: context.recipe.logging.samples]]
+    rows = [show(x.pop("index"), x.pop("completion")) | x for x in samples]
     if rows:
         values = [list(row.values()) for row in rows]
         context.record.samples(f"samples/{name}", list(rows[0]), values, where=state.where)
@@ -320,21 +275,16 @@ def last_turn(example: Example) -> str:
 
 
 def _sft_of_round(
-    context: Context,
-    state: RunState,
-    role: Role,
-    scheduled: ScheduledPhase,
-    rows: Rows,
-    settings: Sft | None,
+    context: Context, state: RunState, role: Role, scheduled: ScheduledPhase, rows: Rows
 ) -> None:
-    assert settings is not None
+    settings: Sft = getattr(context.recipe, scheduled.phase.name)
     budget = budget_of(context.recipe, scheduled, settings, len(rows))
     sft(context, state, role, scheduled.phase.name, f"{role} SFT", rows, settings, budget)
 
 
 def _reasonings(
     context: Context, state: RunState, on: Source
-) -> tuple[Sequence[Example], Sequence[Written]]:
+) -> tuple[Examples, Sequence[Written]]:
     """The examples of an SFT, and their reasonings."""
     if on == "posterior":
         places, texts = zip(*state.posterior, strict=True)
@@ -349,12 +299,7 @@ def _refreshed(context: Context, state: RunState) -> tuple[list[Example], list[W
 
 @dataclass(frozen=True)
 class PhaseEntry:
-    """What does the work of a phase.
-
-    Attributes:
-        run: changes the state, and the models with it.
-        role: who is trained; None where nobody is.
-    """
+    """Who does the work of a phase (it changes state and models), and which role it trains."""
 
     run: Callable[[Context, RunState, ScheduledPhase], None]
     role: Role | None

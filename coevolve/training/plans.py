@@ -25,22 +25,11 @@ OF_ONE_SITTING = (
     "train_steps_per_second",
     "total_flos",
 )
-"""Figures of a trainer's summary that are about the steps since it was built, or about its rows as
-one epoch.
-"""
+"""Figures of a trainer's summary that are about one sitting, or take its rows for an epoch."""
 
 
 class TrainerReport(TrainerCallback):
-    """Hands a trainer's figures and its progress to the record.
-
-    Args:
-        where: round and phase, for each line.
-        role: what the figures' names begin with.
-        first: the optimizer step at which the phase begins.
-
-    Attributes:
-        latest: the figures that it logged last, under the names that they have in the record.
-    """
+    """Hands a trainer's figures, as `ROLE/NAME`, and its progress to the record; keeps the latest."""
 
     def __init__(self, record: Record, work: Work, where: dict[str, Any], role: Role, first: int):
         self.record, self.work, self.where = record, work, where
@@ -90,10 +79,9 @@ def planned(
     of it.
 
     Args:
-        name: phases of one name are one training, done in parts: seed, place in the data and
-            optimizer go on.
-        carry: go on with the optimizer's state as well, and leave it for the next phase of the
-            name.
+        name: phases of one name are one training in parts: seed, place in the data, optimizer go
+            on.
+        carry: whether the optimizer's state goes on from, and is left for, phases of the name.
         updates: a phase begins at a multiple of so many steps, with completions of its own.
     """
     recipe, roles, record = context.recipe, context.roles, context.record

@@ -11,20 +11,20 @@ expected gradient is the weighted one's.
 
 Candidates are sampled at temperature 1, so that their densities are the model's own, taken over the
 very tokens that were sampled. One that was cut off is no candidate: the posterior is that of
-reasonings which end within `model.max_reasoning_tokens`. An example without a candidate is left out,
-and counted.
+reasonings which end within `model.max_reasoning_tokens`. An example without a candidate is left
+out, and counted.
 
 What the proposals are good for:
 
-- `connector`: the weights need no density of q1, but where no candidate knows anything of y there is
-  nothing to choose from.
+- `connector`: the weights need no density of q1, but where no candidate knows anything of y there
+  is nothing to choose from.
 - `connector_with_answer`: better candidates, whose weights hold a ratio of two densities of a whole
   text. It varies by many nats, so that few of them, often one, have all the weight: look at
   `posterior/effective_samples`.
-- `mixture`: half of each, under the density of both together. No weight is above twice its q2, which
-  the above cannot say.
-- `teacher`: the trace on disk among K - 1 of q1's candidates. Nobody knows the density with which it
-  was written, so it is taken to be q1's: the trace is weighed by q2 alone. That is the posterior
+- `mixture`: half of each, under the density of both together. No weight is above twice its q2,
+  which the above cannot say.
+- `teacher`: the trace on disk among K - 1 of q1's candidates. Nobody knows the density with which
+  it was written, so it is taken to be q1's: the trace is weighed by q2 alone. That is the posterior
   under a prior that has the trace as an atom of weight 1/K, not the one under q1; a trace that q1
   would never write can win, and the bound is that prior's.
 """
@@ -146,12 +146,7 @@ def _draw(
 def _chosen(
     of_y: Floats, ratio: Floats, settings: Posterior, uniform: float
 ) -> tuple[list[int], list[float]]:
-    """Which candidates are drawn, and their FIGURES.
-
-    Args:
-        of_y: log q2(y | x, r_k) of those that there are, at most K.
-        ratio: log q1(r_k | x) - log pi(r_k).
-    """
+    """Which candidates are drawn, and FIGURES, by log q2(y | x, r_k) and log q1(r_k | x) / pi(r_k)."""
     if not len(of_y):
         return [], []
     log_weights = np.full(settings.samples, -np.inf)
@@ -172,9 +167,7 @@ def _chosen(
 def _candidates(
     context: Context, settings: Posterior, examples: Sequence[Example], seed: int
 ) -> list[list[tuple[str, float]]]:
-    """For each example the texts that its proposal wrote to the end, and log q1(r | x) - log pi(r)
-    of each.
-    """
+    """For each example the texts that its proposal ended, and log q1(r | x) - log pi(r) of each."""
     samples, estimator = settings.samples, context.estimator
     counts = np.array(
         {

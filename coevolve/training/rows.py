@@ -27,9 +27,7 @@ class SftRow:
 
 
 class Lazy(Sequence[T]):
-    """A sequence whose items are made when they are asked for: a phase of a few updates meets a few
-    of them.
-    """
+    """Items are made when they are asked for: a phase of a few updates meets a few of them."""
 
     def __init__(self, count: int, make: Callable[[int], T]):
         self._count, self._make = count, make
@@ -44,13 +42,8 @@ class Lazy(Sequence[T]):
 
 
 class Rows(Lazy[SftRow]):
-    """What SFT is over. A row may have several forms, of which each visit meets one.
-
-    Args:
-        count: N.
-        make: from a row's index and form to the row.
-        form: from a row's index and its place in the order of all visits to the form met there; by
-            default there is one.
+    """What SFT is over. A row may have several forms, of which each visit meets one: `form` gives
+    it from the row's index and its place in the order of all visits, `make` the row from both.
     """
 
     def __init__(
@@ -70,9 +63,7 @@ class Rows(Lazy[SftRow]):
 
 
 def order_of_rows(rows: int, count: int, seed: int) -> np.ndarray:
-    """Indices of the first `count` rows of a phase: pass after pass over all of them, each pass
-    shuffled anew.
-    """
+    """Indices of the first `count` rows: pass after pass over all, each shuffled anew."""
     passes = math.ceil(count / rows)
     rng = np.random.default_rng(seed)
     return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:count]

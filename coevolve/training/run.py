@@ -49,26 +49,20 @@ def train(
     force: bool = False,
     stop: Stop | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe, from its beginning or from where it was left, and return what `results.json`
-    holds.
+    """Run the recipe from its beginning, or from where it was left; the values of `results.json`.
 
     Args:
-        recipe: checked already.
         output_dir: a directory of this run's own; all processes of it must see the same one.
-        environ: where a teacher's key is looked up, under the name that the recipe gives, and
-            wandb's project, name and entity.
+        environ: where a teacher's key, wandb's project, name and entity are looked up.
         resume: `auto` goes on with the run that the directory holds, if there is one; `never`
             refuses such a directory; a path is the checkpoint to go on from.
         force: go on although the recipe has changed in what is trained.
-        stop: asked now and then whether to leave.
 
     Raises:
         Interrupted: the run was asked to stop; it is saved.
-        ArtifactError: the directory is in use, holds a run that cannot be resumed, or cannot be
-            written.
+        ArtifactError: the directory cannot be used, or its run cannot be resumed.
         DataError, RecipeError, RewardError, TooLongError: before anything is trained.
-        RewardError: a reward gave something else than one finite number for each completion; it is
-            named.
+        RewardError: a reward gave something else than a finite number for each completion.
         ProcessError: another process failed or died; it is named.
     """
     quieten_libraries()
@@ -136,14 +130,7 @@ def _prepared(*arguments: Any) -> tuple[Context, ResumePoint]:
 def prepare(
     inputs: Training, folder: RunFolder, record: Record, processes: Processes, start: ResumePoint
 ) -> tuple[Context, ResumePoint]:
-    """Everything that a run needs, models and traces included; and what it goes on from, with what
-    has to be done again since its data changed.
-
-    Raises:
-        ArtifactError: a base model cannot be had or scored, or is another one than when the run
-            began.
-        DataError, TeacherError, TooLongError: a trace is missing, malformed or too long.
-    """
+    """Models, traces and all that a run needs; where it goes on, with what a change has it redo."""
     recipe, data, sifted, checkpoint = inputs.recipe, inputs.data, inputs.sifted, start.checkpoint
     assert data is not None and sifted is not None  # preflight has built them
     record.resume(record.state() if checkpoint is None else checkpoint.state.record.values())

@@ -1,6 +1,4 @@
-"""The directory of a run: who holds it, which recipe it is of, where it goes on, and how far it has
-come.
-"""
+"""A run's directory: who holds it, which recipe it is of, where it goes on, how far it has come."""
 
 import contextlib
 import datetime
@@ -66,20 +64,12 @@ AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
         "export.": FORMS,
     }
 )
-"""What may change as well, and the stages that are then done again: the trained pair does not
-depend on it.
-"""
+"""What may change as well, with the stages to be done again: the trained pair does not."""
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What a run goes on from.
-
-    Attributes:
-        checkpoint: None to begin anew.
-        redo: patterns of the names of stages that are done again, since what they depend on has
-            changed.
-    """
+    """A checkpoint, or None to begin anew; patterns of the stages to redo, as something changed."""
 
     checkpoint: Checkpoint | None = None
     redo: tuple[str, ...] = ()
@@ -94,9 +84,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other run can use the directory. The hold ends with the process, however that
-        ends. Raises ArtifactError where another run holds it, or it cannot be written.
-        """
+        """Inside, no other run can use the directory, until the process ends; else ArtifactError."""
         let_go = self.processes.on_main(self._take)
         try:
             self._require_one_folder()
@@ -106,11 +94,8 @@ class RunFolder:
                 let_go()
 
     def find(self, recipe: Recipe, resume: str | Path, *, force: bool) -> ResumePoint:
-        """What to go on from.
-
-        Raises:
-            ArtifactError: the directory holds a run and `resume` is `never`, or its recipe is
-                another one, or its checkpoints are damaged.
+        """What to go on from. Raises ArtifactError where `resume` is `never` and there is a run, or
+        that is of another recipe, or all of its checkpoints are damaged.
         """
         start = self.processes.on_main(lambda: self._find(recipe, resume, force))
         known = start and start.checkpoint and (str(start.checkpoint.folder), start.redo)
@@ -122,9 +107,7 @@ class RunFolder:
         return ResumePoint(read_checkpoint(Path(path), verify=False), redo)
 
     def template_date(self, checkpoint: Checkpoint | None) -> str:
-        """The day (ISO) that chat templates which show one show all the run long: the one on which
-        the run of the checkpoint, or this one, began.
-        """
+        """The day (ISO) for chat templates that show one: when the checkpoint's run or this began."""
         folder = self.path if checkpoint is None else checkpoint.folder.parent.parent
         run = read_run(folder)[2] if (folder / RUN).is_file() else {}
         date = run.get("template_date") or datetime.date.today().isoformat()
@@ -138,12 +121,8 @@ class RunFolder:
         template_date: str,
         start: ResumePoint,
     ) -> ResumePoint:
-        """Write `run.json`, or check that what it names is still what it was; returns `start` with
-        the stages that this adds.
-
-        Raises:
-            ArtifactError: the training data, a base model or an adapter has changed since the run
-                began.
+        """Write `run.json`, or check that data, base models and adapters are still what it names
+        (else ArtifactError); returns `start` with the stages that this adds.
         """
         facts = {
             "recipe": recipe_values(recipe),
@@ -158,11 +137,7 @@ class RunFolder:
         return replace(start, redo=(*start.redo, *self.processes.gather(redo)[0]))
 
     def say_status(self, state: str, *, stage: str, where: Mapping[str, Any], **more: Any) -> None:
-        """Write `status.json` (`Status`) on the main process.
-
-        Args:
-            where: round and phase, as in the record.
-        """
+        """Write `status.json` on the main process; `where` is round and phase."""
         if self.processes.main:
             phase = {name.removeprefix("coevolve/"): value for name, value in where.items()}
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -170,9 +145,7 @@ class RunFolder:
             write_json(self.path / STATUS, status)
 
     def say_failed(self, error: BaseException) -> None:
-        """Write to `status.json` that starting again will not help, as it does after an end by
-        others.
-        """
+        """Say in `status.json` that starting again will not help, unless others ended the run."""
         if not isinstance(error, (Interrupted, ProcessError)):
             said = f"{type(error).__name__}: {error}"
             with contextlib.suppress(OSError):
@@ -228,9 +201,7 @@ class RunFolder:
                 token.unlink(missing_ok=True)
 
     def _take_lease(self) -> Callable[[], None]:
-        """On a filesystem without locks (Lustre mounted with noflock, some NFS): a file with host
-        and process, kept fresh for as long as the process lives.
-        """
+        """Without locks (Lustre with noflock, some NFS): a file kept fresh while the process lives."""
         path, stop = self.path / LEASE, self.processes.stop
 
         def lost(_: LeaseCompromise) -> None:
@@ -316,12 +287,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
-    """The recipe, what the roles started from, and all of `run.json`.
-
-    Raises:
-        ArtifactError: there is no run in the folder, or its `run.json` is damaged.
-        RecipeError: the recipe in it is none of this version of coevolve.
-    """
+    """Recipe, origins and all of `run.json`; ArtifactError, RecipeError where they are of no use."""
     if not (folder / RUN).is_file():
         raise ArtifactError(
             f"{folder}: no {RUN}, so no run of coevolve. Give the --output-dir of a `coevolve train`."

@@ -17,9 +17,7 @@ from coevolve.training.schedule import scheduled_phases
 from coevolve.training.state import TRAINED, UNTRAINED, RunState
 
 SAVING_SHARE = 20
-"""Between two stages of a round a checkpoint is written if the last one took less than this part of
-the time since.
-"""
+"""A checkpoint between a round's stages must have taken less than this part of the time since."""
 
 
 def save(context: Context, state: RunState) -> str:
@@ -83,16 +81,8 @@ class Watch:
 def restore(
     context: Context, start: ResumePoint, stages: Sequence[str], *, named: bool
 ) -> RunState:
-    """The state that a run goes on from, with its weights in the models.
-
-    Args:
-        start: the checkpoint, and which stages are to be done again.
-        stages: names of all that the run has.
-        named: whether a person chose the checkpoint; otherwise the newest before it will do if it
-            does not fit.
-
-    Raises:
-        ArtifactError: the checkpoint is of other data or of other models.
+    """The state that a run goes on from, its weights in the models. A checkpoint that a person
+    `named` must fit (else ArtifactError); otherwise the newest before it that does is used.
     """
     begun = RunState.begin(context.roles, context.traces)
     if start.checkpoint is None:
@@ -162,9 +152,7 @@ def _fitting(
 
 
 def _train_on(context: Context, state: RunState) -> None:
-    """Rounds that were added to the recipe come before what was done with the pair that had been
-    final.
-    """
+    """Rounds that were added come before what was done with the pair that had been final."""
     names = {scheduled.phase.name for scheduled in scheduled_phases(context.recipe)}
     state.done = state.done[: state.done.index(TRAINED)]
     for role in ROLES:

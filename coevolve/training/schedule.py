@@ -18,15 +18,11 @@ from coevolve.training.engines import steps_of
 
 @dataclass(frozen=True)
 class ScheduledPhase:
-    """A phase in its place.
+    """A phase in its place; `round` and `part` count from 1.
 
     Attributes:
-        round: counted from 1.
-        label: the phase's name, with its place in the round where the name comes more than once.
-        part: counted from 1; only phases with `until` have several.
-        last_part: of the phase.
-        estimator_sft_follows: in the same round, so that a connector which looks worse need not be
-            judged yet.
+        label: the name, with its place in the round where it comes more than once.
+        estimator_sft_follows: so that a connector which looks worse need not be judged yet.
         gated: whether the pair is evaluated after it.
         on: what SFT trains on; None is what its role trains on without a posterior sample.
     """
@@ -52,10 +48,10 @@ class Budget:
     """How long a training phase goes on, and what its learning rate's schedule is about.
 
     Attributes:
-        steps: of the optimizer; with `tokens` the most that they can be.
+        steps: of the optimizer; with `tokens`, which end it with the step that reaches them, the
+            most.
         schedule: steps that warm-up and decay go over.
         done: of these, those before this phase; None for all of the run under the phase's name.
-        tokens: ends the phase with the step that reaches it.
     """
 
     steps: int
@@ -73,6 +69,8 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
         for number in due:
             phase = rounds.phases[number]
             label = phase.name if names.count(phase.name) == 1 else f"{phase.name}-{number + 1}"
+            later = [names[other] for other in due if other > number]
+            judged = phase.trains and (phase.until is not None or not rounds.explicit_gates)
             for part in range(1, phase.parts + 1):
                 yield ScheduledPhase(
                     round=index,
@@ -80,10 +78,8 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
                     label=label,
                     part=part,
                     last_part=part == phase.parts,
-                    estimator_sft_follows=any(
-                        names[later] == "estimator_sft" for later in due if later > number
-                    ),
-                    gated=_is_gated(phase, explicit=rounds.explicit_gates),
+                    estimator_sft_follows="estimator_sft" in later,
+                    gated=judged or phase.kind == "evaluate",
                     on=rounds.source_of(number) if phase.kind == "sft" else None,
                 )
 
@@ -91,16 +87,14 @@ def scheduled_phases(recipe: Recipe) -> Iterator[ScheduledPhase]:
 def budget_of(
     recipe: Recipe, scheduled: ScheduledPhase, settings: Optimization, examples_per_epoch: int
 ) -> Budget:
-    """The budget of a phase that trains by `settings`, the section of its name; in RL, an epoch is
-    counted in completions.
-    """
+    """The budget of a phase that trains by `settings`; in RL, an epoch counts completions."""
     phase, steps = scheduled.phase, _steps(scheduled, settings, examples_per_epoch)
     if phase.tokens is not None:
         # A prompt has a token at least, and so has what follows it.
         most = math.ceil(phase.tokens / (2 * settings.train_batch_size))
         return Budget(most, schedule=most, tokens=phase.tokens)
     if recipe.rounds.lr_schedule == "run":
-        unit = updates_per_batch(settings)
+        unit = settings.updates_per_batch if isinstance(settings, Grpo) else 1
         planned = [
             math.ceil(_steps(other, settings, examples_per_epoch) / unit) * unit
             for other in scheduled_phases(recipe)
@@ -113,21 +107,9 @@ def budget_of(
     return Budget(steps, schedule=phase.until.at_most, done=done)
 
 
-def updates_per_batch(settings: Optimization) -> int:
-    """Optimizer steps that share one batch of completions; a phase begins with a new one."""
-    if not isinstance(settings, Grpo):
-        return 1
-    return settings.updates_per_generation * settings.num_iterations
-
-
-def _is_gated(phase: Phase, *, explicit: bool) -> bool:
-    return phase.kind == "evaluate" or (phase.trains and (phase.until is not None or not explicit))
-
-
 def _steps(scheduled: ScheduledPhase, settings: Optimization, examples_per_epoch: int) -> int:
     phase = scheduled.phase
     if phase.until is not None:
-        return min(
-            phase.until.steps, phase.until.at_most - (scheduled.part - 1) * phase.until.steps
-        )
+        left = phase.until.at_most - (scheduled.part - 1) * phase.until.steps
+        return min(phase.until.steps, left)
     return phase.steps or steps_of(settings, examples_per_epoch)

@@ -44,16 +44,7 @@ Origins = Mapping[Role, Origin]
 def prepare_origins(
     recipe: Recipe, folder: Path, *, say: Callable[[str], None] = logger.warning
 ) -> Origins:
-    """Make available what both roles start from: base models and adapters, checked against each
-    other.
-
-    Args:
-        folder: the run's, where a tiny base model is written.
-        say: told what a person should know of an adapter.
-
-    Raises:
-        ArtifactError: a base model is not to be had, or an adapter is of another one.
-    """
+    """Base models and adapters of both roles, made available and checked against each other."""
     settings = role_settings(recipe)
     bases = {
         source: _prepare_base(recipe, source, folder)
@@ -101,12 +92,7 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
 
 
 def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -> Renderers:
-    """The recipe's prompts with the tokenizer of each role's base model; one for both where that is
-    the same.
-
-    Args:
-        date: ISO; what a chat template that shows the date shows. Today by default.
-    """
+    """The recipe's prompts with each role's tokenizer; one renderer where that is the same."""
     prompts, trust = prompt_set(recipe.prompts), recipe.model.trust_remote_code
     by_path = {
         path: Renderer(prompts, load_tokenizer(path, trust_remote_code=trust), date=date)
@@ -118,11 +104,7 @@ def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -
 def build_estimator(
     recipe: Recipe, origins: Origins, renderers: Renderers, device: torch.device | None = None
 ) -> ProbabilityEstimator:
-    """Both roles in memory as they start, behind the interface that the exported estimator has.
-
-    Args:
-        device: this process's own, where there are several; otherwise the recipe's.
-    """
+    """Both roles in memory as they start, behind the interface of the exported estimator."""
     device = choose_device(recipe.model.device) if device is None else device
     return ProbabilityEstimator(
         build_roles(recipe, origins, device),
@@ -135,9 +117,7 @@ def build_estimator(
 
 
 def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles:
-    """Two adapters on one base where both roles have one and the base is the same; otherwise a
-    model for each.
-    """
+    """Two adapters on one base, where both roles have one and share it; else a model for each."""
 
     def load(role: Role) -> PreTrainedModel:
         return load_model(

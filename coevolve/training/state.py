@@ -33,8 +33,7 @@ from coevolve.training.outcome import Outcome
 
 Pair = dict[Role, Weights]
 DIRECT, COLD, TRAINED = "direct", "cold", "trained"
-"""The pair when its estimator is a trained q(y | x), after the cold start, and after the last round.
-"""
+"""The pair when its estimator is a trained q(y | x), after the cold start, after the rounds."""
 UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
@@ -56,9 +55,7 @@ class Evaluated:
         return perplexity(self.scores)
 
     def measurable(self, what: str) -> "Evaluated":
-        """Itself; raises DivergenceError, naming `what` was evaluated, where its perplexity is
-        beyond all numbers.
-        """
+        """Itself; DivergenceError, naming `what`, where its perplexity is beyond all numbers."""
         if not math.isfinite(self.perplexity):
             raise DivergenceError(
                 f"{what}: the perplexity of the golden responses is beyond all numbers, so the training diverged. "
@@ -92,31 +89,26 @@ class RunState:
 
     Attributes:
         pair: weights of both roles as they are between two phases.
-        reasoning: for each training example, the one that the estimator is trained with, or the
-            several.
+        reasoning: for each training example, what the estimator is trained with, one or several.
         cold_reasoning: as it was in the estimator's cold start; empty where that was the traces.
-        chosen: indices of the training examples that the last refresh drew; all of them before the
-            first.
-        posterior: (training example, reasoning) of the last posterior sample; a roll-back leaves it.
+        chosen: training examples that the last refresh drew; all before the first.
+        posterior: (training example, reasoning) of the last posterior sample; a roll-back leaves
+            it.
         optimizers: optimizer states to go on with, by phase.
-        updates: optimizer steps taken so far, by role; rolled-back ones count.
-        progress: where the next phase of each name goes on in its data, in optimizer steps;
-            rolled-back ones count.
+        updates, progress: optimizer steps so far, by role, and by the name of the phase, whose data
+            goes on there; rolled-back ones count.
         rounds: the estimator's updates in each round, for baselines that are to have as many.
         where: round and phase, for the record.
-        done: names of the stages that are.
-        stage: the one under way, or done last.
-        segment: the training phase under way, if one is: as it began, or was left.
-        texts: what the phase under way has written so far.
+        done, stage: names of the stages that are, and of the one under way or done last.
+        segment, texts: the training phase under way, and what a phase has written so far.
         best: the pair to return to; None before the first gate.
         verdicts: the gate's; `kept` is None on probation.
-        held_out_reasoning: what the connector wrote last for the held-out examples, when it had
-            been updated `held_out_written` times.
+        held_out_reasoning: the connector's last for the held-out examples, after `held_out_written`
+            updates of it.
         probe: held-out examples after the cold start, to see how far the estimator drifts.
         kept: pairs by name, to go back to.
         trained_updates: `updates` when training ended; empty before.
         form: by which the exported estimator scores; None before it is chosen.
-        outcome: what was measured.
     """
 
     pair: Pair
@@ -237,11 +229,7 @@ class RunState:
         tensors: Mapping[str, dict[str, Tensor]],
         splits: Collection[str],
     ) -> "RunState":
-        """What `document` and `tensors` gave.
-
-        Args:
-            splits: what was measured on others is forgotten.
-        """
+        """What `document` and `tensors` gave; what was measured on other `splits` is forgotten."""
 
         def group(prefix: str) -> dict[str, Weights]:
             return {

@@ -54,9 +54,8 @@ class Status(Document):
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says, with `state` put right where the process was killed before it could
-    say so. A damaged file is `note`d, and the state is then what the lock tells. Raises
-    ArtifactError where there is no run in the folder.
+    """What `status.json` says, put right where the process was killed before it could. A damaged
+    file is `note`d, the state then what the lock tells. Raises ArtifactError where there is no run.
     """
     if not (folder / RUN).is_file() and not (folder / STATUS).is_file():
         raise ArtifactError(
@@ -107,9 +106,7 @@ def _is_fresh(lease: Path) -> bool:
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
-    """The directories of a run's finished checkpoints, oldest first; raises ArtifactError where
-    nobody can tell.
-    """
+    """A run's finished checkpoints, oldest first; ArtifactError where nobody can tell."""
     root = folder / CHECKPOINTS
     try:
         entries = root.iterdir() if folder.is_dir() and os.path.lexists(root) else ()

@@ -44,14 +44,9 @@ def kept_file(traces: Path) -> Path:
 
 @dataclass(frozen=True)
 class Tracer:
-    """Gets traces r* for examples.
+    """Gets traces r* for examples; a rule-based teacher learns from `train` which words are rare.
 
-    Attributes:
-        corpus: all examples, of which a file may have traces.
-        train: the training examples, from which a rule-based teacher learns which words are rare.
-        environ: where an endpoint's key is looked up.
-        date: ISO; what the chat template of a local teacher shows, if it shows one.
-        poll: called while a teacher is at work; what it raises ends the work.
+    `poll` is called while a teacher is at work; what it raises ends the work.
     """
 
     recipe: Recipe
@@ -66,17 +61,11 @@ class Tracer:
     def collect(
         self, examples: Sequence[Example], path: Path, *, log: Log
     ) -> tuple[list[Example], list[str]]:
-        """The examples that have a trace, and their traces, in order.
+        """The examples that have a trace, and their traces, in order; a teacher's are kept in
+        `path`.
 
-        Args:
-            path: where a teacher's traces are kept as they arrive.
-            log: where the figures go; a run that is resumed has them in its record already.
-
-        Raises:
-            DataError: a trace of the dataset or the file is missing or malformed; the example is
-                named.
-            TeacherError: the teacher gave no usable trace, and the recipe does not say to drop such
-                examples.
+        Raises DataError, naming the example, for a trace that is missing or malformed, TeacherError
+        where the teacher gave none, and the recipe does not say to drop such examples.
         """
         traces = given_traces(self.recipe, examples, self.renderer.prompts, self.corpus)
         if traces is None:
@@ -94,9 +83,7 @@ class Tracer:
         return kept, [traces[example.sample_id] for example in kept]
 
     def _on_disk(self, examples: Sequence[Example], path: Path) -> dict[str, str] | None:
-        """The traces of examples that a teacher has been asked about; None where it has not, of all
-        of them, or where another teacher has.
-        """
+        """Traces of a teacher that was asked before about all of the examples; else None."""
         if not (path.is_file() and kept_file(path).is_file()):
             return None
         remedy = "Delete it to have the teacher asked about what is missing."

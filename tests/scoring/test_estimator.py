@@ -258,7 +258,7 @@ def test_another_base_model_is_refused(exported, tmp_path):
 
 def test_bad_questions_are_refused(exported, examples, responses):
     estimator, _ = exported
-    with pytest.raises(ValueError, match="equally many"):
+    with pytest.raises(ValueError, match="give as many"):
         estimator.log_prob(examples, responses[:-1], responses)
     with pytest.raises(ValueError, match=r"responses\[1\] is empty"):
         estimator.log_prob(examples[:2], [responses[0], "  "], responses[:2])

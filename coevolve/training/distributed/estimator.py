@@ -1,11 +1,8 @@
 """The estimator's work divided among all processes of a run."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
-from coevolve.data.example import Example
-from coevolve.scoring.estimator import ProbabilityEstimator, Progress
+from coevolve.scoring.estimator import Examples, Pairs, ProbabilityEstimator, Texts, Tick, Written
 from coevolve.scoring.generate import Generation
 from coevolve.scoring.scores import Scores
 from coevolve.training.distributed.processes import Processes
@@ -19,42 +16,22 @@ class DistributedEstimator(ProbabilityEstimator):
     """
 
     def __init__(self, estimator: ProbabilityEstimator, processes: Processes):
-        super().__init__(
-            estimator.roles,
-            estimator.renderer,
-            connector_renderer=estimator.connector_renderer,
-            max_new_tokens=estimator.max_new_tokens,
-            no_repeat_ngram=estimator.no_repeat_ngram,
-            token_budget=estimator.token_budget,
-            poll=estimator.poll,
-        )
+        self.__dict__.update(vars(estimator))
         self.processes = processes
 
-    def generate_reasoning(
-        self,
-        examples: Sequence[Example],
-        *,
-        seed: int | None = None,
-        temperature: float = 1.0,
-        progress: Progress | None = None,
+    def _generate(
+        self, examples: Examples, seed: int | None, temperature: float, progress: Tick
     ) -> list[Generation]:
-        generate = super().generate_reasoning
+        generate = super()._generate
         costs = [len(self.connector_renderer.connector(example)) for example in examples]
         report = _scaled(progress, len(examples), self.processes.count)
         return self.processes.distribute(
             costs,
-            lambda share: generate(
-                [examples[i] for i in share], seed=seed, temperature=temperature, progress=report
-            ),
+            lambda share: generate([examples[i] for i in share], seed, temperature, report),
         )
 
     def _sums(
-        self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
-        reasoning: Sequence[str | None],
-        pairs: np.ndarray,
-        progress: Progress | None,
+        self, examples: Examples, responses: Texts, written: Written, pairs: Pairs, progress: Tick
     ) -> Scores:
         # A context goes to one process with all of its pairs, so that it is computed once.
         score = super()._sums
@@ -62,7 +39,7 @@ class DistributedEstimator(ProbabilityEstimator):
         lengths = np.array([len(response) for response in responses])
         costs = [
             len(self.renderer.estimator(example, text)) + lengths[pairs[rows, 1]].sum()
-            for example, text, rows in zip(examples, reasoning, rows_of, strict=True)
+            for example, text, rows in zip(examples, written, rows_of, strict=True)
         ]
         report = _scaled(progress, len(pairs), self.processes.count)
 
@@ -75,7 +52,7 @@ class DistributedEstimator(ProbabilityEstimator):
             scores = score(
                 [examples[i] for i in share],
                 [responses[j] for j in used],
-                [reasoning[i] for i in share],
+                [written[i] for i in share],
                 np.stack([context, place], axis=1),
                 report,
             )
@@ -84,17 +61,14 @@ class DistributedEstimator(ProbabilityEstimator):
             return list(zip(*parts, strict=True))
 
         total, tokens = np.empty(len(pairs)), np.empty(len(pairs), dtype=np.int64)
-        for rows, (sums, counts) in zip(
-            rows_of, self.processes.distribute(costs, work), strict=True
-        ):
+        found = self.processes.distribute(costs, work)
+        for rows, (sums, counts) in zip(rows_of, found, strict=True):
             total[rows], tokens[rows] = sums, counts
         return Scores(total, tokens)
 
 
-def _scaled(progress: Progress | None, total: int, count: int) -> Callable[[int], None] | None:
-    """Progress of one share, shown as progress of the whole: the shares go on at about the same
-    pace.
-    """
+def _scaled(progress: Tick, total: int, count: int) -> Tick:
+    """Progress of one share as that of the whole: the shares go on at about the same pace."""
     if progress is None or count == 1:
         return progress
     done = shown = 0

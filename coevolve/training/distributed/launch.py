@@ -29,10 +29,8 @@ class Launch:
     """How this process was started, and on what.
 
     Attributes:
-        processes: of the whole run, on all machines.
-        kind: how they divide the work.
+        processes, local_processes: of the whole run, and of them on this machine.
         gpus: that this process sees.
-        local_processes: of them, on this machine.
         on_cpu: the launch asked for the CPU (`use_cpu`), whatever the machine has.
     """
 
@@ -49,12 +47,7 @@ class Launch:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Launch":
-        """From the variables that `accelerate launch` and `torchrun` set; none of them means one
-        process.
-
-        Raises:
-            RecipeError: a launch that no recipe can run under.
-        """
+        """From the variables of `accelerate launch` and `torchrun`; none of them is one process."""
         processes = int(environ.get("WORLD_SIZE", "1"))
         kind: Kind = "ddp" if processes > 1 else "single"
         if _is_set(environ, "ACCELERATE_USE_DEEPSPEED"):
@@ -76,11 +69,7 @@ class Launch:
 
 
 def check_launch(recipe: Recipe, launch: Launch) -> None:
-    """Say what cannot work together, in one message.
-
-    Raises:
-        RecipeError: the first thing that does not fit, and what would.
-    """
+    """Raise RecipeError for the first thing that does not fit, with what would."""
     _check_device(recipe, launch)
     _check_precision(recipe, launch)
     _check_quantization(recipe, launch)
@@ -95,14 +84,12 @@ def _check_device(recipe: Recipe, launch: Launch) -> None:
     if launch.kind == "fsdp" and (not launch.gpu or launch.on_cpu or device == "cpu"):
         # accelerate leaves FSDP out without a word there, and every process trains a whole model.
         raise RecipeError(
-            "FSDP needs a GPU, and this run would be on the CPU. Use launch/several_cpus.yaml, or launch/zero3.yaml "
-            "where the parameters must be divided."
+            "FSDP needs a GPU, and this run would be on the CPU. Use launch/several_cpus.yaml or launch/zero3.yaml."
         )
     if device.startswith("cuda"):
         if not launch.gpu:
             raise RecipeError(
-                f"model.device is {device}, but torch sees no GPU here. Set model.device=cpu model.dtype=float32, or "
-                "install torch with CUDA."
+                f"model.device is {device}, but torch sees no GPU here. Set model.device=cpu model.dtype=float32."
             )
         if launch.on_cpu:
             raise RecipeError(
@@ -110,25 +97,22 @@ def _check_device(recipe: Recipe, launch: Launch) -> None:
             )
         if ":" in device and launch.processes > 1:
             raise RecipeError(
-                f"model.device is {device}, and {launch.processes} processes cannot share it. Set model.device=cuda: "
-                "each process then takes a GPU of its own. CUDA_VISIBLE_DEVICES says which there are to take."
+                f"model.device is {device}, and {launch.processes} processes cannot share it. Set model.device=cuda."
             )
     if launch.gpu and launch.on_cpu and device == "auto":
         # `auto` would put the models on the GPU and the trainers on the CPU.
         raise RecipeError(
-            "The launch asks for the CPU on a machine with a GPU. Set model.device=cpu as well, or use "
-            "launch/one_gpu.yaml."
+            "The launch asks for the CPU on a machine with a GPU. Set model.device=cpu, or use launch/one_gpu.yaml."
         )
     if launch.gpu and device == "cpu" and launch.kind in ZERO.values():
         # DeepSpeed picks the accelerator by itself, and would move the model to it.
         raise RecipeError(
-            "model.device is cpu, but DeepSpeed takes the GPU that it finds. Hide it with CUDA_VISIBLE_DEVICES= "
-            "(empty), or set model.device=auto."
+            "model.device is cpu, but DeepSpeed takes the GPU that it finds. Hide it by an empty CUDA_VISIBLE_DEVICES."
         )
     if launch.gpu and device != "cpu" and launch.local_processes > launch.gpus:
         raise RecipeError(
-            f"{launch.local_processes} processes were launched on a machine where torch sees {launch.gpus} GPUs; each "
-            f"needs one of its own. Launch --num_processes {launch.gpus}."
+            f"{launch.local_processes} processes on a machine where torch sees {launch.gpus} GPUs; each needs one of "
+            f"its own. Launch --num_processes {launch.gpus}."
         )
 
 
@@ -138,15 +122,13 @@ def _check_precision(recipe: Recipe, launch: Launch) -> None:
         return
     if dtype == "float16":
         raise RecipeError(
-            "model.dtype is float16, in which a CPU cannot train: gradients vanish without loss scaling. Set "
-            "model.dtype=float32."
+            "model.dtype is float16, whose gradients vanish on a CPU, without loss scaling. Set model.dtype=float32."
         )
     if device == "auto":
-        # Written for a GPU. A recipe that means the CPU says so, and then bfloat16 is its own
-        # choice.
+        # Written for a GPU. A recipe that means the CPU says so, and bfloat16 is its own choice.
         raise RecipeError(
             "model.dtype is bfloat16, but torch sees no GPU here. Set model.dtype=float32; or model.device=cpu, if "
-            "bfloat16 on the CPU is meant (half the memory, slow where the CPU has no instructions for it)."
+            "bfloat16 on the CPU is meant (half the memory, often slow)."
         )
 
 
@@ -156,23 +138,18 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
         return
     without = "leave model.quantization out"
     if launch.kind in (*ZERO.values(), "fsdp"):
-        # Their parts are cut from plain tensors; the packed weights would lose what says how to
-        # unpack them.
+        # Parts are cut from plain tensors; packed weights would lose what says how to unpack them.
         raise RecipeError(
             f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed weights. Use "
-            f"launch/ddp.yaml: the adapters' optimizer state is small, so there is nothing to divide; or {without}."
+            f"launch/ddp.yaml, or {without}."
         )
-    fast = [
-        name
-        for name, phase in _training_sections(recipe)
-        if isinstance(phase, Grpo) and phase.use_vllm
-    ]
-    if fast:
-        # TRL hands vLLM the weights with the adapter merged in, which packed ones cannot take.
-        raise RecipeError(
-            f"model.quantization is {quantization!r}, and {fast[0]}.use_vllm is true; vLLM is given whole weights. Set "
-            f"{fast[0]}.use_vllm=false, or {without}."
-        )
+    for name, phase in _training_sections(recipe):
+        if isinstance(phase, Grpo) and phase.use_vllm:
+            # TRL hands vLLM the weights with the adapter merged in, which packed ones cannot take.
+            raise RecipeError(
+                f"model.quantization is {quantization!r}, and {name}.use_vllm is true; vLLM is given whole weights. "
+                f"Set {name}.use_vllm=false, or {without}."
+            )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(
             f"model.quantization is {quantization!r}, but bitsandbytes is not installed: pip install "
@@ -182,15 +159,12 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
 
 def _check_batches(recipe: Recipe, launch: Launch) -> None:
     sizes = {name: settings.train_batch_size for name, settings in _training_sections(recipe)}
-    odd = [
-        f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % launch.processes
-    ]
+    count = launch.processes
+    odd = [f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % count]
     if odd:
-        fitting = _divisors(math.gcd(*sizes.values()))
         raise RecipeError(
-            f"{launch.processes} processes cannot take equal shares of {', '.join(odd)}. All batches of this recipe "
-            f"divide by {', '.join(map(str, fitting))}: launch as many processes (--num_processes), or set batch sizes "
-            f"that divide by {launch.processes}."
+            f"{count} processes cannot take equal shares of {', '.join(odd)}. Launch --num_processes "
+            f"{_divisors(math.gcd(*sizes.values()))}, or set batch sizes that divide by {count}."
         )
 
 
@@ -208,7 +182,7 @@ def _check_vllm(name: str, settings: Grpo, launch: Launch) -> None:
     if settings.vllm_mode == "colocate" and launch.processes % spread:
         raise RecipeError(
             f"{name}.vllm_tensor_parallel_size is {spread}, by which the {launch.processes} processes do not divide. "
-            f"Set one of {', '.join(map(str, _divisors(launch.processes)))}."
+            f"Set {_divisors(launch.processes)}."
         )
 
 
@@ -227,17 +201,14 @@ def _training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
 
 
 def _zero_kind(environ: Mapping[str, str]) -> Kind:
-    file = environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-    if file is None:
-        stage = int(environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-    else:
+    stage = int(environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+    if file := environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
         config = read_json(file)
         zero = config.get("zero_optimization") if isinstance(config, dict) else None
         stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     if stage not in ZERO:
         raise RecipeError(
-            f"The launch asks for DeepSpeed ZeRO stage {stage}; accepted are 2 and 3. Use launch/zero2.yaml or "
-            "launch/zero3.yaml."
+            f"The launch asks for ZeRO stage {stage}; accepted are 2 (launch/zero2.yaml) and 3 (launch/zero3.yaml)."
         )
     return ZERO[stage]
 
@@ -246,5 +217,6 @@ def _is_set(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").lower() in ("1", "true", "yes", "on")
 
 
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+def _divisors(number: int) -> str:
+    *others, last = [str(n) for n in range(1, number + 1) if number % n == 0]
+    return " or ".join([", ".join(others), last]) if others else last

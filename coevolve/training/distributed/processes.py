@@ -32,8 +32,7 @@ BEAT_SECONDS = 2.0
 """How often a process says that it is alive."""
 
 SILENT_SECONDS = 40.0
-"""A process that has been silent for so long is taken for dead. Long C++ calls let the beat go on.
-"""
+"""Silent for so long, a process is taken for dead. Long C++ calls let the beat go on."""
 
 LONGEST_PAUSE = 0.2
 """Seconds between two looks whether the others have come."""
@@ -54,13 +53,7 @@ class ProcessError(CoevolveError, RuntimeError):
 
 
 class Processes:
-    """This process among the others of the run.
-
-    Attributes:
-        rank: 0 is the main process, which alone writes files and speaks.
-        count: how many there are.
-        stop: whether somebody asked the run to stop.
-    """
+    """This process among the others of the run; rank 0, the main one, alone writes and speaks."""
 
     def __init__(self, device: torch.device, stop: Stop):
         self.device = device
@@ -79,16 +72,12 @@ class Processes:
     def together(self, work: Callable[[], T], *, heed_stop: bool = True) -> T:
         """Do this process's part of a common piece of work, and go on only if all did theirs.
 
-        Args:
-            heed_stop: leave also if the run was asked to stop while the work went on to its end.
-
         Raises:
-            Interrupted: a process was asked to stop.
-            ProcessError: the work failed on another process; its own error is raised where it
-                failed.
+            Interrupted: a process was asked to stop (if heeded, also while it worked to the end).
+            ProcessError: the work failed on another process; its own error is raised there.
         """
-        result: Any = None
-        failure, left = None, False
+        result: Any
+        result, failure, left = None, None, False
         try:
             result = work()
         except StopRequested:
@@ -96,63 +85,47 @@ class Processes:
         except Exception as error:
             failure = error
         left = left or (heed_stop and self.stop.requested)
-        if self.count == 1:
-            if failure is not None:
-                raise failure
-            if left:
-                raise Interrupted
-            return result
-        self._meet()
-        outcome = torch.tensor([failure is not None, left], dtype=torch.int32, device=self.device)
-        dist.all_reduce(outcome, op=dist.ReduceOp.MAX)
-        if outcome[0]:
+        failed, leave = self._any(failure is not None, left)
+        if failed:
             said = self.gather(None if failure is None else f"{type(failure).__name__}: {failure}")
             if failure is not None:
                 raise failure
             rank = next(rank for rank, text in enumerate(said) if text is not None)
             raise ProcessError(f"process {rank} of {self.count} failed: {said[rank]}")
-        if outcome[1]:
+        if leave:
             raise Interrupted
         return result
 
     def agree(self, *flags: bool, heed_stop: bool = True) -> tuple[bool, ...]:
-        """For each flag whether it is set on any process.
+        """For each flag whether any process has it; Interrupted if one was asked to stop."""
+        leave, *found = self._any(heed_stop and self.stop.requested, *flags)
+        if leave:
+            raise Interrupted
+        return tuple(found)
 
-        Args:
-            heed_stop: raise Interrupted if a process was asked to stop.
-        """
-        leave = heed_stop and self.stop.requested
+    def _any(self, *flags: bool) -> tuple[bool, ...]:
         if self.count == 1:
-            if leave:
-                raise Interrupted
             return flags
         self._meet()
-        values = torch.tensor([bool(leave), *flags], dtype=torch.int32, device=self.device)
+        values = torch.tensor(flags, dtype=torch.int32, device=self.device)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        if values[0]:
-            raise Interrupted
-        return tuple(bool(value) for value in values[1:])
+        return tuple(map(bool, values))
 
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Let the main process do something that the others must not run ahead of; they get None."""
         return self.together(lambda: work() if self.main else None, heed_stop=False)
 
     def on_main_first(self, work: Callable[[], T]) -> T:
-        """Let every process do the same, the others when the main one is done and has left its
-        files.
-        """
+        """Let every process do the same, the others when the main one has left its files."""
         result: Any = self.on_main(work)
-        rest = self.together(lambda: result if self.main else work(), heed_stop=False)
-        return rest
+        return self.together(lambda: result if self.main else work(), heed_stop=False)
 
     def distribute(
         self, costs: Sequence[float], work: Callable[[list[int]], Sequence[T]]
     ) -> list[T]:
         """Results of all items, in order and on every process, each item worked on by one process.
 
-        Args:
-            costs: of N items, in any unit; the shares cost about the same.
-            work: from the indices of this process's share to one result for each.
+        The shares cost about the same; `work` gives one result for each index of this one's share.
         """
         share = shares(costs, self.count)[self.rank]
         results = self.together(lambda: list(work(share)))
@@ -165,9 +138,7 @@ class Processes:
         return everything
 
     def explain(self, error: BaseException) -> BaseException:
-        """What to raise for an error in a collective call: the death of another process, where that
-        is what it was.
-        """
+        """What to raise for an error in a collective call: another process's death, if it was that."""
         if self._heartbeat is None or isinstance(error, CoevolveError):
             return error
         lost = self._heartbeat.find_lost(within=4 * BEAT_SECONDS)
@@ -175,11 +146,7 @@ class Processes:
             return error
         if not self.main:
             # The main process, which speaks for all, may be the one that is gone.
-            print(
-                f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._heartbeat.say_leaving(lost)
         return ProcessError(lost)
 
     def close(self, error: BaseException | None = None) -> None:
@@ -187,9 +154,9 @@ class Processes:
         if self._heartbeat is not None:
             self._heartbeat.stop(None if error is None else f"{type(error).__name__}: {error}")
             if error is None and not self.main:
-                # Where one process has left, a launcher ends the others; the main one still has
-                # files to close.
-                self._heartbeat.wait_for_main(seconds=LAST_SECONDS)
+                # When one process leaves, launchers end the others; the main one has files to close.
+                with contextlib.suppress(Exception):
+                    self._heartbeat.store.wait(["left/0"], timedelta(seconds=LAST_SECONDS))
             self._heartbeat = None
 
     def _meet(self) -> None:
@@ -208,10 +175,8 @@ class Processes:
 
 
 def shares(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Items in `count` shares of about the same cost, each in ascending order: the longest first,
-    to the least busy.
-
-    With one process this is all of them in order. The result depends on nothing but the arguments.
+    """Items in `count` shares of about the same cost, each ascending: the dearest first, to the
+    least busy. The result depends on nothing but the arguments.
     """
     if count == 1:
         return [list(range(len(costs)))]
@@ -254,16 +219,12 @@ class Heartbeat:
             wait_for_workers=False,
             timeout=timedelta(seconds=30),
         )
-        # After a restart by the launcher the store is the same one, and old messages are still in
-        # it.
-        return dist.PrefixStore(
-            f"coevolve/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
-        )
+        # After a restart by the launcher the store still has old messages.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return dist.PrefixStore(f"coevolve/{restarts}", store)
 
     def meet(self) -> None:
-        """Return when every process has called this as often as this one. Raises ProcessError: one
-        of them is lost, so that it never will.
-        """
+        """Return when every process has called this as often; ProcessError: one of them is lost."""
         self._met += 1
         key, pause = f"met/{self._met}", 0.0
         come = self.store.add(key, 1)
@@ -282,16 +243,9 @@ class Heartbeat:
 
     def stop(self, error: str | None) -> None:
         self._leaving.set()
-        # The store may have gone with the process that held it.
-        with contextlib.suppress(Exception):
-            self.store.set(
-                f"left/{self.rank}", f"{self._place()} failed: {error}" if error else "done"
-            )
-
-    def wait_for_main(self, seconds: float) -> None:
-        """Until process 0 has left."""
-        with contextlib.suppress(Exception):
-            self.store.wait(["left/0"], timedelta(seconds=seconds))
+        said = f"{self._place()} failed: {error}" if error else "done"
+        with contextlib.suppress(Exception):  # it may have gone with the process that held it
+            self.store.set(f"left/{self.rank}", said)
 
     def find_lost(self, within: float) -> str | None:
         """Who failed or fell silent, in words; waits up to `within` seconds to find out."""
@@ -313,14 +267,13 @@ class Heartbeat:
             except dist.DistError as error:
                 lost = _STORE_GONE.format(error=type(error).__name__)
             if lost is not None and not self._leaving.wait(2 * BEAT_SECONDS):
-                # Still here: the main thread hangs in a collective call and will never say it
-                # itself.
-                print(
-                    f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume.",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                # Still here: the main thread hangs in a collective call and will never say it.
+                self.say_leaving(lost)
                 os._exit(LOST)
+
+    def say_leaving(self, lost: str) -> None:
+        said = f"coevolve: {lost}. Process {self.rank} leaves. Start again to resume."
+        print(said, file=sys.stderr, flush=True)
 
     def _say_alive(self) -> None:
         self._thread_store.set(f"beat/{self.rank}", f"{self._place()}|{time.time()}")
@@ -346,6 +299,5 @@ class Heartbeat:
         return None
 
     def _place(self) -> str:
-        return (
-            f"process {self.rank} of {self.count} (host {socket.gethostname()}, pid {os.getpid()})"
-        )
+        where = f"host {socket.gethostname()}, pid {os.getpid()}"
+        return f"process {self.rank} of {self.count} ({where})"

@@ -9,7 +9,7 @@ phases nobody needs to know how the last one was distributed.
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,9 +21,7 @@ from coevolve.libraries.deepspeed import MASTER, Zero
 from coevolve.libraries.torch import without_hooks
 
 OWN = "own"
-"""What a trainer goes on from beside the optimizer's entries and the role's weights, such as a
-value head.
-"""
+"""What a trainer goes on from beside optimizer entries and weights, such as a value head."""
 
 
 def zero_stage(trainer: Any) -> int:
@@ -39,11 +37,8 @@ def zero_of(trainer: Any) -> Zero | None:
 
 
 def begin(trainer: Any, check: Callable[[float], None]) -> None:
-    """Before the first step: what backends are reached by is there; and under DeepSpeed `check`
-    sees a number before each step that is finite if the gradient is.
-
-    Raises:
-        LibraryError: a backend is not as this package knows it.
+    """Before the first step: check what backends are reached by; under DeepSpeed `check` is to see a
+    number before each step that is finite if the gradient is.
     """
     zero = zero_of(trainer)
     if zero is None:
@@ -53,19 +48,15 @@ def begin(trainer: Any, check: Callable[[float], None]) -> None:
         zero.before_step(check)
 
 
-@contextmanager
-def whole_parameters(trainer: Any) -> Iterator[None]:
+def whole_parameters(trainer: Any) -> AbstractContextManager[None]:
     """Inside, every parameter is there in full, also under ZeRO-3 and FSDP2. A collective call."""
     zero = zero_of(trainer)
-    with fsdp.whole(trainer.model) if zero is None else zero.whole(trainer.model.parameters()):
-        yield
+    return fsdp.whole(trainer.model) if zero is None else zero.whole(trainer.model.parameters())
 
 
 @contextmanager
 def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
-    """The model without its wrapper and with all parameters on every process, for work that differs
-    between them.
-    """
+    """The model without wrapper, all parameters on every process, for work that differs by process."""
     kwargs = trainer.args.gradient_checkpointing_kwargs
     with unwrap_model_for_generation(
         trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=kwargs
@@ -85,11 +76,7 @@ def say_undivided(trainer: Any, model: torch.nn.Module) -> None:
 
 
 def optimizer_state(trainer: Any) -> dict[str, Tensor]:
-    """`KEY|NAME` -> full tensor on the CPU, for every key of the optimizer and every trained
-    parameter.
-
-    Empty before the first step. A collective call under DeepSpeed and FSDP2.
-    """
+    """`KEY|NAME` -> full tensor on the CPU; empty before the first step. A collective call."""
     zero = zero_of(trainer)
     if zero is not None:
         return zero.state()
@@ -102,9 +89,7 @@ def optimizer_state(trainer: Any) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_state` gave, in this or another run of the same model, however it is
-    sharded.
-    """
+    """Put back what `optimizer_state` gave, in this or another run, however it is sharded."""
     zero = zero_of(trainer)
     if zero is not None:
         return zero.load_state(state)
@@ -128,23 +113,16 @@ def load_optimizer_state(trainer: Any, state: dict[str, Tensor]) -> None:
 
 
 def set_schedule(trainer: Any, step: int) -> None:
-    """Set the learning rates to those of `step`; a schedule is a function of the step and of
-    nothing else.
-    """
-    scheduler = trainer.lr_scheduler
-    scheduler.last_epoch = step - 1
+    """Set the learning rates to those of `step`, of which alone they are a function."""
+    trainer.lr_scheduler.last_epoch = step - 1
     with warnings.catch_warnings():
         # It would have the optimizer take a step first.
-        warnings.filterwarnings(
-            "ignore", message=r".*`lr_scheduler.step\(\)` before `optimizer.step\(\)`"
-        )
-        scheduler.step()
+        warnings.filterwarnings("ignore", message=r".*`lr_scheduler.step\(\)` before")
+        trainer.lr_scheduler.step()
 
 
 def release(trainer: Any) -> None:
-    """Take off the module what the trainer's backend put on it. A collective call under ZeRO-3 and
-    FSDP2.
-    """
+    """Take off the module what the trainer's backend put on it. A collective call."""
     zero = zero_of(trainer)
     if zero is not None:
         zero.release()

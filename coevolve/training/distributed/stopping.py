@@ -19,31 +19,21 @@ from coevolve.errors import RecipeError
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 INTERRUPTED = 75
-"""Exit status of a run that was asked to stop, saved, and can go on from there (EX_TEMPFAIL: try
-again later).
-"""
+"""Exit status of a run that was asked to stop, saved, and can go on (EX_TEMPFAIL)."""
 
 SAME_SECONDS = 1.0
-"""Signals so close together are one warning: Slurm may send it to a process and to its launcher,
-which passes it on.
-"""
+"""Signals so close are one warning: Slurm may send it to a process and to its launcher."""
 
 ASK_SECONDS = 0.5
 """How often the other processes are asked whether one of them was told to stop."""
 
 
 class StopRequested(BaseException):
-    """Raised by `poll` in the middle of long work; no Exception, so that nothing in between takes
-    it for a fault.
-    """
+    """Raised by `poll` in the midst of work; no Exception, so that nobody takes it for a fault."""
 
 
 class Stop:
-    """Whether the run was asked to stop, and by what.
-
-    Args:
-        deadline: seconds after which the run stops by itself.
-    """
+    """Whether the run was asked to stop, and by what; after `deadline` seconds by itself."""
 
     def __init__(self, deadline: float | None = None):
         self.reason: str | None = None
@@ -101,11 +91,7 @@ class Stop:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of `3h50m`, `90m`, `45s`, `1d2h`, or a plain number of seconds.
-
-    Raises:
-        RecipeError: anything else.
-    """
+    """Seconds of `3h50m`, `90m`, `45s`, `1d2h`, or a plain number; RecipeError for anything else."""
     units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)

@@ -27,9 +27,7 @@ GIB = 2**30
 
 
 def memory() -> dict[str, float]:
-    """Memory of this process in GiB: now, at its peak, and at its peak on the GPU where one is
-    used.
-    """
+    """Memory of this process in GiB: now, at its peak, and at its peak on a GPU in use."""
     import torch
 
     # Kilobytes, but on macOS bytes.
@@ -44,9 +42,7 @@ def memory() -> dict[str, float]:
 
 
 def environment_facts() -> dict[str, Any]:
-    """What ran, as JSON values: versions of packages (None where one is not installed) and of
-    Python, and `git_facts` of this package.
-    """
+    """What ran, as JSON values: versions of packages and Python, and `git_facts` of this package."""
     return {
         "packages": {name: _version(name) for name in (*PACKAGES, "wandb")},
         "python": sys.version.split()[0],
@@ -55,9 +51,8 @@ def environment_facts() -> dict[str, Any]:
 
 
 def git_facts(folder: Path) -> dict[str, Any] | None:
-    """{commit, dirty} of the git checkout that tracks `folder/__init__.py`; None where none does,
-    as where the package was installed below some other checkout. `dirty` says whether anything in
-    `folder` differs from the commit.
+    """{commit, dirty} of the git checkout that tracks `folder/__init__.py`, dirty if `folder`
+    differs; None where none does, as for a package that is installed below some other checkout.
     """
 
     def git(*arguments: str) -> str:

@@ -57,11 +57,7 @@ def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path, model: type[Part]) -> list[tuple[str, dict[str, Any]]]:
-    """(text, values) of each line; what a crash tore off after the last whole line is left out.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no `model`; it is named.
-    """
+    """(text, values) of each line, without what a crash tore off; DataError names a bad one."""
     if not os.path.lexists(path):
         return []
     *whole, _ = read_bytes(path).split(b"\n")

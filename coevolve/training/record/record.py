@@ -71,12 +71,7 @@ class Work:
 
 
 class Record:
-    """Everything a run says, on the main process; silent on the others.
-
-    Args:
-        folder: where `metrics.jsonl` and `samples.jsonl` go.
-        main: False on every process but the first.
-    """
+    """Everything a run says, into `folder` and to people, on the main process; silent elsewhere."""
 
     def __init__(self, folder: Path, *, main: bool = True, console: Console | None = None):
         self.folder = folder
@@ -98,9 +93,7 @@ class Record:
         return time.monotonic() - self._began
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the record (`RecordState`). What was logged so far is safe on
-        disk afterwards.
-        """
+        """The record's part of a checkpoint (`RecordState`); what was logged is synced by then."""
         for path in (self.path, self.samples_path):
             if self.main and path.exists():
                 with open(path, "rb") as file:
@@ -108,10 +101,9 @@ class Record:
         return {"step": self._step, "seconds": self.seconds, "trackers": dict(self._ids)}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state` was taken: to be called before anything is logged. Lines with a
-        later step are removed from the files: the resumed run writes them again. The state of a new
-        Record is that of a run that begins, and removes what an attempt without a checkpoint left.
-        Raises DataError where a line is damaged; a last one that a crash tore off is just removed.
+        """Go on from where `state` was taken, before anything is logged: later lines are cut from
+        the files. The state of a new Record removes what an attempt without a checkpoint left.
+        Raises DataError for a damaged line; a last one that a crash tore off is just removed.
         """
         self._step = state["step"]
         self._began = time.monotonic() - state["seconds"]
@@ -152,9 +144,8 @@ class Record:
         self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """One line of `metrics.jsonl` and one point of each tracker, under the next step: numbers
-        and words by name. A float that is not finite is null in the file, since JSON has no name
-        for it, and `not_finite` says what it was.
+        """A line of `metrics.jsonl` and a point of each tracker, under the next step: numbers and
+        words by name. A float that is not finite is null there, and `not_finite` says what it was.
         """
         if not self.main:
             return
@@ -171,14 +162,7 @@ class Record:
         *,
         where: Mapping[str, Any],
     ) -> None:
-        """A table of samples: a line of `samples.jsonl` per row, and one table in wandb, under the
-        next step.
-
-        Args:
-            title: the same for the tables that belong together, such as `samples/connector_rl`.
-            columns: names, one per entry of each row.
-            where: round and phase.
-        """
+        """A table of samples: a line of `samples.jsonl` per row, one table in wandb, one step."""
         if not self.main:
             return
         self._step += 1
@@ -205,12 +189,8 @@ class Record:
         where: Mapping[str, Any] | None = None,
     ) -> Iterator[Work]:
         """A piece of work of `total` units: shown as it goes on, and said when it is done. Yields
-        what advances it.
-
-        Args:
-            key: also log `time/<key>` (seconds, in this sitting), `tokens_per_second/<key>` if the
-                work counted tokens, and `memory()`.
-            where: round and phase, for that line.
+        what advances it. With `key`, also logs `time/KEY` (seconds, in this sitting), `memory()`
+        and `tokens_per_second/KEY`, if the work counted tokens, on a line with `where`.
         """
         began = time.monotonic()
         with task(self.console, title, total) as advance:
@@ -234,19 +214,11 @@ class Record:
         config: Mapping[str, Any],
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Report to trackers as well: one run for all rounds, phases and sittings, with this
-        record's steps. What was logged before is sent to them too. One that cannot start is named
-        in words and left out.
+        """Report to trackers as well, some of `TRACKERS`: one run for all sittings, with the record's
+        steps, earlier ones included. One that cannot start is named and left out.
 
-        Args:
-            report_to: some of `TRACKERS`.
-            project: where the trackers put the run; None where the recipe does not say.
-            name: of the run.
-            config: recipe, versions, data: nested JSON values. Nothing secret.
-            environ: in which wandb's project, name and entity are looked up.
-
-        Raises:
-            RecipeError: an unknown name, or one whose package is not installed. On every process.
+        `config` is shown (nothing secret); wandb's project, name and entity may be in `environ`.
+        Raises RecipeError, on every process, for a name that is unknown or not installed.
         """
         for tracker_name in report_to:
             require_tracker(tracker_name)

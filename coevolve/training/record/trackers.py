@@ -25,9 +25,7 @@ TRACKERS = (
     "trackio",
     "wandb",
 )
-"""What `report_to` may name: what transformers takes and accelerate has a tracker for. Each is also
-its package.
-"""
+"""What `report_to` may name: transformers takes it, accelerate has it. Each is its package."""
 
 WandbMode = Literal["online", "offline", "disabled", "shared"]
 
@@ -43,13 +41,7 @@ FINISH_SECONDS = 600
 
 @dataclass(frozen=True)
 class RunOfTracker:
-    """How a tracker is to know the run.
-
-    Attributes:
-        id: stays the same over all sittings.
-        resumed: the tracker has met this run before.
-        entity: wandb's user or team; None for the one that its key belongs to.
-    """
+    """How a tracker is to know the run; `id` stays over all sittings, `resumed`: it has met it."""
 
     folder: Path
     project: str
@@ -69,11 +61,7 @@ class RunOfTracker:
 
 
 class Tracker:
-    """Something that shows a run elsewhere. Its methods may raise; the record takes care of that.
-
-    Attributes:
-        sent: the last step that it has; earlier ones and that one are not sent to it again.
-    """
+    """Shows a run elsewhere, up to step `sent`. Its methods may raise; the record sees to that."""
 
     name: str
     sent: int
@@ -238,11 +226,8 @@ class AccelerateTracker(Tracker):
     `metrics.jsonl`.
 
     None of them can be asked what it has, so it counts as having what was written in earlier
-    sittings: a point is never sent twice, and one that a tracker had not stored when its process
-    was killed is missing there.
-
-    Args:
-        sent: the last step that was written in an earlier sitting.
+    sittings, up to `sent`: no point is sent twice, and one not stored when its process was killed
+    is missing there.
     """
 
     def __init__(self, name: str, run: RunOfTracker, config: Mapping[str, Any], *, sent: int):

@@ -29,21 +29,15 @@ Value = TypeVar("Value")
 
 
 class ConnectorBatch:
-    """Reasonings of the connector.
+    """Reasonings of the connector: N completions as TRL gives them, of `examples[index]`.
 
     Args:
-        examples: of the phase.
-        completion_ids: N completions, as TRL hands them over.
-        index: of each completion, its place in `examples`.
-        target_words: what the length counts towards.
         token_weighting: of the rewards that are means over the golden response's tokens.
         group: G, completions of one prompt, side by side in the batch of all processes together.
 
     Attributes:
         texts: N texts; None where one is cut off or empty.
-        features: N texts; None where there are no core features.
-        usable: N flags, whether there are any.
-        figures: the share of the others.
+        features: N texts; None where there are no core features, so that it is not `usable`.
         log_uniform: what a uniform guess over the vocabulary gets, nats per token.
     """
 
@@ -73,11 +67,9 @@ class ConnectorBatch:
 
     @cached_property
     def golden(self) -> list[np.ndarray | None]:
-        """N arrays (T,): log q2 of the golden response's tokens, nats, given the reasoning's core
-        features.
+        """N arrays (T,): log q2 of the golden response's tokens, nats, given r's core features.
 
-        None where there are none, or where they are so long that the response does not fit the
-        model behind them.
+        None without features, or where behind them the response does not fit the model.
         """
         return _filled_in(self.usable, self._golden(_indices(self.usable)))
 
@@ -95,9 +87,7 @@ class ConnectorBatch:
 
     @cached_property
     def bound_credits(self) -> list[float | None]:
-        """What each reasoning adds to its group's K-sample bound; among them one that cannot be
-        judged counts as a uniform guess.
-        """
+        """What each adds to its group's K-sample bound; one that is not judged is a uniform guess."""
         lengths = [
             len(x)
             for x in map(self.estimator.renderer.response_ids, golden_responses(self.examples))
@@ -116,9 +106,7 @@ class ConnectorBatch:
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
-        """N arrays (T,): the same tokens without reasoning, as reasoning dropout (`p_none`) trains
-        the estimator to predict them; asked once per example.
-        """
+        """N arrays (T,): the same without reasoning, as `p_none` trains it; asked once per example."""
         distinct = {example.sample_id: example for example in self.examples}
         examples = list(distinct.values())
         nothing = [None] * len(examples)
@@ -143,20 +131,10 @@ class ConnectorBatch:
 
 
 class EstimatorBatch:
-    """Responses of the estimator.
-
-    Args:
-        examples, reasoning: of the phase; the reasoning is what the estimator was shown.
-        completion_ids: N completions, as TRL hands them over.
-        index: of each completion, its place in `examples`.
-        judge: who judges the match.
-        group: G, completions of one prompt; they lie side by side in the batch of all processes
-            together.
+    """Responses of the estimator, as `ConnectorBatch`; `reasoning` is what the estimator was shown.
 
     Attributes:
-        texts: N texts; None where one is cut off or empty.
-        usable: N flags, whether it is not.
-        figures: none.
+        texts: N texts; None where one is cut off or empty, so that it is not `usable`.
     """
 
     figures: Mapping[str, float] = MappingProxyType({})
@@ -303,9 +281,7 @@ def of_groups(
     mine: Sequence[T],
     values: Callable[[Sequence[T]], Sequence[Value]],
 ) -> list[Value]:
-    """One value for each of this process's rows, made for a group of `size` rows at a time. A group
-    may lie on two processes.
-    """
+    """A value for each of this process's rows, by groups of `size`, which may lie on two processes."""
     shares = [mine] if processes is None else processes.gather(list(mine))
     everywhere = [row for share in shares for row in share]
     first = sum(len(share) for share in shares[: processes.rank if processes else 0])

@@ -33,8 +33,7 @@ def _uniform(batch: Any) -> float:
 @of_connector("likelihood", "golden", "weights")
 @of_estimator("reference_likelihood", "reference")
 def likelihood(log_probs: Floats, weights: Floats | float = 1.0) -> float:
-    """exp(mean token log q2(y | x, r)): the geometric mean of the response's token probabilities,
-    in (0, 1].
+    """exp(mean token log q2(y | x, r)), the geometric mean of the token probabilities, in (0, 1].
 
     Of the estimator's own response, under the estimator as the phase began, it is the
     reference-likelihood.
@@ -44,8 +43,7 @@ def likelihood(log_probs: Floats, weights: Floats | float = 1.0) -> float:
 
 @of_connector("mean_probability", "golden", "weights")
 def mean_probability(log_probs: Floats, weights: Floats | float = 1.0) -> float:
-    """The arithmetic mean of the response's token probabilities, in (0, 1] (RLPR, arXiv
-    2506.18254).
+    """The arithmetic mean of the token probabilities, in (0, 1] (RLPR, arXiv 2506.18254).
 
     One improbable token costs 1 / T of it at most, where it can cost all of the geometric mean.
     """
@@ -60,46 +58,39 @@ def log_likelihood(log_probs: Floats, weights: Floats | float = 1.0) -> float:
 
 @of_connector("gain", "golden", "unaided", "weights", lowest=_uniform, bounded=False)
 def gain(log_probs: Floats, unaided: Floats, weights: Floats | float = 1.0) -> float:
-    """Mean token log q2(y | x, r) - log q2(y | x), nats per token.
+    """Mean token log q2(y | x, r) - log q2(y | x), nats per token; `unaided` has the latter, (T,).
 
     In a group, which shares x and y, it differs from `log_likelihood` by a constant; what it adds
     is a value that is above 0 if and only if the reasoning helps. For the same reason it does not
     matter how slowly the side without reasoning moves (RLP, arXiv 2510.01265, averages it over
-    updates): whatever it is, it is subtracted from all of a group, and here it does not move at all
-    while the connector learns.
-
-    Args:
-        unaided: log-probabilities of the same tokens without a reasoning, shape (T,).
+    updates); here it does not move while the connector learns.
     """
     return log_likelihood(log_probs, weights) - log_likelihood(unaided, weights)
 
 
 def change_weights(group: Floats) -> Floats:
     """Weights (T,) of a response's tokens, 1 on average, by how much reasoning changes each: in
-    proportion to the standard deviation of log q2(y_t | x, r, y_<t) over the reasonings of a group
-    (DRO's reasoning-reflective tokens, arXiv 2506.13351).
+    proportion to the standard deviation of log q2(y_t | x, r, y_<t) over a group's reasonings,
+    (G, T) nats (DRO's reasoning-reflective tokens, arXiv 2506.13351).
 
-    The same for all of the group, so that none is judged by other tokens than the rest. Where
-    nothing changes, all of them are 1.
-
-    Args:
-        group: (G, T), nats.
+    The same for all of the group, so that none is judged by other tokens than the rest; all 1 where
+    nothing changes.
     """
     spread: Floats = group.std(axis=0)
     return spread / spread.mean() if spread.any() else np.ones_like(spread)
 
 
 def bound_credits(log_probs: Floats) -> Floats:
-    """What each of K reasonings adds to the K-sample bound L = log (1/K) sum_k q2(y | x, r_k): (K,),
-    nats per response.
+    """What each of K reasonings adds to the K-sample bound L = log (1/K) sum_k q2(y | x, r_k):
+    (K,), nats per response.
 
         credit_k = L - log (1/(K-1)) sum_{j != k} q2(y | x, r_j)
 
     That is VIMCO's learning signal (Mnih & Rezende, ICML 2016, arXiv 1602.06725) with the
     arithmetic mean of the others for the sample left out. What is subtracted does not depend on
     r_k, so that E sum_k credit_k grad log q1(r_k) = grad E L. Less the group's mean, as GRPO has it
-    with `scale_rewards: none`, the sum is the gradient of E L of K - 1 samples exactly (RLOO: K / (K
-    - 1) times that). With VIMCO's other choice, the geometric mean, it would be no bound's.
+    with `scale_rewards: none`, the sum is the gradient of E L of K - 1 samples exactly (RLOO:
+    K / (K - 1) times that). With VIMCO's other choice, the geometric mean, it would be no bound's.
     With q2 far apart, the best one has nearly all the credit, and the others share what they lack:
     none is below log((K - 1) / K).
 
@@ -121,9 +112,7 @@ def lowest_bound_credit(size: int) -> float:
 def reasoning_format(
     reasoning: str, sections: Sequence[str], instruction: Collection[str] = ()
 ) -> float:
-    """0.5 for core features that say anything, and 0.5 more for all sections, present in order.
-    Features that only repeat the words of the instruction get nothing.
-    """
+    """0.5 for features that say more than the instruction, 0.5 for all sections, in order."""
     if not content_words(core_features(reasoning, sections) or "", instruction):
         return 0.0
     return 0.5 + 0.5 * (not missing_sections(reasoning, sections))
@@ -156,22 +145,18 @@ def word_overlap(candidate: str, golden: str) -> float:
 
 
 def similarity(one: Sequence[int], other: Sequence[int]) -> float:
-    """How much two token sequences have in common, in [0, 1]: k(a, b) = |A & B| / sqrt(|A| |B|).
+    """What two token sequences have in common, in [0, 1]: k(a, b) = |A & B| / sqrt(|A| |B|).
 
     A and B are the sequences' tokens and pairs of neighbours, counted with repeats. The
     intersection of histograms is a positive definite kernel (Barla, Odone, Verri, ICIP 2003), and
     stays one when it is normalised, which is what makes `kernel_scores` proper.
-
-    Args:
-        one, other: at least one token each.
     """
     a, b = _parts(one), _parts(other)
     return (a & b).total() / math.sqrt(a.total() * b.total())
 
 
 def kernel_scores(to_golden: Floats, among: Floats) -> Floats:
-    """For a group of G samples of q, rewards whose policy gradient is that of the kernel score:
-    (G,).
+    """Rewards (G,) of a group of G >= 3 samples of q whose policy gradient is the kernel score's.
 
     The kernel score S(q, y) = E k(X, y) - E k(X, X') / 2, with X and X' drawn from q, is proper: in
     expectation over y ~ p nothing scores better than q = p (Gneiting & Raftery, JASA 2007, section
@@ -185,12 +170,7 @@ def kernel_scores(to_golden: Floats, among: Floats) -> Floats:
     others, G - 1. With advantages reward_i - mean, unscaled, E sum_i advantage_i grad log q(x_i) =
     (G - 1) grad S(q, y).
 
-    Args:
-        to_golden: k(x_i, y), shape (G,), in [0, 1].
-        among: k(x_i, x_j), shape (G, G), in [0, 1]; its diagonal is not looked at.
-
-    Raises:
-        ValueError: other shapes, or G below 3.
+    `to_golden` is k(x_i, y), (G,); `among` k(x_i, x_j), (G, G), without a look at its diagonal.
     """
     size = len(to_golden)
     if size < 3 or to_golden.shape != (size,) or among.shape != (size, size):

@@ -17,12 +17,7 @@ Ids = list[list[int]]
 
 
 class Batch(Protocol):
-    """What rewards are computed from: N completions of a role.
-
-    Attributes:
-        usable: N flags; False where a completion is cut off, empty or unparsable.
-        figures: what is to be logged of the batch as a whole.
-    """
+    """N completions: which are `usable` (not cut off, empty or unparsable), and figures to log."""
 
     @property
     def usable(self) -> Sequence[bool]: ...
@@ -35,16 +30,9 @@ class Batch(Protocol):
 
 
 class PhaseRewards:
-    """All rewards of one RL phase on batches that are read once.
+    """All rewards of one RL phase on batches that are read once, by `read(completion_ids, index)`.
 
-    Args:
-        field: the recipe's field, for errors: `connector_rl.rewards` or `estimator_rl.rewards`.
-        settings: its value.
-        named: the rewards that it may name.
-        read: from (completion_ids, index) to a batch.
-
-    Raises:
-        RecipeError, RewardError: as `Registry.custom`.
+    `field` is the recipe's, for errors. Raises as `Registry.custom`.
     """
 
     def __init__(
@@ -63,8 +51,8 @@ class PhaseRewards:
         self._latest: tuple[Ids, Batch] | None = None
 
     def functions(self) -> list[tuple[str, Callable[..., list[float]], float]]:
-        """(name, function as TRL calls it, weight) of the rewards whose weight is not 0. A user's
-        own is logged under the name of its function.
+        """(name, function as TRL calls it, weight) of those with a weight; a user's by its
+        function.
         """
         # In the recipe's order, in which TRL adds them up.
         asked: list[tuple[str, Callable[..., list[float]], float]] = []
@@ -127,14 +115,7 @@ class PhaseRewards:
 
 
 def checked(field: str, values: Any, count: int) -> list[float | None]:
-    """What a reward returned, as `count` finite numbers or None.
-
-    Args:
-        field: what to call the reward in an error.
-
-    Raises:
-        RewardError: it is no list, has another length, or holds what is no finite number.
-    """
+    """What a reward returned, as `count` finite numbers or None; RewardError for anything else."""
     if not hasattr(values, "__iter__") or isinstance(values, (str, bytes, Mapping)):
         raise RewardError(
             f"{field} returned {type(values).__name__}; accepted is a list of {count} numbers, one "

@@ -45,13 +45,8 @@ GIVEN = (
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward that has a name.
-
-    Attributes:
-        values: of a batch, and of what TRL gave beside it.
-        lowest: what a completion gets that cannot be judged.
-        bounded: whether no value is below `lowest` anyway. Otherwise such a one gets the lowest of
-            the batch, if that is lower.
+    """A reward that has a name: `values` of a batch and of what TRL gave beside it, None for what
+    cannot be judged, which gets `lowest`, or unless `bounded` the batch's lowest if that is lower.
     """
 
     values: Callable[[Any, Mapping[str, Any]], Any]
@@ -75,9 +70,7 @@ CONNECTOR_REWARDS, ESTIMATOR_REWARDS = _registry(), _registry()
 
 
 def check_rewards(recipe: Recipe) -> None:
-    """Find the recipe's custom rewards, before anything is loaded or trained. Raises RecipeError,
-    RewardError: as `Registry.custom`.
-    """
+    """Find the recipe's custom rewards before anything is loaded. Raises as `Registry.custom`."""
     for section, named in (
         ("connector_rl", CONNECTOR_REWARDS),
         ("estimator_rl", ESTIMATOR_REWARDS),
@@ -112,13 +105,8 @@ def _named(
     lowest: Callable[[Any], float] = lambda batch: 0.0,
     bounded: bool = True,
 ) -> Callable[[Pure], Pure]:
-    """A decorator that makes a reward of a function of one completion.
-
-    Args:
-        of: the attributes of a batch that have its arguments, a row for each completion; where a
-            part of the row is None, so is the value.
-        given: attributes of the batch that it takes by keyword.
-        lowest, bounded: as for `Reward`.
+    """A decorator that makes a reward of a function of one completion. Its arguments are rows of
+    the batch's attributes `of` (None where a part is None) and, by keyword, those of `given`.
     """
 
     def add(function: Pure) -> Pure:

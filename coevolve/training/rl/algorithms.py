@@ -46,13 +46,6 @@ def run_rl(
     settings: Grpo,
     **options: Any,
 ) -> Segment:
-    """RL of the role by the algorithm that the settings name, from the segment's step to the end.
-
-    The arguments are those of `run_grpo`.
-
-    Raises:
-        RecipeError: there is no such algorithm.
-        ArtifactError: PPO is to go on from something that has no value function, or another one.
-    """
+    """RL of the role by the algorithm that the settings name; the rest is as for `run_grpo`."""
     trainer = ALGORITHMS.get(settings.algorithm, f"{plan.role}_rl.algorithm")
     return run_grpo(plan, prompts, rewards, settings, trainer=trainer, **options)

@@ -12,6 +12,7 @@ Deviations from the plain trainer, beside those of `engines`:
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,117 +28,100 @@ from coevolve.scoring.generate import Sampling, generate
 from coevolve.seeds import derive_seed
 from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
-from coevolve.training.engines import (
-    Plan,
-    Resumable,
-    RewardFunction,
-    Segment,
-    train,
-    trainer_of,
-)
+from coevolve.training.engines import Plan, Resumable, RewardFunction, Segment, train, trainer_of
 from coevolve.training.rl.shared_prompts import SharedPrompts
 from coevolve.training.rows import IGNORED, Rows, order_of_rows
+
+Rewards = Sequence[tuple[str, RewardFunction, float]]
+"""Name, function and weight of each."""
+
+SAME_NAME = (
+    *("num_iterations", "max_completion_length", "temperature", "loss_type", "epsilon", "delta"),
+    *("importance_sampling_level", "epsilon_high", "top_entropy_quantile", "scale_rewards"),
+    *("mask_truncated_completions", "use_vllm", "vllm_mode", "vllm_server_base_url"),
+    *("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size"),
+)
+"""Options that TRL has under the recipe's names."""
 
 
 def run_grpo(
     plan: Plan,
     prompts: Sequence[str],
-    rewards: Sequence[tuple[str, RewardFunction, float]],
+    rewards: Rewards,
     settings: Grpo,
     *,
-    golden_rows: Rows | None = None,
-    golden_nll_weight: float = 0.0,
-    reference: torch.nn.Module | None = None,
     trainer: "type[RoleGRPOTrainer] | None" = None,
+    **options: Any,
 ) -> Segment:
-    """GRPO of the role, from the segment's step to the end.
+    """GRPO of the role, from the segment's step to the end; options as of `RoleGRPOTrainer`.
 
-    Args:
-        prompts: rendered prompts; a reward gets each completion's place in this list as `index`.
-        rewards: (name, function, weight).
-        golden_rows: what the negative log-likelihood term is over, if its weight is not 0.
-        reference: what `Roles.frozen` yielded, where `kl_weight` is above 0.
-        trainer: another one than GRPO's, such as PPO's.
+    A reward gets each completion's place in `prompts` as `index`.
     """
-    used, places = np.unique(
-        order_of_completions(len(prompts), plan, settings), return_inverse=True
-    )
+    order = order_of_completions(len(prompts), plan, settings)
+    used, places = np.unique(order, return_inverse=True)
     columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
+    names, functions, weights = zip(*rewards, strict=True)
     trainer = trainer or SharedPromptTrainer
-    with trainer.own_options(plan, settings) as options, trainer_of(plan) as (model, scratch):
+    with trainer.own_options(plan, settings) as own, trainer_of(plan) as (model, scratch):
         return train(
             trainer(
                 model=model,
                 reward_funcs=[
-                    _reward(plan, name, function, rewards[0][0]) for name, function, _ in rewards
+                    _reward(plan, *one, first=names[0])
+                    for one in zip(names, functions, strict=True)
                 ],
-                args=_grpo_arguments(
-                    plan, settings, model, scratch, [weight for _, _, weight in rewards]
-                ),
+                args=_grpo_arguments(plan, settings, model, scratch, list(weights)),
                 train_dataset=Dataset.from_dict(columns),
                 processing_class=plan.renderer.tokenizer,
                 callbacks=[plan.callback],
                 plan=plan,
                 order=places,
-                group=settings.num_generations,
-                golden_rows=golden_rows,
-                golden_nll_weight=golden_nll_weight,
-                golden_batch=settings.train_batch_size,
-                kl_weight=settings.kl_weight,
-                kl_reference=reference,
+                settings=settings,
                 **options,
+                **own,
             )
         )
 
 
 def order_of_completions(prompts: int, plan: Plan, settings: Grpo) -> np.ndarray:
     """For each batch that the trainer asks for from the segment's step on, the prompt of each of
-    its completions.
-
-    TRL asks for the whole batch of completions at every micro-step and uses it when it generates.
+    its completions. TRL asks for all of them at every micro-step, and uses them when it generates.
     """
     _, accumulation = settings.micro_batch(plan.processes.count)
-    together = (
-        settings.train_batch_size * settings.updates_per_generation // settings.num_generations
-    )
-    updates = settings.updates_per_generation * settings.num_iterations
-    batches = order_of_rows(prompts, math.ceil(plan.steps / updates) * together, plan.seed).reshape(
-        -1, together
-    )
+    group, updates = settings.num_generations, settings.updates_per_batch
+    together = settings.train_batch_size * settings.updates_per_generation // group
+    order = order_of_rows(prompts, math.ceil(plan.steps / updates) * together, plan.seed)
+    batches = order.reshape(-1, together)
     batch_of_step = np.arange(plan.segment.step, plan.steps) // updates
     micro_steps = np.repeat(batch_of_step, accumulation)
-    return np.repeat(batches[micro_steps], settings.num_generations, axis=1).reshape(-1)
+    return np.repeat(batches[micro_steps], group, axis=1).reshape(-1)
 
 
 class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
-    """TRL's GRPOTrainer on rendered prompts, with a reference of our own and an optional golden NLL
-    term.
+    """TRL's GRPOTrainer on rendered prompts, with a reference of our own (what `Roles.frozen` gave,
+    where `kl_weight` is above 0) and, with a weight, a negative log-likelihood of golden rows.
     """
 
     def __init__(
         self,
         *args: Any,
-        group: int,
-        golden_rows: Rows | None,
-        golden_nll_weight: float,
-        golden_batch: int,
-        kl_weight: float,
-        kl_reference: torch.nn.Module | None,
+        settings: Grpo,
+        golden_rows: Rows | None = None,
+        golden_nll_weight: float = 0.0,
+        reference: torch.nn.Module | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.group = group
+        self.group = settings.num_generations
         self.reward_names = [function.__name__ for function in kwargs["reward_funcs"]]
-        self._golden_rows = golden_rows
-        self._golden_nll_weight = golden_nll_weight
-        self._golden_batch = golden_batch
-        # Constructed with beta=0, TRL looks for no reference; from here on it uses the one that is
-        # already there.
-        self.kl_term = kl_weight
-        if kl_reference is not None:
-            add_head(kl_reference, self.args.temperature)
-            sharding.say_undivided(self, kl_reference)
-            self.reference = kl_reference
+        self._golden_rows, self._golden_nll_weight = golden_rows, golden_nll_weight
+        self._golden_batch = settings.train_batch_size
+        # Constructed with beta=0, TRL looks for no reference; from here on it uses this one.
+        self.kl_term = settings.kl_weight
+        if reference is not None:
+            add_head(reference, self.args.temperature)
+            sharding.say_undivided(self, reference)
+            self.reference = reference
         # What ends a reasoning or a response elsewhere is what ends a completion.
         self.stop_ids = self.plan.renderer.stop_ids(kwargs["model"])
         self.micro_step = self.plan.segment.step * self.args.gradient_accumulation_steps
@@ -171,9 +155,8 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
             **{f"reward/{name}": values for name, values in written["rewards"].items()},
             "advantage": written["advantages"],
         }
-        return [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=False)
-        ]
+        rows = zip(*columns.values(), strict=False)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _load_rollouts(self) -> None:
         rollouts = self.plan.segment.rollouts
@@ -187,16 +170,12 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
             self.go_on_with([parts[part] for part in sorted(parts)])
 
     def write(self, prompts: list[str]) -> dict[str, Any]:
-        """Completions that depend on seed, place in the order and weights only, and that can be
-        left in the middle.
-        """
+        """Completions that depend on seed, place and weights only, and can be left in the middle."""
         # A rendered prompt already holds its control tokens, the beginning of the text included.
         prompt_ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
-        completion_ids, log_probs = (
-            self.plan.processes.together(lambda: self.vllm_completions(prompt_ids, self.group))
-            if self.args.use_vllm
-            else (self._sampled(prompt_ids), None)
-        )
+        work = partial(self.vllm_completions, prompt_ids, self.group)
+        fast = self.plan.processes.together(work) if self.args.use_vllm else None
+        completion_ids, log_probs = fast or (self._sampled(prompt_ids), None)
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": log_probs}
 
     def _sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
@@ -204,25 +183,20 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         batch = self.micro_step // (args.steps_per_generation * args.num_iterations)
         first = plan.processes.rank * len(prompt_ids)
         with self._whole_model() as model:
-            generations = plan.processes.together(
-                lambda: generate(
-                    model,
-                    prompt_ids,
-                    max_new_tokens=args.max_completion_length,
-                    stop_ids=self.stop_ids,
-                    pad_id=self.processing_class.pad_token_id,
-                    sampling=Sampling(
-                        derive_seed(plan.seed, "completions", batch), args.temperature
-                    ),
-                    keys=range(first, first + len(prompt_ids)),
-                    token_budget=plan.token_budget,
-                    poll=plan.watcher.poll,
-                )
+            work = partial(
+                generate,
+                model,
+                prompt_ids,
+                max_new_tokens=args.max_completion_length,
+                stop_ids=self.stop_ids,
+                pad_id=self.processing_class.pad_token_id,
+                sampling=Sampling(derive_seed(plan.seed, "completions", batch), args.temperature),
+                keys=range(first, first + len(prompt_ids)),
+                token_budget=plan.token_budget,
+                poll=plan.watcher.poll,
             )
-        return [
-            done.ids if done.stopped_by is None else [*done.ids, done.stopped_by]
-            for done in generations
-        ]
+            written = plan.processes.together(work)
+        return [x.ids if x.stopped_by is None else [*x.ids, x.stopped_by] for x in written]
 
     def rewarded(self, *args: Any) -> Tensor:
         with self._whole_model():
@@ -230,9 +204,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
 
     @contextmanager
     def _whole_model(self) -> Iterator[torch.nn.Module]:
-        """The bare model in evaluation mode, with all of its parameters on every process, also
-        under ZeRO-3.
-        """
+        """The bare model in evaluation mode, its parameters on every process, also under ZeRO-3."""
         with sharding.bare_model(self) as model:
             training = model.training
             try:
@@ -255,10 +227,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
 
     def _golden_nll(self, model: torch.nn.Module) -> Tensor:
         """This micro-step's share of the mean negative log-likelihood per token (nats) of the
-        step's golden responses.
-
-        The shares of all processes and micro-steps add up to it, divided by the number of
-        processes, by which the averaging of gradients will divide.
+        step's golden responses; they add up to it, divided by the number of processes.
         """
         size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
         step, micro_step = divmod(self.micro_step, steps)
@@ -268,10 +237,8 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         of_step, at = golden.visited([visit % len(golden) for visit in visits], visits[0])
         rows = [of_step[number].columns() for number in at]
         tokens = sum(label != IGNORED for row in rows for label in row["labels"])
-        first = (
-            micro_step * self.accelerator.num_processes + self.accelerator.process_index
-        ) * size
-        device = self.accelerator.device
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        first = (micro_step * processes + self.accelerator.process_index) * size
 
         def padded(name: str, value: int) -> Tensor:
             columns = [torch.tensor(row[name]) for row in rows[first : first + size]]
@@ -282,7 +249,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
             input_ids=ids,
             attention_mask=(mask >= 0).long(),
             labels=padded("labels", IGNORED),
-            num_items_in_batch=torch.tensor(tokens / self.accelerator.num_processes, device=device),
+            num_items_in_batch=torch.tensor(tokens / processes, device=device),
         ).loss
 
 
@@ -294,51 +261,25 @@ def _grpo_arguments(
     plan: Plan, settings: Grpo, model: torch.nn.Module, scratch: str, reward_weights: list[float]
 ) -> GRPOConfig:
     _, accumulation = settings.micro_batch(plan.processes.count)
-    group = settings.num_generations
+    group, whole = settings.num_generations, settings.train_batch_size
+    stops = {"stop_token_ids": list(plan.renderer.stop_ids(model))}
     return GRPOConfig(
         **common_arguments(plan, settings, model, scratch),
-        **_vllm_arguments(settings, plan.renderer.stop_ids(model)),
+        **{name: getattr(settings, name) for name in SAME_NAME},
+        generation_kwargs=stops if settings.use_vllm else None,
         # TRL refuses groups of one, in which GRPO has no advantages. PPO, which compares nothing
         # within groups, says that the whole batch is one.
-        num_generations=group
-        if group > 1
-        else settings.train_batch_size * settings.updates_per_generation,
-        num_iterations=settings.num_iterations,
+        num_generations=group if group > 1 else whole * settings.updates_per_generation,
         steps_per_generation=accumulation * settings.updates_per_generation,
-        max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature,
         top_k=0,
-        loss_type=settings.loss_type,
-        importance_sampling_level=settings.importance_sampling_level,
-        epsilon=settings.epsilon,
-        epsilon_high=settings.epsilon_high,
-        delta=settings.delta,
-        top_entropy_quantile=settings.top_entropy_quantile,
-        scale_rewards=settings.scale_rewards,
-        mask_truncated_completions=settings.mask_truncated_completions,
         reward_weights=reward_weights,
         beta=0.0,
         remove_unused_columns=False,
     )
 
 
-def _vllm_arguments(settings: Grpo, stop_ids: Sequence[int]) -> dict[str, Any]:
-    if not settings.use_vllm:
-        return {"use_vllm": False}
-    return {
-        "use_vllm": True,
-        "generation_kwargs": {"stop_token_ids": list(stop_ids)},
-        "vllm_mode": settings.vllm_mode,
-        "vllm_server_base_url": settings.vllm_server_base_url,
-        "vllm_gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
-        "vllm_tensor_parallel_size": settings.vllm_tensor_parallel_size,
-    }
-
-
-def _reward(plan: Plan, name: str, function: RewardFunction, first: str) -> RewardFunction:
-    """The function under its name; a failure or a stop on one process reaches all of them. The
-    `first` also puts the prompts' places among the samples.
-    """
+def _reward(plan: Plan, name: str, function: RewardFunction, *, first: str) -> RewardFunction:
+    """The function by name; a failure or stop reaches all processes. The `first` notes the prompts."""
 
     def reward(**columns: Any) -> list[float]:
         if name == first:

@@ -21,12 +21,11 @@ KlEstimator = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(log_probs_BT: Tensor, reference_BT: Tensor, kind: KlEstimator = "k1") -> Tensor:
-    """Estimates of KL(policy || reference) per token, from tokens that the policy sampled. Shape
-    (B, T), nats.
+    """Estimates of KL(policy || reference) per token, from tokens of the policy. (B, T), nats.
 
-    Schulman (2020), "Approximating KL divergence" (joschu.net/blog/kl-approx.html), with r =
-    reference / policy: k1 = -log r is unbiased but may be negative; k2 = (log r)^2 / 2 is biased
-    and of low variance; k3 = r - 1 - log r is unbiased and never negative.
+    Schulman (2020), joschu.net/blog/kl-approx.html, with r = reference / policy: k1 = -log r is
+    unbiased but may be negative; k2 = (log r)^2 / 2 is biased and of low variance; k3 = r - 1 -
+    log r is unbiased and never negative.
     """
     _same_shape(log_probs_BT, reference_BT)
     log_ratio_BT = reference_BT - log_probs_BT
@@ -41,12 +40,10 @@ def kl_estimate(log_probs_BT: Tensor, reference_BT: Tensor, kind: KlEstimator = 
 
 
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
-    """The reward of each token: -kl_coef * KL at every one, and the completion's score at its last.
-    Shape (B, T).
+    """The reward of each token, (B, T): -kl_coef * KL, and the completion's score at its last.
 
     Ziegler et al. (2019), "Fine-Tuning Language Models from Human Preferences", section 2.2:
-    R(x, y) = r(x, y) - beta * log(pi(y|x) / rho(y|x)), the second term told apart by tokens. A
-    completion without tokens has no place for its score.
+    R(x, y) = r(x, y) - beta * log(pi(y|x) / rho(y|x)), the second term told apart by tokens.
     """
     _same_shape(kl_BT, mask_BT)
     if scores_B.shape != kl_BT.shape[:1]:
@@ -58,9 +55,7 @@ def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: flo
 
 
 def last_token(mask_BT: Tensor) -> Tensor:
-    """1 at the last token of each completion, 0 elsewhere; all 0 for a completion without tokens.
-    Shape (B, T), int.
-    """
+    """1 at the last token of each completion, 0 elsewhere; shape (B, T), int."""
     following_BT = torch.cat([mask_BT[:, 1:], torch.zeros_like(mask_BT[:, :1])], dim=1)
     return ((mask_BT != 0) & (following_BT == 0)).to(torch.long)
 
@@ -70,14 +65,8 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
 
     Schulman et al. (2016), "High-Dimensional Continuous Control Using Generalized Advantage
     Estimation", eq. 11, 12 and 16: delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam
-    A_{t+1}. A completion ends with its last token, where V and A of the next state are 0, also if
-    it was cut off: its score is all that it will get.
-
-    Args:
-        values_BT: V of the state in which each token was chosen.
-
-    Raises:
-        ValueError: the shapes differ, or a mask has a hole.
+    A_{t+1}. V is of the state in which a token was chosen. A completion ends with its last token,
+    where V and A of the next state are 0, also if it was cut off: its score is all that it gets.
     """
     _same_shape(rewards_BT, values_BT, mask_BT)
     alive_BT = mask_BT != 0
@@ -100,9 +89,7 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
 def moments(
     x_BT: Tensor, mask_BT: Tensor, total: Total | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(number of tokens, mean, sum of squared deviations from it) over all completions; float64
-    scalars.
-    """
+    """(tokens, mean, sum of squared deviations) over all completions; float64 scalars."""
     _same_shape(x_BT, mask_BT)
     total = total or _unchanged
     kept = x_BT.detach()[mask_BT != 0].double()
@@ -115,11 +102,9 @@ def moments(
 def whiten(
     x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, total: Total | None = None
 ) -> Tensor:
-    """x with variance 1 over all tokens, and mean 0 unless the mean is to stay. Shape (B, T), 0 at
-    padding.
+    """x with variance 1 over all tokens, and mean 0 unless it is to stay. (B, T), 0 at padding.
 
-    As in Ziegler et al. (2019) and in TRL's PPO: the unbiased variance plus 1e-8 under the root. A
-    single token has no variance and is divided by nothing.
+    As in Ziegler et al. (2019) and TRL's PPO: the unbiased variance plus 1e-8 under the root.
     """
     count, mean, squares = moments(x_BT, mask_BT, total)
     variance = squares / (count - 1.0).clamp(min=1.0)
@@ -135,9 +120,8 @@ def clipped_policy_loss(
 ) -> tuple[Tensor, Tensor]:
     """(loss per token, whether the clipped term decided it), each of shape (B, T).
 
-    Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7, with the sign of a
-    loss: -min(ratio A, clip(ratio, 1 - low, 1 + high) A), where ratio = policy / policy that
-    sampled. `low` and `high` are both epsilon there.
+    Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7, as a loss:
+    -min(ratio A, clip(ratio, 1 - low, 1 + high) A), where ratio = policy / policy that sampled.
     """
     _same_shape(log_probs_BT, old_log_probs_BT, advantages_BT)
     ratio_BT = torch.exp(log_probs_BT - old_log_probs_BT)
@@ -149,11 +133,10 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, cliprange: float | None
 ) -> tuple[Tensor, Tensor]:
-    """(loss per token, whether the clipped term decided it), each of shape (B, T).
+    """(loss per token, whether the clipped term decided it), each (B, T); None clips nothing.
 
-    max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2: not in the PPO paper, but in its
-    authors' code; described in Engstrom et al. (2020), "Implementation Matters in Deep Policy
-    Gradients", section 2. None clips nothing.
+    max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, as in the PPO authors' code; Engstrom
+    et al. (2020), "Implementation Matters in Deep Policy Gradients", section 2.
     """
     _same_shape(values_BT, old_values_BT, returns_BT)
     free_BT = (values_BT - returns_BT).square()
@@ -165,11 +148,10 @@ def clipped_value_loss(
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> float:
-    """The coefficient for the next batch: raised where KL was above its target, lowered where
-    below.
+    """The coefficient for the next batch; KL and target are in nats per response.
 
     Ziegler et al. (2019), section 2.2: e = clip((KL - target) / target, -0.2, 0.2); beta' = beta (1
-    + K e), with K = 0.1 there. KL and target are in nats per response.
+    + K e), with K = 0.1 there.
     """
     error = min(max((kl - target) / target, -0.2), 0.2)
     return kl_coef * (1.0 + gain * error)
@@ -178,11 +160,7 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> fl
 def explained_variance(
     values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, total: Total | None = None
 ) -> Tensor:
-    """1 - Var(R - V) / Var(R) over all tokens: 1 is a perfect value function, 0 a constant, below 0
-    a worse one.
-
-    NaN where the returns do not vary. A float64 scalar.
-    """
+    """1 - Var(R - V) / Var(R) over all tokens: 1 is perfect, 0 a constant; NaN if R is constant."""
     _same_shape(values_BT, returns_BT)
     _, _, returns = moments(returns_BT, mask_BT, total)
     _, _, residual = moments(returns_BT - values_BT, mask_BT, total)
@@ -190,16 +168,10 @@ def explained_variance(
 
 
 def leave_one_out_advantages(scores_N: Tensor, group: int) -> Tensor:
-    """The score of each completion minus the mean score of the others of its group. Shape (N,).
+    """The score of each completion minus the mean of the others of its group, N of whole groups.
 
     Kool et al. (2019), "Buy 4 REINFORCE Samples, Get a Baseline for Free!", eq. 8; for language
     models Ahmadian et al. (2024), "Back to Basics", section 3.2 (RLOO).
-
-    Args:
-        scores_N: groups of `group` completions to one prompt, one group after the other.
-
-    Raises:
-        ValueError: there are no others in a group of one, or N is no multiple of the group.
     """
     if group < 2 or scores_N.dim() != 1 or scores_N.numel() % group:
         raise ValueError(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from coevolve.errors import ArtifactError, RewardError
 from coevolve.libraries.trl import run_head
-from coevolve.recipe.rl import Grpo, Ppo
+from coevolve.recipe.rl import Grpo
 from coevolve.scoring.roles import REFERENCE
 from coevolve.training.engines import Plan
 from coevolve.training.rl.grpo import RoleGRPOTrainer
@@ -53,15 +53,13 @@ VALUE_OFFSET = "value_offset"
 def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
     """The weights to go on from; empty at the beginning."""
     segment = plan.segment
-    weights = {
-        name: value for name, value in segment.own.items() if name not in (KL_COEF, VALUE_OFFSET)
-    }
+    numbers = (KL_COEF, VALUE_OFFSET)
+    weights = {name: value for name, value in segment.own.items() if name not in numbers}
     begun = segment.step > plan.first or bool(segment.optimizer)
     if begun and not any(HEAD in name.split(".") for name in weights):
         raise ArtifactError(
-            f"{plan.role}_rl.algorithm is ppo, but what it is to go on from (step {segment.step}) has no value head: "
-            "another algorithm wrote it, or it is damaged. Set algorithm to what it was, or begin a new run in another "
-            "--output-dir."
+            f"{plan.role}_rl.algorithm is ppo, but what it is to go on from (step {segment.step}) has no value head. "
+            "Set algorithm to what it was, or begin a new run in another --output-dir."
         )
     return weights
 
@@ -69,20 +67,17 @@ def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
 class KlInRewardTrainer(RoleGRPOTrainer):
     """What RLOO and PPO share: the KL to the reference is part of the reward, not of the loss."""
 
-    def __init__(self, *args: Any, kl_weight: float, **kwargs: Any):
-        super().__init__(*args, kl_weight=0.0, **kwargs)
-        self.has_reference = kl_weight > 0
-        self.kl_coef = kl_weight
+    def __init__(self, *args: Any, settings: Grpo, **kwargs: Any):
+        super().__init__(*args, settings=settings, **kwargs)
+        self.kl_term = 0.0
+        self.has_reference = settings.kl_weight > 0
+        self.kl_coef, self.normalize = settings.kl_weight, settings.normalize_advantages
 
     def put_advantages(
         self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
     ) -> None:
-        """Put the advantages, (B,) or (B, T), into the batch, and what else the loss needs.
-
-        Args:
-            batch: TRL's, with `old_per_token_logps`.
-            scores_B: weighted sums of the rewards.
-            log_ratio_BT: log policy - log reference of each token; 0 without a reference.
+        """Put the advantages, (B,) or (B, T), into TRL's batch, and what else the loss needs, by
+        weighted sums of the rewards and log policy - log reference (0 without one) of each token.
         """
         raise NotImplementedError
 
@@ -95,9 +90,8 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         log_ratio_BT = torch.zeros_like(batch["old_per_token_logps"])
         if self.has_reference:
             with self.plan.roles.acting(REFERENCE) as reference, torch.no_grad():
-                log_ratio_BT = batch["old_per_token_logps"] - self._of_batch(
-                    super().log_probs, reference, batch
-                )
+                reference_BT = self._of_batch(super().log_probs, reference, batch)
+            log_ratio_BT = batch["old_per_token_logps"] - reference_BT
         self.put_advantages(batch, self._own(self._scores_N), log_ratio_BT)
         self._show_advantages(batch)
         return batch
@@ -145,9 +139,8 @@ class KlInRewardTrainer(RoleGRPOTrainer):
 
     def _mean(self, values_B: Tensor) -> float:
         """Over the completions of all processes."""
-        return moments(values_B.unsqueeze(1), torch.ones_like(values_B).unsqueeze(1), self._total)[
-            1
-        ].item()
+        values_B1 = values_B.unsqueeze(1)
+        return moments(values_B1, torch.ones_like(values_B1), self._total)[1].item()
 
     def _log_means(self, values: dict[str, Tensor], mask: Tensor) -> None:
         """Log the mean of each tensor over what the mask keeps, on all processes."""
@@ -157,27 +150,14 @@ class KlInRewardTrainer(RoleGRPOTrainer):
             self.figures[name].append(total / count)
 
     def _sums_of(self, values: dict[str, Tensor], mask: Tensor) -> dict[str, float]:
-        """The sum of each tensor over what the mask keeps, on all processes, and as COUNT how many
-        that are.
-        """
+        """Sums over what the mask keeps, on all processes, and as COUNT how many that are."""
         kept = {COUNT: torch.ones_like(mask, dtype=torch.float64), **values}
-        sums = [
-            value.detach().double().masked_fill(mask == 0, 0.0).sum() for value in kept.values()
-        ]
+        sums = [x.detach().double().masked_fill(mask == 0, 0.0).sum() for x in kept.values()]
         return dict(zip(kept, self._total(torch.stack(sums)).tolist(), strict=True))
 
 
 class RoleRLOOTrainer(KlInRewardTrainer):
     """RLOO: a completion's reward, less its KL, minus the mean of the others in its group."""
-
-    def __init__(self, *args: Any, normalize: bool, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.normalize = normalize
-
-    @classmethod
-    @contextmanager
-    def own_options(cls, plan: Plan, settings: Grpo) -> Iterator[dict[str, Any]]:
-        yield {"normalize": settings.normalize_advantages}
 
     def put_advantages(
         self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
@@ -188,21 +168,18 @@ class RoleRLOOTrainer(KlInRewardTrainer):
         scores_B = scores_B - self.kl_coef * (log_ratio_BT * mask_BT).sum(1)
         advantages_N = leave_one_out_advantages(self.accelerator.gather(scores_B), self.group)
         if self.normalize:
-            advantages_N = whiten(
-                advantages_N.unsqueeze(1), torch.ones_like(advantages_N).unsqueeze(1)
-            ).squeeze(1)
+            advantages_N1 = advantages_N.unsqueeze(1)
+            advantages_N = whiten(advantages_N1, torch.ones_like(advantages_N1)).squeeze(1)
         batch["advantages"] = self._own(advantages_N)
 
 
 class RolePPOTrainer(KlInRewardTrainer):
-    """PPO: advantages by a value function of each token's state, which is trained beside the
-    policy.
-    """
+    """PPO: advantages by a value function of each token's state, trained beside the policy."""
 
-    def __init__(self, *args: Any, value: ValueFunction, options: Ppo, **kwargs: Any):
+    def __init__(self, *args: Any, value: ValueFunction, settings: Grpo, **kwargs: Any):
         value.require_gradients()
-        self.value, self.options = value, options
-        super().__init__(*args, **kwargs)
+        self.value, self.options = value, settings.ppo
+        super().__init__(*args, settings=settings, **kwargs)
         own = self.plan.segment.own
         self.kl_coef = own[KL_COEF].item() if KL_COEF in own else self.kl_coef
         self.value_offset = own[VALUE_OFFSET].item() if VALUE_OFFSET in own else None
@@ -216,16 +193,13 @@ class RolePPOTrainer(KlInRewardTrainer):
         backbone = settings.ppo.value_backbone
         value = ValueFunction(plan.roles.module(plan.role), plan.role, backbone)
         with value.attached(_saved_value_function(plan)):
-            yield {"value": value, "options": settings.ppo}
+            yield {"value": value}
 
     def put_advantages(
         self, batch: dict[str, Tensor], scores_B: Tensor, log_ratio_BT: Tensor
     ) -> None:
-        options, mask_BT, old_BT = (
-            self.options,
-            batch["completion_mask"],
-            batch["old_per_token_logps"],
-        )
+        options, mask_BT = self.options, batch["completion_mask"]
+        old_BT = batch["old_per_token_logps"]
         kl_BT = kl_estimate(old_BT, old_BT - log_ratio_BT, options.kl_estimator)
         rewards_BT = token_rewards(scores_B, kl_BT, mask_BT, self.kl_coef)
         self._log_rollout(scores_B, kl_BT * mask_BT, old_BT * mask_BT)
@@ -258,23 +232,21 @@ class RolePPOTrainer(KlInRewardTrainer):
         self.figures["objective/kl_coef"].append(self.kl_coef)
         # Of groups, in which nothing is compared here.
         self.figures.pop("frac_reward_zero_std", None)
-        if self.options.kl_target is not None:
+        target, gain = self.options.kl_target, self.options.kl_gain
+        if target is not None:
             kl = self.figures["objective/kl"][-1]
-            self.kl_coef = adapted_kl_coef(
-                self.kl_coef, kl, self.options.kl_target, self.options.kl_gain
-            )
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, target, gain)
 
     def policy_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
     ) -> Tensor:
         mask_BT, old_BT = inputs["completion_mask"], inputs["old_per_token_logps"]
-        log_probs_BT, entropies_BT, _ = self.log_probs(
-            model, *_sequence(inputs), compute_entropy=True
-        )
-        values_BT = self._values_BT
-        low, high = self.args.epsilon, self.args.epsilon_high
+        sequence = _sequence(inputs)
+        log_probs_BT, entropies_BT, _ = self.log_probs(model, *sequence, compute_entropy=True)
+        values_BT, low, high = self._values_BT, self.args.epsilon, self.args.epsilon_high
+        clip = low, low if high is None else high
         policy_BT, policy_clipped_BT = clipped_policy_loss(
-            log_probs_BT, old_BT, inputs["advantages"], low, low if high is None else high
+            log_probs_BT, old_BT, inputs["advantages"], *clip
         )
         if "importance_sampling_ratio" in inputs:  # of what vLLM sampled from and what is trained
             policy_BT = policy_BT * inputs["importance_sampling_ratio"]
@@ -300,9 +272,7 @@ class RolePPOTrainer(KlInRewardTrainer):
         return (loss_BT * mask_BT).sum() / self._tokens_per_step(inputs)
 
     def _log_update(self, values: dict[str, Tensor], mask: Tensor) -> None:
-        """Log the mean of each tensor over the tokens of a whole update, however it is divided into
-        micro-steps.
-        """
+        """Log means over the tokens of a whole update, over all of its micro-steps."""
         for name, total in self._sums_of(values, mask).items():
             self._sums[name] = self._sums.get(name, 0.0) + total
         if self.accelerator.sync_gradients:  # the last micro-step
@@ -314,13 +284,10 @@ class RolePPOTrainer(KlInRewardTrainer):
                 self.figures[name].append(mean)
 
     def _tokens_per_step(self, inputs: dict[str, Any]) -> Tensor:
-        """Tokens of an update on one process, on average: gradients add up over micro-steps, not
-        over processes.
-        """
+        """An update's tokens on one process, on average: gradients add up over micro-steps only."""
         updates = self.args.steps_per_generation / self.args.gradient_accumulation_steps
-        return inputs["num_items_in_batch"].clamp(min=1.0) / (
-            self.accelerator.num_processes * updates
-        )
+        parts = self.accelerator.num_processes * updates
+        return inputs["num_items_in_batch"].clamp(min=1.0) / parts
 
     def log_probs(
         self,
@@ -332,10 +299,9 @@ class RolePPOTrainer(KlInRewardTrainer):
         **kwargs: Any,
     ) -> Any:
         """TRL's, of the policy; beside it, in `_values_BT`, the values of the same states."""
-        own_adapter = self.value.backbone == "adapter"
         with self.value.reading(width) as values:
             found = super().log_probs(model, ids, mask, width, batch_size=batch_size, **kwargs)
-            if own_adapter:
+            if self.value.backbone == "adapter":
                 values.clear()
                 self._pass_through_adapter(model, ids, mask, batch_size or len(ids))
         self._values_BT = torch.cat(values) + (self.value_offset or 0.0)
@@ -355,27 +321,23 @@ class RolePPOTrainer(KlInRewardTrainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         rate = self.options.value_learning_rate
         if rate is not None:
-            head = [
-                value for name, value in self.value.parameters().items() if HEAD in name.split(".")
-            ]
+            named = self.value.parameters().items()
+            head = [value for name, value in named if HEAD in name.split(".")]
+            own = set(map(id, head))
             for group in optimizer.param_groups:
-                group["params"] = [
-                    value for value in group["params"] if not any(value is one for one in head)
-                ]
+                group["params"] = [value for value in group["params"] if id(value) not in own]
             optimizer.add_param_group({"params": head, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def own_state(self) -> dict[str, Tensor]:
-        weights = {
-            name: value.detach().cpu().clone() for name, value in self.value.parameters().items()
-        }
-        return {**weights, **self._numbers_of_step}
+        named = self.value.parameters().items()
+        weights = {name: value.detach().cpu().clone() for name, value in named}
+        return weights | self._numbers_of_step
 
     def _numbers(self) -> dict[str, Tensor]:
         found = {KL_COEF: self.kl_coef, VALUE_OFFSET: self.value_offset}
-        return {
-            name: torch.tensor(x, dtype=torch.float64) for name, x in found.items() if x is not None
-        }
+        there = {name: x for name, x in found.items() if x is not None}
+        return {name: torch.tensor(x, dtype=torch.float64) for name, x in there.items()}
 
     def note_figures(self) -> None:
         super().note_figures()

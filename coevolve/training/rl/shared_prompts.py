@@ -37,14 +37,9 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts and completions side by side.
-
-    Attributes:
-        ids_RS, positions_RS: of each token.
-        labels_RS: what each token predicts, IGNORED where nothing is asked for.
-        segments_RS: 0 for the prompt, the number of the completion from 1 on, -1 for padding.
-        places_BC: for each token of each completion, where its prediction stands in the flattened
-            rows.
+    """Prompts and completions side by side. `segments_RS` is 0 for the prompt, the number of the
+    completion from 1 on, -1 for padding; `places_BC` where, in the flattened rows, the prediction
+    of each completion's token stands; labels are IGNORED where nothing is asked for.
     """
 
     ids_RS: Tensor
@@ -54,9 +49,7 @@ class Packed:
     places_BC: Tensor
 
     def mask(self) -> Tensor:
-        """(R, 1, S, S), True where a token attends to another. Padding attends to itself, for a
-        softmax needs one.
-        """
+        """(R, 1, S, S), True where a token attends to another; padding to itself, as softmax needs."""
         query_RS1, key_R1S = self.segments_RS[:, :, None], self.segments_RS[:, None, :]
         width = self.segments_RS.shape[1]
         before_SS = torch.ones(width, width, dtype=torch.bool, device=self.ids_RS.device).tril()
@@ -67,12 +60,7 @@ class Packed:
 
 
 def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
-    """Put the completions of equal prompts into one row.
-
-    Args:
-        ids_BT: left-padded prompts, then right-padded completions of `width` columns.
-        mask_BT: 1 for every token that is one.
-    """
+    """Completions of equal prompts in one row: of left-padded prompts, then `width` columns."""
     device, columns = ids_BT.device, ids_BT.shape[1] - width
     ids, mask = ids_BT.tolist(), mask_BT.bool().tolist()
     rows: dict[tuple[int, ...], list[int]] = {}
@@ -122,9 +110,7 @@ def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
 
 
 class SharedPrompts(_Trainer):
-    """A mixin before `RoleGRPOTrainer` that runs a shared prompt once, where the model allows it
-    and it costs less.
-    """
+    """A mixin before `RoleGRPOTrainer`: a shared prompt is run once, where it can and pays."""
 
     def __init__(self, *args: Any, model: torch.nn.Module, **kwargs: Any):
         backbone = Backbone(model)

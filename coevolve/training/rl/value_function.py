@@ -24,9 +24,7 @@ ADAPTER = "critic"
 
 
 class ValueHead(torch.nn.Linear):
-    """One number from a hidden state. It begins with weights of zero: every value is 0 until
-    something is learned.
-    """
+    """One number from a hidden state, with weights of zero: every value begins as 0."""
 
     def __init__(self, hidden_size: int, device: torch.device):
         super().__init__(hidden_size, 1, device=device, dtype=torch.float32)
@@ -39,12 +37,8 @@ class ValueHead(torch.nn.Linear):
 
 
 class ValueFunction:
-    """V of the state in which each token of a completion is chosen.
-
-    Args:
-        model: of the role that is trained, without any wrapper.
-        role: its adapter's name, where it is one.
-        backbone: see `recipe.rl.Ppo.value_backbone`.
+    """V of the state in which each token of a completion is chosen, on the unwrapped `model` of the
+    role, its adapter's name where it has one; `backbone` as in `recipe.rl.Ppo.value_backbone`.
     """
 
     def __init__(self, model: Any, role: Role, backbone: Backbone):
@@ -64,13 +58,8 @@ class ValueFunction:
 
     @contextmanager
     def attached(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the head (and its adapter) are part of the model.
-
-        Args:
-            weights: as `parameters` names them; empty for a new value function.
-
-        Raises:
-            ArtifactError: the weights are those of another value function.
+        """Inside, the head (and its adapter) are part of the model, new or with these weights (named as in
+        `parameters`). Raises ArtifactError for those of another value function.
         """
         device = next(self.model.parameters()).device
         if self.backbone == "adapter":
@@ -92,9 +81,7 @@ class ValueFunction:
 
     @contextmanager
     def reading(self, width: int) -> Iterator[list[Tensor]]:
-        """The values of the last `width` tokens of each pass through the backbone made inside, in
-        order.
-        """
+        """The values of the last `width` tokens of each pass through the backbone made inside."""
         self._width, self._read = width, []
         try:
             yield self._read

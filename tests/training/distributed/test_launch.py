@@ -124,7 +124,7 @@ def test_the_stage_is_read_from_a_deepspeed_file_and_one_that_nothing_supports_i
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}}), encoding="utf-8")
     assert Launch.from_environment(environ).kind == "zero3"
     file.write_text(json.dumps({"zero_optimization": {"stage": 1}}), encoding="utf-8")
-    with pytest.raises(RecipeError, match="stage 1; accepted are 2 and 3"):
+    with pytest.raises(RecipeError, match=r"stage 1; accepted are 2 \(.*and 3"):
         Launch.from_environment(environ)
 
 
@@ -153,7 +153,7 @@ def test_a_batch_that_the_processes_cannot_share_is_named_with_the_numbers_that_
     with pytest.raises(RecipeError) as raised:
         check_launch(recipe, Launch(processes=3, kind="ddp", gpus=0))
     message = str(raised.value)
-    assert "3 processes" in message and "divide by 1, 2, 4:" in message
+    assert "3 processes" in message and "--num_processes 1, 2 or 4," in message
     assert "estimator_sft.train_batch_size=20" in message
     assert "connector_rl" not in message  # 12 divides by 3
 
@@ -200,14 +200,14 @@ def test_a_section_that_trains_nothing_is_not_asked(recipe_of):
         (
             {"device": "cpu", "dtype": "float16"},
             {"gpus": 0},
-            r"float16, in which a CPU cannot train",
+            r"float16, whose gradients vanish on a CPU",
         ),
         ({"device": "auto"}, {"gpus": 0, "kind": "fsdp"}, r"FSDP needs a GPU.*several_cpus\.yaml"),
         ({"device": "cpu"}, {"gpus": 2, "kind": "fsdp"}, r"FSDP needs a GPU"),
         (
             {"device": "cpu"},
             {"gpus": 1, "kind": "zero3"},
-            r"DeepSpeed takes the GPU.*CUDA_VISIBLE_DEVICES=",
+            r"DeepSpeed takes the GPU.*CUDA_VISIBLE_DEVICES",
         ),
     ],
 )
@@ -249,7 +249,7 @@ def test_vllm_must_be_there_and_fit_the_processes(recipe_of, tmp_path, monkeypat
     two = Launch(processes=2, kind="ddp", gpus=2, local_processes=2)
     with pytest.raises(
         RecipeError,
-        match=r"vllm_tensor_parallel_size is 4, by which the 2 processes.*one of 1, 2\.",
+        match=r"vllm_tensor_parallel_size is 4, by which the 2 processes.*Set 1 or 2\.",
     ):
         check_launch(recipe, two)
     check_launch(recipe, Launch(processes=4, kind="ddp", gpus=4, local_processes=4))
