@@ -18,6 +18,7 @@ from coevolve.files import read_json
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
+from coevolve.training.distributed.builds import wait_for_builds
 
 Kind = Literal["single", "ddp", "zero2", "zero3", "fsdp"]
 
@@ -77,6 +78,8 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     for name, settings in _training_sections(recipe):
         if isinstance(settings, Grpo) and settings.use_vllm:
             _check_vllm(name, settings, launch)
+    if launch.kind in ZERO.values():
+        wait_for_builds()
 
 
 def _check_device(recipe: Recipe, launch: Launch) -> None:

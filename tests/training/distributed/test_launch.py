@@ -3,8 +3,11 @@ what it means.
 """
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -286,3 +289,29 @@ def test_the_check_imports_nothing_heavier_than_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.split() == []
+
+
+def test_a_lock_that_a_killed_build_left_is_named(recipe_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    launch = Launch(processes=2, kind="zero2", gpus=0, on_cpu=True)
+    before = time.time() - 61
+    for path in (lock, lock.parent):
+        os.utime(path, (before, before))
+    with pytest.raises(RecipeError, match=rf"{lock}: .*Delete this file"):
+        check_launch(recipe_of(), launch)
+    check_launch(recipe_of(), Launch(processes=2, kind="ddp", gpus=0))
+
+
+def test_a_build_under_way_is_waited_for(recipe_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    threading.Timer(1.0, lock.unlink).start()
+    began = time.monotonic()
+    check_launch(recipe_of(), Launch(processes=2, kind="zero3", gpus=0, on_cpu=True))
+    assert 0.9 < time.monotonic() - began < 30
+    assert str(lock) in capsys.readouterr().err
