@@ -72,8 +72,8 @@ class EstimatorReward:
 
         if is_deepspeed_zero3_enabled():
             raise ArtifactError(
-                f"{self.path}: under DeepSpeed ZeRO-3 a model that is loaded now would be sharded like the trained "
-                "one. Read `reward.estimator` once before the training arguments are made, or use ZeRO-2."
+                f"{self.path}: under DeepSpeed ZeRO-3 a model loaded now would be sharded. Read "
+                "`reward.estimator` before the training arguments are made, or use ZeRO-2."
             )
         return ProbabilityEstimator.from_pretrained(self.path, **self._options)
 
@@ -120,20 +120,17 @@ def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
         rows = [dict(zip(INPUTS, of_one, strict=True)) for of_one in values]
     else:
         missing = next(name for name in INPUTS if name not in columns)
-        raise DataError(
-            f"the data set has neither a column 'example' nor {missing!r}; accepted is 'example' with the row as JSON "
-            f"text, or the columns {', '.join(INPUTS)}."
-        )
+        found = f"the data set has neither a column 'example' (JSON text) nor {missing!r}"
+        raise DataError(f"{found}; accepted is either, or the columns {', '.join(INPUTS)}.")
     if len(rows) != count:
         raise DataError(f"{len(rows)} dialogues for {count} completions; TRL passes one for each.")
     # A reward has no use for the two names, so a data set need not have them.
-    return [
-        Example.from_row(
-            {"sample_ID": f"completion {index}", "subset_tag": "training", **row},
-            f"completion {index}",
-        )
-        for index, row in enumerate(json_rows(rows))
+    names = [f"completion {index}" for index in range(count)]
+    named = [
+        {"sample_ID": name, "subset_tag": "training", **row}
+        for name, row in zip(names, json_rows(rows), strict=True)
     ]
+    return [Example.from_row(row, name) for row, name in zip(named, names, strict=True)]
 
 
 def _parsed(row: Any, index: int) -> Mapping[str, Any]:

@@ -58,12 +58,12 @@ def sync_folder(folder: str | Path) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON. NaN and infinity are refused: they are not JSON."""
-    write_text(path, json_text(value))
+    write_file(path, json_text(value))
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     """Write one JSON value per line."""
-    write_text(path, jsonl_text(rows))
+    write_file(path, jsonl_text(rows))
 
 
 def json_text(value: Any) -> str:
@@ -189,9 +189,13 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
             raise _Refused(f"an object has {len(found):,} keys; accepted are at most {MOST_KEYS:,}")
         return found
 
-    hooks: dict[str, Any] = {} if nan else {"parse_constant": _no_number}
-    if _has_long_number(text):  # asked once, for a text may hold millions of short ones
-        hooks["parse_int"] = _integer
+    def no_number(name: str) -> float:
+        raise _Refused(f"{name} is no number of JSON; accepted are finite numbers and null")
+
+    hooks: dict[str, Any] = {} if nan else {"parse_constant": no_number}
+    digits = text.encode("utf-8", "surrogatepass").translate(_DIGITS)
+    if b"0" * (LONGEST_NUMBER + 1) in digits:  # asked once, as a text may hold millions
+        hooks["parse_int"] = lambda text: int(_number(text))
     try:
         value = json.loads(text, object_pairs_hook=to_object, parse_float=_float, **hooks)
     except _Refused as error:
@@ -199,8 +203,7 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
     except RecursionError:
         raise DataError(f"{where}: {_TOO_DEEP}.") from None
     if doubled:
-        # The last one cannot itself be lost under a key that is there twice: that object would come
-        # later.
+        # The last one cannot itself be lost under a doubled key: that object would come later.
         found, key = doubled[-1]
         place = _place(value, found)
         raise DataError(f"{where}: {key!r} is there twice{place and f' in {place}'}. Remove one.")
@@ -211,14 +214,6 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
 
 class _Refused(Exception):
     """JSON that is well-formed and not accepted."""
-
-
-def _has_long_number(text: str) -> bool:
-    return b"0" * (LONGEST_NUMBER + 1) in text.encode("utf-8", "surrogatepass").translate(_DIGITS)
-
-
-def _integer(text: str) -> int:
-    return int(_number(text))
 
 
 def _float(text: str) -> float:
@@ -236,19 +231,12 @@ def _number(text: str) -> str:
     return text
 
 
-def _no_number(name: str) -> float:
-    raise _Refused(f"{name} is no number of JSON; accepted are finite numbers and null")
-
-
 def _is_deep(value: Any) -> bool:
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(DEEPEST):
-        level = [item for each in level for item in _items(each) if isinstance(item, (dict, list))]
+        items = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [x for of_one in items for x in of_one if isinstance(x, (dict, list))]
     return bool(level)
-
-
-def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def _place(value: Any, sought: Any) -> str:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -75,16 +76,13 @@ def _is_older_work(path: Path, kind: Kind, option: str) -> bool:
     if not os.path.lexists(path):
         return False
     if path.is_dir() != kind.is_folder or not (path.is_dir() or path.is_file()):
-        raise OutputError(
-            f"{option} {path}: {kind.name} is written there, which is a {_sort(kind)}; found a {_found(path)}. Give "
-            "another path."
-        )
+        sort = "folder" if kind.is_folder else "file"
+        found = f"{kind.name} is a {sort}; found a {_found(path)}"
+        raise OutputError(f"{option} {path}: {found}. Give another path.")
     taken = next(_taken(path, kind), None)
     if taken is not None and not kind.is_own(path):
-        raise OutputError(
-            f"{option} {path}: {taken} is there already and is not {kind.name} that coevolve wrote, so it is not "
-            "replaced. Give another path, or move it away."
-        )
+        theirs = f"{taken} is there already and is not {kind.name} that coevolve wrote"
+        raise OutputError(f"{option} {path}: {theirs}. Give another path, or move it away.")
     return taken is not None
 
 
@@ -96,17 +94,15 @@ def plain_path(text: str, option: str) -> Path:
         raise OutputError(f"{option}: found {text!r}, which holds a NUL. Give another path.")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise OutputError(
-            f"{option}: found {text!r}, which is not UTF-8 as this process reads it; records and libraries take no "
-            "other names. Set PYTHONUTF8=1 if your terminal's language is the cause, or give another path."
+            f"{option}: found {text!r}, which is not UTF-8 as this process reads it. Set "
+            "PYTHONUTF8=1 if your terminal's language is the cause, or give another path."
         )
     try:
         path = Path(text).expanduser()
         os.fsencode(path)
         os.path.lexists(path)
         path.lstat()
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         pass  # said by `_require_writable`, with the part that is a file
     except (OSError, RuntimeError, ValueError) as error:
         told = error.strerror if isinstance(error, OSError) else str(error)
@@ -207,11 +203,8 @@ def _holds_a_shift(path: Path) -> bool:
         splits = read_json(path)
     except DataError:
         return False
-    lists = (
-        [rows for rows in splits.values() if isinstance(rows, list)]
-        if isinstance(splits, dict)
-        else []
-    )
+    of_splits = splits.values() if isinstance(splits, dict) else ()
+    lists = [rows for rows in of_splits if isinstance(rows, list)]
     rows = itertools.chain(*lists)
     return any(isinstance(row, dict) and isinstance(row.get("shift"), dict) for row in rows)
 
@@ -235,18 +228,8 @@ def _holds_a_report(folder: Path) -> bool:
 
 
 RUN_PARTS = (
-    "base",
-    "world",
-    "oracle",
-    "failed",
-    "checkpoints",
-    "estimator",
-    "traces.jsonl",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "results.json",
-    "status.json",
-    "run.json",
+    *("base", "world", "oracle", "failed", "checkpoints", "estimator"),
+    *("traces.jsonl", "metrics.jsonl", "samples.jsonl", "results.json", "status.json", "run.json"),
 )
 
 
@@ -257,44 +240,26 @@ def is_run(folder: Path) -> bool:
     return begun or has_json(folder / "run.json", "data_fingerprint", "")
 
 
-ESTIMATOR = Kind(
-    "an exported estimator", True, _in_folder("manifest.json", "format", "coevolve-estimator")
-)
-REFERENCE = Kind(
-    "an estimator in the reference layout", True, _holds_text("templates.py", "coevolve_export")
-)
+_is_estimator = _in_folder("manifest.json", "format", "coevolve-estimator")
+ESTIMATOR = Kind("an exported estimator", True, _is_estimator)
+_is_reference = _holds_text("templates.py", "coevolve_export")
+REFERENCE = Kind("an estimator in the reference layout", True, _is_reference)
+_TABLES = ("results.csv", "results.tex", "results.md", "results.txt")
 REMID = Kind(
     "the results of coevolve remid",
     True,
     _in_folder("results.json", "schema", "coevolve.remid/"),
-    parts=(
-        "results.csv",
-        "results.tex",
-        "results.md",
-        "results.txt",
-        "contributions.jsonl",
-        "judge.json",
-        "results.json",
-    ),
+    (*_TABLES, "contributions.jsonl", "judge.json", "results.json"),
 )
-BOUND = Kind(
-    "the results of coevolve bound",
-    True,
-    _in_folder("bound.json", "schema", "coevolve.bound/"),
-    parts=("blame.json", "bound.json"),
-)
-TRUTH = Kind(
-    "the results of coevolve truth", False, lambda path: has_json(path, "schema", "coevolve.truth/")
-)
+_is_bound = _in_folder("bound.json", "schema", "coevolve.bound/")
+BOUND = Kind("the results of coevolve bound", True, _is_bound, ("blame.json", "bound.json"))
+_is_truth = partial(has_json, key="schema", prefix="coevolve.truth/")
+TRUTH = Kind("the results of coevolve truth", False, _is_truth)
 SCORES = Kind("scores", False, _first_row_has(("sample_ID", "log_prob", "tokens", "reasoning")))
 CORPUS = Kind("a corpus that coevolve shift wrote", False, _holds_a_shift)
 RESPONSES = Kind("responses", False, _first_row_has(("model", "prompt", "address")), policy="grow")
-TRANSLATIONS = Kind(
-    "translations",
-    False,
-    _first_row_has(("translator", "language", "prompt", "address")),
-    policy="grow",
-)
+_is_ledger = _first_row_has(("translator", "language", "prompt", "address"))
+TRANSLATIONS = Kind("translations", False, _is_ledger, policy="grow")
 RUN = Kind("a run", True, is_run, parts=RUN_PARTS, policy="grow")
 CACHE = Kind("a cache of work", True, lambda folder: True, policy="grow")
 REPORT = Kind("a report", True, _holds_a_report, parts=("report", "report.html"), policy="renew")
@@ -319,23 +284,16 @@ def _require_apart(path: Path, kind: Kind, given: Path, option: str, name: str) 
     same = output == read or (path.exists() and given.exists() and path.samefile(given))
     parts = {output / part for part in kind.parts}
     # Of a run, whatever it reads in its own folder is there already, and is not written again.
-    holds = (
-        output in read.parents
-        and kind not in (RUN, CACHE)
-        and (not parts or bool(parts & {read, *read.parents}))
-    )
-    inside = (
-        read in output.parents
-        and read.is_dir()
-        and not (is_run(read) or name.startswith("RECIPE "))
-    )
+    touched = not parts or bool(parts & {read, *read.parents})
+    holds = output in read.parents and kind not in (RUN, CACHE) and touched
+    apart = is_run(read) or name.startswith("RECIPE ")
+    inside = read in output.parents and read.is_dir() and not apart
     if same and kind.policy == "renew":
         return
     if same or holds or inside:
         how = "is" if same else "holds" if holds else "lies in"
-        raise OutputError(
-            f"{option} {path}: {how} what this command reads ({name}), which is never written to. Give another path."
-        )
+        what = f"{how} what this command reads ({name})"
+        raise OutputError(f"{option} {path}: {what}, which is never written to. Give another path.")
 
 
 def _require_outside_runs(path: Path, option: str) -> None:
@@ -343,10 +301,8 @@ def _require_outside_runs(path: Path, option: str) -> None:
     output = Path(os.path.realpath(path))
     for run in output.parents:
         if output.relative_to(run).parts[0] in RUN_PARTS and is_run(run):
-            raise OutputError(
-                f"{option} {path}: lies in {output.relative_to(run).parts[0]} of the run {run}, where only the run "
-                "writes. Give another path."
-            )
+            place = f"{output.relative_to(run).parts[0]} of the run {run}"
+            raise OutputError(f"{option} {path}: lies in {place}. Give another path.")
 
 
 def _require_writable(path: Path, kind: Kind, option: str) -> None:
@@ -359,8 +315,7 @@ def _require_writable(path: Path, kind: Kind, option: str) -> None:
         problem = f"{place} is a {_found(place)}, not a folder"
     else:
         try:
-            # Without a name of its own where the system can do that, so that the folder does not
-            # even change its time.
+            # Without a name, where the system can, so that the folder does not change its time.
             with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
@@ -369,10 +324,6 @@ def _require_writable(path: Path, kind: Kind, option: str) -> None:
         problem = "the file is write-protected"
     if problem is not None:
         raise OutputError(f"{option} {path}: {problem}. Give a place that can be written.")
-
-
-def _sort(kind: Kind) -> str:
-    return "folder" if kind.is_folder else "file"
 
 
 def _found(path: Path) -> str:

@@ -146,19 +146,15 @@ def _module(name: str, where: str) -> ModuleType:
             if not f"{name}.".startswith(f"{error.name}."):
                 raise
             missing = error.name
-    raise RecipeError(
-        f"{where}: there is no module {missing!r}. Install it, or put its folder on PYTHONPATH, or "
-        "start in it."
-    )
+    remedy = "Install it, or put its folder on PYTHONPATH, or start in it"
+    raise RecipeError(f"{where}: there is no module {missing!r}. {remedy}.")
 
 
 def _file(name: str, where: str) -> ModuleType:
     """The module that a file is; the same one however often it is asked for."""
     path = Path(name).expanduser().absolute()
     if not path.is_file():
-        raise RecipeError(
-            f"{where}: there is no file {path}. Check the path, which counts from the working directory."
-        )
+        raise RecipeError(f"{where}: no file {path}. The path counts from the working directory.")
     known_as = f"custom_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     if known_as in sys.modules:
         return sys.modules[known_as]

@@ -10,24 +10,19 @@ from coevolve.outputs import BOUND, write_parts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    _, reads, writes = adders(parser)
+    add, reads, writes = adders(parser)
     door.add_estimator_arguments(parser)
     door.add_data_argument(parser, door.CORPUS)
     door.add_responses_arguments(parser)
     door.add_pairs_arguments(parser, default="1000")
     door.add_reasoning_arguments(parser)
-    add = parser.add_argument
-    embedders = ("base", "minilm")
-    add("--embedder", default="base", choices=embedders, help="of the texts (default base)")
-    what = "the base model, if the estimator was trained in full"
-    reads("--base", what, metavar="DIR")
-    add("--kernel", default="linear", choices=("linear", "gaussian"))
-    what = "of R-EMI and R-EMID: an estimator of information (default club)"
-    add("--form", default="club", help=what)
+    add("--embedder", "of the texts (default base)", default="base", choices=("base", "minilm"))
+    reads("--base", "the base model, if the estimator was trained in full", metavar="DIR")
+    add("--kernel", None, default="linear", choices=("linear", "gaussian"))
+    add("--form", "of R-EMI and R-EMID: an estimator of information (default club)", default="club")
     normalisations = ("per_token", "per_response")
-    add("--normalisation", default="per_token", choices=normalisations, help="of losses")
-    what = "worst and best examples per subset (default 3)"
-    add("--shown", type=int, default=3, help=what)
+    add("--normalisation", "of losses", default="per_token", choices=normalisations)
+    add("--shown", "worst and best examples per subset (default 3)", type=int, default=3)
     what = "directory for bound.json and blame.json"
     writes("--out", what, kind=BOUND, required=True, metavar="DIR")
 
@@ -56,13 +51,9 @@ def run(options: argparse.Namespace) -> None:
         bound = evaluate_bound(
             scored, embedder, form=measure.form, measuring=measuring, progress=progress
         )
+    how = {"shown": options.shown, "seed": options.seed}
     blame = blame_examples(
-        estimator,
-        scored,
-        form=measure.form,
-        normalisation=measure.normalisation,
-        shown=options.shown,
-        seed=options.seed,
+        estimator, scored, form=measure.form, normalisation=measure.normalisation, **how
     )
     door.report_cache(console, estimator)
     origin = door.origin(options, answered, estimator)

@@ -24,8 +24,7 @@ def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     one, *_ = adders(parser.add_mutually_exclusive_group())
     what = "a folder or hub id; with --endpoint, the name that the server knows"
     reads("--model", what, required=required, metavar="MODEL")
-    what = "an OpenAI-compatible server, e.g. http://localhost:8000/v1"
-    one("--endpoint", what, metavar="URL")
+    one("--endpoint", "an OpenAI-compatible server: http://localhost:8000/v1", metavar="URL")
     one("--vllm", "run the model with vLLM instead of transformers", action="store_true")
     add("--temperature", "0 (default) is greedy", type=float, default=0.0)
     add("--seed", "of sampling (default 0; an endpoint is sent none)", type=int)
@@ -82,12 +81,8 @@ def load_chat(
     from coevolve.prompts import prompt_set
 
     quieten_libraries()
-    how = {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed or 0,
-    }
-    how["date"] = _date_of(ledger)
+    how: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed or 0}
+    how |= {"max_new_tokens": options.max_new_tokens, "date": _date_of(ledger)}
     if kind == "vllm":
         from coevolve.chat.vllm import VllmChat
 

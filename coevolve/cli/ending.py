@@ -31,8 +31,7 @@ def failed(options: argparse.Namespace, message: str) -> int:
     """Say what went wrong, in one message; the exit status."""
     say(options, message)
     if _rank() != "0":
-        # A launcher ends all processes when the first one leaves, and the one that speaks must get
-        # to do so.
+        # A launcher ends all processes when the first leaves, and the one that speaks must get to.
         time.sleep(HUSH_SECONDS)
     return 2
 
@@ -56,8 +55,7 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
         return f"out of memory: {words}. {_what_to_lower(options)} a device with more."
     if isinstance(error, RecursionError):
         return "an input is nested too deeply to be read. Flatten it."
-    # The libraries that are written in Rust have errors of their own, with the number in their
-    # words.
+    # Libraries written in Rust have errors of their own, with the number in their words.
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number is not None:
         error = OSError(int(number[1]), os.strerror(int(number[1])))
@@ -65,7 +63,7 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
         return None
     if error.errno not in REFUSALS and error.filename is None:
         return None
-    where = "" if error.filename is None else f"{error.filename}: "
+    where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}. Check the place, its room and its permissions, and try again."
 
 

@@ -14,10 +14,8 @@ LAYOUTS = ("coevolve", "reference")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, _, writes = adders(parser)
     _, reads, _ = adders(parser.add_mutually_exclusive_group(required=True))
-    what = "RUN/checkpoints/NAME; for the reference layout an estimator directory as well"
-    reads("source", what, nargs="?")
-    what = "make an estimator of this base model as it is, without training"
-    reads("--base", what, metavar="MODEL")
+    reads("source", "RUN/checkpoints/NAME; for the reference layout an estimator too", nargs="?")
+    reads("--base", "make an estimator of this base model, without training", metavar="MODEL")
 
     def kind(options: argparse.Namespace) -> Kind:
         return REFERENCE if options.layout == "reference" else ESTIMATOR
@@ -82,10 +80,8 @@ def _export_reference(source: Path, out: Path, name: str | None) -> None:
     for variable, value in written.environment.items():
         print(f'  export {variable}="{value}"')
     if written.quantization:
-        print(
-            f"note: it was trained on a base model in {written.quantization}, which the public "
-            "evaluation loads whole, so its scores there differ a little."
-        )
+        held = f"a base model in {written.quantization}, which the public evaluation loads whole"
+        print(f"note: it was trained on {held}, so its scores there differ a little.")
     if not written.exact_prompts:
         print(
             "note: it was trained on prompts that the public scripts cannot write (they have a "

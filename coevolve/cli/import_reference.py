@@ -9,10 +9,8 @@ from coevolve.outputs import ESTIMATOR
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, reads, writes = adders(parser)
     reads("checkout", "the folder of the public code with templates.py and estimator_training/")
-    what = "the base model of its adapters: folder or hub id"
-    reads("--base", what, required=True, metavar="MODEL")
-    what = "the estimator directory to write"
-    writes("--out", what, kind=ESTIMATOR, required=True, metavar="DIR")
+    reads("--base", "its adapters' base model, folder or hub id", required=True, metavar="MODEL")
+    writes("--out", "the directory to write", kind=ESTIMATOR, required=True, metavar="DIR")
     add("--name", "the base model's name in the folders' names, where there are several")
     add("--round", "of reinforcement learning (default: the last one); 0 is SFT alone", type=int)
     add("--max-new-tokens", "room for a reasoning (default 2048, as published)", type=int)

@@ -30,9 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     door.add_reasoning_arguments(parser)
     what = "reference: window, pairs and numbers of the paper's public code, without intervals"
     add("--protocol", what, choices=("exact", "reference"), default="exact")
-    what = "scores by people or an LLM, to be correlated with R-EMI and with plain EMI"
-    reads("--judge", what, metavar="FILE")
-    what = "a renderer of your own, custom:FILE.py:FUNCTION, from the results to the text of results.txt"
+    reads("--judge", "scores by people or an LLM, to be correlated with R-EMI", metavar="FILE")
+    what = "a renderer of your own, custom:FILE.py:FUNCTION: results to the text of results.txt"
     add("--renderer", what, metavar="PATH")
     what = "for results.json, .csv, .tex, .md, contributions.jsonl, judge.json"
     writes("--out", what, kind=REMID, required=True, metavar="DIR")
@@ -96,7 +95,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _judged(options: argparse.Namespace, answered: door.Answered) -> "dict[Pair, float]":
-    """The judge's scores."""
     from coevolve.remid.judge import read_judge_scores
     from coevolve.remid.subsets import distributions
 

@@ -8,13 +8,8 @@ from coevolve.outputs import REPORT
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _, _, writes = adders(parser)
-    writes(
-        "folder",
-        "the --output-dir of coevolve train, or the --out directory of coevolve remid and "
-        "coevolve bound",
-        kind=REPORT,
-        metavar="DIR",
-    )
+    what = "the --output-dir of coevolve train, or the --out directory of coevolve remid and bound"
+    writes("folder", what, kind=REPORT, metavar="DIR")
 
 
 def run(options: argparse.Namespace) -> None:

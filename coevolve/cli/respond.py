@@ -24,14 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     what = "JSONL to begin or to go on with"
     writes("--out", what, kind=RESPONSES, required=True, metavar="FILE")
-    what = "of data that has splits (default: all but IDTrain)"
-    add("--splits", what, nargs="+", metavar="SPLIT")
+    add("--splits", "of data with splits (default: all but IDTrain)", nargs="+", metavar="SPLIT")
     add("--subsets", "of these splits (default: all)", nargs="+", metavar="TAG")
     add("--limit", "the first N samples of each split and subset only", type=int, metavar="N")
     what = "stop at a sample without a usable response (default), or go on and count it"
     add("--on-failure", what, default="error", choices=("error", "drop"))
-    what = "keep a response that reached --max-new-tokens, and mark it"
-    add("--keep-cut-off", what, action="store_true")
+    add("--keep-cut-off", "keep and mark those that reach --max-new-tokens", action="store_true")
     add_chat_arguments(parser, required=True)
 
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any
 
 from coevolve.cli.paths import adders
@@ -43,14 +42,10 @@ blame          1 remid.bound_results:BlameResults       blame.json of bound
 score          1 remid.results:ScoreLine                a line of score's --out
 truth          1 worlds.results:TruthResults            truth's --json
 """
-SCHEMAS: Mapping[str, Schema] = MappingProxyType(
-    {
-        name: Schema(f"coevolve.{name}/{version}", model, file)
-        for name, version, model, file in (
-            line.split(maxsplit=3) for line in _LISTED.strip().splitlines()
-        )
-    }
-)
+SCHEMAS: Mapping[str, Schema] = {
+    name: Schema(f"coevolve.{name}/{version}", model, file)
+    for name, version, model, file in (x.split(maxsplit=3) for x in _LISTED.strip().splitlines())
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

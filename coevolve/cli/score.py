@@ -23,10 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     door.add_data_argument(parser)
     door.add_responses_arguments(parser, of_models=False)
     door.add_reasoning_arguments(parser)
-    what = "of sampled reasonings; without --reasoning they are sampled with it"
-    add("--seed", what, type=int)
-    what = "JSONL to write"
-    writes("--out", what, kind=SCORES, required=True, metavar="FILE")
+    add("--seed", "of sampled reasonings; without --reasoning they are sampled with it", type=int)
+    writes("--out", "JSONL to write", kind=SCORES, required=True, metavar="FILE")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -51,10 +49,8 @@ def run(options: argparse.Namespace) -> None:
     with task(console, f"{work} of {len(examples)} examples", total) as advance:
         scores, written = score_examples(estimator, examples, [*given.values()], reasoning, advance)
     origin = {"estimator_identity": estimator.manifest["identity"]}
-    if reasoning.sha256 is not None:
-        origin["reasoning_sha256"] = reasoning.sha256
-    if reasoning.weight is not None:
-        origin["weight"] = reasoning.weight
+    of_form = {"reasoning_sha256": reasoning.sha256, "weight": reasoning.weight}
+    origin |= {name: value for name, value in of_form.items() if value is not None}
     lines = [
         ScoreLine(
             sample_ID=example.sample_id,
@@ -86,11 +82,7 @@ def _responses(options: argparse.Namespace, examples: "Sequence[Example]") -> di
     ids = [example.sample_id for example in examples]
     if options.responses:
         return dict(zip(ids, read_responses(options.responses, examples), strict=True))
-    golden = {
-        example.sample_id: example.golden_response
-        for example in examples
-        if example.golden_response is not None
-    }
+    golden = {x.sample_id: x.golden_response for x in examples if x.golden_response is not None}
     lacking = [sample_id for sample_id in ids if sample_id not in golden]
     if lacking and (options.missing == "error" or not golden):
         raise DataError(

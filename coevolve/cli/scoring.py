@@ -1,6 +1,7 @@
 """What the commands that score have in common; what stands in the way is said before loading."""
 
 import argparse
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,17 +48,13 @@ def add_estimator_arguments(parser: argparse.ArgumentParser, *, named: bool = Tr
     add("--device", "auto (default), cpu, cuda, cuda:1, ...", default="auto")
     add("--dtype", None, default="float32", choices=("float32", "bfloat16", "float16"))
     held = {"default": "as trained", "choices": ("as trained", "none", "4bit", "8bit")}
-    what = (
-        "how the base under adapters is held (default: as trained); 8bit halves its memory, 4bit "
-        "quarters it, and other than as trained changes scores a little"
-    )
+    what = "of the base under adapters; other than as trained (default) changes scores a little"
     add("--quantization", what, **held)
     add("--token-budget", "tokens of one forward pass (default 16384)", type=int, default=16384)
     one, _, writes = adders(parser.add_mutually_exclusive_group())
     what = (
-        "where reasonings and scores are kept, so that none is computed twice; any number of "
-        "commands may share it, and it may be deleted at any time (default "
-        "$XDG_CACHE_HOME/coevolve/work, or ~/.cache/coevolve/work)"
+        "where reasonings and scores are kept, for any number of commands; it may be deleted at "
+        "any time (default $XDG_CACHE_HOME/coevolve/work, or ~/.cache/coevolve/work)"
     )
     writes("--cache", what, kind=CACHE, metavar="DIR")
     one("--no-cache", "compute everything anew and keep nothing", action="store_true")
@@ -72,14 +69,10 @@ def add_responses_arguments(parser: argparse.ArgumentParser, *, of_models: bool 
     add, reads, _ = adders(parser)
     rows = "JSONL of {sample_ID, response}"
     if of_models:
-        what = f"a model's responses to the test examples: {rows}"
-        reads("--responses", what, required=True, nargs="+", metavar="NAME=FILE")
+        reads("--responses", rows, required=True, nargs="+", metavar="NAME=FILE")
     else:
         reads("--responses", f"{rows}; default: golden responses", metavar="FILE")
-    what = (
-        "responses that are missing, empty or there twice: an error that names them (default), or "
-        "their examples are left out, for all models, and counted"
-    )
+    what = "those missing, empty or there twice: an error (default), or left out for all models"
     add("--missing", what, default="error", choices=("error", "drop"))
 
 
@@ -88,16 +81,13 @@ def add_reasoning_arguments(parser: argparse.ArgumentParser, *, from_file: bool 
     one, reads, _ = adders(parser.add_mutually_exclusive_group())
     kinds = "greedy|sampled|marginal:K|mixture[:W]"
     what = (
-        "how it is chosen (default: as the estimator's manifest says); marginal:K is the log mean "
-        "over K sampled ones, mixture:W is W times the probability with a greedy one plus the rest "
+        "how it is chosen (default: as the manifest says); marginal:K is the log mean over K "
+        "sampled ones, mixture:W is W times the probability with a greedy one plus the rest "
         "times that without any, by default with the W of the manifest"
     )
     if from_file:
         kinds += "|FILE"
-        what += (
-            "; FILE holds written ones, JSONL of {sample_ID, reasoning} or a JSON object of them "
-            "(the public code's SThought_dict.json)"
-        )
+        what += "; FILE: JSONL of {sample_ID, reasoning}, or a JSON object (SThought_dict.json)"
     reads("--reasoning", what, metavar=kinds)
     what = "score q2(y | x); EMI and EMID instead of R-EMI and R-EMID"
     one("--without-reasoning", what, action="store_true")
@@ -110,10 +100,8 @@ def add_pairs_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     what = f"mismatched pairs per subset, a number (published: 1000) or all (default {default})"
     one("--negatives", what, default=default)
     one("--negatives-per-context", "so many for each context instead", type=int, metavar="K")
-    what = "list subsets with too few examples without numbers, as no error"
-    add("--show-small-subsets", what, action="store_true")
-    what = "of pairs, sampled reasonings and whatever else is drawn (default 0)"
-    add("--seed", what, type=int, default=0)
+    add("--show-small-subsets", "list them without numbers, as no error", action="store_true")
+    add("--seed", "of pairs, reasonings and all else drawn (default 0)", type=int, default=0)
 
 
 def read_answered(options: argparse.Namespace) -> Answered:
@@ -127,19 +115,14 @@ def read_answered(options: argparse.Namespace) -> Answered:
     examples = evaluated_examples(corpus)
     files = _files(options.responses)
     if options.missing == "error":
-        ids = [example.sample_id for example in examples]
-        given = {
-            name: dict(zip(ids, read_responses(path, examples), strict=True))
-            for name, path in files.items()
-        }
+        ids, given = [x.sample_id for x in examples], {}
+        for name, path in files.items():
+            given[name] = dict(zip(ids, read_responses(path, examples), strict=True))
         return Answered(corpus, given, corpus, None)
     partial = {name: read_partial_responses(path, examples) for name, path in files.items()}
     answered = answered_by_all(corpus, partial)
     ids = [example.sample_id for example in evaluated_examples(answered)]
-    common = {
-        name: {sample_id: usable.by_id[sample_id] for sample_id in ids}
-        for name, usable in partial.items()
-    }
+    common = {name: {x: usable.by_id[x] for x in ids} for name, usable in partial.items()}
     return Answered(answered, common, corpus, count_unanswered(corpus, answered, partial))
 
 
@@ -160,7 +143,7 @@ def chosen_reasoning(
         return Reasoning("none")
     text, seed = options.reasoning, options.seed or 0
     if text is None:
-        return own_form(options.estimator)
+        return _own_form(options.estimator)
     name, colon, samples = text.partition(":")
     if text in ("greedy", "sampled"):
         return Reasoning("greedy" if text == "greedy" else "sampled", seed=seed)
@@ -176,8 +159,7 @@ def chosen_reasoning(
     return Reasoning("given", texts=texts, sha256=sha256_file(text))
 
 
-def own_form(folder: str | Path) -> "Reasoning":
-    """The form that an estimator's manifest names."""
+def _own_form(folder: str | Path) -> "Reasoning":
     from coevolve.errors import ArtifactError
     from coevolve.scoring.artifact import form_of, read_manifest
 
@@ -202,10 +184,8 @@ def _weight(options: argparse.Namespace, given: str | None) -> float:
         raise RecipeError(f"{text}: needs a weight here, as mixture:0.5.")
     fitted = (read_manifest(options.estimator, verify=False).get("held_out") or {}).get("mixture")
     if not isinstance(fitted, dict) or "weight" not in fitted:
-        raise RecipeError(
-            f"{text}: {options.estimator} has no weight that was fitted on held-out rows. Give one, "
-            "as mixture:0.5, or train with this version."
-        )
+        none = f"{options.estimator} has no weight that was fitted on held-out rows"
+        raise RecipeError(f"{text}: {none}. Give one, as mixture:0.5.")
     return fitted["weight"]
 
 
@@ -216,12 +196,8 @@ def chosen_scoring(options: argparse.Namespace, answered: Answered) -> "Scoring"
 
     negatives = chosen_negatives(options)
     examples = evaluated_examples(answered.corpus)
-    return Scoring(
-        negatives=negatives,
-        seed=options.seed,
-        reasoning=chosen_reasoning(options, examples, answered.whole.examples),
-        small_subsets="show" if options.show_small_subsets else "error",
-    )
+    form = chosen_reasoning(options, examples, answered.whole.examples)
+    return Scoring(negatives, options.seed, form, "show" if options.show_small_subsets else "error")
 
 
 def chosen_negatives(options: argparse.Namespace) -> "Negatives":
@@ -291,7 +267,8 @@ def load_estimator(options: argparse.Namespace, path: Path | None = None) -> "Pr
         token_budget=options.token_budget,
     )
     if not options.no_cache:
-        estimator.use_cache(options.cache or _cache_folder())
+        kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        estimator.use_cache(options.cache or kept / "coevolve" / "work")
     return estimator
 
 
@@ -342,13 +319,6 @@ def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:
 
     if estimator.caches:
         console.print(f"cache: {taken(list(estimator.caches.values()))}")
-
-
-def _cache_folder() -> Path:
-    """Where the work of all commands is kept unless they are told otherwise."""
-    import os
-
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coevolve" / "work"
 
 
 def _files(arguments: Sequence[str]) -> dict[str, str]:

@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     turns = _add_kind(kinds, "longer_turns", what)
     add_option(turns, "--turns", "exchanges to add (default 4)", type=int, default=4)
     words = _add_kind(kinds, "word_order", "dialogue: words of the user's turns in other places")
-    what = "share of the words that move (default 1)"
-    add_option(words, "--strength", what, type=float, default=1.0)
+    add_option(words, "--strength", "of words that move (default 1)", type=float, default=1.0)
     what = "user: another language, from the data's own users or translated by a model"
     language = _add_kind(kinds, "language", what)
     what = "with --model, the language to translate into; without, a subset_tag whose users to take"
@@ -39,9 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     character = _add_kind(kinds, "unseen_character", "character: one that IDTrain does not have")
     pool = character.add_mutually_exclusive_group()
     add_input(pool, "--characters", "JSON list or JSONL of characters to draw from", metavar="FILE")
-    what = "draw from these splits' characters (default OOD2Test)"
-    default = ["OOD2Test"]
-    add_option(pool, "--characters-of", what, nargs="+", default=default, metavar="SPLIT")
+    splits: dict[str, Any] = {"nargs": "+", "default": ["OOD2Test"], "metavar": "SPLIT"}
+    add_option(pool, "--characters-of", "draw from theirs (default OOD2Test)", **splits)
 
     own = _add_kind(kinds, "custom", "any: by a function of your own")
     what = "module or .py file, and a function (sources, corpus, seed, tag) that gives the rows"
@@ -96,8 +94,7 @@ def _add_kind(
     add("--split", "the split to start from (default IDTest)", default="IDTest")
     add("--samples", "start from N samples, drawn at random (default: all)", type=int, metavar="N")
     add("--tag", "the new rows' subset_tag (default: the kind, or the language)")
-    what = "golden responses to the new rows: JSONL of {sample_ID, response}"
-    reads("--golden", what, metavar="FILE")
+    reads("--golden", "of the new rows: JSONL of {sample_ID, response}", metavar="FILE")
     if name != "language":  # add_chat_arguments has it there
         add("--seed", "of all that is drawn (default 0)", type=int, default=0)
     return parser

@@ -44,19 +44,11 @@ def run(options: argparse.Namespace) -> int:
 
     with stop.listening():
         try:
-            train(
-                recipe,
-                options.output_dir,
-                environ=os.environ,
-                resume=options.resume,
-                force=options.force,
-                stop=stop,
-            )
+            how = {"environ": os.environ, "resume": options.resume, "force": options.force}
+            train(recipe, options.output_dir, stop=stop, **how)
         except Interrupted:
             if os.environ.get("RANK", "0") == "0":
-                print(
-                    f"coevolve: {stop.reason}: saved. The same command goes on from here; exit "
-                    f"status {INTERRUPTED}."
-                )
+                told = f"{stop.reason}: saved. The same command goes on from here"
+                print(f"coevolve: {told}; exit status {INTERRUPTED}.")
             return INTERRUPTED
     return 0

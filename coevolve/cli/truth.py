@@ -10,21 +10,17 @@ from coevolve.outputs import TRUTH, write_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    _, reads, writes = adders(parser)
+    add, reads, writes = adders(parser)
     what = "finished runs on a synthetic world, best of several seeds"
     reads("runs", what, nargs="+", metavar="RUN")
-    add = parser.add_argument
-    what = "fresh examples per split, all pairs scored (default 256)"
-    add("--test", type=int, default=256, help=what)
-    what = "role-playing models judged (default: all)"
-    add("--policies", nargs="+", metavar="NAME", help=what)
+    add("--test", "fresh examples per split, all pairs scored (default 256)", type=int, default=256)
+    add("--policies", "role-playing models judged (default: all)", nargs="+", metavar="NAME")
     what = "leave the estimators out: what exact conditionals give, in little time"
-    add("--exact-only", action="store_true", help=what)
+    add("--exact-only", what, action="store_true")
     door.add_estimator_arguments(parser, named=False)
     door.add_reasoning_arguments(parser, from_file=False)
-    add("--seed", type=int, default=0, help="of sampled reasonings (default 0)")
-    what = "write every estimate beside its exact value to this file"
-    writes("--json", what, kind=TRUTH, metavar="FILE")
+    add("--seed", "of sampled reasonings (default 0)", type=int, default=0)
+    writes("--json", "a file for every estimate and its exact value", kind=TRUTH, metavar="FILE")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from coevolve.data import arrow
@@ -17,16 +16,14 @@ from coevolve.files import is_folder, look, read_json, read_jsonl, write_json
 # Which factor of x = (user, character, dialogue) each split shifts. The last one is an addition to
 # the RPGBench layout: worlds with a known truth use it to shift every factor at once.
 Shift = Literal["user", "character", "dialogue", "all"]
-SHIFT_OF_SPLIT: Mapping[str, Shift | None] = MappingProxyType(
-    {
-        "IDTrain": None,
-        "IDTest": None,
-        "OOD1Test": "user",
-        "OOD2Test": "character",
-        "OOD3Test": "dialogue",
-        "OOD4Test": "all",
-    }
-)
+SHIFT_OF_SPLIT: Mapping[str, Shift | None] = {
+    "IDTrain": None,
+    "IDTest": None,
+    "OOD1Test": "user",
+    "OOD2Test": "character",
+    "OOD3Test": "dialogue",
+    "OOD4Test": "all",
+}
 
 TRAIN_SPLIT = "IDTrain"
 
@@ -51,12 +48,8 @@ class Corpus:
         The order of the rows counts, and so does the order of the keys in an `agent_character`:
         prompts show both to the model.
         """
-        compact: dict[str, Any] = {
-            "ensure_ascii": False,
-            "allow_nan": False,
-            "separators": (",", ":"),
-        }
-        canonical = json.dumps(self.to_splits(), **compact)
+        plain = {"ensure_ascii": False, "allow_nan": False}
+        canonical = json.dumps(self.to_splits(), separators=(",", ":"), **plain)
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     @property
@@ -203,9 +196,8 @@ def _read(path: str | Path) -> list[Row] | dict[str, list[Row]]:
     else:
         value = _rows_or_object(path)
         return value if isinstance(value, list) else locate_splits(value, str(path))
-    return (
-        _located(value, str(path)) if isinstance(value, list) else locate_splits(value, str(path))
-    )
+    give_places = _located if isinstance(value, list) else locate_splits
+    return give_places(value, str(path))
 
 
 def _rows_or_object(path: Path) -> list[Row] | Mapping[str, Any]:
@@ -232,7 +224,7 @@ def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
     if not files:
         raise DataError(
-            f"{folder}: holds no data; accepted are files named <split>.jsonl, .json or .parquet, <split> one of "
+            f"{folder}: holds no data; accepted are <split>.jsonl, .json or .parquet, <split> one of "
             f"{', '.join(SHIFT_OF_SPLIT)}, or a folder written by datasets.save_to_disk."
         )
     return read_split_files(files, str(folder))
@@ -267,10 +259,8 @@ def _located(rows: list[Any], place: str) -> list[Row]:
 def _with_golden_response(row: Any, where: str) -> Example:
     example = Example.from_row(row, where)
     if example.golden_response is None:
-        raise DataError(
-            f"{where} (sample_ID {example.sample_id!r}): field 'agent_golden_response' is missing; accepted is a "
-            "string. Training and evaluation need it in every row."
-        )
+        lacks = "field 'agent_golden_response' is missing; training and evaluation need it"
+        raise DataError(f"{where} (sample_ID {example.sample_id!r}): {lacks} in every row.")
     return example
 
 

@@ -92,11 +92,8 @@ class Example:
                 for turn in self.dialogue
             ],
         }
-        optional = {
-            "agent_golden_response": self.golden_response,
-            "trace": self.trace,
-            "shift": self.shift,
-        }
+        optional = {"trace": self.trace, "shift": self.shift}
+        optional = {"agent_golden_response": self.golden_response, **optional}
         return row | {name: value for name, value in optional.items() if value is not None}
 
 

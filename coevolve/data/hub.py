@@ -77,13 +77,8 @@ def _download(
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            name,
-            repo_type="dataset",
-            revision=revision,
-            cache_dir=cache_dir,
-            allow_patterns=patterns,
-        )
+        where = {"repo_type": "dataset", "revision": revision, "cache_dir": cache_dir}
+        folder = snapshot_download(name, allow_patterns=patterns, **where)
     except Exception as error:  # network, access, disk: each its own kind, one remedy
         raise _unavailable(name, revision, "huggingface_hub.snapshot_download", error) from error
     return Path(folder)
@@ -93,16 +88,13 @@ def _load_dataset(name: str, revision: str | None, cache_dir: str | Path | None)
     import datasets
 
     try:
-        loaded = datasets.load_dataset(
-            name, revision=revision, cache_dir=None if cache_dir is None else str(cache_dir)
-        )
+        place = None if cache_dir is None else str(cache_dir)
+        loaded = datasets.load_dataset(name, revision=revision, cache_dir=place)
     except Exception as error:  # as above
         raise _unavailable(name, revision, "datasets.load_dataset", error) from error
     source = f"{name}@{revision or 'main'}"
-    return build_corpus(
-        locate_splits({key: arrow.json_rows(split) for key, split in loaded.items()}, source),
-        source,
-    )
+    rows = {key: arrow.json_rows(split) for key, split in loaded.items()}
+    return build_corpus(locate_splits(rows, source), source)
 
 
 def _unavailable(name: str, revision: str | None, tried: str, error: Exception) -> DataError:

@@ -115,10 +115,8 @@ def write_responses(
     """Write JSONL rows `{sample_ID, response}`, which `read_responses` reads back."""
     if len(examples) != len(responses):
         raise DataError(f"{path}: {len(responses)} responses for {len(examples)} examples.")
-    rows = [
-        {"sample_ID": example.sample_id, "response": response}
-        for example, response in zip(examples, responses, strict=True)
-    ]
+    pairs = zip(examples, responses, strict=True)
+    rows = [{"sample_ID": example.sample_id, "response": text} for example, text in pairs]
     for row in rows:
         text_field(row, "response", f"{path}: sample_ID {row['sample_ID']!r}")
     write_jsonl(path, rows)
@@ -147,9 +145,8 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
     if "model_response" not in nested:
         keys = ", ".join(map(repr, nested)) or "no fields"
         raise DataError(f"{where}: model_response is an object with {keys}; accepted: {ACCEPTED}.")
-    return sample_id, text_field(
-        nested, "model_response", where, label="model_response.model_response", empty=empty
-    )
+    label = "model_response.model_response"
+    return sample_id, text_field(nested, "model_response", where, label=label, empty=empty)
 
 
 def _rows_of(

@@ -11,7 +11,6 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from matplotlib import rc_context
@@ -26,33 +25,27 @@ from coevolve.training.documents import Verdict
 
 INK, FAINT, PALE = "#737b83", "#9aa1a8", "#b8bec4"
 ACCENT, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-VARIABLES = MappingProxyType(
-    {
-        INK: "currentColor",
-        FAINT: "var(--faint)",
-        ACCENT: "var(--accent)",
-        ORANGE: "var(--orange)",
-        GREEN: "var(--green)",
-        PALE: "var(--pale)",
-    }
-)
+VARIABLES: Mapping[str, str] = {
+    INK: "currentColor",
+    FAINT: "var(--faint)",
+    ACCENT: "var(--accent)",
+    ORANGE: "var(--orange)",
+    GREEN: "var(--green)",
+    PALE: "var(--pale)",
+}
 """Colour in the files -> in the page."""
-STYLE: Any = MappingProxyType(  # matplotlib wants a dict of its own keys
-    {
-        "font.size": 9,
-        "axes.titlesize": 9,
-        **{"axes.titlelocation": "left", "axes.titleweight": "bold"},
-        **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-        "axes.edgecolor": FAINT,
-        **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-        "savefig.transparent": True,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "coevolve",
-        "text.parse_math": False,
-    }
-)
+STYLE: Any = {  # matplotlib wants a dict of its own keys
+    "font.size": 9,
+    "axes.titlesize": 9,
+    **{"axes.titlelocation": "left", "axes.titleweight": "bold"},
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    "axes.edgecolor": FAINT,
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **{"legend.frameon": False, "legend.fontsize": 8},
+    "savefig.transparent": True,
+    **{"svg.fonttype": "none", "svg.hashsalt": "coevolve"},
+    "text.parse_math": False,
+}
 WIDTH = 4.6  # inches
 TALLEST = 30000  # pixels
 MARKERS = "osv^DPX*<>"
@@ -131,18 +124,14 @@ def truth_picture(remid: RemidResults, exact: Exact) -> Picture:
             if points:
                 both += [number for point in points for number in point]
                 label = f" {model}"  # a label that begins with _ is not shown
-                axes.plot(
-                    *zip(*points, strict=True), marker, color=ACCENT, fillstyle="none", label=label
-                )
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, marker, color=ACCENT, fillstyle="none", label=label)
         ends = min(both), max(both)
         axes.plot(ends, ends, color=FAINT, linewidth=0.8, linestyle="--")
         axes.set_xlabel(f"exact R-EMID, {remid.unit}")
         axes.set_ylabel("estimated R-EMID")
         axes.legend()
-        caption = (
-            "One point per model and shift. On the dashed line the estimate is exact; above it is "
-            "too large."
-        )
+        caption = "One point per model and shift: exact on the dashed line, too large above."
         return _picture(figure, "truth", "The estimate against the truth", caption)
 
 
@@ -185,10 +174,8 @@ def gates_picture(gates: Sequence[Verdict]) -> Picture:
         in_use = [gate.after if gate.kept and gate.after else gate.before for gate in gates]
         current = [gates[0].before, *in_use]
         axes.step([0, *steps], current, where="post", color=ACCENT, linewidth=1.5)
-        for kept, marker, colour, label in (
-            (True, "o", ACCENT, "kept"),
-            (False, "x", ORANGE, "rolled back"),
-        ):
+        looks = ((True, "o", ACCENT, "kept"), (False, "x", ORANGE, "rolled back"))
+        for kept, marker, colour, label in looks:
             points = [
                 (step, gate.after)
                 for step, gate in zip(steps, gates, strict=True)
@@ -206,8 +193,7 @@ def gates_picture(gates: Sequence[Verdict]) -> Picture:
         axes.set_ylabel("held-out perplexity")
         axes.legend()
         caption = (
-            "A phase that makes perplexity worse is rolled back. Lower is better; the line is the "
-            "pair in use."
+            "A phase that makes it worse is rolled back. Lower is better; line: the pair in use."
         )
         return _picture(figure, "rounds", "Perplexity by round", caption)
 
@@ -234,9 +220,7 @@ def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
             axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))
             axes.legend(loc="lower right")
         panels[-1].set_xlabel("step of metrics.jsonl")
-        caption = (
-            "What reinforcement learning rewards, before weighting; lines break between rounds."
-        )
+        caption = "What is reinforced, before weighting; lines break between rounds."
         return _picture(figure, "rewards", "Rewards by step", caption)
 
 

@@ -112,7 +112,9 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
     )
     environment.filters["breakable"] = _breakable
     remid, run, bound = contents.remid, contents.run, contents.bound
-    losers = cards(remid, contents.exact) if remid else []
+    losers, grids = cards(remid, contents.exact) if remid else [], []
+    if remid:
+        grids = [*remid_grids(remid, contents.exact, exact_below=True), *difference_grid(remid)]
     return environment.get_template("page.html").render(
         pictures=pictures,
         remid=remid,
@@ -121,11 +123,9 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         scale=remid and scale(remid),
         size_warning=remid and size_warning(remid, losers),
         level=f"{remid.level:.0%} interval" if remid and remid.level else None,
-        remid_grids=[*remid_grids(remid, contents.exact, exact_below=True), *difference_grid(remid)]
-        if remid
-        else [],
+        remid_grids=grids,
         agreement=remid and _agreement(remid, contents.exact),
-        bound_grids=[shift_grid(bound), *(bound_grid(bound, model) for model in bound.models)]
+        bound_grids=[shift_grid(bound), *(bound_grid(bound, x) for x in bound.models)]
         if bound
         else [],
         perplexity=perplexity_grid(run) if run and run.perplexity else None,
@@ -149,17 +149,10 @@ def perplexity_grid(run: RunResults) -> Grid:
         for name, of in run.ratio.items()
     }
     tables = {"perplexity ↓": perplexities, "ratio ↓, ± standard error": ratios}
-    blocks = [
-        Block(
-            heading,
-            [
-                [name, *(of.get(split, "not measured") for split in splits)]
-                for name, of in rows.items()
-            ],
-        )
-        for heading, rows in tables.items()
-        if rows
-    ]
+    blocks = []
+    for heading, of_all in tables.items():
+        rows = [[name, *(of.get(x, "not measured") for x in splits)] for name, of in of_all.items()]
+        blocks += [Block(heading, rows)] if rows else []
     meanings = [f"{name}: {text}." for name, text in _VARIANTS.items() if name in run.perplexity]
     caption = [
         "Perplexity of golden responses: how many tokens (words or pieces of them) the model "
@@ -222,14 +215,11 @@ def heat_maps(blame: BlameResults) -> list[HeatMaps]:
 
 
 def _shades(tokens: Sequence[Token], full: float) -> list[Shade]:
-    return [
-        Shade(
-            token.text.replace("\n", "↵"),
-            token.contribution,
-            max(-1.0, min(1.0, token.contribution / full)),
-        )
-        for token in tokens
-    ]
+    shades = []
+    for token in tokens:
+        share = max(-1.0, min(1.0, token.contribution / full))
+        shades.append(Shade(token.text.replace("\n", "↵"), token.contribution, share))
+    return shades
 
 
 def _pairs(remid: RemidResults, exact: Exact) -> list[tuple[float, float]]:
@@ -242,11 +232,9 @@ def _agreement(remid: RemidResults, exact: Exact) -> str | None:
     if len(pairs) < 3:
         return None
     true, estimated = np.array(pairs).T
-    rank = spearman(true, estimated)
-    error = float(np.abs(estimated - true).mean())
-    ranks = "no rank correlation, for one side does not vary"
-    if rank is not None:
-        ranks = f"rank correlation {rank:.2f}"
+    rank, error = spearman(true, estimated), float(np.abs(estimated - true).mean())
+    none = "no rank correlation, for one side does not vary"
+    ranks = none if rank is None else f"rank correlation {rank:.2f}"
     return f"Over {len(pairs)} pairs: {ranks}; off by {error:.3f} {remid.unit} on average."
 
 

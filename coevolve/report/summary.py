@@ -2,19 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from coevolve.data.corpus import Shift
 from coevolve.remid.results import Exact, Losses, RemidResults, mean_exact
 
-OTHER: Mapping[str, str] = MappingProxyType(
-    {
-        "user": "other users",
-        "character": "other characters",
-        "dialogue": "other kinds of dialogue",
-        "all": "everything changed at once",
-    }
-)
+OTHER: Mapping[str, str] = {
+    "user": "other users",
+    "character": "other characters",
+    "dialogue": "other kinds of dialogue",
+    "all": "everything changed at once",
+}
 """Shift -> what is other than in distribution."""
 NO_INTERVAL = "no interval in this file (coevolve remid gives one)"
 
@@ -67,16 +64,11 @@ def losses(remid: RemidResults, model: str, exact: Exact) -> list[Loss]:
     """A model's R-EMID per shift, and over all shifted subsets last."""
     means: list[tuple[Shift | None, dict[str, Losses]]] = [*remid.by_shift.items()]
     means += [(None, remid.average)] if means else []
-    return [
-        Loss(
-            shift,
-            of_models[model].remid or 0.0,
-            of_models[model].remid_low,
-            of_models[model].remid_high,
-            mean_exact(exact, model, remid.shifted(shift)),
-        )
-        for shift, of_models in means
-    ]
+    listed = []
+    for shift, of_models in means:
+        one, truth = of_models[model], mean_exact(exact, model, remid.shifted(shift))
+        listed.append(Loss(shift, one.remid or 0.0, one.remid_low, one.remid_high, truth))
+    return listed
 
 
 def cards(remid: RemidResults, exact: Exact) -> list[Card]:
@@ -96,10 +88,8 @@ def judged(remid: RemidResults) -> str:
     usual, *shifted = (subset.examples for subset in remid.subsets)
     count = len(remid.models)
     models = f"{count} role-playing models" if count > 1 else "One role-playing model"
-    return (
-        f"{models}, on {usual:,} dialogues of the usual kind and {sum(shifted):,} where something "
-        "is different"
-    )
+    dialogues = f"{usual:,} dialogues of the usual kind and {sum(shifted):,}"
+    return f"{models}, on {dialogues} where something is different"
 
 
 def scale(remid: RemidResults) -> str | None:

@@ -96,11 +96,8 @@ def _unseen_character(
     characters_of: Sequence[str] = ("OOD2Test",),
 ) -> list[Example]:
     """From a file of characters, or from splits of the corpus."""
-    pool = (
-        read_characters(characters, corpus)
-        if characters
-        else characters_of_splits(corpus, characters_of)
-    )
+    own = read_characters(characters, corpus) if characters else None
+    pool = own or characters_of_splits(corpus, characters_of)
     return unseen_character(sources, pool, seed=seed, tag=tag)
 
 

@@ -56,12 +56,10 @@ def longer_turns(
             if missing == 0:
                 break
             taken = exchanges[donor][:missing]
-            before += [
-                x for user, agent in taken for x in (Turn("user", user), Turn("agent", agent))
-            ]
-            used.append(
-                {"sample_ID": donor, "exchanges": len(taken), "same_character": keys[donor] == key}
-            )
+            for user, agent in taken:
+                before += [Turn("user", user), Turn("agent", agent)]
+            same = keys[donor] == key
+            used.append({"sample_ID": donor, "exchanges": len(taken), "same_character": same})
         if len(before) < 2 * turns:
             raise DataError(
                 f"sample_ID {example.sample_id!r}: the other dialogues have {len(before) // 2} exchanges to put "

@@ -54,11 +54,8 @@ def pair_with_language(
         donor = generator(seed, "language", example).choice(eligible)
         turns = _replaced(example.dialogue, "user", said[donor.sample_id][-count:])
         record = {"seed": seed, "language": language, "user_from": donor.sample_id}
-        changes: dict[str, Any] = {
-            "user_persona": donor.user_persona,
-            "dialogue": turns,
-            "golden_response": None,
-        }
+        changes: dict[str, Any] = {"user_persona": donor.user_persona, "dialogue": turns}
+        changes["golden_response"] = None
         rows.append(shifted(example, tag, "language", record=record, **changes))
     return rows
 
@@ -83,9 +80,8 @@ def translate(
     ledger = Ledger(path, header, _DECIDES, examples, _read_row, _fingerprint)
     done, by_id = ledger.answers, ledger.by_id
     for sample_id, translation in done.items():
-        for problem in _differences(
-            translation, _texts(by_id[sample_id]), f"the translation of {sample_id!r}"
-        ):
+        name = f"the translation of {sample_id!r}"
+        for problem in _differences(translation, _texts(by_id[sample_id]), name):
             raise DataError(f"{path}: {problem}. Remove its line to have it asked again.")
     questions = [_question(example, language, translator) for example in ledger.todo]
     with ledger.adding() as add:
@@ -125,21 +121,17 @@ def _language(
 
 def _texts(example: Example) -> dict[str, Any]:
     """What is translated."""
-    texts: dict[str, Any] = {
-        "user_persona": example.user_persona,
-        "turns": [{turn.speaker: turn.text} for turn in example.dialogue],
-    }
-    return (
-        texts if example.golden_response is None else {**texts, "response": example.golden_response}
-    )
+    turns = [{turn.speaker: turn.text} for turn in example.dialogue]
+    texts: dict[str, Any] = {"user_persona": example.user_persona, "turns": turns}
+    if example.golden_response is not None:
+        texts["response"] = example.golden_response
+    return texts
 
 
 def _question(example: Example, language: str, translator: ChatModel) -> Question:
     system = {"role": "system", "content": _SYSTEM.format(language=language)}
-    user = {
-        "role": "user",
-        "content": translator.harmless(json.dumps(_texts(example), ensure_ascii=False, indent=1)),
-    }
+    texts = json.dumps(_texts(example), ensure_ascii=False, indent=1)
+    user = {"role": "user", "content": translator.harmless(texts)}
     return Question(example.sample_id, [system, user])
 
 
@@ -180,14 +172,10 @@ def _differences(value: Any, model: Any, where: str) -> Iterator[str]:
 
 
 def _read_row(row: Any, where: str) -> tuple[str, dict[str, Any]]:
-    if (
-        not isinstance(row, Mapping)
-        or not isinstance(row.get("translation"), dict)
-        or "sample_ID" not in row
-    ):
-        raise DataError(
-            f"{where}: accepted is an object with sample_ID and translation. Remove the line."
-        )
+    whole = isinstance(row, Mapping) and "sample_ID" in row
+    if not whole or not isinstance(row.get("translation"), dict):
+        accepted = "accepted is an object with sample_ID and translation"
+        raise DataError(f"{where}: {accepted}. Remove the line.")
     return text_field(row, "sample_ID", where), row["translation"]
 
 
@@ -197,11 +185,8 @@ def _translated(
     pairs = zip(example.dialogue, texts["turns"], strict=True)
     turns = tuple(Turn(turn.speaker, said[turn.speaker]) for turn, said in pairs)
     record = {"language": language, "translator": by}
-    changes = {
-        "user_persona": texts["user_persona"],
-        "dialogue": turns,
-        "golden_response": texts.get("response"),
-    }
+    changes = {"user_persona": texts["user_persona"], "golden_response": texts.get("response")}
+    changes["dialogue"] = turns
     return shifted(example, tag, "language", record=record, golden="translated", **changes)
 
 

@@ -92,11 +92,8 @@ def audit_world(
     """
     if test < 8:
         raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
-    worlds = {
-        split: world
-        for split, world in worlds_by_split(seed, strength=strength).items()
-        if split != TRAIN_SPLIT
-    }
+    worlds = worlds_by_split(seed, strength=strength)
+    del worlds[TRAIN_SPLIT]
     policies = chosen_policies(worlds[IN_DISTRIBUTION], names)
     rows: list[Row] = []
     home: dict[tuple[str, str, str], tuple[Row, Estimate | None]] = {}
@@ -157,13 +154,8 @@ def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
     source: means over seeds, `spread` the standard deviation over them, `off` the mean absolute
     error in nats. A correlation is null if there is none.
     """
-    wanted = [
-        row
-        for row in rows
-        if row["split"] == IN_DISTRIBUTION
-        and row["emi"] is not None
-        and (row["same_code"] or not same_code)
-    ]
+    there = [x for x in rows if x["split"] == IN_DISTRIBUTION and x["emi"] is not None]
+    wanted = [row for row in there if row["same_code"] or not same_code]
     found = []
     for known, chosen in _groups(wanted):
         by_seed = [_columns(of_seed, "exact_emi", "emi") for of_seed in _by_seed(chosen)]
@@ -173,9 +165,7 @@ def emi_agreement(rows: Sequence[Row], *, same_code: bool) -> list[Row]:
         numbers = {
             "policies": by_seed[0][0].size,
             "spearman": mean,
-            "spearman_spread": None
-            if mean is None
-            else float(np.std(np.array(ranked, dtype=float))),
+            "spearman_spread": None if mean is None else float(np.std(np.array(ranked, float))),
             "pearson": _mean_of(linear),
             "off": float(np.mean([np.abs(exact - emi).mean() for exact, emi in by_seed])),
         }
@@ -243,10 +233,8 @@ def _judge(
         policy = policies.get(name, golden_policy)
         words = parse_responses(sample.examples, responses)
         matrices = {} if scored is None else {"estimator": scored[name]}
-        matrices |= {
-            "ideal": exact_matrix(golden_policy, sample, words),
-            "own": exact_matrix(policy, sample, words),
-        }
+        for source, one in (("ideal", golden_policy), ("own", policy)):
+            matrices[source] = exact_matrix(one, sample, words)
         exact = truth.information(sample.world, policy).mutual_information
         known = {
             "split": sample.split,
@@ -260,7 +248,9 @@ def _judge(
         marginals = _marginals(sample.world, policy, responses, words)
         for source, matrix in matrices.items():
             for measure in MEASURES:
-                contrast = _contrast(matrix, marginals.get(measure))
+                scores = Scores(matrix, np.array(truth.RESPONSE_TOKENS))
+                marginal = marginals.get(measure)
+                contrast = Contrast.from_matrix(scores, "per_response", marginal)
                 form = "difference_of_entropies" if measure == EXACT_MARGINAL else measure
                 row = {**known, "source": source, "measure": measure}
                 information = mutual_information(contrast, form)
@@ -283,20 +273,13 @@ def _score(
         block = sample.examples[start : start + CONTEXTS_AT_ONCE]
         pairs = np.argwhere(np.ones((len(block), different.size), dtype=bool))
         written = reasoning.write(estimator, block)
-        found = score_pairs(
-            estimator, block, different.tolist(), reasoning, written, pairs, sample.split
-        )
+        given = block, different.tolist(), reasoning, written, pairs
+        found = score_pairs(estimator, *given, sample.split)
         scores[start : start + len(block)] = found.sum.reshape(len(block), -1)
         if advance is not None:
             advance(len(block))
     per_policy = np.split(scores[:, place], len(sample.responses), axis=1)
     return dict(zip(sample.responses, per_policy, strict=True))
-
-
-def _contrast(matrix: NDArray[np.float64], marginal: NDArray[np.float64] | None) -> Contrast:
-    return Contrast.from_matrix(
-        Scores(matrix, np.array(truth.RESPONSE_TOKENS)), "per_response", marginal
-    )
 
 
 def _marginals(

@@ -34,13 +34,8 @@ def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
 
     Where no estimator was audited, the ideal one takes its place.
     """
-    return [
-        _information_table(rows),
-        _emi_table(rows),
-        _ranking_table(rows),
-        _emid_table(rows),
-        _loss_table(rows),
-    ]
+    makers = (_information_table, _emi_table, _ranking_table, _emid_table, _loss_table)
+    return [make(rows) for make in makers]
 
 
 def _information_table(rows: Sequence[Row]) -> PlainTable:
@@ -87,9 +82,8 @@ def _ranking_table(rows: Sequence[Row]) -> PlainTable:
     for measure in MEASURES:
         cells = [found[kind, measure, source] for kind, source in columns]
         ranked = [
-            f"{_optional(row['spearman'])}"
-            + ("" if row["spearman"] is None else f" ± {row['spearman_spread']:.2f}")
-            for row in cells
+            ABSENT if x["spearman"] is None else f"{x['spearman']:.2f} ± {x['spearman_spread']:.2f}"
+            for x in cells
         ]
         lines.append((measure, *ranked, f"{cells[0]['off']:.2f}"))
     counts = {kind: found[kind, MEASURES[0], sources[0]]["policies"] for kind in KINDS}

@@ -115,9 +115,9 @@ def parse(example: Example) -> dict[str, int]:
     for factor, text in texts.items():
         names, words = FACTORS[factor], text.split()
         if len(words) != len(names):
+            found = f"the {factor} text {text!r} has {len(words)} words"
             raise DataError(
-                f"sample_ID {example.sample_id!r}: the {factor} text {text!r} has {len(words)} words; "
-                f"accepted are {len(names)}: {', '.join(names)}."
+                f"sample_ID {example.sample_id!r}: {found}; accepted: {', '.join(names)}."
             )
         for name, word in zip(names, words, strict=True):
             values[name] = _index(word, INPUT_WORDS[name], example.sample_id, name)
@@ -145,9 +145,8 @@ def parse_responses(examples: Sequence[Example], responses: Sequence[str]) -> ND
     for example, response in zip(examples, responses, strict=True):
         words, sample_id = response.split(), example.sample_id
         if len(words) != SLOTS:
-            raise DataError(
-                f"sample_ID {sample_id!r}: the response {response!r} has {len(words)} words; accepted are {SLOTS}."
-            )
+            found = f"the response {response!r} has {len(words)} words"
+            raise DataError(f"sample_ID {sample_id!r}: {found}; accepted are {SLOTS}.")
         rows.append([_index(word, RESPONSE_VOCABULARY, sample_id, "response") for word in words])
     return np.array(rows, dtype=np.int64).reshape(-1, SLOTS)
 

@@ -130,13 +130,10 @@ class Policy:
         contexts.
         """
         if self.unsure:
-            raise DataError(
-                f"policy {self.name!r} is unsure of {', '.join(self.unsure)} already; start from a sure one."
-            )
+            raise DataError(f"policy {self.name!r} is unsure of {', '.join(self.unsure)} already.")
         emission = np.concatenate([self.emission, _with_noise(self.emission, noise)], axis=1)
-        return replace(
-            self, name=f"unsure_of_{'_'.join(doubtful)}", emission=emission, unsure=dict(doubtful)
-        )
+        name = f"unsure_of_{'_'.join(doubtful)}"
+        return replace(self, name=name, emission=emission, unsure=dict(doubtful))
 
     def tempered(self, temperature: float) -> "Policy":
         """Each word's probability raised to 1 / `temperature`, above 0: below 1 it is surer."""

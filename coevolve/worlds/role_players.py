@@ -38,10 +38,7 @@ def role_players(world: World) -> dict[str, Policy]:
     * `copies_context` says back what stands in the context instead of an answer: its true EMI is
       above 0.
     """
-    golden, everything = (
-        world.golden,
-        {**{name: (name,) for name in FACTORS}, "everything": FACTORS},
-    )
+    golden, everything = world.golden, {x: (x,) for x in FACTORS} | {"everything": tuple(FACTORS)}
 
     def unsure(name: str) -> Policy:
         policy = golden.unsure_of(rare_values(world, *everything[name]), DOUBT)

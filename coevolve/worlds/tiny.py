@@ -34,10 +34,8 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     words = tuple(dict.fromkeys((*ROLES, *words)))
     for word in words:
         if word.split() != [word] or word in SPECIAL_TOKENS:
-            raise DataError(
-                f"vocabulary: {word!r} cannot be a word; accepted is text without whitespace that is none of "
-                f"{', '.join(SPECIAL_TOKENS)}."
-            )
+            special = ", ".join(SPECIAL_TOKENS)
+            raise DataError(f"vocabulary: {word!r} has whitespace, or is one of {special}.")
     # The markers must not be words of the model: as text (`split_special_tokens=True`) they are
     # unknown words.
     word_ids = {word: index for index, word in enumerate((UNKNOWN, *words))}

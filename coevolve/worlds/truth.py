@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coevolve.information.discrete import entropy, jensen_shannon, row_entropies
+from coevolve.information.discrete import entropy, row_entropies
 from coevolve.worlds.language import FACTORS, INPUT_WORDS, SLOTS, VALUES, Values
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.world import World
@@ -66,40 +66,13 @@ def readable_information(world: World, policy: Policy) -> float:
     manner, *features = policy.plan(_all_inputs())
     golden_manner, *golden_features = world.golden.plan(_all_inputs())
     weights, matched = _context_distribution(world), 0.0
-    for slot, (says, reads) in enumerate(
-        zip(policy.slot_emissions(), world.golden.slot_emissions(), strict=True)
-    ):
+    emissions = zip(policy.slot_emissions(), world.golden.slot_emissions(), strict=True)
+    for slot, (says, reads) in enumerate(emissions):
         agreement = np.einsum("mfw,ngw->mfng", says, np.log(reads))
         cells = agreement[manner, features[slot], golden_manner, golden_features[slot]]
         matched += float(np.sum(weights * cells))
     marginal = np.log(response_distribution(world, world.golden))
     return matched - float(np.sum(response_distribution(world, policy) * marginal))
-
-
-def factor_divergences(world: World, shifted: World) -> dict[str, float]:
-    """JSD of each factor of x between two worlds, in nats."""
-    return {name: jensen_shannon(world.factors[name], shifted.factors[name]) for name in FACTORS}
-
-
-def response_divergence(world: World, policy: Policy) -> float:
-    """JSD between the policy's marginal response distribution and the golden one, in nats."""
-    return jensen_shannon(
-        response_distribution(world, policy), response_distribution(world, world.golden)
-    )
-
-
-def largest_entropy(shifted: World, policy: Policy) -> float:
-    """max over x of H(Q(y | x)) + H(theta(. | x)), nats: the factor H of the upper bound.
-
-    Every x has positive probability in these worlds, so the maximum is over all contexts.
-    """
-    total = np.zeros(())
-    for speaker in (shifted.golden, policy):
-        entropies = row_entropies(speaker.slot_emissions())  # (slot, manner, feature)
-        manner, *features = speaker.plan(_all_inputs())
-        for slot, feature in enumerate(features):
-            total = total + entropies[slot][manner, feature]
-    return float(total.max())
 
 
 def response_distribution(world: World, policy: Policy) -> NDArray[np.float64]:

@@ -32,10 +32,7 @@ from coevolve.worlds.language import (
 )
 from coevolve.worlds.policies import Policy, Tables, look_up
 
-SHIFTS: Mapping[str, tuple[str, ...]] = {
-    **{factor: (factor,) for factor in FACTORS},
-    "all": tuple(FACTORS),
-}
+SHIFTS: Mapping[str, tuple[str, ...]] = {x: (x,) for x in FACTORS} | {"all": tuple(FACTORS)}
 
 
 @dataclass(frozen=True)
@@ -156,15 +153,11 @@ class World:
         """`count` examples from p(x) p(y | x), with sample_IDs `prefix-000000` and so on."""
         inputs = self.sample_inputs(count, rng)
         responses = write_responses(self.golden.sample_words(inputs, rng))
-        return [
-            write_example(
-                {name: int(inputs[name][row]) for name in INPUT_WORDS},
-                f"{prefix}-{row:06d}",
-                subset,
-                text,
-            )
-            for row, text in enumerate(responses)
-        ]
+        examples = []
+        for row, text in enumerate(responses):
+            values = {name: int(inputs[name][row]) for name in INPUT_WORDS}
+            examples.append(write_example(values, f"{prefix}-{row:06d}", subset, text))
+        return examples
 
     def trace(self, example: Example, *, teacher: bool, rng: np.random.Generator) -> str:
         """The reasoning for an example: the right one, or the teacher's, with its errors."""
