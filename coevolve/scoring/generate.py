@@ -85,7 +85,8 @@ def generate(
     for index, prompt in enumerate(prompts):
         if len(prompt) + max_new_tokens > limit:
             raise TooLongError(
-                f"Prompt {index}: {len(prompt)} tokens and {max_new_tokens} new ones exceed the model's {limit} positions."
+                f"Prompt {index} has {len(prompt)} tokens; and {max_new_tokens} new ones exceed the model's {limit} "
+                "positions. Shorten the dialogue."
             )
     keys = list(range(len(prompts))) if keys is None else list(keys)
     results: list[Any] = [None] * len(prompts)
