@@ -137,7 +137,9 @@ class Grpo(Optimization):
         own_adapter = self.algorithm == "ppo" and self.ppo.value_backbone == "adapter"
         if own_adapter and self.gradient_checkpointing:
             # The policy's adapter is active when the value's layers would be computed again.
-            raise ValueError("ppo.value_backbone: adapter goes without gradient_checkpointing")
+            raise ValueError(
+                "ppo.value_backbone: adapter cannot be had with gradient_checkpointing"
+            )
         return self
 
     @model_validator(mode="after")
@@ -297,5 +299,7 @@ class EstimatorRl(Grpo):
                 "rewards.kernel_score is proper only where groups are not scaled; set scale_rewards: none or batch"
             )
         if self.rewards.kernel_score and self.num_generations < 3:
-            raise ValueError("rewards.kernel_score compares; set num_generations to 3 or more")
+            raise ValueError(
+                "rewards.kernel_score compares candidates; set num_generations to 3 or more"
+            )
         return self

@@ -157,7 +157,7 @@ class Rounds(Section):
                 "Lower count or until.at_most, or raise `every` or until.steps"
             )
         if self.count and any(phase.every > self.count for phase in self.phases):
-            raise ValueError(f"phases: with `every` above count ({self.count}), one never comes")
+            raise ValueError(f"phases: `every` is above count ({self.count}), so one never comes")
         if self.lr_schedule == "run" and any(phase.tokens for phase in self.phases):
             raise ValueError("lr_schedule: run needs a number of steps, not a budget of tokens")
         return self

@@ -139,7 +139,7 @@ class Writing(Section):
             raise ValueError(f"{found}; accepted are 0 (greedy) and 0.01 to 100")
         if self.samples > 1 and not self.temperature:
             raise ValueError(
-                f"samples is {self.samples}; set a temperature, such as 0.7, or samples: 1"
+                f"samples is {self.samples} and temperature 0; set one, such as 0.7, or samples: 1"
             )
         return self
 
@@ -321,6 +321,6 @@ class Recipe(Section):
         judged = self.estimator_rl is not None and self.estimator_rl.rewards.asks_base
         if judged and self.model.estimator.base == "tiny":
             raise ValueError(
-                "estimator_rl.rewards.judge: base needs more than model.base: tiny; accepted are overlap and likelihood"
+                "estimator_rl.rewards.judge: base: tiny was never trained to judge; accepted are overlap and likelihood"
             )
         return self

@@ -266,7 +266,9 @@ def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
     for name in files:
         plain = PurePosixPath(name)
         if plain.is_absolute() or ".." in plain.parts or "\\" in name or str(plain) != name:
-            raise ArtifactError(f"{folder / MANIFEST}: lists {name!r}; accepted are paths inside.")
+            raise ArtifactError(
+                f"{folder / MANIFEST}: lists {name!r}; accepted are plain paths inside."
+            )
     found = set(_files(folder))
     for name in sorted(found | set(files)):
         if PurePosixPath(name).suffix.lower() in _PICKLED:

@@ -60,7 +60,7 @@ def choose_device(name: str = "auto") -> torch.device:
         here = [f"{kind}:{number}" for kind, count in others.items() for number in range(count)]
         accepted = ", ".join(["auto", "cpu", *here])
         raise RecipeError(
-            f"device: found {name!r}, which torch has not here. Accepted are {accepted}."
+            f"device: found {name!r}, which is not here. Accepted here are {accepted}."
         )
     return device
 
@@ -162,8 +162,8 @@ def _require_sound(
         if found[kind] and (exact or kind != "unexpected_keys"):
             first = min(name if isinstance(name, str) else name[0] for name in found[kind])
             raise ArtifactError(
-                f"{base}: its weights {fault} {len(found[kind])} tensors of its config.json, such as {first!r}. "
-                "Copy or save it again."
+                f"{base}: its weights {fault} {len(found[kind])} tensors of the model in its config.json, such as "
+                f"{first!r}. Copy or save it again."
             )
     if holds_adapter(model):
         raise ArtifactError(f"{base}: holds an adapter. Merge it into its base model first.")
@@ -243,7 +243,7 @@ def weight_files(folder: Path) -> list[Path]:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         there = " (pickled ones are not read)" if pickled else ""
         raise ArtifactError(
-            f"{folder}: no *.safetensors{there}. Save the model by save_pretrained."
+            f"{folder}: no *.safetensors files{there}. Save it with save_pretrained."
         )
     for file in files:
         with explained(f"{file} cannot be read", "Copy it again"), safe_open(file, "pt"):

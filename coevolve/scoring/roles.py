@@ -258,7 +258,9 @@ class SeparateRoles:
         if role is not None:
             return self._part(role).acting(role)
         if self.base is None:
-            raise ArtifactError("The untouched base model, which a judge asks for, was not kept.")
+            raise ArtifactError(
+                "The untouched base model was not kept in memory, and a judge asks for it."
+            )
         return self.base.acting(role)
 
     @contextmanager

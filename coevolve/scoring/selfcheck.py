@@ -203,8 +203,8 @@ def _probe(base: Any) -> Probe:
     far = _largest([before[0, 0] - before[0, 1], before[1, 1] - before[1, 2]])
     if far > tolerance:
         raise ArtifactError(
-            f"{_name(base)} is no causal language model as configured: what it predicts changes by {far:.2g} nats with "
-            "the tokens that follow. If it is a decoder, set is_decoder in its config.json; else take another base."
+            f"{_name(base)} is no causal language model as it is configured: what it predicts changes by {far:.2g} "
+            "nats with the tokens that follow. If it was trained as a decoder, set is_decoder in its config.json."
         )
     return Probe(contexts, responses, plain, tolerance)
 

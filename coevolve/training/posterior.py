@@ -89,7 +89,7 @@ def posterior(context: Context, state: RunState, scheduled: ScheduledPhase) -> N
     state.texts = []
     if not found:
         raise RecipeError(
-            f"posterior: none of {count} examples has a reasoning that ended within {context.estimator.max_new_tokens} "
+            f"posterior: none of {count} examples has a candidate that ended within {context.estimator.max_new_tokens} "
             "tokens. Raise model.max_reasoning_tokens, or give the connector a longer cold start."
         )
     means = np.mean([figures for *_, figures in found], axis=0)

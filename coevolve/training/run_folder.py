@@ -181,7 +181,7 @@ class RunFolder:
                 if time.monotonic() > until:
                     raise ArtifactError(
                         f"--output-dir {self.path}: what {host} writes there is not seen on {here} by process {rank} "
-                        f"of {self.processes.count}. Give a directory that all machines share, under one path."
+                        f"of {self.processes.count}. Give one on a disk that all machines share, under one path."
                     )
                 time.sleep(0.2)
 
@@ -202,7 +202,7 @@ class RunFolder:
         lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, **options)
         if path.exists():
             print_to_stderr(
-                f"{self.path}: no locks here; up to {LEASE_SECONDS:.0f} s to see if its last run still lives"
+                f"{self.path} is without locks; up to {LEASE_SECONDS:.0f} s to see if its last run still lives"
             )
         try:
             lease.acquire(timeout=1.2 * LEASE_SECONDS)
