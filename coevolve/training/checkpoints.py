@@ -129,7 +129,7 @@ class CheckpointWriter:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise ArtifactError(
-                f"{final}: cannot be written ({error}). Make room, and start again from the checkpoint before."
+                f"{final}: the checkpoint could not be written ({error}). Make room, and start again."
             ) from None
         self._last, self._written = final, written
         self._prune()
@@ -184,7 +184,7 @@ def newest_checkpoint(
         return checkpoint
     if complete:
         raise ArtifactError(
-            f"{folder / CHECKPOINTS}: all {len(complete)} are damaged. Restore one, or give a new --output-dir."
+            f"{folder / CHECKPOINTS}: all {len(complete)} checkpoints are damaged. Restore one, or give a new --output-dir."
         )
     return None
 

@@ -168,7 +168,7 @@ class Record:
             try:
                 tracker.artifact(folder, name, type, metadata)
             except Exception as error:
-                self.say(f"{tracker.name}: {folder} is not kept as an artifact: {in_words(error)}")
+                self.say(f"{tracker.name}: {folder} could not be kept: {in_words(error)}")
 
     @contextmanager
     def task(
