@@ -183,9 +183,9 @@ def newest_checkpoint(
             say(f"lost: what was done after {path.name}; it will be done again")
         return checkpoint
     if complete:
-        raise ArtifactError(
-            f"{folder / CHECKPOINTS}: all {len(complete)} checkpoints are damaged. Restore one, or give a new --output-dir."
-        )
+        damaged = f"all {len(complete)} checkpoints are damaged"
+        where = folder / CHECKPOINTS
+        raise ArtifactError(f"{where}: {damaged}. Restore one, or give a new --output-dir.")
     return None
 
 
