@@ -177,7 +177,7 @@ def _posterior(draft: Training) -> None:
         return
     if not render.prompts.teacher_user:
         raise RecipeError(
-            f"{field} in a teacher's words, and the prompt set {render.prompts.name!r} has none. Use another."
+            f"{field} in a teacher's words, and the prompt set {render.prompts.name!r} has none. Use connector."
         )
     room = recipe.model.max_reasoning_tokens
     sizes = {
