@@ -114,9 +114,8 @@ class Zero:
         kind = "local" if self.stage == 3 else "full"
         set_master = getattr(utils, f"safe_set_{kind}_fp32_param")
         set_moment = getattr(utils, f"safe_set_{kind}_optimizer_state")
-        self._create_moments(
-            next(float(value) for key, value in state.items() if key.startswith("step|"))
-        )
+        steps = [float(value) for key, value in state.items() if key.startswith("step|")]
+        self._create_moments(steps[0])
         for name, parameter in self.trained.items():
             for key in (MASTER, *MOMENTS):
                 value = state.get(f"{key}|{name}")
@@ -161,15 +160,13 @@ class Zero:
                 if name.startswith("ds_") or name in _ON_MODULES:
                     del module.__dict__[name]
         engine.__dict__.pop("step", None)
-        # `destroy` leaves these two on the module, and with them the engine in memory; its
-        # finalizer would call it again.
+        # `destroy` leaves these on the module, and the engine in memory; its finalizer calls again.
         engine.module_forward_pre_hook.remove()
         engine.module_forward_post_hook.remove()
         engine.destroy()
         engine.destroy = lambda: None
         parameter_offload.FWD_MODULE_STACK.clear()
-        # While it is set, `generate` waits for all processes at every token, and `from_pretrained`
-        # shards what it loads.
+        # While set, `generate` waits for all processes at every token, `from_pretrained` shards.
         unset_hf_deepspeed_config()
 
     def _create_moments(self, step: float) -> None:

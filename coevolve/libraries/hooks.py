@@ -58,23 +58,19 @@ class Hook:
         found = self.find(on)
         if self.parameters is not None:
             taken = [p for p in inspect.signature(found).parameters.values() if p.name != "self"]
-            names = tuple(p.name for p in taken)
-            rest = taken[len(self.parameters) :]
-            if names[: len(self.parameters)] != self.parameters or any(
-                p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-                for p in rest
-            ):
+            names, count = tuple(p.name for p in taken), len(self.parameters)
+            needed = [p for p in taken[count:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            if names[:count] != self.parameters or any(p.default is p.empty for p in needed):
                 expected = ", ".join(self.parameters)
                 raise self.lost(f"takes ({', '.join(names)}), where ({expected}) is expected")
 
     def lost(self, how: str) -> LibraryError:
         """The error that says in which way it is not what it was."""
         library = self.owner.partition(":")[0].partition(".")[0]
-        low, high = TESTED[library]
+        (low, high), known = TESTED[library], ", ".join(f"{x} {_range(x)}" for x in TESTED)
         return LibraryError(
-            f"{library} {_installed(library)}: {self}, by which {self.purpose}, {how}. Known to work: "
-            f"{', '.join(f'{name} {_range(name)}' for name in TESTED)}. Install such a version: "
-            f"pip install '{library}>={low},<={high}'"
+            f"{library} {_installed(library)}: {self}, by which {self.purpose}, {how}. Known to work: {known}. Install "
+            f"such a version: pip install '{library}>={low},<={high}'"
         )
 
     def find(self, on: Any = None) -> Any:

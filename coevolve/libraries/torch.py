@@ -44,9 +44,8 @@ def renew_parameters(model: torch.nn.Module, whole: Callable[[torch.nn.Parameter
             if parameter is None:
                 continue
             if parameter not in fresh:  # by identity
-                fresh[parameter] = torch.nn.Parameter(
-                    whole(parameter), requires_grad=parameter.requires_grad
-                )
+                trained = parameter.requires_grad
+                fresh[parameter] = torch.nn.Parameter(whole(parameter), requires_grad=trained)
             module._parameters[name] = fresh[parameter]
     for module in model.modules():
         module._parameters = dict(module._parameters)  # DeepSpeed's is one of its own kind

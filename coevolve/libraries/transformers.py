@@ -14,20 +14,14 @@ else:
     _Trainer = object  # what it is a mixin before
 
 _CACHE, _LOOP = "transformers.cache_utils", "transformers:Trainer"
-_LAYER = f"{_CACHE}:DynamicLayer"
+_LAYER, _TOP = f"{_CACHE}:DynamicLayer", "transformers:PreTrained"
 
 MODELS = (
     *hooks(_LAYER, "rows read a prefix's keys and leave none", "update(key_states, value_states)"),
     *hooks(_LAYER, "rows that have ended leave a batch", "batch_select_indices(indices)"),
-    *hooks(
-        "transformers:PreTrainedModel",
-        "an adapter that came with a base model is refused",
-        "_hf_peft_config_loaded",
-    ),
-    *hooks(
-        "transformers:PreTrainedConfig",
-        "it is known whether a mask keeps segments of a row apart",
-        "_attn_implementation",
+    Hook(f"{_TOP}Model", "_hf_peft_config_loaded", "an adapter inside a base model is refused"),
+    Hook(
+        f"{_TOP}Config", "_attn_implementation", "it is known whether a mask tells segments apart"
     ),
 )
 """What scoring reaches."""

@@ -18,15 +18,10 @@ HEAD = (
     *hooks(_UTILS, "a CPU computes logits only where they are asked for", "_use_triton(device)"),
     *hooks(_UTILS, "a reference has the policy's head", "add_fused_lm_head(model, temperature)"),
 )
-VLLM = hooks(
-    "trl.generation.vllm_generation:VLLMGeneration",
-    "vLLM goes on from token ids",
-    "generate(prompts, images, num_generations)",
-)
+_VLLM = "trl.generation.vllm_generation:VLLMGeneration"
+VLLM = hooks(_VLLM, "vLLM goes on from token ids", "generate(prompts, images, num_generations)")
 SCORED, REWARDED, LOG_PROBS = METHODS = (
-    *hooks(
-        _GRPO, "PPO and RLOO put in their own advantages", "_generate_and_score_completions(inputs)"
-    ),
+    *hooks(_GRPO, "PPO and RLOO put in advantages", "_generate_and_score_completions(inputs)"),
     *hooks(
         _GRPO,
         "a divided model is gathered once for all rewards, and PPO and RLOO see what they gave",

@@ -89,10 +89,8 @@ class Sifted:
 def load_corpus(recipe: Recipe) -> Corpus:
     """The recipe's data, every row of it checked."""
     if recipe.data.world is not None:
-        world = recipe.data.world
-        return world_corpus(
-            world_seed(recipe), train=world.train, test=world.test, strength=world.strength
-        )
+        world, seed = recipe.data.world, world_seed(recipe)
+        return world_corpus(seed, train=world.train, test=world.test, strength=world.strength)
     if recipe.data.hub is not None:
         return load_hub(recipe.data.hub)
     assert recipe.data.path is not None  # a recipe names one of the three
@@ -124,17 +122,10 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
             sifted.left_out.append(LeftOut(split, "do not fit", len(examples), list(longer[split])))
         sifted.splits[split] = _limited(recipe, split, kept)
     if sifted.left_out and recipe.data.over_long == "error":
-        split, worst, size = max(
-            (
-                (split, name, size)
-                for split, sizes in longer.items()
-                for name, size in sizes.items()
-            ),
-            key=lambda found: found[2],
-        )
-        counts = ", ".join(
-            f"{len(part.sample_ids)} of {part.of} in {part.split}" for part in sifted.left_out
-        )
+        by_split = [(split, max(of, key=of.__getitem__)) for split, of in longer.items() if of]
+        split, worst = max(by_split, key=lambda found: longer[found[0]][found[1]])
+        size = longer[split][worst]
+        counts = ", ".join(f"{len(x.sample_ids)} of {x.of} in {x.split}" for x in sifted.left_out)
         raise TooLongError(
             f"{corpus.source}: {split}, sample_ID {worst!r}: needs {size} tokens with its reasoning and response; "
             f"model.max_length is {limit}, which is too short for {counts}. Raise it, or set data.over_long=drop."
@@ -143,8 +134,7 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
         if not left:
             raise DataError(
                 f"{corpus.source}: {split}: none of its {len(corpus.splits[split])} examples fits "
-                f"model.max_length={limit}, so data.over_long=drop leaves nothing of it. Raise model.max_length, or "
-                "take the split out of the data."
+                f"model.max_length={limit}. Raise it, or take the split out of the data."
             )
     return sifted
 
@@ -172,8 +162,6 @@ def _limited(recipe: Recipe, split: str, examples: list[Example]) -> list[Exampl
     limit = recipe.data.limit.get(split)
     if limit is None or limit >= len(examples):
         return examples
-    order = np.random.default_rng(derive_seed(recipe.seed, "limit", split)).permutation(
-        len(examples)
-    )
-    chosen = set(order[:limit].tolist())
+    rng = np.random.default_rng(derive_seed(recipe.seed, "limit", split))
+    chosen = set(rng.permutation(len(examples))[:limit].tolist())
     return [example for index, example in enumerate(examples) if index in chosen]

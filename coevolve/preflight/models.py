@@ -39,13 +39,10 @@ def read_base(recipe: Recipe, source: str) -> BaseFacts:
     if source == "tiny":
         shape = recipe.model.tiny
         tokenizer = tiny_tokenizer(vocabulary())
-        config = tiny_config(
-            tokenizer, hidden=shape.hidden_size, layers=shape.layers, heads=shape.heads
-        )
-        return BaseFacts(source, config, tokenizer)
+        size = {"hidden": shape.hidden_size, "layers": shape.layers, "heads": shape.heads}
+        return BaseFacts(source, tiny_config(tokenizer, **size), tokenizer)
     path, trust = resolve_base(source, recipe.model.cache_dir), recipe.model.trust_remote_code
-    what = f"model.base: the model {source!r}"
-    with explained(f"{what} cannot be loaded", SAVED):
+    with explained(f"model.base: the model {source!r} cannot be loaded", SAVED):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     saved = load_tokenizer(path, trust_remote_code=trust)
     if Path(path).is_dir():
@@ -98,46 +95,34 @@ def _look_at_adapter(model: PreTrainedModel, config: LoraConfig, field: str) -> 
     chosen = config.layers_to_transform
     for layer in [chosen] if isinstance(chosen, int) else chosen or []:
         if layer < 0 or (layers is not None and layer >= layers):
-            raise RecipeError(
-                f"{field}.layers_to_transform: found {layer}; the model has layers 0 to {layers - 1}. Leave it out."
-            )
-    linear = {
-        name.rpartition(".")[2]
-        for name, part in model.named_modules()
-        if isinstance(part, torch.nn.Linear)
-    }
+            there = f"the model has layers 0 to {layers - 1}"
+            raise RecipeError(f"{field}.layers_to_transform: found {layer}; {there}. Leave it out.")
+    modules = dict(model.named_modules())
+    kinds = {name for name, part in modules.items() if isinstance(part, torch.nn.Linear)}
+    linear = {name.rpartition(".")[2] for name in kinds}
     shared = {model.get_output_embeddings(), model.get_input_embeddings()}
-    places = {part: name for name, part in model.named_modules() if part in shared}
+    places = {part: name for name, part in modules.items() if part in shared}
     it_has = f"it has {', '.join(sorted(linear - set(places.values())))}"
     try:
         probe: Any = get_peft_model(model, config, adapter_name="probe").base_model
         found: list[str] = probe.targeted_module_names
     except NoMatchingPeftModuleError:
         named = config.target_modules
-        listed = (
-            repr(named) if isinstance(named, str) else ", ".join(map(repr, sorted(named or [])))
-        )
-        raise RecipeError(
-            f"{field}.target_modules: found {listed}, none of which is in the model; {it_has}."
-        ) from None
+        several = [named] if isinstance(named, str) else sorted(named or [])
+        listed = ", ".join(map(repr, several))
+        why = f"found {listed}, none of which is in the model"
+        raise RecipeError(f"{field}.target_modules: {why}; {it_has}.") from None
     except Exception as error:  # PEFT, torch and re each raise their own kinds
-        words = " ".join(str(error).split())
-        advice = (
-            "Set lora_dropout to 0, or leave the experts out"
-            if "dropout" in words
-            else f"Of linear layers {it_has}"
-        )
-        raise RecipeError(
-            f"{field}: PEFT cannot put such an adapter on the model ({words}). {advice}."
-        ) from None
+        words, advice = " ".join(str(error).split()), f"Of linear layers {it_has}"
+        if "dropout" in words:
+            advice = "Set lora_dropout to 0, or leave the experts out"
+        why = f"PEFT cannot put such an adapter on the model ({words})"
+        raise RecipeError(f"{field}: {why}. {advice}.") from None
     if not isinstance(config.target_modules, str):
         for name in sorted(config.target_modules or ()):
             if not any(f".{module}".endswith(f".{name}") for module in found):
-                raise RecipeError(
-                    f"{field}.target_modules: {name!r} is not in the model; {it_has}."
-                )
+                why = f"{name!r} is not in the model"
+                raise RecipeError(f"{field}.target_modules: {why}; {it_has}.")
     for name in set(found) & set(places.values()):
-        raise RecipeError(
-            f"{field}.target_modules: {name} is the model's embedding or head, in which scoring and both roles rely on "
-            f"the base. Leave it out; {it_has}."
-        )
+        why = f"{name} is the model's embedding or head, where both roles need the base"
+        raise RecipeError(f"{field}.target_modules: {why}. Leave it out; {it_has}.")

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from coevolve.data.example import Example
 from coevolve.errors import CoevolveError, TooLongError
 from coevolve.preflight.checks import Check
+from coevolve.preflight.dialogues import Needs
 from coevolve.prompts import Renderer
 from coevolve.scoring.artifact import read_manifest, read_prompts
 from coevolve.scoring.batching import positions_of
@@ -64,16 +65,15 @@ def _estimator(draft: PlannedScoring) -> None:
     )
     for role in ROLES:
         folder = locate_base(draft.estimator, role, entries[role])
-        with explained(
-            f"{folder}: cannot be loaded", "Put the base model back, or export the estimator again"
-        ):
+        what_to_do = "Put the base model back, or export the estimator again"
+        with explained(f"{folder}: cannot be loaded", what_to_do):
             draft.positions[role] = positions_of(AutoConfig.from_pretrained(folder))
     draft.manifest = manifest
 
 
 def _lengths(draft: PlannedScoring) -> Iterator[CoevolveError]:
     assert draft.groups is not None and draft.manifest and draft.renderers  # Check.needs
-    connector, estimator = draft.renderers[CONNECTOR], draft.renderers[ESTIMATOR]
+    estimator = draft.renderers[ESTIMATOR]
     reasoning = draft.manifest["reasoning"]["max_new_tokens"]
     for where, examples in draft.groups:
         of = {x.sample_id: list(draft.responses.get(x.sample_id, ())) for x in examples}
@@ -81,10 +81,9 @@ def _lengths(draft: PlannedScoring) -> Iterator[CoevolveError]:
             estimator.require_known(x, where, of[x.sample_id])
         texts = {text for given in of.values() for text in given}
         response = max((len(estimator.response_ids(text)) for text in texts), default=0)
-        shown = {
-            x.sample_id: len(estimator.prompt_ids(estimator.estimator(x, ""))) for x in examples
-        }
-        asked = {x.sample_id: len(connector.prompt_ids(connector.connector(x))) for x in examples}
+        needs = {x.sample_id: Needs.of(x, draft.renderers) for x in examples}
+        shown = {name: need.estimator for name, need in needs.items()}
+        asked = {name: need.connector for name, need in needs.items()}
         if draft.writes_reasoning:
             yield from _beyond(draft, where, CONNECTOR, asked, reasoning, "a reasoning")
         yield from _beyond(draft, where, ESTIMATOR, shown, response, "the longest response to it")

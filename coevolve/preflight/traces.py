@@ -48,25 +48,20 @@ def fit_traces(
         worst = max(longer, key=longer.__getitem__)
         raise TooLongError(
             f"sample_ID {worst!r}: needs {longer[worst]} tokens with its trace; model.max_length is "
-            f"{recipe.model.max_length}, which {len(longer)} of {len(examples)} examples exceed. Raise it, shorten the "
-            "traces, or set data.over_long=drop."
+            f"{recipe.model.max_length}, which {len(longer)} of {len(examples)} exceed. Raise it, or set "
+            "data.over_long=drop."
         )
-    left_out = (
-        LeftOut("IDTrain", "do not fit with their trace", len(examples), list(longer))
-        if longer
-        else None
-    )
-    return [example for example, _ in kept], [trace for _, trace in kept], left_out
+    left_out = LeftOut("IDTrain", "do not fit with their trace", len(examples), list(longer))
+    fitting, theirs = [example for example, _ in kept], [trace for _, trace in kept]
+    return fitting, theirs, left_out if longer else None
 
 
 def _own_trace(example: Example, prompts: PromptSet) -> str:
     if example.trace is None:
-        raise DataError(
-            f"sample_ID {example.sample_id!r}: no trace, and traces.teacher is 'dataset'. Use another teacher."
-        )
+        why = "no trace, and traces.teacher is 'dataset'. Use another teacher"
+        raise DataError(f"sample_ID {example.sample_id!r}: {why}.")
     faulty = missing_sections(example.trace, prompts.sections)
     if faulty:
-        raise DataError(
-            f"sample_ID {example.sample_id!r}: trace: section {faulty[0]!r} is missing, doubled, empty or out of order."
-        )
+        why = f"section {faulty[0]!r} is missing, doubled, empty or out of order"
+        raise DataError(f"sample_ID {example.sample_id!r}: trace: {why}.")
     return example.trace

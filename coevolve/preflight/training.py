@@ -153,24 +153,18 @@ def _rl_room(draft: Training) -> Iterator[CoevolveError]:
             ("estimator_rl", ESTIMATOR, written, lambda need: need.estimator + reasoning)
         )
         if recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base:
-            asked = len(render.prompt_ids(render.judge("", ""))) + len(
-                render.response_ids(render.prompts.judge_match)
-            )
-            sequences.append(
-                ("estimator_rl", ESTIMATOR, "a judge's question", lambda need: asked + reasoning)
-            )
+            answer = len(render.response_ids(render.prompts.judge_match))
+            asked = len(render.prompt_ids(render.judge("", ""))) + answer + reasoning
+            sequences.append(("estimator_rl", ESTIMATOR, "a judge's question", lambda need: asked))
     for section, role, what, tokens in sequences:
         room = getattr(recipe, section).max_completion_length
-        sizes = {
-            example.sample_id: tokens(draft.needs(example.sample_id)) + room
-            for example in draft.data.train
-        }
+        ids = [example.sample_id for example in draft.data.train]
+        sizes = {name: tokens(draft.needs(name)) + room for name in ids}
         worst = max(sizes, key=sizes.__getitem__)
         if sizes[worst] > draft.positions(role):
             yield RecipeError(
                 f"{section}.max_completion_length: found {room}; with it, sample_ID {worst!r} leads to {what} of "
-                f"{sizes[worst]} tokens, and the {role}'s base model holds {draft.positions(role)}. Lower it, or "
-                "shorten the example."
+                f"{sizes[worst]} tokens, and the {role}'s base model holds {draft.positions(role)}. Lower it."
             )
 
 
@@ -183,20 +177,18 @@ def _posterior(draft: Training) -> None:
         return
     if not render.prompts.teacher_user:
         raise RecipeError(
-            f"{field} in the words of a teacher's prompt, and the prompt set {render.prompts.name!r} has none. Use "
-            "connector or teacher, or another prompt set."
+            f"{field} in a teacher's words, and the prompt set {render.prompts.name!r} has none. Use connector."
         )
+    room = recipe.model.max_reasoning_tokens
     sizes = {
-        example.sample_id: len(render.prompt_ids(render.chat(render.teacher(example))))
-        + recipe.model.max_reasoning_tokens
+        example.sample_id: len(render.prompt_ids(render.chat(render.teacher(example)))) + room
         for example in draft.data.train
     }
     worst = max(sizes, key=sizes.__getitem__)
     if sizes[worst] > draft.positions(CONNECTOR):
         raise TooLongError(
             f"{field}; the prompt of sample_ID {worst!r} and its reasoning are {sizes[worst]} tokens then, and the "
-            f"connector's base model holds {draft.positions(CONNECTOR)}. Lower model.max_reasoning_tokens, shorten "
-            "the example, or use connector."
+            f"connector's base model holds {draft.positions(CONNECTOR)}. Lower model.max_reasoning_tokens."
         )
 
 
@@ -242,12 +234,9 @@ def _responses(draft: Training) -> Iterator[CoevolveError]:
         except DataError as problem:
             yield problem
             continue
-        by_id = {
-            x.sample_id: text for x, text in zip(data.corpus_test_examples, texts, strict=True)
-        }
-        draft.responses[name] = {
-            example.sample_id: by_id[example.sample_id] for example in data.test_examples
-        }
+        ids = [example.sample_id for example in data.corpus_test_examples]
+        by_id = dict(zip(ids, texts, strict=True))
+        draft.responses[name] = {x.sample_id: by_id[x.sample_id] for x in data.test_examples}
 
 
 def _pairs(draft: Training) -> Iterator[CoevolveError]:
@@ -267,16 +256,14 @@ def _pairs(draft: Training) -> Iterator[CoevolveError]:
             continue
         context = max(ids, key=lambda name: draft.needs(name).estimator)
         texts = [responses[name] for responses in draft.responses.values() for name in ids]
-        sizes = [len(render.response_ids(text)) for text in texts] + [
-            draft.needs(name).response for name in ids
-        ]
+        sizes = [len(render.response_ids(text)) for text in texts]
+        sizes += [draft.needs(name).response for name in ids]
         tokens = draft.needs(context).estimator + reasoning + max(sizes)
         if tokens > draft.positions(ESTIMATOR):
             yield TooLongError(
                 f"{where}: the context of sample_ID {context!r} with a reasoning and the longest response of the "
-                f"subset ({max(sizes)} tokens) is {tokens} tokens, and the base model holds "
-                f"{draft.positions(ESTIMATOR)}. Lower model.max_reasoning_tokens, or shorten the example or the "
-                "response."
+                f"subset ({max(sizes)} tokens) is {tokens} tokens, the base model holds {draft.positions(ESTIMATOR)}. "
+                "Lower model.max_reasoning_tokens, or shorten them."
             )
 
 

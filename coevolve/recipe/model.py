@@ -30,10 +30,10 @@ class TinyModel(Section):
     @model_validator(mode="after")
     def _heads_have_positions(self) -> "TinyModel":
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be an even multiple of heads ({self.heads}): a position turns "
-                "pairs of numbers in each head"
+            sizes = (
+                f"hidden_size ({self.hidden_size}) must be an even multiple of heads ({self.heads})"
             )
+            raise ValueError(f"{sizes}: a position turns pairs of numbers in each head")
         return self
 
 
@@ -53,21 +53,15 @@ class RoleModel(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "RoleModel":
         if self.tuning == "full" and (self.lora or self.adapter):
-            raise ValueError(
-                f"{'adapter' if self.adapter else 'lora'} goes with tuning: lora; found tuning: full"
-            )
+            given = "adapter" if self.adapter else "lora"
+            raise ValueError(f"{given} goes with tuning: lora; found tuning: full")
         if self.adapter and self.lora:
+            raise ValueError("adapter brings its own LoRA settings; leave lora out")
+        modules = self.lora.target_modules if self.lora else None
+        if self.lora and self.lora.layers_to_transform is not None and isinstance(modules, str):
             raise ValueError(
-                "adapter brings its own LoRA settings; leave lora out, or start a new adapter"
-            )
-        if (
-            self.lora
-            and self.lora.layers_to_transform is not None
-            and isinstance(self.lora.target_modules, str)
-        ):
-            raise ValueError(
-                f"lora.layers_to_transform needs target_modules as a list; found {self.lora.target_modules!r}. List "
-                "the modules, for example [q_proj, v_proj], or leave layers_to_transform out"
+                f"lora.layers_to_transform needs target_modules as a list; found {modules!r}. List the modules, for "
+                "example [q_proj, v_proj], or leave layers_to_transform out"
             )
         return self
 
@@ -127,8 +121,7 @@ class Model(Section):
     def _quantized_under_adapters(self) -> "Model":
         if self.quantization and self.connector.tuning == self.estimator.tuning == "full":
             raise ValueError(
-                f"quantization is {self.quantization!r}, and no role has an adapter: a model that is trained whole "
-                "cannot be quantized. Set tuning: lora, or leave quantization out"
+                f"quantization is {self.quantization!r}, and no role has an adapter. Set tuning: lora, or leave it out"
             )
         return self
 
@@ -139,16 +132,11 @@ def _completed(shared: dict[str, Any], own: Any) -> Any:
     if not isinstance(own, dict):
         return own
     given = {name: value for name, value in own.items() if value is not None}
-    # A base that is missing is an error of the shared section, and need not be one of each role
-    # too.
-    complete = {
-        "base": shared.get("base") or "missing",
-        "tuning": shared.get("tuning", "lora"),
-        **given,
-    }
+    # A base that is missing is an error of the shared section, and not one of each role too.
+    base, tuning = shared.get("base") or "missing", shared.get("tuning", "lora")
+    complete = {"base": base, "tuning": tuning, **given}
     own_lora, shared_lora = given.get("lora", {}), shared.get("lora") or {}
     if complete["tuning"] == "lora" and "adapter" not in given and isinstance(own_lora, dict):
-        complete["lora"] = (
-            {**shared_lora, **own_lora} if isinstance(shared_lora, dict) else own_lora
-        )
+        below = shared_lora if isinstance(shared_lora, dict) else {}
+        complete["lora"] = {**below, **own_lora}
     return complete

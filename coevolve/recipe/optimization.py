@@ -50,8 +50,7 @@ class Optimization(Section):
             raise ValueError(problem)
         if self.learning_rate * self.weight_decay >= 1:
             raise ValueError(
-                f"learning_rate x weight_decay is {self.learning_rate * self.weight_decay:g}, and AdamW multiplies "
-                "the weights by 1 minus that; accepted is less than 1"
+                f"learning_rate x weight_decay is {self.learning_rate * self.weight_decay:g}; accepted is less than 1"
             )
         return self
 

@@ -50,9 +50,7 @@ class Ppo(Section):
     @model_validator(mode="after")
     def _adapts_something(self) -> "Ppo":
         if self.kl_target is not None and not self.kl_coef:
-            raise ValueError(
-                "kl_target adapts kl_coef by factors, and kl_coef is 0; start from 0.05, say"
-            )
+            raise ValueError("kl_target adapts kl_coef by factors, and that is 0; try 0.05")
         return self
 
 
@@ -60,13 +58,8 @@ NOT_KNOWN_TO = {
     "grpo": ("normalize_advantages", "ppo"),
     "rloo": ("scale_rewards", "ppo"),
     "ppo": (
-        "beta",
-        "delta",
-        "importance_sampling_level",
-        "loss_type",
-        "normalize_advantages",
-        "scale_rewards",
-        "top_entropy_quantile",
+        *("beta", "delta", "importance_sampling_level", "loss_type", "normalize_advantages"),
+        *("scale_rewards", "top_entropy_quantile"),
     ),
 }
 """What an algorithm makes nothing of; with another value than the default, an error."""
@@ -140,39 +133,32 @@ class Grpo(Optimization):
                     f"{' or '.join(others)}{instead}"
                 )
         if self.loss_type == "cispo" and self.epsilon_high is None:
-            raise ValueError(
-                "loss_type cispo needs epsilon_high, the greatest ratio of new to old policy, such as 5"
-            )
-        if (
-            self.algorithm == "ppo"
-            and self.ppo.value_backbone == "adapter"
-            and self.gradient_checkpointing
-        ):
+            raise ValueError("loss_type cispo needs epsilon_high, the greatest ratio, such as 5")
+        own_adapter = self.algorithm == "ppo" and self.ppo.value_backbone == "adapter"
+        if own_adapter and self.gradient_checkpointing:
             # The policy's adapter is active when the value's layers would be computed again.
             raise ValueError(
-                "ppo.value_backbone: adapter cannot be had with gradient_checkpointing; choose one"
+                "ppo.value_backbone: adapter cannot be had with gradient_checkpointing"
             )
         return self
 
     @model_validator(mode="after")
     def _groups_fit(self) -> "Grpo":
         if self.algorithm != "ppo" and self.num_generations < 2:
+            compares = f"{self.algorithm} compares completions to one prompt"
             raise ValueError(
-                f"num_generations is 1, but {self.algorithm} compares the completions to one prompt with each other; "
-                "give 2 or more, or algorithm ppo"
+                f"num_generations is 1, but {compares}; give 2 or more, or algorithm ppo"
             )
         if self.algorithm == "ppo" and self.train_batch_size * self.updates_per_generation < 2:
             raise ValueError(
-                "train_batch_size is 1, and a single completion has nothing to tell its advantage from; give 2 or "
-                "more, or updates_per_generation of 2 or more"
+                "train_batch_size is 1, and a single completion has nothing to tell its advantage from; give 2 or more"
             )
-        if self.train_batch_size % self.num_generations:
-            raise ValueError(
-                f"num_generations ({self.num_generations}) must divide train_batch_size ({self.train_batch_size})"
-            )
+        size, group = self.train_batch_size, self.num_generations
+        if size % group:
+            raise ValueError(f"num_generations ({group}) must divide train_batch_size ({size})")
         if self.use_vllm and self.vllm_mode == "server" and not self.vllm_server_base_url:
             raise ValueError(
-                "vllm_mode: server needs vllm_server_base_url, for example http://localhost:8000"
+                "vllm_mode: server needs vllm_server_base_url: http://localhost:8000, say"
             )
         return self
 
@@ -208,16 +194,11 @@ class Rewards(Section):
     @model_validator(mode="after")
     def _can_be_told_apart(self) -> "Rewards":
         columns = [path.rpartition(":")[2] for path in self.custom]
-        taken = [
-            name for name in columns if name in type(self).model_fields or columns.count(name) > 1
-        ]
-        if taken:
-            raise ValueError(
-                f"custom: two rewards would be logged as {taken[0]!r}; give the function another name"
-            )
-        if not any(value for _, value in self if isinstance(value, float)) and not any(
-            self.custom.values()
-        ):
+        for name in columns:
+            if name in type(self).model_fields or columns.count(name) > 1:
+                raise ValueError(f"custom: two rewards are called {name!r}; rename the function")
+        weights = [value for _, value in self if isinstance(value, float)]
+        if not any((*weights, *self.custom.values())):
             raise ValueError("all weights are 0; reinforcement learning needs a reward")
         return self
 
@@ -265,9 +246,7 @@ class ConnectorRl(Grpo):
         weighted = self.rewards.token_weighting == "change" and "rewards.token_weighting: change"
         name = (self.rewards.bound and "rewards.bound") or weighted
         if name and self.num_generations < 2:
-            raise ValueError(
-                f"{name} compares the reasonings to one prompt with each other; set num_generations to 2 or more"
-            )
+            raise ValueError(f"{name} compares reasonings; set num_generations to 2 or more")
         return self
 
 
@@ -317,11 +296,10 @@ class EstimatorRl(Grpo):
     def _stays_proper(self) -> "EstimatorRl":
         if self.rewards.kernel_score and self.scale_rewards == "group":
             raise ValueError(
-                "rewards.kernel_score is a proper score only where groups are not scaled one by one; set "
-                "scale_rewards: none or batch"
+                "rewards.kernel_score is proper only where groups are not scaled; set scale_rewards: none or batch"
             )
         if self.rewards.kernel_score and self.num_generations < 3:
             raise ValueError(
-                "rewards.kernel_score compares a candidate with others; set num_generations to 3 or more"
+                "rewards.kernel_score compares candidates; set num_generations to 3 or more"
             )
         return self

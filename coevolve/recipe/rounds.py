@@ -67,15 +67,12 @@ class Phase(Section):
             return {"kind": "custom", "path": values.removeprefix(CUSTOM)}
         if isinstance(values, str):
             role, _, kind = values.rpartition("_")
-            if (
-                kind not in get_args(Kind)
-                or kind == "custom"
-                or role not in ("connector", "estimator", "")
-            ):
-                raise ValueError(
-                    f"found {values!r}; accepted are {', '.join(PHASES)}, {HOW_TO_NAME_ONES_OWN}, or a "
-                    "mapping with role and kind"
+            known = kind in get_args(Kind) and kind != "custom"
+            if not known or role not in ("connector", "estimator", ""):
+                accepted = (
+                    f"{', '.join(PHASES)}, {HOW_TO_NAME_ONES_OWN}, or a mapping with role and kind"
                 )
+                raise ValueError(f"found {values!r}; accepted are {accepted}")
             return {"role": role or None, "kind": kind}
         return values
 
@@ -97,9 +94,7 @@ class Phase(Section):
         if len(budgets) > 1:
             raise ValueError(f"give one budget; found {' and '.join(budgets)}")
         if budgets and not self.trains:
-            raise ValueError(
-                f"kind {self.kind!r} trains nothing, so it has no budget of {budgets[0]}"
-            )
+            raise ValueError(f"kind {self.kind!r} trains nothing, so it has no {budgets[0]}")
         return self
 
     @property
@@ -162,28 +157,20 @@ class Rounds(Section):
                 "Lower count or until.at_most, or raise `every` or until.steps"
             )
         if self.count and any(phase.every > self.count for phase in self.phases):
-            raise ValueError(
-                f"phases: `every` is above count ({self.count}), so that the phase would never come"
-            )
+            raise ValueError(f"phases: `every` is above count ({self.count}), so one never comes")
         if self.lr_schedule == "run" and any(phase.tokens for phase in self.phases):
-            raise ValueError(
-                "lr_schedule: run needs to know the number of steps, which a budget of tokens does not say"
-            )
+            raise ValueError("lr_schedule: run needs a number of steps, not a budget of tokens")
         return self
 
     def _has_reasonings(self, number: int) -> None:
         phase, source = self.phases[number], self.source_of(number)
         if source == "refreshed" and not any(other.kind == "refresh" for other in self.phases):
-            raise ValueError(
-                f"phases: {phase.name} trains on refreshed reasonings; put refresh before it"
-            )
+            raise ValueError(f"phases: {phase.name} needs reasonings; put refresh before it")
         if source == "posterior" and not any(
             other.kind == "posterior" and (other.every, place) < (phase.every, number)
             for place, other in enumerate(self.phases)
         ):
-            raise ValueError(
-                f"phases: {phase.name} trains on a posterior sample; put posterior before it"
-            )
+            raise ValueError(f"phases: {phase.name} needs a sample; put posterior before it")
 
     def source_of(self, number: int) -> Source:
         """What the SFT at this place of the list trains on."""

@@ -67,9 +67,8 @@ class Data(Section):
     def _one_source(self) -> "Data":
         given = [name for name in ("path", "hub", "world") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of path, hub and world; found {', '.join(given) or 'none'}"
-            )
+            found = ", ".join(given) or "none"
+            raise ValueError(f"give exactly one of path, hub and world; found {found}")
         return self
 
 
@@ -100,10 +99,8 @@ class Traces(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "Traces":
-        needed = {"file": ["path"], "local": ["model"], "endpoint": ["model", "base_url"]}.get(
-            self.teacher, []
-        )
-        missing = [name for name in needed if getattr(self, name) is None]
+        needed = {"file": ["path"], "local": ["model"], "endpoint": ["model", "base_url"]}
+        missing = [x for x in needed.get(self.teacher, []) if getattr(self, x) is None]
         if missing:
             raise ValueError(f"teacher {self.teacher!r} needs {', '.join(missing)}")
         return self
@@ -138,13 +135,11 @@ class Writing(Section):
     @model_validator(mode="after")
     def _can_be_written(self) -> "Writing":
         if 0 < self.temperature < 0.01:
-            raise ValueError(
-                f"temperature is {self.temperature!r}; accepted are 0 (greedy) and 0.01 to 100"
-            )
+            found = f"temperature is {self.temperature!r}"
+            raise ValueError(f"{found}; accepted are 0 (greedy) and 0.01 to 100")
         if self.samples > 1 and not self.temperature:
             raise ValueError(
-                f"samples is {self.samples} and temperature 0: all of them would be alike. Set a temperature, such as "
-                "0.7, or samples: 1"
+                f"samples is {self.samples} and temperature 0; set one, such as 0.7, or samples: 1"
             )
         return self
 
@@ -161,10 +156,8 @@ class CrossFit(Writing):
         """What is wrong with so many examples to be divided."""
         if examples >= self.cross_fit:
             return None
-        return (
-            f"cold_start.refresh.cross_fit: found {self.cross_fit}; {examples} training examples cannot be divided "
-            "into so many parts. Lower it, or leave cold_start.refresh out."
-        )
+        found = f"cold_start.refresh.cross_fit: found {self.cross_fit}"
+        return f"{found}; {examples} training examples cannot be divided into so many. Lower it."
 
 
 class ColdStart(Section):
@@ -203,10 +196,8 @@ class Baselines(Section):
     @model_validator(mode="after")
     def _ensemble_has_a_first(self) -> "Baselines":
         if self.ensemble == 1 or (self.ensemble and not self.without_reasoning):
-            raise ValueError(
-                f"ensemble is {self.ensemble}; accepted are 0, and 2 or more with "
-                "without_reasoning, which is the first of them"
-            )
+            accepted = "0, and 2 or more with without_reasoning, which is the first of them"
+            raise ValueError(f"ensemble is {self.ensemble}; accepted are {accepted}")
         return self
 
 
@@ -307,42 +298,29 @@ class Recipe(Section):
             for phase in self.rounds.phases:
                 settings = getattr(self, phase.name) if phase.trains else None
                 if phase.trains and settings is None:
-                    raise ValueError(
-                        f"rounds.phases has {phase.name}, but the section {phase.name} is missing"
-                    )
+                    raise ValueError(f"rounds.phases: the section {phase.name} is missing")
                 steps = phase.steps or (phase.until.at_most if phase.until else None)
                 if problem := settings and settings.too_many_rows(steps):
                     raise ValueError(f"rounds.phases: {phase.name}: {problem}")
                 if phase.tokens and settings and settings.lr_scheduler_type != "constant":
-                    raise ValueError(
-                        f"rounds.phases: {phase.name} has a budget of tokens, of which nobody knows how many steps it "
-                        f"is; {phase.name}.lr_scheduler_type must be constant, found {settings.lr_scheduler_type}"
-                    )
+                    found = f"{phase.name}.lr_scheduler_type must be constant, found {settings.lr_scheduler_type}"
+                    raise ValueError(f"rounds.phases: {phase.name} has a budget of tokens; {found}")
         for role in ("connector", "estimator"):
             settings, tuning = getattr(self, f"{role}_rl"), getattr(self.model, role).tuning
-            own_adapter = (
-                settings
-                and settings.algorithm == "ppo"
-                and settings.ppo.value_backbone == "adapter"
-            )
-            if own_adapter and tuning != "lora":
+            ppo = settings.ppo if settings and settings.algorithm == "ppo" else None
+            if ppo and ppo.value_backbone == "adapter" and tuning != "lora":
+                needs = f"adapter needs a model.tuning of lora for the {role} (found {tuning})"
                 raise ValueError(
-                    f"{role}_rl.ppo.value_backbone: adapter needs a model.tuning of lora for the {role} (found "
-                    f"{tuning}); policy and head go with both"
+                    f"{role}_rl.ppo.value_backbone: {needs}; policy and head go with both"
                 )
         if (self.prompts == "world") != (self.data.world is not None):
-            raise ValueError(
-                "prompts: world and data.world go together; use another prompt set for other data"
-            )
+            raise ValueError("prompts: world and data.world go together")
         bases = {self.model.connector.base, self.model.estimator.base}
         if "tiny" in bases and self.data.world is None:
-            raise ValueError(
-                "model.base: tiny knows the words of the synthetic world only; it needs data.world"
-            )
+            raise ValueError("model.base: tiny knows the synthetic world only; it needs data.world")
         judged = self.estimator_rl is not None and self.estimator_rl.rewards.asks_base
         if judged and self.model.estimator.base == "tiny":
             raise ValueError(
-                "estimator_rl.rewards.judge: base cannot be used with model.base: tiny, which was never "
-                "trained to judge; accepted are overlap and likelihood"
+                "estimator_rl.rewards.judge: base: tiny was never trained to judge; accepted are overlap and likelihood"
             )
         return self

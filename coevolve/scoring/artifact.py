@@ -47,19 +47,14 @@ from coevolve.scoring.roles import ROLES, Role, Tuning
 FORMAT = "coevolve-estimator"
 VERSION = 3
 MANIFEST = "manifest.json"
+AGAIN = "Copy or export the estimator again."
 NORMALISATION = (
     "log_prob sums are nats per response, over the response's own tokens and its end of turn; means are nats per "
     "token; a perplexity is exp(-sum of log-probabilities / number of tokens) over all responses together"
 )
 
 HARMLESS = (
-    "README.md",
-    "LICENSE",
-    "LICENSE.txt",
-    ".git",
-    ".gitattributes",
-    ".gitignore",
-    ".DS_Store",
+    *("README.md", "LICENSE", "LICENSE.txt", ".git", ".gitattributes", ".gitignore", ".DS_Store"),
 )
 """Files that loading never reads; they may lie anywhere and are not listed."""
 _HARMLESS_FOLDERS = (".git", ".cache")  # beside the manifest only: a clone's, a download's
@@ -97,7 +92,7 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
         for name, expected in files.items():
             if sha256_file(folder / name) != expected:
                 raise ArtifactError(
-                    f"{folder / name}: its SHA-256 differs from the manifest's. Copy or export it again."
+                    f"{folder / name}: its SHA-256 differs from the manifest's. {AGAIN}"
                 )
         for role in ROLES:
             _check_fingerprints(folder, role, entries[role], files)
@@ -171,18 +166,14 @@ def _parsed(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(
-            f"{folder}: no {MANIFEST}, so this is no complete exported estimator. "
-            "Give the `estimator` folder of a finished run, or make one with `coevolve export`."
+            f"{folder}: no {MANIFEST}, so no estimator. Give one of a finished run, or of `coevolve export`."
         )
     try:
         found = read_json(path)
     except DataError as error:
         raise ArtifactError(str(error)) from None
-    if (
-        not isinstance(found, dict)
-        or found.get("format") != FORMAT
-        or found.get("version") not in range(1, VERSION + 1)
-    ):
+    known = isinstance(found, dict) and found.get("format") == FORMAT
+    if not known or found.get("version") not in range(1, VERSION + 1):
         raise ArtifactError(f"{path}: accepted is format {FORMAT!r}, version 1 to {VERSION}.")
     digest = identity(found)
     if found["version"] < VERSION:
@@ -190,11 +181,10 @@ def _parsed(folder: Path) -> dict[str, Any]:
     try:
         manifest = _checked(_upgraded(found) if found["version"] == 1 else found)
     except (CoevolveError, TypeError) as error:
-        raise ArtifactError(f"{path}: {error} Copy or export the estimator again.") from None
+        raise ArtifactError(f"{path}: {error} {AGAIN}") from None
     if manifest["identity"] != digest:
         raise ArtifactError(
-            f"{path}: says that its identity is {manifest['identity']}, but that of its content is {digest}. It was "
-            "changed after it was written; copy or export the estimator again."
+            f"{path}: says that its identity is {manifest['identity']}, but that of its content is {digest}. {AGAIN}"
         )
     return manifest
 
@@ -211,10 +201,8 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
     entries = {}
     for role, found in roles.items():
         entry = _with_fields(found, ENTRY, f"roles.{role}.", closed=True)
-        entries[role] = {
-            **entry,
-            "base": _with_fields(entry["base"], BASE, f"roles.{role}.base.", closed=True),
-        }
+        base = _with_fields(entry["base"], BASE, f"roles.{role}.base.", closed=True)
+        entries[role] = {**entry, "base": base}
     return {**manifest, "roles": entries}
 
 
@@ -237,14 +225,9 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     base = _with_fields(manifest, {"base": OBJECT}, "")["base"]
     tuning: Any = manifest.get("tuning")  # the fields are looked at once they are in place
     chat_template: Any = manifest.get("chat_template")
+    of_base = {"source": base.get("source"), "fingerprint": base.get("fingerprint")}
     entry = role_entry(
-        {
-            "base": {
-                **{name: base.get(name) for name in ("source", "fingerprint")},
-                "quantization": None,
-            },
-            "continued_from": None,
-        },
+        {"base": {**of_base, "quantization": None}, "continued_from": None},
         tuning=tuning,
         base_folder="base" if base.get("included") else None,
         tokenizer="tokenizer",
@@ -264,9 +247,7 @@ def _files(folder: Path) -> list[str]:
         for name in sorted(folders + files):
             path = Path(place, name)
             if path.is_symlink() and (name in folders or _leads_out(path, folder)):
-                raise ArtifactError(
-                    f"{path}: is a link; accepted are files and folders. Put there what it leads to."
-                )
+                raise ArtifactError(f"{path}: is a link. Put there what it leads to.")
             if name in files and name not in HARMLESS and path != folder / MANIFEST:
                 names.append(path.relative_to(folder).as_posix())
     return sorted(names)
@@ -286,21 +267,17 @@ def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
         plain = PurePosixPath(name)
         if plain.is_absolute() or ".." in plain.parts or "\\" in name or str(plain) != name:
             raise ArtifactError(
-                f"{folder / MANIFEST}: lists {name!r}; accepted are plain paths inside the folder."
+                f"{folder / MANIFEST}: lists {name!r}; accepted are plain paths inside."
             )
     found = set(_files(folder))
-    pickled = sorted(
-        name for name in found | set(files) if PurePosixPath(name).suffix.lower() in _PICKLED
-    )
-    if pickled:
-        raise ArtifactError(
-            f"{folder / pickled[0]}: may be pickled, which is not read. Save it as safetensors."
-        )
+    for name in sorted(found | set(files)):
+        if PurePosixPath(name).suffix.lower() in _PICKLED:
+            raise ArtifactError(
+                f"{folder / name}: may be pickled, and is not read. Use safetensors."
+            )
     for name in files:
         if not (folder / name).is_file():
-            raise ArtifactError(
-                f"{folder / name}: listed in the manifest but missing. Copy the whole directory again."
-            )
+            raise ArtifactError(f"{folder / name}: listed in the manifest but missing. {AGAIN}")
     unlisted = sorted(found - set(files))
     if unlisted:
         raise ArtifactError(
@@ -316,54 +293,45 @@ def _check_parts(
     tuning, base = entry["tuning"], entry["base"]
     needed = [f"{entry['tokenizer']}/tokenizer_config.json"]
     if tuning == "lora":
-        needed += [
-            f"{role}/{name}" for name in (CONFIG, WEIGHTS, PARENT)[: 3 if version == VERSION else 2]
-        ]
+        of_adapter = (CONFIG, WEIGHTS, *([PARENT] if version == VERSION else []))
+        needed += [f"{role}/{name}" for name in of_adapter]
     for place in _model_folders(role, entry):
         needed.append(f"{place}/config.json")
         _weights(folder, place, files)
     for name in needed:
         if name not in files:
             raise ArtifactError(
-                f"{folder / MANIFEST}: does not list {name}, which the {role} needs. Copy or export it again."
+                f"{folder / MANIFEST}: lists no {name}, which the {role} needs. {AGAIN}"
             )
     parent = read_parent(folder / role)
     if tuning == "lora" and parent is not None:
-        require_base(
-            f"the adapter {folder / role}", parent, base["fingerprint"], str(folder / MANIFEST)
-        )
-        if (
-            parent["base"]["quantization"] != base["quantization"]
-            or parent["continued_from"] != entry["continued_from"]
-        ):
-            raise ArtifactError(
-                f"{folder / role / PARENT}: says otherwise than the manifest where the {role} comes from. Copy or "
-                "export the estimator again."
-            )
+        what, place = f"the adapter {folder / role}", str(folder / MANIFEST)
+        require_base(what, parent, base["fingerprint"], place)
+        recorded = base["quantization"], entry["continued_from"]
+        if (parent["base"]["quantization"], parent["continued_from"]) != recorded:
+            why = f"says otherwise than the manifest where the {role} comes from"
+            raise ArtifactError(f"{folder / role / PARENT}: {why}. {AGAIN}")
 
 
 def _check_fingerprints(
     folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
     """Raise ArtifactError unless a role's weights, and a base model here, have their fingerprints."""
-    recorded, found = {}, {}
+    found = []
     if entry["fingerprint"] is not None:
-        recorded[role] = entry["fingerprint"]
-        found[role] = (
-            adapter_fingerprint(folder / role)
-            if entry["tuning"] == "lora"
-            else _weights(folder, role, files)
-        )
+        adapter = entry["tuning"] == "lora"
+        own = adapter_fingerprint(folder / role) if adapter else _weights(folder, role, files)
+        found.append((role, own, entry["fingerprint"]))
     base = entry["base"]
     if base["folder"] is not None:
-        recorded[base["folder"]] = base["fingerprint"]
-        found[base["folder"]] = _weights(folder, base["folder"], files)
+        weights = _weights(folder, base["folder"], files)
+        found.append((base["folder"], weights, base["fingerprint"]))
         require_settings(str(folder / base["folder"]), base["settings"])
-    for place, fingerprint in found.items():
-        if fingerprint != recorded[place]:
+    for place, fingerprint, recorded in found:
+        if fingerprint != recorded:
             raise ArtifactError(
                 f"{folder / place}: its fingerprint is {fingerprint}; the manifest's entry of the {role} says "
-                f"{recorded[place]}. Copy or export the estimator again."
+                f"{recorded}. {AGAIN}"
             )
 
 
@@ -375,13 +343,8 @@ def _model_folders(role: Role, entry: Mapping[str, Any]) -> list[str]:
 
 def _weights(folder: Path, place: str, files: Mapping[str, str]) -> str:
     """The fingerprint of a whole model, as `base_fingerprint` has it, from the hashes of its files."""
-    names = sorted(
-        n
-        for n in files
-        if n.startswith(f"{place}/") and n.endswith(".safetensors") and n.count("/") == 1
-    )
+    beside = [name for name in files if name.startswith(f"{place}/") and name.count("/") == 1]
+    names = sorted(name for name in beside if name.endswith(".safetensors"))
     if not names:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: lists no safetensors in {place}. Copy or export the estimator again."
-        )
+        raise ArtifactError(f"{folder / MANIFEST}: lists no safetensors in {place}. {AGAIN}")
     return weights_fingerprint([files[name] for name in names])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, DynamicLayer
+from transformers import Cache, DynamicLayer
 
 from coevolve.libraries.torch import with_part
 from coevolve.libraries.transformers import NOT_CACHED, DynamicSlidingWindowLayer
@@ -22,8 +22,7 @@ class Backbone:
     """A model's decoder and head apart, so that logits are computed at chosen positions only."""
 
     def __init__(self, model: torch.nn.Module, ways: Ways | None = None):
-        base = bare(model)
-        self.model = base
+        self.model = base = bare(model)
         self.config = base.config.get_text_config()
         self.device = device_of(base)
         self.ways = ways_of(base) if ways is None else ways
@@ -64,21 +63,11 @@ class Backbone:
         """(K, V) by the model's own way from hidden states to logits, whatever scale or cap it has."""
         if self.decoder is None:
             return hidden_KH
-        return self._headed(hidden_KH).logits[0]
-
-    def _headed(self, hidden_KH: Tensor) -> Any:
         # The model's own head, behind a decoder that gives back what was computed.
-        assert self.decoder is not None  # else logits have been computed
         computed = _Computed(self._output_type(last_hidden_state=hidden_KH[None]), self.decoder)
         view = with_part(self.model, self.model.base_model_prefix, computed)
-        return view.forward(
-            input_ids=torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device),
-            use_cache=False,
-        )
-
-    def new_cache(self) -> DynamicCache:
-        """An empty cache, to be filled by `run`."""
-        return DynamicCache(config=self.config)
+        nothing = torch.zeros((1, 1), dtype=torch.long, device=hidden_KH.device)
+        return view.forward(input_ids=nothing, use_cache=False).logits[0]
 
 
 @dataclass(frozen=True)
@@ -98,14 +87,9 @@ class Frame:
 
     def read(self, rows: Tensor) -> Cache:
         """The cache of `rows`, B of them, for one pass that leaves nothing behind in it."""
-        kinds: dict[type, Any] = {
-            DynamicLayer: _ReadLayer,
-            DynamicSlidingWindowLayer: _ReadSlidingLayer,
-        }
-        layers = self.cache.layers
-        return Cache(
-            layers=[x if type(x) is NOT_CACHED else kinds[type(x)](x, rows) for x in layers]
-        )
+        kinds: dict[type, Any] = {DynamicLayer: _ReadLayer}
+        kinds |= {DynamicSlidingWindowLayer: _ReadSlidingLayer, NOT_CACHED: lambda x, rows: x}
+        return Cache(layers=[kinds[type(x)](x, rows) for x in self.cache.layers])
 
     def copied(self, rows: Tensor) -> Cache:
         """A cache of its own that begins with that of `rows`."""
@@ -132,11 +116,9 @@ class _Reading:
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
     def _joined(self, cached: Tensor, new: Tensor) -> Tensor:
-        if cached.shape[0] == 1:
-            cached = cached.expand(len(self._rows), -1, -1, -1)
-        else:
-            cached = cached.index_select(0, self._rows)
-        return torch.cat([cached, new], dim=-2)
+        alone = cached.shape[0] == 1
+        own = cached.expand(len(self._rows), -1, -1, -1) if alone else cached[self._rows]
+        return torch.cat([own, new], dim=-2)
 
 
 class _ReadLayer(_Reading, DynamicLayer):
@@ -153,9 +135,8 @@ class _Computed(torch.nn.Module):
     def __init__(self, output: Any, decoder: torch.nn.Module):
         super().__init__()
         self.output = output
-        self.__dict__["_stands_for"] = (
-            decoder  # past `Module.__setattr__`, for it is no part of this one
-        )
+        # Past `Module.__setattr__`, for it is no part of this one.
+        self.__dict__["_stands_for"] = decoder
 
     @property
     def decoder(self) -> "_Computed":

@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,9 @@ class WorkCache:
                 [(key, value, zlib.crc32(key + value), now) for key, value in rows],
             )
             while _bytes_used(database) > self.most_bytes:
-                oldest = (
-                    "SELECT key FROM work ORDER BY used LIMIT (SELECT 1 + count(*) / 10 FROM work)"
-                )
-                if not database.execute(f"DELETE FROM work WHERE key IN ({oldest})").rowcount:
+                some = "LIMIT (SELECT 1 + count(*) / 10 FROM work)"
+                oldest = f"key IN (SELECT key FROM work ORDER BY used {some})"
+                if not database.execute(f"DELETE FROM work WHERE {oldest}").rowcount:
                     break
 
         self._in_database(keep)
@@ -132,24 +132,18 @@ class WorkCache:
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
     """A name for a model by all that its answers depend on."""
-    return hashlib.sha256(
-        json.dumps({"version": VERSION, **parts}, sort_keys=True).encode()
-    ).hexdigest()[:32]
+    text = json.dumps({"version": VERSION, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def fingerprint_of(manifest: Mapping[str, Any], role: Role, parameters: Iterable[Tensor]) -> str:
     """The name of an exported estimator's model, as it is held here."""
     held, base = list(parameters), manifest["roles"][role]["base"]
     files = {name: sha for name, sha in manifest["files"].items() if name.startswith(f"{role}/")}
-    return fingerprint(
-        {
-            "files": files,
-            "base": base["fingerprint"],
-            **({} if base["settings"] is None else {"settings": base["settings"]}),
-            "dtype": sorted({str(parameter.dtype) for parameter in held}),
-            "device": held[0].device.type,
-        }
-    )
+    parts = {"files": files, "base": base["fingerprint"], "device": held[0].device.type}
+    parts["dtype"] = sorted({str(parameter.dtype) for parameter in held})
+    settings = {} if base["settings"] is None else {"settings": base["settings"]}
+    return fingerprint({**parts, **settings})
 
 
 def cached_scores(
@@ -173,9 +167,8 @@ def cached_scores(
         cache.put((keys[new[index]], np.asarray(x, dtype="<f8").tobytes()) for index, x in known)
 
     values = cache.get("scores", keys)
-    results: list[Any] = [
-        None if x is None else np.frombuffer(x, "<f8").astype(np.float64) for x in values
-    ]
+    read = partial(np.frombuffer, dtype="<f8")
+    results: list[Any] = [None if x is None else read(x).astype(np.float64) for x in values]
     new = _missing(values, progress)
     if new:
         for index, computed in zip(new, compute(pairs[new], found=keep), strict=True):

@@ -58,29 +58,23 @@ class Cost:
     ) -> "Cost":
         """Counted from a decoder's parameters, its embeddings left out, and its configuration."""
         machine = Machine.of(device)
-        embeddings = {
-            id(module.weight)
-            for module in decoder.modules()
-            if isinstance(module, torch.nn.Embedding)
-        }
-        weights = [
-            parameter for parameter in decoder.parameters() if id(parameter) not in embeddings
-        ]
+        tables = [x.weight for x in decoder.modules() if isinstance(x, torch.nn.Embedding)]
+        embeddings = set(map(id, tables))
+        weights = [x for x in decoder.parameters() if id(x) not in embeddings]
         attention = copies = 0
         for layer in _layer_configs(config):
             heads = _number(layer, "num_attention_heads")
             size = _number(layer, "head_dim") or _number(layer, "hidden_size") // max(heads, 1)
             groups = _number(layer, "num_key_value_heads") or heads
             attention += heads * size
-            # Taken from the cache and joined with the new ones; then repeated for the query heads
-            # that share them.
+            # Joined with the new ones; then repeated for the query heads that share them.
             copies += (2 * groups + (0 if groups == heads else heads)) * size
+        held = sum(weight.numel() * weight.element_size() for weight in weights)
         return cls(
             token=2.0 * sum(weight.numel() for weight in weights),
             attention=4.0 * attention,
             copied=2.0 * copies * dtype.itemsize * machine.balance,
-            run=machine.balance * sum(weight.numel() * weight.element_size() for weight in weights)
-            + machine.start * len(_layer_configs(config)),
+            run=machine.balance * held + machine.start * len(_layer_configs(config)),
         )
 
     @property
@@ -91,9 +85,8 @@ class Cost:
     def of_pass(self, rows: int, width: int, cached: int) -> float:
         """Of `rows` rows of `width` tokens behind `cached` ones."""
         seen = cached + width
-        return self.run + rows * (
-            self.token * width + self.attention * width * seen + self.copied * seen
-        )
+        row = self.token * width + self.attention * width * seen + self.copied * seen
+        return self.run + rows * row
 
     def of_rows(self, widths: Sequence[int], cached: int, budget: int) -> float:
         """Of rows of these widths, put into passes by `batches`."""
@@ -137,16 +130,14 @@ def arrange(
         return apart
     longest = max(lengths)
     widest = min(budget - cached, cost.enough, 2 * sum(lengths))
-    # A dearer width does not end the search: rows of one or two segments are uneven and much of
-    # them is padding.
+    # A dearer width does not end the search: rows of one or two segments have much padding.
     widths = [longest << doubled for doubled in range(max(widest // longest, 1).bit_length())]
     layouts = [apart, *(_side_by_side(lengths, groups, width) for width in widths)]
-    return min(
-        layouts,
-        key=lambda rows: cost.of_rows(
-            [sum(lengths[i] for i in row) for row in rows], cached, budget
-        ),
-    )
+
+    def price(rows: list[list[int]]) -> float:
+        return cost.of_rows([sum(lengths[i] for i in row) for row in rows], cached, budget)
+
+    return min(layouts, key=price)
 
 
 def _side_by_side(lengths: Sequence[int], groups: Sequence[int], width: int) -> list[list[int]]:

@@ -103,12 +103,10 @@ def explained(what: str, advice: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"{what}: it does not fit the memory ({_words(error)}). Use a smaller dtype or model, a quantization, "
-                "or a device with more."
+                f"{what}: it does not fit the memory ({_words(error)}). Use a smaller dtype or model, or quantize it."
             ) from error
-        kind = next(
-            (kind for kind in _KINDS if kind.fits(error)), _Kind((), "", advice, quoted=True)
-        )
+        nameless = _Kind((), "", advice, quoted=True)
+        kind = next((kind for kind in _KINDS if kind.fits(error)), nameless)
         words = f"({_words(error)})" if kind.found else _words(error)
         found = " ".join(filter(None, (kind.found, words if kind.quoted else "")))
         raise ArtifactError(f"{what}: {found}. {kind.advice}.") from error
@@ -116,9 +114,8 @@ def explained(what: str, advice: str) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator, of a GPU or of the CPU, had no more to give."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(
-        error
-    )
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "DefaultCPUAllocator" in str(error)
 
 
 def _words(error: BaseException) -> str:

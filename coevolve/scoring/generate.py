@@ -85,19 +85,17 @@ def generate(
     for index, prompt in enumerate(prompts):
         if len(prompt) + max_new_tokens > limit:
             raise TooLongError(
-                f"Prompt {index} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the model's "
-                f"{limit} positions. Shorten the dialogue, or drop the example explicitly."
+                f"Prompt {index} has {len(prompt)} tokens; and {max_new_tokens} new ones exceed the model's {limit} "
+                "positions. Shorten the dialogue."
             )
     keys = list(range(len(prompts))) if keys is None else list(keys)
     results: list[Any] = [None] * len(prompts)
     ways, lengths = ways_of(model), [len(prompt) + max_new_tokens for prompt in prompts]
     # A budget of nothing puts each row into a batch of its own.
     for rows in batches_by_tokens(lengths, token_budget if ways.generates == "in batches" else 0):
-        noise = (
-            None
-            if sampling is None
-            else _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
-        )
+        noise = None
+        if sampling is not None:
+            noise = _GumbelNoise(sampling, [keys[row] for row in rows], max_new_tokens)
         batch = new_batch(model, [prompts[row] for row in rows], max_new_tokens, pad_id, ways)
         generations = batch.run(stop_ids, noise, poll, no_repeat_ngram)
         for row, generation in zip(rows, generations, strict=True):
@@ -132,19 +130,15 @@ class _Batch:
         base = bare(model)
         self.cache = DynamicCache(config=base.config)
         self.cache_name = cache_name(base)
-        # Rows of other layers (with a recurrent state, say) cannot be picked: they stay as they are
-        # to the end.
-        self.picks = {type(layer) for layer in self.cache.layers} <= {
-            DynamicLayer,
-            DynamicSlidingWindowLayer,
-        }
-        place_of = {
-            prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))
-        }
-        distinct = list(place_of) if self.picks else prompts
-        which = torch.tensor(
-            [place_of[tuple(prompt)] for prompt in prompts] if self.picks else self.rows
-        )
+        # Rows of other layers (with a recurrent state, say) cannot be picked, and stay to the end.
+        kinds = {type(layer) for layer in self.cache.layers}
+        self.picks = kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+        distinct, of_row = prompts, self.rows
+        if self.picks:
+            distinct = list(dict.fromkeys(map(tuple, prompts)))
+            place_of = {prompt: place for place, prompt in enumerate(distinct)}
+            of_row = [place_of[tuple(prompt)] for prompt in prompts]
+        which = torch.tensor(of_row)
         ids_DP, mask_DP = pad(distinct, pad_id, left=True)
         padded = not bool(mask_DP.all())
         logits_DV = self._forward(ids_DP, mask_DP if padded else None, positions(mask_DP))
@@ -186,14 +180,11 @@ class _Batch:
                 if generations[row].finished:
                     continue
                 if token in stop_ids:
-                    generations[row] = Generation(
-                        generations[row].ids, finished=True, stopped_by=token
-                    )
+                    generations[row] = Generation(generations[row].ids, True, token)
                 else:
                     generations[row].ids.append(token)
-            going_on = [
-                place for place, row in enumerate(self.rows) if not generations[row].finished
-            ]
+            ended = [generations[row].finished for row in self.rows]
+            going_on = [place for place, over in enumerate(ended) if not over]
             if not going_on or count == self.max_new_tokens - 1:
                 break
             # Leaving costs a copy of what stays, so it waits until a quarter of the rows has ended.
@@ -254,9 +245,8 @@ class _Alone(_Batch):
     def _run(self, ids: Ids) -> Tensor:
         """(1, V) float32 logits behind the last token."""
         options = {"use_cache": self.remembers} if accepts(self.model, "use_cache") else {}
-        output = self.model(
-            input_ids=torch.tensor([ids], device=self.device), **options, **self.memory
-        )
+        ids_BT = torch.tensor([ids], device=self.device)
+        output = self.model(input_ids=ids_BT, **options, **self.memory)
         if self.remembers:
             # Whatever else it gives back that it also takes: a cache, a recurrent state.
             takes = parameters_of(self.model)
@@ -320,13 +310,11 @@ class _RoomyLayer(DynamicLayer):
 
 
 class Noise(Protocol):
-    """What is added to the logits before the likeliest token is taken."""
+    """Is added to the next token's logits before the likeliest is taken, of the rows still kept."""
 
-    def add(self, logits_BV: Tensor) -> Tensor:
-        """Logits, with what is drawn for each row's next token."""
+    def add(self, logits_BV: Tensor) -> Tensor: ...
 
-    def keep(self, places: Sequence[int]) -> None:
-        """From now on there are only these of the rows."""
+    def keep(self, places: Sequence[int]) -> None: ...
 
 
 class _GumbelNoise:
@@ -341,13 +329,11 @@ class _GumbelNoise:
         self.drawn: list[Tensor] = []
 
     def add(self, logits_BV: Tensor) -> Tensor:
-        """logits / T + noise, for the next token of each row."""
         if not self.drawn:
             self._draw(logits_BV.shape[-1])
         return logits_BV / self.temperature + self.drawn.pop().to(logits_BV.device)
 
     def keep(self, places: Sequence[int]) -> None:
-        """Go on with the rows at these places only."""
         self.generators = [self.generators[place] for place in places]
         self.drawn = [noise_BV[places] for noise_BV in self.drawn]
 
@@ -355,12 +341,9 @@ class _GumbelNoise:
         """The noise of a few tokens at once, the same numbers as one by one: a call costs more."""
         steps = max(1, min(self.steps_left, DRAWN_AT_ONCE // vocabulary))
         self.steps_left -= steps
-        uniform_BN = torch.stack(
-            [
-                torch.rand(steps * vocabulary, generator=g, dtype=torch.float32)
-                for g in self.generators
-            ]
-        )
+        count = steps * vocabulary
+        drawn = [torch.rand(count, generator=g, dtype=torch.float32) for g in self.generators]
+        uniform_BN = torch.stack(drawn)
         tiny = torch.finfo(torch.float32).tiny
         gumbel_BN = -torch.log((-torch.log(uniform_BN.clamp(min=tiny))).clamp(min=tiny))
         self.drawn = list(reversed(gumbel_BN.split(vocabulary, dim=1)))

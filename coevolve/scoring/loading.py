@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,12 @@ def load_renderers(
                 tokenizer = load_tokenizer(str(place), trust_remote_code=trust_remote_code)
                 by_folder[entry["tokenizer"]] = Renderer(prompts, tokenizer, date=date)
         if by_folder[entry["tokenizer"]].tokenizer.chat_template != entry["chat_template"]:
-            raise ArtifactError(
-                f"{place}: its chat template is not the one in the manifest. Copy or export the estimator again."
-            )
+            why = "its chat template is not the one in the manifest"
+            raise ArtifactError(f"{place}: {why}. Copy or export the estimator again.")
     if any(renderer.date not in (None, date) for renderer in by_folder.values()):
         say_once(
-            f"{folder}: its chat template shows the date, and the manifest does not say which it was trained with, so "
-            "it shows today's, and scores change from day to day. Export the estimator again."
+            f"{folder}: its chat template shows today's date, as the manifest does not say which it was trained with, "
+            "and scores change from day to day. Export the estimator again."
         )
     return {role: by_folder[entries[role]["tokenizer"]] for role in ROLES}
 
@@ -69,50 +69,37 @@ def load_roles(
     tuning = {role: entries[role]["tuning"] for role in ROLES}
     based = [role for role in ROLES if tuning[role] != "full"]
     if quantization != "as trained" and not based:
-        raise ArtifactError(
-            f"{folder}: quantization is {quantization!r}, but both roles are whole models, which are not quantized. "
-            "Leave it out."
-        )
+        why = f"quantization is {quantization!r}, but both roles are whole models"
+        raise ArtifactError(f"{folder}: {why}, which are not quantized. Leave it out.")
     where = {role: locate_base(folder, role, entries[role], bases.get(role)) for role in ROLES}
     # What lies in the directory was checked with its other files.
-    outside = {
-        role: where[role]
-        for role in based
-        if role in bases or entries[role]["base"]["folder"] is None
-    }
-    fingerprints: dict[str, str] = {}
-    for role, place in outside.items() if verify else ():
+    given = [role for role in based if role in bases or entries[role]["base"]["folder"] is None]
+    fingerprint = cache(base_fingerprint)
+    for role in given if verify else ():
+        place = where[role]
         with _named(place, "Put the base model back, or say where it is"):
-            if place not in fingerprints:
-                fingerprints[place] = base_fingerprint(place)
-            require_base(f"the {role} of {folder}", entries[role], fingerprints[place], place)
+            require_base(f"the {role} of {folder}", entries[role], fingerprint(place), place)
             require_settings(place, entries[role]["base"]["settings"])
-    held = {
-        role: entries[role]["base"]["quantization"] if role in based else None for role in ROLES
-    }
+    held = dict.fromkeys(ROLES)
+    held |= {role: entries[role]["base"]["quantization"] for role in based}
     if quantization != "as trained":
         held |= dict.fromkeys(based, None if quantization == "none" else quantization)
 
     def load(*roles: Role) -> Any:
         """The model of roles that share one, with the adapters of those that have any."""
         first = roles[0]
+        how: Any = {"quantization": held[first], "exact": tuning[first] == "full", **options}
         with _named(where[first]):
-            model = load_model(
-                where[first], quantization=held[first], exact=tuning[first] == "full", **options
-            )
+            model = load_model(where[first], **how)
         if tuning[first] != "lora":
             return model
         with _named(folder / first):
             return AdapterRoles.load(model, {role: folder / role for role in roles}).model
 
-    if (
-        len(based) == len(ROLES)
-        and len({(tuning[role], where[role], held[role]) for role in ROLES}) == 1
-    ):
-        model = load(*ROLES)
-        return (
-            AdapterRoles(model) if tuning[ESTIMATOR] == "lora" else SeparateRoles.untouched(model)
-        )
+    alike = len({(tuning[role], where[role], held[role]) for role in ROLES}) == 1
+    if len(based) == len(ROLES) and alike:
+        one, adapters = load(*ROLES), tuning[ESTIMATOR] == "lora"
+        return AdapterRoles(one) if adapters else SeparateRoles.untouched(one)
     untouched = [role for role in ROLES if tuning[role] == "none"]
     return SeparateRoles({role: load(role) for role in ROLES}, untouched=untouched)
 

@@ -4,6 +4,7 @@ How they are computed stands in `coevolve.scoring.scorer`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,7 @@ from coevolve.scoring.scores import Scores
 
 
 def score_rows(
-    model: torch.nn.Module,
-    prompts: Sequence[Ids],
-    responses: Sequence[Ids],
-    *,
-    pad_id: int,
-    token_budget: int = TOKEN_BUDGET,
-    progress: Callable[[int], None] | None = None,
-    poll: Callable[[], None] | None = None,
+    model: torch.nn.Module, prompts: Sequence[Ids], responses: Sequence[Ids], **options: Any
 ) -> list[np.ndarray]:
     """Token log-probabilities of each response after its own prompt.
 
@@ -48,16 +42,7 @@ def score_rows(
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses.")
     pairs = np.stack([np.arange(len(prompts))] * 2, axis=1)
-    return score_pairs(
-        model,
-        prompts,
-        responses,
-        pairs,
-        pad_id=pad_id,
-        token_budget=token_budget,
-        progress=progress,
-        poll=poll,
-    )
+    return score_pairs(model, prompts, responses, pairs, **options)
 
 
 def score_pairs(
@@ -122,7 +107,7 @@ def check_lengths(model: torch.nn.Module, prompts: Sequence[Ids], responses: Seq
         if len(prompt) + len(response) > limit:
             raise TooLongError(
                 f"Pair {index}: prompt of {len(prompt)} and response of {len(response)} tokens exceed the model's "
-                f"{limit} positions. Shorten the dialogue, or drop the example explicitly."
+                f"{limit} positions. Shorten the dialogue."
             )
 
 

@@ -1,5 +1,6 @@
 """The fields of an estimator's manifest, and what each may hold."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -11,14 +12,17 @@ Check = tuple[str, Callable[[Any], bool]]
 
 
 def _text(pattern: str, accepted: str) -> Check:
-    return (
-        accepted,
-        lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
-    )
+    found = re.compile(pattern).fullmatch
+    return accepted, lambda value: isinstance(value, str) and found(value) is not None
 
 
 def _one_of(*values: Any) -> Check:
     return f"one of {', '.join(map(repr, values))}", lambda value: value in values
+
+
+def _integer(least: int, most: float = math.inf) -> Check:
+    accepted = f"an integer from {least} " + ("up" if most == math.inf else f"to {most}")
+    return accepted, lambda value: type(value) is int and least <= value <= most
 
 
 def _or_null(check: Check) -> Check:
@@ -48,10 +52,7 @@ ENTRY: Mapping[str, Check] = {
     "base": OBJECT,
     "continued_from": _or_null(OBJECT),
     "tokenizer": _FOLDER,
-    "chat_template": (
-        "a string, or an object of them",
-        lambda value: isinstance(value, (str, dict)),
-    ),
+    "chat_template": ("a string, or an object of them", lambda x: isinstance(x, (str, dict))),
     "fingerprint": _or_null(_SHA256),
 }
 BASE: Mapping[str, Check] = {
@@ -62,21 +63,12 @@ BASE: Mapping[str, Check] = {
     "settings": _or_null(_HASHES),
 }
 REASONING: Mapping[str, Check] = {
-    "max_new_tokens": (
-        "an integer from 1 to 1000000",
-        lambda value: type(value) is int and 0 < value <= 1_000_000,
-    ),
-    # Before version 0.4 there was none.
-    "no_repeat_ngram": (
-        "an integer from 0 to 1000000, or absent",
-        lambda value: value is None or (type(value) is int and 0 <= value <= 1_000_000),
-    ),
+    "max_new_tokens": _integer(1, 1_000_000),
+    "no_repeat_ngram": _or_null(_integer(0, 1_000_000)),  # before version 0.4 there was none
 }
 FORM: Mapping[str, Check] = {
     "kind": _one_of("greedy", "marginal", "mixture", "none"),
-    "samples": _or_null(("an integer from 1 up", lambda value: type(value) is int and value >= 1)),
-    "seed": _or_null(("an integer from 0 up", lambda value: type(value) is int and value >= 0)),
-    "weight": _or_null(
-        ("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
-    ),
+    "samples": _or_null(_integer(1)),
+    "seed": _or_null(_integer(0)),
+    "weight": _or_null(("a number from 0 to 1", lambda x: type(x) in (int, float) and 0 <= x <= 1)),
 }

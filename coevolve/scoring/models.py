@@ -56,15 +56,11 @@ def choose_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         known = False
     if not known:
-        here = [
-            f"{kind}:{number}"
-            for kind, count in kinds.items()
-            if kind != "cpu"
-            for number in range(count)
-        ]
+        others = {kind: count for kind, count in kinds.items() if kind != "cpu"}
+        here = [f"{kind}:{number}" for kind, count in others.items() for number in range(count)]
+        accepted = ", ".join(["auto", "cpu", *here])
         raise RecipeError(
-            f"device: found {name!r}, which this machine does not have, or torch is not built for. Accepted here are "
-            f"{', '.join(['auto', 'cpu', *here])}."
+            f"device: found {name!r}, which is not here. Accepted here are {accepted}."
         )
     return device
 
@@ -103,8 +99,7 @@ def load_tokenizer(base: str, *, trust_remote_code: bool = False) -> PreTrainedT
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
-            # For some kinds of model the library makes one without a vocabulary where there are no
-            # files.
+            # For some kinds of model the library makes one without a vocabulary out of nothing.
             raise ArtifactError(f"{base}: tokenizer.json is missing or empty. {SAVED}.")
     return tokenizer
 
@@ -133,12 +128,9 @@ def load_model(
         ArtifactError: it is incomplete, damaged, not finite, asks for what is not there, or cannot
             be scored (`selfcheck`).
     """
-    number = choose_dtype(dtype)
-    options = (
-        {}
-        if quantization is None
-        else {"quantization_config": quantization_config(quantization, dtype)}
-    )
+    number, options = choose_dtype(dtype), {}
+    if quantization is not None:
+        options = {"quantization_config": quantization_config(quantization, dtype)}
     with explained(f"The model {base!r} cannot be loaded", SAVED):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
@@ -170,13 +162,11 @@ def _require_sound(
         if found[kind] and (exact or kind != "unexpected_keys"):
             first = min(name if isinstance(name, str) else name[0] for name in found[kind])
             raise ArtifactError(
-                f"{base}: its weights {fault} {len(found[kind])} tensors of the model that its config.json describes, "
-                f"the first is {first!r}. Copy or save it again."
+                f"{base}: its weights {fault} {len(found[kind])} tensors of the model in its config.json, such as "
+                f"{first!r}. Copy or save it again."
             )
     if holds_adapter(model):
-        raise ArtifactError(
-            f"{base}: holds an adapter, not a whole model. Merge it into its base model first."
-        )
+        raise ArtifactError(f"{base}: holds an adapter. Merge it into its base model first.")
     require_finite(base, model.named_parameters())
 
 
@@ -188,17 +178,15 @@ def require_finite(where: object, tensors: Iterable[tuple[str, Tensor]]) -> None
             continue
         values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
         if not torch.stack(torch.aminmax(values)).isfinite().all():
-            raise ArtifactError(
-                f"{where}: {name} holds a value that is no finite number. Take another checkpoint."
-            )
+            why = f"{name} holds a value that is no finite number"
+            raise ArtifactError(f"{where}: {why}. Take another checkpoint.")
 
 
 def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesConfig:
     """How bitsandbytes is to hold a model; ArtifactError where it is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ArtifactError(
-            f"quantization is {quantization!r}, but the package bitsandbytes is not installed. Install it with: "
-            "pip install 'coevolve[quantization]'"
+            f"quantization is {quantization!r}, but bitsandbytes is not installed: pip install 'coevolve[quantization]'"
         )
     if quantization == "4bit":
         return BitsAndBytesConfig(
@@ -255,20 +243,19 @@ def weight_files(folder: Path) -> list[Path]:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         there = " (pickled ones are not read)" if pickled else ""
         raise ArtifactError(
-            f"{folder}: no *.safetensors files{there}. Save the model with save_pretrained."
+            f"{folder}: no *.safetensors files{there}. Save it with save_pretrained."
         )
     for file in files:
         with explained(f"{file} cannot be read", "Copy it again"), safe_open(file, "pt"):
             pass
     with explained(f"{folder / INDEX} cannot be read", "Copy it again"):
-        index = folder / INDEX
-        named = (
-            json.loads(index.read_text("utf-8"))["weight_map"].values() if index.exists() else ()
-        )
-        missing = sorted(set(named) - {file.name for file in files})
+        index, missing = folder / INDEX, []
+        if index.exists():
+            named = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            missing = sorted(set(named) - {file.name for file in files})
     if missing:
         raise ArtifactError(
-            f"{folder / missing[0]}: listed in {INDEX} but missing. Copy the whole folder again."
+            f"{folder / missing[0]}: listed in {INDEX} but missing. Copy all again."
         )
     return files
 
@@ -289,9 +276,7 @@ def _convert_packaged(source: str, folder: Path) -> None:
         )
     origin = Path(spec.origin).parent
     if not (origin / file).exists():
-        raise ArtifactError(
-            f"The installed package {package} lacks {file}. Install the version that the README names."
-        )
+        raise ArtifactError(f"The package {package} lacks {file}. Install the README's version.")
     logger.info("Dequantising %s into %s (once, about half a minute).", file, folder)
     quantised = AutoModelForCausalLM.from_pretrained(origin, gguf_file=file, dtype=torch.float32)
     # A model that came from GGUF refuses save_pretrained; a fresh one with its weights does not.

@@ -38,13 +38,7 @@ ON_A_FROZEN_BASE: Mapping[str, Sequence[Any]] = {
 """Values with which an adapter leaves the base model as it is, so that two can share one."""
 
 _MEANING = (
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
+    *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
     "fan_in_fan_out",
 )
 """What a configuration makes of the tensors, whose names and shapes say all about where they go."""
@@ -55,23 +49,9 @@ _ELSEWHERE = (
     # Where the tensors go, which their own names say.
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_bias"),
     # Of the beginning and of training, and without a say in scores.
-    *(
-        "task_type",
-        "inference_mode",
-        "lora_dropout",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-    ),
-    *(
-        "peft_version",
-        "megatron_core",
-        "qalora_group_size",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-    ),
-    *("lora_ga_config", "runtime_config"),
+    *("task_type", "inference_mode", "lora_dropout", "auto_mapping", "base_model_name_or_path"),
+    *("revision", "peft_version", "megatron_core", "qalora_group_size", "loftq_config"),
+    *("eva_config", "corda_config", "lora_ga_config", "runtime_config"),
 )
 """Fields that may have a value; in any other (aLoRA, QALoRA, ...) one would go unnoticed."""
 
@@ -101,13 +81,10 @@ class Origin:
 
     def parent(self) -> dict[str, Any]:
         """The record of it, as JSON."""
+        base = {"source": self.base.source, "fingerprint": self.base.fingerprint}
         continued = {"source": self.adapter, "fingerprint": self.adapter_fingerprint}
         return {
-            "base": {
-                "source": self.base.source,
-                "fingerprint": self.base.fingerprint,
-                "quantization": self.quantization,
-            },
+            "base": {**base, "quantization": self.quantization},
             "continued_from": None if self.adapter is None else continued,
         }
 
@@ -134,16 +111,12 @@ def read_parent(folder: Path) -> dict[str, Any] | None:
 def require_parent(what: str, parent: Mapping[str, Any], origin: Origin) -> None:
     """Raise ArtifactError, with both fingerprints, unless `what` has the parent that `origin` is."""
     expected = origin.parent()
-    for name, is_called in (
-        ("base", "base model"),
-        ("continued_from", "adapter that it continued from"),
-    ):
+    called = {"base": "base model", "continued_from": "adapter that it continued from"}
+    for name, is_called in called.items():
         before, after = (_fingerprint(record[name]) for record in (parent, expected))
         if before != after:
-            raise ArtifactError(
-                f"{what}: the {is_called} has fingerprint {before}; here it would be {after}. Put the original one "
-                "back."
-            )
+            found = f"the {is_called} has fingerprint {before}; here it would be {after}"
+            raise ArtifactError(f"{what}: {found}. Put the original one back.")
 
 
 def require_base(what: str, parent: Mapping[str, Any], fingerprint: str, base: str) -> None:
@@ -169,26 +142,21 @@ def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[st
     if parent is not None:
         require_base(f"the adapter {folder}", parent, base.fingerprint, base.source)
         trained = parent["base"]["quantization"]
-        if trained != quantization:
-            return [
-                f"adapter {folder}: was trained on a base with quantization {trained}, goes on with {quantization}"
-            ]
-        return []
+        said = f"was trained on a base with quantization {trained}, goes on with {quantization}"
+        return [] if trained == quantization else [f"adapter {folder}: {said}"]
     named = config.get("base_model_name_or_path")
     if named and Path(named).is_dir():
         named_base = {"base": {"source": named, "fingerprint": base_fingerprint(named)}}
         require_base(f"the adapter {folder}", named_base, base.fingerprint, base.source)
-        return [
-            f"adapter {folder}: no {PARENT}; its {CONFIG} names {named}, whose fingerprint is that of {base.source}"
-        ]
+        said = f"its {CONFIG} names {named}, whose fingerprint is that of {base.source}"
+        return [f"adapter {folder}: no {PARENT}; {said}"]
     if named in (base.source, base.path):
-        return [
-            f"adapter {folder}: no {PARENT}; taken for one of {named}, by that name in its {CONFIG} only"
-        ]
+        said = f"taken for one of {named}, by that name in its {CONFIG} only"
+        return [f"adapter {folder}: no {PARENT}; {said}"]
     raise ArtifactError(
         f"{folder}: no {PARENT}, and its {CONFIG} says that it was trained on {named!r}; the base model is "
-        f"{base.source!r} (fingerprint {base.fingerprint}). Give the base model that it was trained on, or, if this is "
-        f"the same one under another name, set base_model_name_or_path there to {base.source!r}."
+        f"{base.source!r} (fingerprint {base.fingerprint}). Give that one, or, if it is the same under another name, "
+        f"set base_model_name_or_path to {base.source!r}."
     )
 
 
@@ -211,14 +179,9 @@ def base_settings(base: str) -> dict[str, str]:
             except DataError as error:
                 raise ArtifactError(str(error)) from None
             if isinstance(values, dict):
-                values = {
-                    name: value
-                    for name, value in values.items()
-                    if name not in _SAID_BY_THE_LIBRARY
-                }
-            found[file.name] = hashlib.sha256(
-                json.dumps(values, sort_keys=True).encode()
-            ).hexdigest()
+                values = {k: x for k, x in values.items() if k not in _SAID_BY_THE_LIBRARY}
+            text = json.dumps(values, sort_keys=True)
+            found[file.name] = hashlib.sha256(text.encode()).hexdigest()
     return found
 
 
@@ -238,16 +201,10 @@ def require_settings(place: str, recorded: Mapping[str, str] | None) -> None:
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a complete PEFT directory; ArtifactError where it is not."""
     if not (folder / CONFIG).is_file():
-        raise ArtifactError(
-            f"{folder}: no {CONFIG}, so no PEFT adapter. Check the path, or copy it again."
-        )
+        raise ArtifactError(f"{folder}: no {CONFIG}, so no PEFT adapter. Check the path.")
     if not (folder / WEIGHTS).is_file():
-        hint = (
-            f" {PICKLED} is pickled and not read; save it as safetensors."
-            if (folder / PICKLED).exists()
-            else ""
-        )
-        raise ArtifactError(f"{folder}: no {WEIGHTS}.{hint}")
+        hint = f" {PICKLED} is pickled and not read; save it as safetensors."
+        raise ArtifactError(f"{folder}: no {WEIGHTS}.{hint * (folder / PICKLED).exists()}")
     try:
         config = read_json(folder / CONFIG)
     except DataError as error:
@@ -266,7 +223,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
-            f"{folder / WEIGHTS}: no safetensors file ({error}). Copy it again."
+            f"{folder / WEIGHTS}: no safetensors ({error}). Copy it again."
         ) from None
     require_finite(folder / WEIGHTS, tensors.items())
     return tensors
@@ -274,19 +231,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def require_plain(config: Mapping[str, Any], path: Path) -> None:
     """Raise ArtifactError unless a configuration says only what loading and scoring here follow."""
-    require_values(
-        config, ON_A_FROZEN_BASE, path, "only adapters that leave the base as it is are used"
-    )
-    odd = sorted(
-        name
-        for name, value in config.items()
-        if name not in _ELSEWHERE and value not in (None, False, [], {})
-    )
-    if odd:
-        raise ArtifactError(
-            f"{path}: {odd[0]} is {config[odd[0]]!r}; accepted is nothing there, as scoring would not follow it. Merge "
-            "this adapter into the base model first."
-        )
+    why = "only adapters that leave the base as it is are used"
+    require_values(config, ON_A_FROZEN_BASE, path, why)
+    for name in sorted(set(config) - set(_ELSEWHERE)):
+        if config[name] not in (None, False, [], {}):
+            raise ArtifactError(
+                f"{path}: {name} is {config[name]!r}, which scoring would not follow. Merge the adapter into its base."
+            )
 
 
 def require_values(
@@ -295,9 +246,9 @@ def require_values(
     """Raise ArtifactError unless all values are accepted ones, the first being PEFT's default."""
     for field, values in accepted.items():
         if config.get(field, values[0]) not in values:
+            listed = " or ".join(map(repr, values))
             raise ArtifactError(
-                f"{path}: {field} is {config[field]!r}; accepted is {' or '.join(map(repr, values))}: {why}. Merge "
-                "this one into the base model first."
+                f"{path}: {field} is {config[field]!r}; accepted is {listed}: {why}. Merge this one into its base."
             )
 
 

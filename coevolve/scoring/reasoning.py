@@ -65,21 +65,17 @@ class Reasoning:
     def __post_init__(self) -> None:
         kinds = get_args(ReasoningKind)
         if self.kind not in kinds:
-            raise RecipeError(
-                f"reasoning is {self.kind!r}; accepted are {', '.join(map(repr, kinds))}."
-            )
+            accepted = ", ".join(map(repr, kinds))
+            raise RecipeError(f"reasoning is {self.kind!r}; accepted are {accepted}.")
         is_count = type(self.samples) is int and self.samples >= 1
         if not is_count or (self.samples > 1 and self.kind not in ("marginal", "mixture")):
-            raise RecipeError(
-                f"reasoning {self.kind!r} with {self.samples!r} samples; accepted are integers "
-                "from 1 up, and more than one for 'marginal' and 'mixture' only."
-            )
+            accepted = "integers from 1 up, and more than one for 'marginal' and 'mixture' only"
+            found = f"reasoning {self.kind!r} with {self.samples!r} samples"
+            raise RecipeError(f"{found}; accepted are {accepted}.")
         is_share = type(self.weight) in (int, float) and 0 <= (self.weight or 0) <= 1
         if is_share != (self.kind == "mixture") or not (is_share or self.weight is None):
-            raise RecipeError(
-                f"reasoning {self.kind!r} with weight {self.weight!r}; accepted is a number from 0 "
-                "to 1, for 'mixture' only."
-            )
+            found = f"reasoning {self.kind!r} with weight {self.weight!r}"
+            raise RecipeError(f"{found}; accepted is a number from 0 to 1, for 'mixture' only.")
 
     @property
     def name(self) -> str:

@@ -10,20 +10,15 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from peft import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft import __version__ as peft_version
+from peft import get_peft_model_state_dict as adapter_state
+from peft import set_peft_model_state_dict as load_adapter_state
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,9 +37,7 @@ REFERENCE: Literal["ref"] = "ref"
 
 Weights = Mapping[str, Tensor]
 
-OF_ITS_BASE = (
-    "Give a folder that PEFT's save_pretrained wrote, and the base model that it was trained on"
-)
+OF_ITS_BASE = "Give a folder that PEFT's save_pretrained wrote, and the base model that it was for"
 
 
 class Roles(Protocol):
@@ -84,9 +77,8 @@ class AdapterRoles:
     def __init__(self, model: PeftModel, roles: Sequence[Role] = ROLES):
         missing = [role for role in roles if role not in model.peft_config]
         if missing:
-            raise ArtifactError(
-                f"The model has adapters {sorted(model.peft_config)}; {missing[0]!r} is missing."
-            )
+            found = sorted(model.peft_config)
+            raise ArtifactError(f"The model has adapters {found}; {missing[0]!r} is missing.")
         self.model = model
         self.tuning: Mapping[Role, Tuning] = dict.fromkeys(roles, "lora")
 
@@ -108,11 +100,9 @@ class AdapterRoles:
         """Adapters from PEFT directories, tensor by tensor; ArtifactError unless plain and whole."""
         for folder in folders.values():
             require_plain(read_config(folder), folder / CONFIG)
-        # PEFT's own loading leaves a tensor that is not in the file as it was drawn, and says
-        # nothing.
-        configs = {
-            role: existing_config(folder, inference_mode=True) for role, folder in folders.items()
-        }
+        # PEFT's own loading leaves a tensor that is not in the file as it was drawn.
+        load = partial(existing_config, inference_mode=True)
+        configs = {role: load(folder) for role, folder in folders.items()}
         roles = cls.create(base, configs, seed=0)
         for role, folder in folders.items():
             roles.load_weights(role, read_weights(folder))
@@ -151,21 +141,20 @@ class AdapterRoles:
             self.model.set_adapter(active)
 
     def weights(self, role: Role) -> dict[str, Tensor]:
-        state = get_peft_model_state_dict(self.model, adapter_name=role)
+        state = adapter_state(self.model, adapter_name=role)
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
-        own = get_peft_model_state_dict(self.model, adapter_name=role)
+        own = adapter_state(self.model, adapter_name=role)
         _require_fit(role, own, weights)
-        set_peft_model_state_dict(self.model, dict(weights), adapter_name=role)
+        load_adapter_state(self.model, dict(weights), adapter_name=role)
 
     def save(self, role: Role, folder: Path) -> None:
         # PEFT writes a named adapter into a folder of that name, so it is asked to write beside.
         if folder.name != role:
             raise ValueError(f"folder must be named {role!r}, found {folder.name!r}")
-        self.model.save_pretrained(
-            str(folder.parent), selected_adapters=[role], safe_serialization=True
-        )
+        beside = str(folder.parent)
+        self.model.save_pretrained(beside, selected_adapters=[role], safe_serialization=True)
         (folder.parent / "README.md").unlink(missing_ok=True)
         (folder / "README.md").unlink(missing_ok=True)
 
@@ -203,9 +192,8 @@ class WholeRole:
 
     def weights(self, role: Role) -> dict[str, Tensor]:
         # Named parameters list a tied weight once, which is how safetensors wants it.
-        return {
-            name: tensor.detach().cpu().clone() for name, tensor in self.model.named_parameters()
-        }
+        named = self.model.named_parameters()
+        return {name: tensor.detach().cpu().clone() for name, tensor in named}
 
     def load_weights(self, role: Role | Literal["ref"], weights: Weights) -> None:
         parameters = dict(self._model(role).named_parameters())
@@ -245,9 +233,8 @@ class SeparateRoles:
             else WholeRole(role, model, "none" if role in untouched else "full")
             for role, model in models.items()
         }
-        self.tuning: Mapping[Role, Tuning] = {
-            role: part.tuning[role] for role, part in self.parts.items()
-        }
+        tuning: Mapping[Role, Tuning] = {role: x.tuning[role] for role, x in self.parts.items()}
+        self.tuning = tuning
         self.base = base if self.tuning[ESTIMATOR] == "full" else self.parts[ESTIMATOR]
         self.has_base = self.base is not None
         self._frozen: AdapterRoles | WholeRole | None = None
@@ -255,10 +242,8 @@ class SeparateRoles:
     @classmethod
     def create(cls, base: PreTrainedModel, *, keep_base: bool) -> "SeparateRoles":
         """Two copies of the base, both to be trained whole, and the base itself where it is kept."""
-        models = {
-            CONNECTOR: copy.deepcopy(base),
-            ESTIMATOR: copy.deepcopy(base) if keep_base else base,
-        }
+        own = copy.deepcopy(base) if keep_base else base
+        models = {CONNECTOR: copy.deepcopy(base), ESTIMATOR: own}
         return cls(models, WholeRole(None, base.requires_grad_(False)) if keep_base else None)
 
     @classmethod
@@ -312,10 +297,8 @@ def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "defaul
     """The model with a PEFT directory's adapter beside others; ArtifactError where it does not fit."""
     read_peft_config(folder)
     base = model.name_or_path
-    with (
-        explained(f"The adapter {str(folder)!r} cannot be put on {base!r}", OF_ITS_BASE),
-        warnings.catch_warnings(),
-    ):
+    what = f"The adapter {str(folder)!r} cannot be put on {base!r}"
+    with explained(what, OF_ITS_BASE), warnings.catch_warnings():
         # PEFT would go on with tensors that the file lacks as they were drawn.
         warnings.filterwarnings("error", message=".*missing adapter keys")
         if not isinstance(model, PeftModel):
@@ -329,16 +312,15 @@ def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "defaul
 def read_peft_config(folder: Path) -> PeftConfig:
     """A PEFT directory's configuration; ArtifactError for a field that this PEFT would drop, too."""
     found = read_config(folder)
-    with explained(
-        f"The adapter {str(folder)!r} cannot be loaded", f"Correct {CONFIG}, or copy it again"
-    ):
+    what = f"The adapter {str(folder)!r} cannot be loaded"
+    with explained(what, f"Correct {CONFIG}, or copy it again"):
         known = {field.name for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[found["peft_type"]])}
         # A field of a newer PEFT that is off changes nothing.
         dropped = sorted(name for name, value in found.items() if value and name not in known)
         if dropped:
+            value = found[dropped[0]]
             raise ArtifactError(
-                f"{folder / CONFIG}: {dropped[0]} is {found[dropped[0]]!r}, which PEFT {peft_version} does not know "
-                "and would leave out. Upgrade PEFT, or remove the field."
+                f"{folder / CONFIG}: {dropped[0]} is {value!r}, which PEFT {peft_version} would leave out. Upgrade it."
             )
         return PeftConfig.from_pretrained(str(folder))
 
@@ -357,9 +339,9 @@ def _require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None
     """Raise ArtifactError unless the weights have the names and shapes of those to be replaced."""
     odd = sorted(set(own) ^ set(weights))
     if odd:
+        counts = f"it has {len(own)} tensors and they are {len(weights)}"
         raise ArtifactError(
-            f"{role}: the weights do not fit the model; it has {len(own)} tensors and they are {len(weights)}, the "
-            f"first odd one is {odd[0]!r}."
+            f"{role}: the weights do not fit the model; {counts}, odd is {odd[0]!r}."
         )
     for name, tensor in weights.items():
         if own[name].shape != tensor.shape or not tensor.is_floating_point():

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from coevolve.errors import OutOfMemoryError
 from coevolve.scoring.backbone import Backbone, Frame
@@ -79,17 +79,13 @@ class Scorer:
         pad_id: int,
         token_budget: int,
     ):
-        self.backbone = backbone
-        self.prompts = prompts
-        self.responses = responses
-        self.pad_id = pad_id
-        self.budget = token_budget
+        self.backbone, self.prompts, self.responses = backbone, prompts, responses
+        self.pad_id, self.budget = pad_id, token_budget
         self.logits = LOGITS_ON_CPU if backbone.device.type == "cpu" else LOGITS_ON_GPU
         self.poll: Callable[[], None] = lambda: None
         self.report: Callable[[Sequence[tuple[int, int]]], None] = lambda done: None
         self.values: dict[tuple[int, int], np.ndarray] = {}
-        self.warned = False
-        self.whole = False
+        self.warned = self.whole = False
         self.answers: dict[int, list[int]] = {}
         for prompt, response in pairs:
             self.answers.setdefault(prompt, []).append(response)
@@ -99,15 +95,11 @@ class Scorer:
         """Token log-probabilities, float64, of each pair."""
         backbone, cost = self.backbone, self.backbone.cost
         shortest = backbone.plain_from()
-        if shortest is not None:
-            longest = max(
-                len(self.prompts[i]) + len(self.responses[j])
-                for i, row in self.answers.items()
-                for j in row
-            )
-            if longest >= shortest:
-                backbone.ways = Ways(split=backbone.ways.split)
-                self.whole = True
+        pairs = [(i, j) for i, row in self.answers.items() for j in row]
+        longest = max(len(self.prompts[i]) + len(self.responses[j]) for i, j in pairs)
+        if shortest is not None and longest >= shortest:
+            backbone.ways = Ways(split=backbone.ways.split)
+            self.whole = True
         used = sorted(self.answers)
         root = shared_prefixes(
             [self.prompts[i] for i in used],
@@ -133,10 +125,8 @@ class Scorer:
         while below := [(row, longer) for row, longer in below if not self._done(longer)]:
             cached = 0 if frame is None else frame.mask_RP.shape[1]
             lengths = [longer.end - longer.start for _, longer in below]
-            chosen = [
-                below[index]
-                for index in self.backbone.cost.batches(lengths, cached, self.budget)[0]
-            ]
+            first = self.backbone.cost.batches(lengths, cached, self.budget)[0]
+            chosen = [below[index] for index in first]
             self.poll()
             try:
                 self._visit(self._computed(frame, chosen), [prefix for _, prefix in chosen])
@@ -147,18 +137,14 @@ class Scorer:
                     raise self._too_large(chosen[0][1].end, 0) from error
             else:
                 continue
-            self._halve(
-                len(chosen) * (cached + max(prefix.end - prefix.start for _, prefix in chosen))
-            )
+            self._halve(len(chosen) * (cached + max(lengths[index] for index in first)))
 
     def _segment(self, row: int, end: int, prompt: int, response: int) -> _Segment:
         before, answer = self.prompts[prompt][end:], self.responses[response]
-        # The last token predicts nothing that is scored; only a model that looks at the row's
-        # length needs it.
+        # The last token predicts nothing scored; only a model that looks at row lengths needs it.
         ids = [*before, *(answer if self.whole else answer[:-1])]
-        return _Segment(
-            (prompt, response), row, ids, max(len(before) - 1, 0), len(answer) - (not before)
-        )
+        start, scored = max(len(before) - 1, 0), len(answer) - (not before)
+        return _Segment((prompt, response), row, ids, start, scored)
 
     def _done(self, prefix: Prefix) -> bool:
         own = all(
@@ -182,16 +168,13 @@ class Scorer:
                 pack=self.backbone.ways.packs and bool(part[0].ids),
             )
             widths = [max(sum(len(part[index].ids) for index in row), 1) for row in rows]
-            for batch in self._batches(widths, cached):
-                if not self._try_segments(
-                    frame, [[part[index] for index in rows[place]] for place in batch], cached
-                ):
+            batches = [[index] for index in range(len(widths))]
+            if self.backbone.ways.together:
+                batches = self.backbone.cost.batches(widths, cached, self.budget)
+            for batch in batches:
+                chosen = [[part[index] for index in rows[place]] for place in batch]
+                if not self._try_segments(frame, chosen, cached):
                     break
-
-    def _batches(self, widths: Sequence[int], cached: int) -> list[list[int]]:
-        if self.backbone.ways.together:
-            return self.backbone.cost.batches(widths, cached, self.budget)
-        return [[index] for index in range(len(widths))]
 
     def _try_segments(
         self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], cached: int
@@ -204,16 +187,13 @@ class Scorer:
             if not is_out_of_memory(error):
                 raise
             if sum(map(len, rows)) == 1:
-                prompt, response = rows[0][0].pair
-                raise self._too_large(
-                    len(self.prompts[prompt]), len(self.responses[response])
-                ) from error
+                i, j = rows[0][0].pair
+                raise self._too_large(len(self.prompts[i]), len(self.responses[j])) from error
         else:
             self.report([segment.pair for row in rows for segment in row])
             return True
-        self._halve(
-            len(rows) * (cached + max(sum(len(segment.ids) for segment in row) for row in rows))
-        )
+        widest = max(sum(len(segment.ids) for segment in row) for row in rows)
+        self._halve(len(rows) * (cached + widest))
         return False
 
     def _too_large(self, prompt: int, response: int) -> OutOfMemoryError:
@@ -231,12 +211,8 @@ class Scorer:
         if not self.warned:
             self.warned = True
             logger.warning(
-                "A pass of %d tokens did not fit the memory of %s; going on with a token budget of %d instead of %d, "
-                "and less where that does not fit.",
-                tokens,
-                self.backbone.device,
-                self.budget,
-                before,
+                "A pass of %d tokens did not fit the memory of %s; going on with a token budget of %d instead of %d.",
+                *(tokens, self.backbone.device, self.budget, before),
             )
 
     def _computed(self, frame: Frame | None, chosen: Sequence[tuple[int, Prefix]]) -> Frame:
@@ -246,7 +222,7 @@ class Scorer:
         ids_RW, mask_RW = pad(tails, self.pad_id, left=True)
         positions_RW = positions(mask_RW)
         if frame is None:
-            cache: Cache = self.backbone.new_cache()
+            cache: Cache = DynamicCache(config=self.backbone.config)
             mask_RP = mask_RW
         else:
             rows = torch.tensor([row for row, _ in chosen])
@@ -278,9 +254,7 @@ class Scorer:
                 column += len(segment.ids)
         hidden = torch.cat(hidden_KH)
         del hidden_BWH, hidden_KH
-        ids_K = torch.tensor(
-            [token for segment in segments for token in self.responses[segment.pair[1]]]
-        )
+        ids_K = torch.tensor([token for x in segments for token in self.responses[x.pair[1]]])
         values = self._log_prob(hidden, ids_K.to(hidden.device))
         ends = np.cumsum(counts)[:-1]
         for segment, found in zip(segments, np.split(values, ends), strict=True):
@@ -290,9 +264,8 @@ class Scorer:
         self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], width: int
     ) -> Tensor:
         device = self.backbone.device
-        ids_BW, mask_BW = pad(
-            [[t for s in row for t in s.ids] for row in rows], self.pad_id, left=False
-        )
+        joined = [[token for segment in row for token in segment.ids] for row in rows]
+        ids_BW, mask_BW = pad(joined, self.pad_id, left=False)
         positions_BW, cache, own = torch.zeros_like(ids_BW), None, [row[0].row for row in rows]
         for place, row in enumerate(rows):
             column = 0
@@ -322,11 +295,8 @@ class Scorer:
             largest_K1 = logits_KV.amax(dim=-1, keepdim=True)
             # In place: the vocabulary is large.
             total_K = logits_KV.sub_(largest_K1).exp_().sum(dim=-1)
-            values.append(
-                (chosen_K.double() - largest_K1[:, 0].double() - total_K.double().log())
-                .cpu()
-                .numpy()
-            )
+            values_K = chosen_K.double() - largest_K1[:, 0].double() - total_K.double().log()
+            values.append(values_K.cpu().numpy())
         return np.concatenate(values)
 
 
@@ -351,6 +321,5 @@ def _apart(
     own_BWW = (owner_BW[:, :, None] == owner_BW[:, None, :]) & causal_WW
     prefix_BWP = mask_BP.bool()[:, None, :].expand(-1, width, -1)
     allowed_BWT = torch.cat([prefix_BWP, own_BWW], dim=2)
-    return torch.zeros(allowed_BWT.shape, dtype=dtype).masked_fill_(
-        ~allowed_BWT, torch.finfo(dtype).min
-    )[:, None]
+    added_BWT, lowest = torch.zeros(allowed_BWT.shape, dtype=dtype), torch.finfo(dtype).min
+    return added_BWT.masked_fill_(~allowed_BWT, lowest)[:, None]

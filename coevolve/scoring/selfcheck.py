@@ -42,11 +42,7 @@ from coevolve.scoring.ways import VERDICT, Ways, accepts, bare, guess
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE: Mapping[torch.dtype, float] = {
-    torch.float32: 2e-4,
-    torch.float16: 0.1,
-    torch.bfloat16: 0.4,
-}
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 0.1, torch.bfloat16: 0.4}
 """Nats by which a token may differ from its plain pass.
 
 Rounding alone is at most 2.5e-5, 0.06 and 0.28 in ten probes of SmolLM2-135M; a wrong mask or
@@ -95,20 +91,16 @@ def _find(base: Any) -> Ways:
     split, together = {"split": expected.split}, {"together": expected.together}
     search.adopt(_scored, split | together, split, together)
     if search.found.split and search.found.together:
-        depth = {"depth": expected.depth}
-        search.adopt(
-            _scored, depth | {"packs": expected.packs}, depth, {"depth": min(expected.depth, 1)}
-        )
+        depth, single = {"depth": expected.depth}, {"depth": min(expected.depth, 1)}
+        search.adopt(_scored, depth | {"packs": expected.packs}, depth, single)
     batches = [{"generates": "in batches"}] if expected.generates == "in batches" else []
     search.adopt(_written, *batches, {"generates": "alone"})
     found = search.found
     if search.reasons or found.scores == "plain" or found.generates != "in batches":
+        why = f" ({'; '.join(dict.fromkeys(search.reasons))})" if search.reasons else ""
         logger.warning(
             "%s is scored %s and writes %s, which is slower than usual and as right%s.",
-            _name(base),
-            found.scores,
-            found.generates,
-            f" ({'; '.join(dict.fromkeys(search.reasons))})" if search.reasons else "",
+            *(_name(base), found.scores, found.generates, why),
         )
     return found
 
@@ -147,9 +139,7 @@ def _scored(base: Any, ways: Ways, probe: Probe) -> float:
     backbone = Backbone(base, ways)
     # All that the ways allow is done, however little it saves here.
     backbone.cost = Cost(token=1.0, attention=0.0, copied=0.1, run=(len(probe.contexts[0]) + 8) / 8)
-    scorer = Scorer(
-        backbone, probe.contexts, probe.responses, PAIRS, pad_id=0, token_budget=TOKEN_BUDGET
-    )
+    scorer = Scorer(backbone, probe.contexts, probe.responses, PAIRS, 0, TOKEN_BUDGET)
     scores = scorer.score()
     return _largest([scores[pair] - probe.plain[pair] for pair in PAIRS])
 
@@ -164,9 +154,8 @@ def _written(base: Any, ways: Ways, probe: Probe) -> float:
         prompts = [probe.contexts[context] for context, _ in pairs]
         new_batch(base, prompts, steps, pad_id=0, ways=ways).run((), dictation, None)
         found = np.transpose(dictation.log_probs)
-        differences += [
-            row - probe.plain[pair][:steps] for row, pair in zip(found, pairs, strict=True)
-        ]
+        plain = [probe.plain[pair][:steps] for pair in pairs]
+        differences += [row - of for row, of in zip(found, plain, strict=True)]
     return _largest(differences)
 
 
@@ -201,14 +190,12 @@ def _probe(base: Any) -> Probe:
         if is_out_of_memory(error):
             raise
         raise ArtifactError(
-            f"{_name(base)} cannot be scored: a plain pass over a row of tokens fails with {_brief(error)}. "
-            "Accepted is a causal language model that needs nothing but tokens."
+            f"{_name(base)} cannot be scored: a plain pass fails with {_brief(error)}. Accepted is a causal language "
+            "model that needs nothing but tokens."
         ) from error
     if not np.isfinite(np.concatenate([*plain.values(), *before.values()])).all():
-        raise ArtifactError(
-            f"{_name(base)} cannot be scored: in {str(base.dtype).removeprefix('torch.')} its "
-            "log-probabilities are not finite. Take another dtype, or weights without NaN."
-        )
+        why = f"in {str(base.dtype).removeprefix('torch.')} its log-probabilities are not finite"
+        raise ArtifactError(f"{_name(base)} cannot be scored: {why}. Take another dtype, or model.")
     # Layers of 8 bits round what goes into them about as coarsely as bfloat16 does.
     rounding = torch.bfloat16 if getattr(base, "is_loaded_in_8bit", False) else base.dtype
     least = TOLERANCE.get(rounding, TOLERANCE[torch.float32])
@@ -216,9 +203,8 @@ def _probe(base: Any) -> Probe:
     far = _largest([before[0, 0] - before[0, 1], before[1, 1] - before[1, 2]])
     if far > tolerance:
         raise ArtifactError(
-            f"{_name(base)} is no causal language model as it is configured: what it predicts changes "
-            f"by {far:.2g} nats with the tokens that follow. If it was trained as a decoder, set "
-            "is_decoder to true in its config.json; otherwise take another base."
+            f"{_name(base)} is no causal language model as it is configured: what it predicts changes by {far:.2g} "
+            "nats with the tokens that follow. If it was trained as a decoder, set is_decoder in its config.json."
         )
     return Probe(contexts, responses, plain, tolerance)
 
@@ -237,10 +223,8 @@ def _texts(base: Any) -> tuple[list[list[int]], list[list[int]]]:
     generator = torch.Generator().manual_seed(SEED)
 
     def draw(count: int) -> list[int]:
-        return [
-            ordinary[i]
-            for i in torch.randint(len(ordinary), (count,), generator=generator).tolist()
-        ]
+        places = torch.randint(len(ordinary), (count,), generator=generator)
+        return [ordinary[i] for i in places.tolist()]
 
     longest = CONTEXT_ON_CPU if device_of(base).type == "cpu" else CONTEXT_ELSEWHERE
     plain_from = Backbone(base, Ways()).plain_from()
@@ -260,9 +244,8 @@ def _plain(base: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 def _log_probs(logits_KV: Tensor, ids_K: Tensor) -> np.ndarray:
     chosen = zip(logits_KV, ids_K.tolist(), strict=True)  # one by one: the vocabulary is large
-    return np.array(
-        [logits.cpu().double().log_softmax(dim=-1)[token].item() for logits, token in chosen]
-    )
+    values = [x.cpu().double().log_softmax(dim=-1)[token].item() for x, token in chosen]
+    return np.array(values)
 
 
 def _largest(differences: Sequence[np.ndarray]) -> float:

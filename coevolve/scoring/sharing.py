@@ -82,13 +82,10 @@ def shared_prefixes(
         node.segments = node.rows
         for child in node.below:
             # On a prefix all attention is computed anyway, so that only its tokens count.
-            _add_segments(
-                node, child, kept=(child.segments - 1) * (child.end - node.end) * token > run
-            )
-        node.gain = max(
-            sum(child.gain for child in node.below),
-            _first_gain(node, node.leaves, token, run, pair),
-        )
+            saved = (child.segments - 1) * (child.end - node.end) * token
+            _add_segments(node, child, kept=saved > run)
+        below = sum(child.gain for child in node.below)
+        node.gain = max(below, _first_gain(node, node.leaves, token, run, pair))
     kept = Prefix(prompt=root.prompt, start=0, end=0)
     todo = [(child, kept, 0) for child in reversed(root.below)]
     while todo:
@@ -97,10 +94,8 @@ def shared_prefixes(
             keep = level == 0 and node.gain > sum(child.gain for child in node.below)
         else:
             gain = (node.segments - 1) * (node.end - above.end) * token - run
-            keep = (
-                level < depth
-                and (gain if level else _first_gain(node, node.segments, token, run, pair)) > 0
-            )
+            gain = gain if level else _first_gain(node, node.segments, token, run, pair)
+            keep = level < depth and gain > 0
         if keep:
             prefix = Prefix(node.prompt, above.end, node.end)
             above.below.append(prefix)

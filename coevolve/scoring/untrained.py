@@ -47,14 +47,11 @@ def export_base(
         tokenizer.save_pretrained(temporary / "tokenizer")
         if included:
             copy_model(Path(path), temporary / "base")
-        return write_manifest(
-            temporary,
-            {
-                "coevolve": __version__,
-                "roles": dict.fromkeys(ROLES, entry),
-                "normalisation": NORMALISATION,
-                "reasoning": reasoning_entry(max_new_tokens),
-                "prompts": prompts.to_dict(),
-                **renderer.shown_date,
-            },
-        )
+        manifest = {
+            "coevolve": __version__,
+            "roles": dict.fromkeys(ROLES, entry),
+            "normalisation": NORMALISATION,
+            "reasoning": reasoning_entry(max_new_tokens),
+            "prompts": prompts.to_dict(),
+        }
+        return write_manifest(temporary, manifest | renderer.shown_date)

@@ -74,22 +74,18 @@ def guess(base: Any) -> Ways:
     config, decoder = base.config.get_text_config(), decoder_of(base)
     takes = parameters_of(base)
     kinds = _layer_kinds(config)
-    attends = (
-        kinds <= {DynamicLayer, DynamicSlidingWindowLayer, NOT_CACHED} and "position_ids" in takes
-    )
-    attends = attends and not _hidden_window(config, kinds)
+    known = kinds <= {DynamicLayer, DynamicSlidingWindowLayer, NOT_CACHED}
+    attends = known and "position_ids" in takes and not _hidden_window(config, kinds)
     shares = attends and decoder is not None and cache_name(base) in takes
-    # What a sliding layer keeps of a prefix ends with its window, so that nothing can be padded
-    # behind it.
+    # What a sliding layer keeps of a prefix ends with its window: nothing can be padded behind it.
     full = kinds <= {DynamicLayer, NOT_CACHED}
+    batches = {"position_ids", "logits_to_keep", cache_name(base)} <= set(takes)
     return Ways(
         split=decoder is not None,
         together=attends,
         depth=(MAX_DEPTH if full else 1) if shares else 0,
         packs=shares and full and attention_of(config) in MASKED_ATTENTION,
-        generates="in batches"
-        if {"position_ids", "logits_to_keep", cache_name(base)} <= set(takes)
-        else "alone",
+        generates="in batches" if batches else "alone",
     )
 
 
@@ -110,10 +106,8 @@ def cache_name(model: torch.nn.Module) -> str:
 
 def accepts(module: torch.nn.Module, name: str) -> bool:
     """Whether `forward` takes an argument of that name."""
-    parameters = parameters_of(module)
-    return name in parameters or any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
-    )
+    taken, any_name = parameters_of(module), inspect.Parameter.VAR_KEYWORD
+    return name in taken or any(p.kind is any_name for p in taken.values())
 
 
 def _layer_kinds(config: Any) -> set[type]:
@@ -133,9 +127,6 @@ def _hidden_window(config: Any, kinds: set[type]) -> bool:
     """
     if DynamicSlidingWindowLayer in kinds or getattr(config, "layer_types", None):
         return False
-    sizes = {
-        name: value
-        for name, value in config.to_dict().items()
-        if "window" in name and "layers" not in name
-    }
-    return any(type(value) is int and value > 0 for value in sizes.values())
+    named = config.to_dict().items()
+    sizes = [x for name, x in named if "window" in name and "layers" not in name]
+    return any(type(size) is int and size > 0 for size in sizes)

@@ -129,7 +129,7 @@ class CheckpointWriter:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise ArtifactError(
-                f"{final}: cannot be written ({error}). Make room, and start again from the checkpoint before."
+                f"{final}: the checkpoint could not be written ({error}). Make room, and start again."
             ) from None
         self._last, self._written = final, written
         self._prune()
@@ -183,9 +183,9 @@ def newest_checkpoint(
             say(f"lost: what was done after {path.name}; it will be done again")
         return checkpoint
     if complete:
-        raise ArtifactError(
-            f"{folder / CHECKPOINTS}: all {len(complete)} are damaged. Restore one, or give a new --output-dir."
-        )
+        damaged = f"all {len(complete)} checkpoints are damaged"
+        where = folder / CHECKPOINTS
+        raise ArtifactError(f"{where}: {damaged}. Restore one, or give a new --output-dir.")
     return None
 
 

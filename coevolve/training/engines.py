@@ -73,9 +73,8 @@ class Segment:
     @property
     def own(self) -> dict[str, Tensor]:
         """What the trainer has beside the optimizer, by name."""
-        return {
-            name.partition("|")[2]: value for name, value in self.optimizer.items() if is_own(name)
-        }
+        own = {name: value for name, value in self.optimizer.items() if is_own(name)}
+        return {name.partition("|")[2]: value for name, value in own.items()}
 
 
 def is_own(name: str) -> bool:
@@ -154,22 +153,21 @@ def run_sft(plan: Plan, rows: Rows, settings: Sft) -> Segment:
     order = order_of_rows(len(rows), end, plan.seed)[first:]
     used, places = rows.visited(order.tolist(), first)
     with trainer_of(plan) as (model, scratch):
-        return train(
-            RoleSFTTrainer(
-                model=model,
-                args=SFTConfig(
-                    **common_arguments(plan, settings, model, scratch),
-                    max_length=None,
-                    packing=False,
-                    dataset_kwargs={"skip_prepare_dataset": True},
-                ),
-                train_dataset=Dataset.from_list([row.columns() for row in used]),
-                processing_class=plan.renderer.tokenizer,
-                callbacks=[plan.callback],
-                plan=plan,
-                order=np.array(places),
-            )
+        trainer = RoleSFTTrainer(
+            model=model,
+            args=SFTConfig(
+                **common_arguments(plan, settings, model, scratch),
+                max_length=None,
+                packing=False,
+                dataset_kwargs={"skip_prepare_dataset": True},
+            ),
+            train_dataset=Dataset.from_list([row.columns() for row in used]),
+            processing_class=plan.renderer.tokenizer,
+            callbacks=[plan.callback],
+            plan=plan,
+            order=np.array(places),
         )
+        return train(trainer)
 
 
 class Resumable(Open):
@@ -181,22 +179,16 @@ class Resumable(Open):
     """
 
     def __init__(self, *args: Any, plan: Plan, order: np.ndarray, **kwargs: Any):
-        self.plan = plan
-        self.order = order
-        trained = [
-            (parameter, parameter.data)
-            for parameter in kwargs["model"].parameters()
-            if parameter.requires_grad
-        ]
+        self.plan, self.order = plan, order
+        trained = [(x, x.data) for x in kwargs["model"].parameters() if x.requires_grad]
         super().__init__(*args, **kwargs)
         for parameter, data in trained:
             if parameter.dtype != data.dtype:
                 parameter.data = data
         self.add_callback(_Steps(self))
         self.figures_of_step = plan.segment.figures
-        self.guard = DivergenceGuard(
-            plan.folder, plan.role, plan.processes, plan.renderer.tokenizer
-        )
+        tokenizer = plan.renderer.tokenizer
+        self.guard = DivergenceGuard(plan.folder, plan.role, plan.processes, tokenizer)
 
     def capture(self) -> Segment:
         """Everything that the next step depends on. A collective call."""
@@ -204,13 +196,11 @@ class Resumable(Open):
             own = self.own_state()
             weights = self.plan.roles.weights(self.plan.role)
             weights = {name: value for name, value in weights.items() if name not in own}
+        named = {f"{sharding.OWN}|{name}": value for name, value in own.items()}
         return Segment(
             step=self.state.global_step,
             weights=weights,
-            optimizer={
-                **sharding.optimizer_state(self),
-                **{f"{sharding.OWN}|{name}": value for name, value in own.items()},
-            },
+            optimizer=sharding.optimizer_state(self) | named,
             rollouts=self.rollouts(),
             figures=self.figures_of_step,
             samples=self.samples(),
@@ -247,14 +237,6 @@ class Resumable(Open):
             "logged": self.logged_step,
         }
 
-    def _restore_figures(self, figures: dict[str, Any]) -> None:
-        self.figures.update({name: list(values) for name, values in figures["metrics"].items()})
-        self.state.num_input_tokens_seen = figures["tokens"]
-        self.total_tokens = figures["total_tokens"]
-        self.loss_since_log.fill_(figures["loss"])
-        self.loss_before = figures["total_loss"]
-        self.logged_step = figures["logged"]
-
     def begin(self) -> None:
         """Go on where the segment left off. The loop is about to take its first step."""
         segment = self.plan.segment
@@ -265,22 +247,24 @@ class Resumable(Open):
             sharding.load_optimizer_state(self, optimizer)
         if segment.step > self.plan.schedule.first:
             sharding.set_schedule(self, segment.step - self.plan.schedule.first)
-        if segment.figures:
-            self._restore_figures(segment.figures)
+        if figures := segment.figures:
+            self.figures.update({name: list(x) for name, x in figures["metrics"].items()})
+            self.state.num_input_tokens_seen = figures["tokens"]
+            self.total_tokens, self.loss_before = figures["total_tokens"], figures["total_loss"]
+            self.loss_since_log.fill_(figures["loss"])
+            self.logged_step = figures["logged"]
 
     def get_train_dataloader(self) -> DataLoader:
         """The rows in their order. TRL's GRPO asks for a whole batch of completions at a time."""
         rows: Any = self.train_dataset
-        size = self.args.train_batch_size * getattr(self.args, "steps_per_generation", 1)
-        return self.accelerator.prepare(
-            DataLoader(
-                rows,
-                batch_size=size,
-                sampler=self.order.tolist(),
-                collate_fn=self.data_collator,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
+        loader = DataLoader(
+            rows,
+            batch_size=self.args.train_batch_size * getattr(self.args, "steps_per_generation", 1),
+            sampler=self.order.tolist(),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
         )
+        return self.accelerator.prepare(loader)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         # Asked for once the state is new, and before the loop notes at which step it begins.

@@ -1,9 +1,8 @@
 """Perplexity of golden responses on held-out and test examples, and what stands beside it."""
 
-from collections.abc import Sequence
 from typing import cast
 
-from coevolve.data.example import Example
+from coevolve.scoring.estimator import Examples, Written
 from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.scores import Scores
 from coevolve.seeds import derive_seed
@@ -12,7 +11,7 @@ from coevolve.training.diagnostics import diagnose, drift, warnings_in
 from coevolve.training.state import Evaluated, RunState
 
 
-def golden_responses(examples: Sequence[Example]) -> list[str]:
+def golden_responses(examples: Examples) -> list[str]:
     """The golden responses, which a corpus has for every example."""
     responses = [example.golden_response for example in examples]
     assert None not in responses
@@ -20,11 +19,7 @@ def golden_responses(examples: Sequence[Example]) -> list[str]:
 
 
 def evaluate(
-    context: Context,
-    examples: Sequence[Example],
-    title: str,
-    *,
-    reasoning: Sequence[str | None] | None = None,
+    context: Context, examples: Examples, title: str, *, reasoning: Written | None = None
 ) -> Evaluated:
     """Score golden responses, by default with what the connector writes greedily."""
     estimator, golden = context.distributed, golden_responses(examples)
@@ -49,9 +44,7 @@ def evaluate_split(
     context.record.log({"coevolve/phase": name, **figures})
 
 
-def score_form(
-    context: Context, examples: Sequence[Example], form: Reasoning, title: str
-) -> Scores:
+def score_form(context: Context, examples: Examples, form: Reasoning, title: str) -> Scores:
     """Scores of the golden responses by a form."""
     golden = golden_responses(examples)
     with context.record.task(title, form.steps * len(examples)) as advance:

@@ -49,24 +49,19 @@ def export_estimator(
     return its manifest, `facts` (how it was trained, what it measured) included.
     """
     with new_folder(folder, AN_ESTIMATOR) as temporary:
-        entries = {
-            role: _export_role(temporary, folder, role, estimator, recipe, origins)
-            for role in ROLES
+        of = estimator, recipe, origins
+        manifest = {
+            "coevolve": __version__,
+            "roles": {role: _export_role(temporary, folder, role, *of) for role in ROLES},
+            "normalisation": NORMALISATION,
+            "scoring": estimator.scoring_ways,
+            "reasoning": reasoning_entry(estimator.max_new_tokens, estimator.no_repeat_ngram),
+            "prompts": estimator.renderer.prompts.to_dict(),
+            **estimator.renderer.shown_date,
+            **estimator.connector_renderer.shown_date,
+            **facts,
         }
-        return write_manifest(
-            temporary,
-            {
-                "coevolve": __version__,
-                "roles": entries,
-                "normalisation": NORMALISATION,
-                "scoring": estimator.scoring_ways,
-                "reasoning": reasoning_entry(estimator.max_new_tokens, estimator.no_repeat_ngram),
-                "prompts": estimator.renderer.prompts.to_dict(),
-                **estimator.renderer.shown_date,
-                **estimator.connector_renderer.shown_date,
-                **facts,
-            },
-        )
+        return write_manifest(temporary, manifest)
 
 
 def _export_role(
@@ -117,13 +112,8 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     In the middle of a phase it is the pair as it was when the phase began. Raises ArtifactError
     where checkpoint or run are incomplete, or a base model has changed since.
     """
-    folder = claim(
-        folder,
-        AN_ESTIMATOR,
-        option="--out",
-        inputs={f"the checkpoint {checkpoint}": checkpoint},
-        overwrite=True,
-    )
+    inputs = {f"the checkpoint {checkpoint}": checkpoint}
+    folder = claim(folder, AN_ESTIMATOR, option="--out", inputs=inputs, overwrite=True)
     saved = read_checkpoint(checkpoint)
     recipe, origins, run = read_run(checkpoint.parent.parent)
     for base in {origin.base for origin in origins.values()}:
@@ -134,14 +124,12 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
                 f"{base.fingerprint}. Put the original base model back."
             )
     require_parents(saved, origins)
-    estimator = build_estimator(
-        recipe, origins, build_renderers(recipe, origins, run.get("template_date"))
-    )
+    renderers = build_renderers(recipe, origins, run.get("template_date"))
+    estimator = build_estimator(recipe, origins, renderers)
     for role in ROLES:
         estimator.roles.load_weights(role, saved.tensors[role])
-    facts = training_facts(
-        recipe, run["data_fingerprint"], checkpoint.name, saved.state.facts.values()
-    )
+    measured = saved.state.facts.values()
+    facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, measured)
     facts |= saved.state.form.values() if saved.state.form else {}
     return export_estimator(folder, estimator, recipe, origins, facts)
 

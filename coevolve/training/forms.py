@@ -27,7 +27,10 @@ def choose_form(context: Context, state: RunState) -> None:
     scores: dict[str, Scores] = {}
     forms: dict[str, Reasoning] = {}
     held_out: dict[str, HeldOut] = {}
-    for form in _plain_forms(context):
+    samples = _samples(context)
+    plain = [Reasoning("none"), Reasoning("greedy")]  # the cheapest first
+    plain += [Reasoning("marginal", samples, context.recipe.seed)] if samples else []
+    for form in plain:
         if form.kind == "greedy" and state.best is not None and state.holds_best:
             found = state.best.held_out.scores
         else:
@@ -42,16 +45,14 @@ def choose_form(context: Context, state: RunState) -> None:
         weight = fit_weight(reasoned.sum, without)
         crossed = Scores(cross_fitted(reasoned.sum, without), reasoned.tokens)
         mixed = Reasoning("mixture", form.samples, form.seed, weight)
-        forms[mixed.name] = mixed
-        held_out[mixed.name] = HeldOut(
-            perplexity=perplexity(crossed), n=len(examples), weight=weight
-        )
+        forms[mixed.name], value = mixed, perplexity(crossed)
+        held_out[mixed.name] = HeldOut(perplexity=value, n=len(examples), weight=weight)
     if asked.form == "best":
         # Of equals the first, which costs the least.
         chosen = min(forms, key=lambda name: held_out[name].perplexity)
     else:
         several = asked.form == "marginal" or (asked.form == "mixture" and asked.samples > 1)
-        chosen = f"{asked.form}_{_samples(context)}" if several else asked.form
+        chosen = f"{asked.form}_{samples}" if several else asked.form
     state.form = FormOfExport(form=ChosenReasoning.of(forms[chosen]), held_out=held_out)
     figures = {f"held_out/{name}": found.perplexity for name, found in held_out.items()}
     context.record.log({"coevolve/phase": "form", **figures})
@@ -80,10 +81,3 @@ def _samples(context: Context) -> int:
     recipe = context.recipe
     least = SAMPLES if recipe.export.form == "marginal" else 0
     return recipe.export.samples or recipe.evaluation.marginal_samples or least
-
-
-def _plain_forms(context: Context) -> list[Reasoning]:
-    """Those without a weight, the cheapest first."""
-    samples = _samples(context)
-    several = [Reasoning("marginal", samples, context.recipe.seed)] if samples else []
-    return [Reasoning("none"), Reasoning("greedy"), *several]

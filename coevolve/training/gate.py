@@ -47,10 +47,9 @@ def require_content(context: Context, state: RunState, least: float) -> None:
     found = content(context, written)["coevolve/content_share"]
     if found < least:
         raise ContentError(
-            f"{found:.0%} of the connector's reasonings on held-out examples say anything, the others are empty or "
-            f"repeat the instruction; connector_rl.least_content asks for {least:.0%} before RL. The run is saved. "
-            "Begin another one with more cold_start.connector steps or another traces.teacher, or set "
-            f"connector_rl.least_content to {math.floor(100 * found) / 100:g} to go on with this one."
+            f"{found:.0%} of the connector's held-out reasonings say anything; connector_rl.least_content asks for "
+            f"{least:.0%} before RL. The run is saved. Begin another with more cold_start.connector steps or another "
+            f"traces.teacher, or set connector_rl.least_content to {math.floor(100 * found) / 100:g} to go on."
         )
 
 
@@ -95,11 +94,8 @@ def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
 def has_stopped(state: RunState, scheduled: ScheduledPhase) -> bool:
     """Whether a phase with `until` has had its evaluations without a new best."""
     until = scheduled.phase.until
-    mine = [
-        verdict
-        for verdict in state.verdicts
-        if (verdict.round, verdict.phase) == (scheduled.round, scheduled.label)
-    ]
+    place = scheduled.round, scheduled.label
+    mine = [verdict for verdict in state.verdicts if (verdict.round, verdict.phase) == place]
     if until is None or not mine:
         return False
     seen = [mine[0].before]
@@ -118,10 +114,8 @@ def _on_probation(state: RunState) -> list[Verdict]:
 
 
 def _settle(state: RunState, *, kept: bool) -> None:
-    state.verdicts = [
-        verdict.model_copy(update={"kept": kept}) if verdict.kept is None else verdict
-        for verdict in state.verdicts
-    ]
+    settled = {"kept": kept}
+    state.verdicts = [x.model_copy(update=settled) if x.kept is None else x for x in state.verdicts]
 
 
 def _roll_back(context: Context, state: RunState, best: Snapshot) -> None:
@@ -134,21 +128,15 @@ def _roll_back(context: Context, state: RunState, best: Snapshot) -> None:
 
 
 def _snapshot(state: RunState, held_out: Evaluated) -> Snapshot:
-    return Snapshot(
-        dict(state.pair),
-        dict(state.optimizers),
-        list(state.reasoning),
-        list(state.chosen),
-        held_out,
-    )
+    written = list(state.reasoning), list(state.chosen)
+    return Snapshot(dict(state.pair), dict(state.optimizers), *written, held_out)
 
 
 def _evaluate(
     context: Context, state: RunState, when: str, reasoning: Sequence[str | None] | None
 ) -> Evaluated:
-    held_out = evaluate(
-        context, context.data.validation, f"held-out evaluation {when}", reasoning=reasoning
-    )
+    title = f"held-out evaluation {when}"
+    held_out = evaluate(context, context.data.validation, title, reasoning=reasoning)
     state.held_out_reasoning = held_out.reasoning
     state.held_out_written = state.updates[CONNECTOR]
     figures = {"eval/perplexity/validation": held_out.perplexity}

@@ -1,6 +1,6 @@
 """The synthetic world's side of a run: policies to be judged, and the exact answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,13 +40,10 @@ def world_of_run(folder: str | Path) -> WorldOfRun:
     recipe, _, _ = read_run(folder)
     if recipe.data.world is None:
         raise ArtifactError(
-            f"{folder}: was trained on data whose truth is not known; accepted are runs with data.world, for example "
-            "those of recipes/quickstart."
+            f"{folder}: was trained on data whose truth is not known; accepted are runs with data.world."
         )
     if not (folder / "estimator").is_dir():
-        raise ArtifactError(
-            f"{folder}: holds no estimator; has the run finished? Let it end, then ask again."
-        )
+        raise ArtifactError(f"{folder}: holds no estimator; let the run end, then ask again.")
     return WorldOfRun(world_seed(recipe), recipe.data.world.strength, folder / "estimator")
 
 
@@ -54,14 +51,9 @@ class KnownTruth:
     """Exact values for every test split of a synthetic world."""
 
     def __init__(self, seed: int, strength: float, corpus: Corpus):
-        self.corpus = corpus
-        self.seed = seed
-        self.world = world_of(seed)
-        self.worlds: Mapping[str, World] = {
-            split: world
-            for split, world in worlds_by_split(seed, strength=strength).items()
-            if split != TRAIN_SPLIT
-        }
+        self.corpus, self.seed, self.world = corpus, seed, world_of(seed)
+        self.worlds: dict[str, World] = dict(worlds_by_split(seed, strength=strength))
+        self.worlds.pop(TRAIN_SPLIT, None)
 
     def floors(self) -> dict[str, float]:
         """Split -> exp(H(Y | X) / tokens), the perplexity that none can beat in expectation."""

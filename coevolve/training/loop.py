@@ -84,8 +84,7 @@ def stages(context: Context) -> list[Stage]:
 def trained_pair(context: Context, state: RunState) -> Iterator[None]:
     """The trained pair in the models, which a changed run may need when the baselines are there."""
     pair = dict(state.pair)
-    for role in ROLES:
-        state.load(context.roles, role, state.kept[TRAINED][role])
+    baselines.go_back(context, state, TRAINED)
     try:
         yield
     finally:
@@ -155,15 +154,12 @@ def _without_corl(context: Context) -> list[Stage]:
     if not (recipe.baselines.without_corl or recipe.baselines.oracle):
         return []
     parts = range(1, baselines.baseline_parts(recipe) + 1)
+    shown = tests if recipe.baselines.oracle else ()
     return [
         *(Stage(f"{name}-{part}", baselines.without_corl, (part,)) for part in parts),
         *([] if parts else [Stage(f"{name}-0", baselines.go_back, (COLD,))]),
         *(_evaluation(context, name) if recipe.baselines.without_corl else []),
-        *(
-            Stage(f"oracle-{split}", evaluate_oracle, (split,))
-            for split in tests
-            if recipe.baselines.oracle
-        ),
+        *(Stage(f"oracle-{split}", evaluate_oracle, (split,)) for split in shown),
     ]
 
 

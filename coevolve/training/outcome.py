@@ -40,8 +40,7 @@ class Outcome:
     def note(self, name: str, split: str, examples: Sequence[Example], scores: Scores) -> None:
         """Note the scores of a split's golden responses under the model called `name`."""
         self.scores.setdefault(name, {})[split] = scores
-        # A later model may have been asked about fewer: the oracle, where its teacher gave no
-        # trace.
+        # A later model may have been asked about fewer: the oracle, without some traces.
         self.subsets.setdefault(split, [example.subset for example in examples])
 
     def perplexities(self) -> dict[str, dict[str, float]]:
@@ -54,8 +53,7 @@ class Outcome:
     def ratios(self) -> dict[str, dict[str, dict[str, float]]]:
         """`full/BASELINE`, `full_FORM/without_reasoning`, ... -> split -> ratio of perplexities."""
         ratios: dict[str, dict[str, dict[str, float]]] = {}
-        ensembles = [name for name in self.scores if name.startswith(ENSEMBLE)]
-        alone = ["without_reasoning", *ensembles]
+        alone = ["without_reasoning", *(x for x in self.scores if x.startswith(ENSEMBLE))]
         forms = [name for name in self.scores if name.startswith("full")]
         pairs = [("full", "without_corl"), *product(forms, alone), ("full", "oracle")]
         for model, baseline in pairs:
@@ -63,25 +61,21 @@ class Outcome:
                 full = self.scores.get(model, {}).get(split)
                 if full is None or full.sum.shape != scores.sum.shape or full.sum.size < 2:
                     continue
-                ratio = compare_perplexities(full, scores)
-                ratios.setdefault(f"{model}/{baseline}", {})[split] = {
-                    "ratio": ratio.ratio,
-                    "standard_error": ratio.ratio_error,
-                }
+                found = compare_perplexities(full, scores)
+                figures = {"ratio": found.ratio, "standard_error": found.ratio_error}
+                ratios.setdefault(f"{model}/{baseline}", {})[split] = figures
         return ratios
 
     def figures(self) -> dict[str, Any]:
         """The part of `results.json` (`RunResults`) that was measured."""
-        exact = [
-            {"model": model, "row": row, "value": value}
-            for (model, row), value in (self.exact or {}).items()
-        ]
+        exact = (self.exact or {}).items()
+        listed = [{"model": model, "row": row, "value": value} for (model, row), value in exact]
         return {
             "perplexity": self._with_floor(),
             "by_subset": self._by_subset(),
             "ratio": self.ratios(),
             "remid": None if self.remid is None else self.remid.values(),
-            "exact_remid": None if self.exact is None else exact,
+            "exact_remid": None if self.exact is None else listed,
         }
 
     def show(self, console: Console) -> None:
@@ -92,6 +86,7 @@ class Outcome:
 
     def document(self) -> OutcomeState:
         """What a checkpoint holds of it."""
+        exact = None if self.exact is None else [(*key, x) for key, x in self.exact.items()]
         return OutcomeState(
             scores={
                 name: {split: ScoresOfExamples.of(scores) for split, scores in by_split.items()}
@@ -100,28 +95,18 @@ class Outcome:
             subsets=self.subsets,
             remid=self.remid,
             floors=None if self.floors is None else dict(self.floors),
-            exact=None
-            if self.exact is None
-            else [(model, row, value) for (model, row), value in self.exact.items()],
+            exact=exact,
         )
 
     @classmethod
     def read(cls, saved: OutcomeState, splits: Collection[str]) -> "Outcome":
         """What `document` gave, of the splits that there are."""
-        return cls(
-            scores={
-                name: {
-                    split: scores.scores() for split, scores in by_split.items() if split in splits
-                }
-                for name, by_split in saved.scores.items()
-            },
-            subsets=saved.subsets,
-            remid=saved.remid,
-            floors=saved.floors,
-            exact=None
-            if saved.exact is None
-            else {(model, row): value for model, row, value in saved.exact},
-        )
+        exact = None if saved.exact is None else {(name, row): x for name, row, x in saved.exact}
+        scores = {
+            name: {split: x.scores() for split, x in by_split.items() if split in splits}
+            for name, by_split in saved.scores.items()
+        }
+        return cls(scores, saved.subsets, saved.remid, saved.floors, exact)
 
     def _with_floor(self) -> dict[str, dict[str, float]]:
         return self.perplexities() | ({"floor": dict(self.floors)} if self.floors else {})
@@ -134,14 +119,12 @@ class Outcome:
         for split in splits:
             table.add_column(split, justify="right", no_wrap=True)
         for name, by_split in values.items():
-            table.add_row(
-                name, *(f"{by_split[split]:.3f}" if split in by_split else "" for split in splits)
-            )
+            found = [by_split.get(split) for split in splits]
+            table.add_row(name, *("" if x is None else f"{x:.3f}" for x in found))
         for name, ratios in self.ratios().items():
             cells = [ratios.get(split) for split in splits]
-            table.add_row(
-                name, *(f"{c['ratio']:.3f} ± {c['standard_error']:.3f}" if c else "" for c in cells)
-            )
+            shown = [f"{c['ratio']:.3f} ± {c['standard_error']:.3f}" if c else "" for c in cells]
+            table.add_row(name, *shown)
         return table
 
     def _by_subset(self) -> dict[str, dict[str, dict[str, float]]]:

@@ -32,6 +32,7 @@ from coevolve.training.rewards.batches import ConnectorBatch, EstimatorBatch
 from coevolve.training.rewards.phase import Batch, PhaseRewards
 from coevolve.training.rewards.registry import CONNECTOR_REWARDS, ESTIMATOR_REWARDS
 from coevolve.training.rl.algorithms import run_rl
+from coevolve.training.rl.grpo import Rewards
 from coevolve.training.rows import Lazy, Rows, SftRow
 from coevolve.training.saving import save_if_due
 from coevolve.training.schedule import Budget, ScheduledPhase, budget_of
@@ -119,7 +120,8 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         golden = train[index].golden_response
         return {"context": last_turn(train[index]), "reasoning": completion, "response": golden}
 
-    rl(context, state, CONNECTOR, scheduled, prompts, read, settings, show)
+    rewards = _rewards(context, CONNECTOR, settings, read)
+    rl(context, state, CONNECTOR, scheduled, prompts, rewards, settings, show)
 
 
 def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
@@ -215,7 +217,8 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         return {**shown, "response": completion}
 
     golden = {"golden_rows": shuffled, "golden_nll_weight": settings.golden_nll_weight}
-    rl(context, state, ESTIMATOR, scheduled, prompts, read, settings, show, **golden)
+    rewards = _rewards(context, ESTIMATOR, settings, read)
+    rl(context, state, ESTIMATOR, scheduled, prompts, rewards, settings, show, **golden)
 
 
 def sft(
@@ -243,7 +246,7 @@ def rl(
     role: Role,
     scheduled: ScheduledPhase,
     prompts: Sequence[str],
-    read: Callable[..., Batch],
+    rewards: Rewards,
     settings: ConnectorRl | EstimatorRl,
     show: Show,
     **options: Any,
@@ -252,8 +255,6 @@ def rl(
     one; otherwise as `run_grpo`. The first of what it wrote last go into the samples.
     """
     budget = budget_of(context.recipe, scheduled, settings, len(prompts) * settings.num_generations)
-    field, named = f"{role}_rl.rewards", REWARDS[role]
-    rewards = PhaseRewards(field, settings.rewards, named, read, context.processes).functions()
     name, title = scheduled.phase.name, f"{role} {settings.algorithm.rpartition(':')[2].upper()}"
     frozen = settings.kl_weight or settings.rewards.asks_reference
     copy = context.roles.frozen(role, state.pair[role]) if frozen else nullcontext()
@@ -272,6 +273,16 @@ def rl(
 def last_turn(example: Example) -> str:
     """The user's turn that is to be answered."""
     return example.dialogue[-1].text
+
+
+def _rewards(
+    context: Context,
+    role: Role,
+    settings: ConnectorRl | EstimatorRl,
+    read: Callable[..., Batch],
+) -> Rewards:
+    field, named = f"{role}_rl.rewards", REWARDS[role]
+    return PhaseRewards(field, settings.rewards, named, read, context.processes).functions()
 
 
 def _sft_of_round(

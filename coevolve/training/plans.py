@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from coevolve.scoring.roles import Role
 from coevolve.seeds import derive_seed
@@ -18,12 +18,8 @@ from coevolve.training.schedule import Budget
 from coevolve.training.state import RunState
 
 OF_ONE_SITTING = (
-    "epoch",
-    "train_loss",
-    "train_runtime",
-    "train_samples_per_second",
-    "train_steps_per_second",
-    "total_flos",
+    *("epoch", "train_loss", "train_runtime", "total_flos"),
+    *("train_samples_per_second", "train_steps_per_second"),
 )
 """Figures of a trainer's summary that are about one sitting, or take its rows for an epoch."""
 
@@ -38,12 +34,7 @@ class TrainerReport(TrainerCallback):
         self._tokens = 0.0
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         logs = logs or {}
         values = {f"{self.role}/{name}": logs[name] for name in logs if name not in OF_ONE_SITTING}
@@ -56,9 +47,7 @@ class TrainerReport(TrainerCallback):
             self.work(0, tokens=int(tokens - self._tokens))
             self._tokens = tokens
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.work(1)
 
 
@@ -88,13 +77,13 @@ def planned(
     first = math.ceil(state.progress.get(name, 0) / updates) * updates
     if state.segment is None:
         carried = state.optimizers.get(name, {}) if carry else {}
-        # A new optimizer, where one is asked for, still goes on with the value function that there
-        # is.
+        # A new optimizer still goes on with the value function that there is.
         whole = recipe.rounds.carry_optimizer
         optimizer = {key: value for key, value in carried.items() if whole or is_own(key)}
         state.segment = Segment(step=first, optimizer=optimizer)
     if state.segment.weights:
         roles.load_weights(role, state.segment.weights)
+    begun = 0 if budget.done is None else first - budget.done
     length = f"{budget.steps} steps" if budget.tokens is None else f"{budget.tokens} tokens"
     key = str(state.where.get("coevolve/phase", role))
     with record.task(f"{title}, {length}", budget.steps, key=key, where=state.where) as work:
@@ -109,9 +98,7 @@ def planned(
                 first=first,
                 steps=first + budget.steps,
                 tokens=budget.tokens,
-                schedule=Schedule(
-                    0 if budget.done is None else first - budget.done, budget.schedule
-                ),
+                schedule=Schedule(begun, budget.schedule),
                 seed=derive_seed(recipe.seed, name),
                 log_every=recipe.logging.every,
                 callback=report,

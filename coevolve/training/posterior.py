@@ -30,12 +30,11 @@ What the proposals are good for:
 """
 
 import json
-from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from coevolve.data.example import Example
 from coevolve.errors import RecipeError
 from coevolve.information.importance import (
     Floats,
@@ -46,7 +45,8 @@ from coevolve.information.importance import (
     self_normalised,
 )
 from coevolve.recipe.schema import Posterior
-from coevolve.scoring.generate import Generation, Sampling, generate
+from coevolve.scoring.estimator import Examples, Texts
+from coevolve.scoring.generate import Sampling, generate
 from coevolve.scoring.logprob import score_rows, to_scores
 from coevolve.scoring.roles import CONNECTOR
 from coevolve.seeds import derive_seed
@@ -78,13 +78,8 @@ def posterior(context: Context, state: RunState, scheduled: ScheduledPhase) -> N
         advance(len(texts))
         while len(texts) < count:
             part = chosen[len(texts) : len(texts) + at_once]
-            drawn = _draw(
-                context,
-                settings,
-                [train[i] for i in part],
-                [context.traces[i] for i in part],
-                seed(),
-            )
+            traces = [context.traces[i] for i in part]
+            drawn = _draw(context, settings, [train[i] for i in part], traces, seed())
             texts += [json.dumps([i, *row]) for i, row in zip(part, drawn, strict=True)]
             advance(len(part))
             save_if_due(context, state)
@@ -94,9 +89,8 @@ def posterior(context: Context, state: RunState, scheduled: ScheduledPhase) -> N
     state.texts = []
     if not found:
         raise RecipeError(
-            f"posterior: none of {count} examples has a candidate, a reasoning that ended within "
-            f"{context.estimator.max_new_tokens} tokens. Raise model.max_reasoning_tokens, or give the connector a "
-            "longer cold start."
+            f"posterior: none of {count} examples has a candidate that ended within {context.estimator.max_new_tokens} "
+            "tokens. Raise model.max_reasoning_tokens, or give the connector a longer cold start."
         )
     means = np.mean([figures for *_, figures in found], axis=0)
     figures = dict(zip(FIGURES, map(float, means), strict=True))
@@ -109,11 +103,7 @@ def posterior(context: Context, state: RunState, scheduled: ScheduledPhase) -> N
 
 
 def _draw(
-    context: Context,
-    settings: Posterior,
-    examples: Sequence[Example],
-    traces: Sequence[str],
-    seed: int,
+    context: Context, settings: Posterior, examples: Examples, traces: Texts, seed: int
 ) -> list[tuple[list[str], list[float]]]:
     """For each example what was drawn, nothing where it has no candidate, and its FIGURES."""
     render, golden = context.estimator.connector_renderer, golden_responses(examples)
@@ -133,9 +123,8 @@ def _draw(
         for place, candidates in zip(share, written, strict=True):
             of_y = np.array([next(log_probs) for _ in candidates])
             ratio = np.array([log_ratio for _, log_ratio in candidates])
-            uniform = np.random.default_rng(
-                derive_seed(seed, "uniform", examples[place].sample_id)
-            ).random()
+            own_seed = derive_seed(seed, "uniform", examples[place].sample_id)
+            uniform = np.random.default_rng(own_seed).random()
             chosen, figures = _chosen(of_y, ratio, settings, uniform)
             results.append(([candidates[k][0] for k in chosen], figures))
         return results
@@ -154,40 +143,29 @@ def _chosen(
     weights = self_normalised(log_weights)
     used = weights[weights > 0]
     entropy = -(used * np.log(used)).sum()
-    figures = [
-        effective_samples(weights),
-        entropy,
-        log_mean_exp(log_weights),
-        of_y.mean(),
-        of_y.max(),
-    ]
-    return resample(weights, settings.resampled, uniform).tolist(), [float(x) for x in figures]
+    of_weights = [effective_samples(weights), entropy, log_mean_exp(log_weights)]
+    figures = [float(x) for x in (*of_weights, of_y.mean(), of_y.max())]
+    return resample(weights, settings.resampled, uniform).tolist(), figures
 
 
 def _candidates(
-    context: Context, settings: Posterior, examples: Sequence[Example], seed: int
+    context: Context, settings: Posterior, examples: Examples, seed: int
 ) -> list[list[tuple[str, float]]]:
     """For each example the texts that its proposal ended, and log q1(r | x) - log pi(r) of each."""
     samples, estimator = settings.samples, context.estimator
-    counts = np.array(
-        {
-            "connector": (samples, 0),
-            "connector_with_answer": (0, samples),
-            "mixture": (samples - samples // 2, samples // 2),
-            "teacher": (samples - 1, 0),
-        }[settings.proposal]
-    )
+    own_and_shown = {
+        "connector": (samples, 0),
+        "connector_with_answer": (0, samples),
+        "mixture": (samples - samples // 2, samples // 2),
+        "teacher": (samples - 1, 0),
+    }
+    counts = np.array(own_and_shown[settings.proposal])
     render, stops = estimator.connector_renderer, estimator.stop_ids(CONNECTOR)
-    own = [render.prompt_ids(render.connector(x)) for x in examples]
-    shown = (
-        [render.prompt_ids(render.chat(render.teacher(x))) for x in examples] if counts[1] else own
-    )
+    shown = own = [render.prompt_ids(render.connector(x)) for x in examples]
+    if counts[1]:
+        shown = [render.prompt_ids(render.chat(render.teacher(x))) for x in examples]
     asked = [(i, k) for i in range(len(examples)) for k in range(counts.sum())]
-    prompts = [
-        prompt
-        for mine, with_answer in zip(own, shown, strict=True)
-        for prompt in [mine] * counts[0] + [with_answer] * counts[1]
-    ]
+    prompts = [own[i] if k < counts[0] else shown[i] for i, k in asked]
     keys = [derive_seed(seed, examples[i].sample_id, k) for i, k in asked]
     options = {"pad_id": render.tokenizer.pad_token_id, "token_budget": estimator.token_budget}
     with context.roles.acting(CONNECTOR) as model:
@@ -204,25 +182,14 @@ def _candidates(
         ended = [(i, x) for (i, _), x in zip(asked, written, strict=True) if x.finished]
         ratio = np.zeros(len(ended))
         if counts[1]:
-            ids = [[*x.ids, _end(x)] for _, x in ended]
-            log_probs = np.stack(
-                [
-                    to_scores(
-                        score_rows(
-                            model, [by[i] for i, _ in ended], ids, poll=estimator.poll, **options
-                        )
-                    ).sum
-                    for by in (own, shown)
-                ],
-                axis=-1,
-            )
+            ids: Any = [[*x.ids, x.stopped_by] for _, x in ended]
+            scored = [
+                score_rows(model, [by[i] for i, _ in ended], ids, poll=estimator.poll, **options)
+                for by in (own, shown)
+            ]
+            log_probs = np.stack([to_scores(rows).sum for rows in scored], axis=-1)
             ratio = log_probs[:, 0] - mixture_log_prob(log_probs, counts)
     found: list[list[tuple[str, float]]] = [[] for _ in examples]
     for (i, generation), log_ratio in zip(ended, ratio.tolist(), strict=True):
         found[i].append((render.decode(generation.ids), log_ratio))
     return found
-
-
-def _end(generation: Generation) -> int:
-    assert generation.stopped_by is not None  # it is finished
-    return generation.stopped_by

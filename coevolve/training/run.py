@@ -14,7 +14,7 @@ from coevolve.data.corpus import Corpus
 from coevolve.errors import CoevolveError
 from coevolve.outputs import RUN, claim
 from coevolve.preflight.checks import Check, preflight
-from coevolve.preflight.dialogues import LeftOut, Renderers, Sifted, world_seed
+from coevolve.preflight.dialogues import LeftOut, Sifted, world_seed
 from coevolve.preflight.traces import fit_traces
 from coevolve.preflight.training import TRAINING, Training
 from coevolve.progress import quieten_libraries
@@ -36,7 +36,7 @@ from coevolve.training.rewards.registry import check_rewards
 from coevolve.training.rl.algorithms import check_algorithms
 from coevolve.training.run_folder import ResumePoint, RunFolder
 from coevolve.training.saving import restore
-from coevolve.training.setup import Origins, build_estimator, build_renderers, prepare_origins
+from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 from coevolve.training.tracing import TRACES, Log, Tracer, kept_file
 
 
@@ -66,7 +66,11 @@ def train(
         ProcessError: another process failed or died; it is named.
     """
     quieten_libraries()
-    output: Check[Training] = Check("output", lambda draft: _claim(output_dir))
+
+    def claimed(draft: Training) -> None:
+        claim(output_dir, RUN, option="--output-dir")
+
+    output = Check("output", claimed)
     rewards: Check[Training] = Check("rewards", lambda draft: check_rewards(draft.recipe))
     algorithms: Check[Training] = Check("algorithms", lambda draft: check_algorithms(draft.recipe))
     phases: Check[Training] = Check("phases", lambda draft: check_phases(draft.recipe))
@@ -80,8 +84,7 @@ def train(
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
         problem = error
-    # Each trainer runs the garbage collector twice; it need not look at the libraries' own half a
-    # million objects.
+    # Each trainer runs the garbage collector twice; it need not look at the libraries' objects.
     gc.freeze()
     state = PartialState(cpu=choose_device(recipe.model.device).type == "cpu")
     processes = Processes(state.device, stop or Stop())
@@ -160,18 +163,19 @@ def prepare(
     )
     # A base model that cannot be scored is refused here, before a teacher is asked. A teacher on
     # this machine may then need the memory for itself.
-    estimator: ProbabilityEstimator | None = _load(recipe, origins, renderers, processes)
+    poll = processes.stop.poll
+    load = partial(build_estimator, recipe, origins, renderers, processes.device, poll)
+    estimator: ProbabilityEstimator | None = load()
     if recipe.traces.teacher == "local":
         estimator = None
         gc.collect()
     prompts, environ = renderers[ESTIMATOR], inputs.environ
-    poll = processes.stop.poll
     tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date=date, poll=poll)
     path = folder.path / TRACES
     traced = processes.on_main_first(lambda: tracer.collect(data.train, path, log=log))
     train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
     _say_left_out([longer] if longer else [], record, log)
-    estimator = estimator or _load(recipe, origins, renderers, processes)
+    estimator = estimator or load()
     context = Context(
         recipe=recipe,
         data=data,
@@ -191,14 +195,6 @@ def prepare(
     return context, start
 
 
-def _load(
-    recipe: Recipe, origins: Origins, renderers: Renderers, processes: Processes
-) -> ProbabilityEstimator:
-    estimator = build_estimator(recipe, origins, renderers, processes.device)
-    estimator.poll = processes.stop.poll
-    return estimator
-
-
 def _say_data(
     recipe: Recipe, corpus: Corpus, sifted: Sifted, record: Record, log: Log, count: int
 ) -> None:
@@ -216,11 +212,6 @@ def _say_data(
 def _say_left_out(left_out: Sequence[LeftOut], record: Record, log: Log) -> None:
     for part in left_out:
         ids = list(part.sample_ids)
-        record.say(
-            f"{part.split}: dropped {len(ids)} of {part.of} examples that {part.why} (first {ids[0]!r})"
-        )
+        dropped = f"dropped {len(ids)} of {part.of} examples that {part.why} (first {ids[0]!r})"
+        record.say(f"{part.split}: {dropped}")
         log({"data/dropped_too_long": len(ids), "data/split": part.split, "data/dropped": ids})
-
-
-def _claim(output_dir: str | Path) -> None:
-    claim(output_dir, RUN, option="--output-dir")

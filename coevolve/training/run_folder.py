@@ -114,12 +114,7 @@ class RunFolder:
         return self.processes.gather(date)[0]
 
     def begin(
-        self,
-        recipe: Recipe,
-        origins: Origins,
-        corpus: Corpus,
-        template_date: str,
-        start: ResumePoint,
+        self, recipe: Recipe, origins: Origins, corpus: Corpus, date: str, start: ResumePoint
     ) -> ResumePoint:
         """Write `run.json`, or check that data, base models and adapters are still what it names
         (else ArtifactError); returns `start` with the stages that this adds.
@@ -129,8 +124,8 @@ class RunFolder:
             "origins": {role: asdict(origin) for role, origin in origins.items()},
             "data_fingerprint": corpus.fingerprint,
             "splits": corpus.split_fingerprints,
-            "prompts": _words(recipe),
-            "template_date": template_date,
+            "prompts": digest(prompt_set(recipe.prompts).to_dict()),
+            "template_date": date,
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         redo = self.processes.on_main(lambda: self._begin(facts, origins, start.checkpoint)) or ()
@@ -156,12 +151,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise ArtifactError(
-                f"--output-dir {self.path}: cannot be written ({error.strerror}). Give a directory that can."
-            ) from None
+            why = f"cannot be written ({error.strerror}). Give a directory that can"
+            raise ArtifactError(f"--output-dir {self.path}: {why}.") from None
         try:
-            # Not filelock's: `status` looks at this one without a right to write, and the file says
-            # whose it is.
+            # Not filelock's: `status` looks at it without a right to write, and it says whose it is.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
@@ -177,20 +170,18 @@ class RunFolder:
 
     def _require_one_folder(self) -> None:
         """Raise ArtifactError on a process that sees another directory than the main one."""
-        mine = (socket.gethostname(), secrets.token_hex(8))
-        token = self.path / f".seen-{mine[1]}"
-        self.processes.on_main(lambda: token.write_text(mine[0], encoding="utf-8"))
-        host, name = self.processes.gather(mine)[0]
+        here, rank = socket.gethostname(), self.processes.rank
+        host, name = self.processes.gather((here, secrets.token_hex(8)))[0]
         token = self.path / f".seen-{name}"
+        self.processes.on_main(token.touch)
 
         def look() -> None:
             until = time.monotonic() + SEEN_SECONDS
             while not token.exists():
                 if time.monotonic() > until:
                     raise ArtifactError(
-                        f"--output-dir {self.path}: what {host} writes there is not seen on {mine[0]} by process "
-                        f"{self.processes.rank} of {self.processes.count}. Give a directory on a disk that all "
-                        "machines share, under one path."
+                        f"--output-dir {self.path}: what {host} writes there is not seen on {here} by process {rank} "
+                        f"of {self.processes.count}. Give one on a disk that all machines share, under one path."
                     )
                 time.sleep(0.2)
 
@@ -207,13 +198,11 @@ class RunFolder:
         def lost(_: LeaseCompromise) -> None:
             stop.reason = f"another run took {self.path}, since this one could not keep its lease"
 
-        lease = SoftFileLease(
-            path, lease_duration=LEASE_SECONDS, on_compromise=lost, thread_local=False
-        )
+        options: Any = {"on_compromise": lost, "thread_local": False}
+        lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, **options)
         if path.exists():
             print_to_stderr(
-                f"{self.path} is on a filesystem without locks; looking for up to "
-                f"{LEASE_SECONDS:.0f} s whether the run that last used it still lives"
+                f"{self.path} is without locks; up to {LEASE_SECONDS:.0f} s to see if its last run still lives"
             )
         try:
             lease.acquire(timeout=1.2 * LEASE_SECONDS)
@@ -224,9 +213,8 @@ class RunFolder:
         return lease.release
 
     def _in_use(self, holder: str) -> ArtifactError:
-        return ArtifactError(
-            f"{self.path} is in use by another run: {holder}. Wait for it, stop it, or give another --output-dir."
-        )
+        what_to_do = "Wait for it, stop it, or give another --output-dir."
+        return ArtifactError(f"{self.path} is in use by another run: {holder}. {what_to_do}")
 
     def _find(self, recipe: Recipe, resume: str | Path, force: bool) -> ResumePoint:
         if resume not in ("auto", "never"):
@@ -235,19 +223,16 @@ class RunFolder:
         if not (self.path / RUN).exists():
             if finished_checkpoints(self.path):
                 raise ArtifactError(
-                    f"{self.path} has checkpoints, but {RUN}, which says what they are of, is gone. Restore it from a "
-                    "backup, or give another --output-dir."
+                    f"{self.path} has checkpoints, but {RUN} is gone. Restore it, or give another --output-dir."
                 )
             return ResumePoint()
         if resume == "never":
             raise ArtifactError(
-                f"{self.path} holds a run already. Give another --output-dir, delete that one, or leave --resume at "
-                "auto to go on with it."
+                f"{self.path} holds a run already. Give another --output-dir, or --resume auto to go on with it."
             )
         newest = newest_checkpoint(self.path, print_to_stderr)
         if newest is None:
-            # Nothing was trained, so nothing is lost if it begins with another recipe, or other
-            # data.
+            # Nothing was trained, so nothing is lost if it begins with another recipe or data.
             for name in (RUN, "base", "world"):
                 remove(self.path / name)
             return ResumePoint()
@@ -262,25 +247,22 @@ class RunFolder:
             return []
         _, began, run = read_run(self.path)
         splits = _changed_splits(run, facts)
-        changes = []
+        changes: list[tuple[str, str | None, str | None]] = []
+        data = "data_fingerprint"
         for role, now in origins.items():
-            was, adapter = began[role], f"the adapter of the {role}"
-            changes += [
-                (f"the {role}'s base model", was.base.fingerprint, now.base.fingerprint),
-                (adapter, was.adapter_fingerprint, now.adapter_fingerprint),
-            ]
+            was, base = began[role], f"the {role}'s base model"
+            changes.append((base, was.base.fingerprint, now.base.fingerprint))
+            adapters = was.adapter_fingerprint, now.adapter_fingerprint
+            changes.append((f"the adapter of the {role}", *adapters))
         if TRAIN_SPLIT in splits:
-            name = "data_fingerprint"
-            changes.append(("the training data", run[name], facts[name]))
+            changes.append(("the training data", run[data], facts[data]))
         for what, before, after in changes:
             if before != after:
                 raise ArtifactError(
                     f"{self.path}: {what} changed since the run began (fingerprint {before}, now {after}). Put it "
                     f"back, or give another --output-dir. {_keeping(checkpoint)}"
                 )
-        renewed = {
-            name: facts[name] for name in ("recipe", "data_fingerprint", "splits", "prompts")
-        }
+        renewed = {name: facts[name] for name in ("recipe", data, "splits", "prompts")}
         if any(run.get(name) != value for name, value in renewed.items()):
             write_json(self.path / RUN, {**run, **renewed})
         return [stage for split in splits for stage in _stages_of(split)]
@@ -290,31 +272,23 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
     """Recipe, origins and all of `run.json`; ArtifactError, RecipeError where they are of no use."""
     if not (folder / RUN).is_file():
         raise ArtifactError(
-            f"{folder}: no {RUN}, so no run of coevolve. Give the --output-dir of a `coevolve train`."
+            f"{folder}: no {RUN}, so no run. Give a `coevolve train`'s --output-dir."
         )
     remedy = f"Restore {RUN} from a backup, or give another --output-dir."
     run = read_document(folder / RUN, RunFile, remedy=remedy, error=ArtifactError).values()
     # Before a role could have its own, a run had one base model.
     origins = run.get("origins") or {role: {"base": run["base"]} for role in ROLES}
-    restored = {
-        role: Origin(**{**origin, "base": _base(folder, origin["base"])})
-        for role, origin in origins.items()
-    }
+    restored = {}
+    for role, origin in origins.items():
+        base = Base(**origin["base"])
+        if base.source == "tiny":  # the run made it, and may lie elsewhere by now
+            base = replace(base, path=str(folder / "base"))
+        restored[role] = Origin(**{**origin, "base": base})
     # Before version 0.4 there was no reasoning dropout, and the prompt sets have the old names.
     recipe = check_recipe({"p_none": 0.0, **run["recipe"]}, str(folder / RUN))
     if "prompts" not in run:
         recipe = recipe.model_copy(update={"prompts": began_as(recipe.prompts)})
     return recipe, restored, run
-
-
-def _base(folder: Path, base: Mapping[str, Any]) -> Base:
-    """A base that the run made for itself lies in its directory, wherever that is by now."""
-    return Base(**{**base, "path": str(folder / "base")} if base["source"] == "tiny" else base)
-
-
-def _words(recipe: Recipe) -> str:
-    """Fingerprint of all that the recipe's prompts say."""
-    return digest(prompt_set(recipe.prompts).to_dict())
 
 
 def _changed_stages(
@@ -325,10 +299,12 @@ def _changed_stages(
     began, _, run = read_run(folder)
     before, after = flat(recipe_values(began)), flat(recipe_values(recipe))
     if began.prompts == recipe.prompts:
-        words = _words(recipe)
+        words = digest(prompt_set(recipe.prompts).to_dict())
         before["prompts.words"], after["prompts.words"] = run.get("prompts", words), words
     redo: list[str] = []
     changed = []
+    longer = after["rounds.count"] > before["rounds.count"]
+    may_grow = longer and after["rounds.lr_schedule"] == "phase"
     for name in sorted({*before, *after}):
         if before.get(name) == after.get(name) or name.startswith(HARMLESS):
             continue
@@ -336,20 +312,13 @@ def _changed_stages(
         if split not in (name, TRAIN_SPLIT):
             redo += _stages_of(split)
         elif name.startswith(tuple(AFTER_TRAINING)):
-            redo += next(
-                AFTER_TRAINING[prefix] for prefix in AFTER_TRAINING if name.startswith(prefix)
-            )
-        elif not (
-            name == "rounds.count"
-            and after[name] > before[name]
-            and after["rounds.lr_schedule"] == "phase"
-        ):
+            redo += next(again for of, again in AFTER_TRAINING.items() if name.startswith(of))
+        elif name != "rounds.count" or not may_grow:
             changed.append(f"  {name}: {before.get(name)!r} -> {after.get(name)!r}\n")
     if changed and not force:
         raise ArtifactError(
-            f"{folder} holds a run of another recipe; what differs is:\n{''.join(changed)}"
-            "Give another --output-dir, take the change back, or give --force to go on with it from here. "
-            f"{_keeping(checkpoint)}"
+            f"{folder} holds a run of another recipe; what differs is:\n{''.join(changed)}Give another --output-dir, "
+            f"take the change back, or give --force to go on with it from here. {_keeping(checkpoint)}"
         )
     return tuple(redo)
 

@@ -46,10 +46,8 @@ def prepare_origins(
 ) -> Origins:
     """Base models and adapters of both roles, made available and checked against each other."""
     settings = role_settings(recipe)
-    bases = {
-        source: _prepare_base(recipe, source, folder)
-        for source in {own.base for own in settings.values()}
-    }
+    sources = {own.base for own in settings.values()}
+    bases = {source: _prepare_base(recipe, source, folder) for source in sources}
     origins = {}
     for role, own in settings.items():
         quantization = recipe.model.quantization if own.tuning == "lora" else None
@@ -102,7 +100,11 @@ def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -
 
 
 def build_estimator(
-    recipe: Recipe, origins: Origins, renderers: Renderers, device: torch.device | None = None
+    recipe: Recipe,
+    origins: Origins,
+    renderers: Renderers,
+    device: torch.device | None = None,
+    poll: Callable[[], None] | None = None,
 ) -> ProbabilityEstimator:
     """Both roles in memory as they start, behind the interface of the exported estimator."""
     device = choose_device(recipe.model.device) if device is None else device
@@ -113,6 +115,7 @@ def build_estimator(
         max_new_tokens=recipe.model.max_reasoning_tokens,
         no_repeat_ngram=recipe.model.no_repeat_ngram,
         token_budget=recipe.evaluation.token_budget,
+        poll=poll,
     )
 
 
@@ -129,11 +132,9 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
             trust_remote_code=recipe.model.trust_remote_code,
         )
 
-    configs = {
-        role: adapter_config(own)
-        for role, own in role_settings(recipe).items()
-        if own.tuning == "lora"
-    }
+    settings = role_settings(recipe)
+    tuned = [role for role in ROLES if settings[role].tuning == "lora"]
+    configs = {role: adapter_config(settings[role]) for role in tuned}
     seed = derive_seed(recipe.seed, "adapters")
     same_base = origins[CONNECTOR].base == origins[ESTIMATOR].base
     judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base
@@ -144,8 +145,8 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
         roles = SeparateRoles.create(load(ESTIMATOR), keep_base=judged_by_base)
     else:
         parts = {
-            role: AdapterRoles.create(load(role), {role: configs[role]}, seed=seed)
-            for role in configs
+            role: AdapterRoles.create(load(role), {role: config}, seed=seed)
+            for role, config in configs.items()
         }
         models = {role: parts[role].model if role in parts else load(role) for role in ROLES}
         base: AdapterRoles | WholeRole | None = parts.get(CONNECTOR) if same_base else None

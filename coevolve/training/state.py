@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from coevolve.errors import DivergenceError
 from coevolve.information.perplexity import perplexity
@@ -58,8 +57,8 @@ class Evaluated:
         """Itself; DivergenceError, naming `what`, where its perplexity is beyond all numbers."""
         if not math.isfinite(self.perplexity):
             raise DivergenceError(
-                f"{what}: the perplexity of the golden responses is beyond all numbers, so the training diverged. "
-                "Lower the learning rate, or max_grad_norm, of what was trained last, and begin anew."
+                f"{what}: the perplexity of the golden responses is beyond all numbers. Lower the learning rate, or "
+                "max_grad_norm, of what was trained last, and begin anew."
             )
         return self
 
@@ -224,19 +223,13 @@ class RunState:
 
     @classmethod
     def read(
-        cls,
-        saved: CheckpointState,
-        tensors: Mapping[str, dict[str, Tensor]],
-        splits: Collection[str],
+        cls, saved: CheckpointState, tensors: Mapping[str, Any], splits: Collection[str]
     ) -> "RunState":
         """What `document` and `tensors` gave; what was measured on other `splits` is forgotten."""
 
         def group(prefix: str) -> dict[str, Weights]:
-            return {
-                name.removeprefix(prefix): weights
-                for name, weights in tensors.items()
-                if name.startswith(prefix)
-            }
+            names = [name for name in tensors if name.startswith(prefix)]
+            return {name.removeprefix(prefix): tensors[name] for name in names}
 
         def pair(prefix: str) -> Pair:
             return {role: tensors[prefix + role] for role in ROLES if prefix + role in tensors}
@@ -255,13 +248,9 @@ class RunState:
                 role: state.pair[role] if _same(state.pair[role], weights) else weights
                 for role, weights in pair("best-").items()
             }
-            state.best = Snapshot(
-                pair=best,
-                optimizers=group("best-optimizer-"),
-                reasoning=saved.gate.best_reasoning,
-                chosen=saved.gate.best_chosen,
-                held_out=Evaluated.read(saved.gate.held_out),
-            )
+            written = saved.gate.best_reasoning, saved.gate.best_chosen
+            held_out = Evaluated.read(saved.gate.held_out)
+            state.best = Snapshot(best, group("best-optimizer-"), *written, held_out)
             state.verdicts = saved.gate.verdicts
             state.held_out_reasoning = saved.gate.reasoning
             state.held_out_written = saved.gate.written

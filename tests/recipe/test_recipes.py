@@ -82,15 +82,15 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
         (["connector_rl.rewards.custom={brevity: 1.0}"], "connector_rl.rewards.custom.brevity"),
         (
             ["connector_rl.rewards.custom={mine:length: 1.0}"],
-            "connector_rl.rewards: custom: two rewards would be logged as 'length'",
+            "connector_rl.rewards: custom: two rewards are called 'length'",
         ),
         (
             ["estimator_rl.rewards.custom={mine:good: 1.0, theirs:good: 1.0}"],
-            "estimator_rl.rewards: custom: two rewards would be logged as 'good'",
+            "estimator_rl.rewards: custom: two rewards are called 'good'",
         ),
         (
             ["estimator_rl.scale_rewards=group", "estimator_rl.rewards.kernel_score=1"],
-            "estimator_rl: rewards.kernel_score is a proper score only where groups are not scaled one by one",
+            "estimator_rl: rewards.kernel_score is proper only where groups are not scaled",
         ),
         (
             [
@@ -98,7 +98,7 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
                 "estimator_rl.rewards.kernel_score=1",
                 "estimator_rl.num_generations=2",
             ],
-            "estimator_rl: rewards.kernel_score compares a candidate with others; set num_generations to 3",
+            "estimator_rl: rewards.kernel_score compares candidates; set num_generations to 3",
         ),
         (
             ["model.dtype=float8"],

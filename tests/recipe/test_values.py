@@ -79,7 +79,7 @@ UNTIL = "{role: connector, kind: sft, until: {steps: 1, at_most: 9000}}"
         ),
         (
             ["estimator_sft.learning_rate=1", "estimator_sft.weight_decay=2"],
-            "estimator_sft: learning_rate x weight_decay is 2, and AdamW multiplies the weights by 1 minus that",
+            "estimator_sft: learning_rate x weight_decay is 2; accepted is less than 1",
         ),
         (["seed=-1"], "seed: found -1; input should be greater than or equal to 0"),
         (["seed=4294967296"], "seed: found 4294967296; input should be less than 4294967296"),

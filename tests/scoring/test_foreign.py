@@ -88,7 +88,7 @@ DAMAGE = {
     "weights of no bytes": (cut(0), "its weights are damaged"),
     "no weights": (
         without("model.safetensors"),
-        "no \\*.safetensors files. Save the model with save_pretrained",
+        "no \\*.safetensors files. Save it with save_pretrained",
     ),
     "pickled weights": (pickled, "no \\*.safetensors files \\(pickled ones are not read\\)"),
     "a file of weights missing": (in_two_files, "model-2.safetensors: listed in .* but missing"),
@@ -282,7 +282,7 @@ ADAPTERS = {
     "an unknown kind": (adapter_config(peft_type="NOPE"), "KeyError: 'NOPE'"),
     "a field of a newer PEFT": (
         adapter_config(new=3),
-        "new is 3, which PEFT .* does not know and would leave out",
+        "new is 3, which PEFT .* would leave out",
     ),
     "another rank": (adapter_config(r=8), "cannot be put on .*size mismatch"),
     "a word for a rank": (adapter_config(r="a"), "cannot be put on"),

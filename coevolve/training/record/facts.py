@@ -1,7 +1,6 @@
 """What a run needs, and what it ran with."""
 
 import importlib.metadata
-import importlib.util
 import resource
 import subprocess
 import sys
@@ -12,14 +11,7 @@ from typing import Any
 import psutil
 
 PACKAGES = (
-    "coevolve",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "deepspeed",
-    "datasets",
+    *("coevolve", "torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "datasets"),
 )
 """What training stands on."""
 

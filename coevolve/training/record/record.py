@@ -74,15 +74,12 @@ class Record:
     """Everything a run says, into `folder` and to people, on the main process; silent elsewhere."""
 
     def __init__(self, folder: Path, *, main: bool = True, console: Console | None = None):
-        self.folder = folder
-        self.path = folder / METRICS
-        self.samples_path = folder / SAMPLES
-        self.main = main
+        self.folder, self.main = folder, main
+        self.path, self.samples_path = folder / METRICS, folder / SAMPLES
         self.console = console or make_console(sys.stderr, quiet=not main)
         self._trackers: list[Tracker] = []
         self._ids: dict[str, str] = {}
-        self._step = 0
-        self._sent = 0
+        self._step = self._sent = 0
         self._began = time.monotonic()
 
     # Resuming.
@@ -155,12 +152,7 @@ class Record:
         self._tell(lambda tracker: tracker.log(step, line))
 
     def samples(
-        self,
-        title: str,
-        columns: Sequence[str],
-        rows: Sequence[Sequence[Any]],
-        *,
-        where: Mapping[str, Any],
+        self, title: str, columns: Sequence[str], rows: Sequence[Any], *, where: Mapping[str, Any]
     ) -> None:
         """A table of samples: a line of `samples.jsonl` per row, one table in wandb, one step."""
         if not self.main:
@@ -176,8 +168,7 @@ class Record:
             try:
                 tracker.artifact(folder, name, type, metadata)
             except Exception as error:
-                why = in_words(error)
-                self.say(f"{tracker.name}: {folder} could not be kept as an artifact: {why}")
+                self.say(f"{tracker.name}: {folder} could not be kept: {in_words(error)}")
 
     @contextmanager
     def task(
@@ -228,11 +219,10 @@ class Record:
             resumed = tracker_name in self._ids
             run_id = self._ids.get(tracker_name, uuid.uuid4().hex)
             run = RunOfTracker(self.folder, project or PROJECT, name, run_id, resumed)
-            tracker = (
-                WandbTracker(run.as_in(environ, project=project), config, self.say)
-                if tracker_name == "wandb"
-                else AccelerateTracker(tracker_name, run, config, sent=self._sent if resumed else 0)
-            )
+            tracker: Tracker = WandbTracker(run.as_in(environ, project=project), config, self.say)
+            if tracker_name != "wandb":
+                sent = self._sent if resumed else 0
+                tracker = AccelerateTracker(tracker_name, run, config, sent=sent)
             try:
                 self._ids[tracker_name] = tracker.start()
                 self._trackers.append(tracker)

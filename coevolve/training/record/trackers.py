@@ -16,14 +16,7 @@ from coevolve.training.record.facts import flat
 from coevolve.training.record.lines import SAMPLES, Table
 
 TRACKERS = (
-    "clearml",
-    "comet_ml",
-    "dvclive",
-    "mlflow",
-    "swanlab",
-    "tensorboard",
-    "trackio",
-    "wandb",
+    *("clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"),
 )
 """What `report_to` may name: transformers takes it, accelerate has it. Each is its package."""
 
@@ -102,10 +95,7 @@ class WandbTracker(Tracker):
     name = "wandb"
 
     def __init__(self, run: RunOfTracker, config: Mapping[str, Any], say: Callable[[str], None]):
-        self.run = run
-        self.config = config
-        self.say = say
-        self.sent = 0
+        self.run, self.config, self.say, self.sent = run, config, say, 0
         self._wandb_run: Any = None
         self._online_note = run.folder / f".wandb-online-{run.id}"
 
@@ -142,8 +132,7 @@ class WandbTracker(Tracker):
             shown = wandb.Table(columns=list(table.columns), data=table.rows)
             self.log(table.step, {**table.where, table.title: shown})
         except Exception as error:
-            # A table asks the server several things at once, so it can fail where points are just
-            # kept for later.
+            # A table asks the server several things, so it can fail where points are kept.
             self.say(f"wandb: a table of {table.title} is in {SAMPLES} only: {in_words(error)}")
 
     def artifact(self, folder: Path, name: str, type: str, metadata: Mapping[str, Any]) -> None:
@@ -158,10 +147,8 @@ class WandbTracker(Tracker):
         try:
             self._wandb_run.finish(exit_code=exit_code)
         except TimeoutError:
-            self.say(
-                f"wandb: not everything could be uploaded within {FINISH_SECONDS} s. To upload the rest: "
-                f"wandb sync --include-online {self._folder()}"
-            )
+            what_to_do = f"To upload the rest: wandb sync --include-online {self._folder()}"
+            self.say(f"wandb: not all was uploaded within {FINISH_SECONDS} s. {what_to_do}")
 
     def _start_online(self, mode: WandbMode) -> None:
         import wandb
@@ -231,10 +218,7 @@ class AccelerateTracker(Tracker):
     """
 
     def __init__(self, name: str, run: RunOfTracker, config: Mapping[str, Any], *, sent: int):
-        self.name = name
-        self.run = run
-        self.config = config
-        self.sent = sent
+        self.name, self.run, self.config, self.sent = name, run, config, sent
         self._tracker: Any = None
 
     def start(self) -> str:
@@ -242,6 +226,7 @@ class AccelerateTracker(Tracker):
 
         PartialState()  # accelerate's classes need it to have been made
         run = self.run
+        kept = {"resume": "allow", "log_dir": str(run.folder / "swanlab")}
         options: dict[str, dict[str, Any]] = {
             "clearml": {
                 "task_name": run.name,
@@ -251,12 +236,7 @@ class AccelerateTracker(Tracker):
             "comet_ml": {"experiment_key": run.id},
             "dvclive": {"dir": str(run.folder / "dvclive"), "resume": run.resumed},
             "mlflow": {"run_name": run.name, "run_id": run.id if run.resumed else None},
-            "swanlab": {
-                "name": run.name,
-                "id": run.id,
-                "resume": "allow",
-                "log_dir": str(run.folder / "swanlab"),
-            },
+            "swanlab": {**kept, "id": run.id, "name": run.name},
             "tensorboard": {"logging_dir": str(run.folder / "tensorboard")},
             "trackio": {"name": f"{run.name}-{run.id[:8]}", "resume": "allow"},
         }
@@ -265,10 +245,8 @@ class AccelerateTracker(Tracker):
         self._tracker.start()
         if not run.resumed:
             # Not every tracker takes more than one level, or others than numbers and text.
-            config = {
-                name: value if isinstance(value, (str, int, float)) else str(value)
-                for name, value in flat(self.config).items()
-            }
+            level, plain = flat(self.config).items(), (str, int, float)
+            config = {name: x if isinstance(x, plain) else str(x) for name, x in level}
             self._tracker.store_init_configuration(config)
         # These two give the ids themselves.
         if self.name == "mlflow":
@@ -290,8 +268,7 @@ def require_tracker(name: str) -> None:
         raise RecipeError(f"logging.report_to: found {name!r}; accepted are {', '.join(TRACKERS)}.")
     if importlib.util.find_spec(name) is None:
         raise RecipeError(
-            f"logging.report_to: {name} is not installed. Install it with `pip install {name}`, or take it out of the "
-            "recipe."
+            f"logging.report_to: {name} is not installed. Run `pip install {name}`, or take it out of the recipe."
         )
 
 

@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from coevolve.data.example import Example
 from coevolve.errors import TooLongError
 from coevolve.prompts import core_features
-from coevolve.scoring.estimator import ProbabilityEstimator
+from coevolve.scoring.batching import Ids
+from coevolve.scoring.estimator import Examples, ProbabilityEstimator, Texts
 from coevolve.scoring.logprob import score_rows
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, REFERENCE, Role
 from coevolve.training.distributed.processes import Processes
@@ -44,20 +44,22 @@ class ConnectorBatch:
     def __init__(
         self,
         estimator: ProbabilityEstimator,
-        examples: Sequence[Example],
-        completion_ids: Sequence[Sequence[int]],
-        index: Sequence[int],
+        examples: Examples,
+        completion_ids: Sequence[Ids],
+        index: Ids,
         *,
         target_words: int,
         token_weighting: Literal["none", "change"] = "none",
         group: int = 1,
         processes: Processes | None = None,
     ):
-        self.estimator = estimator
+        self.estimator, self.target_words, prompts = (
+            estimator,
+            target_words,
+            estimator.renderer.prompts,
+        )
         self.token_weighting, self.group, self.processes = token_weighting, group, processes
-        self.sections = estimator.renderer.prompts.sections
-        self.instruction = estimator.renderer.prompts.instruction
-        self.target_words = target_words
+        self.sections, self.instruction = prompts.sections, prompts.instruction
         self.examples = [examples[row] for row in index]
         self.texts = finished_texts(estimator, CONNECTOR, completion_ids)
         self.features = [core_features(text or "", self.sections) for text in self.texts]
@@ -88,13 +90,10 @@ class ConnectorBatch:
     @cached_property
     def bound_credits(self) -> list[float | None]:
         """What each adds to its group's K-sample bound; one that is not judged is a uniform guess."""
-        lengths = [
-            len(x)
-            for x in map(self.estimator.renderer.response_ids, golden_responses(self.examples))
-        ]
+        ids = map(self.estimator.renderer.response_ids, golden_responses(self.examples))
         rows = [
-            (None if x is None else float(x.sum()), length * self.log_uniform)
-            for x, length in zip(self.golden, lengths, strict=True)
+            (None if x is None else float(x.sum()), len(y) * self.log_uniform)
+            for x, y in zip(self.golden, ids, strict=True)
         ]
 
         def of_group(rows: Sequence[tuple[float | None, float]]) -> list[float | None]:
@@ -121,12 +120,10 @@ class ConnectorBatch:
     def _golden(self, rows: Sequence[int]) -> Sequence[np.ndarray | None]:
         examples = [self.examples[row] for row in rows]
         try:
-            return self.estimator.token_log_probs(
-                examples, golden_responses(examples), [self.texts[row] for row in rows]
-            )
+            texts = [self.texts[row] for row in rows]
+            return self.estimator.token_log_probs(examples, golden_responses(examples), texts)
         except TooLongError:
-            # The data was checked with room for a reasoning, so this is rare; which one it was,
-            # each is asked alone.
+            # The data was checked with room for a reasoning, so this is rare; each is asked alone.
             return [None] if len(rows) == 1 else [x for row in rows for x in self._golden([row])]
 
 
@@ -142,17 +139,16 @@ class EstimatorBatch:
     def __init__(
         self,
         estimator: ProbabilityEstimator,
-        examples: Sequence[Example],
-        reasoning: Sequence[str],
-        completion_ids: Sequence[Sequence[int]],
-        index: Sequence[int],
+        examples: Examples,
+        reasoning: Texts,
+        completion_ids: Sequence[Ids],
+        index: Ids,
         *,
         judge: Literal["base", "overlap", "likelihood"],
         group: int,
         processes: Processes,
     ):
-        self.estimator = estimator
-        self.render = estimator.renderer
+        self.estimator, self.render = estimator, estimator.renderer
         self.examples = [examples[row] for row in index]
         self.reasoning = [reasoning[row] for row in index]
         self.ids = completion_ids
@@ -164,8 +160,7 @@ class EstimatorBatch:
     @cached_property
     def match(self) -> list[float | None]:
         """min(1, judged candidate / judged golden response)."""
-        rows = _indices(self.usable)
-        texts = [self.texts[row] or "" for row in rows]  # usable ones
+        rows, texts = self._usable_ones()
         if self.judge == "overlap":
             golden = golden_responses([self.examples[row] for row in rows])
             values = list(map(rewards.word_overlap, texts, golden))
@@ -178,18 +173,15 @@ class EstimatorBatch:
     @cached_property
     def reference(self) -> list[np.ndarray | None]:
         """N arrays (T,): log-probabilities of the response's own tokens, nats, as the phase began."""
-        rows = _indices(self.usable)
-        texts = [self.texts[row] or "" for row in rows]  # usable ones
+        rows, texts = self._usable_ones()
         return _filled_in(self.usable, self._asked(rows, texts))
 
     @cached_property
     def kernel_scores(self) -> list[float | None]:
         """Each response's part in its group's kernel score; None for no usable response."""
-        golden = [
-            self.render.response_ids(response)[:-1] for response in golden_responses(self.examples)
-        ]
+        golden = map(self.render.response_ids, golden_responses(self.examples))
         mine = [
-            (None if text is None else list(ids)[:-1], of)
+            (None if text is None else list(ids)[:-1], of[:-1])
             for text, ids, of in zip(self.texts, self.ids, golden, strict=True)
         ]
         return of_groups(self.processes, self.group, mine, self._group_scores)
@@ -197,6 +189,10 @@ class EstimatorBatch:
     def columns(self) -> dict[str, list[Any]]:
         """What a user's reward gets beside what TRL gives it."""
         return {**_columns(self.examples), "reasoning": list(self.reasoning)}
+
+    def _usable_ones(self) -> tuple[list[int], list[str]]:
+        rows = _indices(self.usable)
+        return rows, [self.texts[row] or "" for row in rows]
 
     def _group_scores(
         self, rows: Sequence[tuple[list[int] | None, list[int]]]
@@ -206,11 +202,8 @@ class EstimatorBatch:
 
         to_golden = np.array([alike(ids, golden) for ids, golden in rows])
         among = np.array([[alike(one, other) for other, _ in rows] for one, _ in rows])
-        scores = rewards.kernel_scores(to_golden, among)
-        return [
-            None if ids is None else float(score)
-            for (ids, _), score in zip(rows, scores, strict=True)
-        ]
+        scores = rewards.kernel_scores(to_golden, among).tolist()
+        return [None if ids is None else x for (ids, _), x in zip(rows, scores, strict=True)]
 
     def _ratios(self, candidates: Sequence[float]) -> list[float]:
         """min(1, P(candidate) / P(golden)); a group's golden response is judged once."""
@@ -231,10 +224,8 @@ class EstimatorBatch:
         if self.judge == "likelihood":
             return [float(values.mean()) for values in self._asked(rows, responses)]
         # P(the frozen base answers that all of it is matched), the end of its answer included.
-        prompts = [
-            self.render.judge(self.reasoning[row], text)
-            for row, text in zip(rows, responses, strict=True)
-        ]
+        shown = [self.reasoning[row] for row in rows]
+        prompts = [self.render.judge(*of) for of in zip(shown, responses, strict=True)]
         targets = [self.render.response_ids(self.render.prompts.judge_match)] * len(prompts)
         return [float(values.sum()) for values in self._scores(None, prompts, targets)]
 
@@ -245,7 +236,7 @@ class EstimatorBatch:
         return self._scores(REFERENCE, prompts, targets)
 
     def _scores(
-        self, actor: Literal["ref"] | None, prompts: Sequence[str], targets: Sequence[Sequence[int]]
+        self, actor: Literal["ref"] | None, prompts: Texts, targets: Sequence[Ids]
     ) -> list[np.ndarray]:
         with self.estimator.roles.acting(actor) as model:
             return score_rows(
@@ -260,18 +251,10 @@ class EstimatorBatch:
 
 ESTIMATOR_REWARDS.register("match")(Reward(lambda batch, given: batch.match))
 ESTIMATOR_REWARDS.register("kernel_score")(
-    Reward(
-        lambda batch, given: batch.kernel_scores,
-        lowest=lambda batch: rewards.lowest_kernel_score(batch.group),
-    )
+    Reward(lambda x, given: x.kernel_scores, lambda x: rewards.lowest_kernel_score(x.group))
 )
-
-
 CONNECTOR_REWARDS.register("bound")(
-    Reward(
-        lambda batch, given: batch.bound_credits,
-        lowest=lambda batch: rewards.lowest_bound_credit(batch.group),
-    )
+    Reward(lambda x, given: x.bound_credits, lambda x: rewards.lowest_bound_credit(x.group))
 )
 
 
@@ -295,20 +278,17 @@ def of_groups(
 
 
 def finished_texts(
-    estimator: ProbabilityEstimator, role: Role, completion_ids: Sequence[Sequence[int]]
+    estimator: ProbabilityEstimator, role: Role, completion_ids: Sequence[Ids]
 ) -> list[str | None]:
     """The completions' texts; None for one that is cut off or empty."""
     render, stops = estimator.renderer_of(role), estimator.stop_ids(role)
-    return [
-        render.decode(ids) or None if ids and ids[-1] in stops else None for ids in completion_ids
-    ]
+    ended = [ids if ids and ids[-1] in stops else None for ids in completion_ids]
+    return [None if ids is None else render.decode(ids) or None for ids in ended]
 
 
-def _columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    return {
-        "example": [example.to_row() for example in examples],
-        "golden_response": golden_responses(examples),
-    }
+def _columns(examples: Examples) -> dict[str, list[Any]]:
+    rows = [example.to_row() for example in examples]
+    return {"example": rows, "golden_response": golden_responses(examples)}
 
 
 def _indices(usable: Sequence[bool]) -> list[int]:

@@ -118,30 +118,24 @@ def checked(field: str, values: Any, count: int) -> list[float | None]:
     """What a reward returned, as `count` finite numbers or None; RewardError for anything else."""
     if not hasattr(values, "__iter__") or isinstance(values, (str, bytes, Mapping)):
         raise RewardError(
-            f"{field} returned {type(values).__name__}; accepted is a list of {count} numbers, one "
-            "for each completion."
+            f"{field} returned {type(values).__name__}; accepted is a list of {count} numbers."
         )
     returned = list(values)
     if len(returned) != count:
-        raise RewardError(
-            f"{field} returned {len(returned)} values for {count} completions; accepted is one for "
-            "each."
-        )
+        found = f"{field} returned {len(returned)} values for {count} completions"
+        raise RewardError(f"{found}; accepted is one for each.")
     return [
-        None
-        if value is None
-        else _number(f"{field} gave", value, f"completion {index} of the batch")
+        None if value is None else _number(field, value, f"completion {index} of the batch")
         for index, value in enumerate(returned)
     ]
 
 
-def _number(field_gave: str, value: Any, completion: str) -> float:
+def _number(field: str, value: Any, completion: str) -> float:
     # A scalar of NumPy or torch is as good as a number.
     plain = value.item() if getattr(value, "ndim", None) == 0 else value
     if not isinstance(plain, numbers.Real):
-        raise RewardError(
-            f"{field_gave} {value!r} ({type(value).__name__}) for {completion}; it must be a number."
-        )
+        found = f"{field} gave {value!r} ({type(value).__name__}) for {completion}"
+        raise RewardError(f"{found}; it must be a number.")
     if not math.isfinite(plain):
-        raise RewardError(f"{field_gave} {float(plain)} for {completion}; it must be finite.")
+        raise RewardError(f"{field} gave {float(plain)} for {completion}; it must be finite.")
     return float(plain)

@@ -25,6 +25,7 @@ lowest value that the function gave in the batch, and so does None.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from coevolve.errors import RewardError
@@ -55,15 +56,8 @@ class Reward:
 
 
 def _registry() -> Registry[Any]:
-    return Registry(
-        "reward",
-        accepted=(
-            "a function (prompts, completions, completion_ids, **columns) that returns a list of "
-            "numbers"
-        ),
-        given=GIVEN,
-        error=RewardError,
-    )
+    accepted = "a function (prompts, completions, completion_ids, **columns) that returns numbers"
+    return Registry("reward", accepted=accepted, given=GIVEN, error=RewardError)
 
 
 CONNECTOR_REWARDS, ESTIMATOR_REWARDS = _registry(), _registry()
@@ -71,10 +65,8 @@ CONNECTOR_REWARDS, ESTIMATOR_REWARDS = _registry(), _registry()
 
 def check_rewards(recipe: Recipe) -> None:
     """Find the recipe's custom rewards before anything is loaded. Raises as `Registry.custom`."""
-    for section, named in (
-        ("connector_rl", CONNECTOR_REWARDS),
-        ("estimator_rl", ESTIMATOR_REWARDS),
-    ):
+    sections = {"connector_rl": CONNECTOR_REWARDS, "estimator_rl": ESTIMATOR_REWARDS}
+    for section, named in sections.items():
         settings = getattr(recipe, section)
         used = recipe.rounds.count and any(phase.name == section for phase in recipe.rounds.phases)
         for path in settings.rewards.custom if settings and used else ():
@@ -86,21 +78,10 @@ def custom_field(field: str, path: str) -> str:
     return f"{field}.custom {path!r}"
 
 
-def of_connector(name: str, *of: str, **more: Any) -> Callable[[Pure], Pure]:
-    """A decorator that makes a reward of the connector of a pure function: see `_named`."""
-    return _named(CONNECTOR_REWARDS, name, of, **more)
-
-
-def of_estimator(name: str, *of: str, **more: Any) -> Callable[[Pure], Pure]:
-    """Likewise of the estimator."""
-    return _named(ESTIMATOR_REWARDS, name, of, **more)
-
-
 def _named(
     registry: Registry[Any],
     name: str,
-    of: Sequence[str],
-    *,
+    *of: str,
     given: Sequence[str] = (),
     lowest: Callable[[Any], float] = lambda batch: 0.0,
     bounded: bool = True,
@@ -113,12 +94,13 @@ def _named(
         def values(batch: Any, _: Mapping[str, Any]) -> Values:
             rows = zip(*(getattr(batch, column) for column in of), strict=True)
             options = {option: getattr(batch, option) for option in given}
-            return [
-                None if any(part is None for part in row) else function(*row, **options)
-                for row in rows
-            ]
+            judged = (None if any(part is None for part in row) else row for row in rows)
+            return [None if row is None else function(*row, **options) for row in judged]
 
         registry.register(name)(Reward(values, lowest, bounded))
         return function
 
     return add
+
+
+of_connector, of_estimator = partial(_named, CONNECTOR_REWARDS), partial(_named, ESTIMATOR_REWARDS)

@@ -7,8 +7,8 @@ from coevolve.errors import RecipeError
 from coevolve.recipe import Recipe
 from coevolve.recipe.rl import Grpo
 from coevolve.registry import Registry
-from coevolve.training.engines import Plan, RewardFunction, Segment
-from coevolve.training.rl.grpo import RoleGRPOTrainer, SharedPromptTrainer, run_grpo
+from coevolve.training.engines import Plan, Segment
+from coevolve.training.rl.grpo import Rewards, RoleGRPOTrainer, SharedPromptTrainer, run_grpo
 from coevolve.training.rl.ppo import RolePPOTrainer, RoleRLOOTrainer
 
 
@@ -40,11 +40,7 @@ def check_algorithms(recipe: Recipe) -> None:
 
 
 def run_rl(
-    plan: Plan,
-    prompts: Sequence[str],
-    rewards: Sequence[tuple[str, RewardFunction, float]],
-    settings: Grpo,
-    **options: Any,
+    plan: Plan, prompts: Sequence[str], rewards: Rewards, settings: Grpo, **options: Any
 ) -> Segment:
     """RL of the role by the algorithm that the settings name; the rest is as for `run_grpo`."""
     trainer = ALGORITHMS.get(settings.algorithm, f"{plan.role}_rl.algorithm")

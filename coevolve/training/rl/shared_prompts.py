@@ -51,12 +51,11 @@ class Packed:
     def mask(self) -> Tensor:
         """(R, 1, S, S), True where a token attends to another; padding to itself, as softmax needs."""
         query_RS1, key_R1S = self.segments_RS[:, :, None], self.segments_RS[:, None, :]
-        width = self.segments_RS.shape[1]
-        before_SS = torch.ones(width, width, dtype=torch.bool, device=self.ids_RS.device).tril()
-        itself_SS = torch.eye(width, dtype=torch.bool, device=self.ids_RS.device)
-        return (((key_R1S == query_RS1) | (key_R1S == 0)) & before_SS & (key_R1S >= 0) | itself_SS)[
-            :, None
-        ]
+        width, device = self.segments_RS.shape[1], self.ids_RS.device
+        before_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        itself_SS = torch.eye(width, dtype=torch.bool, device=device)
+        seen_RSS = ((key_R1S == query_RS1) | (key_R1S == 0)) & before_SS & (key_R1S >= 0)
+        return (seen_RSS | itself_SS)[:, None]
 
 
 def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
@@ -65,47 +64,35 @@ def packed(ids_BT: Tensor, mask_BT: Tensor, width: int) -> Packed:
     ids, mask = ids_BT.tolist(), mask_BT.bool().tolist()
     rows: dict[tuple[int, ...], list[int]] = {}
     for index, (row, real) in enumerate(zip(ids, mask, strict=True)):
-        rows.setdefault(tuple(row[place] for place in range(columns) if real[place]), []).append(
-            index
-        )
+        prompt = tuple(row[place] for place in range(columns) if real[place])
+        rows.setdefault(prompt, []).append(index)
     built: list[dict[str, list[int]]] = []
     starts = [(0, 0)] * len(ids)
     for prompt, members in rows.items():
         shared = len(prompt) - 1
-        row = {
-            "ids": list(prompt[:-1]),
-            "positions": list(range(shared)),
-            "labels": [IGNORED] * shared,
-            "segments": [0] * shared,
-        }
+        own: dict[str, list[int]] = {"ids": list(prompt[:-1]), "positions": list(range(shared))}
+        own |= {"labels": [IGNORED] * shared, "segments": [0] * shared}
         for number, member in enumerate(members, start=1):
-            completion = [
-                ids[member][columns + place]
-                for place in range(width)
-                if mask[member][columns + place]
-            ]
-            starts[member] = (len(built), len(row["ids"]))
-            row["ids"] += [prompt[-1], *completion][: len(completion)]
-            row["positions"] += range(shared, shared + len(completion))
-            row["labels"] += completion
-            row["segments"] += [number] * len(completion)
-        built.append(row)
+            tail = range(columns, columns + width)
+            completion = [ids[member][place] for place in tail if mask[member][place]]
+            starts[member] = (len(built), len(own["ids"]))
+            own["ids"] += [prompt[-1], *completion][: len(completion)]
+            own["positions"] += range(shared, shared + len(completion))
+            own["labels"] += completion
+            own["segments"] += [number] * len(completion)
+        built.append(own)
     longest = max(len(row["ids"]) for row in built)
 
     def filled(name: str, value: int) -> Tensor:
-        return torch.tensor(
-            [row[name] + [value] * (longest - len(row[name])) for row in built], device=device
-        )
+        rows = [row[name] + [value] * (longest - len(row[name])) for row in built]
+        return torch.tensor(rows, device=device)
 
     first_B1 = torch.tensor([[row * longest + start] for row, start in starts], device=device)
     # Past a completion's end there is nothing; any place will do, as it is masked.
     places_BC = (first_B1 + torch.arange(width, device=device)).clamp(max=len(built) * longest - 1)
+    ids_RS, positions_RS = filled("ids", 0), filled("positions", 0)
     return Packed(
-        filled("ids", 0),
-        filled("positions", 0),
-        filled("labels", IGNORED),
-        filled("segments", -1),
-        places_BC,
+        ids_RS, positions_RS, filled("labels", IGNORED), filled("segments", -1), places_BC
     )
 
 
@@ -115,13 +102,9 @@ class SharedPrompts(_Trainer):
     def __init__(self, *args: Any, model: torch.nn.Module, **kwargs: Any):
         backbone = Backbone(model)
         self._cost = backbone.cost
-        # Angles that depend on a row's length, or a mask of another form: then a row of its own for
-        # each completion.
-        self._packs = (
-            backbone.ways.packs
-            and backbone.plain_from() is None
-            and attention_of(backbone.config) == "sdpa"
-        )
+        # Angles by a row's length, or a mask of another form: then each completion has its own row.
+        steady = backbone.plain_from() is None
+        self._packs = backbone.ways.packs and steady and attention_of(backbone.config) == "sdpa"
         super().__init__(*args, model=model, **kwargs)
 
     def log_probs(
@@ -140,15 +123,10 @@ class SharedPrompts(_Trainer):
             "compute_aux_loss": compute_aux_loss,
             **kwargs,
         }
-        whole = super().log_probs
-        if (
-            compute_aux_loss
-            or not self._packs
-            or any(value is not None for value in kwargs.values())
-        ):
-            return whole(
-                model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **options
-            )
+        whole, more = super().log_probs, any(value is not None for value in kwargs.values())
+        if compute_aux_loss or more or not self._packs:
+            inputs = model, input_ids, attention_mask, logits_to_keep
+            return whole(*inputs, batch_size=batch_size, **options)
         rows = batch_size or len(input_ids)
         log_probs: list[Tensor] = []
         entropies: list[Any] = []

@@ -49,12 +49,8 @@ class ValueFunction:
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The head's and its adapter's, by their names in the model."""
-        wanted = {HEAD, ADAPTER}
-        return {
-            name: value
-            for name, value in self.model.named_parameters()
-            if wanted & set(name.split("."))
-        }
+        named, wanted = self.model.named_parameters(), {HEAD, ADAPTER}
+        return {name: value for name, value in named if wanted & set(name.split("."))}
 
     @contextmanager
     def attached(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -63,10 +59,9 @@ class ValueFunction:
         """
         device = next(self.model.parameters()).device
         if self.backbone == "adapter":
-            self._add_adapter()  # before the head, which is a linear layer and must not get one itself
-        self._causal.add_module(
-            HEAD, ValueHead(self._causal.config.get_text_config().hidden_size, device)
-        )
+            self._add_adapter()  # before the head, a linear layer, which must not get one itself
+        hidden_size = self._causal.config.get_text_config().hidden_size
+        self._causal.add_module(HEAD, ValueHead(hidden_size, device))
         hook = self._causal.base_model.register_forward_hook(self._after_backbone)
         try:
             if weights:
@@ -126,8 +121,8 @@ class ValueFunction:
         ]
         if odd:
             raise ArtifactError(
-                f"{self.role}: the saved value function is not the one that ppo.value_backbone {self.backbone} asks "
-                f"for; the first odd weight is {odd[0]!r}. Set ppo.value_backbone to what it was, or begin a new run."
+                f"{self.role}: the saved value function is not of ppo.value_backbone {self.backbone}"
+                f"; odd is {odd[0]!r}. Set ppo.value_backbone to what it was, or begin a new run."
             )
         with torch.no_grad():
             for name, value in parameters.items():
