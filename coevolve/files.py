@@ -116,9 +116,8 @@ def plain_file(path: str | Path, *, at_most: int = LARGEST_FILE) -> Path:
         kind = next((name for is_one, name in _OTHER_KINDS if is_one(found.st_mode)), "a device")
         raise DataError(f"{path}: is {kind}; accepted is a plain file. Copy it into one.")
     if found.st_size > at_most:
-        raise DataError(
-            f"{path}: has {found.st_size:,} bytes; accepted are {at_most:,}. Divide it."
-        )
+        size = f"{found.st_size:,} bytes"
+        raise DataError(f"{path}: has {size}; accepted are at most {at_most:,}. Divide the file.")
     return Path(path)
 
 
@@ -206,7 +205,7 @@ def decode_json(text: str, where: str, *, nan: bool = False) -> Any:
         # The last one cannot itself be lost under a doubled key: that object would come later.
         found, key = doubled[-1]
         place = _place(value, found)
-        raise DataError(f"{where}: {key!r} is there twice{place and f' in {place}'}. Remove one.")
+        raise DataError(f"{where}: key {key!r} is there twice{place and f' in {place}'}.")
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
         raise DataError(f"{where}: {_TOO_DEEP}.")
     return value
@@ -234,9 +233,12 @@ def _number(text: str) -> str:
 def _is_deep(value: Any) -> bool:
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(DEEPEST):
-        items = [each.values() if isinstance(each, dict) else each for each in level]
-        level = [x for of_one in items for x in of_one if isinstance(x, (dict, list))]
+        level = [item for each in level for item in _items(each) if isinstance(item, (dict, list))]
     return bool(level)
+
+
+def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _place(value: Any, sought: Any) -> str:

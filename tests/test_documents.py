@@ -53,7 +53,7 @@ def told(value, *models):
         ),
         (
             {"count": 1, "names": {"a": "\ud800"}},
-            "'\\ud800' is half a character, which no text can hold.",
+            "'\\ud800' is half a character, no text.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Estimates beside exact values on fresh samples of quickstart runs' synthetic worlds."""
+"""Estimates beside exact values, on fresh samples of the synthetic worlds of quickstart runs."""
 
 import argparse
 import sys

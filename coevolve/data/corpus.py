@@ -48,7 +48,7 @@ class Corpus:
         The order of the rows counts, and so does the order of the keys in an `agent_character`:
         prompts show both to the model.
         """
-        plain = {"ensure_ascii": False, "allow_nan": False}
+        plain: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False}
         canonical = json.dumps(self.to_splits(), separators=(",", ":"), **plain)
         return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 

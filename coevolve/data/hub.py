@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from coevolve.data import arrow
 from coevolve.data.corpus import (
@@ -77,8 +78,9 @@ def _download(
     from huggingface_hub import snapshot_download
 
     try:
-        where = {"repo_type": "dataset", "revision": revision, "cache_dir": cache_dir}
-        folder = snapshot_download(name, allow_patterns=patterns, **where)
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": revision}
+        where |= {"cache_dir": cache_dir, "allow_patterns": patterns}
+        folder: str = snapshot_download(name, **where)
     except Exception as error:  # network, access, disk: each its own kind, one remedy
         raise _unavailable(name, revision, "huggingface_hub.snapshot_download", error) from error
     return Path(folder)

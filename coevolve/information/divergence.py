@@ -103,7 +103,7 @@ def measure_divergence(
         both = ((x_1, x_2), (y_1, y_2))
         halves = [representation_jsd(a, b, kernel=kernel, width=width) for a, b in both]
         floor[repetition] = np.mean(halves)
-    numbers = map(float, (jsd.mean(), jsd.std(), floor.mean(), floor.std()))
+    numbers = float(jsd.mean()), float(jsd.std()), float(floor.mean()), float(floor.std())
     return MeasuredDivergence(*numbers, size, repetitions)
 
 

@@ -58,9 +58,8 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
             "baseline; perplexities per token compare only under one tokeniser."
         )
     difference = baseline_sum - model_sum
-    log_ratio = difference.sum() / tokens.sum()
+    log_ratio = float(difference.sum() / tokens.sum())
     residual = (difference - log_ratio * tokens) / tokens.mean()
-    error = np.sqrt(np.sum(residual**2) / (residual.size * (residual.size - 1)))
-    ratio = np.exp(log_ratio)
-    numbers = map(float, (ratio, ratio * error, log_ratio, error))
-    return PerplexityRatio(*numbers, residual.size)
+    error = float(np.sqrt(np.sum(residual**2) / (residual.size * (residual.size - 1))))
+    ratio = float(np.exp(log_ratio))
+    return PerplexityRatio(ratio, ratio * error, log_ratio, error, residual.size)

@@ -286,10 +286,10 @@ def _score_subset(
         {model: Scores(sums[model][part], lengths[model][part]) for model in responses}
         for part in (slice(count), slice(count, None))
     )
-    ids_of, of_responses = estimator.renderer.response_ids, {}
+    of_responses = {}
     for model, given in responses.items() if marginal else ():
-        # Fitted to these responses of that model.
-        of_responses[model] = bigram_log_probs([ids_of(given[name]) for name in subset.ids])
+        ids = [estimator.renderer.response_ids(given[name]) for name in subset.ids]
+        of_responses[model] = bigram_log_probs(ids)  # fitted to the responses that it scores
     return ScoredSubset(subset, pairs, matched, mismatched, of_responses)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from coevolve.chat import Endpoint
 from coevolve.errors import ChatError, DataError
-from coevolve.shifts import translate
+from coevolve.shifts.language import translate
 
 pytest.importorskip("openai")
 

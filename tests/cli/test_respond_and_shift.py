@@ -154,7 +154,7 @@ def test_a_users_language_from_the_data(data, tmp_path):
     assert drawn[0].read_text() == drawn[1].read_text()
     with pytest.raises(
         CoevolveError,
-        match=r"--language 'dutch': .* has no such subset_tag; it has IDTrain, IDTest, g",
+        match=r"--language 'dutch' is no subset_tag of .*: IDTrain, IDTest, g",
     ):
         run(shift, "language", "--language", "dutch", "--data", data, "--out", out)
 

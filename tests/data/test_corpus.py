@@ -113,9 +113,7 @@ def test_a_corpus_answers_by_split_and_subset(tmp_path, splits):
     }
     assert list(subsets) == ["german", "korean"]
     assert corpus.test_splits == ("OOD1Test",)
-    with pytest.raises(
-        DataError, match=r"split 'IDTest' is needed; the data has IDTrain, OOD1Test"
-    ):
+    with pytest.raises(DataError, match=r"split 'IDTest' is needed, found are IDTrain, OOD1Test"):
         corpus.require("IDTest")
 
 
@@ -155,7 +153,7 @@ def test_the_fingerprint_changes_with_what_a_model_would_see(tmp_path, splits, c
         (lambda rows: rows.update(IDTest=[]), r"data\.json: split 'IDTest' has no rows"),
         (
             lambda rows: rows.update(IDTest={}),
-            r"data\.json: split 'IDTest' is an object; accepted is a list",
+            r"data\.json: split 'IDTest' is an object; accepted: a list",
         ),
         (lambda rows: rows.clear(), r"data\.json: has no splits; accepted are IDTrain, "),
         (
@@ -168,7 +166,7 @@ def test_the_fingerprint_changes_with_what_a_model_would_see(tmp_path, splits, c
         ),
         (
             lambda rows: rows["OOD1Test"].append(5),
-            r"data\.json: OOD1Test\[3\]: found a number; accepted is an object",
+            r"data\.json: OOD1Test\[3\]: a number; accepted is an object",
         ),
     ],
 )
@@ -208,7 +206,7 @@ def test_a_jsonl_fault_is_named_with_its_line(tmp_path, make_row):
         (b'{"IDTrain": [\n{"sample_ID": "\xff"}]}', r"data\.json:2: byte .* is not UTF-8"),
         (b'{"IDTrain": [\n{]}', r"data\.json:2: not JSON"),
         (b"", r"data\.json:1: not JSON"),
-        (b"3", r"data\.json: found a number; accepted is an object of splits or a list of rows"),
+        (b"3", r"data\.json: found a number; accepted: an object of splits, a list of rows"),
         (b"[]", r"data\.json: has no rows"),
     ],
 )
@@ -232,7 +230,7 @@ def test_a_path_that_holds_nothing_readable_is_an_error(tmp_path, make_row):
         "notes.txt": "is neither .json nor .jsonl",
         "bad.parquet": "cannot be read as Parquet",
         "saved": r"IDTrain/state\.json: no such file",
-        "empty": "holds no data; accepted are files named <split>",
+        "empty": "holds no data; accepted are <split>",
     }.items():
         with pytest.raises(DataError, match=message):
             read_corpus(tmp_path / name)

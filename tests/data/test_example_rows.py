@@ -51,11 +51,11 @@ def test_the_public_name_of_a_trace_is_read(make_row):
         ),
         (
             {"agent_character": {"age": float("nan")}},
-            r"agent_character holds what JSON in UTF-8 cannot",
+            r"agent_character holds what JSON cannot",
         ),
         (
             {"agent_character": {"name": "\udc00"}},
-            r"agent_character holds what JSON in UTF-8 cannot",
+            r"agent_character holds what JSON cannot",
         ),
         ({"agent_golden_response": " \n"}, r"agent_golden_response is empty"),
         ({"agent_golden_response": ["a"]}, r"agent_golden_response is a list"),
@@ -63,7 +63,7 @@ def test_the_public_name_of_a_trace_is_read(make_row):
             {"shift": "word_order"},
             r"shift is a string; accepted is the object that `coevolve shift` wrote",
         ),
-        ({"shift": {"seed": float("inf")}}, r"shift holds what JSON in UTF-8 cannot"),
+        ({"shift": {"seed": float("inf")}}, r"shift holds what JSON cannot"),
         ({"trace": "a", "SThought": "b"}, r"both 'trace' and 'SThought'"),
         ({"response": "a"}, r"unknown field 'response'; accepted are sample_ID"),
         ({"dialogue_context": []}, r"dialogue_context is an empty list"),
@@ -79,7 +79,7 @@ def test_the_public_name_of_a_trace_is_read(make_row):
         ({"dialogue_context": [{"user_query": "a"}, "b"]}, r"dialogue_context\[1\] is a string"),
         (
             {"dialogue_context": [{"user_query": "a"}, {"agent_response": "b"}]},
-            r"ends with an agent_response",
+            r"ends with the agent",
         ),
     ],
 )
@@ -129,5 +129,5 @@ def test_a_missing_field_is_named(make_row, field):
 
 
 def test_a_row_that_is_no_object_is_an_error():
-    with pytest.raises(DataError, match="row: found a list; accepted is an object"):
+    with pytest.raises(DataError, match="row: a list; accepted is an object"):
         Example.from_row([], "row")

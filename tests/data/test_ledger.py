@@ -98,5 +98,5 @@ def test_an_answer_is_about_the_example_as_it_was(tmp_path, examples, make_row):
         answers(path, [examples[0], changed])
     assert answers(path, examples[:1]) == {"a": "of a"}
     append(path, examples[0])
-    with pytest.raises(DataError, match=r"ledger.jsonl:4: sample_ID 'a' is in line 2 too"):
+    with pytest.raises(DataError, match=r"ledger.jsonl:4: 'a' is in line 2 too"):
         answers(path, examples)

@@ -138,7 +138,7 @@ def test_sizes_and_the_training_file_are_chosen(folder):
         persona_chat_corpus(folder, train_size=5)
     with pytest.raises(DataError, match="has 0 usable conversations for turn_composition"):
         persona_chat_corpus(folder, long_turns=10)
-    with pytest.raises(DataError, match="accepted are numbers from 1"):
+    with pytest.raises(DataError, match="accepted is 1 or more"):
         persona_chat_corpus(folder, train_size=0)
 
 

@@ -80,7 +80,7 @@ def rows_for(**responses):
         ([{"sample_ID": "a"}], r"\(sample_ID 'a'\): has no response; accepted is a 'response'"),
         (
             [{"sample_ID": "a", "response": "x", "model_response": "x"}],
-            r"has both 'response' and 'model_response'",
+            r"has 'response' and 'model_response'",
         ),
         ([{"sample_ID": "a", "model_response": {}}], r"model_response is an object with no fields"),
         (
@@ -94,7 +94,7 @@ def rows_for(**responses):
         ([{"sample_ID": "a", "model_response": 3}], r"model_response is a number"),
         ([{"sample_ID": 1, "response": "x"}], r"r\.jsonl:1: sample_ID is a number"),
         ([{"response": "x"}], r"r\.jsonl:1: field 'sample_ID' is missing; the row has 'response'"),
-        ([["a", "x"]], r"r\.jsonl:1: found a list; accepted is an object"),
+        ([["a", "x"]], r"r\.jsonl:1: found a list; accepted: an object"),
     ],
 )
 def test_a_fault_is_named_with_its_line(tmp_path, examples, rows, message):

@@ -36,5 +36,5 @@ def test_where_nothing_varies_there_is_no_correlation():
 
 @pytest.mark.parametrize(("a", "b"), [([1], [1]), ([1, 2], [1, 2, 3]), ([[1, 2]], [[1, 2]])])
 def test_lists_that_do_not_fit_are_refused(a, b):
-    with pytest.raises(DataError, match="two lists of equal length"):
+    with pytest.raises(DataError, match="two lists of one length"):
         pearson(a, b)

@@ -17,9 +17,14 @@ from coevolve.information.bound import (
     published_bound,
     scale_adjusted_bound,
 )
-from coevolve.information.discrete import entropy, jensen_shannon, joint_information, row_entropies
+from coevolve.information.discrete import entropy, jensen_shannon, row_entropies
 
 INPUTS = ("user", "character", "dialogue")
+
+
+def joint_information(joint):
+    """I(A; B) of a joint distribution (A, B), nats."""
+    return entropy(joint.sum(axis=1)) + entropy(joint.sum(axis=0)) - entropy(joint)
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ def role_play_bounds(seed):
     """
     from coevolve.worlds.language import RESPONSE_VOCABULARY, SLOTS
     from coevolve.worlds.role_players import role_players
-    from coevolve.worlds.truth import emid, factor_divergences, largest_entropy, response_divergence
+    from coevolve.worlds.truth import emid, response_distribution
     from coevolve.worlds.world import SHIFTS, World, WorldSpec
 
     rng = np.random.default_rng([seed, 1])
@@ -241,32 +246,33 @@ def role_play_bounds(seed):
     shifted = world.shifted(str(rng.choice(list(SHIFTS))), seed, rng.uniform(0.3, 1))
     policies = list(role_players(world).values())
     policy = policies[rng.integers(len(policies))]
-    divergences = Divergences(
-        factor_divergences(world, shifted),
-        response_divergence(world, policy),
-        response_divergence(shifted, policy),
-    )
-    published = published_bound(divergences, largest_entropy(shifted, policy))
-    certified = certified_bound(
-        divergences, entropy_spread(shifted, policy), len(RESPONSE_VOCABULARY) ** SLOTS
-    )
+    outputs = [
+        jensen_shannon(*(response_distribution(one, said) for said in (policy, one.golden)))
+        for one in (world, shifted)
+    ]
+    factors = {name: jensen_shannon(p, shifted.factors[name]) for name, p in world.factors.items()}
+    divergences = Divergences(factors, *outputs)
+    largest = entropies_of(shifted, policy, (1, 1)).max()
+    published = published_bound(divergences, float(largest))
+    spread = float(np.ptp(entropies_of(shifted, policy, (1, -1))))
+    certified = certified_bound(divergences, spread, len(RESPONSE_VOCABULARY) ** SLOTS)
     return emid(world, shifted, policy), published, certified
 
 
-def entropy_spread(world, policy):
-    """max - min over all contexts of H(Y | x) - H(theta(. | x))."""
+def entropies_of(world, policy, signs):
+    """H(Y | x) and H(theta(. | x)) with these signs, added, of all contexts."""
     from coevolve.worlds.language import INPUT_WORDS
 
     grid = np.meshgrid(
         *(np.arange(len(words)) for words in INPUT_WORDS.values()), indexing="ij", sparse=True
     )
-    difference = np.zeros(())
-    for sign, speaker in ((1, world.golden), (-1, policy)):
+    total = np.zeros(())
+    for sign, speaker in zip(signs, (world.golden, policy), strict=True):
         entropies = row_entropies(speaker.slot_emissions())
         manner, *features = speaker.plan(dict(zip(INPUT_WORDS, grid, strict=True)))
         for slot, feature in enumerate(features):
-            difference = difference + sign * entropies[slot][manner, feature]
-    return float(np.ptp(difference))
+            total = total + sign * entropies[slot][manner, feature]
+    return total
 
 
 def check_role_play_worlds(count):

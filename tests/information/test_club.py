@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from coevolve.errors import DataError, RecipeError
 from coevolve.information.contrast import Contrast
 from coevolve.information.estimate import mutual_information
-from coevolve.information.log_probs import normalise
+from coevolve.information.log_probs import checked
 from coevolve.scoring.scores import Scores
 
 # Context i in rows, response j in columns; the responses have 1, 2 and 4 tokens.
@@ -129,7 +129,7 @@ def test_pairs_that_do_not_fit_are_refused(pairs, message):
 
 def test_a_response_has_one_number_of_tokens():
     matched, mismatched = Scores(np.zeros(2), np.array([1, 2])), Scores(np.zeros(1), np.array([1]))
-    with pytest.raises(DataError, match="another number of tokens"):
+    with pytest.raises(DataError, match="other numbers of tokens"):
         Contrast.from_pairs(matched, mismatched, np.array([[0, 1]]), "per_token")
 
 
@@ -139,12 +139,12 @@ def test_a_response_has_one_number_of_tokens():
         ([-1.0, -np.inf], [1, 1], r"index \(1,\) is -inf.*1 of 2"),
         ([np.nan], [1], "finite number"),
         ([-1.0], [0], "at least 1"),
-        ([-1.0, -1.0], [1, 1, 1], "does not broadcast"),
+        ([-1.0, -1.0], [1, 1, 1], "one count per response"),
     ],
 )
 def test_unusable_log_probabilities_are_refused(sums, tokens, message):
     with pytest.raises(DataError, match=message):
-        normalise(Scores(np.array(sums), np.array(tokens)), "per_token")
+        checked(Scores(np.array(sums), np.array(tokens)))
 
 
 def test_unknown_names_are_refused():

@@ -70,21 +70,21 @@ def test_emid_is_antisymmetric_and_its_errors_add(a, b):
 
 def test_unlike_contrasts_are_refused():
     golden = contrast([[-1, -5], [-7, -3]])
-    with pytest.raises(DataError, match="normalise both alike"):
+    with pytest.raises(DataError, match="estimate both alike"):
         emi(contrast([[-1, -5], [-7, -3]], normalisation="per_token"), golden)
     with pytest.raises(DataError, match="3 responses, golden 2"):
         emi(contrast(np.zeros((3, 3))), golden)
     other = Contrast(
         golden.matched, golden.mismatched, golden.pairs[::-1], golden.tokens, "per_response"
     )
-    with pytest.raises(DataError, match="same"):
+    with pytest.raises(DataError, match="score both alike"):
         emi(other, golden)
 
 
 def test_unlike_estimates_are_refused():
     matrix = [[-1, -5], [-7, -3]]
     p = emi(contrast(matrix), contrast(matrix))
-    with pytest.raises(DataError, match="estimate both alike"):
+    with pytest.raises(DataError, match="EMI of P is club in"):
         emid(
             p,
             emi(
@@ -92,5 +92,5 @@ def test_unlike_estimates_are_refused():
                 contrast(matrix, normalisation="per_token"),
             ),
         )
-    with pytest.raises(DataError, match="estimate both alike"):
+    with pytest.raises(DataError, match="EMI of P is club in"):
         emid(p, emi(contrast(matrix), contrast(matrix), "info_nce"))

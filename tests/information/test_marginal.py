@@ -66,9 +66,9 @@ def test_what_it_cannot_be_computed_from_is_refused():
     contrast = Contrast(
         np.zeros(2), np.zeros(0), np.zeros((0, 2), dtype=int), np.ones(2), "per_response"
     )
-    with pytest.raises(DataError, match="needs a log marginal"):
+    with pytest.raises(DataError, match="needs the responses' log marginals"):
         mutual_information(contrast, "difference_of_entropies")
     with pytest.raises(DataError, match="found 1 responses"):
         bigram_log_probs(["ab"])
-    with pytest.raises(DataError, match="may be empty"):
+    with pytest.raises(DataError, match="2 or more with tokens"):
         bigram_log_probs(["ab", ""])

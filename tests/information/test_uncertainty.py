@@ -202,7 +202,7 @@ def test_what_has_no_error_is_refused():
         standard_error(Influence(np.zeros(1), np.zeros(0), np.zeros((0, 2), dtype=int)))
     with pytest.raises(DataError, match="numbers from 0 to 1"):
         holm([0.5, float("nan")])
-    with pytest.raises(DataError, match="draws are of 4 examples, the estimate of 5"):
+    with pytest.raises(DataError, match="draws are of 4 examples, not of 5"):
         bootstrap(Influence(np.ones(5), np.zeros(0), np.zeros((0, 2), dtype=int)), np.ones((3, 4)))
     with pytest.raises(DataError, match="no paired difference"):
         Influence(np.zeros(3), np.zeros(0), np.zeros((0, 2))) - Influence(

@@ -47,7 +47,7 @@ VALUES = prompt_set("roleplay").to_dict()
         ({"teacher_user": "}"}, "teacher_user is no template of str.format (Single '}'"),
         (
             {"connector_user": "{context}" * 11},
-            "connector_user has the field {context} 11 times; accepted are 10",
+            "connector_user has {context} 11 times; accepted are 10",
         ),
         (
             {"estimator_user": "x" * 100_001},

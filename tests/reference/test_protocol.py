@@ -22,7 +22,7 @@ from coevolve.remid.evaluate import evaluate_remid
 from coevolve.remid.measures import PUBLISHED
 from coevolve.remid.results import RemidResults
 from coevolve.remid.score import Scoring
-from coevolve.remid.table import remid_csv, remid_text
+from coevolve.remid.table import remid_csv, remid_markdown
 from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.roles import ESTIMATOR
 
@@ -187,7 +187,7 @@ def test_the_numbers_are_those_of_a_literal_reading(
         )
         assert by_name["german"]["models"][name]["remid"] == pytest.approx(difference)
     assert found["protocol"]["cut"] == found["protocol"]["empty"] == 0
-    assert "german" in remid_text(RemidResults.model_validate(found))
+    assert "german" in remid_markdown(RemidResults.model_validate(found))
 
 
 def test_the_rows_are_the_corpus_s_and_the_averages_theirs(estimator, corpus, responses, reasoning):

@@ -14,6 +14,7 @@ from rich.console import Console
 from coevolve.data.corpus import Corpus
 from coevolve.data.responses import write_responses
 from coevolve.errors import DataError, RecipeError
+from coevolve.information.discrete import jensen_shannon
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.remid.blame import remi_of
 from coevolve.remid.bound import (
@@ -31,7 +32,7 @@ from coevolve.scoring.scores import Scores
 from coevolve.worlds.corpus import world_corpus, world_of, worlds_by_split
 from coevolve.worlds.language import SLOTS
 from coevolve.worlds.role_players import role_players
-from coevolve.worlds.truth import emid, factor_divergences
+from coevolve.worlds.truth import emid
 
 SEED = 3
 
@@ -157,7 +158,8 @@ def test_with_one_hot_vectors_the_jsd_is_the_exact_one_and_its_noise():
 
     found = evaluate_bound(scored, CharactersOnly(), measuring=Measuring(largest=800)).values()
     measured = found["subsets"][0]["inputs"]["character"]
-    exact = factor_divergences(world_of(SEED), worlds_by_split(SEED)["OOD2Test"])["character"]
+    worlds = (world_of(SEED), worlds_by_split(SEED)["OOD2Test"])
+    exact = jensen_shannon(*(world.factors["character"] for world in worlds))
     assert measured["excess"] < measured["jsd"] == pytest.approx(exact, rel=0.2)
     assert measured["excess"] == pytest.approx(exact, rel=0.2)
     assert found["subsets"][0]["inputs"]["user"]["jsd"] == pytest.approx(0, abs=1e-12)

@@ -101,5 +101,5 @@ def test_an_unusable_number_is_refused(negatives):
 
 @pytest.mark.parametrize("count", [0, -1, 2.5, True])
 def test_an_unusable_number_per_context_is_refused(count):
-    with pytest.raises(RecipeError, match="accepted are integers from 1 up"):
+    with pytest.raises(RecipeError, match="accepted is 1 or more"):
         PerContext(count)

@@ -20,7 +20,6 @@ from coevolve.remid.table import (
     remid_latex,
     remid_markdown,
     remid_rows,
-    remid_text,
 )
 from coevolve.remid.unanswered import count_unanswered
 
@@ -32,6 +31,11 @@ LABELS = [
     "word_composition",
     AVERAGE,
 ]
+
+
+def remid_text(results, exact=None):
+    """The tables in plain text, a row per line: Markdown without its escapes."""
+    return remid_markdown(results, exact).replace("\\", "")
 
 
 @pytest.fixture

@@ -14,17 +14,10 @@ from coevolve.data.corpus import Corpus, read_corpus
 from coevolve.data.example import Example, Turn
 from coevolve.errors import DataError, RecipeError
 from coevolve.files import write_jsonl
-from coevolve.shifts import (
-    add_subset,
-    characters_of_splits,
-    draw_sources,
-    longer_turns,
-    pair_with_language,
-    read_characters,
-    unseen_character,
-    with_golden,
-    word_order,
-)
+from coevolve.shifts import add_subset, draw_sources, with_golden
+from coevolve.shifts.character import characters_of_splits, read_characters, unseen_character
+from coevolve.shifts.dialogue import longer_turns, word_order
+from coevolve.shifts.language import pair_with_language
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "roleplay-shared.json"
 
@@ -292,7 +285,7 @@ def test_sources_are_drawn_by_seed(corpus):
         tuple(x.sample_id for x in draw_sources(corpus, "IDTest", 2, seed)) for seed in range(20)
     }
     assert drawn == {("i1", "i2"), ("i1", "i3"), ("i2", "i3")}
-    with pytest.raises(DataError, match="'IDTest' has 3 examples; 4 were asked for"):
+    with pytest.raises(DataError, match="IDTest has 3 examples, not 4"):
         draw_sources(corpus, "IDTest", 4, 0)
     with pytest.raises(RecipeError, match="found 0"):
         draw_sources(corpus, "IDTest", 0, 0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coevolve.errors import DataError
-from coevolve.information.discrete import joint_information
+from coevolve.information.discrete import entropy, jensen_shannon
 from coevolve.worlds.language import (
     FACTORS,
     INPUT_WORDS,
@@ -24,13 +24,10 @@ from coevolve.worlds.truth import (
     RESPONSE_TOKENS,
     emi,
     emid,
-    factor_divergences,
     information,
-    largest_entropy,
     plan_distribution,
     readable_information,
     response_distribution,
-    response_divergence,
 )
 from coevolve.worlds.world import World, WorldSpec
 
@@ -95,8 +92,11 @@ def test_entropies_are_the_means_of_sampled_log_probabilities(world, policies, n
     words = parse_responses(examples, responses)
     marginal = np.log(response_distribution(world, policy)[tuple(words.T)])
     exact = information(world, policy)
-    for logs, entropy in ((given_x, exact.conditional_entropy), (marginal, exact.response_entropy)):
-        assert -logs.mean() == pytest.approx(entropy, abs=5 * logs.std() / np.sqrt(len(logs)))
+    for logs, expected in (
+        (given_x, exact.conditional_entropy),
+        (marginal, exact.response_entropy),
+    ):
+        assert -logs.mean() == pytest.approx(expected, abs=5 * logs.std() / np.sqrt(len(logs)))
     assert exact.perplexity_floor == pytest.approx(
         np.exp(exact.conditional_entropy / RESPONSE_TOKENS)
     )
@@ -110,7 +110,8 @@ def test_information_of_the_plan_is_information_of_the_context(world):
     joint = (marginal[..., None] * world.emission[0]).reshape(-1, len(RESPONSE_VOCABULARY))
     first_word = response_distribution(world, world.golden).sum(axis=tuple(range(1, SLOTS)))
     np.testing.assert_allclose(joint.sum(axis=0), first_word)
-    assert 0 < joint_information(joint) < information(world).mutual_information
+    separate = entropy(joint.sum(axis=1)) + entropy(joint.sum(axis=0))
+    assert 0 < separate - entropy(joint) < information(world).mutual_information
 
 
 def test_emi_of_policies_is_what_their_design_says(world, shifted, policies):
@@ -194,25 +195,9 @@ def test_a_policy_unsure_of_a_factor_fails_when_that_factor_shifts_to_its_rare_v
 
 def test_divergences_name_the_factor_that_shifted(world):
     for what in FACTORS:
-        divergences = factor_divergences(world, world.shifted(what, seed=1))
-        assert {name for name, value in divergences.items() if value > 0} == {what}
-    assert response_divergence(world, world.golden) == 0
-    assert (
-        response_divergence(world, world.golden.noisy(0.5))
-        > response_divergence(world, world.golden.noisy(0.1))
-        > 0
-    )
-
-
-def test_largest_entropy_bounds_every_context(world, shifted):
-    noisy = world.golden.noisy(0.3)
-    bound = largest_entropy(shifted, noisy)
-    assert (
-        bound
-        >= information(shifted).conditional_entropy
-        + information(shifted, noisy).conditional_entropy
-    )
-    assert bound <= 2 * SLOTS * np.log(len(RESPONSE_VOCABULARY))
+        factors = world.shifted(what, seed=1).factors
+        moved = {x for x in FACTORS if jensen_shannon(world.factors[x], factors[x]) > 0}
+        assert moved == {what}
 
 
 def test_worlds_differ_widely_in_information_and_in_shift():
@@ -264,7 +249,7 @@ def test_policies_that_cannot_be_are_refused(world):
     golden = world.golden
     with pytest.raises(DataError, match="unknown input 'mood'"):
         replace(golden, assumed={"mood": 1})
-    with pytest.raises(DataError, match=r"expresses is .*accepted are 5 of culture"):
+    with pytest.raises(DataError, match=r"expresses is .*accepted: 5 of culture"):
         replace(golden, expresses=("language",) * 5)
     with pytest.raises(DataError, match="accepted is a permutation"):
         replace(golden, order=(0, 0, 1, 2, 3))

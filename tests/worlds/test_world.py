@@ -162,11 +162,11 @@ def test_the_teacher_errs_where_its_tables_are_wrong_as_often_as_it_says(world, 
 
 def test_texts_that_are_not_of_this_world_are_named(examples):
     example = examples[0]
-    with pytest.raises(DataError, match="'test-000000': culture is 'lunar'; accepted are alpine"):
+    with pytest.raises(DataError, match="'test-000000': culture is 'lunar'; accepted: alpine"):
         parse(replace(example, user_persona="german lunar chess"))
     with pytest.raises(
         DataError,
-        match="the character text 'poetic' has 1 words; accepted are 2: style, occupation",
+        match="the character text 'poetic' has 1 words; accepted: style, occupation",
     ):
         parse(replace(example, agent_character="poetic"))
     with pytest.raises(
