@@ -248,7 +248,7 @@ def test_the_base_models_name_is_asked_for_where_there_are_two(release, copied):
     for folder in list((copied / "estimator_training" / "ckpt_SFT").iterdir()):
         shutil.copytree(folder, folder.with_name(folder.name.replace("Toy-1B", "Toy-8B")))
     with pytest.raises(
-        ArtifactError, match=r"no --name was given; adapters are there for .* Toy-1B, Toy-8B"
+        ArtifactError, match=r"no --name was given; adapters are there for Toy-1B, Toy-8B"
     ):
         find_release(copied)
     with pytest.raises(ArtifactError, match=r"--name is 'Toy'"):
@@ -292,7 +292,7 @@ def damage(kind, checkout, folders):
         return r"adapter_config.json: use_dora is True; accepted is False"
     if kind == "rank":
         (sft / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
-        return r"has shape .*, but the adapter's rank is 8"
+        return r"has shape .*, the rank is 8"
     if kind == "negative rank":
         (sft / "adapter_config.json").write_text(json.dumps({**config, "r": -1}))
         return r"r is -1; accepted is a positive number"
@@ -308,9 +308,9 @@ def damage(kind, checkout, folders):
         }
     save_file(tensors, sft / "adapter_model.safetensors")
     return {
-        "half a pair": "has only one of its two matrices",
+        "half a pair": "has one of two matrices",
         "another tensor": r"tensor 'base_model.model.lm_head.weight' is none of",
-        "another model's": r"module 'model.layers.7.\S+' is none of the base model",
+        "another model's": r"the base model \S+ has no module 'model.layers.7.\S+'",
     }[kind]
 
 

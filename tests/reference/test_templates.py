@@ -116,31 +116,31 @@ def test_only_prompts_of_the_public_form_count_as_the_same(prompts):
         (
             "base_prompt_for_model_pxy",
             "other",
-            r"the constant base_prompt_for_model_pxy is missing",
+            r"lacks base_prompt_for_model_pxy",
         ),
         (
             "raise SystemExit",
             "system_prompt_for_SThought = 'x'\nraise SystemExit",
-            r"assigned a second time",
+            r"is assigned twice",
         ),
         (
             "raise SystemExit",
             "system_prompt_for_SThought += 'x'\nraise SystemExit",
-            r"assigned a second time",
+            r"is assigned twice",
         ),
         ("raise SystemExit", "raise SystemExit(((", r"templates.py:\d+: not Python"),
         (
             "{agent_golden_response}",
             "{mood}",
-            r"base_prompt_for_SThought: found the field \{mood\}",
+            r"base_prompt_for_SThought: has \{mood\}",
         ),
         (
             "{user_persona}",
             "{user_persona!r}",
-            r"found the field \{user_persona\}; accepted are .* plain",
+            r"has \{user_persona\}; accepted are .* plain",
         ),
-        ("{user_persona}", "{user_persona", r"no template of str.format"),
-        ("{str_dialogue_context}", "", r"the field \{str_dialogue_context\} is missing"),
+        ("{user_persona}", "{user_persona", r"no template"),
+        ("{str_dialogue_context}", "", r"lacks \{str_dialogue_context\}"),
     ],
 )
 def test_a_malformed_file_is_refused_by_name(release, tmp_path, old, new, message):

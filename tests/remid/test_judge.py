@@ -195,9 +195,7 @@ def test_pairs_without_a_score_or_without_numbers_are_counted(measured):
     assert (comparison.pairs, comparison.unscored) == (14, (("m3", "OOD1Test/german"),))
     assert comparison.unmeasured == tuple((model, "OOD1Test/french") for model in MODELS)
     assert "without score: 1 pairs, the first m3 on OOD1Test/german" in text_of(comparison)
-    assert "without numbers: 5 pairs, the first m0 on OOD1Test/french" in text_of(
-        comparison
-    )
+    assert "without numbers: 5 pairs, the first m0 on OOD1Test/french" in text_of(comparison)
 
 
 def test_a_judge_who_always_says_the_same_gives_no_number_and_the_reason(measured):
