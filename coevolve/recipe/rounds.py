@@ -170,7 +170,9 @@ class Rounds(Section):
             other.kind == "posterior" and (other.every, place) < (phase.every, number)
             for place, other in enumerate(self.phases)
         ):
-            raise ValueError(f"phases: {phase.name} needs a sample; put posterior before it")
+            raise ValueError(
+                f"phases: {phase.name} trains on a posterior sample; put posterior before it"
+            )
 
     def source_of(self, number: int) -> Source:
         """What the SFT at this place of the list trains on."""

@@ -121,8 +121,8 @@ class ValueFunction:
         ]
         if odd:
             raise ArtifactError(
-                f"{self.role}: the saved value function is not of ppo.value_backbone {self.backbone}"
-                f"; odd is {odd[0]!r}. Set ppo.value_backbone to what it was, or begin a new run."
+                f"{self.role}: the saved value function is not the one that ppo.value_backbone {self.backbone} asks "
+                f"for; odd is {odd[0]!r}. Set ppo.value_backbone to what it was, or begin a new run."
             )
         with torch.no_grad():
             for name, value in parameters.items():
