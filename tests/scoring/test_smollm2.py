@@ -113,7 +113,8 @@ def test_the_smoke_recipe_runs_on_real_dialogues(base, tmp_path):
     results = train(
         load_recipe(ROOT / "recipes" / "smollm2-135m" / "smoke.yaml", overrides), tmp_path / "run"
     )
-    assert set(results["perplexity"]) == {"full", "without_corl", "without_reasoning"}
+    forms, baselines = {"full", "full_none", "full_mixture"}, {"without_corl", "without_reasoning"}
+    assert set(results["perplexity"]) == forms | baselines
     for by_split in results["perplexity"].values():
         assert set(by_split) == {"IDTest", "OOD1Test", "OOD2Test", "OOD3Test"}
         assert all(np.isfinite(value) for value in by_split.values())
