@@ -19,6 +19,7 @@ DOCUMENTED = {
     *LIBRARIES,
     "torch.distributed",
     "torch.nn.utils.rnn",
+    "torch.utils.cpp_extension",
     "torch.utils.data",
     "transformers.integrations",
     "trl.models",
@@ -27,7 +28,7 @@ DOCUMENTED = {
 """Modules that a library's own documentation imports from."""
 OF_PYTHON = {
     *("os._exit", "argparse._ActionsContainer", "argparse._SubParsersAction"),
-    *("parser._actions", "parser._option_string_actions"),
+    *("parser._actions", "parser._option_string_actions", "stage._replace"),
 }
 PUBLIC = {
     *("compute_loss", "create_optimizer", "create_scheduler", "get_train_dataloader", "forward"),
