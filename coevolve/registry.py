@@ -94,7 +94,7 @@ class Registry(Generic[Item]):
         """The user's own at an import path; `where` is what to call it in an error."""
         if re.fullmatch(IMPORT_PATH, path) is None:
             raise RecipeError(
-                f"{where} is no import path such as package.module:name or file.py:name."
+                f"{where} is no import path; accepted are package.module:name and file.py:name."
             )
         source, _, name = path.rpartition(":")
         module = _file(source, where) if source.endswith(".py") else _module(source, where)

@@ -94,7 +94,8 @@ class Phase(Section):
         if len(budgets) > 1:
             raise ValueError(f"give one budget; found {' and '.join(budgets)}")
         if budgets and not self.trains:
-            raise ValueError(f"kind {self.kind!r} trains nothing, so it has no {budgets[0]}")
+            none = f"no budget of {budgets[0]}"
+            raise ValueError(f"kind {self.kind!r} trains nothing, so it has {none}")
         return self
 
     @property

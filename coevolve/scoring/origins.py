@@ -223,7 +223,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
-            f"{folder / WEIGHTS}: no safetensors ({error}). Copy it again."
+            f"{folder / WEIGHTS}: no safetensors file ({error}). Copy it again."
         ) from None
     require_finite(folder / WEIGHTS, tensors.items())
     return tensors

@@ -211,7 +211,8 @@ class Scorer:
         if not self.warned:
             self.warned = True
             logger.warning(
-                "A pass of %d tokens did not fit the memory of %s; going on with a token budget of %d instead of %d.",
+                "A pass of %d tokens did not fit the memory of %s; going on with a token budget of %d instead of %d, "
+                "and less where that does not fit.",
                 *(tokens, self.backbone.device, self.budget, before),
             )
 

@@ -195,7 +195,8 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     Sizes are always compared, hashes if `verify`.
     """
     if not os.path.lexists(path / MANIFEST):
-        raise ArtifactError(f"{path / MANIFEST}: missing, so this is no checkpoint. {REMEDY}")
+        missing = "missing, so this is no complete checkpoint"
+        raise ArtifactError(f"{path / MANIFEST}: {missing}. {REMEDY}")
     manifest = _read(path / MANIFEST, CheckpointManifest)
     if STATE not in manifest.files:
         raise ArtifactError(f"{path / MANIFEST}: files: {STATE} is missing. {REMEDY}")
@@ -207,7 +208,8 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
                 raise ArtifactError(f"{file}: listed in the manifest but missing. {REMEDY}")
             size = file.stat().st_size
             if size != expected.bytes:
-                raise ArtifactError(f"{file}: {size} bytes, not {expected.bytes}. {REMEDY}")
+                told = f"{size} bytes, {expected.bytes} by the manifest"
+                raise ArtifactError(f"{file}: {told}. {REMEDY}")
             if verify and sha256_file(file) != expected.sha256:
                 raise ArtifactError(f"{file}: its SHA-256 differs from the manifest's. {REMEDY}")
             if name != STATE:

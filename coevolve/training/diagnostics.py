@@ -59,7 +59,8 @@ def diagnose(
     - coevolve/leak: the share of y's words, counted with repeats, in r's core features.
     """
     if len(examples) < 2:
-        raise ValueError(f"diagnose exchanges reasonings of two examples; found {len(examples)}.")
+        needs = "needs two examples or more, to exchange their reasonings"
+        raise ValueError(f"diagnose {needs}; found {len(examples)}.")
 
     def mean_log_prob(texts: Sequence[str]) -> np.ndarray:
         return estimator.log_prob(examples, responses, texts).mean

@@ -430,7 +430,7 @@ def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
     assert "seed: 3 -> 4" in message(*again, "seed=4")
     assert "--deadline 'soon'" in message(*again, "--deadline", "soon")
     assert "no run of coevolve" in message("status", tmp_path)
-    assert "so this is no checkpoint" in message(
+    assert "no complete checkpoint" in message(
         "export", tmp_path / "checkpoints" / "x", "--out", tmp_path / "e"
     )
     remid = [

@@ -283,7 +283,7 @@ def damage(kind, checkout, folders):
         (grpo / "adapter_model.safetensors").write_bytes(
             (grpo / "adapter_model.safetensors").read_bytes()[:100]
         )
-        return "adapter_model.safetensors: no safetensors"
+        return "adapter_model.safetensors: no safetensors file"
     if kind == "no JSON":
         (grpo / "adapter_config.json").write_text("{")
         return r"adapter_config.json:1: not JSON"

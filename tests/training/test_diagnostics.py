@@ -133,7 +133,7 @@ def test_the_leak_counts_words_with_repeats(trained, examples):
 
 
 def test_one_example_alone_has_no_other(trained, examples, responses, reasoning):
-    with pytest.raises(ValueError, match="of two examples; found 1"):
+    with pytest.raises(ValueError, match="two examples or more"):
         diagnose(trained[0], examples[:1], responses[:1], reasoning[:1], seed=0)
 
 

@@ -210,7 +210,7 @@ def test_the_short_forms_are_written_out(recipe_of):
         ({"kind": "rl"}, "kind 'rl' needs a role"),
         ({"kind": "evaluate", "role": "connector"}, "leave role out"),
         ({"kind": "refresh", "role": "estimator"}, "the connector writes the reasonings"),
-        ({"kind": "refresh", "steps": 3}, "trains nothing, so it has no steps"),
+        ({"kind": "refresh", "steps": 3}, "has no budget of steps"),
         (
             {"kind": "rl", "role": "connector", "steps": 3, "tokens": 9},
             "give one budget; found steps and tokens",
