@@ -8,6 +8,8 @@ Owen, Monte Carlo, chapter 9). Arrays of log w have shape (..., K); a candidate 
 import numpy as np
 from numpy.typing import NDArray
 
+from coevolve.information.mixture import log_mean
+
 Floats = NDArray[np.float64]
 
 
@@ -17,8 +19,7 @@ def log_mean_exp(log_weights: Floats) -> Floats:
     In expectation below log p(y), and the closer the larger K is (Burda et al., Importance Weighted
     Autoencoders, ICLR 2016).
     """
-    mean: Floats = np.logaddexp.reduce(log_weights, axis=-1) - np.log(log_weights.shape[-1])
-    return mean
+    return log_mean(np.ones(log_weights.shape[-1]), np.moveaxis(log_weights, -1, 0))
 
 
 def self_normalised(log_weights: Floats) -> Floats:
@@ -37,13 +38,10 @@ def effective_samples(weights: Floats) -> Floats:
 def mixture_log_prob(log_probs: Floats, counts: NDArray[np.int64]) -> Floats:
     """log sum_j (n_j / K) pi_j(r), shape (...), of a proposal of which n_j of K candidates are
     drawn from pi_j: the balance heuristic (Veach & Guibas, SIGGRAPH 1995), for which it does not
-    matter which of them drew a candidate. log pi_j has shape (..., J); those with n_j = 0 are not
-    looked at.
+    matter which of them drew a candidate. log pi_j has shape (..., J); those with n_j = 0 do not
+    count.
     """
-    used = counts > 0
-    log_shares = np.log(counts[used] / counts.sum())
-    mixed: Floats = np.logaddexp.reduce(log_probs[..., used] + log_shares, axis=-1)
-    return mixed
+    return log_mean(counts, np.moveaxis(log_probs, -1, 0))
 
 
 def resample(weights: Floats, count: int, uniform: float) -> NDArray[np.int64]:

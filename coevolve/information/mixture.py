@@ -10,7 +10,9 @@ HALVINGS = 40
 """Of the interval that holds a weight; so it is known to 1e-12, and is given to 9 decimals."""
 
 
-def log_mean(weights: Sequence[float], log_probs: Sequence[np.ndarray]) -> np.ndarray:
+def log_mean(
+    weights: Sequence[float] | np.ndarray, log_probs: Sequence[np.ndarray] | np.ndarray
+) -> np.ndarray:
     """log (sum_k w_k p_k / sum_k w_k), the shape of each of the K arrays; a weight may be 0."""
     with np.errstate(divide="ignore"):
         logs = np.log(weights)

@@ -7,9 +7,9 @@ Texts and token ids, and nothing that loads or runs a model.
 from coevolve.prompts.reasoning import (
     NO_REASONING,
     content_share,
-    content_words,
     core_features,
     missing_sections,
+    words_beyond,
 )
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet, prompt_set
@@ -19,8 +19,8 @@ __all__ = [
     "PromptSet",
     "Renderer",
     "content_share",
-    "content_words",
     "core_features",
     "missing_sections",
     "prompt_set",
+    "words_beyond",
 ]

@@ -36,7 +36,7 @@ def unfenced_features(reasoning: str, heading: str) -> str:
     return reasoning.rpartition(heading)[2].replace("```", "")
 
 
-def content_words(features: str, instruction: Collection[str]) -> list[str]:
+def words_beyond(features: str, instruction: Collection[str]) -> list[str]:
     """The distinct words of core features, in lower case, without `PromptSet.instruction`."""
     return [word for word in distinct_words(features) if word not in instruction]
 
@@ -44,7 +44,7 @@ def content_words(features: str, instruction: Collection[str]) -> list[str]:
 def content_share(reasonings: Sequence[str | None], prompts: PromptSet) -> float:
     """The share of reasonings whose core features say more than the instruction."""
     features = (core_features(text or "", prompts.sections) for text in reasonings)
-    said = [bool(content_words(text or "", prompts.instruction)) for text in features]
+    said = [bool(words_beyond(text or "", prompts.instruction)) for text in features]
     return sum(said) / len(said)
 
 

@@ -190,8 +190,8 @@ def _probe(base: Any) -> Probe:
         if is_out_of_memory(error):
             raise
         raise ArtifactError(
-            f"{_name(base)} cannot be scored: a plain pass over a row of tokens fails with {_brief(error)}. Accepted is "
-            "a causal language model that needs nothing but tokens."
+            f"{_name(base)} cannot be scored: a plain pass over a row of tokens fails with {_brief(error)}. "
+            "Accepted is a causal language model that needs nothing but tokens."
         ) from error
     if not np.isfinite(np.concatenate([*plain.values(), *before.values()])).all():
         why = f"in {str(base.dtype).removeprefix('torch.')} its log-probabilities are not finite"

@@ -22,6 +22,22 @@ def baseline_parts(recipe: Recipe) -> int:
     return rounds.count if rounds.lr_schedule == "phase" else min(rounds.count, 1)
 
 
+def forget_those_left(state: RunState, stages: Sequence[str]) -> None:
+    """A baseline's weights are not kept. Where a run comes back to one that it had left behind, it
+    is trained again; `stages` are the names of all that the run has.
+    """
+    last = max((place for place, name in enumerate(stages) if name in state.done), default=0)
+    missing = {name.partition("-")[0] for name in stages[:last] if name not in state.done}
+    if "oracle" in missing:  # measured with that pair
+        missing.add("without_corl")
+    for label in missing:
+        if label.startswith(("without_corl", "without_reasoning")):
+            state.done = [name for name in state.done if name.partition("-")[0] != label]
+            for training in (label, cold_name(label), direct_name(label)):
+                state.progress.pop(training, None)
+                state.optimizers.pop(training, None)
+
+
 def go_back(context: Context, state: RunState, name: str, roles: Sequence[Role] = ROLES) -> None:
     """Give roles the weights that were kept under a name."""
     for role in roles:
@@ -47,7 +63,7 @@ def without_reasoning_cold(context: Context, state: RunState, member: int = 1) -
         begin_anew(context, state, member)
     state.optimizers.pop(member_name(member - 1), None)  # of no use any more
     state.where = {"coevolve/phase": label}
-    name, title = f"cold_{label}", f"{label}: estimator SFT"
+    name, title = cold_name(label), f"{label}: estimator SFT"
     settings = context.recipe.cold_start.estimator
     sft(context, state, ESTIMATOR, name, title, _direct(context), settings, carry=False)
 
@@ -59,7 +75,7 @@ def member_direct(context: Context, state: RunState, member: int) -> None:
     if state.segment is None:
         begin_anew(context, state, member)
     state.where = {"coevolve/phase": label}
-    name, title = f"cold_direct_{label}", f"{label}: estimator SFT, direct"
+    name, title = direct_name(label), f"{label}: estimator SFT, direct"
     sft(context, state, ESTIMATOR, name, title, _direct(context), settings, carry=False)
 
 
@@ -80,6 +96,16 @@ def ensemble(context: Context, state: RunState, split: str) -> None:
 def member_name(member: int) -> str:
     """Of a baseline without reasoning; its trainings draw by it, so that members differ."""
     return "without_reasoning" if member == 1 else f"without_reasoning_{member}"
+
+
+def cold_name(label: str) -> str:
+    """Of a baseline's cold start, among the trainings."""
+    return f"cold_{label}"
+
+
+def direct_name(label: str) -> str:
+    """Of its direct one."""
+    return f"cold_direct_{label}"
 
 
 def begin_anew(context: Context, state: RunState, member: int) -> None:

@@ -47,7 +47,9 @@ class Stage(NamedTuple):
 def run(context: Context, state: RunState) -> dict[str, Any]:
     """Do every stage that is not done, in order; `results.json`'s values. Interrupted: it is saved."""
     say_status = context.folder.say_status
-    for stage in stages(context):
+    whole = stages(context)
+    baselines.forget_those_left(state, [stage.name for stage in whole])
+    for stage in whole:
         if stage.name in state.done:
             continue
         state.stage = stage.name

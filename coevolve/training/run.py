@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -96,7 +97,8 @@ def train(
             start = folder.find(recipe, resume, force=force)
             record = Record(folder.path, main=processes.main)
             try:
-                context, start = _prepared(inputs, folder, record, processes, start)
+                with _says_interrupted(folder):
+                    context, start = prepare(inputs, folder, record, processes, start)
                 names = [stage.name for stage in loop.stages(context)]
                 named = resume not in ("auto", "never")
                 return loop.run(context, restore(context, start, names, named=named))
@@ -119,13 +121,13 @@ def _raise(problem: Exception | None) -> None:
         raise problem
 
 
-def _prepared(*arguments: Any) -> tuple[Context, ResumePoint]:
-    """As `prepare`, and where the run is asked to stop meanwhile, its status says so."""
+@contextmanager
+def _says_interrupted(folder: RunFolder) -> Iterator[None]:
+    """Where the run is asked to stop before its first stage, its status says so."""
     try:
-        return prepare(*arguments)
+        yield
     except Interrupted:
-        _, folder, _, processes, _ = arguments
-        reason = processes.stop.reason
+        reason = folder.processes.stop.reason
         folder.say_status("interrupted", stage="preparation", where={}, reason=reason)
         raise
 

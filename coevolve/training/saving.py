@@ -107,7 +107,6 @@ def restore(
         name.startswith("round-") and name not in state.done for name in stages
     ):
         _train_on(context, state)
-    _forget_baselines(state, stages)
     context.record.say(f"resumed from {checkpoint.folder.name}")
     if saved.processes != context.processes.count:
         context.record.say(
@@ -115,22 +114,6 @@ def restore(
             "sums are taken in another order, so figures agree up to rounding"
         )
     return state
-
-
-def _forget_baselines(state: RunState, stages: Sequence[str]) -> None:
-    """A baseline's weights are not kept. Where a run comes back to one that it had left behind, it
-    is trained again.
-    """
-    last = max((place for place, name in enumerate(stages) if name in state.done), default=0)
-    missing = {name.partition("-")[0] for name in stages[:last] if name not in state.done}
-    if "oracle" in missing:  # measured with that pair
-        missing.add("without_corl")
-    for label in missing:
-        if label.startswith(("without_corl", "without_reasoning")):
-            state.done = [name for name in state.done if name.partition("-")[0] != label]
-            for training in (label, f"cold_{label}", f"cold_direct_{label}"):
-                state.progress.pop(training, None)
-                state.optimizers.pop(training, None)
 
 
 def _fitting(

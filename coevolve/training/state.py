@@ -149,6 +149,10 @@ class RunState:
         """Keep the pair as it is under a name."""
         self.kept[name] = dict(self.pair)
 
+    def holds(self, name: str) -> bool:
+        """Whether the pair as it is is the very one that was kept under a name."""
+        return all(self.pair[role] is self.kept[name][role] for role in ROLES)
+
     @property
     def holds_best(self) -> bool:
         """Whether the pair as it is now is the best one."""

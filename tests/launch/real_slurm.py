@@ -28,6 +28,8 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tests.fuzz.valid import RECIPE
+
 ROOT = Path(__file__).parents[2]
 FIRST, SECOND = "slurm-n1", "slurm-n2"
 NODES = {FIRST: 17011, SECOND: 17012}
@@ -210,25 +212,9 @@ LONG = 100_000
 
 
 def long_recipe() -> dict:
-    sft = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8}
-    rl = {"learning_rate": 1e-4, "train_batch_size": 8, "num_generations": 4}
-    return {
-        "name": "slurm",
-        "prompts": "world",
-        "data": {"world": {"train": 40, "test": 6}, "validation": 8},
-        "model": {
-            "base": "tiny",
-            "tiny": {"hidden_size": 32, "layers": 1, "heads": 2},
-            **{"tuning": "full", "dtype": "float32", "device": "cpu"},
-            **{"max_length": 96, "max_reasoning_tokens": 24},
-        },
-        "traces": {"teacher": "dataset"},
-        "cold_start": {"connector": sft, "estimator": sft},
-        "rounds": {"count": 1, "phases": ["connector_rl"]},
-        "connector_rl": {**rl, "steps": LONG, "max_completion_length": 16},
-        "baselines": {"without_corl": False, "without_reasoning": False},
-        "checkpoints": {"every_steps": 20},
-    }
+    rl = RECIPE["connector_rl"] | {"steps": LONG}
+    changes = {"connector_rl": rl, "checkpoints": {"every_steps": 20}}
+    return RECIPE | changes | {"rounds": {"count": 1, "phases": ["connector_rl"]}}
 
 
 def time_limit(cluster: Cluster) -> list[str]:

@@ -4,10 +4,10 @@ import pytest
 
 from coevolve.prompts import (
     content_share,
-    content_words,
     core_features,
     missing_sections,
     prompt_set,
+    words_beyond,
 )
 
 SECTIONS = ("[A]", "[B]", "[Features]")
@@ -64,7 +64,7 @@ HEADING = "[Core Features of the Golden Response]"
     ],
 )
 def test_what_only_repeats_the_instruction_says_nothing(features, said):
-    assert content_words(features, prompt_set("brief").instruction) == said
+    assert words_beyond(features, prompt_set("brief").instruction) == said
 
 
 def test_the_share_of_reasonings_that_say_anything():

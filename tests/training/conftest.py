@@ -17,7 +17,7 @@ from coevolve.preflight.dialogues import Dialogues, load_corpus
 from coevolve.recipe import check_recipe, recipe_values
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases
-from coevolve.training.checkpoints import CheckpointWriter
+from coevolve.training.checkpoints import CHECKPOINTS, CheckpointWriter
 from coevolve.training.context import Context
 from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Processes
@@ -120,6 +120,26 @@ def stop_after():
     many times.
     """
     return StopAfter
+
+
+@pytest.fixture(scope="session")
+def stop_at_checkpoint():
+    """A function from a run's folder and the end of a checkpoint's name to a Stop that asks to stop
+    as soon as there is one.
+    """
+    return StopAtCheckpoint
+
+
+class StopAtCheckpoint(Stop):
+    def __init__(self, folder, name):
+        super().__init__()
+        self.folder, self.name = folder, name
+
+    @property
+    def requested(self):
+        there = any((self.folder / CHECKPOINTS).glob(f"*{self.name}"))
+        self.reason = "the test" if there else None
+        return there
 
 
 class StopAfter(Stop):

@@ -12,7 +12,6 @@ from coevolve.errors import RecipeError
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
 from coevolve.training import baselines, cold_start, loop, phases
 from coevolve.training.distributed.processes import Interrupted
-from coevolve.training.distributed.stopping import Stop
 from coevolve.training.run import train
 from coevolve.training.state import RunState
 
@@ -174,22 +173,8 @@ def newest(folder):
     return max((folder / "checkpoints").glob("[0-9]*"))
 
 
-class AtCheckpoint(Stop):
-    """A signal as soon as there is a checkpoint of that name."""
-
-    def __init__(self, folder, name):
-        super().__init__()
-        self.folder, self.name = folder, name
-
-    @property
-    def requested(self):
-        there = list((self.folder / "checkpoints").glob(f"*-{self.name}"))
-        self.reason = "the test" if there else None
-        return bool(there)
-
-
 def test_the_new_stages_resume_to_the_bit_and_the_baselines_are_trained_as_long(
-    recipe_of, tmp_path, monkeypatch
+    recipe_of, tmp_path, monkeypatch, stop_at_checkpoint
 ):
     monkeypatch.setattr(phases, "REFRESHED_AT_ONCE", 4)
     recipe = recipe_of(**SMALL)
@@ -201,7 +186,7 @@ def test_the_new_stages_resume_to_the_bit_and_the_baselines_are_trained_as_long(
         "cold-start-estimator-step-1",
     ):
         with pytest.raises(Interrupted):
-            train(recipe, tmp_path / "run", stop=AtCheckpoint(tmp_path / "run", name))
+            train(recipe, tmp_path / "run", stop=stop_at_checkpoint(tmp_path / "run", f"-{name}"))
         saved = json.loads((newest(tmp_path / "run") / "state.json").read_text())
         assert saved["stage"] == name.partition("-step")[0] and saved["stage"] not in saved["done"]
         # It was left in the middle of the writing.

@@ -24,7 +24,6 @@ from coevolve.cli import main
 from coevolve.errors import ArtifactError, OutputError
 from coevolve.training.checkpoints import CHECKPOINTS
 from coevolve.training.distributed.processes import Interrupted
-from coevolve.training.distributed.stopping import Stop
 from coevolve.training.documents import CheckpointManifest, CheckpointState, RunFile, RunResults
 from coevolve.training.run import train
 from coevolve.training.status import Status, read_status, status_code
@@ -395,30 +394,16 @@ def test_the_state_holds_everything_by_name(whole):
     } <= files
 
 
-class AtCheckpoint(Stop):
-    """A signal as soon as there is a checkpoint whose name ends so."""
-
-    def __init__(self, folder, name):
-        super().__init__()
-        self.folder, self.name = folder, name
-
-    @property
-    def requested(self):
-        self.reason = (
-            "the test" if list((self.folder / CHECKPOINTS).glob(f"*{self.name}")) else None
-        )
-        return self.reason is not None
-
-
-def test_a_phase_under_way_that_is_no_longer_wanted_leaves_no_trace(whole, recipe_of, tmp_path):
+def test_a_phase_under_way_that_is_no_longer_wanted_leaves_no_trace(
+    whole, recipe_of, tmp_path, stop_at_checkpoint
+):
     """A baseline is taken out of the recipe in the middle of its training; the next one begins as
     ever.
     """
     recipe, folder = whole
+    stop = stop_at_checkpoint(tmp_path / "run", "without_corl-1-step-1")
     with pytest.raises(Interrupted):
-        train(
-            recipe, tmp_path / "run", stop=AtCheckpoint(tmp_path / "run", "without_corl-1-step-1")
-        )
+        train(recipe, tmp_path / "run", stop=stop)
     small = {**SMALL, "baselines": {"without_corl": False, "without_reasoning": True}}
     train(recipe_of(recipe.model.tuning, **small), tmp_path / "run")
     found, expected = (outcome(place)[0]["perplexity"] for place in (tmp_path / "run", folder))

@@ -53,11 +53,8 @@ class ConnectorBatch:
         group: int = 1,
         processes: Processes | None = None,
     ):
-        self.estimator, self.target_words, prompts = (
-            estimator,
-            target_words,
-            estimator.renderer.prompts,
-        )
+        self.estimator, self.target_words = estimator, target_words
+        prompts = estimator.renderer.prompts
         self.token_weighting, self.group, self.processes = token_weighting, group, processes
         self.sections, self.instruction = prompts.sections, prompts.instruction
         self.examples = [examples[row] for row in index]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coevolve.data.words import words
-from coevolve.prompts import content_words, core_features, missing_sections
+from coevolve.prompts import core_features, missing_sections, words_beyond
 from coevolve.training.rewards.registry import of_connector, of_estimator
 
 Floats = NDArray[np.float64]
@@ -113,7 +113,7 @@ def reasoning_format(
     reasoning: str, sections: Sequence[str], instruction: Collection[str] = ()
 ) -> float:
     """0.5 for features that say more than the instruction, 0.5 for all sections, in order."""
-    if not content_words(core_features(reasoning, sections) or "", instruction):
+    if not words_beyond(core_features(reasoning, sections) or "", instruction):
         return 0.0
     return 0.5 + 0.5 * (not missing_sections(reasoning, sections))
 
@@ -121,7 +121,7 @@ def reasoning_format(
 @of_connector("length", "features", given=["target_words", "instruction"])
 def features_length(features: str, target_words: int, instruction: Collection[str] = ()) -> float:
     """min(distinct words in the core features, without those of the instruction / target, 1)."""
-    return min(len(content_words(features, instruction)) / target_words, 1.0)
+    return min(len(words_beyond(features, instruction)) / target_words, 1.0)
 
 
 # Of the estimator: what its own response is worth.
