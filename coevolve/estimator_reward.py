@@ -120,8 +120,10 @@ def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
         rows = [dict(zip(INPUTS, of_one, strict=True)) for of_one in values]
     else:
         missing = next(name for name in INPUTS if name not in columns)
-        found = f"the data set has neither a column 'example' (JSON text) nor {missing!r}"
-        raise DataError(f"{found}; accepted is either, or the columns {', '.join(INPUTS)}.")
+        raise DataError(
+            f"the data set has neither a column 'example' nor {missing!r}; accepted are 'example' "
+            f"(each row as JSON text), or all of {', '.join(INPUTS)}."
+        )
     if len(rows) != count:
         raise DataError(f"{len(rows)} dialogues for {count} completions; TRL passes one for each.")
     # A reward has no use for the two names, so a data set need not have them.
@@ -139,7 +141,7 @@ def _parsed(row: Any, index: int) -> Mapping[str, Any]:
     except DataError as error:
         raise DataError(f"{error} Accepted is a row as JSON text.") from None
     if not isinstance(parsed, Mapping):
-        raise DataError(f"example of completion {index}: {parsed!r}; accepted is a JSON object.")
+        raise DataError(f"example of completion {index}: found {parsed!r}; accepted is a JSON object.")
     return parsed
 
 

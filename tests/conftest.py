@@ -1,6 +1,10 @@
 """What every test needs: no hub, no GPU, no network."""
 
 import os
+import signal
+
+# Where tests run in the background of a shell, Ctrl-C is ignored, by all that they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -15,6 +19,13 @@ from hypothesis import settings
 # A busy machine is no failure.
 settings.register_profile("coevolve", deadline=None)
 settings.load_profile("coevolve")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that waits for what never comes fails; slow ones may take longer than pyproject says."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -330,20 +330,22 @@ class _GumbelNoise:
 
     def add(self, logits_BV: Tensor) -> Tensor:
         if not self.drawn:
-            self._draw(logits_BV.shape[-1])
-        return logits_BV / self.temperature + self.drawn.pop().to(logits_BV.device)
+            self._draw(logits_BV.shape[-1], logits_BV.device)
+        return logits_BV / self.temperature + self.drawn.pop()
 
     def keep(self, places: Sequence[int]) -> None:
         self.generators = [self.generators[place] for place in places]
         self.drawn = [noise_BV[places] for noise_BV in self.drawn]
 
-    def _draw(self, vocabulary: int) -> None:
-        """The noise of a few tokens at once, the same numbers as one by one: a call costs more."""
+    def _draw(self, vocabulary: int, device: torch.device) -> None:
+        """The noise of a few tokens at once, the same numbers as one by one: a call costs more. The
+        generators are a CPU's, so that a seed means the same everywhere; logarithms are `device`'s.
+        """
         steps = max(1, min(self.steps_left, DRAWN_AT_ONCE // vocabulary))
         self.steps_left -= steps
         count = steps * vocabulary
         drawn = [torch.rand(count, generator=g, dtype=torch.float32) for g in self.generators]
-        uniform_BN = torch.stack(drawn)
+        uniform_BN = torch.stack(drawn).to(device)
         tiny = torch.finfo(torch.float32).tiny
         gumbel_BN = -torch.log((-torch.log(uniform_BN.clamp(min=tiny))).clamp(min=tiny))
         self.drawn = list(reversed(gumbel_BN.split(vocabulary, dim=1)))

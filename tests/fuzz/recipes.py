@@ -154,6 +154,8 @@ def random_recipe(rng: random.Random) -> tuple[Any, dict[str, Any]]:
 
     values = json.loads(json.dumps(RECIPE))
     values["connector_sft"] = dict(values["estimator_sft"])
+    if rng.random() < 0.5:
+        values["cold_start"]["direct"] = dict(values["cold_start"]["estimator"])
     recipe, share = check_recipe(values, "tiny"), rng.choice((0.05, 0.1, 0.2))
     changes = [
         (where, _value(rng, field, where))
