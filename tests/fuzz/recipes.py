@@ -99,6 +99,7 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "rewards.custom": ({}, {}, {}, {"tests.fuzz.recipes:longer": 0.5}, {"nowhere.at_all:f": 1.0}),
     "use_vllm": (False, False, False, True),
     "rounds.count": (0, 1, 1, 2),
+    "baselines.ensemble": (0, 2, 3),
     "evaluation.token_budget": (1, 64, 1024, 16384),
     "evaluation.marginal_samples": (0, 0, 1, 2),
     "remid.responses": ({}, {}, {"m": "nowhere.jsonl"}),
@@ -121,6 +122,7 @@ LISTS = ("rounds.phases",)
 OFTEN = {
     ".algorithm": 0.6,
     ".ppo.": 0.35,
+    "baselines.": 0.35,
     "rounds.phases": 0.5,
     "scale_rewards": 0.3,
     "normalize_advantages": 0.3,
