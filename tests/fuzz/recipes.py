@@ -293,7 +293,7 @@ class RandomRecipes:
             try:
                 case.command("train", path, "--output-dir", run)
             except RefusedError as error:
-                if steps.count:
+                if steps.count and "least_content" not in str(error):  # a gate of the recipe's own
                     raise FailedError(STARTED, str(error)[-80:], str(error)[-800:]) from None
                 raise
         _check(case, run)
