@@ -141,7 +141,9 @@ def _parsed(row: Any, index: int) -> Mapping[str, Any]:
     except DataError as error:
         raise DataError(f"{error} Accepted is a row as JSON text.") from None
     if not isinstance(parsed, Mapping):
-        raise DataError(f"example of completion {index}: found {parsed!r}; accepted is a JSON object.")
+        raise DataError(
+            f"example of completion {index}: found {parsed!r}; accepted is a JSON object."
+        )
     return parsed
 
 

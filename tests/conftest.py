@@ -3,9 +3,6 @@
 import os
 import signal
 
-# Where tests run in the background of a shell, Ctrl-C is ignored, by all that they start too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["WANDB_MODE"] = "offline"
@@ -15,6 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 from hypothesis import settings
+
+# Where tests run in the background of a shell, Ctrl-C is ignored, by all that they start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure.
 settings.register_profile("coevolve", deadline=None)

@@ -179,7 +179,9 @@ class Refresh(Writing):
 
 
 class Baselines(Section):
-    """What the full run is compared with. Each is one flag."""
+    """What the full run is compared with. Each is one flag. A baseline too is left where it was best
+    on the held-out examples, judged after its cold start and after as many updates as each round's.
+    """
 
     without_corl: bool = True
     """Cold start only, with the rounds' estimator updates, on the cold start's reasonings."""

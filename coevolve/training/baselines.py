@@ -1,4 +1,7 @@
-"""What the full run is compared with, trained update for update like its estimator."""
+"""What the full run is compared with, trained update for update like its estimator, and like it left
+where it was best on the held-out rows: else what the gate adds would be taken for what reasoning
+adds.
+"""
 
 from collections.abc import Sequence
 
@@ -9,11 +12,14 @@ from coevolve.scoring.reasoning import combine
 from coevolve.scoring.roles import ESTIMATOR, ROLES, Role, Weights
 from coevolve.seeds import derive_seed
 from coevolve.training.context import Context
+from coevolve.training.evaluation import evaluate
 from coevolve.training.outcome import ENSEMBLE
 from coevolve.training.phases import estimator_rows, rows_of_estimator, sft
 from coevolve.training.rows import Rows
 from coevolve.training.schedule import Budget
-from coevolve.training.state import COLD, DIRECT, UNTRAINED, RunState
+from coevolve.training.state import BASELINE, COLD, DIRECT, UNTRAINED, RunState
+
+WITHOUT_CORL = "without_corl"
 
 
 def baseline_parts(recipe: Recipe) -> int:
@@ -47,16 +53,20 @@ def go_back(context: Context, state: RunState, name: str, roles: Sequence[Role] 
 def without_corl(context: Context, state: RunState, part: int) -> None:
     """The pair after the cold start, its estimator trained on as long as by the rounds."""
     if part == 1 and state.segment is None:
+        assert state.probe is not None  # since the first gate
         go_back(context, state, COLD)
-    state.where = {"coevolve/phase": "without_corl"}
+        _note_best(state, state.probe.perplexity)
+    state.where = {"coevolve/phase": WITHOUT_CORL}
     reasoning = state.cold_reasoning or context.traces
-    rows = rows_of_estimator(context, "without_corl", reasoning)
-    _continue(context, state, "without_corl", part, rows)
+    rows = rows_of_estimator(context, WITHOUT_CORL, reasoning)
+    _continue(context, state, WITHOUT_CORL, part, rows)
 
 
 def without_reasoning_cold(context: Context, state: RunState, member: int = 1) -> None:
     """The cold start of q2(y | x), on top of the direct one if there is one."""
     direct, label = context.recipe.cold_start.direct, member_name(member)
+    if state.segment is None:
+        state.baseline_perplexity = None
     if state.segment is None and member == 1:
         go_back(context, state, DIRECT if direct else UNTRAINED, (ESTIMATOR,))
     if state.segment is None and member > 1 and not direct:
@@ -83,6 +93,38 @@ def without_reasoning(context: Context, state: RunState, part: int, member: int 
     """q2(y | x), trained as long as the pair."""
     state.where = {"coevolve/phase": member_name(member)}
     _continue(context, state, member_name(member), part, _direct(context))
+
+
+def keep_best(context: Context, state: RunState, label: str, last: bool) -> None:
+    """Judge what a baseline's last training made of it by the held-out rows; after its last one it
+    is as it was when it was best.
+    """
+    examples, reasoning = context.data.validation, None
+    if label == WITHOUT_CORL:
+        assert state.probe is not None  # its connector is that of the cold start
+        reasoning = state.probe.reasoning
+    title = f"{label}: held-out evaluation"
+    given = reasoning or [None] * len(examples)
+    after = evaluate(context, examples, title, reasoning=given).perplexity
+    before = state.baseline_perplexity
+    if before is None:
+        _note_best(state, after)
+    else:
+        better = after <= before * (1 + context.recipe.rounds.gate_tolerance)
+        how = "kept" if better else "got worse: not kept"
+        context.record.say(f"{label}: held-out perplexity {before:.4f} -> {after:.4f}, {how}")
+        if better:
+            _note_best(state, after)
+        elif last:
+            go_back(context, state, BASELINE)
+    if last:
+        del state.kept[BASELINE]
+        state.baseline_perplexity = None
+
+
+def _note_best(state: RunState, perplexity: float) -> None:
+    state.keep(BASELINE)
+    state.baseline_perplexity = perplexity
 
 
 def ensemble(context: Context, state: RunState, split: str) -> None:

@@ -282,6 +282,8 @@ class CheckpointState(Document):
     """Held-out examples after the cold start, to see how far the estimator drifts."""
     form: FormOfExport | None = None
     """Null before it is chosen; absent before version 0.4."""
+    baseline_perplexity: float | None = None
+    """Held-out, of the baseline under way when it was best; absent before version 0.5."""
     facts: Facts
 
     @model_validator(mode="after")

@@ -7,10 +7,10 @@ have done without the interruption, to the bit.
 
 Deviations from the published procedure: every phase is gated on held-out perplexity and rolled back
 if it made it worse; the gate looks at a part of IDTrain that nothing trains on, never at a test
-split.
+split. Baselines get no worse a deal: what their last updates spoiled is undone as well.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
@@ -152,17 +152,27 @@ def _evaluation(context: Context, name: str) -> list[Stage]:
 
 
 def _without_corl(context: Context) -> list[Stage]:
-    recipe, tests, name = context.recipe, context.data.tests, "without_corl"
+    recipe, tests, name = context.recipe, context.data.tests, baselines.WITHOUT_CORL
     if not (recipe.baselines.without_corl or recipe.baselines.oracle):
         return []
     parts = range(1, baselines.baseline_parts(recipe) + 1)
     shown = tests if recipe.baselines.oracle else ()
     return [
-        *(Stage(f"{name}-{part}", baselines.without_corl, (part,)) for part in parts),
+        *_gated(name, [Stage(f"{name}-{part}", baselines.without_corl, (part,)) for part in parts]),
         *([] if parts else [Stage(f"{name}-0", baselines.go_back, (COLD,))]),
         *(_evaluation(context, name) if recipe.baselines.without_corl else []),
         *(Stage(f"oracle-{split}", evaluate_oracle, (split,)) for split in shown),
     ]
+
+
+def _gated(label: str, trainings: Sequence[Stage]) -> list[Stage]:
+    """A baseline's trainings, each judged."""
+    stages = []
+    for place, training in enumerate(trainings, 1):
+        last = place == len(trainings)
+        judged = Stage(f"{training.name}-gate", baselines.keep_best, (label, last))
+        stages += [training, judged]
+    return stages
 
 
 def _without_reasoning(context: Context) -> list[Stage]:
@@ -174,11 +184,10 @@ def _without_reasoning(context: Context) -> list[Stage]:
         name = baselines.member_name(member)
         if member > 1 and recipe.cold_start.direct:
             stages.append(Stage(f"{name}-direct", baselines.member_direct, (member,)))
-        stages += [
-            Stage(f"{name}-0", baselines.without_reasoning_cold, (member,)),
-            *(Stage(f"{name}-{p}", baselines.without_reasoning, (p, member)) for p in parts),
-            *(Stage(f"{name}-{split}", evaluate, (name, split)) for split in tests),
-        ]
+        trained = [Stage(f"{name}-0", baselines.without_reasoning_cold, (member,))]
+        trained += [Stage(f"{name}-{p}", baselines.without_reasoning, (p, member)) for p in parts]
+        stages += _gated(name, trained) if parts else trained
+        stages += [Stage(f"{name}-{split}", evaluate, (name, split)) for split in tests]
     if size > 1:
         name = f"{ENSEMBLE}{size}"
         stages += [Stage(f"{name}-{split}", baselines.ensemble, (split,)) for split in tests]

@@ -33,11 +33,16 @@ from coevolve.training.outcome import Outcome
 Pair = dict[Role, Weights]
 DIRECT, COLD, TRAINED = "direct", "cold", "trained"
 """The pair when its estimator is a trained q(y | x), after the cold start, after the rounds."""
+BASELINE = "baseline"
+"""The pair of the baseline under way when it was best on the held-out rows."""
 UNTRAINED = "untrained"
 """The pair that the run begins with; it follows from the seed and is not saved."""
 
+KEPT = (DIRECT, COLD, TRAINED, BASELINE)
+
 AS_IT_IS: tuple[str, ...] = ("done", "stage", "texts", "reasoning", "chosen", "posterior", "where")
 AS_IT_IS += ("updates", "progress", "rounds", "trained_updates", "cold_reasoning", "form")
+AS_IT_IS += ("baseline_perplexity",)
 """Fields of the state that a checkpoint has under the same name."""
 
 
@@ -108,6 +113,7 @@ class RunState:
         kept: pairs by name, to go back to.
         trained_updates: `updates` when training ended; empty before.
         form: by which the exported estimator scores; None before it is chosen.
+        baseline_perplexity: held-out, of the baseline under way when it was best.
     """
 
     pair: Pair
@@ -132,6 +138,7 @@ class RunState:
     kept: dict[str, Pair] = field(default_factory=dict)
     trained_updates: dict[Role, int] = field(default_factory=dict)
     form: FormOfExport | None = None
+    baseline_perplexity: float | None = None
     outcome: Outcome = field(default_factory=Outcome)
 
     @classmethod
@@ -243,7 +250,7 @@ class RunState:
             pair=pair(""),
             optimizers=group("optimizer-"),
             probe=None if saved.probe is None else Evaluated.read(saved.probe),
-            kept={name: pair(f"{name}-") for name in (DIRECT, COLD, TRAINED) if pair(f"{name}-")},
+            kept={name: pair(f"{name}-") for name in KEPT if pair(f"{name}-")},
             outcome=Outcome.read(saved.outcome, splits),
         )
         if saved.gate is not None:
