@@ -262,6 +262,8 @@ _is_ledger = _first_row_has(("translator", "language", "prompt", "address"))
 TRANSLATIONS = Kind("translations", False, _is_ledger, policy="grow")
 RUN = Kind("a run", True, is_run, parts=RUN_PARTS, policy="grow")
 CACHE = Kind("a cache of work", True, lambda folder: True, policy="grow")
+RECIPE_COPY = Kind("a copy of a recipe", True, lambda folder: False, policy="renew")
+"""Its user's own from the first moment, so that it is never replaced."""
 REPORT = Kind("a report", True, _holds_a_report, parts=("report", "report.html"), policy="renew")
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "coevolve"
 LAYERS = [
     {"errors"},
     {"files", "progress", "seeds", "registry"},
-    {"outputs", "documents", "libraries"},
+    {"outputs", "documents", "libraries", "shipped"},
     {"information", "data", "recipe"},
     {"prompts"},
     {"scoring"},

@@ -21,33 +21,45 @@ from coevolve.cli.ending import (
 )
 from coevolve.cli.paths import claim_outputs
 from coevolve.errors import CoevolveError
+from coevolve.shipped import clause
 
 INTERRUPTED, READER_GONE = 130, 141
 """Exit statuses, as shells have them for SIGINT and SIGPIPE."""
 
-_NAMES = (
-    *("train", "status", "respond", "shift", "score", "remid", "bound", "report", "schema"),
-    *("truth", "export", "import_reference"),
+GROUPS = {
+    "data": ("respond", "shift"),
+    "train": ("recipes", "launch_file", "train", "status"),
+    "measure": ("score", "remid", "bound", "report", "truth"),
+    "publish": ("export", "import_reference", "schema"),
+}
+COMMANDS = tuple(
+    import_module(f"coevolve.cli.{name}") for names in GROUPS.values() for name in names
 )
-COMMANDS = tuple(import_module(f"coevolve.cli.{name}") for name in _NAMES)
 """Each with `add_arguments` and `run`; its docstring is its help."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
+    about = "Co-evolving reinforcement learning of a model of role-play responses, and R-EMID."
     parser = argparse.ArgumentParser(
-        prog="coevolve",
-        description="Co-evolving reinforcement learning of a probability model of role-play "
-        "responses, and R-EMID.",
+        prog="coevolve", formatter_class=argparse.RawDescriptionHelpFormatter, description=about
     )
     parser.add_argument("--version", action="version", version=f"coevolve {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help="one of those below"
+    )
+    heads = {names[0]: group for group, names in GROUPS.items()}
+    lines = []
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2].replace("_", "-")
+        stem = module.__name__.rpartition(".")[2]
+        name = stem.replace("_", "-")
         summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
-        command = commands.add_parser(name, help=summary, description=summary)
+        command = commands.add_parser(name, description=summary)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+        lines += [f"{heads[stem]}:"] if stem in heads else []
+        lines.append(f"  {name:16} {clause(summary)}")
+    parser.epilog = "\n".join((*lines, "", "coevolve COMMAND --help says more."))
     return parser
 
 

@@ -76,7 +76,8 @@ def _chosen(
     """The arguments of a parser and of the subcommands that were chosen."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            yield from _chosen(action.choices[getattr(options, action.dest)], options)
+            chosen = getattr(options, action.dest)
+            yield from _chosen(action.choices[chosen], options) if chosen else ()
         else:
             yield action
 

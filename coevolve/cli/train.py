@@ -14,7 +14,7 @@ from coevolve.outputs import RUN
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, reads, writes = adders(parser)
-    reads("recipe", "a recipe's folder or YAML file")
+    reads("recipe", "a recipe's folder or YAML file, or a name that `coevolve recipes` lists")
     add("overrides", "dotted keys, for example data.path=FILE", nargs="*", metavar="key=value")
     what = "the run's directory; one that holds this run is resumed"
     writes("--output-dir", what, kind=RUN, required=True)

@@ -11,21 +11,24 @@ from coevolve.errors import DataError, RecipeError
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
 from coevolve.recipe.schema import Recipe
 from coevolve.recipe.yaml_text import LARGEST, parse_yaml
+from coevolve.shipped import CONFIG, shipped_recipes
 
-CONFIG = "config.yaml"
 EXTENDS = "extends"
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at `source`, a folder with `config.yaml` or a YAML file, changed by the overrides,
-    `dotted.key=value` with a value in YAML, and checked; else RecipeError.
+    """The recipe at `source`, a folder with `config.yaml`, a YAML file or the name of one that comes
+    with the package, changed by the overrides, `dotted.key=value` with a value in YAML, and checked;
+    else RecipeError. What lies at a path goes before a name.
     """
+    by_name = None if os.path.lexists(source) else shipped_recipes().get(str(source))
     try:
-        path = Path(source) / CONFIG if is_folder(source) else Path(source)
+        path = by_name or (Path(source) / CONFIG if is_folder(source) else Path(source))
         values = _read(path, ())
     except DataError as error:
         raise RecipeError(
-            f"{error} A recipe is a folder with {CONFIG} in it, or a YAML file."
+            f"{error} A recipe is a folder with {CONFIG} in it, a YAML file, or one that "
+            "`coevolve recipes` lists."
         ) from None
     for override in overrides:
         _apply(values, override)

@@ -1,0 +1,54 @@
+"""The recipes and launch files that come with the package, by name.
+
+At the top of the repository they are for readers; here are links to them, in whose place a wheel has
+the files. Nothing else lives here.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from coevolve.errors import RecipeError
+from coevolve.files import read_text
+
+FOLDER = Path(__file__).parent
+CONFIG = "config.yaml"
+
+
+def shipped_recipes() -> Mapping[str, Path]:
+    """Files by name: `quickstart` is its folder's `config.yaml`, `qwen3-8b/qlora` another one."""
+    files = sorted(
+        (FOLDER / "recipes").glob("*/*.yaml"), key=lambda x: (x.parent, x.name != CONFIG)
+    )
+    return {
+        file.parent.name if file.name == CONFIG else f"{file.parent.name}/{file.stem}": file
+        for file in files
+    }
+
+
+def shipped_launch_files() -> Mapping[str, Path]:
+    """Files by name: `zero2` is `zero2.yaml`, `slurm.sh` keeps its ending."""
+    files = sorted((FOLDER / "launch").iterdir())
+    named = {file.stem if file.suffix == ".yaml" else file.name: file for file in files}
+    return {name: file for name, file in named.items() if file.suffix in (".yaml", ".sh")}
+
+
+def shipped(kind: str, files: Mapping[str, Path], name: str) -> Path:
+    """The file of this name; RecipeError lists those that there are."""
+    if name not in files:
+        raise RecipeError(f"{kind} {name!r}: unknown; accepted are {', '.join(files)}.")
+    return files[name]
+
+
+def summary(file: Path) -> str:
+    """The first sentence of the comment at the file's head."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), read_text(file).splitlines())
+    comment = " ".join(line.lstrip("#! ") for line in lines if not line.startswith("#!"))
+    return clause(comment)
+
+
+def clause(text: str) -> str:
+    """What a line has room for of a text: to the first stop that is not right at its beginning."""
+    found = re.match(r".{24,}?(?=[.:;](?: |$))", text)
+    return found[0] if found else text

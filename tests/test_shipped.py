@@ -1,0 +1,74 @@
+"""What comes with the package is what the repository has, and is found by name from anywhere."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from coevolve.cli import main
+from coevolve.errors import RecipeError
+from coevolve.recipe import load_recipe
+from coevolve.shipped import shipped_launch_files, shipped_recipes
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_recipe_has_a_name_and_a_line_that_says_what_it_is(capsys):
+    recipes = shipped_recipes()
+    there = sorted((ROOT / "recipes").glob("*/*.yaml"))
+    assert sorted(path.resolve() for path in recipes.values()) == there
+    assert {"quickstart", "qwen3-8b", "qwen3-8b/qlora"} <= set(recipes)
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(recipes)
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_a_recipe_is_read_by_its_name_unless_there_is_one_at_that_path():
+    assert load_recipe("quickstart") == load_recipe(ROOT / "recipes" / "quickstart")
+    smaller = load_recipe("smollm2-135m/smoke", ["data.path=mine.json"])
+    assert smaller.name == "smollm2-135m-smoke" and smaller.data.path == "mine.json"
+    mine = Path("quickstart")
+    mine.mkdir()
+    text = (ROOT / "recipes" / "quickstart" / "config.yaml").read_text()
+    (mine / "config.yaml").write_text(text.replace("name: quickstart", "name: mine"))
+    assert load_recipe("quickstart").name == "mine"
+    with pytest.raises(RecipeError, match=r"quickstrat: no such file.*`coevolve recipes` lists"):
+        load_recipe("quickstrat")
+
+
+def test_a_copy_is_ones_own(capsys):
+    assert main(["recipes", "copy", "smollm2-135m", "mine"]) == 0
+    assert "config.yaml" in capsys.readouterr().out
+    copied = sorted(path.name for path in Path("mine").iterdir())
+    assert copied == sorted(os.listdir(ROOT / "recipes" / "smollm2-135m"))
+    assert load_recipe("mine") == load_recipe("smollm2-135m")
+    before = Path("mine/config.yaml").read_text() + "# mine\n"
+    Path("mine/config.yaml").write_text(before)
+    assert main(["recipes", "copy", "quickstart", "mine"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert Path("mine/config.yaml").read_text() == before
+    assert main(["recipes", "copy", "nope", "other"]) == 2
+    assert "'nope': unknown; accepted are llama3-8b, quickstart" in capsys.readouterr().err
+
+
+def test_launch_files_are_found_by_name(capsys):
+    there = {path for path in (ROOT / "launch").iterdir() if path.suffix in (".yaml", ".sh")}
+    assert {path.resolve() for path in shipped_launch_files().values()} == there
+    assert main(["launch-file", "zero2"]) == 0
+    assert Path(capsys.readouterr().out.strip()).read_text().startswith("# DeepSpeed ZeRO-2")
+    assert main(["launch-file", "zero9"]) == 2
+    assert "'zero9': unknown; accepted are ddp, fsdp2" in capsys.readouterr().err
+
+
+def test_help_has_every_command_on_one_screen(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) <= 40 and {"data:", "train:", "measure:", "publish:"} <= set(shown)
+    assert sum(line.startswith("  launch-file") for line in shown) == 1
