@@ -396,11 +396,11 @@ def test_an_argument_that_is_no_text_is_named(words, capsys):
     assert f"argument {len(words) + 1}: found '\\ud800', which is not UTF-8" in said
 
 
-def test_every_command_is_summed_up_in_a_whole_sentence(capsys):
+def test_every_command_is_summed_up_in_a_whole_clause(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "on fresh samples of the synthetic worlds of quickstart runs." in said
+    assert "on fresh samples of the synthetic worlds of quickstart runs" in said
 
 
 def test_a_mistyped_option_is_refused(run, capsys):
