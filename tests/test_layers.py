@@ -25,6 +25,7 @@ LAYERS = [
     {"training"},
     {"reference", "report", "estimator_reward", "lm_eval"},
     {"cli"},
+    {"api"},
 ]
 # What a layer may import from outside when it is loaded; elsewhere anything goes.
 PURE = {

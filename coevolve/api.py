@@ -1,0 +1,112 @@
+"""The commands as Python functions, which return what they wrote as typed results.
+
+Arguments are the commands' options under the same names with `_` for `-`, and go through the same
+checks; what is printed stays on stderr. Where `out` is left out, nothing is kept.
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coevolve.cli import make_parser
+from coevolve.cli.paths import claim_outputs
+from coevolve.documents import check_document, read_document
+from coevolve.errors import CoevolveError
+from coevolve.files import read_jsonl
+from coevolve.remid.results import RemidResults, ScoreLine
+from coevolve.training.documents import RunResults
+
+AGAIN = "Measure again with this version."
+
+
+def train(
+    recipe: str | Path, *overrides: str, output_dir: str | Path, **options: Any
+) -> RunResults | None:
+    """`coevolve train`: the run's results, or None where it was asked to stop and is saved."""
+    words = {"recipe": recipe, "overrides": list(overrides), "output_dir": output_dir}
+    if call("train", **words, **options):
+        return None
+    written = Path(output_dir).expanduser() / "results.json"
+    return read_document(written, RunResults, remedy=AGAIN)
+
+
+def score(
+    estimator: str | Path,
+    data: str | Path,
+    responses: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    **options: Any,
+) -> list[ScoreLine]:
+    """`coevolve score`: of each example, log-probability (nats per response) and tokens; by default
+    of its golden response.
+    """
+    with _kept(out, "scores.jsonl") as path:
+        call("score", estimator=estimator, data=data, responses=responses, out=path, **options)
+        return [
+            check_document(line, ScoreLine, where=f"{path}: line {number}", remedy=AGAIN)
+            for number, line in read_jsonl(path)
+        ]
+
+
+def remid(
+    estimator: str | Path,
+    data: str | Path,
+    responses: Mapping[str, str | Path],
+    *,
+    out: str | Path | None = None,
+    **options: Any,
+) -> RemidResults:
+    """`coevolve remid`: R-EMI and R-EMID of each model (name -> file of its responses)."""
+    with _kept(out, "remid") as path:
+        call("remid", estimator=estimator, data=data, responses=responses, out=path, **options)
+        return read_document(path / "results.json", RemidResults, remedy=AGAIN)
+
+
+def call(command: str, **given: Any) -> int:
+    """Run a command with these options; its exit status.
+
+    Raises:
+        TypeError: an option that the command does not have, or one that it needs is left out.
+        CoevolveError: as the command would say it.
+    """
+    parser = make_parser()
+    (commands,) = (x for x in parser._actions if isinstance(x, argparse._SubParsersAction))
+    options = argparse.Namespace(command=command)
+    actions = {x.dest: x for x in commands.choices[command]._actions if x.dest != "help"}
+    needed = [name for name, action in actions.items() if action.required and name not in given]
+    for name in (*needed, *(name for name in given if name not in actions)):
+        how = "is missing" if name in needed else "is none of its options"
+        raise TypeError(f"{command}: {name} {how}; they are {', '.join(actions)}")
+    for name, action in actions.items():
+        value = _plain(given[name]) if name in given else action.default
+        if name in given and action.choices and value not in action.choices:
+            accepted = ", ".join(map(str, action.choices))
+            raise CoevolveError(f"{command}: {name}: found {value!r}; accepted are {accepted}.")
+        setattr(options, name, value)
+    claim_outputs(parser, options)
+    with contextlib.redirect_stdout(io.StringIO()):  # the tables, which the results are
+        return commands.choices[command].get_default("run")(options) or 0
+
+
+def _plain(value: Any) -> Any:
+    """As argparse would have made it of words."""
+    if isinstance(value, Mapping):
+        return [f"{name}={item}" for name, item in value.items()]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextlib.contextmanager
+def _kept(out: str | Path | None, name: str) -> Iterator[Path]:
+    """`out`, or a place that is gone afterwards."""
+    if out is not None:
+        yield Path(out).expanduser()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / name
