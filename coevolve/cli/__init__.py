@@ -28,7 +28,7 @@ INTERRUPTED, READER_GONE = 130, 141
 
 GROUPS = {
     "data": ("respond", "shift"),
-    "train": ("recipes", "launch_file", "train", "status"),
+    "train": ("recipes", "launch_file", "validate", "train", "status"),
     "measure": ("score", "remid", "bound", "report", "truth"),
     "publish": ("export", "import_reference", "schema"),
 }

@@ -1,7 +1,7 @@
 """Reading a recipe from YAML, with overrides by dotted key."""
 
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,18 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     with the package, changed by the overrides, `dotted.key=value` with a value in YAML, and checked;
     else RecipeError. What lies at a path goes before a name.
     """
+    return read_recipe(source, overrides)[0]
+
+
+def read_recipe(
+    source: str | Path, overrides: Sequence[str] = ()
+) -> tuple[Recipe, Mapping[str, str]]:
+    """The recipe as `load_recipe`, and for each dotted key that is given, by which file or override."""
     by_name = None if os.path.lexists(source) else shipped_recipes().get(str(source))
+    origins: dict[str, str] = {}
     try:
         path = by_name or (Path(source) / CONFIG if is_folder(source) else Path(source))
-        values = _read(path, ())
+        values = _read(path, (), origins)
     except DataError as error:
         raise RecipeError(
             f"{error} A recipe is a folder with {CONFIG} in it, a YAML file, or one that "
@@ -32,10 +40,20 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from None
     for override in overrides:
         _apply(values, override)
-    return check_recipe(values, str(path))
+        origins[override.partition("=")[0]] = "command line"
+    return check_recipe(values, str(path)), origins
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything that is not a section."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _read(path: Path, above: tuple[Path, ...], origins: dict[str, str]) -> dict[str, Any]:
     """The values of a YAML file, over those of the one that it `extends`; `above` extend this one."""
     values = parse_yaml(read_text(plain_file(path, at_most=4 * LARGEST)), str(path))
     if not isinstance(values, dict):
@@ -48,13 +66,17 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             f"{' extends '.join(map(str, chain))}: {EXTENDS} leads in a circle. Take one of them out."
         )
     parent = values.pop(EXTENDS, None)
+    own = {key: str(path) for key, _ in flat(values)}
     if parent is None:
+        origins.update(own)
         return values
     if not isinstance(parent, str):
         raise RecipeError(
             f"{path}: {EXTENDS}: found {_shown(parent)}; accepted is the path of another YAML file."
         )
-    return _merged(_read(path.parent / os.path.expanduser(parent), chain), values)
+    below = _read(path.parent / os.path.expanduser(parent), chain, origins)
+    origins.update(own)
+    return _merged(below, values)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,14 @@ from coevolve.training.saving import restore
 from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 from coevolve.training.tracing import TRACES, Log, Tracer, kept_file
 
+CHECKS: Sequence[Check[Training]] = (
+    Check("rewards", lambda draft: check_rewards(draft.recipe)),
+    Check("algorithms", lambda draft: check_algorithms(draft.recipe)),
+    Check("phases", lambda draft: check_phases(draft.recipe)),
+    *TRAINING,
+)
+"""Whatever can be known of a recipe and its data before anything is loaded."""
+
 
 def train(
     recipe: Recipe,
@@ -72,11 +80,8 @@ def train(
         claim(output_dir, RUN, option="--output-dir")
 
     output = Check("output", claimed)
-    rewards: Check[Training] = Check("rewards", lambda draft: check_rewards(draft.recipe))
-    algorithms: Check[Training] = Check("algorithms", lambda draft: check_algorithms(draft.recipe))
-    phases: Check[Training] = Check("phases", lambda draft: check_phases(draft.recipe))
     asks_teacher = not kept_file(Path(output_dir) / TRACES).is_file()
-    checks = (output, rewards, algorithms, phases, *TRAINING)
+    checks = (output, *CHECKS)
     inputs, problem = Training(recipe, environ, asks_teacher), None
     try:
         preflight(inputs, checks)
