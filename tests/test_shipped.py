@@ -42,6 +42,12 @@ def test_a_recipe_is_read_by_its_name_unless_there_is_one_at_that_path():
         load_recipe("quickstrat")
 
 
+def test_a_run_may_have_the_recipes_name(capsys):
+    """A name is no path, so it is not in the way of an output."""
+    assert main(["train", "quickstart", "data.validation=9999", "--output-dir", "quickstart"]) == 2
+    assert "data.validation takes 9999" in capsys.readouterr().err
+
+
 def test_a_copy_is_ones_own(capsys):
     assert main(["recipes", "copy", "smollm2-135m", "mine"]) == 0
     assert "config.yaml" in capsys.readouterr().out

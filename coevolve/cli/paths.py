@@ -5,6 +5,7 @@ runs; a command cannot forget to. Every path may begin with `~`.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,7 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         for action in actions
         if hasattr(action, "reads")
         for text in _listed(getattr(options, action.dest))
+        if os.path.lexists(action.reads(text))  # else it is a name, or missed later
     }
     for action in actions:
         text = getattr(options, action.dest, None)
