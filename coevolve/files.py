@@ -31,15 +31,18 @@ def write_text(path: str | Path, text: str) -> None:
     write_file(path, text)
 
 
-def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write text (UTF-8) or bytes atomically: to a temporary name, synced, then renamed."""
+def write_file(path: str | Path, content: str | bytes | Iterable[str]) -> None:
+    """Write text (UTF-8), whole or piece by piece, or bytes atomically: to a temporary name,
+    synced, then renamed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Shortened, as a name may be as long as the file system allows.
     temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            for piece in (content,) if isinstance(content, (str, bytes)) else content:
+                file.write(piece.encode("utf-8") if isinstance(piece, str) else piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

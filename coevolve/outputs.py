@@ -160,8 +160,8 @@ def write_parts(folder: Path, kind: Kind, texts: Mapping[str, str | bytes]) -> N
     sync_folder(folder)
 
 
-def write_output(path: Path, kind: Kind, text: str) -> None:
-    """Write a file's output."""
+def write_output(path: Path, kind: Kind, text: str | Iterable[str]) -> None:
+    """Write a file's output, whole or piece by piece."""
     _is_older_work(path, kind, "the output")
     write_file(path, text)
 
@@ -197,8 +197,17 @@ def _first_row_has(keys: Iterable[str]) -> Callable[[Path], bool]:
     return is_own
 
 
-def _holds_a_shift(path: Path) -> bool:
-    """Whether some row of a corpus says how `coevolve shift` made it."""
+def _is_corpus(path: Path) -> bool:
+    """Whether a row of a corpus says what `coevolve convert` or `coevolve shift` made it of."""
+    with open(path, "rb") as file:
+        head = [file.readline(HEAD_BYTES).strip().rstrip(b",") for _ in range(2)]
+    for line in head:  # converted rows have a line each, and may be many
+        try:
+            row = parse_json(line.decode(), str(path))
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"sample_ID", "source"} <= row.keys():
+            return True
     try:
         splits = read_json(path)
     except DataError:
@@ -256,7 +265,7 @@ BOUND = Kind("the results of coevolve bound", True, _is_bound, ("blame.json", "b
 _is_truth = partial(has_json, key="schema", prefix="coevolve.truth/")
 TRUTH = Kind("the results of coevolve truth", False, _is_truth)
 SCORES = Kind("scores", False, _first_row_has(("sample_ID", "log_prob", "tokens", "reasoning")))
-CORPUS = Kind("a corpus that coevolve shift wrote", False, _holds_a_shift)
+CORPUS = Kind("a converted or shifted corpus", False, _is_corpus)
 RESPONSES = Kind("responses", False, _first_row_has(("model", "prompt", "address")), policy="grow")
 _is_ledger = _first_row_has(("translator", "language", "prompt", "address"))
 TRANSLATIONS = Kind("translations", False, _is_ledger, policy="grow")

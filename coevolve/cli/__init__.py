@@ -27,7 +27,7 @@ INTERRUPTED, READER_GONE = 130, 141
 """Exit statuses, as shells have them for SIGINT and SIGPIPE."""
 
 GROUPS = {
-    "data": ("respond", "shift"),
+    "data": ("convert", "respond", "shift"),
     "train": ("recipes", "launch_file", "validate", "train", "status"),
     "measure": ("score", "remid", "bound", "report", "truth"),
     "publish": ("export", "import_reference", "schema"),

@@ -10,10 +10,12 @@ as JSON text, and a string that is a JSON object is read as that object.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ SPLITS, STATE = "dataset_dict.json", "state.json"
 
 LARGEST_FILE = 1 << 40
 """Bytes. Unlike JSON, Arrow is not read whole."""
+
+LAST_LINE = 1 << 16
+"""Bytes; more than a line with an error has."""
 
 MB_PER_SECOND = 1
 """Slower than this, behind the first minute, no file is read that is in order."""
@@ -46,6 +51,11 @@ def read_saved(folder: Path) -> dict[str, list[dict[str, Any]]] | list[dict[str,
 def read_parquet(files: Sequence[Path]) -> list[list[dict[str, Any]]]:
     """The rows of each Parquet file. Raises DataError: a file is missing, damaged, or not Parquet."""
     return _read(files, "Parquet", "Write the file again.")
+
+
+def stream_parquet(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file one by one, kept on disk in between."""
+    return (json_rows([row])[0] for _, row in _stream([file], "Parquet", "Write the file again."))
 
 
 def json_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -83,32 +93,44 @@ def _field(file: Path, name: str, inner: str | None = None) -> list[str]:
 
 
 def _read(files: Sequence[Path], kind: str, remedy: str) -> list[list[dict[str, Any]]]:
+    rows: list[list[dict[str, Any]]] = [[] for _ in files]
+    for number, row in _stream(files, kind, remedy):
+        rows[number].append(row)
+    return [json_rows(part) for part in rows]
+
+
+def _stream(files: Sequence[Path], kind: str, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the file, row) of all rows, once the last has been read without an error."""
     size = sum(plain_file(file, at_most=LARGEST_FILE).stat().st_size for file in files)
     command = [sys.executable, "-P", arrow_rows.__file__, *map(str, files)]
     names = ", ".join(map(str, files))
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=60 + size / 1e6 / MB_PER_SECOND,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DataError(
-            f"{names}: cannot be read as {kind} (no end after {error.timeout:.0f} s). {remedy}"
-        ) from None
-    *lines, last = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    if done.returncode or last != '"end"':
-        fault = {} if done.returncode else parse_json(last, names)
-        where = files[fault["file"]] if fault else names
-        raise DataError(
-            f"{where}: cannot be read as {kind} ({fault.get('error') or _end_of(done)}). {remedy}"
-        )
-    rows: list[list[dict[str, Any]]] = [[] for _ in files]
-    for line in lines:
-        number, row = parse_json(line, names, nan=True)
-        rows[number].append(row)
-    return [json_rows(part) for part in rows]
+    with tempfile.TemporaryFile() as out:
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.PIPE,
+                timeout=60 + size / 1e6 / MB_PER_SECOND,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DataError(
+                f"{names}: cannot be read as {kind} (no end after {error.timeout:.0f} s). {remedy}"
+            ) from None
+        # The last line says how it ended, and is short where it is not a row.
+        out.seek(max(0, out.seek(0, os.SEEK_END) - LAST_LINE))
+        last = out.read().decode("utf-8", "replace").removesuffix("\n").rpartition("\n")[2]
+        if done.returncode or last != '"end"':
+            fault = {} if done.returncode else parse_json(last, names)
+            where = files[fault["file"]] if fault else names
+            raise DataError(
+                f"{where}: cannot be read as {kind} ({fault.get('error') or _end_of(done)}). {remedy}"
+            )
+        out.seek(0)
+        for line in out:
+            if line != b'"end"\n':
+                number, row = parse_json(line.decode("utf-8", "replace"), names, nan=True)
+                yield number, row
 
 
 def _end_of(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -2,7 +2,7 @@
 on standard output.
 
 A flipped bit in such a file can crash whoever reads it, deep in compiled code. So the files are
-read here, in a process of its own, and checked whole before a value is taken. Each line is a row,
+read here, in a process of its own, and checked before a value is taken. Each line is a row,
 `[number of the file, row]`, but for the last one: `"end"`, or `{"error": reason, "file": number}`.
 Nothing of coevolve is loaded.
 """
@@ -10,7 +10,7 @@ Nothing of coevolve is loaded.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,27 +41,33 @@ def write_rows(files: list[str], out: IO[str]) -> None:
 
 def rows_of(file: str) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, or of an Arrow stream as `datasets` saves it."""
-    table = read_table(file)
-    table.validate(full=True)
-    if table.num_rows > 8 * os.path.getsize(file):
-        raise ValueError(f"it claims to have {table.num_rows:,} rows")
-    if len(set(table.column_names)) != table.num_columns:
-        raise ValueError("a column is there twice")
-    decoders = {field.name: decoder(field.type) for field in table.schema}
-    for batch in table.to_batches(ROWS_AT_ONCE):
-        for row in batch.to_pylist():
-            yield {name: decoders[name](value) for name, value in row.items()}
-
-
-def read_table(file: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet
 
     if file.endswith(".parquet"):
         with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as parquet:
-            return parquet.read(use_threads=False)
+            parts = parquet.iter_batches(ROWS_AT_ONCE, use_threads=False)
+            yield from rows_in(file, parquet.schema_arrow, parquet.metadata.num_rows, parts)
+        return
     with pa.memory_map(file) as source, pa.ipc.open_stream(source) as stream:
-        return stream.read_all()
+        table = stream.read_all()
+    table.validate(full=True)
+    yield from rows_in(file, table.schema, table.num_rows, table.to_batches(ROWS_AT_ONCE))
+
+
+def rows_in(
+    file: str, schema: "pa.Schema", count: int, batches: "Iterable[pa.RecordBatch]"
+) -> Iterator[dict[str, Any]]:
+    """The rows of batches, each checked before a value is taken."""
+    if count > 8 * os.path.getsize(file):
+        raise ValueError(f"it claims to have {count:,} rows")
+    if len(set(schema.names)) != len(schema.names):
+        raise ValueError("a column is there twice")
+    decoders = {field.name: decoder(field.type) for field in schema}
+    for batch in batches:
+        batch.validate(full=True)
+        for row in batch.to_pylist():
+            yield {name: decoders[name](value) for name, value in row.items()}
 
 
 def decoder(kind: "pa.DataType") -> Callable[[Any], Any]:

@@ -9,7 +9,8 @@ from coevolve.errors import DataError
 
 REQUIRED_FIELDS = ("sample_ID", "subset_tag", "user_persona", "agent_character", "dialogue_context")
 # SThought: the public release's name of a trace. shift: what `coevolve shift` did to make the row.
-OPTIONAL_FIELDS = ("agent_golden_response", "trace", "SThought", "shift")
+# source: where `coevolve convert` found it, for whoever looks at the file; an Example has it not.
+OPTIONAL_FIELDS = ("agent_golden_response", "trace", "SThought", "shift", "source")
 
 
 @dataclass(frozen=True)
