@@ -24,7 +24,7 @@ SHOWN = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, reads, writes = adders(parser)
-    reads("source", "a .json, .jsonl, .csv, .tsv or .parquet file", metavar="IN")
+    reads("dialogues", "a .json, .jsonl, .csv, .tsv or .parquet file", metavar="IN")
     what = "the .json file to write, or .jsonl with a field `split`"
     writes("--out", what, kind=CORPUS, required=True, metavar="FILE")
     what = "where the rows have a field, for example user_persona=profile.user"
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reads("--characters", "JSON of characters by name, or a card for all rows", metavar="FILE")
     what = "which rows go where, for example 'OOD1Test: language != en', 'OOD3Test: turns > 12', "
     what += "or 'OOD2Test: agent_character.name ~ 0.1', that share of the names"
-    add("--split", what, action="append", default=[], metavar="RULE")
+    add("--split", what, action="append", metavar="RULE")
     add("--test", "the share of the others for IDTest (default 0.1)", type=float, default=0.1)
     add("--seed", "of what is drawn (default 0)", type=int, default=0)
     add("--new-ids", "make ids also where the rows have some", action="store_true")
@@ -61,15 +61,15 @@ def run(options: argparse.Namespace) -> None:
             roles={name.casefold(): role for name, role in roles.items()},
             characters=read_characters(Path(options.characters)) if options.characters else {},
             form=options.format,
-            rules=[Rule.parse(text) for text in options.split],
+            rules=[Rule.parse(text) for text in options.split or ()],
             test=options.test,
             seed=options.seed,
             made_ids=options.new_ids,
         )
-        conversion.read(Path(options.source))
+        conversion.read(Path(options.dialogues))
         kept = conversion.rows - conversion.refused
         found = ", ".join(f"{count:,} of {x}" for x, count in conversion.formats.most_common())
-        head = f"{options.source}: {conversion.rows:,} rows, {found or 'of no known format'}"
+        head = f"{options.dialogues}: {conversion.rows:,} rows, {found or 'of no known format'}"
         problems = conversion.problems.lines()
         if not kept or (problems and options.problems == "stop"):
             advice = (

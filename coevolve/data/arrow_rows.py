@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date, time
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,12 +32,20 @@ def write_rows(files: list[str], out: IO[str]) -> None:
     for number, file in enumerate(files):
         try:
             for row in rows_of(file):
-                out.write(f"{json.dumps([number, row], ensure_ascii=False)}\n")
+                text = json.dumps([number, row], ensure_ascii=False, default=date_text)
+                out.write(f"{text}\n")
         except Exception as error:  # several kinds of pyarrow's, and of Python's own
             reason = " ".join(str(error).split()) or type(error).__name__
             out.write(f"{json.dumps({'error': reason[:300], 'file': number})}\n")
             return
     out.write('"end"\n')
+
+
+def date_text(value: Any) -> str:
+    """A date or a time, which JSON does not know, as text."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def rows_of(file: str) -> Iterator[dict[str, Any]]:

@@ -82,9 +82,7 @@ class Rule:
             )
         rule = cls(*found.groups())
         if rule.sign in ">~" and not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", rule.value):
-            raise DataError(
-                f"--split {text!r}: {rule.value!r} is no number; {rule.sign} needs one."
-            )
+            raise DataError(f"--split {text!r}: accepted is a number behind {rule.sign}.")
         if rule.sign == "~" and not 0 < float(rule.value) < 1:
             raise DataError(f"--split {text!r}: accepted is a share between 0 and 1.")
         return rule
@@ -211,7 +209,7 @@ class Conversion:
             row["agent_character"] = ""
         if isinstance(row.get("subset_tag"), int | float):
             row["subset_tag"] = str(row["subset_tag"])
-        return arrow.json_rows([row])[0]
+        return row
 
     def _checked(
         self, row: dict[str, Any], source: Any, told: Told
@@ -220,7 +218,9 @@ class Conversion:
         split = row.pop("split", None)
         if split is not None and split not in list(SPLIT_NAMES):
             told.fault("split", f"is unknown; accepted are {', '.join(SPLIT_NAMES)}", split)
+            return row, []
         try:
+            (row,) = arrow.json_rows([row])
             example = Example.from_row({"subset_tag": "-", **row}, "").to_row()
         except DataError as error:
             text = re.sub(r"^(: | \(sample_ID .*?\): )", "", str(error), count=1, flags=re.S)
@@ -235,6 +235,8 @@ class Conversion:
             value = dig(source, rule.path) if value is None else value
             if value is None:
                 told.fault(rule.path, "is missing, which --split looks at", row["sample_ID"])
+            elif any("\ud800" <= character <= "\udfff" for character in text_of(value)):
+                told.fault(rule.path, "has half of a surrogate pair", row["sample_ID"])
             values.append(value)
         if lot(0, row["sample_ID"]) in self._ids:
             told.fault("sample_ID", "is an earlier row's; --new-ids makes others", row["sample_ID"])

@@ -188,6 +188,7 @@ def _plain(case: Case, command: Command, action: argparse.Action, places: Places
     kind, name = command.words[0], action.dest
     fixed: dict[str, Any] = {
         "data": places.data,
+        "dialogues": places.data,
         "estimator": places.estimator,
         "device": "cpu" if kind in ("score", "remid", "bound", "truth") else None,
         "responses": [f"p={places.responses}"] if action.nargs == "+" else None,
