@@ -7,7 +7,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -53,7 +53,7 @@ class Findings:
         ]
 
 
-def clipped(text: str, most: int = 60) -> str:
+def clipped(text: str, most: int = 100) -> str:
     """The beginning of a text."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
@@ -165,7 +165,9 @@ class Conversion:
                 own[name] = found
         form = format_of(row | own) if self.form is None else FORMATS[self.form]
         if form is None or not form.recognise(row | own):
-            told.fault("row", f"is not of the formats {', '.join(FORMATS)}", f"keys {list(row)}")
+            known = ", ".join(FORMATS if self.form is None else [self.form])
+            advice = "say with --map where the dialogue_context is"
+            told.fault("row", f"is not of the formats {known}; {advice}", f"keys {list(row)}")
             return []
         self.formats[form.name] += 1
         used = {*OWN_FIELDS, *IDS, *form.uses, *(x.split(".")[0] for x in self.paths.values())}
@@ -191,9 +193,7 @@ class Conversion:
         self, row: dict[str, Any], name: object, index: int, told: Told
     ) -> dict[str, Any]:
         """A row with an id, a persona and a character, whatever it lacked of them."""
-        is_number = isinstance(name, int) and not isinstance(name, bool)
-        ID = str(name) if is_number else name
-        row["sample_ID"] = f"{ID}-{index}" if index else ID
+        row["sample_ID"] = f"{name}-{index}" if index else number_text(name)
         persona, character = row.get("user_persona", ""), row.get("agent_character")
         if isinstance(persona, list) and all(isinstance(x, str) for x in persona):
             row["user_persona"] = "\n".join(persona)
@@ -207,9 +207,9 @@ class Conversion:
         elif character is None:
             told.note("agent_character", "is not there; left empty")
             row["agent_character"] = ""
-        if isinstance(row.get("subset_tag"), int | float):
-            row["subset_tag"] = str(row["subset_tag"])
-        return row
+        if self.characters and profile is None and called and "" not in self.characters:
+            told.note("agent_character", "is not among --characters; as the row has it", called)
+        return row | ({"subset_tag": number_text(row["subset_tag"])} if "subset_tag" in row else {})
 
     def _checked(
         self, row: dict[str, Any], source: Any, told: Told
@@ -254,24 +254,26 @@ class Conversion:
 
     def divide(self) -> "Division":
         """Which split each kept row goes into."""
-        chosen = [
-            share(set(outcomes), float(rule.value)) if rule.sign == "~" else {1}
+        self._ids.clear()  # a large file has many
+        # An outcome is 0 for no, 1 for yes, or a lot, of which the lowest are drawn.
+        limits = [
+            share(set(outcomes), float(rule.value)) if rule.sign == "~" else 1
             for rule, outcomes in zip(self.rules, self._outcomes, strict=True)
         ]
         names, free = list(SHIFT_OF_SPLIT), len(SHIFT_OF_SPLIT)
         splits, by = array("b"), array("b")
         for index, own in enumerate(self._own):
-            held = (i for i, x in enumerate(self._outcomes) if x[index] in chosen[i])
+            held = (i for i, limit in enumerate(limits) if 1 <= self._outcomes[i][index] <= limit)
             rule = next(held, -1)
             by.append(rule)
             own = own if own >= 0 else free
             splits.append(names.index(self.rules[rule].split) if rule >= 0 else own)
-        drawn = share(
-            {x for x, at in zip(self._lots, splits, strict=True) if at == free}, self.test
-        )
+        lots = (x for x, at in zip(self._lots, splits, strict=True) if at == free)
+        limit = share(array("Q", lots), self.test)
         for index, at in enumerate(splits):
             if at == free:
-                splits[index] = names.index("IDTest" if self._lots[index] in drawn else TRAIN_SPLIT)
+                drawn = "IDTest" if self._lots[index] <= limit else TRAIN_SPLIT
+                splits[index] = names.index(drawn)
         return Division(self.spool, self.rules, splits, by)
 
 
@@ -323,16 +325,24 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
+def number_text(value: Any) -> Any:
+    """A number as text, anything else as it is."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
 def lot(seed: int, text: str) -> int:
     """A number above 1 drawn for a text, the same whatever other texts there are."""
     drawn = hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest()
     return max(2, int.from_bytes(drawn))
 
 
-def share(lots: set[int], ratio: float) -> set[int]:
-    """The lowest lots, as many as the ratio says, but neither none nor all."""
+def share(lots: Collection[int], ratio: float) -> int:
+    """The highest of the lowest lots, as many as the ratio says, but neither none nor all; 0 where
+    there are none.
+    """
     count = min(max(round(ratio * len(lots)), 1), len(lots) - 1) if ratio else 0
-    return set(sorted(lots)[: max(0, count)])
+    return sorted(lots)[count - 1] if count > 0 else 0
 
 
 def dig(value: Any, path: str) -> Any:

@@ -92,7 +92,7 @@ def _items(path: Path) -> Iterator[Any]:
     decoder, space = json.JSONDecoder(), re.compile(r"[\s,]*")
     with open(path, encoding="utf-8-sig") as file:
         text = file.read(CHUNK).lstrip()
-        at = 1
+        at, number = 1, 0
         while True:
             found = space.match(text, at)
             at = found.end() if found else at
@@ -103,16 +103,16 @@ def _items(path: Path) -> Iterator[Any]:
                     if (text[at + 1 :] + file.read(CHUNK)).strip():
                         raise DataError(f"{path}: has more behind the list. Remove it.") from None
                     return
-                end, problem = None, str(error)
+                end, problem = None, getattr(error, "msg", "nested too deeply")
             else:
                 problem = "the list has no end"
             if end is not None and end < len(text):
-                yield parse_json(text[at:end], str(path), nan=True)
-                at = end
+                yield parse_json(text[at:end], f"{path}[{number}]", nan=True)
+                at, number = end, number + 1
                 continue
             more = file.read(max(CHUNK, len(text) - at))
             if not more or len(text) - at > LONGEST_ROW:
-                raise DataError(f"{path}: not JSON ({problem}).")
+                raise DataError(f"{path}[{number}]: not JSON ({problem}).")
             text, at = text[at:] + more, 0
 
 

@@ -26,6 +26,9 @@ ROLES = {
 """What speakers are called, and what they are: `user`, `agent`, or `system`, whose text is the
 character's.
 """
+TURN_KEYS = (("from", "value"), ("role", "content"), ("speaker", "text"))
+OWN_TURNS = {"user_query": "user", "agent_response": "agent"}
+ACCEPTED_TURNS = ", ".join((*(speaker for speaker, _ in TURN_KEYS), *OWN_TURNS))
 WIDE_COLON = "\uff1a"
 
 OWN_FIELDS = (*REQUIRED_FIELDS, *OPTIONAL_FIELDS, "split")
@@ -76,45 +79,17 @@ def format_of(row: Row) -> Format | None:
     return next((one for one in FORMATS.values() if one.recognise(row)), None)
 
 
-def _has_list(place: str, *keys: str) -> Callable[[Row], bool]:
-    """Whether a field holds a list of objects, some of which have the keys."""
-    return lambda row: (
-        isinstance(row.get(place), list)
-        and any(isinstance(turn, Mapping) and set(keys) & set(turn) for turn in row[place])
-    )
-
-
 @_format("columns", recognise=lambda row: "dialogue_context" in row)
 def read_columns(row: Row, roles: Mapping[str, str], told: Told) -> dict[str, Any]:
     """Columns by coevolve's names; `dialogue_context` a list, its JSON text, or one user's turn."""
     context = row["dialogue_context"]
-    if isinstance(context, str) and context.lstrip().startswith("["):
-        try:
-            context = parse_json(context, "dialogue_context")
-        except DataError as error:
-            told.fault("dialogue_context", "is no JSON", str(error))
-            return {}
-    if isinstance(context, str):
+    if isinstance(context, str) and not context.lstrip().startswith("["):
         context = [{"user_query": context}]
-    if not isinstance(context, list):
-        told.fault("dialogue_context", f"is {kind(context)}; accepted is a list or text", "")
-        return {}
-    styles = [("from", "value"), ("role", "content"), ("speaker", "text")]
-    style = next((x for x in styles if context and _has_list("x", *x)({"x": context})), None)
-    said: list[tuple[object, object]] = []
-    if style is not None:
-        said = _pairs(context, "dialogue_context", style, told)
-    for turn in context if style is None else ():
-        names = list(turn) if isinstance(turn, Mapping) else [kind(turn)]
-        if names in (["user_query"], ["agent_response"]):
-            said.append(("user" if names == ["user_query"] else "agent", turn[names[0]]))
-        else:
-            accepted = "is none; accepted is {'user_query': text} or {'agent_response': text}"
-            told.fault("dialogue_context[]", accepted, names)
+    said = _pairs(context, "dialogue_context", told)
     golden = row.get("agent_golden_response")
     said += [] if golden is None else [("agent", golden)]
     # Turns without text are accepted in the layout that these rows have.
-    return _turns(said, "dialogue_context", roles, told, empty=style is None)
+    return _turns(said, "dialogue_context", roles, told, empty=True)
 
 
 @_format(
@@ -157,20 +132,17 @@ def character_of_card(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: data[name] for name in names if data.get(name)}
 
 
-@_format(
-    *("sharegpt", "conversations", "system"), recognise=_has_list("conversations", "from", "value")
-)
+@_format("sharegpt", "conversations", "system", recognise=lambda row: "conversations" in row)
 def read_sharegpt(row: Row, roles: Mapping[str, str], told: Told) -> dict[str, Any]:
     """`conversations` of `from` and `value`, as ShareGPT and CoSER have it."""
-    said = _pairs(row["conversations"], "conversations", ("from", "value"), told)
+    said = _pairs(row["conversations"], "conversations", told)
     return _turns(said, "conversations", roles, told, system=row.get("system"))
 
 
-@_format("messages", "messages", recognise=_has_list("messages", "role", "content"))
+@_format("messages", "messages", recognise=lambda row: "messages" in row)
 def read_messages(row: Row, roles: Mapping[str, str], told: Told) -> dict[str, Any]:
     """OpenAI's `messages` of `role` and `content`, a text or a list of text parts."""
-    said = _pairs(row["messages"], "messages", ("role", "content"), told)
-    return _turns(said, "messages", roles, told)
+    return _turns(_pairs(row["messages"], "messages", told), "messages", roles, told)
 
 
 @_format(
@@ -217,18 +189,27 @@ def read_rolebench(row: Row, roles: Mapping[str, str], told: Told) -> dict[str, 
     return {**_turns(said, "question", ROLES, told), "agent_character": {"name": row["role"]}}
 
 
-def _pairs(
-    turns: Iterable[Any], place: str, keys: tuple[str, str], told: Told
-) -> list[tuple[object, object]]:
-    """(speaker, text) of turns that are objects with the two keys."""
-    speaker, text = keys
+def _pairs(turns: object, place: str, told: Told) -> list[tuple[object, object]]:
+    """(speaker, text) of a list of turns, or of its JSON text as a table has it."""
+    if isinstance(turns, str):
+        try:
+            turns = parse_json(turns, place)
+        except DataError as error:
+            told.fault(place, "is no JSON", str(error))
+            return []
+    if not isinstance(turns, list):
+        told.fault(place, f"is {kind(turns)}; accepted is a list of turns")
+        return []
     found: list[tuple[object, object]] = []
     for turn in turns:
-        if isinstance(turn, Mapping) and speaker in turn:
-            found.append((turn[speaker], _joined(turn.get(text))))
+        keys = turn if isinstance(turn, Mapping) else {}
+        speaker, text = next((pair for pair in TURN_KEYS if pair[0] in keys), ("", ""))
+        if speaker:
+            found.append((keys[speaker], _joined(keys.get(text))))
+        elif len(keys) == 1 and (role := OWN_TURNS.get(next(iter(keys)))):
+            found.append((role, *keys.values()))
         else:
-            has = list(turn) if isinstance(turn, Mapping) else kind(turn)
-            told.fault(f"{place}[].{speaker}", "is missing", f"found {has}")
+            told.fault(f"{place}[]", f"has no speaker by {ACCEPTED_TURNS}", turn)
     return found
 
 

@@ -282,7 +282,7 @@ BAD = {
     "an unknown role": (said_by(("narrator", "Hi"), ("gpt", "Yes")), "speaker is not known", "'narrator'"),
     "an empty turn": (said_by(("human", " "), ("gpt", "Yes")), "text is empty", "'human'"),
     "a turn without text": (said_by(("human", None), ("gpt", "x")), "text is null", ""),
-    "a turn that is none": ({"conversations": [1, {"from": "gpt", "value": "x"}]}, "from is missing", ""),
+    "a turn that is none": ({"conversations": [1, {"from": "gpt", "value": "x"}]}, "has no speaker by", ""),
     "only the agent": (said_by(("gpt", "Yes")), "no turn of the user", ""),
     "the agent twice": (said_by(("human", "a"), ("gpt", "b"), ("gpt", "c")), "ends with the agent", ""),
     "a late system": (said_by(("human", "a"), ("system", "b"), ("gpt", "c")), "is a system's", "'b'"),
