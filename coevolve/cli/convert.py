@@ -45,19 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.data.convert import Conversion, Rule, read_characters
-    from coevolve.data.example import OPTIONAL_FIELDS, REQUIRED_FIELDS
-    from coevolve.data.formats import FORMATS
+    from coevolve.data.formats import FORMATS, OWN_FIELDS
 
     if options.format not in (None, *FORMATS):
         raise DataError(f"--format {options.format!r}: accepted are {', '.join(FORMATS)}.")
     if not 0 <= options.test < 1:
         raise DataError(f"--test {options.test}: accepted is a share from 0 to below 1.")
-    fields = (*REQUIRED_FIELDS, *OPTIONAL_FIELDS[:-1], "split")
     roles = _pairs("--role", options.role, None, ("user", "agent", "system"))
     with tempfile.TemporaryFile() as spool:
         conversion = Conversion(
             spool,
-            paths=_pairs("--map", options.map, fields, None),
+            paths=_pairs("--map", options.map, OWN_FIELDS, None),
             roles={name.casefold(): role for name, role in roles.items()},
             characters=read_characters(Path(options.characters)) if options.characters else {},
             form=options.format,

@@ -16,7 +16,15 @@ from coevolve.data import arrow
 from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT
 from coevolve.data.example import Example, plain_row
 from coevolve.data.foreign_rows import rows_of
-from coevolve.data.formats import FORMATS, OWN_FIELDS, ROLES, Told, character_of_card, format_of
+from coevolve.data.formats import (
+    FORMATS,
+    LEFT_OUT,
+    OWN_FIELDS,
+    ROLES,
+    Told,
+    character_of_card,
+    format_of,
+)
 from coevolve.errors import DataError
 from coevolve.files import read_json
 
@@ -156,7 +164,7 @@ class Conversion:
             told.fault("row", "is no object", row)
             return []
         row = plain_row(row)
-        own = {name: row[name] for name in OWN_FIELDS if name in row and name != "source"}
+        own = {name: row[name] for name in OWN_FIELDS if name in row}
         for name, path in self.paths.items():
             found = dig(row, path)
             if found is None:
@@ -173,13 +181,18 @@ class Conversion:
         used = {*OWN_FIELDS, *IDS, *form.uses, *(x.split(".")[0] for x in self.paths.values())}
         used |= {rule.path.split(".")[0] for rule in self.rules}
         for name in row.keys() - used:
-            told.note(name, "has no place in an example and is left out", row[name])
+            told.note(name, LEFT_OUT, row[name])
         read = form.read(row | own, {**ROLES, **self.roles}, told)
         found = read if isinstance(read, list) else [read]
         if len(found) == 1 and found[0].get("agent_golden_response") is not None:
             golden = own.get("agent_golden_response", found[0]["agent_golden_response"])
             if golden != found[0]["agent_golden_response"]:
                 told.fault("agent_golden_response", "is not the dialogue's last turn", golden)
+        for x in found:
+            if "agent_character" in own and own["agent_character"] != x.get("agent_character"):
+                what = "is given; the dialogue's own, a system's text or a role, is left out"
+                if x.get("agent_character"):
+                    told.note("agent_character", what, x["agent_character"])
         own.pop("dialogue_context", None)
         given = next((row[name] for name in IDS if name in row), None)
         name = own.pop("sample_ID", given)

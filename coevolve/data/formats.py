@@ -29,9 +29,10 @@ character's.
 TURN_KEYS = (("from", "value"), ("role", "content"), ("speaker", "text"))
 OWN_TURNS = {"user_query": "user", "agent_response": "agent"}
 ACCEPTED_TURNS = ", ".join((*(speaker for speaker, _ in TURN_KEYS), *OWN_TURNS))
+LEFT_OUT = "has no place in an example and is left out"
 WIDE_COLON = "\uff1a"
 
-OWN_FIELDS = (*REQUIRED_FIELDS, *OPTIONAL_FIELDS, "split")
+OWN_FIELDS = (*REQUIRED_FIELDS, *(x for x in OPTIONAL_FIELDS if x != "source"), "split")
 """What a row of any format may have by the names that coevolve has for it."""
 
 
@@ -110,7 +111,7 @@ def read_card(row: Row, roles: Mapping[str, str], told: Told) -> list[dict[str, 
     name = str(data.get("name", ""))
     for key in data.keys() - {*character, "mes_example"}:
         if data[key]:
-            told.note(f"data.{key}", "has no place in an example and is left out", data[key])
+            told.note(f"data.{key}", LEFT_OUT, data[key])
     names = {**roles, name.casefold(): "agent"}
     parts = [part for part in re.split(r"(?i)<START>", scripts) if part.strip()]
     if not parts:
@@ -136,7 +137,9 @@ def character_of_card(data: Mapping[str, Any]) -> dict[str, Any]:
 def read_sharegpt(row: Row, roles: Mapping[str, str], told: Told) -> dict[str, Any]:
     """`conversations` of `from` and `value`, as ShareGPT and CoSER have it."""
     said = _pairs(row["conversations"], "conversations", told)
-    return _turns(said, "conversations", roles, told, system=row.get("system"))
+    if row.get("system", "") != "":
+        said.insert(0, ("system", row["system"]))
+    return _turns(said, "conversations", roles, told)
 
 
 @_format("messages", "messages", recognise=lambda row: "messages" in row)
@@ -206,6 +209,8 @@ def _pairs(turns: object, place: str, told: Told) -> list[tuple[object, object]]
         speaker, text = next((pair for pair in TURN_KEYS if pair[0] in keys), ("", ""))
         if speaker:
             found.append((keys[speaker], _joined(keys.get(text))))
+            for key in keys.keys() - {speaker, text}:
+                told.note(f"{place}[].{key}", LEFT_OUT, keys[key])
         elif len(keys) == 1 and (role := OWN_TURNS.get(next(iter(keys)))):
             found.append((role, *keys.values()))
         else:
@@ -245,14 +250,13 @@ def _turns(
     roles: Mapping[str, str],
     told: Told,
     *,
-    system: object = None,
     empty: bool = False,
 ) -> dict[str, Any]:
     """The fields that a dialogue gives: its turns, the last one of the agent the golden response,
     and the character, where a system's text is the first.
     """
     turns: list[Turn] = []
-    texts = [system] if isinstance(system, str) and system.strip() else []
+    texts: list[str] = []
     for name, text in said:
         role = roles.get(name.strip().casefold()) if isinstance(name, str) else None
         if role is None:

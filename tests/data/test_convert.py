@@ -353,6 +353,19 @@ def test_a_dialogue_that_ends_with_the_user_has_no_golden_response(convert):
     assert "1 x conversations ends with the user" in said
 
 
+def test_whatever_is_left_out_has_its_line(convert):
+    row = json.loads(json.dumps(ROWS["sharegpt"])) | {"agent_character": "Bob", "source": "reddit"}
+    row["conversations"][0]["weight"] = 1
+    status, said, corpus = convert([row])
+    assert status == 0 and only(corpus).agent_character == "Bob"
+    for line in (
+        "1 x agent_character is given; the dialogue's own, a system's text or a role, is left out",
+        "1 x source has no place in an example and is left out (in.jsonl:1 'reddit')",
+        "1 x conversations[].weight has no place in an example and is left out (in.jsonl:1 '1')",
+    ):
+        assert line in said
+
+
 def test_roles_can_be_said(convert):
     rows = [said_by(("Narrator", "Hi"), ("ADA", "Ahoy."))]
     assert convert(rows)[0] == 2
