@@ -277,7 +277,11 @@ def _turns(
             turns.append(Turn("user" if role == "user" else "agent", text))
     golden = turns.pop().text if turns and turns[-1].speaker == "agent" else None
     if golden is None and turns:
-        told.note(place, "ends with the user, so that there is no golden response", turns[-1].text)
+        told.note(
+            place,
+            "ends with the user, without a golden response, which training needs",
+            turns[-1].text,
+        )
     if not told.faults and not any(turn.speaker == "user" for turn in turns):
         told.fault(place, "has no turn of the user before the last one of the agent", "")
     context = [

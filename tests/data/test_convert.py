@@ -350,7 +350,7 @@ def test_two_formats_in_one_file_are_both_read(convert):
 def test_a_dialogue_that_ends_with_the_user_has_no_golden_response(convert):
     status, said, corpus = convert([said_by(("human", "Hi"), ("gpt", "Yes"), ("human", "So?"))])
     assert status == 0 and only(corpus).golden_response is None
-    assert "1 x conversations ends with the user" in said
+    assert "1 x conversations ends with the user, without a golden response" in said
 
 
 def test_whatever_is_left_out_has_its_line(convert):
