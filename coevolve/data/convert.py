@@ -144,9 +144,9 @@ class Conversion:
         """Convert all rows of the file into the spool."""
         for place, row in rows_of(path):
             self.rows += 1
-            told = Told()
+            told, row = Told(), plain_row(row)
             made = self._examples(row, path.stem, told)
-            kept = [self._checked(x, plain_row(row), told) for x in made] if not told.faults else []
+            kept = [self._checked(x, row, told) for x in made] if not told.faults else []
             if told.faults:
                 self.problems.add(place, told.faults)
                 self.refused += 1
@@ -163,7 +163,6 @@ class Conversion:
         if not isinstance(row, Mapping):
             told.fault("row", "is no object", row)
             return []
-        row = plain_row(row)
         own = {name: row[name] for name in OWN_FIELDS if name in row}
         for name, path in self.paths.items():
             found = dig(row, path)
