@@ -210,7 +210,7 @@ def _plain(case: Case, command: Command, action: argparse.Action, places: Places
         "no_cache": True,
         "negatives": "4",
         "exact_only": True,
-        "test": "2",
+        "test": "8" if kind == "truth" else None,
         "policies": ["perfect"],
         "language": "user",
         "samples": "1",
