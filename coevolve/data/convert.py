@@ -160,7 +160,7 @@ class Conversion:
         if isinstance(row, DataError):
             told.fault("row", "cannot be read", str(row))
             return []
-        if not isinstance(row, Mapping):
+        if not isinstance(row, dict):
             told.fault("row", "is no object", row)
             return []
         own = {name: row[name] for name in OWN_FIELDS if name in row}
@@ -183,15 +183,15 @@ class Conversion:
             told.note(name, LEFT_OUT, row[name])
         read = form.read(row | own, {**ROLES, **self.roles}, told)
         found = read if isinstance(read, list) else [read]
-        if len(found) == 1 and found[0].get("agent_golden_response") is not None:
-            golden = own.get("agent_golden_response", found[0]["agent_golden_response"])
-            if golden != found[0]["agent_golden_response"]:
-                told.fault("agent_golden_response", "is not the dialogue's last turn", golden)
-        for x in found:
-            if "agent_character" in own and own["agent_character"] != x.get("agent_character"):
-                what = "is given; the dialogue's own, a system's text or a role, is left out"
-                if x.get("agent_character"):
-                    told.note("agent_character", what, x["agent_character"])
+        golden = own.get("agent_golden_response")
+        if golden is not None and any(
+            x.get("agent_golden_response", golden) != golden for x in found
+        ):
+            told.fault("agent_golden_response", "is not the dialogue's last turn", golden)
+        lost = [x["agent_character"] for x in found if x.get("agent_character")]
+        if "agent_character" in own and any(x != own["agent_character"] for x in lost):
+            what = "is given; the dialogue's own, a system's text or a role, is left out"
+            told.note("agent_character", what, lost[0])
         own.pop("dialogue_context", None)
         given = next((row[name] for name in IDS if name in row), None)
         name = own.pop("sample_ID", given)
