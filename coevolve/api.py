@@ -74,10 +74,11 @@ def call(command: str, **given: Any) -> int:
         TypeError: an option that the command does not have, or one that it needs is left out.
         CoevolveError: as the command would say it.
     """
-    parser = make_parser()
+    whole = parser = make_parser()
     (commands,) = (x for x in parser._actions if isinstance(x, argparse._SubParsersAction))
+    parser = commands.choices[command]
     options = argparse.Namespace(command=command)
-    actions = {x.dest: x for x in commands.choices[command]._actions if x.dest != "help"}
+    actions = {x.dest: x for x in parser._actions if x.dest != "help"}
     needed = [name for name, action in actions.items() if action.required and name not in given]
     for name in (*needed, *(name for name in given if name not in actions)):
         how = "is missing" if name in needed else "is none of its options"
@@ -88,9 +89,9 @@ def call(command: str, **given: Any) -> int:
             accepted = ", ".join(map(str, action.choices))
             raise CoevolveError(f"{command}: {name}: found {value!r}; accepted are {accepted}.")
         setattr(options, name, value)
-    claim_outputs(parser, options)
+    claim_outputs(whole, options)
     with contextlib.redirect_stdout(io.StringIO()):  # the tables, which the results are
-        return commands.choices[command].get_default("run")(options) or 0
+        return parser.get_default("run")(options) or 0
 
 
 def _plain(value: Any) -> Any:

@@ -56,7 +56,8 @@ def full_state():
         held_out_reasoning=["warm", None],
         held_out_written=3,
         probe=evaluated,
-        kept={"direct": pair(5), "cold": pair(3), "trained": pair(4)},
+        kept={"direct": pair(5), "cold": pair(3), "trained": pair(4), "baseline": pair(6)},
+        baseline_perplexity=1.75,
         trained_updates=dict.fromkeys(ROLES, 9),
         form=FormOfExport(
             form=ChosenReasoning(kind="mixture", weight=0.25),
@@ -128,6 +129,7 @@ def test_the_stages_of_a_run_are_called_as_ever(recipe_of, build, tmp_path):
         " round-1-evaluate-gate round-1-diagnosis round-2-connector_rl round-2-refresh"
         " round-2-evaluate-gate round-2-diagnosis trained full-IDTest full-marginal-IDTest form"
         " full-forms-IDTest export"
-        " without_corl-1 without_corl-2 without_corl-IDTest without_corl-marginal-IDTest"
+        " without_corl-1 without_corl-1-gate without_corl-2 without_corl-2-gate"
+        " without_corl-IDTest without_corl-marginal-IDTest"
         " oracle-IDTest"
     )

@@ -345,7 +345,7 @@ def sit(folder, checkpoint, last, how="", *, patience=60, **environ):
         env=environ,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == (-signal.SIGKILL if how == "killed" else 0), done.stderr
