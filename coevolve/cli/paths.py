@@ -5,7 +5,6 @@ runs; a command cannot forget to. Every path may begin with `~`.
 """
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,11 +30,20 @@ def adders(parser: argparse._ActionsContainer) -> tuple[Adder, Adder, Adder]:
     return partial(add_option, parser), partial(add_input, parser), partial(add_output, parser)
 
 
-def add_input(parser: argparse._ActionsContainer, name: str, what: str, **options: Any) -> None:
-    """A path or, with `nargs`, several that the command reads; `NAME=FILE` by the metavar."""
+def add_input(
+    parser: argparse._ActionsContainer,
+    name: str,
+    what: str,
+    *,
+    means: Callable[[str], Path] = Path,
+    **options: Any,
+) -> None:
+    """A path or, with `nargs`, several that the command reads; `NAME=FILE` by the metavar. `means`
+    gives the path where the text may be another name for it.
+    """
     is_named = options.get("metavar") == "NAME=FILE"
     action = add_option(parser, name, what, type=_named_path if is_named else _path, **options)
-    vars(action)["reads"] = _path_of_named if is_named else Path
+    vars(action)["reads"] = _path_of_named if is_named else means
 
 
 def add_output(
@@ -61,7 +69,6 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         for action in actions
         if hasattr(action, "reads")
         for text in _listed(getattr(options, action.dest))
-        if os.path.lexists(action.reads(text))  # else it is a name, or missed later
     }
     for action in actions:
         text = getattr(options, action.dest, None)

@@ -10,11 +10,13 @@ import os
 
 from coevolve.cli.paths import adders
 from coevolve.outputs import RUN
+from coevolve.shipped import recipe_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, reads, writes = adders(parser)
-    reads("recipe", "a recipe's folder or YAML file, or a name that `coevolve recipes` lists")
+    what = "a recipe's folder or YAML file, or a name that `coevolve recipes` lists"
+    reads("recipe", what, means=recipe_path)
     add("overrides", "dotted keys, for example data.path=FILE", nargs="*", metavar="key=value")
     what = "the run's directory; one that holds this run is resumed"
     writes("--output-dir", what, kind=RUN, required=True)

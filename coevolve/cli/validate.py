@@ -11,9 +11,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from coevolve.cli.paths import adders
+from coevolve.shipped import recipe_path
 
 if TYPE_CHECKING:
     from coevolve.preflight.training import Training
@@ -26,7 +25,7 @@ PERCENTILES = (50, 95, 100)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, reads, _ = adders(parser)
-    reads("recipe", "as train takes it")
+    reads("recipe", "as train takes it", means=recipe_path)
     add("overrides", "dotted keys, for example data.path=FILE", nargs="*", metavar="key=value")
     add("--all", "show the values that nobody has set, too", action="store_true")
 
@@ -82,6 +81,8 @@ def _short(value: Any) -> Any:
 
 
 def _data(draft: "Training") -> "Grid":
+    import numpy as np
+
     from coevolve.remid.grid import Block, Grid
 
     data, left = draft.data, {}

@@ -11,7 +11,7 @@ from coevolve.errors import DataError, RecipeError
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
 from coevolve.recipe.schema import Recipe
 from coevolve.recipe.yaml_text import LARGEST, parse_yaml
-from coevolve.shipped import CONFIG, shipped_recipes
+from coevolve.shipped import CONFIG, recipe_path
 
 EXTENDS = "extends"
 
@@ -28,10 +28,10 @@ def read_recipe(
     source: str | Path, overrides: Sequence[str] = ()
 ) -> tuple[Recipe, Mapping[str, str]]:
     """The recipe as `load_recipe`, and for each dotted key that is given, by which file or override."""
-    by_name = None if os.path.lexists(source) else shipped_recipes().get(str(source))
     origins: dict[str, str] = {}
     try:
-        path = by_name or (Path(source) / CONFIG if is_folder(source) else Path(source))
+        path = recipe_path(source)
+        path = path / CONFIG if is_folder(source) else path
         values = _read(path, (), origins)
     except DataError as error:
         raise RecipeError(

@@ -5,6 +5,7 @@ the files. Nothing else lives here.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,12 @@ def shipped_recipes() -> Mapping[str, Path]:
         file.parent.name if file.name == CONFIG else f"{file.parent.name}/{file.stem}": file
         for file in files
     }
+
+
+def recipe_path(source: str | Path) -> Path:
+    """What a recipe is read from: what lies at a path goes before a name."""
+    named = None if os.path.lexists(source) else shipped_recipes().get(str(source))
+    return named or Path(source)
 
 
 def shipped_launch_files() -> Mapping[str, Path]:
