@@ -9,10 +9,10 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from coevolve.cli import make_parser
 from coevolve.cli.paths import claim_outputs
 from coevolve.documents import check_document, read_document
 from coevolve.errors import CoevolveError
@@ -74,33 +74,38 @@ def call(command: str, **given: Any) -> int:
         TypeError: an option that the command does not have, or one that it needs is left out.
         CoevolveError: as the command would say it.
     """
-    whole = parser = make_parser()
-    (commands,) = (x for x in parser._actions if isinstance(x, argparse._SubParsersAction))
-    parser = commands.choices[command]
-    options = argparse.Namespace(command=command)
-    actions = {x.dest: x for x in parser._actions if x.dest != "help"}
+    module = import_module(f"coevolve.cli.{command}")
+    parser = argparse.ArgumentParser(add_help=False)
+    module.add_arguments(parser)
+    options, actions = argparse.Namespace(), {x.dest: x for x in parser._actions}
     needed = [name for name, action in actions.items() if action.required and name not in given]
     for name in (*needed, *(name for name in given if name not in actions)):
         how = "is missing" if name in needed else "is none of its options"
         raise TypeError(f"{command}: {name} {how}; they are {', '.join(actions)}")
     for name, action in actions.items():
-        value = _plain(given[name]) if name in given else action.default
+        value = _as_of_words(action, given[name]) if name in given else action.default
         if name in given and action.choices and value not in action.choices:
             accepted = ", ".join(map(str, action.choices))
             raise CoevolveError(f"{command}: {name}: found {value!r}; accepted are {accepted}.")
         setattr(options, name, value)
-    claim_outputs(whole, options)
+    claim_outputs(parser, options)
     with contextlib.redirect_stdout(io.StringIO()):  # the tables, which the results are
-        return parser.get_default("run")(options) or 0
+        return module.run(options) or 0
 
 
-def _plain(value: Any) -> Any:
-    """As argparse would have made it of words."""
+def _as_of_words(action: argparse.Action, value: Any) -> Any:
+    """A value as argparse would have made it of words."""
     if isinstance(value, Mapping):
-        return [f"{name}={item}" for name, item in value.items()]
+        value = [f"{name}={item}" for name, item in value.items()]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return [_as_of_words(action, item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    kind: Any = action.type or str
+    try:
+        return kind(str(value))
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise CoevolveError(f"{action.dest}: found {value!r}; {error}.") from None
 
 
 @contextlib.contextmanager

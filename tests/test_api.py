@@ -36,6 +36,8 @@ def test_scores_and_remid_are_what_the_commands_write(run, tmp_path, capsys):
     results = remid(estimator, data, responses, out=tmp_path / "out", **options)
     assert results.values() == json.loads((tmp_path / "out" / "results.json").read_text())
     assert remid(estimator, data, responses, **options).values() == results.values()
+    options["negatives"] = 4
+    assert remid(estimator, data, responses, **options).values() == results.values()
     assert not capsys.readouterr().out
 
 
@@ -44,5 +46,7 @@ def test_a_wrong_call_is_said_at_once(run, tmp_path):
         score(run[0] / "estimator", run[0], dta="x")
     with pytest.raises(CoevolveError, match="dtype: found 'int8'; accepted are float32"):
         score(run[0] / "estimator", run[0] / "world" / "dialogues.json", dtype="int8")
+    with pytest.raises(CoevolveError, match="seed: found 'two'"):
+        score(run[0] / "estimator", run[0] / "world" / "dialogues.json", seed="two")
     with pytest.raises(CoevolveError, match="nowhere"):
         remid(run[0] / "estimator", tmp_path / "nowhere.json", {"a": tmp_path / "a.jsonl"})
