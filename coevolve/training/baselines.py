@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from coevolve.recipe import Recipe
+from coevolve.scoring.estimator import Written
 from coevolve.scoring.reasoning import combine
 from coevolve.scoring.roles import ESTIMATOR, ROLES, Role, Weights
 from coevolve.seeds import derive_seed
 from coevolve.training.context import Context
 from coevolve.training.evaluation import evaluate
+from coevolve.training.gate import is_no_worse
 from coevolve.training.outcome import ENSEMBLE
 from coevolve.training.phases import estimator_rows, rows_of_estimator, sft
 from coevolve.training.rows import Rows
@@ -99,18 +101,18 @@ def keep_best(context: Context, state: RunState, label: str, last: bool) -> None
     """Judge what a baseline's last training made of it by the held-out rows; after its last one it
     is as it was when it was best.
     """
-    examples, reasoning = context.data.validation, None
+    examples = context.data.validation
+    reasoning: Written = [None] * len(examples)
     if label == WITHOUT_CORL:
         assert state.probe is not None  # its connector is that of the cold start
         reasoning = state.probe.reasoning
     title = f"{label}: held-out evaluation"
-    given = reasoning or [None] * len(examples)
-    after = evaluate(context, examples, title, reasoning=given).perplexity
+    after = evaluate(context, examples, title, reasoning=reasoning).perplexity
     before = state.baseline_perplexity
     if before is None:
         _note_best(state, after)
     else:
-        better = after <= before * (1 + context.recipe.rounds.gate_tolerance)
+        better = is_no_worse(context, before, after)
         how = "kept" if better else "got worse: not kept"
         context.record.say(f"{label}: held-out perplexity {before:.4f} -> {after:.4f}, {how}")
         if better:

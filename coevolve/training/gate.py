@@ -75,7 +75,7 @@ def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
     )
     state.verdicts.append(verdict)
     change = f"gate: {label}: held-out perplexity {before:.4f} -> {after:.4f}"
-    if after <= before * (1 + context.recipe.rounds.gate_tolerance):
+    if is_no_worse(context, before, after):
         _settle(state, kept=True)
         state.best = _snapshot(state, held_out)
         record.say(f"{change}, kept")
@@ -89,6 +89,11 @@ def judge(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
         _roll_back(context, state, state.best)
         record.say(f"{change}, got worse: rolled back {undone}")
     record.log({**state.where, "gate/perplexity": after, "gate/kept": state.verdicts[-1].kept})
+
+
+def is_no_worse(context: Context, before: float, after: float) -> bool:
+    """Whether a held-out perplexity rose by no more than the recipe's tolerance."""
+    return after <= before * (1 + context.recipe.rounds.gate_tolerance)
 
 
 def has_stopped(state: RunState, scheduled: ScheduledPhase) -> bool:

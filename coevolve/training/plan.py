@@ -1,11 +1,11 @@
 """What a run will do, by its recipe and the number of its examples, before it does it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from coevolve.recipe import Recipe
-from coevolve.scoring.roles import CONNECTOR, ESTIMATOR
+from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
 from coevolve.training.engines import steps_of
 from coevolve.training.schedule import ScheduledPhase, budget_of, scheduled_phases
 
@@ -15,6 +15,7 @@ class Step:
     """A part of a run.
 
     Attributes:
+        role: whose updates they are.
         updates, rows: of the optimizer, and rows (completions in RL) of each.
         texts, tokens: how many are written, and of how many tokens each at most.
     """
@@ -24,6 +25,7 @@ class Step:
     rows: int = 0
     texts: int = 0
     tokens: int = 0
+    role: Role | None = None
 
 
 def plan(recipe: Recipe, train: int, validation: int, tests: int) -> list[Step]:
@@ -31,13 +33,12 @@ def plan(recipe: Recipe, train: int, validation: int, tests: int) -> list[Step]:
     does a posterior sample, which leaves out examples without a candidate that ends.
     """
     cold, phases = list(_cold_start(recipe, train)), list(_rounds(recipe, train))
-    changes = [step.what.partition(": ")[2].startswith(CONNECTOR) for step in phases]
-    gates = validation * (1 + sum(changes) * (not recipe.rounds.explicit_gates))
+    gates = validation * (1 + _written_anew(recipe))
     reasoning, samples = recipe.model.max_reasoning_tokens, recipe.evaluation.marginal_samples
     judged = [Step("evaluation on held-out examples", texts=gates, tokens=reasoning)]
     each = tests * (1 + samples)
     judged.append(Step("evaluation on test examples", texts=each, tokens=reasoning))
-    return [*cold, *phases, *judged, *_baselines(recipe, train, each)]
+    return [*cold, *phases, *judged, *_baselines(recipe, train, each, phases)]
 
 
 def _cold_start(recipe: Recipe, train: int) -> Iterator[Step]:
@@ -76,6 +77,16 @@ def _rounds(recipe: Recipe, train: int) -> Iterator[Step]:
             yield Step(what)
 
 
+def _written_anew(recipe: Recipe) -> int:
+    """How many gates have a changed connector write for the held-out examples."""
+    count, changed = 0, False
+    for scheduled in scheduled_phases(recipe):
+        changed |= scheduled.phase.trains and scheduled.phase.role == CONNECTOR
+        if scheduled.gated and changed:
+            count, changed = count + 1, False
+    return count
+
+
 def _training(recipe: Recipe, scheduled: ScheduledPhase, what: str, train: int) -> Step:
     phase, settings = scheduled.phase, getattr(recipe, scheduled.phase.name)
     if phase.kind == "rl":
@@ -83,24 +94,20 @@ def _training(recipe: Recipe, scheduled: ScheduledPhase, what: str, train: int) 
         batches = math.ceil(budget.steps / settings.updates_per_batch)
         texts = batches * settings.updates_per_generation * settings.train_batch_size
         room = settings.max_completion_length
-        return Step(what, budget.steps, settings.train_batch_size, texts, room)
+        return Step(what, budget.steps, settings.train_batch_size, texts, room, phase.role)
     rows = train
     if scheduled.on == "refreshed":
         rows = min(recipe.refresh.examples or train, train)
     if scheduled.on == "posterior":
         rows = min(recipe.posterior.examples or train, train) * recipe.posterior.resampled
     budget = budget_of(recipe, scheduled, settings, rows)
-    return Step(what, budget.steps, settings.train_batch_size)
+    return Step(what, budget.steps, settings.train_batch_size, role=phase.role)
 
 
-def _baselines(recipe: Recipe, train: int, each: int) -> Iterator[Step]:
+def _baselines(recipe: Recipe, train: int, each: int, phases: Sequence[Step]) -> Iterator[Step]:
     wanted, reasoning = recipe.baselines, recipe.model.max_reasoning_tokens
     settings = recipe.estimator_sft or recipe.cold_start.estimator
-    updates = sum(
-        step.updates
-        for step in _rounds(recipe, train)
-        if step.what.partition(": ")[2].startswith(ESTIMATOR)
-    )
+    updates = sum(step.updates for step in phases if step.role == ESTIMATOR)
     if wanted.without_corl:
         yield Step("without_corl", updates, settings.train_batch_size, each, reasoning)
     elif wanted.oracle:
