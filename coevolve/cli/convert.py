@@ -98,8 +98,10 @@ def _show(division: "Division", out: Path) -> None:
 
 def _short(value: Any) -> Any:
     """A value to look at: long texts cut, and the middle of a long dialogue."""
+    from coevolve.data.convert import clipped
+
     if isinstance(value, str):
-        return value if len(value) <= 80 else f"{value[:77]}..."
+        return clipped(value, 80)
     if isinstance(value, list):
         cut = [*value[:1], f"({len(value) - 2} more)", *value[-1:]] if len(value) > 3 else value
         return [_short(item) for item in cut]

@@ -55,7 +55,8 @@ def read_parquet(files: Sequence[Path]) -> list[list[dict[str, Any]]]:
 
 def stream_parquet(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file one by one, kept on disk in between."""
-    return (json_rows([row])[0] for _, row in _stream([file], "Parquet", "Write the file again."))
+    for _, row in _stream([file], "Parquet", "Write the file again."):
+        yield _with_object_character(row)
 
 
 def json_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
