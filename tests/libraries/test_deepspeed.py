@@ -22,7 +22,7 @@ def launcher(tmp_path_factory):
     extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or tmp_path_factory.mktemp("extensions")
     launcher = load_helpers().Launcher(tmp_path_factory.mktemp("launcher"), str(extensions))
     yield launcher
-    launcher.kill()
+    launcher.end()
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from coevolve.training.state import RunState
 from coevolve.training.tracing import Tracer
 
 ROOT = Path(__file__).parents[2]
+FORKS = ROOT / "tests" / "forks.py"
 PROGRAMS = Path(sys.executable).parent
 MARK = "COEVOLVE_TEST"
 
@@ -210,7 +212,9 @@ def launcher(tmp_path_factory):
     extensions = os.environ.get("TORCH_EXTENSIONS_DIR") or str(
         tmp_path_factory.mktemp("extensions")
     )
-    return Launcher(tmp_path_factory.mktemp("launcher"), extensions)
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"), extensions)
+    yield launcher
+    launcher.end()
 
 
 @pytest.fixture(autouse=True)
@@ -224,11 +228,12 @@ class Launcher:
     """Starts what a test launches, and leaves nothing of it behind.
 
     A `kind` is `one` for a process alone, `ddp` for two under torchrun, or the name of a file in
-    `launch/` for two under `accelerate launch`.
+    `launch/` for two under `accelerate launch`. What is launched begins with everything imported
+    (tests/forks.py), unless it is `fresh`.
     """
 
     def __init__(self, folder, extensions):
-        self.folder, self.started = folder, []
+        self.folder, self.started, self.forking = folder, [], None
         # DeepSpeed compiles a helper once, which takes a minute. The fault handler is for `wait`.
         self.environ = {
             **os.environ,
@@ -276,8 +281,22 @@ class Launcher:
             probe.bind(("127.0.0.1", 0))
             return str(probe.getsockname()[1])
 
-    def start(self, kind, arguments, log, **environ):
+    def forks(self):
+        """The socket of a process that forks, started when first asked for."""
+        place = self.folder / "forks"
+        if self.forking is None:
+            environ = {name: value for name, value in self.environ.items() if name != MARK}
+            command = [sys.executable, FORKS, "serve", place]
+            self.forking = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, cwd=ROOT)
+        while not place.exists():
+            assert self.forking.poll() is None
+            time.sleep(0.05)
+        return place
+
+    def start(self, kind, arguments, log, fresh=False, **environ):
         """What it prints is added to the file `log`."""
+        if not fresh:
+            arguments = [FORKS, self.forks(), *arguments]
         # For the others the launch file says it, and this would make DDP of them.
         on_cpu = {"ACCELERATE_USE_CPU": "true"} if kind in ("one", "ddp") else {}
         command = [str(part) for part in self.command(kind, arguments)]
@@ -306,8 +325,8 @@ class Launcher:
             self.kill()
             pytest.fail(f"not done after {seconds} s\n{said(process)}")
 
-    def run(self, kind, arguments, log, seconds=400):
-        process = self.start(kind, arguments, log)
+    def run(self, kind, arguments, log, seconds=400, fresh=False):
+        process = self.start(kind, arguments, log, fresh)
         assert self.wait(process, seconds) == 0, said(process)
 
     def running(self):
@@ -333,6 +352,11 @@ class Launcher:
         for process in self.started:
             process.wait()
         self.started.clear()
+
+    def end(self):
+        self.kill()
+        if self.forking:
+            self.forking.communicate(timeout=20)
 
 
 def said(process):

@@ -53,8 +53,8 @@ def arguments(recipe, folder, *options):
     return ["-m", "coevolve", "train", recipe, "--output-dir", folder, *options]
 
 
-def start(kind, launcher, recipe, folder, *options):
-    return launcher.start(kind, arguments(recipe, folder, *options), f"{folder}.log")
+def start(kind, launcher, recipe, folder, *options, fresh=False):
+    return launcher.start(kind, arguments(recipe, folder, *options), f"{folder}.log", fresh)
 
 
 def run(kind, launcher, recipe, folder, *options):
@@ -270,11 +270,11 @@ def test_a_run_goes_on_under_another_launch(first, then, launcher, alone, recipe
     assert steps == sorted(set(steps))
 
 
-def stop_inside(kind, launcher, recipe, folder, stage):
+def stop_inside(kind, launcher, recipe, folder, stage, fresh=False):
     """Run until the stage is under way, send SIGTERM to the launcher; returns the seconds that
     leaving took.
     """
-    process = start(kind, launcher, recipe, folder)
+    process = start(kind, launcher, recipe, folder, fresh=fresh)
 
     def under_way():
         try:
@@ -299,7 +299,7 @@ def test_a_signal_saves_and_leaves(kind, stage, launcher, recipe_file, tmp_path)
         "connector_rl": {"steps": 2 if stage == "refresh" else 2000, "max_completion_length": 24},
     }
     recipe = recipe_file(**long)
-    assert stop_inside(kind, launcher, recipe, tmp_path / "run", stage) < 30
+    assert stop_inside(kind, launcher, recipe, tmp_path / "run", stage, fresh=True) < 30
     assert f"round-1-{stage}" in max(
         path.name for path in (tmp_path / "run" / "checkpoints").iterdir()
     )
@@ -313,7 +313,7 @@ def test_a_signal_saves_and_leaves(kind, stage, launcher, recipe_file, tmp_path)
 
 def test_one_process_leaves_with_the_documented_status(launcher, alone, tmp_path):
     recipe, _ = alone
-    process = start("one", launcher, recipe, tmp_path / "run", "--deadline", "1s")
+    process = start("one", launcher, recipe, tmp_path / "run", "--deadline", "1s", fresh=True)
     assert launcher.wait(process, 120) == 75
     assert "the deadline: saved" in said(tmp_path / "run")
 
@@ -332,7 +332,8 @@ def test_a_process_that_dies_is_named_and_the_other_leaves(dies, launcher, recip
         }
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         log = tmp_path / f"{rank}.log"
-        processes.append(launcher.start("one", arguments(recipe, folder), log, **ranks, **place))
+        words = arguments(recipe, folder)
+        processes.append(launcher.start("one", words, log, fresh=True, **ranks, **place))
 
     def training():
         return (folder / "metrics.jsonl").exists() and "connector/reward" in (
@@ -387,7 +388,7 @@ def machines(launcher, recipe, folders, *options):
         ]
         log = folder.parent / f"machine-{rank}.log"
         words = [*command[1:], *arguments(recipe, folder, *options)]
-        started.append(launcher.start("one", words, log))
+        started.append(launcher.start("one", words, log, fresh=True))
     return started
 
 
