@@ -52,6 +52,7 @@ def overrides(settings: Settings, variant: dict[str, Any]) -> list[str]:
         "data.world.test": settings["test"],
         "data.validation": settings["test"] // 2,
         "cold_start.connector.steps": settings["cold"],
+        "cold_start.estimator.steps": max(settings["cold"] * 2 // 5, 1),
         "rounds.count": 1,
         "rounds.phases": [*taught, "refresh", "estimator_sft"],
         "connector_rl.steps": steps,

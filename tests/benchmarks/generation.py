@@ -65,7 +65,13 @@ def own(settings: Settings) -> Work:
 def continuous(settings: Settings) -> Work:
     model, tokenizer = workload.load(settings["folder"])
     contexts, sampling = inputs(settings, tokenizer)
-    batching = ContinuousBatchingConfig(seed=settings["seed"])
+    # Its masks are as large as its cache could become; this one holds all rows at once.
+    longest = max(map(len, contexts)) + settings["completion"]
+    rows = len(contexts) * settings["group"]
+    batching = ContinuousBatchingConfig(
+        seed=settings["seed"],
+        num_blocks=rows * -(-longest // ContinuousBatchingConfig.page_size),
+    )
 
     def work() -> int:
         written = model.generate_batch(contexts, sampling, batching)

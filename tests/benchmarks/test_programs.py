@@ -90,6 +90,7 @@ def check(report, name, figure):
 @pytest.mark.parametrize(("name", "arguments", "figure"), PROGRAMS)
 def test_a_program_prints_its_ratios(name, arguments, figure, capsys):
     program = importlib.import_module(f"tests.benchmarks.{name}")
+    capsys.readouterr()  # libraries print when they are imported
     program.main(arguments, isolate=False)
     check(json.loads(capsys.readouterr().out), name, figure)
 

@@ -149,6 +149,7 @@ def _write_for_ever(folder, number):
     cache = WorkCache(folder, "model")
     for count in range(1_000_000):
         cache.put([(f"{number}-{count}", f"{number} {count}".encode() * 40)])
+        time.sleep(0.01)  # a model is asked between two values; without it the others starve
 
 
 def test_killed_writers_leave_only_whole_values(tmp_path, caplog):
