@@ -261,7 +261,9 @@ REMID = Kind(
     (*_TABLES, "contributions.jsonl", "judge.json", "results.json"),
 )
 _is_bound = _in_folder("bound.json", "schema", "coevolve.bound/")
-BOUND = Kind("the results of coevolve bound", True, _is_bound, ("blame.json", "bound.json"))
+BOUND = Kind(
+    "the results of coevolve bound", True, _is_bound, ("blame.json", "bound.md", "bound.json")
+)
 _is_truth = partial(has_json, key="schema", prefix="coevolve.truth/")
 TRUTH = Kind("the results of coevolve truth", False, _is_truth)
 SCORES = Kind("scores", False, _first_row_has(("sample_ID", "log_prob", "tokens", "reasoning")))

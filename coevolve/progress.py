@@ -9,11 +9,11 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 Advance = Callable[[int], None]
@@ -39,7 +39,11 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *ran
 
 
 class PlainTable(Table):
-    """A table whose texts are shown as they are, whatever console it is printed on."""
+    """A table whose texts are shown as they are, whatever console it is printed on.
+
+    One of numbers, all columns but the first to the right, never loses a digit: where it is wider
+    than the console, its columns stand one below the other.
+    """
 
     def __init__(self, *, title: str | None = None, caption: str | None = None, **options: Any):
         shown: Any = None if title is None else _as_it_is(title, "table.title")
@@ -51,6 +55,40 @@ class PlainTable(Table):
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*map(_as_it_is, cells), **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        numbers = all(column.justify == "right" for column in self.columns[1:])
+        shown = self._parts(console, options) if numbers else [self]
+        if len(shown) == 1:
+            yield from super().__rich_console__(console, options)
+        else:
+            yield from shown
+
+    def _parts(self, console: Console, options: ConsoleOptions) -> list["PlainTable"]:
+        """Tables that fit, each with the first column and some of the others."""
+        parts: list[PlainTable] = []
+        beside: list[Column] = []
+        unlimited = options.update_width(10_000)
+        for column in self.columns[1:]:
+            wider = console.measure(self._part([*beside, column]), options=unlimited).maximum
+            if beside and wider > options.max_width:
+                parts.append(self._part(beside))
+                beside = []
+            beside.append(column)
+        parts.append(self._part(beside))
+        parts[0].title, parts[-1].caption = self.title, self.caption
+        return parts
+
+    def _part(self, beside: Sequence[Column]) -> "PlainTable":
+        looks = {"box": self.box, "title_justify": self.title_justify}
+        part = PlainTable(**looks, caption_justify=self.caption_justify)
+        part.add_column(self.columns[0].header, overflow="fold")
+        for column in beside:
+            part.add_column(column.header, justify="right", no_wrap=True)
+        cells = zip(*(column.cells for column in (self.columns[0], *beside)), strict=True)
+        for of_row, row in zip(cells, self.rows, strict=True):
+            part.add_row(*of_row, style=row.style)
+        return part
 
 
 class PlainConsole(Console):

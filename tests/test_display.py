@@ -16,10 +16,10 @@ from coevolve import progress
 from coevolve.cli.ending import let_any_text_through
 from coevolve.data.example import Example, Turn
 from coevolve.progress import PlainConsole, lead_nowhere, make_console, task
-from coevolve.remid.blame import blame_table
+from coevolve.remid.blame import blame_grid
 from coevolve.remid.bound import bound_grid, shift_grid
 from coevolve.remid.bound_results import BlameResults, BoundResults
-from coevolve.remid.grid import grid_table
+from coevolve.remid.grid import Block, Grid, grid_table
 from coevolve.remid.judge import JudgeComparison, judge_grid
 from coevolve.remid.results import RemidResults
 from coevolve.remid.table import remid_table
@@ -143,7 +143,7 @@ TABLES = {
     "remid": lambda name, console: console.print(remid_table(remid(name))),
     "shift": lambda name, console: console.print(grid_table(shift_grid(bound(name)))),
     "bound": lambda name, console: console.print(grid_table(bound_grid(bound(name), name))),
-    "blame": lambda name, console: console.print(blame_table(blame(name), name)),
+    "blame": lambda name, console: console.print(grid_table(blame_grid(blame(name), name))),
     "judge": lambda name, console: console.print(grid_table(judge(name))),
     "outcome": lambda name, console: outcome(name).show(console),
     "audit": lambda name, console: [console.print(table) for table in audit_tables(audit(name))],
@@ -252,3 +252,33 @@ def test_a_stream_that_leads_nowhere_takes_what_is_left_in_it():
     lead_nowhere(file)
     file.close()
     lead_nowhere(io.StringIO())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("table", sorted(TABLES.keys() - {"blame"}))
+def test_no_digit_is_lost_on_a_narrow_terminal(table, width):
+    """Every number of the wide table is in the narrow one, whole, in lines that fit."""
+
+    def shown(columns):
+        file = io.StringIO()
+        TABLES[table]("a_model_of_a_longer_name", PlainConsole(file, width=columns))
+        return file.getvalue()
+
+    def numbers(text):
+        return sorted(set(re.findall(r"[+-]?\d+\.\d+", text)))
+
+    narrow = shown(width)
+    assert max(map(len, narrow.splitlines())) <= width
+    assert numbers(narrow) == numbers(shown(400)) != []
+
+
+def test_a_table_that_is_too_wide_stands_in_parts_with_as_many_columns_as_fit():
+    rows = [["a", *["+1.234 ± 0.567"] * 5], ["b", *["-1.234 ± 0.567"] * 5]]
+    grid = Grid(["subset", *"vwxyz"], [Block("", rows)], ["the caption"], "the title")
+    for width, parts in ((30, 5), (50, 3), (70, 2), (120, 1)):
+        file = io.StringIO()
+        PlainConsole(file, width=width).print(grid_table(grid))
+        text = file.getvalue()
+        assert text.count("subset") == parts
+        assert text.count("the title") == text.count("the caption") == 1
+        assert text.count("+1.234 ± 0.567") == text.count("-1.234 ± 0.567") == 5

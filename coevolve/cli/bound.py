@@ -23,17 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     normalisations = ("per_token", "per_response")
     add("--normalisation", "of losses", default="per_token", choices=normalisations)
     add("--shown", "worst and best examples per subset (default 3)", type=int, default=3)
-    what = "directory for bound.json and blame.json"
+    what = "directory for bound.json, blame.json and bound.md"
     writes("--out", what, kind=BOUND, required=True, metavar="DIR")
 
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.files import json_text
     from coevolve.progress import make_console
-    from coevolve.remid.blame import blame_examples, blame_table
-    from coevolve.remid.bound import Measuring, bound_grid, evaluate_bound, shift_grid
+    from coevolve.remid.blame import blame_examples, blame_grid, worst_lines
+    from coevolve.remid.bound import (
+        MOST_SHOWN,
+        Measuring,
+        bound_grid,
+        evaluate_bound,
+        shift_grid,
+        summary_grid,
+    )
     from coevolve.remid.embeddings import make_embedder
-    from coevolve.remid.grid import grid_table
+    from coevolve.remid.grid import grid_markdown, grid_table
     from coevolve.remid.measures import Measure
 
     answered = door.read_answered(options)
@@ -58,11 +65,14 @@ def run(options: argparse.Namespace) -> None:
     door.report_cache(console, estimator)
     origin = door.origin(options, answered, estimator)
     bound, blame = bound.model_copy(update=origin), blame.model_copy(update=origin)
-    tables = make_console(sys.stdout)
-    for grid in (shift_grid(bound), *(bound_grid(bound, name) for name in bound.models)):
-        tables.print(grid_table(grid))
-    for name in blame.models:
-        tables.print(blame_table(blame, name))
-    parts = {"bound.json": json_text(bound.values()), "blame.json": json_text(blame.values())}
+    grids = [shift_grid(bound), *(bound_grid(bound, name) for name in bound.models)]
+    grids += [blame_grid(blame, name) for name in blame.models]
+    parts = {"bound.md": "\n".join(map(grid_markdown, grids))}
+    parts |= {"bound.json": json_text(bound.values()), "blame.json": json_text(blame.values())}
     write_parts(Path(options.out), BOUND, parts)
-    console.print(f"results: bound.json and blame.json in {options.out}")
+    tables = make_console(sys.stdout)
+    for grid in (shift_grid(bound, MOST_SHOWN), summary_grid(bound)):
+        tables.print(grid_table(grid))
+    for line in worst_lines(blame)[:MOST_SHOWN]:
+        tables.print(line)
+    console.print(f"results: all of it in bound.md, bound.json and blame.json in {options.out}")

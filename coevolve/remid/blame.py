@@ -28,13 +28,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from rich import box
 
 from coevolve.errors import RecipeError
 from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
 from coevolve.information.log_probs import UNITS, Normalisation
-from coevolve.progress import PlainTable
 from coevolve.remid.bound_results import (
     BlamedExample,
     BlameOfModel,
@@ -43,6 +41,7 @@ from coevolve.remid.bound_results import (
     ShownExample,
     Token,
 )
+from coevolve.remid.grid import Block, Grid
 from coevolve.remid.results import ChosenReasoning
 from coevolve.remid.score import ScoredCorpus, ScoredSubset
 from coevolve.scoring.reasoning import Reasoning, combine_tokens
@@ -197,32 +196,39 @@ def blame_examples(
     )
 
 
-def blame_table(results: BlameResults, model: str) -> PlainTable:
+def blame_grid(results: BlameResults, model: str) -> Grid:
     """A model's worst and best examples by subset, with the tokens that say least."""
-    table = PlainTable(
-        box=box.SIMPLE_HEAD,
-        title=f"{model}: the largest and smallest losses",
-        caption=f"loss: {results.unit}, by {results.form}; its mean over a subset is R-EMID (in "
-        "distribution: -R-EMI). Tokens: log-probability here minus elsewhere, nats, the lowest "
-        "first.",
-        caption_justify="left",
-    )
-    table.add_column("loss", justify="right")
-    for heading in ("sample", "last turn", "golden", "response", "tokens that say least"):
-        table.add_column(heading, overflow="fold")
+    blocks = []
     for subset in results.subsets:
-        of_model = subset.models[model]
-        label = results.label(subset.row)
-        table.add_row(f"{of_model.loss:+z.3f}", f"{label}, mean", style="bold")
-        for one in (*of_model.worst, None, *of_model.best):
-            if one is None:
-                table.add_row("...")
-                continue
+        of_model, rows = subset.models[model], []
+        for one in (*of_model.worst, *of_model.best):
             least = sorted(one.tokens, key=lambda token: token.contribution)[:LEAST_TOKENS]
             listed = ", ".join(f"{token.text!r} {token.contribution:+.2f}" for token in least)
-            texts = one.sample_ID, one.last_turn, one.golden, one.response
-            table.add_row(f"{one.loss:+z.3f}", *texts, listed)
-    return table
+            texts = one.last_turn, one.golden, one.response
+            rows.append([one.sample_ID, f"{one.loss:+z.3f}", *texts, listed])
+        blocks.append(Block(f"{results.label(subset.row)}, mean {of_model.loss:+z.3f}", rows))
+    columns = ["sample", "loss", "last turn", "golden", "response", "tokens that say least"]
+    caption = (
+        f"loss: {results.unit}, by {results.form}; its mean over a subset is R-EMID (in "
+        "distribution: -R-EMI). Tokens: log-probability here minus elsewhere, nats, the lowest "
+        "first."
+    )
+    return Grid(columns, blocks, [caption], f"{model}: the largest and smallest losses")
+
+
+def worst_lines(results: BlameResults) -> list[str]:
+    """Of each model the example with the largest loss in a subset that is shifted."""
+    lines = []
+    for model in results.models:
+        found = [
+            (one.loss, one.sample_ID, subset.row)
+            for subset in results.subsets[1:] or results.subsets
+            for one in subset.models[model].worst[:1]
+        ]
+        if found:
+            loss, sample, row = max(found)
+            lines.append(f"{model}: the largest loss is {loss:+.3f}, {sample} in {row}.")
+    return lines
 
 
 def _others(index: int, count: int, wanted: int, rng: np.random.Generator) -> list[int]:

@@ -61,6 +61,8 @@ from coevolve.remid.subsets import Subset
 SCHEMA: Literal["coevolve.bound/1"] = "coevolve.bound/1"
 LEAST_EXAMPLES = 4
 """Of a subset, so that a divergence has a noise floor."""
+MOST_SHOWN = 8
+"""Subsets and models of a summary, which is one screen."""
 
 INPUT_TEXTS: Mapping[Input, Callable[[Example], str]] = {
     "user": lambda example: example.user_persona,
@@ -180,10 +182,10 @@ def entropy_of(home: ScoredSubset, subset: ScoredSubset, model: str) -> Entropy:
     return Entropy(largest=float(total.max()), mean=float(total.mean()))
 
 
-def shift_grid(results: BoundResults) -> Grid:
+def shift_grid(results: BoundResults, most: int | None = None) -> Grid:
     """Which input shifted in which subset: JSDs beside their noise floors, and the blame."""
     rows = []
-    for row in results.subsets:
+    for row in results.subsets[:most]:
         jsds = [row.inputs[name] for name in INPUT_TEXTS]
         cells = [_with_floor(one.jsd, one.floor, 4) for one in jsds]
         first, size = row.blame[0], str(row.inputs["user"].size)
@@ -226,6 +228,21 @@ def bound_grid(results: BoundResults, model: str) -> Grid:
     ]
     title = f"{model}: upper bound of R-EMID, nats per response (without any shift: noise floor)"
     return Grid(["subset", *columns], [Block("", rows)], caption, title)
+
+
+def summary_grid(results: BoundResults) -> Grid:
+    """R-EMID and its bound of all models."""
+    rows = []
+    for row in results.subsets[:MOST_SHOWN]:
+        of_models = [row.models[name] for name in results.models[:MOST_SHOWN]]
+        cells = [f"{one.remid:+z.3f} / {one.published.total:.2f}" for one in of_models]
+        rows.append([results.label(row.row), *cells])
+    caption = [
+        f"Nats per response. R-EMID by {results.form}; of the bound's terms, and of what it comes to "
+        "without any shift, bound.md has the tables."
+    ]
+    columns = ["subset", *results.models[:MOST_SHOWN]]
+    return Grid(columns, [Block("", rows)], caption, "R-EMID / its upper bound")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def grid_latex(grid: Grid) -> str:
 def grid_markdown(grid: Grid) -> str:
     """A table of GitHub's Markdown, the caption below it."""
     count = len(grid.columns)
-    text = [_markdown_line(grid.columns), "|" + " --- |" + " ---: |" * (count - 1)]
+    text = [f"### {_markdown(grid.title)}", ""] if grid.title else []
+    text += [_markdown_line(grid.columns), "|" + " --- |" + " ---: |" * (count - 1)]
     for block in grid.blocks:
         if block.heading:
             heading = f"**{_markdown(block.heading)}**"

@@ -281,7 +281,14 @@ def test_unanswered_examples_are_left_out_counted_and_shown_where_that_is_allowe
         "drop",
     ]
     assert main(bound) == 0
-    assert "OOD3Test/dialogue (1 of" in capsys.readouterr().out
+    shown, whole = capsys.readouterr(), (out / "bound.md").read_text()
+    assert "OOD3Test/dialogue (1 of" in shown.out and "bound.md" in shown.err
+    assert len(shown.out.splitlines()) <= 40 < len(whole.splitlines())
+    assert "noisy: the largest loss is" in shown.out and "output P" in whole
+    for example in json.loads((out / "blame.json").read_text())["subsets"][1]["models"]["noisy"][
+        "worst"
+    ]:
+        assert f"{example['loss']:+.3f}".replace("-", "\\-").replace("+", "") in whole
     assert json.loads((out / "bound.json").read_text())["unanswered"] == results["unanswered"]
     assert main(["report", str(out)]) == 0
     assert "OOD1Test/<wbr>user (1 of 5 left out)" in (out / "report.html").read_text()

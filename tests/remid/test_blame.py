@@ -2,12 +2,10 @@
 tokens add up too.
 """
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from coevolve import ProbabilityEstimator
 from coevolve.errors import RecipeError
@@ -17,7 +15,7 @@ from coevolve.prompts import Renderer, prompt_set
 from coevolve.remid.blame import (
     TokenScoring,
     blame_examples,
-    blame_table,
+    blame_grid,
     contributions,
     losses,
     remi_of,
@@ -213,9 +211,8 @@ def test_worst_and_best_are_shown_with_text_and_tokens(tiny, small):
     found = blamed.values()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert [row["row"] for row in found["subsets"]] == ["IDTest", "OOD3Test/dialogue"]
-    console = Console(file=io.StringIO(), width=220)
-    console.print(blame_table(blamed, "mixed up"))
-    table = console.file.getvalue()
+    grid = blame_grid(blamed, "mixed up")
+    cells = [cell for block in grid.blocks for row in block.rows for cell in row]
     for row, subset in zip(found["subsets"], scored.subsets, strict=True):
         model = row["models"]["mixed up"]
         assert [x["sample_ID"] for x in model["examples"]] == [
@@ -228,7 +225,7 @@ def test_worst_and_best_are_shown_with_text_and_tokens(tiny, small):
         for shown in (*model["worst"], *model["best"]):
             assert shown["response"] == responses["mixed up"][shown["sample_ID"]]
             assert len(shown["tokens"]) == len(shown["golden_tokens"]) == SLOTS + 1
-            assert shown["sample_ID"] in table and shown["response"] in table
+            assert shown["sample_ID"] in cells and shown["response"] in cells
     assert blame_examples(tiny, scored, shown=2, other_contexts=3) == blamed
 
 

@@ -281,8 +281,8 @@ class Launcher:
             probe.bind(("127.0.0.1", 0))
             return str(probe.getsockname()[1])
 
-    def forks(self):
-        """The socket of a process that forks, started when first asked for."""
+    def forked(self, arguments):
+        """The arguments of a process that begins with everything imported."""
         place = self.folder / "forks"
         if self.forking is None:
             environ = {name: value for name, value in self.environ.items() if name != MARK}
@@ -291,12 +291,12 @@ class Launcher:
         while not place.exists():
             assert self.forking.poll() is None
             time.sleep(0.05)
-        return place
+        return [FORKS, place, *arguments]
 
     def start(self, kind, arguments, log, fresh=False, **environ):
         """What it prints is added to the file `log`."""
         if not fresh:
-            arguments = [FORKS, self.forks(), *arguments]
+            arguments = self.forked(arguments)
         # For the others the launch file says it, and this would make DDP of them.
         on_cpu = {"ACCELERATE_USE_CPU": "true"} if kind in ("one", "ddp") else {}
         command = [str(part) for part in self.command(kind, arguments)]

@@ -299,7 +299,8 @@ def test_a_signal_saves_and_leaves(kind, stage, launcher, recipe_file, tmp_path)
         "connector_rl": {"steps": 2 if stage == "refresh" else 2000, "max_completion_length": 24},
     }
     recipe = recipe_file(**long)
-    assert stop_inside(kind, launcher, recipe, tmp_path / "run", stage, fresh=True) < 30
+    fresh = stage == "refresh"
+    assert stop_inside(kind, launcher, recipe, tmp_path / "run", stage, fresh) < 30
     assert f"round-1-{stage}" in max(
         path.name for path in (tmp_path / "run" / "checkpoints").iterdir()
     )
@@ -387,7 +388,7 @@ def machines(launcher, recipe, folders, *options):
             *place,
         ]
         log = folder.parent / f"machine-{rank}.log"
-        words = [*command[1:], *arguments(recipe, folder, *options)]
+        words = [*command[1:], *launcher.forked(arguments(recipe, folder, *options))]
         started.append(launcher.start("one", words, log, fresh=True))
     return started
 
