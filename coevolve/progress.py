@@ -80,7 +80,7 @@ class PlainTable(Table):
         return parts
 
     def _part(self, beside: Sequence[Column]) -> "PlainTable":
-        looks = {"box": self.box, "title_justify": self.title_justify}
+        looks: dict[str, Any] = {"box": self.box, "title_justify": self.title_justify}
         part = PlainTable(**looks, caption_justify=self.caption_justify)
         part.add_column(self.columns[0].header, overflow="fold")
         for column in beside:

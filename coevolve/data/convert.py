@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from coevolve.data import arrow
-from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT
+from coevolve.data.corpus import SHIFT_OF_SPLIT, SPLIT_NAMES, TRAIN_SPLIT
 from coevolve.data.example import Example, plain_row
 from coevolve.data.foreign_rows import rows_of
 from coevolve.data.formats import (
@@ -31,7 +31,6 @@ from coevolve.files import read_json
 MOST_KINDS = 40
 """Kinds of problems that are told apart; a file may have as many as it has rows."""
 IDS = ("sample_ID", "id", "conversation_id")
-SPLIT_NAMES = {**{name: name for name in SHIFT_OF_SPLIT}, "train": TRAIN_SPLIT, "test": "IDTest"}
 OTHERS = ("other fields", "other problems")
 
 

@@ -2,16 +2,23 @@
 
 import hashlib
 import json
+import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from coevolve.data import arrow
-from coevolve.data.example import Example, kind, plain_row
+from coevolve.data.example import OPTIONAL_FIELDS, REQUIRED_FIELDS, Example, kind, plain_row
 from coevolve.errors import DataError
 from coevolve.files import is_folder, look, read_json, read_jsonl, write_json
+
+logger = logging.getLogger(__name__)
+
+FIELDS = frozenset((*REQUIRED_FIELDS, *OPTIONAL_FIELDS))
 
 # Which factor of x = (user, character, dialogue) each split shifts. The last one is an addition to
 # the RPGBench layout: worlds with a known truth use it to shift every factor at once.
@@ -26,6 +33,10 @@ SHIFT_OF_SPLIT: Mapping[str, Shift | None] = {
 }
 
 TRAIN_SPLIT = "IDTrain"
+SPLIT_NAMES = {**{name: name for name in SHIFT_OF_SPLIT}, "train": TRAIN_SPLIT, "test": "IDTest"}
+"""What a split may be called -> the split."""
+MOST_FAULTS = 20
+"""Of a kind that are listed one by one."""
 
 Row = tuple[str, Any]
 """(what to call the row in an error, its decoded JSON value)."""
@@ -39,7 +50,7 @@ class Corpus:
     source: str
 
     def __post_init__(self) -> None:
-        _check_split_names(self.splits, self.source)
+        _check_split_names(self.splits, self.source, SHIFT_OF_SPLIT)
 
     @property
     def fingerprint(self) -> str:
@@ -131,9 +142,9 @@ def read_data(path: str | Path, *, require_golden: bool = True) -> Corpus | list
         rows = _group_by_split(rows, path)
     if isinstance(rows, Mapping):
         return build_corpus(rows, str(path), require_golden=require_golden)
-    examples = [(where, Example.from_row(_without_response(row), where)) for where, row in rows]
-    _check_unique(examples)
-    return [example for _, example in examples]
+    rows = [(where, _without_response(row)) for where, row in rows]
+    (examples,) = _check_rows({"": rows}, str(path), Example.from_row).values()
+    return list(examples)
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -165,14 +176,16 @@ def build_corpus(
     _check_split_names(rows_by_split, source)
     if not rows_by_split:
         raise DataError(f"{source}: has no splits; accepted are {', '.join(SHIFT_OF_SPLIT)}.")
-    splits: dict[str, list[tuple[str, Example]]] = {}
-    for name in _in_order(rows_by_split):
-        read = _with_golden_response if require_golden else Example.from_row
-        splits[name] = [(where, read(row, where)) for where, row in rows_by_split[name]]
-        if not splits[name]:
+    rows: dict[str, list[Row]] = {}
+    for name in sorted(rows_by_split, key=list(SPLIT_NAMES).index):
+        if (split := SPLIT_NAMES[name]) in rows:
+            raise DataError(f"{source}: {split} is there under {name!r} too. Keep one of the two.")
+        rows[split] = list(rows_by_split[name])
+        if not rows[split]:
             raise DataError(f"{source}: split {name!r} has no rows. Give it some, or leave it out.")
-    _check_unique([located for split in splits.values() for located in split])
-    return Corpus({name: tuple(x for _, x in split) for name, split in splits.items()}, source)
+    read = _with_golden_response if require_golden else Example.from_row
+    splits = _check_rows(rows, source, read)
+    return Corpus({name: splits[name] for name in _in_order(splits)}, source)
 
 
 def locate_splits(rows_by_split: Mapping[str, Any], source: str) -> dict[str, list[Row]]:
@@ -235,7 +248,7 @@ def _group_by_split(rows: list[Row], path: Path) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for where, row in rows:
         name = row.get("split") if isinstance(row, Mapping) else None
-        if name not in list(SHIFT_OF_SPLIT):
+        if name not in list(SPLIT_NAMES):
             found = f"{name!r}" if isinstance(row, Mapping) and "split" in row else "absent"
             raise DataError(
                 f"{where}: field 'split' is {found}; accepted are {', '.join(SHIFT_OF_SPLIT)} "
@@ -270,24 +283,81 @@ def _without_response(row: Any) -> Any:
     return {key: value for key, value in row.items() if key not in ("response", "model_response")}
 
 
-def _check_unique(examples: Iterable[tuple[str, Example]]) -> None:
+def _check_rows(
+    rows_by_split: Mapping[str, Iterable[Row]], source: str, read: Callable[[Any, str], Example]
+) -> dict[str, tuple[Example, ...]]:
+    """The examples of each split, or all that is wrong with any row in one error."""
     first: dict[str, str] = {}
-    for where, example in examples:
-        if example.sample_id in first:
-            raise DataError(
-                f"{where}: sample_ID {example.sample_id!r} is also that of {first[example.sample_id]}; accepted is one "
-                "row for each sample_ID, over all splits, as responses are matched by it. Rename or remove one."
-            )
-        first[example.sample_id] = where
+    faults: list[tuple[str, str]] = []
+    left_out: Counter[str] = Counter()
+    splits: dict[str, list[Example]] = {}
+    for name, rows in rows_by_split.items():
+        splits[name] = []
+        for where, row in rows:
+            extra = _extra_fields(row)
+            left_out.update(extra)
+            if extra:
+                row = {key: value for key, value in row.items() if key not in extra}
+            try:
+                example = read(row, where)
+                if example.sample_id in first:
+                    _refuse_double(example, where, first[example.sample_id])
+            except DataError as error:
+                faults.append((where, str(error)))
+            else:
+                first[example.sample_id] = where
+                splits[name].append(example)
+    if faults:
+        raise DataError(_listed_faults(faults, source))
+    if left_out:
+        listed = ", ".join(f"{name} ({count} rows)" for name, count in left_out.most_common(20))
+        logger.warning("%s: fields that are not read: %s.", source, listed)
+    return {name: tuple(examples) for name, examples in splits.items()}
 
 
-def _check_split_names(names: Iterable[str], source: str) -> None:
-    unknown = [name for name in names if name not in SHIFT_OF_SPLIT]
+def _extra_fields(row: Any) -> list[str]:
+    """Fields beside those of a row. One that is almost called like a field that the row lacks is
+    a mistake, and so is a split where rows have none; neither is among them.
+    """
+    if not isinstance(row, Mapping) or FIELDS.issuperset(row):
+        return []
+    lacking = [name for name in FIELDS if name not in row]
+    names = [x for x in row if x not in FIELDS and isinstance(x, str) and x != "split"]
+    return [name for name in names if not get_close_matches(name, lacking, 1, 0.8)]
+
+
+def _refuse_double(example: Example, where: str, earlier: str) -> None:
+    raise DataError(
+        f"{where}: sample_ID {example.sample_id!r} is also that of {earlier}; accepted is one "
+        "row for each sample_ID, over all splits, as responses are matched by it. Rename or remove one."
+    )
+
+
+def _listed_faults(faults: Sequence[tuple[str, str]], source: str) -> str:
+    """One message of all, by kind: what it says of any place, name or number."""
+    if len(faults) == 1:
+        return faults[0][1]
+    kinds: dict[str, list[str]] = {}
+    for where, message in faults:
+        of_row = re.sub(r"^ \(sample_ID .*?\): ", "", message.removeprefix(where))
+        kinds.setdefault(re.sub(r"'[^']*'|\d+", "", of_row), []).append(message)
+    lines = [f"{source}: {len(faults)} rows cannot be read."]
+    for messages in kinds.values():
+        lines += messages[:MOST_FAULTS]
+        if len(messages) > MOST_FAULTS:
+            lines.append(f"... and {len(messages) - MOST_FAULTS} more of this kind.")
+    return "\n".join(lines)
+
+
+def _check_split_names(
+    names: Iterable[str], source: str, accepted: Iterable[str] = SPLIT_NAMES
+) -> None:
+    unknown = [name for name in names if name not in accepted]
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         raise DataError(
             f"{source}: unknown split {', '.join(map(repr, unknown[:8]))}{more}; accepted are "
-            f"{', '.join(SHIFT_OF_SPLIT)}."
+            f"{', '.join(accepted)}."
         )
 
 

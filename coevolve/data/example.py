@@ -58,7 +58,7 @@ class Example:
                 f"{where}: {kind(row)}; accepted is an object with {', '.join(REQUIRED_FIELDS)}."
             )
         row = plain_row(row)
-        if isinstance(row.get("sample_ID"), str) and row["sample_ID"]:
+        if isinstance(row.get("sample_ID"), (str, int)) and row["sample_ID"]:
             where = f"{where} (sample_ID {row['sample_ID']!r})"
         missing = [field for field in REQUIRED_FIELDS if field not in row]
         if missing:
@@ -71,7 +71,7 @@ class Example:
                 f"{where}: unknown field {unknown[0]!r}; accepted are {', '.join(REQUIRED_FIELDS + OPTIONAL_FIELDS)}."
             )
         return cls(
-            sample_id=text_field(row, "sample_ID", where),
+            sample_id=id_field(row, where),
             subset=text_field(row, "subset_tag", where),
             user_persona=text_field(row, "user_persona", where, empty=True),
             agent_character=character_field(row, where),
@@ -171,6 +171,13 @@ def _trace(row: Mapping[str, Any], where: str) -> str | None:
 
 def _optional_text(row: Mapping[str, Any], field: str, where: str) -> str | None:
     return None if row.get(field) is None else text_field(row, field, where)
+
+
+def id_field(row: Mapping[str, Any], where: str) -> str:
+    """The text in `row["sample_ID"]`; an integer is its digits."""
+    value = row["sample_ID"]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if whole else text_field(row, "sample_ID", where)
 
 
 def text_field(

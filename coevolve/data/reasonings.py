@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coevolve.data.example import Example, kind, listed, text_field
+from coevolve.data.example import Example, id_field, kind, listed, text_field
 from coevolve.errors import DataError
 from coevolve.files import read_json, read_jsonl
 
@@ -68,4 +68,4 @@ def _row(row: Any, where: str) -> tuple[str, str]:
     lacking = [name for name in ("sample_ID", "reasoning") if name not in there]
     if lacking:
         raise DataError(f"{where}: no {lacking[0]} there; accepted is {ROW}.")
-    return text_field(row, "sample_ID", where), text_field(row, "reasoning", where, empty=True)
+    return id_field(row, where), text_field(row, "reasoning", where, empty=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coevolve.data.corpus import Corpus, read_rows
-from coevolve.data.example import Example, kind, listed, text_field
+from coevolve.data.example import Example, id_field, kind, listed, text_field
 from coevolve.data.ledger import is_header
 from coevolve.errors import DataError
 from coevolve.files import write_jsonl
@@ -132,7 +132,7 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
         raise DataError(
             f"{where}: field 'sample_ID' is missing; the row has {', '.join(map(repr, row)) or 'no fields'}."
         )
-    sample_id = text_field(row, "sample_ID", where)
+    sample_id = id_field(row, where)
     where = f"{where} (sample_ID {sample_id!r})"
     if ("response" in row) == ("model_response" in row):
         problem = "has 'response' and 'model_response'" if "response" in row else "has no response"

@@ -147,8 +147,12 @@ def test_the_fingerprint_changes_with_what_a_model_would_see(tmp_path, splits, c
     ("change", "message"),
     [
         (
-            lambda rows: rows.update(train=[], dev=[]),
-            r"data\.json: unknown split 'train', 'dev'; accepted are IDTrain, ",
+            lambda rows: rows.update(valid=[], dev=[]),
+            r"data\.json: unknown split 'valid', 'dev'; accepted are IDTrain, .*, train, test",
+        ),
+        (
+            lambda rows: rows.update(train=rows["OOD1Test"]),
+            r"data\.json: IDTrain is there under 'train' too\. Keep one",
         ),
         (lambda rows: rows.update(IDTest=[]), r"data\.json: split 'IDTest' has no rows"),
         (
@@ -320,3 +324,68 @@ def test_the_shared_dialogues_are_read():
     assert {
         name: [example.to_row() for example in rows] for name, rows in corpus.splits.items()
     } == json.loads(SHARED.read_text(encoding="utf-8"))
+
+
+def test_train_and_test_are_the_first_two_splits(tmp_path, splits, make_row):
+    rows = {"test": [make_row("s", split="test")], "train": [make_row("t", split="train")]}
+    write_jsonl(tmp_path / "rows.jsonl", [*rows["test"], *rows["train"]])
+    found = read_corpus(tmp_path / "rows.jsonl").splits
+    assert {name: rows[0].sample_id for name, rows in found.items()} == {
+        "IDTrain": "t",
+        "IDTest": "s",
+    }
+    bare = {name: [{**row, "split": None} for row in of_split] for name, of_split in rows.items()}
+    write_json(tmp_path / "data.json", bare)
+    assert read_corpus(tmp_path / "data.json").splits == found
+
+
+def test_fields_beside_are_left_out_with_one_line(tmp_path, splits, make_row, caplog):
+    rows = [
+        make_row(str(number), source_url="x", **({"note": 1} if number else {}))
+        for number in range(3)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_examples(tmp_path / "rows.jsonl") == [
+        Example.from_row(make_row(str(number)), "") for number in range(3)
+    ]
+    (line,) = caplog.records
+    assert (
+        "rows.jsonl: fields that are not read: source_url (3 rows), note (2 rows)." in line.message
+    )
+
+
+def test_a_field_that_is_almost_one_is_a_mistake(tmp_path, make_row):
+    row = make_row("a")
+    row["agent_golden_respons"] = row.pop("agent_golden_response")
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match="unknown field 'agent_golden_respons'; accepted are"):
+        read_examples(tmp_path / "rows.jsonl")
+
+
+def test_an_integer_is_an_id(tmp_path, make_row):
+    rows = [make_row(7), make_row(8.0)]  # a table of integers with a gap has made floats of them
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert [example.sample_id for example in read_examples(tmp_path / "rows.jsonl")] == ["7", "8"]
+    write_jsonl(tmp_path / "rows.jsonl", [make_row(True)])
+    with pytest.raises(DataError, match="sample_ID is a boolean"):
+        read_examples(tmp_path / "rows.jsonl")
+
+
+def test_all_faults_of_a_file_come_at_once_by_kind(tmp_path, make_row):
+    rows = [make_row(f"r{number}") for number in range(60)]
+    for number in range(0, 50, 2):
+        rows[number]["user_persona"] = number
+    rows[1]["dialogue_context"] = []
+    rows[3]["sample_ID"] = "r5"
+    write_json(tmp_path / "data.json", {"IDTrain": rows})
+    with pytest.raises(DataError) as error:
+        read_corpus(tmp_path / "data.json")
+    first, *lines = str(error.value).splitlines()
+    assert first.endswith("data.json: 27 rows cannot be read.")
+    assert [line.split("IDTrain")[1] for line in lines[:20]] == [
+        f"[{number}] (sample_ID 'r{number}'): user_persona is a number; accepted is a string."
+        for number in range(0, 40, 2)
+    ]
+    assert lines[20] == "... and 5 more of this kind."
+    assert "dialogue_context is an empty list" in lines[21] and "also that of" in lines[22]
+    assert len(lines) == 23

@@ -117,8 +117,8 @@ def test_any_other_dataset_is_loaded_by_its_splits(tmp_path, offline, splits, ex
 
 
 def test_a_dataset_with_other_splits_is_an_error(tmp_path, offline, splits):
-    name = write_repository(tmp_path / "theirs", {"train": splits["IDTrain"]})
-    with pytest.raises(DataError, match="unknown split 'train'; accepted are IDTrain"):
+    name = write_repository(tmp_path / "theirs", {"dev": splits["IDTrain"]})
+    with pytest.raises(DataError, match="unknown split 'dev'; accepted are IDTrain"):
         load_hub(name, cache_dir=tmp_path / "cache")
 
 

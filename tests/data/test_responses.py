@@ -92,7 +92,7 @@ def rows_for(**responses):
             r"model_response\.model_response is empty",
         ),
         ([{"sample_ID": "a", "model_response": 3}], r"model_response is a number"),
-        ([{"sample_ID": 1, "response": "x"}], r"r\.jsonl:1: sample_ID is a number"),
+        ([{"sample_ID": 1.5, "response": "x"}], r"r\.jsonl:1: sample_ID is a number"),
         ([{"response": "x"}], r"r\.jsonl:1: field 'sample_ID' is missing; the row has 'response'"),
         ([["a", "x"]], r"r\.jsonl:1: found a list; accepted: an object"),
     ],
