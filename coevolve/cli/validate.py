@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from coevolve.cli.paths import adders
-from coevolve.shipped import recipe_path
+from coevolve.shipped import launch_path, recipe_path
 
 if TYPE_CHECKING:
     from coevolve.preflight.training import Training
@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reads("recipe", "as train takes it", means=recipe_path)
     add("overrides", "dotted keys, for example data.path=FILE", nargs="*", metavar="key=value")
     add("--all", "show the values that nobody has set, too", action="store_true")
+    what = "of accelerate, or a name (coevolve launch-file): the memory of each of its GPUs"
+    reads("--launch", what, means=launch_path, metavar="FILE")
+    add("--num-processes", "other than the launch file says", type=int, metavar="N")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -48,6 +51,9 @@ def run(options: argparse.Namespace) -> None:
         console.print(text, **plain)
     for grid in (_data(draft), _run(draft)):
         console.print(grid_table(grid))
+    if options.launch:
+        for grid in _memory(draft, options.launch, options.num_processes):
+            console.print(grid_table(grid))
     for title, text in _example(draft):
         console.print(f"{title}:\n\n{text}\n", **plain)
 
@@ -141,6 +147,33 @@ def _run(draft: "Training") -> "Grid":
     return Grid(
         ("run", "updates", "rows each", "texts written, tokens"), [Block("", rows)], caption
     )
+
+
+def _memory(draft: "Training", launch: str, given: int | None) -> "Iterator[Grid]":
+    from coevolve.remid.grid import Block, Grid
+    from coevolve.scoring.roles import ROLES
+    from coevolve.training.distributed.launch import read_launch
+    from coevolve.training.memory import Longest, fits, memory_of
+
+    kind, processes = read_launch(launch_path(launch))
+    processes = given or processes
+    data = draft.data
+    needs = [draft.needs(example.sample_id) for example in (*data.train, *data.validation)]
+    longest = Longest(
+        *(
+            max(getattr(need, name) for need in needs)
+            for name in ("connector", "estimator", "response")
+        )
+    )
+    configs = {role: draft.bases[getattr(draft.recipe.model, role).base].config for role in ROLES}
+    memory, disk = memory_of(draft.recipe, configs, longest, kind, processes)
+    for what, parts, told in (
+        (f"memory of each of {processes} GPUs ({kind})", memory, [fits(memory)]),
+        ("disk, beside the base", disk, []),
+    ):
+        rows = [(part.what, f"{part.bytes / 1e9:.2f}") for part in parts]
+        rows.append(("in all", f"{sum(part.bytes for part in parts) / 1e9:.2f}"))
+        yield Grid((what, "GB"), [Block("", rows)], told)
 
 
 def _example(draft: "Training") -> Iterator[tuple[str, str]]:

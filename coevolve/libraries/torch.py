@@ -1,10 +1,14 @@
 """torch: the parts of a module, put in place or taken off without its noticing."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from coevolve.libraries.hooks import hooks, require
 
@@ -17,6 +21,48 @@ MODULE = (
     *hooks(_MODULE, "a divided model runs on one process alone", *_HOOKS),
 )
 """What every module has."""
+
+
+_DISPATCH = "torch.utils._python_dispatch:TorchDispatchMode"
+DISPATCH = hooks(_DISPATCH, "memory is counted without a device that has it", "__torch_dispatch__")
+"""What sees every operation."""
+
+
+class CountedMemory(TorchDispatchMode):
+    """Counts what tensors made inside hold, in bytes; none has to be real (device `meta`).
+
+    Attributes:
+        held: now.
+        peak: at most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage)  # what was there before, of which views are made
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if storage not in self._known:
+                self._count(storage)
+        return made
+
+    def _count(self, storage: Any) -> None:
+        self._known.add(storage)
+        size = storage.nbytes()
+        weakref.finalize(storage, self._free, size).atexit = False
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+    def _free(self, size: int) -> None:
+        self.held -= size
+
+
+def _storages(values: Any) -> Iterator[Any]:
+    return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
 
 
 def check() -> None:

@@ -34,6 +34,12 @@ def recipe_path(source: str | Path) -> Path:
     return named or Path(source)
 
 
+def launch_path(source: str | Path) -> Path:
+    """What a launch file is read from: likewise."""
+    named = None if os.path.lexists(source) else shipped_launch_files().get(str(source))
+    return named or Path(source)
+
+
 def shipped_launch_files() -> Mapping[str, Path]:
     """Files by name: `zero2` is `zero2.yaml`, `slurm.sh` keeps its ending."""
     files = sorted((FOLDER / "launch").iterdir())

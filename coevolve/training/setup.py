@@ -132,28 +132,33 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
             trust_remote_code=recipe.model.trust_remote_code,
         )
 
-    settings = role_settings(recipe)
-    tuned = [role for role in ROLES if settings[role].tuning == "lora"]
-    configs = {role: adapter_config(settings[role]) for role in tuned}
-    seed = derive_seed(recipe.seed, "adapters")
     same_base = origins[CONNECTOR].base == origins[ESTIMATOR].base
-    judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base
-    roles: Roles
-    if same_base and len(configs) == len(ROLES):
-        roles = AdapterRoles.create(load(ESTIMATOR), configs, seed=seed)
-    elif same_base and not configs:
-        roles = SeparateRoles.create(load(ESTIMATOR), keep_base=judged_by_base)
-    else:
-        parts = {
-            role: AdapterRoles.create(load(role), {role: config}, seed=seed)
-            for role, config in configs.items()
-        }
-        models = {role: parts[role].model if role in parts else load(role) for role in ROLES}
-        base: AdapterRoles | WholeRole | None = parts.get(CONNECTOR) if same_base else None
-        if judged_by_base and base is None and ESTIMATOR not in parts:
-            base = WholeRole(None, load(ESTIMATOR).requires_grad_(False))
-        roles = SeparateRoles(models, base)
+    roles = compose_roles(recipe, load, same_base=same_base)
     for role, origin in origins.items():
         if origin.adapter is not None:
             roles.load_weights(role, read_weights(Path(origin.adapter)))
     return roles
+
+
+def compose_roles(
+    recipe: Recipe, load: Callable[[Role], PreTrainedModel], *, same_base: bool
+) -> Roles:
+    """The roles as the recipe has them, of bases that `load` gives."""
+    settings = role_settings(recipe)
+    tuned = [role for role in ROLES if settings[role].tuning == "lora"]
+    configs = {role: adapter_config(settings[role]) for role in tuned}
+    seed = derive_seed(recipe.seed, "adapters")
+    judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base
+    if same_base and len(configs) == len(ROLES):
+        return AdapterRoles.create(load(ESTIMATOR), configs, seed=seed)
+    if same_base and not configs:
+        return SeparateRoles.create(load(ESTIMATOR), keep_base=judged_by_base)
+    parts = {
+        role: AdapterRoles.create(load(role), {role: config}, seed=seed)
+        for role, config in configs.items()
+    }
+    models = {role: parts[role].model if role in parts else load(role) for role in ROLES}
+    base: AdapterRoles | WholeRole | None = parts.get(CONNECTOR) if same_base else None
+    if judged_by_base and base is None and ESTIMATOR not in parts:
+        base = WholeRole(None, load(ESTIMATOR).requires_grad_(False))
+    return SeparateRoles(models, base)

@@ -9,15 +9,17 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from coevolve.errors import RecipeError
-from coevolve.files import read_json
+from coevolve.files import read_json, read_text
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
+from coevolve.recipe.yaml_text import parse_yaml
 from coevolve.training.distributed.builds import wait_for_builds
 
 Kind = Literal["single", "ddp", "zero2", "zero3", "fsdp"]
@@ -67,6 +69,23 @@ class Launch:
             local_processes=int(environ.get("LOCAL_WORLD_SIZE", "1")),
             on_cpu=_is_set(environ, "ACCELERATE_USE_CPU"),
         )
+
+
+def read_launch(path: str | Path) -> tuple[Kind, int]:
+    """(kind, processes) of a configuration file of accelerate; RecipeError."""
+    config = parse_yaml(read_text(path), str(path))
+    config = config if isinstance(config, dict) else {}
+    name, processes = config.get("distributed_type"), config.get("num_processes", 1)
+    kinds: dict[Any, Kind] = {"NO": "single", "FSDP": "fsdp"}
+    kinds |= {f"MULTI_{device}": "ddp" for device in ("GPU", "CPU", "NPU", "XPU")}
+    if name == "DEEPSPEED":
+        options = config.get("deepspeed_config")
+        stage = options.get("zero_stage", 2) if isinstance(options, dict) else 2
+        return _zero_kind({"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}), processes
+    if name not in kinds or not isinstance(processes, int) or processes < 1:
+        accepted = f"accepted are {', '.join(kinds)}, DEEPSPEED, and num_processes from 1"
+        raise RecipeError(f"{path}: distributed_type is {name!r}; {accepted}.")
+    return kinds[name], processes
 
 
 def check_launch(recipe: Recipe, launch: Launch) -> None:

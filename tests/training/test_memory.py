@@ -1,0 +1,128 @@
+"""What is counted on the device `meta` is what real tensors take, and follows from what a recipe
+says.
+"""
+
+import copy
+
+import pytest
+import torch
+from transformers import Qwen3Config
+
+from coevolve.errors import RecipeError
+from coevolve.libraries.torch import CountedMemory
+from coevolve.scoring.roles import ROLES
+from coevolve.training.distributed.launch import read_launch
+from coevolve.training.memory import Longest, fits, memory_of, roles_on_meta, training_passes
+
+LONGEST = Longest(40, 50, 10)
+CONFIG = Qwen3Config(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, vocab_size=300, tie_word_embeddings=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def parts_of(recipe_of):
+    """A function from changes to a recipe to (bytes by part, parts)."""
+
+    def parts(tuning="lora", kind="ddp", processes=1, **sections):
+        recipe = recipe_of(tuning, **sections)
+        configs = {role: copy.deepcopy(CONFIG) for role in ROLES}
+        found, disk = memory_of(recipe, configs, LONGEST, kind, processes)
+        return {part.what: part.bytes for part in (*found, *disk)}, found
+
+    return parts
+
+
+def test_memory_is_counted_as_it_comes_and_goes():
+    with CountedMemory() as counted:
+        one = torch.zeros(1000, device="meta")
+        two = one * 2
+        assert (counted.held, counted.peak) == (8000, 8000)
+        view = two.view(10, 100)
+        del two
+        assert counted.held == 8000  # its storage lives in the view
+        del view, one
+        assert (counted.held, counted.peak) == (0, 8000)
+    outside = torch.zeros(1000)
+    with CountedMemory() as counted:
+        outside.view(10, 100).t().sum()
+    assert counted.peak == 4  # views of what was there are no memory
+
+
+def test_a_backward_pass_takes_what_is_known_of_it():
+    """Of y = relu(x W1) W2: the gradients that are under way, beside what was kept for them."""
+    rows, width, inner = 100, 50, 400
+    for device in ("meta", "cpu"):
+        x = torch.zeros(rows, width, device=device)
+        first = torch.zeros(width, inner, device=device, requires_grad=True)
+        second = torch.zeros(inner, width, device=device, requires_grad=True)
+        with CountedMemory() as counted:
+            loss = ((x @ first).relu() @ second).sum()
+            forward = counted.held
+            loss.backward()
+        # The inner product is gone as soon as relu has its own result.
+        assert forward == 4 * (rows * inner + 1)
+        # relu's result, the gradients behind and before it, and that of the second weights.
+        assert counted.peak == 4 * (3 * rows * inner + inner * width + 2)
+
+
+def test_parts_follow_from_the_recipe(parts_of):
+    lora, listed = parts_of()
+    frozen = sum(p.numel() for p in _model().parameters()) * 4
+    assert lora["frozen base"] == frozen
+    adapters = lora["weights of both roles"]
+    assert lora["gradient and optimizer of one role"] == 3 * adapters / 2
+    assert lora["the exported estimator"] == adapters
+    assert (
+        parts_of(kind="zero2", processes=2)[0]["gradient and optimizer of one role"]
+        == 3 * adapters / 4
+    )
+    full, _ = parts_of("full", estimator_rl={"rewards": {"judge": "likelihood"}})
+    assert full["weights of both roles"] == 2 * frozen and "frozen base" not in full
+    assert "The largest part" in fits(listed)
+
+
+def test_what_lowers_the_backward_pass_lowers_it(recipe_of):
+    def backward(**settings):
+        wide = {
+            "train_batch_size": 64,
+            "num_generations": 4,
+            "max_completion_length": 24,
+            **settings,
+        }
+        recipe = recipe_of("lora", connector_rl=wide)
+        roles = roles_on_meta(recipe, dict.fromkeys(ROLES, CONFIG))
+        passes = training_passes(recipe, roles, LONGEST, processes=1)
+        (found,) = [x for x in passes if "connector_rl" in x.what]
+        return found
+
+    whole = backward()
+    assert whole.remedy == "connector_rl.gradient_checkpointing=true"
+    checkpointed = backward(gradient_checkpointing=True)
+    one = backward(gradient_checkpointing=True, per_device_train_batch_size=1)
+    assert checkpointed.remedy == "connector_rl.per_device_train_batch_size=1"
+    assert whole.bytes > 1.5 * checkpointed.bytes
+    assert checkpointed.bytes == pytest.approx(64 * one.bytes, rel=0.05)
+
+
+def test_launch_files_say_kind_and_processes(tmp_path):
+    from coevolve.shipped import launch_path
+
+    found = {name: read_launch(launch_path(name)) for name in ("one_gpu", "ddp", "zero3", "fsdp2")}
+    assert found == {
+        "one_gpu": ("single", 1),
+        "ddp": ("ddp", 2),
+        "zero3": ("zero3", 2),
+        "fsdp2": ("fsdp", 2),
+    }
+    (tmp_path / "odd.yaml").write_text("distributed_type: TPU\n")
+    with pytest.raises(RecipeError, match=r"odd\.yaml: distributed_type is 'TPU'; accepted are NO"):
+        read_launch(tmp_path / "odd.yaml")
+
+
+def _model():
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(CONFIG)
