@@ -30,7 +30,7 @@ GROUPS = {
     "data": ("convert", "respond", "shift"),
     "train": ("recipes", "launch_file", "validate", "train", "status"),
     "measure": ("score", "remid", "bound", "report", "truth"),
-    "publish": ("export", "import_reference", "schema"),
+    "publish": ("export", "check", "push", "import_reference", "schema"),
 }
 COMMANDS = tuple(
     import_module(f"coevolve.cli.{name}") for names in GROUPS.values() for name in names

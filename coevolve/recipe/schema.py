@@ -232,6 +232,8 @@ class Export(Section):
     where `samples` is given, of the last and none) whose weight is fitted on the held-out rows. The
     best is the one with the lowest held-out perplexity.
     """
+    license: str | None = None
+    """Of the exported estimator, for its card: an identifier that hubs know, such as apache-2.0."""
     samples: Annotated[int, Field(ge=0, le=10_000)] = 0
     """K. 0 is `evaluation.marginal_samples`; where that is 0 too, forms of several reasonings are
     left aside as they take K times as long, or K is 4 if `form` is `marginal`.
