@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from coevolve.scoring.card import CARD, summary
     from coevolve.scoring.estimator import ProbabilityEstimator
     from coevolve.scoring.publish import differs, lacks, located
-    from coevolve.scoring.vector import compare, read_vector
+    from coevolve.scoring.vector import TOLERANCES, compare, read_vector
 
     quieten_libraries()
     folder = located(options.folder)
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if vector is None:
         return 0
+    vector["tolerance"] = max(vector["tolerance"], TOLERANCES.get(dtype, 0.0))
     problems, worst, count = compare(estimator, vector)
     for problem in problems:
         print(f"differs: {problem}")

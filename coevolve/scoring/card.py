@@ -7,11 +7,11 @@ from typing import Any
 
 CARD = "README.md"
 
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _TUNED = {
-    "lora": "LoRA adapters (PEFT)",
-    "full": "whole models (transformers)",
-    "none": "the base model as it is",
+    "lora": "a LoRA adapter (PEFT) of",
+    "full": "a whole model (transformers), begun as",
+    "none": "the base model as it is,",
 }
 _HOW = {
     "greedy": "with one reasoning, decoded greedily: log q2(y | x, r)",
@@ -34,7 +34,8 @@ scores = estimator.log_prob([example], ["the response"])  # .sum in nats, .token
 def hub_id(base: Mapping[str, Any]) -> str | None:
     """The hub's name of a base model in a manifest; None for one that lies in the directory."""
     source: str = base["source"]
-    return source if base["folder"] is None and HUB_ID.fullmatch(source) else None
+    outside = base["folder"] is None and source != "tiny"
+    return source if outside and HUB_ID.fullmatch(source) else None
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
@@ -79,6 +80,7 @@ def _body(manifest: Mapping[str, Any]) -> Iterator[str]:
     yield "role-playing models lose under a shift ([paper](https://arxiv.org/abs/2512.17270))."
     yield ""
     yield from (f"- {line}" for line in summary(manifest))
+    yield "- `manifest.json` says how texts and ids are made of rows"
     yield f"- license: {manifest.get('license') or 'not stated by who exported it; the base model has its own'}"
     yield ""
     yield "## Loading"
@@ -92,10 +94,10 @@ def summary(manifest: Mapping[str, Any]) -> Iterator[str]:
     for role, entry in manifest["roles"].items():
         base = entry["base"]
         here = f", in `{base['folder']}/` here" if base["folder"] else ""
-        yield f"{role}: {_TUNED[entry['tuning']]} of {hub_id(base) or repr(base['source']) + here}"
+        yield f"{role}: {_TUNED[entry['tuning']]} {base['source']}{here}"
     form = manifest.get("form") or {"kind": "greedy"}
     yield f"it scores {_HOW[form['kind']].format(**{'samples': 1, 'weight': 0.0, **form})}"
-    yield f"prompts `{manifest['prompts']['name']}`, in `manifest.json` with how ids are made of rows"
+    yield f"prompts `{manifest['prompts']['name']}`"
 
 
 def _named(training: Mapping[str, Any]) -> str:

@@ -99,12 +99,13 @@ class Origin:
         }
 
     def published(self, *, included: bool = True) -> dict[str, Any]:
-        """The record for others, without this machine's folders but that of a base model which is
-        not included and has to be found.
+        """The record for others: without this machine's folders, but for the whole path of a base
+        model which is not included and has to be found.
         """
         parent, own_name = self.parent(), self.base.source in ("tiny", *PACKAGED)
-        if included and not own_name and Path(self.base.path).is_dir():
-            parent["base"]["source"] = f"./{Path(self.base.path).name}"
+        if not own_name and Path(self.base.path).is_dir():
+            path = Path(self.base.path).resolve()
+            parent["base"]["source"] = f"./{path.name}" if included else str(path)
         if self.adapter is not None:
             parent["continued_from"]["source"] = f"./{Path(self.adapter).name}"
         return parent

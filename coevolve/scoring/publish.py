@@ -36,7 +36,7 @@ def located(path: str | Path, revision: str | None = None) -> Path:
     """Where an estimator lies: in a folder, or in the hub's cache by its name there (`org/name`),
     downloaded if need be; `revision` is a branch, tag or commit.
     """
-    if Path(path).is_dir() or not HUB_ID.fullmatch(str(path)):
+    if Path(path).is_dir() or "/" not in str(path) or not HUB_ID.fullmatch(str(path)):
         return Path(path)
     from huggingface_hub import snapshot_download
 
@@ -72,9 +72,9 @@ def obstacles(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         entry = manifest["roles"][role]
         base, tuning = entry["base"], entry["tuning"]
         if tuning != "full" and not (base["folder"] or hub_id(base) or base["source"] in PACKAGED):
+            found = f"{base['source']!r} is no name on a hub"
             yield (
-                f"the base model of the {role} is not included, and {base['source']!r} is no name on a hub; export with "
-                "export.include_base: always"
+                f"the base model of the {role} is not included, and {found}; export with export.include_base: always"
             )
         if tuning == "lora":
             named = read_config(folder / role).get(BASE_OF_ADAPTER)
