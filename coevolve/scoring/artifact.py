@@ -105,6 +105,11 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
     return manifest
 
 
+def listed_files(folder: Path) -> list[str]:
+    """Names of the files that a manifest lists, wherever the others are; ArtifactError."""
+    return list(_parsed(folder)["files"])
+
+
 def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
     """The prompts of an estimator's manifest; ArtifactError where they are not what they must be."""
     try:

@@ -1,13 +1,13 @@
 """An estimator's directory for others: whether they can use it, and how it gets to a hub."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coevolve.errors import ArtifactError
 from coevolve.files import read_text, sha256_file
-from coevolve.scoring.artifact import MANIFEST, read_manifest
+from coevolve.scoring.artifact import MANIFEST, listed_files, read_manifest
 from coevolve.scoring.card import CARD, HUB_ID, hub_id
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.models import PACKAGED
@@ -38,10 +38,17 @@ def located(path: str | Path, revision: str | None = None) -> Path:
     """
     if Path(path).is_dir() or "/" not in str(path) or not HUB_ID.fullmatch(str(path)):
         return Path(path)
+    with explained(f"The estimator {str(path)!r} cannot be loaded", "Check the name"):
+        folder = _download(str(path), revision, [MANIFEST])
+        names = listed_files(folder)
+        # Of the commit that the manifest is of; what else lies in the repository stays there.
+        return _download(str(path), folder.name, [MANIFEST, *names])
+
+
+def _download(repo: str, revision: str | None, names: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    with explained(f"The estimator {str(path)!r} cannot be loaded", "Check the name"):
-        return Path(snapshot_download(str(path), revision=revision))
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=list(names)))
 
 
 def lacks(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
