@@ -10,10 +10,9 @@ from pydantic import ValidationError
 from coevolve.errors import DataError, RecipeError
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
 from coevolve.recipe.schema import Recipe
+from coevolve.recipe.section import EXTENDS
 from coevolve.recipe.yaml_text import LARGEST, parse_yaml
 from coevolve.shipped import CONFIG, recipe_path
-
-EXTENDS = "extends"
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -15,6 +15,9 @@ from coevolve.files import read_text
 
 FOLDER = Path(__file__).parent
 CONFIG = "config.yaml"
+SCHEMA = "$schema=../recipe.schema.json"
+"""What editors find a recipe's schema by, in its first line."""
+FOR_SOFTWARE = ("#!", "# yaml-language-server")
 
 
 def shipped_recipes() -> Mapping[str, Path]:
@@ -51,7 +54,7 @@ def shipped(kind: str, files: Mapping[str, Path], name: str) -> Path:
 def summary(file: Path) -> str:
     """The first sentence of the comment at the file's head."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), read_text(file).splitlines())
-    comment = " ".join(line.lstrip("#! ") for line in lines if not line.startswith("#!"))
+    comment = " ".join(line.lstrip("# ") for line in lines if not line.startswith(FOR_SOFTWARE))
     return clause(comment)
 
 
