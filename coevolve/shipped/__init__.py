@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from coevolve.errors import RecipeError
+from coevolve.errors import RecipeError, meant
 from coevolve.files import read_text
 
 FOLDER = Path(__file__).parent
@@ -47,7 +47,8 @@ def shipped_launch_files() -> Mapping[str, Path]:
 def shipped(kind: str, files: Mapping[str, Path], name: str) -> Path:
     """The file of this name; RecipeError lists those that there are."""
     if name not in files:
-        raise RecipeError(f"{kind} {name!r}: unknown; accepted are {', '.join(files)}.")
+        accepted = f"accepted are {', '.join(files)}.{meant(name, files)}"
+        raise RecipeError(f"{kind} {name!r}: unknown; {accepted}")
     return files[name]
 
 
