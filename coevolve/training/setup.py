@@ -55,8 +55,10 @@ def prepare_origins(
         if own.adapter is not None:
             for note in check_adapter(Path(own.adapter), origin.base, quantization):
                 say(note)
-            fingerprint = adapter_fingerprint(Path(own.adapter))
-            origin = replace(origin, adapter=own.adapter, adapter_fingerprint=fingerprint)
+            # Likewise: the run may be gone on with, or exported, from another folder.
+            path = os.path.abspath(own.adapter)
+            fingerprint = adapter_fingerprint(Path(path))
+            origin = replace(origin, adapter=path, adapter_fingerprint=fingerprint)
         origins[role] = origin
     return origins
 
@@ -134,7 +136,10 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
 
     settings = role_settings(recipe)
     tuned = [role for role in ROLES if settings[role].tuning == "lora"]
-    configs = {role: adapter_config(settings[role]) for role in tuned}
+    found = {
+        role: settings[role].model_copy(update={"adapter": origins[role].adapter}) for role in tuned
+    }
+    configs = {role: adapter_config(found[role]) for role in tuned}
     seed = derive_seed(recipe.seed, "adapters")
     same_base = origins[CONNECTOR].base == origins[ESTIMATOR].base
     judged_by_base = recipe.estimator_rl is not None and recipe.estimator_rl.rewards.asks_base
