@@ -111,7 +111,10 @@ def push(parcel: Parcel, repo: str, *, private: bool = False, revision: str | No
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with explained(f"{parcel.folder} cannot be pushed to {repo!r}", "Try again"):
+    advice = (
+        "Check name, connection and login (`hf auth login`), and that HF_HUB_OFFLINE is not set"
+    )
+    with explained(f"{parcel.folder} cannot be pushed to {repo!r}", advice, loads=False):
         api.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)

@@ -235,6 +235,13 @@ def test_there_and_back(exported, copy, tmp_path):
     assert "hf_secret" not in done.stdout + done.stderr
 
 
+def test_without_a_hub_nothing_goes_and_the_cause_is_said(copy, capsys):
+    assert main(["push", str(copy), "--repo", "org/name"]) == 2
+    told = capsys.readouterr().err
+    assert "cannot be pushed to 'org/name'" in told and "that HF_HUB_OFFLINE is not set" in told
+    assert "there is no such folder" not in told
+
+
 def test_one_that_was_not_loaded_from_a_directory_is_not_pushed(exported):
     with pytest.raises(ArtifactError, match="is in a directory"):
         exported[0].push_to_hub("org/name")
