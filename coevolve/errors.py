@@ -3,10 +3,17 @@
 Every message names the file, row or field, what was found, what is accepted, and what to do next.
 """
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 PROBLEMS_SHOWN = 20
+
+
+def meant(word: str, accepted: Iterable[str]) -> str:
+    """A sentence with what a mistyped word may have been; empty where nothing is like it."""
+    found = difflib.get_close_matches(word, list(accepted), n=1)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 class CoevolveError(Exception):

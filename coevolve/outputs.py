@@ -125,10 +125,21 @@ def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _make_readable(temporary)
         _is_older_work(path, kind, "the output")
         replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Give all files and folders the permissions of new ones: safetensors writes for oneself alone,
+    and copies keep what they had.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)  # of a folder made just now, so the umask's
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:

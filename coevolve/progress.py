@@ -5,6 +5,7 @@ Much of it was written by others (names, tags, paths, turns), and rich reads `[.
 show text as it is.
 """
 
+import logging
 import os
 import sys
 import time
@@ -109,7 +110,10 @@ class PlainConsole(Console):
 
 
 def make_console(file: TextIO, *, quiet: bool = False) -> PlainConsole:
-    """A console; wide where the width is not a terminal's, so that tables stay whole."""
+    """A console; wide where the width is not a terminal's, so that tables stay whole. What is said
+    beside results, on stderr, is left out where only errors are logged (`--quiet`).
+    """
+    quiet = quiet or (file is sys.stderr and _log_level() >= logging.ERROR)
     console = PlainConsole(file, quiet=quiet)
     return console if console.is_terminal else PlainConsole(file, quiet=quiet, width=LOG_WIDTH)
 
@@ -122,12 +126,20 @@ def lead_nowhere(stream: Any) -> None:
         os.close(null)
 
 
+def _log_level() -> int:
+    return logging.getLogger("coevolve").getEffectiveLevel()
+
+
 def _as_it_is(item: str | RenderableType, style: str = "") -> RenderableType:
     return Text(item.translate(_CONTROLS), style) if isinstance(item, str) else item
 
 
 def quieten_libraries() -> None:
-    """Leave the terminal to our own display: no bars or deprecation notes from libraries."""
+    """Leave the terminal to our own display: no bars or deprecation notes from libraries, unless
+    more is logged (`--verbose`).
+    """
+    if _log_level() <= logging.INFO:
+        return
     import transformers
 
     transformers.logging.set_verbosity_error()

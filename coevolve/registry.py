@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from coevolve.errors import CoevolveError, RecipeError
+from coevolve.errors import CoevolveError, RecipeError, meant
 
 Item = TypeVar("Item")
 
@@ -87,7 +87,9 @@ class Registry(Generic[Item]):
             return self.custom(name.removeprefix(CUSTOM), f"{where} {name!r}")
         if name not in self._items:
             accepted = ", ".join((*map(repr, self._items), HOW_TO_NAME_ONES_OWN))
-            raise RecipeError(f"{where} is {name!r}; accepted are {accepted}.")
+            raise RecipeError(
+                f"{where} is {name!r}; accepted are {accepted}.{meant(name, self._items)}"
+            )
         return self._items[name]
 
     def custom(self, path: str, where: str) -> Item:

@@ -54,6 +54,9 @@ def test_a_copy_is_ones_own(capsys):
     copied = sorted(path.name for path in Path("mine").iterdir())
     assert copied == sorted(os.listdir(ROOT / "recipes" / "smollm2-135m"))
     assert load_recipe("mine") == load_recipe("smollm2-135m")
+    schema = Path("mine/config.yaml").read_text().splitlines()[0].partition("$schema=")[2]
+    assert Path(schema).is_absolute() and Path(schema).name == "recipe.schema.json"
+    assert Path(schema).is_file()
     before = Path("mine/config.yaml").read_text() + "# mine\n"
     Path("mine/config.yaml").write_text(before)
     assert main(["recipes", "copy", "quickstart", "mine"]) == 2

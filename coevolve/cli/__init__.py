@@ -6,9 +6,12 @@ else is a bug and keeps its traceback.
 """
 
 import argparse
+import logging
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any, NoReturn
 
 from coevolve import __version__
 from coevolve.cli.ending import (
@@ -19,8 +22,8 @@ from coevolve.cli.ending import (
     say,
     was_interrupted,
 )
-from coevolve.cli.paths import claim_outputs
-from coevolve.errors import CoevolveError
+from coevolve.cli.paths import chosen_actions, claim_outputs
+from coevolve.errors import CoevolveError, meant
 from coevolve.shipped import clause
 
 INTERRUPTED, READER_GONE = 130, 141
@@ -30,7 +33,8 @@ GROUPS = {
     "data": ("convert", "respond", "shift"),
     "train": ("recipes", "launch_file", "validate", "train", "status"),
     "measure": ("score", "remid", "bound", "report", "truth"),
-    "publish": ("export", "import_reference", "schema"),
+    "publish": ("export", "check", "push", "import_reference"),
+    "other": ("schema", "completion"),
 }
 COMMANDS = tuple(
     import_module(f"coevolve.cli.{name}") for names in GROUPS.values() for name in names
@@ -38,13 +42,35 @@ COMMANDS = tuple(
 """Each with `add_arguments` and `run`; its docstring is its help."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Says of a word that it does not know which one may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        words = re.findall(r"[\w.-]+", found[2]) if found else ()
+        super().error(f"{message}.{meant(found[1], words)}" if found else message)
+
+
+def add_volume(parser: argparse.ArgumentParser) -> None:
+    """How much is said, before the command or behind it."""
+    levels = parser.add_mutually_exclusive_group()
+    says = {
+        "--quiet": (logging.ERROR, "results and errors only"),
+        "--verbose": (logging.INFO, "what libraries say as well"),
+    }
+    for name, (level, what) in says.items():
+        options: Any = {"const": level, "dest": "log_level", "default": argparse.SUPPRESS}
+        levels.add_argument(name, action="store_const", help=what, **options)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     about = "Co-evolving reinforcement learning of a model of role-play responses, and R-EMID."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="coevolve", formatter_class=argparse.RawDescriptionHelpFormatter, description=about
     )
     parser.add_argument("--version", action="version", version=f"coevolve {__version__}")
+    add_volume(parser)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help="one of those below"
     )
@@ -56,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         summary = " ".join((module.__doc__ or "").partition("\n\n")[0].split())
         command = commands.add_parser(name, description=summary)
         module.add_arguments(command)
+        add_volume(command)
         command.set_defaults(run=module.run)
         lines += [f"{heads[stem]}:"] if stem in heads else []
         lines.append(f"  {name:16} {clause(summary)}")
@@ -71,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = make_parser()
         _require_text(sys.argv[1:] if arguments is None else arguments)
         options = _parsed(parser, arguments)
+        _set_volume(getattr(options, "log_level", logging.WARNING))
         claim_outputs(parser, options)
         code = options.run(options) or 0
         if sys.stdout is not None:
@@ -90,6 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failed(options, message)
     finally:
         reader_is_gone()
+
+
+def _set_volume(level: int) -> None:
+    """What `coevolve.progress` goes by."""
+    logging.getLogger("coevolve").setLevel(level)
+    if level == logging.INFO:
+        logging.basicConfig(level=level, format="%(name)s: %(message)s")
 
 
 def _require_text(arguments: Sequence[str]) -> None:
@@ -113,7 +148,9 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
         if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")
     ]
     if misplaced:
-        parser.error(f"unrecognized arguments: {' '.join(misplaced)}")
+        known = [name for x in chosen_actions(parser, options) for name in x.option_strings]
+        likely = meant(misplaced[0].partition("=")[0], known)
+        parser.error(f"unrecognized arguments: {' '.join(misplaced)}.{likely}")
     if rest:
         options.overrides += rest
     return options

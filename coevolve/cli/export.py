@@ -69,7 +69,7 @@ def _export_reference(source: Path, out: Path, name: str | None) -> None:
     from coevolve.reference.exporting import export_reference, require_adapters
     from coevolve.training.export import export_checkpoint
 
-    if (source / "tokenizer").is_dir():  # which an estimator has and a checkpoint has not
+    if ESTIMATOR.is_own(source):
         written = export_reference(source, out, name=name)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ def add_output(
 
 def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Put claimed paths in place of the outputs that the options name."""
-    actions = list(_chosen(parser, options))
+    actions = list(chosen_actions(parser, options))
     for action in actions:
         # Argparse's answer to `--data=--`.
         if action.nargs is None and getattr(options, action.dest, None) == []:
@@ -79,14 +79,14 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             setattr(options, action.dest, path)
 
 
-def _chosen(
+def chosen_actions(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> Iterator[argparse.Action]:
     """The arguments of a parser and of the subcommands that were chosen."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             chosen = getattr(options, action.dest)
-            yield from _chosen(action.choices[chosen], options) if chosen else ()
+            yield from chosen_actions(action.choices[chosen], options) if chosen else ()
         else:
             yield action
 

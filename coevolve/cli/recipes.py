@@ -8,8 +8,9 @@ import shutil
 from typing import Any
 
 from coevolve.cli.paths import add_option, add_output
+from coevolve.files import read_text, write_text
 from coevolve.outputs import RECIPE_COPY, new_folder
-from coevolve.shipped import shipped, shipped_recipes, summary
+from coevolve.shipped import SCHEMA, shipped, shipped_recipes, summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,4 +30,7 @@ def run(options: argparse.Namespace) -> None:
     folder = shipped("recipe", recipes, options.name).parent
     with new_folder(options.out, RECIPE_COPY) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        for file in temporary.glob("*.yaml"):
+            stays = f"$schema={folder.parent / 'recipe.schema.json'}"
+            write_text(file, read_text(file).replace(SCHEMA, stays, 1))
     print(f"{options.out}: {', '.join(sorted(file.name for file in options.out.iterdir()))}")

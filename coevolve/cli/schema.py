@@ -28,12 +28,13 @@ class Schema:
 
 # name, version, module and class, which file it is
 _LISTED = """
+recipe         1 recipe.schema:Recipe                   a recipe, for editors of its YAML
 run            1 training.documents:RunResults          results.json of train
 status         1 training.status:Status                 status.json of train
 metrics        1 training.documents:Line                a line of metrics.jsonl of train
 samples        1 training.documents:SampleLine          a line of samples.jsonl of train
 checkpoint     1 training.documents:CheckpointManifest  manifest.json of a checkpoint
-estimator      3 training.manifest:EstimatorManifest    manifest.json of an exported estimator
+estimator      4 training.manifest:EstimatorManifest    manifest.json of an exported estimator
 remid          2 remid.results:RemidResults             results.json of remid
 contributions  1 remid.results:ShareLine                a line of contributions.jsonl of remid
 judge          1 remid.judge:JudgeComparison            judge.json of remid

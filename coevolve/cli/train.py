@@ -8,6 +8,7 @@ explains.
 import argparse
 import os
 
+from coevolve.cli import validate
 from coevolve.cli.paths import adders
 from coevolve.outputs import RUN
 from coevolve.shipped import recipe_path
@@ -22,11 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     writes("--output-dir", what, kind=RUN, required=True)
     what = "go on with the run there (auto, the default), refuse one, or go on from a checkpoint"
     reads("--resume", what, default="auto", metavar="auto|never|DIR")
+    add("--dry-run", "say what `coevolve validate` says, and train nothing", action="store_true")
     add("--force", "resume although the recipe has changed", action="store_true")
     add("--deadline", "save and leave by itself after so long", metavar="3h50m")
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        validate.run(argparse.Namespace(**vars(options), all=False))
+        return 0
     from coevolve.recipe import load_recipe
     from coevolve.training.distributed.stopping import INTERRUPTED, Stop, seconds_of
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, DataError
 from coevolve.prompts.reasoning import core_features, unfenced_features
+from coevolve.prompts.rendering import RENDERING, VERSION
 from coevolve.prompts.sets import PromptSet
 from coevolve.prompts.template import ChatTemplate, Messages, any_of, message
 
@@ -55,6 +56,16 @@ class Renderer:
     def shown_date(self) -> dict[str, str]:
         """`template_date` as a manifest or a header has it, where the chat template shows one."""
         return {} if self.date is None else {"template_date": self.date}
+
+    @property
+    def rendering(self) -> dict[str, Any]:
+        """How the ids come about, for a manifest (`coevolve.prompts.rendering`)."""
+        return {"version": VERSION, **RENDERING[self.prompts.convention]}
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """What the chat template makes of an answer, for a manifest."""
+        return self._template.found
 
     # Prompts, as text that starts with the template's first token and ends where the response
     # begins.

@@ -177,6 +177,19 @@ class ChatTemplate:
         return ids
 
     @property
+    def found(self) -> dict[str, Any]:
+        """What was found out, as `coevolve.prompts.rendering` speaks of it."""
+        return {
+            "system_in_user": self.folds_system,
+            "instead_of": self._ending,
+            "opening": self._opening,
+            "space": self._boundary.space,
+            "behind": self._boundary.before,
+            "cut_off": list(self._boundary.head),
+            "closing_ids": list(self.closing_ids),
+        }
+
+    @property
     def _name(self) -> str:
         return str(self.tokenizer.name_or_path)
 

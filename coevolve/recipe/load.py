@@ -7,13 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from coevolve.errors import DataError, RecipeError
+from coevolve.errors import DataError, RecipeError, meant
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
 from coevolve.recipe.schema import Recipe
+from coevolve.recipe.section import EXTENDS
 from coevolve.recipe.yaml_text import LARGEST, parse_yaml
-from coevolve.shipped import CONFIG, recipe_path
-
-EXTENDS = "extends"
+from coevolve.shipped import CONFIG, recipe_path, shipped_recipes
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -36,7 +35,7 @@ def read_recipe(
     except DataError as error:
         raise RecipeError(
             f"{error} A recipe is a folder with {CONFIG} in it, a YAML file, or one that "
-            "`coevolve recipes` lists."
+            f"`coevolve recipes` lists.{meant(str(source), shipped_recipes())}"
         ) from None
     for override in overrides:
         _apply(values, override)
@@ -130,7 +129,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(fault: dict[str, Any]) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "recipe"
     if fault["type"] == "extra_forbidden":
-        return f"{field}: unknown key{_accepted(fault['loc'])}."
+        known = _accepted(fault["loc"])
+        accepted = f"; accepted are {', '.join(known)}" if known else ""
+        return f"{field}: unknown key{accepted}.{meant(str(fault['loc'][-1]), known)}"
     if fault["type"] == "missing":
         return f"{field}: missing; the recipe needs it."
     message = fault["msg"].removeprefix("Value error, ")
@@ -145,12 +146,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _accepted(location: tuple[Any, ...]) -> str:
+def _accepted(location: tuple[Any, ...]) -> Sequence[str]:
     """The keys that stand beside an unknown one, if the section can be found from its place."""
     section: Any = Recipe
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(part)
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         section = next((item for item in candidates if hasattr(item, "model_fields")), None)
-    fields = getattr(section, "model_fields", None)
-    return f"; accepted are {', '.join(fields)}" if fields else ""
+    return list(getattr(section, "model_fields", ()))

@@ -13,9 +13,13 @@ class Lora(Section):
     """LoRA under PEFT's names."""
 
     r: Annotated[int, Field(gt=0, le=4096)] = 16
+    """Rank."""
     lora_alpha: Positive = 32
+    """The update is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """While training."""
     target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get one."""
     layers_to_transform: list[Count] | None = None
     """Only these get one; needs `target_modules` as a list. Training the upper half costs less."""
 
@@ -24,8 +28,11 @@ class TinyModel(Section):
     """The randomly initialised Qwen3 of the synthetic world."""
 
     hidden_size: Annotated[int, Field(gt=0, le=4096)] = 128
+    """Width."""
     layers: Annotated[int, Field(gt=0, le=64)] = 2
+    """Depth."""
     heads: Annotated[int, Field(gt=0, le=4096)] = 8
+    """Of attention."""
 
     @model_validator(mode="after")
     def _heads_have_positions(self) -> "TinyModel":
@@ -43,6 +50,7 @@ class RoleModel(Section):
     base: PathText
     """Another one costs a second model in memory, whose tokenizer and template serve this role."""
     tuning: Tuning
+    """An adapter, or all weights."""
     lora: Lora | None = None
     """Field by field over `model.lora`."""
     adapter: PathText | None = None

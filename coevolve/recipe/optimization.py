@@ -25,12 +25,17 @@ class Optimization(Section):
     epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Passes over the training examples, turned into steps when the data is known."""
     learning_rate: LearningRate
+    """AdamW's, at its greatest."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """How the learning rate goes on from there."""
     warmup_ratio: Fraction = 0.03
+    """Share of the steps in which it rises from 0, where the scheduler has a warm-up."""
     max_grad_norm: PositiveAmount = 1.0
     """A large one, such as 1e9, clips nothing."""
     weight_decay: Amount = 0.0
+    """AdamW's."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's, of the squared gradient."""
     train_batch_size: Annotated[int, Field(gt=0, le=65_536)] = 4
     """Rows (completions in RL) of one optimizer step, over all processes. However many processes
     there are, an update is over the same rows; each process takes an equal share, so their number
@@ -41,6 +46,7 @@ class Optimization(Section):
     accumulation. None is the whole share at once.
     """
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> "Optimization":

@@ -28,6 +28,7 @@ class Ppo(Section):
     its own, which costs a second pass through the model.
     """
     gamma: Fraction = 1.0
+    """Discount from one token to the next."""
     lam: Fraction = 0.95
     """Lambda of generalised advantage estimation."""
     vf_coef: Amount = 0.1
@@ -80,12 +81,15 @@ class Grpo(Optimization):
     num_iterations: Annotated[int, Field(gt=0, le=1000)] = 1
     """How often each batch of completions is gone through."""
     max_completion_length: Positive = 256
+    """Tokens of a completion at most."""
     temperature: Temperature = 1.0
+    """At which completions are sampled, and ratios computed."""
     beta: Amount = 0.0
     """Weight of the KL to the model as the phase began: in GRPO's loss, in RLOO's reward."""
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo"] = "dapo"
     """How token losses are put together. Of `importance_sampling_level: sequence`, grpo is GSPO."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Whether ratios are of tokens, or one is of the whole completion."""
     epsilon: PositiveAmount = 0.2
     """The ratio of new to old policy is clipped at 1 - epsilon and at 1 + epsilon_high."""
     epsilon_high: PositiveAmount | None = None
@@ -95,10 +99,12 @@ class Grpo(Optimization):
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Train on this share of the tokens only, those of highest entropy."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Over what the standard deviation is taken by which rewards are divided."""
     normalize_advantages: bool = False
     """For `rloo`: scale the batch's advantages to mean 0 and variance 1."""
     ppo: Ppo = Ppo()
     mask_truncated_completions: bool = False
+    """Leave completions that were cut off out of the loss."""
     use_vllm: bool = False
     """Generate with vLLM, which must be installed."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
@@ -175,6 +181,11 @@ class Rewards(Section):
     if TYPE_CHECKING:  # stands last in each role's section
         custom: CustomRewards
 
+    @classmethod
+    def of_file(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        schema["patternProperties"] = {f"^{CUSTOM}": {"type": "number", "minimum": 0}}
+        return super().of_file(schema)
+
     @property
     def asks_reference(self) -> bool:
         """Whether the role as the phase began is needed."""
@@ -228,6 +239,7 @@ class ConnectorRewards(Rewards):
     length: Amount = 1.0
     """min(distinct words in the features, without the instruction's / target_words, 1)."""
     target_words: Positive = 250
+    """With so many, `length` is at its greatest."""
     custom: CustomRewards = Field(default_factory=dict)
     """A user's own, which runs: {package.module:function: weight} or {file.py:function: weight}."""
 

@@ -135,6 +135,7 @@ class Rounds(Section):
     """
 
     count: Count = 1
+    """How many; 0 ends with the cold start."""
     phases: list[Phase] = Field(
         default=["connector_rl", "refresh", "estimator_sft", "estimator_rl"], validate_default=True
     )
@@ -145,6 +146,15 @@ class Rounds(Section):
     """A phase goes on with the optimizer state of the round before, instead of a new one."""
     lr_schedule: Literal["phase", "run"] = "phase"
     """What warm-up and decay go over: each phase by itself, or all of its name in the run."""
+
+    @classmethod
+    def of_file(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        properties = super().of_file(schema)
+        pattern = f"^({'|'.join(PHASES)}|{CUSTOM}.+)$"
+        own = [{"type": "string", "pattern": pattern}, properties["phases"]["items"]]
+        properties["phases"]["items"] = {"anyOf": own}
+        properties["phases"]["default"] = list(cls.model_fields["phases"].default)
+        return properties
 
     @model_validator(mode="after")
     def _is_a_schedule(self) -> "Rounds":

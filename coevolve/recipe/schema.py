@@ -13,6 +13,7 @@ from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import ConnectorRl, EstimatorRl
 from coevolve.recipe.rounds import Rounds
 from coevolve.recipe.section import (
+    EXTENDS,
     LARGEST,
     Count,
     Fraction,
@@ -232,6 +233,8 @@ class Export(Section):
     where `samples` is given, of the last and none) whose weight is fitted on the held-out rows. The
     best is the one with the lowest held-out perplexity.
     """
+    license: str | None = None
+    """Of the exported estimator, for its card: an identifier that hubs know, such as apache-2.0."""
     samples: Annotated[int, Field(ge=0, le=10_000)] = 0
     """K. 0 is `evaluation.marginal_samples`; where that is 0 too, forms of several reasonings are
     left aside as they take K times as long, or K is 4 if `form` is `marginal`.
@@ -268,7 +271,9 @@ class Recipe(Section):
     """One experiment, from data to table."""
 
     name: str
+    """What the run is called, in trackers too."""
     seed: Seed = 0
+    """Of all that is random."""
     prompts: Literal["roleplay", "brief", "world", "roleplay-0.3", "brief-0.3"] = "roleplay"
     """Which words models are shown (`coevolve.prompts.sets`); 0.3's are for runs begun with it."""
     data: Data
@@ -293,6 +298,14 @@ class Recipe(Section):
     export: Export = Export()
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
+
+    @classmethod
+    def of_file(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        properties = super().of_file(schema)
+        extends = {"type": "string", "description": "Another YAML file, which this one goes over."}
+        # Not a field: it is gone when the recipe is put together.
+        schema["properties"] = {EXTENDS: extends, **properties}
+        return properties
 
     @model_validator(mode="after")
     def _phases_are_described(self) -> "Recipe":

@@ -2,12 +2,14 @@
 
 import os.path
 import re
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 
 from coevolve.registry import CUSTOM, HOW_TO_NAME_ONES_OWN, IMPORT_PATH
 
+EXTENDS = "extends"
+"""Under this key a recipe's file names the one that it goes over."""
 LARGEST = 10**9
 """Where there is no other bound. Beside a larger number, float32 has no digits left for a 1."""
 
@@ -51,4 +53,35 @@ class Section(BaseModel):
     (`true` is not 1, '3' is not 3, though 3 is a float too) and finite.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """For editors, of a YAML file: it may leave out what the one that it extends says, and a
+        field that is a section is described as that one is.
+        """
+        schema = handler(core)
+        properties = cls.of_file(handler.resolve_ref_schema(schema))
+        for name, field in cls.model_fields.items():
+            properties[name].pop("title", None)
+            for kind in (field.annotation, *get_args(field.annotation)):
+                if isinstance(kind, type) and issubclass(kind, Section):
+                    about = " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
+                    properties[name].setdefault("description", about)
+                    properties[name].pop("default", None)
+        return schema
+
+    @classmethod
+    def of_file(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        """Make the section's own schema one of files; its properties."""
+        schema.pop("required", None)
+        properties: dict[str, Any] = schema["properties"]
+        return properties

@@ -1,6 +1,7 @@
 """From an estimator directory to the public release's layout."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +14,8 @@ from coevolve.reference.adapters import read_adapter, write_adapter
 from coevolve.reference.layout import TRAINING, sft_mode
 from coevolve.reference.templates import EXPORT, exported_constants, shows_the_same, write_templates
 from coevolve.scoring.artifact import read_manifest, read_prompts
-from coevolve.scoring.origins import write_parent
+from coevolve.scoring.origins import BASE_OF_ADAPTER, write_parent
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
-from coevolve.training.export import BASE_OF_ADAPTER, from_anywhere
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def export_reference(
     with new_folder(checkout, REFERENCE) as temporary:
         for role, adapter in adapters.items():
             place = temporary / TRAINING / sft_mode(role, name)
-            # What the estimator calls it may be a copy in a folder that is gone when this one is
-            # used.
-            named = from_anywhere(base["source"], None)
+            # This layout is for the machine that it is on, whose public evaluation takes any path.
+            named = str(estimator / base["folder"]) if base["folder"] else base["source"]
+            named = os.path.abspath(named) if os.path.isdir(named) else named
             config = {**adapter.config, BASE_OF_ADAPTER: named}
             write_adapter(place, replace(adapter, config=config))
             entry = manifest["roles"][role]

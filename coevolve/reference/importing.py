@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from coevolve import __version__
-from coevolve.outputs import ESTIMATOR, claim, new_folder
+from coevolve.outputs import ESTIMATOR as AN_ESTIMATOR
+from coevolve.outputs import claim, new_folder
 from coevolve.prompts import Renderer
 from coevolve.reference.adapters import add_adapters, check_fit, read_adapter, write_adapter
 from coevolve.reference.layout import Release, find_release
@@ -29,11 +30,13 @@ from coevolve.scoring.artifact import (
     NORMALISATION,
     copy_model,
     reasoning_entry,
+    rendering_entry,
     role_entry,
     write_manifest,
 )
 from coevolve.scoring.models import base_fingerprint, load_tokenizer, resolve_base
 from coevolve.scoring.origins import (
+    BASE_OF_ADAPTER,
     Base,
     Origin,
     adapter_fingerprint,
@@ -42,8 +45,7 @@ from coevolve.scoring.origins import (
     require_base,
     write_parent,
 )
-from coevolve.scoring.roles import ROLES, Role
-from coevolve.training.export import BASE_OF_ADAPTER, from_anywhere
+from coevolve.scoring.roles import ESTIMATOR, ROLES, Role
 
 PUBLISHED_MAX_NEW_TOKENS = 2048
 """The longest reasoning in the published training."""
@@ -73,7 +75,7 @@ def import_reference(
     """
     checkout = Path(checkout)
     where, read = "the estimator's folder", {f"the checkout {checkout}": checkout}
-    folder = claim(folder, ESTIMATOR, option=where, inputs=read, overwrite=True)
+    folder = claim(folder, AN_ESTIMATOR, option=where, inputs=read, overwrite=True)
     constants = read_templates(checkout)
     export = embedded_export(constants, str(checkout / FILE))
     prompts = export.prompts if export else imported_prompts(constants, str(checkout / FILE))
@@ -81,28 +83,29 @@ def import_reference(
     parts = {role: [read_adapter(path) for path in release.adapters[role]] for role in ROLES}
     path = resolve_base(base)
     check_fit(itertools.chain(*parts.values()), path, trust_remote_code=trust_remote_code)
-    parents = _parents(release, Base(base, path, base_fingerprint(path)), export)
+    origin = Base(base, path, base_fingerprint(path))
+    included = copy_base and Path(path).is_dir()
+    parents = _parents(release, origin, export, included=included)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     # Raises where the tokenizer has no usable chat template.
     renderer = Renderer(prompts, tokenizer)
-    included = copy_base and Path(path).is_dir()
     entry = partial(
         role_entry,
         tuning="lora",
         base_folder="base" if included else None,
-        tokenizer="tokenizer",
+        tokenizer=ESTIMATOR,
         chat_template=tokenizer.chat_template,
         settings=base_settings(path),
     )
     room = max_new_tokens or (export.max_new_tokens if export else PUBLISHED_MAX_NEW_TOKENS)
-    with new_folder(folder, ESTIMATOR) as temporary:
+    with new_folder(folder, AN_ESTIMATOR) as temporary:
         for role in ROLES:
             adapter = add_adapters(parts[role])
-            named = from_anywhere(path, folder / "base" if included else None)
+            named = origin.portable("base" if included else None)
             config = {**adapter.config, BASE_OF_ADAPTER: named}
             write_adapter(temporary / role, replace(adapter, config=config))
+            tokenizer.save_pretrained(temporary / role)
             write_parent(temporary / role, parents[role])
-        tokenizer.save_pretrained(temporary / "tokenizer")
         if included:
             copy_model(Path(path), temporary / "base")
         return write_manifest(
@@ -116,6 +119,7 @@ def import_reference(
                 "normalisation": NORMALISATION,
                 "reasoning": reasoning_entry(room, export.no_repeat_ngram if export else 0),
                 "prompts": prompts.to_dict(),
+                "rendering": rendering_entry(dict.fromkeys(ROLES, renderer)),
                 **renderer.shown_date,
                 "imported": _origin(checkout, release),
             },
@@ -123,7 +127,7 @@ def import_reference(
 
 
 def _parents(
-    release: Release, base: Base, export: EmbeddedExport | None
+    release: Release, base: Base, export: EmbeddedExport | None, *, included: bool
 ) -> dict[Role, dict[str, Any]]:
     """What each role's adapter was trained on, held against all that was recorded of it."""
     if export is not None:
@@ -131,13 +135,14 @@ def _parents(
         require_base("the adapters", said, base.fingerprint, base.path)
     parents = {}
     for role in ROLES:
-        parents[role] = Origin(base).parent()
+        parents[role] = Origin(base).published(included=included)
         for folder in release.adapters[role]:
             recorded = read_parent(folder)
             if recorded is not None:
                 require_base(f"the adapter {folder}", recorded, base.fingerprint, base.path)
                 # It is an export of our own, one adapter for each role.
-                parents[role] = {**recorded, "base": {**recorded["base"], "source": base.source}}
+                source = parents[role]["base"]["source"]
+                parents[role] = {**recorded, "base": {**recorded["base"], "source": source}}
     return parents
 
 

@@ -2,12 +2,14 @@
 
 estimator/
   manifest.json      written last: what everything is, with the SHA-256 of every file
+  README.md          the card, written of the manifest
+  check.json         the test vector (`coevolve.scoring.vector`); absent where nothing was trained
   connector/         a PEFT adapter directory with the record of its parent, or a whole model where
-                     it was trained whole; absent where the role is the base model as it is
+                     it was trained whole; its tokenizer with the chat template
   estimator/         likewise
-  tokenizer/         with the chat template
+  tokenizer/         only where both roles are the base model as it is, and have no folders
   base/              the base model of the roles, where it cannot be had from a hub
-  connector-tokenizer/, connector-base/   only where the connector has another base model
+  connector-base/    only where the connector has another base model
 
 What is checked, and against whom. A file that loading could read is listed with its SHA-256 or is
 an error. `identity` is the SHA-256 of the manifest without that field, so that it stands for all of
@@ -16,7 +18,8 @@ beside it, and the tensors must be those of the model, name by name. Whoever cha
 computes the hashes in `files` anew is found out. Whoever computes everything anew has made a
 different estimator: no directory can vouch for itself, but that one has another identity. Results
 carry the identity, so that a number says of which estimator it is. A manifest of version 1 or 2
-holds no identity; it is computed, and what such a manifest records is compared.
+holds no identity; it is computed, and what such a manifest records is compared. The card is listed,
+but as loading never reads it, it may be edited.
 """
 
 import hashlib
@@ -28,8 +31,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from coevolve.errors import ArtifactError, CoevolveError, DataError, RecipeError
-from coevolve.files import read_json, sha256_file, write_json
-from coevolve.prompts import PromptSet
+from coevolve.files import read_json, sha256_file, write_json, write_text
+from coevolve.prompts import PromptSet, Renderer
+from coevolve.prompts.rendering import VERSION as RENDERING
+from coevolve.scoring.card import CARD, model_card
 from coevolve.scoring.manifest_fields import BASE, ENTRY, FIELDS, FORM, OBJECT, REASONING, Check
 from coevolve.scoring.models import snapshot, weights_fingerprint
 from coevolve.scoring.origins import (
@@ -45,7 +50,7 @@ from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.roles import ROLES, Role, Tuning
 
 FORMAT = "coevolve-estimator"
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 AGAIN = "Copy or export the estimator again."
 NORMALISATION = (
@@ -63,7 +68,8 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Add format, version, file hashes and identity (unless it has one); write the manifest last."""
-    files = {name: sha256_file(folder / name) for name in _files(folder)}
+    write_text(folder / CARD, model_card(manifest))
+    files = {name: sha256_file(folder / name) for name in sorted([CARD, *_files(folder)])}
     complete = {"format": FORMAT, "version": VERSION, **manifest, "files": files}
     complete.setdefault("identity", identity(complete))
     write_json(folder / MANIFEST, complete)
@@ -90,13 +96,18 @@ def read_manifest(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
         _check_parts(folder, role, entries[role], files, manifest["version"])
     if verify:
         for name, expected in files.items():
-            if sha256_file(folder / name) != expected:
+            if not _is_harmless(name) and sha256_file(folder / name) != expected:
                 raise ArtifactError(
                     f"{folder / name}: its SHA-256 differs from the manifest's. {AGAIN}"
                 )
         for role in ROLES:
             _check_fingerprints(folder, role, entries[role], files)
     return manifest
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Names of the files that a manifest lists, wherever the others are; ArtifactError."""
+    return list(_parsed(folder)["files"])
 
 
 def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
@@ -151,6 +162,12 @@ def reasoning_entry(max_new_tokens: int, no_repeat_ngram: int = 0) -> dict[str, 
     }
 
 
+def rendering_entry(renderers: Mapping[Role, Renderer]) -> dict[str, Any]:
+    """What a manifest says of how ids are made of examples."""
+    rendering = next(iter(renderers.values())).rendering
+    return {**rendering, "roles": {role: found.answer for role, found in renderers.items()}}
+
+
 def copy_model(source: Path, target: Path) -> None:
     """Copy a base model (a folder, or a hub id's snapshot), all that `from_pretrained` reads."""
     kinds = (".safetensors", ".json", ".jinja", ".py")
@@ -162,7 +179,7 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def _parsed(folder: Path) -> dict[str, Any]:
-    """The manifest, each field checked by itself, as version 3 would have it."""
+    """The manifest, each field checked by itself, as the newest version would have it."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(
@@ -176,7 +193,7 @@ def _parsed(folder: Path) -> dict[str, Any]:
     if not known or found.get("version") not in range(1, VERSION + 1):
         raise ArtifactError(f"{path}: accepted is format {FORMAT!r}, version 1 to {VERSION}.")
     digest = identity(found)
-    if found["version"] < VERSION:
+    if found["version"] < 3:
         found["identity"] = digest
     try:
         manifest = _checked(_upgraded(found) if found["version"] == 1 else found)
@@ -197,6 +214,9 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
         _with_fields(manifest["form"], FORM, "form.", closed=True)
         form_of(manifest)
     PromptSet.from_dict(manifest["prompts"])
+    rendered = (manifest.get("rendering") or {}).get("version", RENDERING)
+    if rendered != RENDERING:
+        raise ArtifactError(f"rendering.version is {rendered!r}; known here is {RENDERING}.")
     roles = _with_fields(manifest["roles"], dict.fromkeys(ROLES, OBJECT), "roles.", closed=True)
     entries = {}
     for role, found in roles.items():
@@ -253,6 +273,10 @@ def _files(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def _is_harmless(name: str) -> bool:
+    return PurePosixPath(name).name in HARMLESS
+
+
 def _leads_out(link: Path, folder: Path) -> bool:
     """Whether a file lies elsewhere, but in the hub's cache, which keeps a snapshot's beside it."""
     # Which takes a link to itself as it is.
@@ -276,7 +300,7 @@ def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
                 f"{folder / name}: may be pickled, and is not read. Use safetensors."
             )
     for name in files:
-        if not (folder / name).is_file():
+        if not (_is_harmless(name) or (folder / name).is_file()):
             raise ArtifactError(f"{folder / name}: listed in the manifest but missing. {AGAIN}")
     unlisted = sorted(found - set(files))
     if unlisted:
@@ -293,7 +317,7 @@ def _check_parts(
     tuning, base = entry["tuning"], entry["base"]
     needed = [f"{entry['tokenizer']}/tokenizer_config.json"]
     if tuning == "lora":
-        of_adapter = (CONFIG, WEIGHTS, *([PARENT] if version == VERSION else []))
+        of_adapter = (CONFIG, WEIGHTS, *([PARENT] if version >= 3 else []))
         needed += [f"{role}/{name}" for name in of_adapter]
     for place in _model_folders(role, entry):
         needed.append(f"{place}/config.json")

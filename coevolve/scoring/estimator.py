@@ -19,6 +19,7 @@ from coevolve.scoring.generate import Generation, Sampling, generate
 from coevolve.scoring.loading import load_renderers, load_roles
 from coevolve.scoring.logprob import score_pairs, to_scores
 from coevolve.scoring.models import choose_device
+from coevolve.scoring.publish import located, pack, push
 from coevolve.scoring.reasoning import Reasoning, combine, combine_tokens
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.scoring.scores import Scores
@@ -86,11 +87,14 @@ class ProbabilityEstimator:
         token_budget: int = TOKEN_BUDGET,
         verify: bool = True,
         trust_remote_code: bool = False,
+        revision: str | None = None,
     ) -> "ProbabilityEstimator":
         """Load an exported estimator; ArtifactError where it, or its base model, is not what it
         was.
 
         Args:
+            path: a directory, or the name of one on a hub, of which `revision` is a branch, tag or
+                commit.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
             dtype: `float32`, `bfloat16` or `float16`.
             base: where to take the base model from, if not from where the manifest says; for each
@@ -99,7 +103,7 @@ class ProbabilityEstimator:
                 quarters it. Scores are those of training only as it was trained.
             verify: check the SHA-256 of every file, the base model's too.
         """
-        path, trust = Path(path), {"trust_remote_code": trust_remote_code}
+        path, trust = located(path, revision), {"trust_remote_code": trust_remote_code}
         manifest = read_manifest(path, verify=verify)
         entries, date = manifest["roles"], manifest.get("template_date")
         # Before the models: it is cheap.
@@ -117,10 +121,19 @@ class ProbabilityEstimator:
             token_budget=token_budget,
             manifest=manifest,
         )
-        estimator._verified = verify
+        estimator._verified, estimator._folder = verify, path
         return estimator
 
     _verified = False
+    _folder: Path | None = None
+
+    def push_to_hub(self, repo: str, *, private: bool = False, revision: str | None = None) -> str:
+        """Put the directory that it was loaded from into the hub's model repository `repo`, as
+        `coevolve push` does; the commit's address.
+        """
+        if self._folder is None:
+            raise ArtifactError("Only an estimator that from_pretrained loaded is in a directory.")
+        return push(pack(self._folder), repo, private=private, revision=revision)
 
     def use_cache(self, folder: str | Path) -> None:
         """From now on, keep reasonings and scores in `folder`, and take those that are there.

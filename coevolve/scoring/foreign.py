@@ -92,9 +92,10 @@ _KINDS = (
 
 
 @contextmanager
-def explained(what: str, advice: str) -> Iterator[None]:
-    """For calls of a library that load something: all that it raises becomes one ArtifactError (or
-    OutOfMemoryError) that begins with `what`, with `advice` where the fault has no name above.
+def explained(what: str, advice: str, *, loads: bool = True) -> Iterator[None]:
+    """For calls of a library: all that it raises becomes one ArtifactError (or OutOfMemoryError)
+    that begins with `what`, with `advice` where the fault has no name above. The names are for
+    calls that load something.
     """
     try:
         yield
@@ -106,7 +107,7 @@ def explained(what: str, advice: str) -> Iterator[None]:
                 f"{what}: it does not fit the memory ({_words(error)}). Use a smaller dtype or model, or quantize it."
             ) from error
         nameless = _Kind((), "", advice, quoted=True)
-        kind = next((kind for kind in _KINDS if kind.fits(error)), nameless)
+        kind = next((kind for kind in _KINDS if loads and kind.fits(error)), nameless)
         words = f"({_words(error)})" if kind.found else _words(error)
         found = " ".join(filter(None, (kind.found, words if kind.quoted else "")))
         raise ArtifactError(f"{what}: {found}. {kind.advice}.") from error

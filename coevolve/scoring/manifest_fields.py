@@ -36,6 +36,10 @@ _HASHES = (
 )
 _FOLDER = _text(r"[A-Za-z0-9][A-Za-z0-9_-]*", "the name of a folder beside the manifest")
 _ANY_TEXT = _text(r"(?s).*", "a string")
+_TEXTS = (
+    "a list of strings",
+    lambda value: isinstance(value, list) and all(map(_ANY_TEXT[1], value)),
+)
 OBJECT = "an object", lambda value: isinstance(value, dict)
 
 FIELDS: Mapping[str, Check] = {
@@ -44,6 +48,10 @@ FIELDS: Mapping[str, Check] = {
     "prompts": OBJECT,
     "form": _or_null(OBJECT),
     "held_out": _or_null(OBJECT),
+    "rendering": _or_null(OBJECT),
+    "license": _or_null(_ANY_TEXT),
+    "datasets": _or_null(_TEXTS),
+    "results": _or_null(OBJECT),
     "files": _HASHES,
     "identity": _SHA256,
 }

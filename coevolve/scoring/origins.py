@@ -20,10 +20,12 @@ from torch import Tensor
 
 from coevolve.errors import ArtifactError, DataError
 from coevolve.files import read_json, sha256_file, write_json
-from coevolve.scoring.models import INDEX, base_fingerprint, require_finite, snapshot
+from coevolve.scoring.models import INDEX, PACKAGED, base_fingerprint, require_finite, snapshot
 
 PARENT = "coevolve_parent.json"
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+BASE_OF_ADAPTER = "base_model_name_or_path"
+"""Under this name an adapter's configuration says to PEFT what it belongs on."""
 
 ON_A_FROZEN_BASE: Mapping[str, Sequence[Any]] = {
     "peft_type": ("LORA",),
@@ -49,7 +51,7 @@ _ELSEWHERE = (
     # Where the tensors go, which their own names say.
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_bias"),
     # Of the beginning and of training, and without a say in scores.
-    *("task_type", "inference_mode", "lora_dropout", "auto_mapping", "base_model_name_or_path"),
+    *("task_type", "inference_mode", "lora_dropout", "auto_mapping", BASE_OF_ADAPTER),
     *("revision", "peft_version", "megatron_core", "qalora_group_size", "loftq_config"),
     *("eva_config", "corda_config", "lora_ga_config", "runtime_config"),
 )
@@ -66,6 +68,14 @@ class Base:
     source: str
     path: str
     fingerprint: str
+
+    def portable(self, folder: str | None) -> str | None:
+        """What an adapter's configuration is to call it: a hub id; `./FOLDER`, by which PEFT finds
+        it from the estimator's directory; nothing where it is left in a folder elsewhere.
+        """
+        if folder is not None:
+            return f"./{folder}"
+        return None if Path(self.path).is_dir() else self.source
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,18 @@ class Origin:
             "base": {**base, "quantization": self.quantization},
             "continued_from": None if self.adapter is None else continued,
         }
+
+    def published(self, *, included: bool = True) -> dict[str, Any]:
+        """The record for others: without this machine's folders, but for the whole path of a base
+        model which is not included and has to be found.
+        """
+        parent, own_name = self.parent(), self.base.source in ("tiny", *PACKAGED)
+        if not own_name and Path(self.base.path).is_dir():
+            path = Path(self.base.path).resolve()
+            parent["base"]["source"] = f"./{path.name}" if included else str(path)
+        if self.adapter is not None:
+            parent["continued_from"]["source"] = f"./{Path(self.adapter).name}"
+        return parent
 
 
 def write_parent(folder: Path, parent: Mapping[str, Any]) -> None:
@@ -144,7 +166,7 @@ def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[st
         trained = parent["base"]["quantization"]
         said = f"was trained on a base with quantization {trained}, goes on with {quantization}"
         return [] if trained == quantization else [f"adapter {folder}: {said}"]
-    named = config.get("base_model_name_or_path")
+    named = config.get(BASE_OF_ADAPTER)
     if named and Path(named).is_dir():
         named_base = {"base": {"source": named, "fingerprint": base_fingerprint(named)}}
         require_base(f"the adapter {folder}", named_base, base.fingerprint, base.source)

@@ -10,6 +10,7 @@ from coevolve.scoring.artifact import (
     NORMALISATION,
     copy_model,
     reasoning_entry,
+    rendering_entry,
     role_entry,
     write_manifest,
 )
@@ -36,7 +37,7 @@ def export_base(
     renderer = Renderer(prompts, tokenizer)
     included = Path(path).is_dir()
     entry = role_entry(
-        Origin(Base(base, path, base_fingerprint(path))).parent(),
+        Origin(Base(base, path, base_fingerprint(path))).published(included=included),
         tuning="none",
         base_folder="base" if included else None,
         tokenizer="tokenizer",
@@ -53,5 +54,6 @@ def export_base(
             "normalisation": NORMALISATION,
             "reasoning": reasoning_entry(max_new_tokens),
             "prompts": prompts.to_dict(),
+            "rendering": rendering_entry(dict.fromkeys(ROLES, renderer)),
         }
         return write_manifest(temporary, manifest | renderer.shown_date)

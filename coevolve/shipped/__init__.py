@@ -10,11 +10,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from coevolve.errors import RecipeError
+from coevolve.errors import RecipeError, meant
 from coevolve.files import read_text
 
 FOLDER = Path(__file__).parent
 CONFIG = "config.yaml"
+SCHEMA = "$schema=../recipe.schema.json"
+"""What editors find a recipe's schema by, in its first line."""
+FOR_SOFTWARE = ("#!", "# yaml-language-server")
 
 
 def shipped_recipes() -> Mapping[str, Path]:
@@ -50,14 +53,15 @@ def shipped_launch_files() -> Mapping[str, Path]:
 def shipped(kind: str, files: Mapping[str, Path], name: str) -> Path:
     """The file of this name; RecipeError lists those that there are."""
     if name not in files:
-        raise RecipeError(f"{kind} {name!r}: unknown; accepted are {', '.join(files)}.")
+        accepted = f"accepted are {', '.join(files)}.{meant(name, files)}"
+        raise RecipeError(f"{kind} {name!r}: unknown; {accepted}")
     return files[name]
 
 
 def summary(file: Path) -> str:
     """The first sentence of the comment at the file's head."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), read_text(file).splitlines())
-    comment = " ".join(line.lstrip("#! ") for line in lines if not line.startswith("#!"))
+    comment = " ".join(line.lstrip("# ") for line in lines if not line.startswith(FOR_SOFTWARE))
     return clause(comment)
 
 

@@ -1,11 +1,12 @@
 """Writing the exported estimator, at the end of a run or from one of its checkpoints."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coevolve import __version__
+from coevolve.data.corpus import TRAIN_SPLIT
+from coevolve.data.example import Example
 from coevolve.errors import ArtifactError
 from coevolve.files import write_json
 from coevolve.outputs import ESTIMATOR as AN_ESTIMATOR
@@ -15,12 +16,14 @@ from coevolve.scoring.artifact import (
     NORMALISATION,
     copy_model,
     reasoning_entry,
+    rendering_entry,
     role_entry,
     write_manifest,
 )
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import base_fingerprint
 from coevolve.scoring.origins import (
+    BASE_OF_ADAPTER,
     CONFIG,
     Base,
     adapter_fingerprint,
@@ -30,12 +33,12 @@ from coevolve.scoring.origins import (
     write_parent,
 )
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role
+from coevolve.scoring.vector import write_vector
 from coevolve.training.checkpoints import Checkpoint, read_checkpoint
+from coevolve.training.outcome import Outcome
 from coevolve.training.run_folder import read_run
 from coevolve.training.setup import Origins, build_estimator, build_renderers
-
-BASE_OF_ADAPTER = "base_model_name_or_path"
-"""Under this name an adapter's configuration says to PEFT what it belongs on."""
+from coevolve.worlds.corpus import world_corpus
 
 
 def export_estimator(
@@ -52,54 +55,65 @@ def export_estimator(
         of = estimator, recipe, origins
         manifest = {
             "coevolve": __version__,
-            "roles": {role: _export_role(temporary, folder, role, *of) for role in ROLES},
+            "roles": {role: _export_role(temporary, role, *of) for role in ROLES},
             "normalisation": NORMALISATION,
             "scoring": estimator.scoring_ways,
             "reasoning": reasoning_entry(estimator.max_new_tokens, estimator.no_repeat_ngram),
             "prompts": estimator.renderer.prompts.to_dict(),
+            "rendering": rendering_entry({role: estimator.renderer_of(role) for role in ROLES}),
             **estimator.renderer.shown_date,
             **estimator.connector_renderer.shown_date,
+            "license": recipe.export.license,
+            "datasets": [recipe.data.hub] if recipe.data.hub else [],
             **facts,
         }
+        quantized = any(origin.quantization for origin in origins.values())
+        write_vector(temporary, estimator, _rows_of_world(recipe), quantized=quantized)
         return write_manifest(temporary, manifest)
+
+
+def _rows_of_world(recipe: Recipe) -> Sequence[Example]:
+    """Rows for the test vector in the world's few words; none where dialogues are of real words."""
+    if recipe.data.world is None:
+        return ()
+    return world_corpus(recipe.seed, train=3, test=1).splits[TRAIN_SPLIT]
 
 
 def _export_role(
     folder: Path,
-    final: Path,
     role: Role,
     estimator: ProbabilityEstimator,
     recipe: Recipe,
     origins: Origins,
 ) -> dict[str, Any]:
-    """Write a role's weights, tokenizer and base model, unless the other role's are the same; its
-    manifest entry. `final` is where `folder` will be.
+    """Write a role's weights and tokenizer, and its base model unless the other role's is the same;
+    its manifest entry.
     """
     tuning, origin = estimator.roles.tuning[role], origins[role]
-    parent, tokenizer = origin.parent(), estimator.renderer_of(role).tokenizer
+    tokenizer = estimator.renderer_of(role).tokenizer
     other_base = origins[CONNECTOR].base != origins[ESTIMATOR].base
-    own = "connector-" if role == CONNECTOR and other_base else ""
     estimator.roles.save(role, folder / role)
-    if not (folder / f"{own}tokenizer").exists():
-        tokenizer.save_pretrained(folder / f"{own}tokenizer")
-    base, settings = None, None
+    tokenizer.save_pretrained(folder / role)
+    base, settings, parent = None, None, origin.published()
     if tuning == "lora":
-        write_parent(folder / role, parent)
         fingerprint, settings = adapter_fingerprint(folder / role), base_settings(origin.base.path)
         if _includes_base(recipe, origin.base):
-            base = f"{own}base"
+            base = "connector-base" if role == CONNECTOR and other_base else "base"
             if not (folder / base).exists():
                 copy_model(Path(origin.base.path), folder / base)
         config = read_config(folder / role)
-        config[BASE_OF_ADAPTER] = from_anywhere(origin.base.path, final / base if base else None)
+        config[BASE_OF_ADAPTER] = origin.base.portable(base)
         write_json(folder / role / CONFIG, config)
+        parent = origin.published(included=base is not None)
+        write_parent(folder / role, parent)
     else:
         fingerprint = base_fingerprint(str(folder / role))
     return role_entry(
         parent,
         tuning=tuning,
         base_folder=base,
-        tokenizer=f"{own}tokenizer",
+        # Both folders have one, for software that knows nothing of the other; the same is read once.
+        tokenizer=role if other_base else ESTIMATOR,
         chat_template=tokenizer.chat_template,
         settings=settings,
         fingerprint=fingerprint,
@@ -131,6 +145,7 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     measured = saved.state.facts.values()
     facts = training_facts(recipe, run["data_fingerprint"], checkpoint.name, measured)
     facts |= saved.state.form.values() if saved.state.form else {}
+    facts |= results_facts(Outcome.read(saved.state.outcome, saved.state.outcome.subsets))
     return export_estimator(folder, estimator, recipe, origins, facts)
 
 
@@ -149,18 +164,14 @@ def training_facts(
     return {"training": {**about, "data_fingerprint": data_fingerprint, **measured}}
 
 
+def results_facts(outcome: Outcome) -> dict[str, Any]:
+    """The part that says what was measured on test splits by then."""
+    found = {"perplexity": outcome.perplexities(), "ratio": outcome.ratios()}
+    return {"results": found} if found["perplexity"] else {}
+
+
 def _includes_base(recipe: Recipe, base: Base) -> bool:
     if recipe.export.include_base == "auto":
         # A hub id is the one source that is not a path of its own and stays available to others.
         return base.path != base.source or Path(base.source).is_dir()
     return recipe.export.include_base == "always"
-
-
-def from_anywhere(base: str, copied: Path | None) -> str:
-    """What an adapter is to call its base model (a folder or hub id), of which it may have a copy.
-
-    PEFT takes a relative path for one from the working directory, so a folder is called by its
-    absolute path, and found by PEFT until it is moved. `ProbabilityEstimator.from_pretrained` goes
-    by the manifest, wherever the folders are.
-    """
-    return os.path.abspath(copied or base) if copied or os.path.isdir(base) else base

@@ -36,7 +36,7 @@ class RoleEntry(Part):
     base: BaseOfEntry = Field(description="What it stands on.")
     continued_from: dict[str, JsonValue] | None = None
     """The adapter that it began as, if it began as one."""
-    tokenizer: str = Field(description="Its folder beside the manifest.")
+    tokenizer: str = Field(description="The folder beside the manifest that it is read from.")
     chat_template: str | dict[str, str] = Field(description="Its text, or several by name.")
     fingerprint: Sha256 | None = Field(default=None, description="Of the role's own weights.")
 
@@ -46,7 +46,7 @@ class EstimatorManifest(Document):
 
     marks: ClassVar = ("format", "version")
     format: Literal["coevolve-estimator"] = Field(description="What the file is.")
-    version: Literal[3] = Field(description="Of the format.")
+    version: Literal[4] = Field(description="Of the format.")
     coevolve: str = Field(description="The version that wrote it.")
     roles: Annotated[dict[Literal["connector", "estimator"], RoleEntry], Field(min_length=2)]
     """The two models."""
@@ -62,11 +62,20 @@ class EstimatorManifest(Document):
     held_out: dict[str, HeldOut] | None = None
     """Perplexity of golden responses by each form, on the rows that nothing was trained on."""
     prompts: dict[str, JsonValue] = Field(description="The prompt set.")
+    rendering: dict[str, JsonValue] = Field(description="How texts and ids are made of examples.")
+    license: str | None = None
+    """As the recipe gives it."""
+    datasets: list[str] | None = None
+    """The hub's names of what it was trained on."""
+    results: dict[str, JsonValue] | None = None
+    """`perplexity` and `ratio` on test splits, as in `results.json`, as far as they were measured."""
     template_date: str | None = None
     """The day that chat templates which show one show."""
     training: dict[str, JsonValue] | None = None
     """Recipe, seed, checkpoint, and what was measured; absent where nothing was trained here."""
     imported: dict[str, JsonValue] | None = None
     """From which public release; absent otherwise."""
-    files: dict[str, Sha256] = Field(description="SHA-256 of every other file.")
+    files: dict[str, Sha256] = Field(
+        description="SHA-256 of every other file; README.md may differ."
+    )
     identity: Sha256 = Field(description="SHA-256 of the manifest without this field.")

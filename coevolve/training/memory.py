@@ -20,7 +20,7 @@ from coevolve.recipe.rl import Grpo
 from coevolve.scoring.models import choose_dtype
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.training.distributed.launch import Kind
-from coevolve.training.setup import compose_roles
+from coevolve.training.setup import compose_roles, role_settings
 
 CONTEXT = 2e9
 """Bytes of CUDA itself and its libraries: the one part that is not counted."""
@@ -101,7 +101,7 @@ def roles_on_meta(recipe: Recipe, configs: Mapping[Role, Any]) -> Roles:
         return model.eval()
 
     same = configs[ROLES[0]] == configs[ROLES[1]]
-    return compose_roles(recipe, load, same_base=same)
+    return compose_roles(recipe, role_settings(recipe), load, same_base=same)
 
 
 def _trained(roles: Roles, role: Role) -> float:

@@ -9,7 +9,7 @@ from coevolve.remid.evaluate import evaluate_remid
 from coevolve.remid.score import Scoring
 from coevolve.scoring.artifact import read_manifest
 from coevolve.training.context import Context
-from coevolve.training.export import export_estimator, training_facts
+from coevolve.training.export import export_estimator, results_facts, training_facts
 from coevolve.training.state import RunState
 
 SCHEMA = "coevolve.run/1"
@@ -21,7 +21,7 @@ def export(context: Context, state: RunState) -> None:
     measured = state.facts().values()
     facts = training_facts(recipe, context.data.fingerprint, "end of the run", measured)
     assert state.form is not None  # the stage before has chosen it
-    facts |= state.form.values()
+    facts |= state.form.values() | results_facts(state.outcome)
     context.processes.on_main(
         lambda: export_estimator(folder, context.estimator, recipe, context.origins, facts)
     )

@@ -61,6 +61,7 @@ AFTER_TRAINING: Mapping[str, Sequence[str]] = MappingProxyType(
         "evaluation.marginal_samples": ("*-marginal-*", *FORMS),
         "baselines.": (),
         "export.include_base": ("export",),
+        "export.license": ("export",),
         "export.": FORMS,
     }
 )

@@ -55,8 +55,10 @@ def prepare_origins(
         if own.adapter is not None:
             for note in check_adapter(Path(own.adapter), origin.base, quantization):
                 say(note)
-            fingerprint = adapter_fingerprint(Path(own.adapter))
-            origin = replace(origin, adapter=own.adapter, adapter_fingerprint=fingerprint)
+            # Likewise: the run may be gone on with, or exported, from another folder.
+            path = os.path.abspath(own.adapter)
+            fingerprint = adapter_fingerprint(Path(path))
+            origin = replace(origin, adapter=path, adapter_fingerprint=fingerprint)
         origins[role] = origin
     return origins
 
@@ -132,8 +134,12 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
             trust_remote_code=recipe.model.trust_remote_code,
         )
 
+    settings = {
+        role: one.model_copy(update={"adapter": origins[role].adapter})
+        for role, one in role_settings(recipe).items()
+    }
     same_base = origins[CONNECTOR].base == origins[ESTIMATOR].base
-    roles = compose_roles(recipe, load, same_base=same_base)
+    roles = compose_roles(recipe, settings, load, same_base=same_base)
     for role, origin in origins.items():
         if origin.adapter is not None:
             roles.load_weights(role, read_weights(Path(origin.adapter)))
@@ -141,10 +147,13 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
 
 
 def compose_roles(
-    recipe: Recipe, load: Callable[[Role], PreTrainedModel], *, same_base: bool
+    recipe: Recipe,
+    settings: Mapping[Role, RoleModel],
+    load: Callable[[Role], PreTrainedModel],
+    *,
+    same_base: bool,
 ) -> Roles:
     """The roles as the recipe has them, of bases that `load` gives."""
-    settings = role_settings(recipe)
     tuned = [role for role in ROLES if settings[role].tuning == "lora"]
     configs = {role: adapter_config(settings[role]) for role in tuned}
     seed = derive_seed(recipe.seed, "adapters")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,10 @@ from coevolve.cli import main
 from coevolve.cli.schema import SCHEMAS
 from coevolve.documents import check_document
 from coevolve.errors import DataError
+from coevolve.recipe.yaml_text import parse_yaml
 from coevolve.training.record.record import Record
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def printed(name, capsys):
@@ -140,6 +144,24 @@ def test_a_file_of_another_version_is_one_sentence():
     assert "\n" not in str(e.value)
 
 
+def test_the_schema_of_recipes_lies_beside_them_and_each_names_it(capsys):
+    capsys.readouterr()
+    assert main(["schema", "recipe"]) == 0
+    assert (RECIPES / "recipe.schema.json").read_text() == capsys.readouterr().out
+    for path in RECIPES.glob("*/*.yaml"):
+        line = path.read_text().partition("\n")[0]
+        named = line.removeprefix("# yaml-language-server: $schema=")
+        assert (path.parent / named).resolve() == RECIPES / "recipe.schema.json"
+    schema = printed("recipe", capsys)
+    for text, problem in {
+        "rounds: {phases: [connector_lr]}": "$.rounds.phases[0]: pattern",
+        "connector_rl: {rewards: {'custom:a:b': -1}}": "$.connector_rl.rewards.custom:a:b: minimum",
+        "modell: {}": "$: modell is not described",
+        "model: {base: 1}": "$.model.base: 1 is no string",
+    }.items():
+        assert fault(parse_yaml(text, "x"), schema, schema).startswith(problem), text
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -187,6 +209,7 @@ def test_what_the_commands_write_is_what_the_schemas_say(run, tmp_path, capsys):
         "blame": [json.loads((tmp_path / "bound" / "blame.json").read_text())],
         "score": lines(tmp_path / "score") + lines(tmp_path / "marginal"),
         "truth": [json.loads((tmp_path / "truth").read_text())],
+        "recipe": [parse_yaml(x.read_text(), str(x)) for x in RECIPES.glob("*/*.yaml")],
     }
     assert set(written) == set(SCHEMAS)
     assert written["bound"][0]["reasoning"]["kind"] == "marginal"

@@ -172,18 +172,18 @@ def swap_words(folder, rng):
         first, second = rng.sample(sorted(words), 2)
         words[first], words[second] = words[second], words[first]
 
-    edit_json(folder / "tokenizer" / "tokenizer.json", swap)
+    edit_json(folder / ESTIMATOR / "tokenizer.json", swap)
 
 
 def other_normaliser(folder, rng):
     edit_json(
-        folder / "tokenizer" / "tokenizer.json",
+        folder / ESTIMATOR / "tokenizer.json",
         lambda value: value.update(normalizer={"type": "Lowercase"}),
     )
 
 
 def other_template(folder, rng):
-    path = folder / "tokenizer" / "chat_template.jinja"
+    path = folder / ESTIMATOR / "chat_template.jinja"
     path.write_text(path.read_text().replace("message['role'] + ' '", "''"))
 
 
@@ -419,7 +419,7 @@ def test_what_loading_never_reads_may_lie_there(exported, examples, responses, t
     for name in (
         "README.md",
         ".gitattributes",
-        "tokenizer/LICENSE",
+        "estimator/LICENSE",
         ".git/config",
         ".cache/huggingface/x.bin",
     ):
@@ -442,9 +442,9 @@ def test_names_stay_inside(exported, tmp_path, name):
 def test_links_lead_nowhere_else_but_for_the_hubs_cache(exported, tmp_path):
     folder = exported[1]
     copy = shutil.copytree(folder, tmp_path / "copy")
-    shutil.move(copy / "tokenizer", tmp_path / "tokenizer")
-    (copy / "tokenizer").symlink_to(tmp_path / "tokenizer")
-    with pytest.raises(ArtifactError, match="tokenizer: is a link"):
+    shutil.move(copy / CONNECTOR, tmp_path / CONNECTOR)
+    (copy / CONNECTOR).symlink_to(tmp_path / CONNECTOR)
+    with pytest.raises(ArtifactError, match="connector: is a link"):
         read_manifest(copy)
     snapshot = shutil.copytree(folder, tmp_path / "models--x" / "snapshots" / "1")
     (tmp_path / "models--x" / "blobs").mkdir()
@@ -478,7 +478,7 @@ def test_links_lead_nowhere_else_but_for_the_hubs_cache(exported, tmp_path):
         (("roles", "estimator", "base", "source"), 1),
         (("roles", "estimator", "base", "settings"), {"config.json": 1}),
         (("identity",), None),
-        (("version",), 4),
+        (("version",), 5),
     ],
 )
 def test_a_field_of_another_kind_is_named(exported, tmp_path, place, value):
@@ -614,6 +614,7 @@ def test_one_role_may_be_the_base_model_as_it_is(exported, examples, responses, 
     edit_manifest(
         mixed, lambda manifest: manifest["roles"][ESTIMATOR].update(tuning="none", fingerprint=None)
     )
+    edit_manifest(mixed, lambda m: [m["roles"][role].update(tokenizer=CONNECTOR) for role in ROLES])
     edit_manifest(mixed, lambda manifest: manifest.pop("identity"))
     rewrite(mixed)
     found = ProbabilityEstimator.from_pretrained(mixed, device="cpu")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coevolve import ProbabilityEstimator
 from coevolve.errors import ArtifactError, TooLongError
+from coevolve.files import sha256_file
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.worlds.tiny import write_tiny_base
 
@@ -37,7 +38,7 @@ def test_transformers_and_peft_alone_give_the_same_scores(exported, examples, re
     estimator, folder = exported
     reasoning = estimator.reason(examples)
     scores = estimator.log_prob(examples, responses, reasoning)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / ESTIMATOR)
     if (folder / "base").exists():
         model = PeftModel.from_pretrained(
             AutoModelForCausalLM.from_pretrained(folder / "base"), folder / ESTIMATOR
@@ -62,17 +63,23 @@ def test_transformers_and_peft_alone_give_the_same_scores(exported, examples, re
         assert abs(log_probs[range(len(target)), target].sum().item() - total) < TOLERANCE
 
 
-def test_the_base_is_found_from_any_folder_and_by_us_wherever_it_was_moved(
+def test_each_role_is_found_from_the_directory_by_any_software_and_by_us_wherever_it_was_moved(
     exported, examples, responses, tmp_path, monkeypatch
 ):
     estimator, folder = exported
     whole = not (folder / "base").exists()
-    monkeypatch.chdir(tmp_path)
     for role in ROLES:
-        model = (AutoModelForCausalLM if whole else AutoPeftModelForCausalLM).from_pretrained(
-            folder / role
-        )
-        assert whole or model.peft_config["default"].base_model_name_or_path == str(folder / "base")
+        monkeypatch.chdir(folder)
+        model = AutoModelForCausalLM.from_pretrained(role)  # as a server would
+        tokenizer = AutoTokenizer.from_pretrained(role)
+        assert tokenizer.chat_template == estimator.renderer_of(role).tokenizer.chat_template
+        ids = tokenizer("a b", return_tensors="pt").input_ids
+        with estimator.roles.acting(role) as own, torch.no_grad():
+            assert torch.allclose(model(ids).logits, own(ids).logits, atol=1e-5)
+        if not whole:
+            config = AutoPeftModelForCausalLM.from_pretrained(role).peft_config["default"]
+            assert config.base_model_name_or_path == "./base"
+    monkeypatch.chdir(tmp_path)
     moved = folder.rename(tmp_path / "moved")
     try:
         loaded = ProbabilityEstimator.from_pretrained(moved, device="cpu")
@@ -183,9 +190,11 @@ def test_the_manifest_says_what_it_is(exported):
         for entry in manifest["roles"].values()
     )
     assert "nats per response" in manifest["normalisation"]
-    assert {"connector", "estimator", "tokenizer"} <= {
-        name.split("/")[0] for name in manifest["files"]
-    }
+    assert {"README.md", "check.json", *(f"{role}/tokenizer.json" for role in ROLES)} <= set(
+        manifest["files"]
+    )
+    assert "/tmp" not in (folder / "manifest.json").read_text()
+    assert "/tmp" not in (folder / "README.md").read_text()
     assert manifest["scoring"] == {
         role: {"scores": "packed", "generates": "in batches"} for role in ROLES
     }
@@ -199,8 +208,12 @@ def test_an_estimator_of_version_1_scores_the_same(exported, tmp_path, examples,
     estimator, folder = exported
     old = tmp_path / "old"
     shutil.copytree(folder, old)
-    for record in old.glob("*/coevolve_parent.json"):
-        record.unlink()
+    (old / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (old / ESTIMATOR / name).rename(old / "tokenizer" / name)
+        (old / CONNECTOR / name).unlink()
+    for path in (*old.glob("*/coevolve_parent.json"), old / "README.md", old / "check.json"):
+        path.unlink()
     manifest = json.loads((old / "manifest.json").read_text())
     entry = manifest.pop("roles")[ESTIMATOR]
     base = {"source": entry["base"]["source"], "fingerprint": entry["base"]["fingerprint"]}
@@ -210,9 +223,13 @@ def test_an_estimator_of_version_1_scores_the_same(exported, tmp_path, examples,
         "base": {**base, "included": entry["base"]["folder"] is not None},
         "chat_template": entry["chat_template"],
         "files": {
-            name: hash for name, hash in manifest["files"].items() if "coevolve_parent" not in name
+            path.relative_to(old).as_posix(): sha256_file(path)
+            for path in old.rglob("*")
+            if path.is_file() and path.name != "manifest.json"
         },
     }
+    for name in ("rendering", "license", "datasets"):
+        del manifest[name]
     (old / "manifest.json").write_text(json.dumps(manifest))
     loaded, reasoning = (
         ProbabilityEstimator.from_pretrained(old, device="cpu"),

@@ -74,6 +74,9 @@ def test_validate_shows_origins_lengths_and_what_is_scored(recipe_of, tmp_path, 
     assert "said by nobody" not in shown and "IDTrain, held out" in shown
     scored = shown.split("\u2192")[1].split("\u2190")[0]
     assert len(scored.split("\u00b7")) == 6  # five words and the end of turn
+    dry = ["train", str(above), "seed=4", "--output-dir", str(tmp_path / "run"), "--dry-run"]
+    assert main(dry) == 0 and capsys.readouterr().out == shown
+    assert not (tmp_path / "run").exists()
     assert main(["validate", str(above), "--all"]) == 0
     assert "said by nobody: the default\n" in capsys.readouterr().out
     assert not list(tmp_path.glob("*/status.json"))
