@@ -156,6 +156,22 @@ def test_a_finished_run_is_not_run_again(whole):
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("lost", ["connector", "manifest.json"])
+def test_a_damaged_export_of_a_finished_run_is_named_and_nothing_is_written(whole, tmp_path, lost):
+    recipe, folder = whole
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    damaged = run / "estimator" / lost
+    (shutil.rmtree if damaged.is_dir() else os.unlink)(damaged)
+    results = (run / "results.json").stat().st_mtime_ns
+    with pytest.raises(ArtifactError, match=rf"{lost}.* Or delete {run / 'estimator'}"):
+        train(recipe, run)
+    assert (run / "results.json").stat().st_mtime_ns == results and not damaged.exists()
+    shutil.rmtree(run / "estimator")  # a whole one is made anew
+    train(recipe, run)
+    assert_same(folder, run)
+
+
 @pytest.mark.parametrize("harm", ["flipped", "missing"])
 def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(
     whole, tmp_path, capsys, harm, stop_after
