@@ -27,6 +27,9 @@ def lost(whole: Path, run: Path, *, exact: bool) -> Iterator[str]:
     if exact and results[0] != results[1]:
         odd = [name for name in results[0] if results[0][name] != results[1].get(name)]
         yield f"results.json: {', '.join(odd)}"
+    manifests = [(place / "estimator" / "manifest.json").read_text() for place in (whole, run)]
+    if exact and manifests[0] != manifests[1]:
+        yield "estimator/manifest.json: differs, and so another identity"
     names = [{*_names(place)} for place in (whole, run)]
     if names[0] != names[1]:
         yield f"files: {sorted(names[0] ^ names[1])}"

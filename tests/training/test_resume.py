@@ -56,6 +56,9 @@ def outcome(folder):
     """All that must not depend on how often the run was interrupted."""
     results = json.loads((folder / "results.json").read_text())
     del results["seconds"]
+    listed = json.loads((folder / "estimator" / "manifest.json").read_text())["files"]
+    # An adapter's settings have the folder of its base model in them.
+    results["files"] = {name: x for name, x in listed.items() if "adapter_config" not in name}
     weights = {}
     for role in ("connector", "estimator"):
         for path in (folder / "estimator" / role).glob("*.safetensors"):
