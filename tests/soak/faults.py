@@ -54,12 +54,14 @@ def drawn(
     oracle = next(place for place, name in enumerate(stages) if name.startswith("oracle"))
     names = [name for name, share in kinds.items() for _ in range(max(1, count * share // 100))]
     names = [*names, *[next(iter(kinds))] * count][:count]
-    faults = []
-    for number, name in enumerate(names):
+    faults, teachers = [], names.count(TEACHER)
+    for name in names:
         at, detail = rng.randrange(-1, len(stages)), ""
         if name == TEACHER:
-            at = -1 if number % 2 else oracle - 1
-            detail = rng.choice(("slow", "busy", "broken", "cut", "gone"))
+            # Where it is but busy it is asked to the end, so that comes last.
+            teachers -= 1
+            at, passing = (-1, oracle - 1)[teachers % 2], teachers < 2
+            detail = rng.choice(("busy", "cut") if passing else ("slow", "broken", "gone"))
         elif name == TRACKER:
             detail = rng.choice(("not there", "goes away"))
         elif name == TERM:
@@ -67,7 +69,7 @@ def drawn(
         elif name == RANK:
             detail = rng.choice("01")
         faults.append(Fault(name, at, rng.uniform(0, LONGEST_DELAY), detail))
-    return sorted(faults, key=lambda fault: fault.at)
+    return sorted(faults, key=lambda fault: (fault.at, fault.kind != TEACHER))
 
 
 @dataclass

@@ -15,8 +15,11 @@ from tests.soak.world import trace_of
 from tests.training.record.wandb_server import wandb_server
 
 KEY = "0123456789abcdef" * 3
-GOOD_ANSWERS = 4
+GOOD_ANSWERS = 1
 """Out of order, the teacher still answers so many questions first."""
+
+
+SLOW_SECONDS = 5.0
 
 
 def forked(work: Callable[[], Any]) -> int:
@@ -86,7 +89,7 @@ class Teacher:
                     with open(asked, "a") as file:
                         file.write(f"refused {mark}\n")
                     if now == "slow":
-                        time.sleep(1.0)
+                        time.sleep(SLOW_SECONDS)
                     status = {"busy": 429, "broken": 503}.get(now, 200)
                     cut = 20 if now == "cut" else None
                 else:

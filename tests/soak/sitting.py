@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from torch.distributed import TCPStore
 
 from coevolve.documents import read_document
 from coevolve.errors import CoevolveError
 from coevolve.training.status import STATUS, Status
+from tests.soak.servers import ended, forked
 
+HOST = "127.0.0.1"
 SILENT_SECONDS = 10.0
 """In place of the product's 40, after which a process that says nothing is taken for dead."""
 TRACKER_SECONDS = 3, 15
@@ -32,7 +35,7 @@ class Sitting:
     folder: Path
     log: Path
     children: list[int]
-    began: float = field(default_factory=time.monotonic)
+    store: int | None
     codes: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -46,9 +49,11 @@ class Sitting:
         environ: Mapping[str, str],
     ) -> "Sitting":
         """`coevolve train ARGUMENTS --output-dir FOLDER` on so many processes."""
-        port = _free_port()
         log.write_bytes(b"")
         sys.stdout.flush()  # what is in it is not the children's
+        # As torchrun does, the store is held by a process that is none of the run's.
+        port = _free_port()
+        store = forked(lambda: _hold_store(port)) if processes > 1 else None
         children = []
         for rank in range(processes):
             child = os.fork()
@@ -56,11 +61,11 @@ class Sitting:
                 ranks = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
                 ranks |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
                 launched = {name: str(value) for name, value in ranks.items()}
-                launched["MASTER_ADDR"] = "127.0.0.1"
+                launched |= {"MASTER_ADDR": HOST, "TORCHELASTIC_USE_AGENT_STORE": "True"}
                 os.environ.update({**environ, **(launched if processes > 1 else {})})
                 _train([*arguments, "--output-dir", str(folder)], log)
             children.append(child)
-        return cls(folder, log, children)
+        return cls(folder, log, children, store)
 
     def stage(self) -> str | None:
         """What it does, by its own words since it began; None before it said so."""
@@ -95,6 +100,9 @@ class Sitting:
         """End what is left of it."""
         self.send(signal.SIGKILL)
         self.wait(30)
+        if self.store is not None:
+            ended(self.store)
+            self.store = None
 
     def footprint(self) -> tuple[float, int]:
         """MiB of memory and open files of the first process."""
@@ -128,7 +136,13 @@ def _train(arguments: list[str], log: Path) -> None:
         os._exit(code)
 
 
+def _hold_store(port: int) -> None:
+    store = TCPStore(HOST, port, is_master=True, wait_for_workers=False)
+    while store:
+        time.sleep(60)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -136,7 +136,7 @@ def test_a_damaged_note_of_what_trackers_know_is_said_and_made_anew(tmp_path, no
     resumed = new_record(tmp_path)
     resumed.resume(record.state())
     assert ".sent.json" in said(resumed) and "once more" in said(resumed)
-    assert json.loads((tmp_path / ".sent.json").read_text()) == {"step": 6}
+    assert json.loads((tmp_path / ".sent.json").read_text()) == {"step": 6, "trackers": {}}
 
 
 def test_what_is_not_finite_is_still_json_and_still_known(tmp_path):
@@ -294,6 +294,20 @@ def test_tensorboard_sees_each_step_once_over_resumes(tmp_path):
     assert [value for _, value in points] == pytest.approx(
         [math.sin(step) for step, _ in points], abs=1e-6
     )
+
+
+def test_a_tracker_that_was_added_has_one_run_also_if_no_checkpoint_knows_of_it(tmp_path):
+    pytest.importorskip("tensorboard")
+    work(new_record(tmp_path), 3)
+    states, ids = [{"step": 3, "seconds": 1.0, "trackers": {}}] * 2, []
+    for state in (*states, new_record(tmp_path).state()):
+        record = new_record(tmp_path)
+        record.resume(state)
+        record.start_trackers(["tensorboard"], project="p", name="n", config={})
+        ids.append(record.state()["trackers"]["tensorboard"])
+        work(record, record.state()["step"] + 2)
+        record.close()
+    assert ids[0] == ids[1] != ids[2]  # the last one begins anew
 
 
 SITTING = """
