@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from coevolve.errors import ArtifactError
+from coevolve.files import write_json
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.origins import CONFIG, read_config, read_weights, require_plain
 
@@ -157,6 +158,11 @@ class AdapterRoles:
         self.model.save_pretrained(beside, selected_adapters=[role], safe_serialization=True)
         (folder.parent / "README.md").unlink(missing_ok=True)
         (folder / "README.md").unlink(missing_ok=True)
+        # The order of a set differs from process to process, and the file's hash with it.
+        sets = {
+            k: sorted(x) for k, x in vars(self.model.peft_config[role]).items() if type(x) is set
+        }
+        write_json(folder / CONFIG, {**read_config(folder), **sets})
 
 
 class WholeRole:
@@ -166,6 +172,7 @@ class WholeRole:
 
     def __init__(self, role: Role | None, model: PreTrainedModel, tuning: Tuning = "full"):
         self.role, self.model = role, model
+        self._use_cache = getattr(model.config, "use_cache", None)
         self.tuning: Mapping[Role, Tuning] = {} if role is None else {role: tuning}
         self._reference: PreTrainedModel | None = None
 
@@ -203,6 +210,8 @@ class WholeRole:
                 parameters[name].copy_(tensor)
 
     def save(self, role: Role, folder: Path) -> None:
+        if self._use_cache is not None:  # a trainer turns it off, so a resumed run's may be on
+            self.model.config.use_cache = self._use_cache
         self.model.save_pretrained(folder)
 
     def _model(self, role: Role | Literal["ref"] | None) -> PreTrainedModel:

@@ -342,9 +342,10 @@ class SampleLine(Part, extra="allow"):
 
 
 class Sent(Document):
-    """`.sent.json`: the step up to which trackers may have been told."""
+    """`.sent.json`: the step up to which trackers may have been told, and their ids of the run."""
 
     step: Count
+    trackers: dict[str, str] = {}
 
 
 class Ratio(Part):

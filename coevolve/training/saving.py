@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from pathlib import Path
 
 from coevolve.errors import ArtifactError
+from coevolve.scoring.artifact import read_manifest
 from coevolve.scoring.roles import ROLES
 from coevolve.training.checkpoints import Checkpoint, newest_checkpoint
 from coevolve.training.context import Context
@@ -83,6 +85,7 @@ def restore(
 ) -> RunState:
     """The state that a run goes on from, its weights in the models. A checkpoint that a person
     `named` must fit (else ArtifactError); otherwise the newest before it that does is used.
+    ArtifactError too for an export that is no longer whole.
     """
     begun = RunState.begin(context.roles, context.traces)
     if start.checkpoint is None:
@@ -103,6 +106,8 @@ def restore(
     state.done = [
         name for name in saved.done if not any(fnmatch(name, pattern) for pattern in redo)
     ]
+    if "export" in state.done:
+        _require_whole(context.folder.path / "estimator")
     if TRAINED in state.done and any(
         name.startswith("round-") and name not in state.done for name in stages
     ):
@@ -114,6 +119,15 @@ def restore(
             "sums are taken in another order, so figures agree up to rounding"
         )
     return state
+
+
+def _require_whole(exported: Path) -> None:
+    """Name what an export lacks before anything is written."""
+    try:
+        read_manifest(exported, verify=False)
+    except ArtifactError as error:
+        again = f"Or delete {exported}, and this run exports it again."
+        raise ArtifactError(f"{error} {again}") from None
 
 
 def _fitting(

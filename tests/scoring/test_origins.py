@@ -16,6 +16,7 @@ from coevolve.scoring.origins import (
     Origin,
     adapter_fingerprint,
     check_adapter,
+    read_config,
     read_weights,
     require_parent,
     write_parent,
@@ -57,6 +58,12 @@ def adapter(base, tmp_path):
 def edit(adapter, **values):
     config = json.loads((adapter / CONFIG).read_text())
     (adapter / CONFIG).write_text(json.dumps({**config, **values}))
+
+
+def test_what_is_saved_has_no_order_of_a_set(adapter):
+    """Which differs from process to process."""
+    targets = read_config(adapter)["target_modules"]
+    assert targets == sorted(targets) and len(targets) == 7, targets
 
 
 def test_a_recorded_parent_is_accepted_without_a_word(adapter, base):

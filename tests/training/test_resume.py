@@ -56,6 +56,9 @@ def outcome(folder):
     """All that must not depend on how often the run was interrupted."""
     results = json.loads((folder / "results.json").read_text())
     del results["seconds"]
+    listed = json.loads((folder / "estimator" / "manifest.json").read_text())["files"]
+    # An adapter's settings have the folder of its base model in them.
+    results["files"] = {name: x for name, x in listed.items() if "adapter_config" not in name}
     weights = {}
     for role in ("connector", "estimator"):
         for path in (folder / "estimator" / role).glob("*.safetensors"):
@@ -154,6 +157,22 @@ def test_a_finished_run_is_not_run_again(whole):
     train(recipe, folder)
     assert outcome(folder)[0] == before[0] and outcome(folder)[2] == before[2]
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("lost", ["connector", "manifest.json"])
+def test_a_damaged_export_of_a_finished_run_is_named_and_nothing_is_written(whole, tmp_path, lost):
+    recipe, folder = whole
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    damaged = run / "estimator" / lost
+    (shutil.rmtree if damaged.is_dir() else os.unlink)(damaged)
+    results = (run / "results.json").stat().st_mtime_ns
+    with pytest.raises(ArtifactError, match=rf"{lost}.* Or delete {run / 'estimator'}"):
+        train(recipe, run)
+    assert (run / "results.json").stat().st_mtime_ns == results and not damaged.exists()
+    shutil.rmtree(run / "estimator")  # a whole one is made anew
+    train(recipe, run)
+    assert_same(folder, run)
 
 
 @pytest.mark.parametrize("harm", ["flipped", "missing"])

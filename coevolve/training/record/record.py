@@ -111,26 +111,31 @@ class Record:
         kinds: dict[Path, type[Part]] = {self.path: Line, self.samples_path: SampleLine}
         lines = {path: read_lines(path, kind) for path, kind in kinds.items()}
         steps = [values["step"] for rows in lines.values() for _, values in rows]
-        self._sent = max([self._noted(note), *steps])
+        noted = self._noted(note)
+        self._sent = max([noted.step, *steps])
+        if self._step:  # else it begins anew, and so do its trackers' runs
+            self._ids = {**noted.trackers, **self._ids}
         # In this order, so that a crash in between loses neither.
-        write_json(note, {"step": self._sent})
+        self._note()
         for path, rows in lines.items():
             if path.exists():
                 kept = (f"{text}\n" for text, values in rows if values["step"] <= self._step)
                 write_text(path, "".join(kept))
 
-    def _noted(self, note: Path) -> int:
-        """The step up to which the trackers may have been told."""
+    def _note(self) -> None:
+        write_json(self.folder / SENT, {"step": self._sent, "trackers": self._ids})
+
+    def _noted(self, note: Path) -> Sent:
         if not os.path.lexists(note):
-            return 0
+            return Sent(step=0)
         try:
             remedy = "A tracker may get the last points once more."
-            return read_document(note, Sent, remedy=remedy).step
+            return read_document(note, Sent, remedy=remedy)
         except DataError as error:
             if note.is_dir():
                 raise DataError(f"{note}: is a folder, where a file belongs. Delete it.") from None
             self.say(str(error))
-            return 0
+            return Sent(step=0)
 
     # Words, figures, samples.
 
@@ -230,6 +235,7 @@ class Record:
                 why = in_words(error)
                 self.say(f"{tracker_name}: could not start, so the run goes on without it: {why}")
         self._tell(self._send_missing)
+        self._note()  # the next checkpoint may never come
 
     def close(self, *, exit_code: int = 0) -> None:
         """End the trackers' runs; wandb shows one whose `exit_code` is not 0 as failed."""

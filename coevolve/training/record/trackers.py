@@ -212,9 +212,9 @@ class AccelerateTracker(Tracker):
     """Any other tracker, through accelerate's class for it. It gets the numbers; words stay in
     `metrics.jsonl`.
 
-    None of them can be asked what it has, so it counts as having what was written in earlier
-    sittings, up to `sent`: no point is sent twice, and one not stored when its process was killed
-    is missing there.
+    But for trackio, they cannot be asked what they have, and count as having what was written in
+    earlier sittings, up to `sent`: no point is sent twice, and one not stored when its process was
+    killed is missing there.
     """
 
     def __init__(self, name: str, run: RunOfTracker, config: Mapping[str, Any], *, sent: int):
@@ -248,6 +248,11 @@ class AccelerateTracker(Tracker):
             level, plain = flat(self.config).items(), (str, int, float)
             config = {name: x if isinstance(x, plain) else str(x) for name, x in level}
             self._tracker.store_init_configuration(config)
+        if self.name == "trackio" and self._tracker.tracker.url is None:  # on this machine
+            from trackio.sqlite_storage import SQLiteStorage
+
+            stored = SQLiteStorage.get_max_step_for_run(run.project, self._tracker.tracker.name)
+            self.sent = stored or 0
         # These two give the ids themselves.
         if self.name == "mlflow":
             return self._tracker.tracker.info.run_id

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from coevolve.training.record.facts import environment_facts, git_facts, memory
 from coevolve.training.record.record import Record
 from coevolve.training.record.trackers import TRACKERS
 from coevolve.training.run import train
+from tests.training.record.wandb_server import wandb_server
 
 KEY = "0123456789abcdef" * 3
 COLUMNS = ("context", "reasoning", "reward/likelihood")
@@ -136,7 +136,7 @@ def test_a_damaged_note_of_what_trackers_know_is_said_and_made_anew(tmp_path, no
     resumed = new_record(tmp_path)
     resumed.resume(record.state())
     assert ".sent.json" in said(resumed) and "once more" in said(resumed)
-    assert json.loads((tmp_path / ".sent.json").read_text()) == {"step": 6}
+    assert json.loads((tmp_path / ".sent.json").read_text()) == {"step": 6, "trackers": {}}
 
 
 def test_what_is_not_finite_is_still_json_and_still_known(tmp_path):
@@ -296,6 +296,20 @@ def test_tensorboard_sees_each_step_once_over_resumes(tmp_path):
     )
 
 
+def test_a_tracker_that_was_added_has_one_run_also_if_no_checkpoint_knows_of_it(tmp_path):
+    pytest.importorskip("tensorboard")
+    work(new_record(tmp_path), 3)
+    states, ids = [{"step": 3, "seconds": 1.0, "trackers": {}}] * 2, []
+    for state in (*states, new_record(tmp_path).state()):
+        record = new_record(tmp_path)
+        record.resume(state)
+        record.start_trackers(["tensorboard"], project="p", name="n", config={})
+        ids.append(record.state()["trackers"]["tensorboard"])
+        work(record, record.state()["step"] + 2)
+        record.close()
+    assert ids[0] == ids[1] != ids[2]  # the last one begins anew
+
+
 SITTING = """
 import json, os, sys
 from pathlib import Path
@@ -408,111 +422,9 @@ def assert_whole(points, last):
             assert point["samples/connector_rl"]["nrows"] == 2
 
 
-class WandbServer(BaseHTTPRequestHandler):
-    """As much of a W&B server as wandb needs to keep the points of runs."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, value, status=200):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        self.server.down = self.path == "/down"
-        self.answer({})
-
-    def do_PUT(self):
-        self.rfile.read(int(self.headers["Content-Length"] or 0))
-        self.answer({})
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if self.server.down:
-            self.answer({}, 503)
-        elif stream := re.fullmatch(r"/files/me/p/([\w-]+)/file_stream", self.path):
-            part = json.loads(body).get("files", {}).get("wandb-history.jsonl")
-            if part:
-                history = self.server.runs[stream[1]]
-                history[part["offset"] : part["offset"] + len(part["content"])] = part["content"]
-            self.answer({})
-        elif b'"query"' in body:
-            question = json.loads(body)
-            name, given = (
-                re.search(r"(?:query|mutation) (\w+)", question["query"])[1],
-                question.get("variables"),
-            )
-            self.answer({"data": getattr(self, name, lambda _: {})(given)})
-        else:
-            self.answer({})
-
-    def Viewer(self, _):
-        return {
-            "viewer": {
-                "id": "V",
-                "entity": "me",
-                "username": "me",
-                "email": "",
-                "flags": "{}",
-                "teams": {"edges": []},
-            }
-        }
-
-    def ArtifactType(self, _):
-        return {"project": None}
-
-    def CreateArtifact(self, _):
-        return {
-            "createArtifact": {
-                "artifact": {"id": "A", "state": "COMMITTED", "artifactSequence": {"id": "S"}}
-            }
-        }
-
-    def UpsertBucket(self, given):
-        history = self.server.runs.setdefault(given["name"], [])
-        project = {"id": "P", "name": "p", "entity": {"id": "E", "name": "me"}}
-        bucket = {
-            "id": "R",
-            "name": given["name"],
-            "historyLineCount": len(history),
-            "project": project,
-        }
-        return {"upsertBucket": {"bucket": bucket, "inserted": not history}}
-
-    def RunResumeStatus(self, given):
-        history = self.server.runs.get(given["name"])
-        if history is None:
-            return {"model": None}
-        bucket = {
-            "id": "R", "name": given["name"], "historyLineCount": len(history), "eventsLineCount": 0, "logLineCount": 0,
-            "historyTail": json.dumps(history[-1:]), "eventsTail": "[]", "summaryMetrics": "{}", "config": "{}",
-            "tags": [], "wandbConfig": '{"t": 1}',
-        }  # fmt: skip
-        return {
-            "model": {"id": "P", "name": "p", "entity": {"id": "E", "name": "me"}, "bucket": bucket}
-        }
-
-    def CreateRunFiles(self, given):
-        url = f"http://127.0.0.1:{self.server.server_port}/file"
-        files = [{"name": name, "uploadUrl": url} for name in given["files"]]
-        return {"createRunFiles": {"runID": "R", "uploadHeaders": [], "files": files}}
-
-
 @pytest.fixture
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), WandbServer) as server:
-        server.handle_error = lambda *_: None  # a killed client hangs up
-        server.daemon_threads = True
-        server.runs, server.down = {}, False
-        server.environ = {
-            "WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"
-        }  # fmt: skip
+    with wandb_server(KEY) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
