@@ -24,6 +24,10 @@ OF_ONE_SITTING = (
 """Figures of a trainer's summary that are about one sitting, or take its rows for an epoch."""
 
 
+SPOKEN = ("loss", "reward", "kl")
+"""Figures that a person is told as they come; all are in the record."""
+
+
 class TrainerReport(TrainerCallback):
     """Hands a trainer's figures, as `ROLE/NAME`, and its progress to the record; keeps the latest."""
 
@@ -39,8 +43,11 @@ class TrainerReport(TrainerCallback):
         logs = logs or {}
         values = {f"{self.role}/{name}": logs[name] for name in logs if name not in OF_ONE_SITTING}
         if values:
-            step = {f"{self.role}/phase_step": state.global_step - self.first}
-            self.record.log({**self.where, **step, **values})
+            step = state.global_step - self.first
+            self.record.log({**self.where, f"{self.role}/phase_step": step, **values})
+            shown = [f"{name} {logs[name]:.4f}" for name in SPOKEN if name in logs]
+            if shown:
+                self.record.say(f"{self.role}, step {step}: {', '.join(shown)}")
         self.latest.update(values)
         tokens = logs.get("num_tokens")
         if tokens is not None:
