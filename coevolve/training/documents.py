@@ -345,7 +345,7 @@ class Sent(Document):
     """`.sent.json`: the step up to which trackers may have been told, and their ids of the run."""
 
     step: Count
-    trackers: dict[str, str] = {}
+    trackers: dict[str, str] = Field(default_factory=dict)
 
 
 class Ratio(Part):
