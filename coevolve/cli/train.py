@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.dry_run:
-        validate.run(argparse.Namespace(**vars(options), all=False))
+        unasked = {"all": False, "launch": None, "measure": False, "num_processes": None}
+        validate.run(argparse.Namespace(**vars(options), **unasked))
         return 0
     from coevolve.recipe import load_recipe
     from coevolve.training.distributed.stopping import INTERRUPTED, Stop, seconds_of

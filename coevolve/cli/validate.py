@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coevolve.prompts import Renderer
     from coevolve.recipe import Recipe
     from coevolve.remid.grid import Grid
+    from coevolve.training.timing import Pace
 
 PERCENTILES = (50, 95, 100)
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--all", "show the values that nobody has set, too", action="store_true")
     what = "of accelerate, or a name (coevolve launch-file): the memory of each of its GPUs"
     reads("--launch", what, means=launch_path, metavar="FILE")
+    add("--measure", "how long it takes, by some seconds of its work here", action="store_true")
     add("--num-processes", "other than the launch file says", type=int, metavar="N")
 
 
@@ -49,7 +51,12 @@ def run(options: argparse.Namespace) -> None:
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     for text in _values(recipe, origins, options.all):
         console.print(text, **plain)
-    for grid in (_data(draft), _run(draft)):
+    pace = None
+    if options.measure:
+        from coevolve.training.timing import measure_pace
+
+        pace = measure_pace(recipe, draft.data.train)
+    for grid in (_data(draft), _run(draft, pace, options.num_processes or 1)):
         console.print(grid_table(grid))
     if options.launch:
         for grid in _memory(draft, options.launch, options.num_processes):
@@ -119,7 +126,7 @@ def _data(draft: "Training") -> "Grid":
     return Grid(columns, [Block("", rows)], [f"{draft.corpus.source}. {told}"])
 
 
-def _run(draft: "Training") -> "Grid":
+def _run(draft: "Training", pace: "Pace | None", processes: int) -> "Grid":
     from coevolve.remid.grid import Block, Grid
     from coevolve.training.plan import plan
 
@@ -132,11 +139,13 @@ def _run(draft: "Training") -> "Grid":
             f"{step.updates:,}" if step.updates else "",
             f"{step.rows:,}" if step.updates else "",
             f"{step.texts:,} of {step.tokens:,}" if step.texts else "",
+            *([_duration(pace.seconds(step, processes))] if pace else []),
         )
         for step in steps
     ]
     updates, most = sum(x.updates for x in steps), sum(x.texts * x.tokens for x in steps)
-    rows.append(("in all", f"{updates:,}", "", f"{most:,} tokens at most"))
+    whole = [_duration(sum(pace.seconds(x, processes) for x in steps) + pace.load)] if pace else []
+    rows.append(("in all", f"{updates:,}", "", f"{most:,} tokens at most", *whole))
     asked = len(data.train) + (len(data.test_examples) if draft.recipe.baselines.oracle else 0)
     by = (
         "asks nobody"
@@ -144,9 +153,19 @@ def _run(draft: "Training") -> "Grid":
         else f"is asked {asked:,} times"
     )
     caption = [f"The teacher ({traces.teacher}) {by}."]
-    return Grid(
-        ("run", "updates", "rows each", "texts written, tokens"), [Block("", rows)], caption
-    )
+    columns = ["run", "updates", "rows each", "texts written, tokens"]
+    if pace:
+        columns.append("time")
+        caption.append(
+            "Time: by the speed measured here, texts as long as the models write them now; scoring "
+            "and R-EMID come on top."
+        )
+    return Grid(columns, [Block("", rows)], caption)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def _memory(draft: "Training", launch: str, given: int | None) -> "Iterator[Grid]":

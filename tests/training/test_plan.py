@@ -1,12 +1,14 @@
 """What is planned is what is done."""
 
 import json
+import re
 
 import pytest
 
 from coevolve.cli import main
-from coevolve.training.plan import plan
+from coevolve.training.plan import Step, plan
 from coevolve.training.run import train
+from coevolve.training.timing import Pace
 
 SFT = {"learning_rate": 1e-3, "train_batch_size": 8}
 EPOCHS = {**SFT, "steps": None, "epochs": 1.5}
@@ -80,6 +82,31 @@ def test_validate_shows_origins_lengths_and_what_is_scored(recipe_of, tmp_path, 
     assert main(["validate", str(above), "--all"]) == 0
     assert "said by nobody: the default\n" in capsys.readouterr().out
     assert not list(tmp_path.glob("*/status.json"))
+
+
+def test_validate_measures_memory_disk_and_time(recipe_of, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(recipe_of("lora").model_dump(mode="json", exclude_unset=True)))
+    command = ["validate", str(path), "--measure", "--launch", "zero2", "--num-processes", "4"]
+    assert main([*command, "evaluation.token_budget=128"]) == 0
+    shown, said = capsys.readouterr()
+    assert "max_new_tokens" not in said
+    memory, disk = shown.split("memory of each of 4 GPUs (zero2)")[1].split("disk, beside the base")
+    for table, parts in (
+        (memory, ("frozen base", "optimizer", "backward", "CUDA")),
+        (disk, ("3 check",)),
+    ):
+        numbers = [float(x) for x in re.findall(r"(\d+\.\d+)  $", table, re.MULTILINE)]
+        assert all(part in table for part in parts)
+        assert sum(numbers[:-1]) == pytest.approx(numbers[-1], abs=0.03) and numbers[-1] >= 0
+    of_parts = [line for line in shown.splitlines() if re.search(r" (\d+ s|\d+:\d\d h)  $", line)]
+    assert len(of_parts) > 8 and of_parts[-1].split()[:2] == ["in", "all"]
+
+
+def test_parts_take_as_long_as_their_rows_and_texts():
+    pace = Pace(row=0.5, token=0.01, load=9.0)
+    assert pace.seconds(Step("x", updates=4, rows=8)) == 16.0
+    assert pace.seconds(Step("x", texts=10, tokens=30), processes=2) == 1.5
 
 
 def test_validate_names_every_problem_at_once(recipe_of, tmp_path, capsys):
