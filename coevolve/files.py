@@ -30,10 +30,12 @@ _OTHER_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_I
 
 def os_error(error: BaseException) -> int | None:
     """What the machine refused, as the number of its error; None for any other error."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    # Libraries written in Rust have errors of their own, with the number in their words.
-    number = re.search(r"\(os error (\d+)\)", str(error))
+    # Copies of folders, and libraries written in Rust, have it in their words.
+    number = re.search(
+        r"\[Errno (\d+)\]" if isinstance(error, OSError) else r"\(os error (\d+)\)", str(error)
+    )
     return None if number is None else int(number[1])
 
 

@@ -271,7 +271,7 @@ class Launcher:
             "--config_file",
             config,
             "--num_processes",
-            "2",
+            "1" if kind.startswith("one_") else "2",
         ]
         return [*launch, "--main_process_port", self.free_port(), *arguments]
 

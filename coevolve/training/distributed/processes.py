@@ -61,7 +61,7 @@ class Processes:
         self.distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
         self.count = dist.get_world_size() if self.distributed else 1
-        self._heartbeat = Heartbeat(self.rank, self.count) if self.count > 1 else None
+        self._heartbeat = Heartbeat(self.rank, self.count, stop) if self.count > 1 else None
         self._pools = 0
         if self._heartbeat is not None:
             stop.share(self._heartbeat.store)
@@ -257,8 +257,8 @@ class Heartbeat:
     hence `os._exit`.
     """
 
-    def __init__(self, rank: int, count: int):
-        self.rank, self.count = rank, count
+    def __init__(self, rank: int, count: int, stop: Stop):
+        self.rank, self.count, self._stop = rank, count, stop
         self.store = self._connect()
         # A client of its own: a call that waits must not hold up those of another thread.
         self._thread_store = self._connect()
@@ -324,6 +324,8 @@ class Heartbeat:
         while not self._leaving.wait(BEAT_SECONDS):
             try:
                 self._say_alive()
+                if self._stop.reason is not None:  # which the main thread may be too busy to tell
+                    self._thread_store.set("stop", self._stop.reason)
                 lost = self._lost(silent=SILENT_SECONDS)
             except dist.DistError as error:
                 lost = _STORE_GONE.format(error=type(error).__name__)
