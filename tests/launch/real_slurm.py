@@ -250,7 +250,8 @@ def time_limit(cluster: Cluster) -> list[str]:
     cluster.wait(job.trains)
     limit = job.seconds // 60 + 3
     cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={limit}")
-    cluster.wait(lambda: job.status.get("state") == "interrupted")
+    cluster.wait(lambda: cluster.restarts(job.id) == 1)
+    cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
     job.hurry()
     finishes(job)
     return said(job, restarts=1)

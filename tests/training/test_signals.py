@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -46,6 +47,12 @@ class InTheMidst(Stop):
 
     def begin(self, stage):
         self.stage, self.looks = stage, 0
+
+    @contextmanager
+    def raising(self, at_once=True):
+        with super().raising(at_once):
+            assert not self.requested  # a signal raises
+            yield
 
     @property
     def requested(self):

@@ -37,7 +37,7 @@ ASK_SECONDS = 0.5
 
 
 class StopRequested(BaseException):
-    """Raised in the midst of work, by `poll` or a signal; no Exception, so that nobody takes it for a fault."""
+    """Raised in the midst of work, by `poll` or a signal; no Exception, as it is no fault."""
 
 
 class Stop:
@@ -76,8 +76,8 @@ class Stop:
         """Inside, a signal raises StopRequested where it finds the main thread, or does not."""
         before, self._raises = self._raises, at_once
         try:
-            if at_once:
-                self.poll()
+            if at_once and self.reason is not None:
+                raise StopRequested
             yield
         finally:
             self._raises = before
