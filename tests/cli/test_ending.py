@@ -316,7 +316,11 @@ def lines_of(path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_answers_that_came_are_kept_and_not_asked_for_again(responding, capsys, number):
     server, words, out = responding
-    when(lambda: len(lines_of(out)) == 6, lambda: os.kill(os.getpid(), number))
+
+    def waits():
+        return len(lines_of(out)) == 6 and len(server.asked) == 8
+
+    when(waits, lambda: os.kill(os.getpid(), number))
     began = time.monotonic()
     assert cli.main(words) == 75 and time.monotonic() - began < 30
     said = f"coevolve respond: interrupted by {signal.Signals(number).name}. The answers that came"
