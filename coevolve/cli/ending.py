@@ -71,7 +71,7 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
     number, name = os_error(error), getattr(error, "filename", None)
     if number is None or (number not in REFUSALS and name is None):
         return None
-    where, words = f"{name}: " if name else "", getattr(error, "strerror", None)
+    where, words = f"{name}: " if name else "", getattr(error, "strerror", None) or ""
     again = _kept(options) or "Then try again."
     return f"{where}{words or os.strerror(number)}. Check the place, its room and its permissions. {again}"
 
