@@ -22,6 +22,10 @@ SMALL = {
 }
 
 
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def at_stage(monkeypatch):
     """A function that has something done when a run begins a stage, once."""
@@ -48,7 +52,9 @@ def same(results, others):
     return {**results, "seconds": 0} == {**others, "seconds": 0}
 
 
-@pytest.mark.parametrize("stage", ["cold-start-connector", "round-1-refresh", "export"])
+@pytest.mark.parametrize(
+    "stage", ["round-1-refresh", *(slow(x) for x in ("cold-start-connector", "export"))]
+)
 def test_a_directory_that_is_deleted_is_said_and_not_made_anew(whole, at_stage, tmp_path, stage):
     recipe, folder = whole[0], tmp_path / "run"
     at_stage(stage, lambda: shutil.rmtree(folder))
@@ -105,7 +111,8 @@ def test_a_disk_that_fills_is_named_whatever_was_written(whole, at_stage, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "stage", ["cold-start-connector", "round-1-connector_rl", "round-1-refresh"]
+    "stage",
+    ["round-1-refresh", *(slow(x) for x in ("cold-start-connector", "round-1-connector_rl"))],
 )
 def test_memory_that_ends_is_said_with_what_to_lower(
     whole, recipe_of, at_stage, tmp_path, monkeypatch, stage
