@@ -18,6 +18,7 @@ from coevolve.documents import check_document, read_document
 from coevolve.errors import CoevolveError
 from coevolve.files import read_jsonl
 from coevolve.remid.results import RemidResults, ScoreLine
+from coevolve.training.distributed.stopping import Stop
 from coevolve.training.documents import RunResults
 
 AGAIN = "Measure again with this version."
@@ -88,6 +89,7 @@ def call(command: str, **given: Any) -> int:
             accepted = ", ".join(map(str, action.choices))
             raise CoevolveError(f"{command}: {name}: found {value!r}; accepted are {accepted}.")
         setattr(options, name, value)
+    options.stop = Stop()
     claim_outputs(parser, options)
     with contextlib.redirect_stdout(io.StringIO()):  # the tables, which the results are
         return module.run(options) or 0

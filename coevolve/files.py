@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,29 @@ _TOO_DEEP = f"lists and objects lie in one another too deep; accepted are {DEEPE
 _OTHER_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
+def os_error(error: BaseException) -> int | None:
+    """What the machine refused, as the number of its error; None for any other error."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    # Copies of folders, and libraries written in Rust, have it in their words.
+    number = re.search(
+        r"\[Errno (\d+)\]" if isinstance(error, OSError) else r"\(os error (\d+)\)", str(error)
+    )
+    return None if number is None else int(number[1])
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Inside, what the machine refuses names `path`: an error of a write itself names no file."""
+    try:
+        yield
+    except Exception as error:
+        number = os_error(error)
+        if number is None or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically."""
     write_file(path, text)
@@ -40,7 +65,7 @@ def write_file(path: str | Path, content: str | bytes | Iterable[str]) -> None:
     # Shortened, as a name may be as long as the file system allows.
     temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with writing(path), open(temporary, "wb") as file:
             for piece in (content,) if isinstance(content, (str, bytes)) else content:
                 file.write(piece.encode("utf-8") if isinstance(piece, str) else piece)
             file.flush()

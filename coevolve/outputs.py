@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from coevolve.errors import CoevolveError, DataError, OutputError
-from coevolve.files import parse_json, read_json, sync_folder, write_file
+from coevolve.files import parse_json, read_json, sync_folder, write_file, writing
 
 HEAD_BYTES = 1 << 20
 """A first line that is longer than this is not one that this tool wrote."""
@@ -124,7 +124,8 @@ def new_folder(path: Path, kind: Kind) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         _make_readable(temporary)
         _is_older_work(path, kind, "the output")
         replace_folder(temporary, path)

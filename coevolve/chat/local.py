@@ -147,13 +147,10 @@ class LocalChat(ModelHere):
 
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
         """One reply per question, batch by batch; prompts of about the same length share a batch."""
-        from coevolve.scoring.batching import max_positions
-
-        asked, too_long = self.fitting(questions, max_positions(self.model))
+        batches, too_long = self.batches(questions)
         yield from too_long
-        asked.sort(key=lambda pair: -len(pair[1]))
-        for start in range(0, len(asked), self.batch_size):
-            waiting = asked[start : start + self.batch_size]
+        for batch in batches:
+            waiting = batch
             for attempt in range(1, self.attempts + 1):
                 failed = []
                 for pair, completion in zip(
@@ -165,6 +162,15 @@ class LocalChat(ModelHere):
                     else:
                         failed.append(pair)
                 waiting = failed
+
+    def batches(self, questions: Sequence[Question]) -> tuple[list[list[Asked]], list[Reply[Any]]]:
+        """The questions that are asked together, longest first; replies to those without room."""
+        from coevolve.scoring.batching import max_positions
+
+        asked, too_long = self.fitting(questions, max_positions(self.model))
+        asked.sort(key=lambda pair: -len(pair[1]))
+        size = self.batch_size
+        return [asked[start : start + size] for start in range(0, len(asked), size)], too_long
 
     def _complete(self, asked: Sequence[Asked], attempt: int) -> list[Completion]:
         from coevolve.scoring.generate import Sampling, generate

@@ -62,7 +62,13 @@ def in_threads(
     for _ in range(min(count, len(items))):
         threading.Thread(target=serve, name="endpoint", daemon=True).start()
     for _ in items:
-        yield _next_of(done, poll).result()
+        try:
+            future = _next_of(done, poll)
+        except BaseException:  # to be left, with what has come
+            while not done.empty():
+                yield done.get().result()
+            raise
+        yield future.result()
 
 
 def _next_of(queue: SimpleQueue[Item], poll: Poll) -> Item:

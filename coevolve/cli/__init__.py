@@ -1,8 +1,8 @@
 """The command line: `coevolve train`, `remid`, `respond`, ... Arguments here, the work elsewhere.
 
 Errors that coevolve raises on purpose are printed as one message, with exit status 2, and so is
-what the machine refuses: memory, room, permission. Ctrl-C is one line and exit status 130. Anything
-else is a bug and keeps its traceback.
+what the machine refuses: memory, room, permission. Ctrl-C is one line and exit status 130, another
+signal that ends a command one and 75. Anything else is a bug and keeps its traceback.
 """
 
 import argparse
@@ -16,18 +16,19 @@ from typing import Any, NoReturn
 from coevolve import __version__
 from coevolve.cli.ending import (
     failed,
+    left_early,
     let_any_text_through,
     reader_is_gone,
     refusal,
-    say,
     was_interrupted,
 )
 from coevolve.cli.paths import chosen_actions, claim_outputs
 from coevolve.errors import CoevolveError, meant
 from coevolve.shipped import clause
+from coevolve.training.distributed.stopping import Stop, StopRequested
 
-INTERRUPTED, READER_GONE = 130, 141
-"""Exit statuses, as shells have them for SIGINT and SIGPIPE."""
+READER_GONE = 141
+"""Exit status, as shells have it for SIGPIPE."""
 
 GROUPS = {
     "data": ("convert", "respond", "shift"),
@@ -93,23 +94,29 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     let_any_text_through()
-    options = argparse.Namespace(command=None)
+    options, stop = argparse.Namespace(command=None), Stop()
+    with stop.listening():
+        return _run(arguments, options, stop)
+
+
+def _run(arguments: Sequence[str] | None, options: argparse.Namespace, stop: Stop) -> int:
     try:
-        parser = make_parser()
-        _require_text(sys.argv[1:] if arguments is None else arguments)
-        options = _parsed(parser, arguments)
-        _set_volume(getattr(options, "log_level", logging.WARNING))
-        claim_outputs(parser, options)
-        code = options.run(options) or 0
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
+        with stop.raising():
+            parser = make_parser()
+            _require_text(sys.argv[1:] if arguments is None else arguments)
+            options = _parsed(parser, arguments)
+            options.stop = stop
+            _set_volume(getattr(options, "log_level", logging.WARNING))
+            claim_outputs(parser, options)
+            code = options.run(options) or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
     except CoevolveError as error:
         return failed(options, str(error))
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, StopRequested) as error:
         if was_interrupted(error):
-            say(options, "interrupted.")
-            return INTERRUPTED
+            return left_early(options, stop.reason or "SIGINT")
         if isinstance(error, BrokenPipeError) and reader_is_gone():
             return READER_GONE
         message = refusal(error, options)

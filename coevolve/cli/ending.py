@@ -4,12 +4,17 @@ import argparse
 import errno
 import io
 import os
-import re
 import select
 import sys
 import time
 from collections.abc import Iterator
 from typing import TextIO
+
+from coevolve.files import os_error
+from coevolve.training.distributed.stopping import INTERRUPTED, StopRequested
+
+CTRL_C = 130
+"""Exit status, as shells have it for SIGINT."""
 
 HUSH_SECONDS = 5
 
@@ -44,27 +49,31 @@ def say(options: argparse.Namespace, message: str) -> None:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether it comes of Ctrl-C, which a library may wrap in an error of its own."""
-    return any(isinstance(link, KeyboardInterrupt) for link in _chain(error))
+    """Whether it comes of a signal, which a library may wrap in an error of its own."""
+    return any(isinstance(link, (KeyboardInterrupt, StopRequested)) for link in _chain(error))
+
+
+def left_early(options: argparse.Namespace, reason: str) -> int:
+    """Say that a signal ended the command; the exit status."""
+    by_whom = "" if reason == "SIGINT" else f" by {reason}"
+    say(options, f"interrupted{by_whom}. {_kept(options)}".rstrip())
+    return CTRL_C if reason == "SIGINT" else INTERRUPTED
 
 
 def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
     """What the machine did not give, in words; None for any other error."""
     if _is_out_of_memory(error):
         words = " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
-        return f"out of memory: {words}. {_what_to_lower(options)} a device with more."
+        more = f"{_what_to_lower(options)} a device with more. {_kept(options)}"
+        return f"out of memory: {words}. {more}".rstrip()
     if isinstance(error, RecursionError):
         return "an input is nested too deeply to be read. Flatten it."
-    # Libraries written in Rust have errors of their own, with the number in their words.
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    if number is not None:
-        error = OSError(int(number[1]), os.strerror(int(number[1])))
-    if not isinstance(error, OSError) or error.errno is None:
+    number, name = os_error(error), getattr(error, "filename", None)
+    if number is None or (number not in REFUSALS and name is None):
         return None
-    if error.errno not in REFUSALS and error.filename is None:
-        return None
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}. Check the place, its room and its permissions, and try again."
+    where, words = f"{name}: " if name else "", getattr(error, "strerror", None) or ""
+    again = _kept(options) or "Then try again."
+    return f"{where}{words or os.strerror(number)}. Check the place, its room and its permissions. {again}"
 
 
 def reader_is_gone() -> bool:
@@ -94,6 +103,21 @@ def _has_no_reader(stream: TextIO) -> bool:
         return any(event & select.POLLERR for _, event in poll.poll(0))
     except (AttributeError, OSError):  # a system without it, a stream of no file
         return False
+
+
+def _kept(options: argparse.Namespace) -> str:
+    """What a command leaves that did not come to its end, and how to go on; "" for one that is
+    short, or leaves nothing.
+    """
+    again = "the same command goes on from there."
+    if hasattr(options, "output_dir"):
+        return f"What was saved is whole: {again}"
+    if hasattr(options, "no_cache"):
+        kept = f"What was computed is kept: {again}"
+        return "Nothing is kept (--no-cache)." if options.no_cache else kept
+    if hasattr(options, "endpoint") and options.model:
+        return f"The answers that came are kept: {again}"
+    return ""
 
 
 def _what_to_lower(options: argparse.Namespace) -> str:

@@ -266,6 +266,8 @@ def load_estimator(options: argparse.Namespace, path: Path | None = None) -> "Pr
         quantization=options.quantization,
         token_budget=options.token_budget,
     )
+    # A signal that was raised where Python drops what is raised (`__del__`) is heeded here.
+    estimator.poll = options.stop.poll
     if not options.no_cache:
         kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         estimator.use_cache(options.cache or kept / "coevolve" / "work")

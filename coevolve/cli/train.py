@@ -34,14 +34,22 @@ def run(options: argparse.Namespace) -> int:
         validate.run(argparse.Namespace(**vars(options), **unasked))
         return 0
     from coevolve.recipe import load_recipe
-    from coevolve.training.distributed.stopping import INTERRUPTED, Stop, seconds_of
+    from coevolve.training.distributed.stopping import (
+        INTERRUPTED,
+        StopRequested,
+        end_with_launcher,
+        seconds_of,
+    )
 
     # Checked before the heavy imports: a mistyped key costs a second, not a minute.
     recipe = load_recipe(options.recipe, options.overrides)
-    stop = Stop(None if options.deadline is None else seconds_of(options.deadline))
+    if options.deadline is not None:
+        options.stop.end_after(seconds_of(options.deadline))
     from coevolve.training.distributed.launch import Launch, check_launch
 
     launch = Launch.from_environment(os.environ)
+    if launch.launched:
+        end_with_launcher(options.stop)
     check_launch(recipe, launch)
     if not launch.gpu:
         # DeepSpeed would look for an accelerator when it is imported, and say at length that there
@@ -50,13 +58,13 @@ def run(options: argparse.Namespace) -> int:
     from coevolve.training.distributed.processes import Interrupted
     from coevolve.training.run import train
 
-    with stop.listening():
-        try:
+    try:
+        with options.stop.listening(), options.stop.raising(False):
             how = {"environ": os.environ, "resume": options.resume, "force": options.force}
-            train(recipe, options.output_dir, stop=stop, **how)
-        except Interrupted:
-            if os.environ.get("RANK", "0") == "0":
-                told = f"{stop.reason}: saved. The same command goes on from here"
-                print(f"coevolve: {told}; exit status {INTERRUPTED}.")
-            return INTERRUPTED
+            train(recipe, options.output_dir, stop=options.stop, **how)
+    except (Interrupted, StopRequested):
+        if os.environ.get("RANK", "0") == "0":
+            told = f"{options.stop.reason}: saved. The same command goes on from here"
+            print(f"coevolve: {told}; exit status {INTERRUPTED}.")
+        return INTERRUPTED
     return 0

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from coevolve.data.example import Example
 from coevolve.errors import DataError
-from coevolve.files import parse_json, read_bytes, write_jsonl
+from coevolve.files import parse_json, read_bytes, write_jsonl, writing
 
 Value = TypeVar("Value")
 
@@ -72,16 +72,33 @@ class Ledger(Generic[Value]):
                 old.truncate(whole)
             elif not content.endswith(b"\n"):
                 old.write(b"\n")
-        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+        # Without a buffer, which would be written once more, in vain, where a disk is full.
+        with open(self.path, "ab", buffering=0) as file:
 
             def add(sample_id: str, **answer: Any) -> None:
                 about = self._fingerprint(self.by_id[sample_id])
                 row = {"sample_ID": sample_id, **answer, "example": about}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+                with writing(self.path):
+                    while line:
+                        line = line[file.write(line) :]
+                    os.fsync(file.fileno())
+                self._require_there(file.fileno())
 
             yield add
+
+    def _require_there(self, descriptor: int) -> None:
+        """Raise DataError unless what was written is at the path still."""
+        written = os.fstat(descriptor)
+        try:
+            there = os.path.samestat(os.stat(self.path), written)
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise DataError(
+                f"{self.path}: was deleted or moved while it was written, and with it the answers that came. Start "
+                "again, or put it back to go on from there."
+            )
 
     def _lines_behind(self, header: Mapping[str, Any], compared: Iterable[str]) -> list[Line]:
         path = self.path

@@ -176,14 +176,18 @@ def cached_scores(
     return results
 
 
+Found = Callable[[Sequence[int], Iterable[tuple[Ids, bool]]], None]
+
+
 def cached_texts(
     cache: WorkCache,
     prompts: Sequence[Ids],
     settings: Sequence[Any],
-    compute: Callable[[list[int]], list[tuple[list[int], bool]]],
+    compute: Callable[[list[int], Found], object],
     progress: Callable[[int], None] | None,
 ) -> list[tuple[list[int], bool]]:
-    """Generated ids, and whether each text was finished; `compute` is asked for those that are new.
+    """Generated ids, and whether each text was finished; `compute` is asked for those that are new,
+    and hands over some at a time, by their places among these: what it had is kept if it is left.
 
     `settings` are JSON values: whatever else than its prompt a text depends on.
     """
@@ -195,10 +199,14 @@ def cached_texts(
     results: list[Any] = [None if value is None else tuple(json.loads(value)) for value in values]
     new = _missing(values, progress)
     if new:
-        computed = [(list(map(int, ids)), finished) for ids, finished in compute(new)]
-        for index, text in zip(new, computed, strict=True):
-            results[index] = text
-        cache.put((keys[index], json.dumps(results[index]).encode()) for index in new)
+
+        def keep(places: Sequence[int], texts: Iterable[tuple[Ids, bool]]) -> None:
+            rows = [new[place] for place in places]
+            for index, (ids, finished) in zip(rows, texts, strict=True):
+                results[index] = list(map(int, ids)), finished
+            cache.put((keys[index], json.dumps(results[index]).encode()) for index in rows)
+
+        compute(new, keep)
     return results
 
 

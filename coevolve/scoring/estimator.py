@@ -14,7 +14,7 @@ from coevolve.errors import ArtifactError, TooLongError
 from coevolve.prompts import Renderer
 from coevolve.scoring.artifact import form_of, read_manifest, read_prompts
 from coevolve.scoring.batching import TOKEN_BUDGET, Ids, max_positions
-from coevolve.scoring.cache import WorkCache, cached_scores, cached_texts, fingerprint_of
+from coevolve.scoring.cache import Found, WorkCache, cached_scores, cached_texts, fingerprint_of
 from coevolve.scoring.generate import Generation, Sampling, generate
 from coevolve.scoring.loading import load_renderers, load_roles
 from coevolve.scoring.logprob import score_pairs, to_scores
@@ -178,7 +178,11 @@ class ProbabilityEstimator:
         sampling = None if seed is None else Sampling(seed, temperature)
         guard = self.no_repeat_ngram if seed is None else 0  # a sample is one of q1, and stays it
 
-        def write(places: Sequence[int]) -> list[Generation]:
+        def write(places: Sequence[int], keep: Found | None = None) -> list[Generation]:
+            def found(rows: Sequence[int], written: Sequence[Generation]) -> None:
+                if keep is not None:
+                    keep(rows, [(generation.ids, generation.finished) for generation in written])
+
             with self.roles.acting(CONNECTOR) as model:
                 return generate(
                     model,
@@ -191,6 +195,7 @@ class ProbabilityEstimator:
                     no_repeat_ngram=guard,
                     token_budget=self.token_budget,
                     progress=progress,
+                    found=found,
                     poll=self.poll,
                 )
 
@@ -203,7 +208,7 @@ class ProbabilityEstimator:
             self.caches[CONNECTOR],
             prompts,
             [fixed | (drawn and {**drawn, "key": key}) for key in keys],
-            lambda places: [(generation.ids, generation.finished) for generation in write(places)],
+            write,
             progress,
         )
         return [Generation(ids, finished) for ids, finished in texts]

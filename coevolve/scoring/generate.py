@@ -64,6 +64,7 @@ def generate(
     no_repeat_ngram: int = 0,
     token_budget: int = TOKEN_BUDGET,
     progress: Callable[[int], None] | None = None,
+    found: Callable[[Sequence[int], Sequence[Generation]], None] | None = None,
     poll: Callable[[], None] | None = None,
 ) -> list[Generation]:
     """One continuation of each of R prompts, by a model in evaluation mode.
@@ -76,6 +77,7 @@ def generate(
         no_repeat_ngram: so many tokens in a row come at most once in a continuation, so that no
             loop goes on; 0 leaves the model free. As transformers' `no_repeat_ngram_size`, but what
             stands in the prompt may be said again.
+        found: called with the rows of each batch, as it is done, and their continuations.
         poll: called before each token; what it raises ends the generation.
 
     Raises:
@@ -100,6 +102,8 @@ def generate(
         generations = batch.run(stop_ids, noise, poll, no_repeat_ngram)
         for row, generation in zip(rows, generations, strict=True):
             results[row] = generation
+        if found is not None:
+            found(rows, generations)
         if progress is not None:
             progress(len(rows))
     return results

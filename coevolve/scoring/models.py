@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from coevolve.errors import ArtifactError, RecipeError
-from coevolve.files import sha256_file
+from coevolve.files import sha256_file, writing
 from coevolve.libraries.transformers import holds_adapter
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.selfcheck import checked
@@ -291,6 +291,7 @@ def _convert_packaged(source: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(origin, gguf_file=file)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     temporary = folder.with_name(folder.name + ".tmp")
-    tokenizer.save_pretrained(temporary)
-    model.save_pretrained(temporary)
+    with writing(folder):
+        tokenizer.save_pretrained(temporary)
+        model.save_pretrained(temporary)
     temporary.rename(folder)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from coevolve.chat.base import without_thinking
 from coevolve.data.example import Example
@@ -38,6 +38,17 @@ class Teacher(Protocol):
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         """One answer per example, in any order; TeacherError if the teacher is out of order."""
+        ...
+
+
+@runtime_checkable
+class DivisibleTeacher(Teacher, Protocol):
+    """A teacher that is made on each process of a run, and answers there about a share. Any other
+    works on the main process alone.
+    """
+
+    def share(self, examples: Sequence[Example], rank: int, count: int) -> Sequence[Example]:
+        """What process `rank` of `count` asks about: each example is in one share."""
         ...
 
 
@@ -81,6 +92,8 @@ class _UsersTeacher:
     def __init__(self, teacher: Teacher, where: str):
         self.teacher, self.where = teacher, where
         self.prompts, self.settings = teacher.prompts, teacher.settings
+        if isinstance(teacher, DivisibleTeacher):
+            self.share = teacher.share
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         waiting = {example.sample_id: example for example in examples}

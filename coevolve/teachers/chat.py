@@ -80,6 +80,13 @@ class LocalTeacher:
             "seed": chat.seed,
         }
 
+    def share(self, examples: Sequence[Example], rank: int, count: int) -> list[Example]:
+        """Whole batches, as one process would have made them: what shares one decides a bit."""
+        by_id = {example.sample_id: example for example in examples}
+        batches, too_long = self.chat.batches(_questions(self.renderer, examples))
+        own = [by_id[question.id] for batch in batches[rank::count] for question, _ in batch]
+        return [*own, *(by_id[reply.id] for reply in too_long if rank == 0)]
+
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         """One answer per example, batch by batch; prompts of about the same length share a batch."""
         return _answers(self.chat, self.renderer, examples)
@@ -108,6 +115,7 @@ class EndpointTeacher:
             self.chat = Endpoint(
                 base_url, model, temperature=temperature, attempts=attempts, **options
             )
+        self.concurrency = self.chat.concurrency
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,6 +128,16 @@ class EndpointTeacher:
             "temperature": chat.temperature,
             "max_tokens": chat.max_tokens,
         }
+
+    def share(self, examples: Sequence[Example], rank: int, count: int) -> Sequence[Example]:
+        """Every so manieth example, to be asked with this process's part of `concurrency`, which
+        all have together. Where there are fewer than processes, the last ones ask nothing.
+        """
+        asking = min(count, self.concurrency)
+        if rank >= asking:
+            return []
+        self.chat.concurrency = len(range(rank, self.concurrency, asking))
+        return examples[rank::asking]
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         """One answer per example, as the server finishes them."""
@@ -169,16 +187,19 @@ def _answers(
             return trace, problem
         return None, f"the reply was cut off after {chat.max_tokens} tokens; {problem}"
 
-    for example in examples:
-        require_response(example)
     by_id = {example.sample_id: example for example in examples}
     with _as_teacher():
-        questions = [Question(example.sample_id, renderer.teacher(example)) for example in examples]
-        for reply in chat.replies(questions, read):
+        for reply in chat.replies(_questions(renderer, examples), read):
             if reply.value is None:
                 yield unusable(by_id[reply.id], reply.problem, reply.attempts)
             else:
                 yield Answer(reply.id, reply.value)
+
+
+def _questions(renderer: Renderer, examples: Sequence[Example]) -> list[Question]:
+    for example in examples:
+        require_response(example)
+    return [Question(example.sample_id, renderer.teacher(example)) for example in examples]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ left out.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from coevolve.errors import DataError, TeacherError
 from coevolve.files import read_jsonl
 from coevolve.prompts.reasoning import missing_sections
 from coevolve.prompts.sets import PromptSet
-from coevolve.teachers.base import Teacher, require_response
+from coevolve.teachers.base import Answer, Teacher, require_response
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of examples done, their total, and a note in words."""
@@ -38,6 +38,7 @@ def collect_traces(
     *,
     on_failure: Literal["error", "drop"] = "error",
     progress: Progress | None = None,
+    ask: Callable[[Sequence[Example]], Iterator[Answer]] | None = None,
 ) -> dict[str, str]:
     """The teacher's traces, by sample_ID, in the order of `examples`; only those that the file
     lacks are asked for.
@@ -49,16 +50,13 @@ def collect_traces(
         path: the file to continue or begin. Traces in it for other examples stay there.
         on_failure: `error` stops at the first example without a usable trace. `drop` leaves such
             examples out of the result, and tells `progress` how many; a second start asks again.
+        ask: what gives the answers, where it is not the teacher here alone.
     """
-    for example in examples:
-        require_response(example)
-    header = dict(zip(_HEADER, (teacher.settings, digest(teacher.prompts.to_dict())), strict=True))
-    read_row = _row_reader(teacher.prompts.sections)
-    ledger = Ledger(path, header, _HEADER, examples, read_row, _fingerprint)
+    ledger = _ledger(examples, teacher, path)
     traces = ledger.answers
     dropped: list[str] = []
     with ledger.adding() as add:
-        for answer in teacher.answers(ledger.todo):
+        for answer in (ask or teacher.answers)(ledger.todo):
             if answer.trace is not None:
                 traces[answer.sample_id] = answer.trace
                 add(answer.sample_id, trace=answer.trace)
@@ -74,6 +72,19 @@ def collect_traces(
             f"The teacher gave no usable trace for any of {len(dropped)} examples. First: {dropped[0]}."
         )
     return {name: traces[name] for name in ledger.by_id if name in traces}
+
+
+def unanswered(examples: Sequence[Example], teacher: Teacher, path: str | Path) -> list[Example]:
+    """The examples that `collect_traces` would ask about."""
+    return _ledger(examples, teacher, path).todo
+
+
+def _ledger(examples: Sequence[Example], teacher: Teacher, path: str | Path) -> Ledger[str]:
+    for example in examples:
+        require_response(example)
+    header = dict(zip(_HEADER, (teacher.settings, digest(teacher.prompts.to_dict())), strict=True))
+    read_row = _row_reader(teacher.prompts.sections)
+    return Ledger(path, header, _HEADER, examples, read_row, _fingerprint)
 
 
 def read_traces(

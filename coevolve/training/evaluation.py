@@ -63,9 +63,7 @@ def evaluate_form(
 def evaluate_oracle(context: Context, state: RunState, split: str) -> None:
     """The ceiling: the teacher's features of the test responses, which no connector can know."""
     path = context.folder.path / "oracle" / f"{split}.jsonl"
-    kept, traces = context.processes.on_main_first(
-        lambda: context.tracer.collect(context.data.tests[split], path, log=context.record.log)
-    )
+    kept, traces = context.tracer.collect(context.data.tests[split], path, log=context.record.log)
     evaluated = evaluate(context, kept, f"oracle: {split}", reasoning=traces)
     state.outcome.note("oracle", split, kept, evaluated.scores)
 

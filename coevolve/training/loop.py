@@ -16,6 +16,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from coevolve.errors import CoevolveError, OutOfMemoryError
+from coevolve.scoring.foreign import is_out_of_memory
 from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.roles import ROLES
 from coevolve.training import baselines, cold_start, forms, gate, results
@@ -66,7 +68,21 @@ def run(context: Context, state: RunState) -> dict[str, Any]:
             where, left = state.where, {"checkpoint": name, "reason": reason}
             say_status("interrupted", stage=stage.name, where=where, **left)
             raise
+        except Exception as error:
+            raise _explained(error, stage.name) from error
     return results.finish(context, state)
+
+
+def _explained(error: Exception, stage: str) -> Exception:
+    """What to raise for an error in a stage: what to lower, where memory came to an end."""
+    if isinstance(error, CoevolveError) or not is_out_of_memory(error):
+        return error
+    words = " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
+    return OutOfMemoryError(
+        f"{stage}: out of memory: {words}. Lower per_device_train_batch_size of the phase or evaluation.token_budget, "
+        "set gradient_checkpointing, or use a device with more; the same command with these goes on from what was "
+        "saved."
+    )
 
 
 def stages(context: Context) -> list[Stage]:

@@ -22,9 +22,12 @@ def export(context: Context, state: RunState) -> None:
     facts = training_facts(recipe, context.data.fingerprint, "end of the run", measured)
     assert state.form is not None  # the stage before has chosen it
     facts |= state.form.values() | results_facts(state.outcome)
-    context.processes.on_main(
-        lambda: export_estimator(folder, context.estimator, recipe, context.origins, facts)
-    )
+
+    def write() -> None:
+        with context.processes.stop.raising():  # until it is whole it has another name
+            export_estimator(folder, context.estimator, recipe, context.origins, facts)
+
+    context.processes.on_main(write)
     context.record.say(f"exported the probability estimator to {folder}")
 
 

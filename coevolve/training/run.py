@@ -2,12 +2,12 @@
 
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 
@@ -40,6 +40,7 @@ from coevolve.training.saving import restore
 from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
 from coevolve.training.tracing import TRACES, Log, Tracer, kept_file
 
+T = TypeVar("T")
 CHECKS: Sequence[Check[Training]] = (
     Check("rewards", lambda draft: check_rewards(draft.recipe)),
     Check("algorithms", lambda draft: check_algorithms(draft.recipe)),
@@ -83,8 +84,10 @@ def train(
     asks_teacher = not kept_file(Path(output_dir) / TRACES).is_file()
     checks = (output, *CHECKS)
     inputs, problem = Training(recipe, environ, asks_teacher), None
+    stop = stop or Stop()
     try:
-        preflight(inputs, checks)
+        with stop.raising():
+            preflight(inputs, checks)
     except CoevolveError as error:
         # On this machine alone, perhaps, whose files may be others: the rest would wait for it.
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -93,7 +96,7 @@ def train(
     # Each trainer runs the garbage collector twice; it need not look at the libraries' objects.
     gc.freeze()
     state = PartialState(cpu=choose_device(recipe.model.device).type == "cpu")
-    processes = Processes(state.device, stop or Stop())
+    processes = Processes(state.device, stop)
     folder = RunFolder(Path(output_dir), processes)
     failure: BaseException | None = None
     try:
@@ -108,7 +111,7 @@ def train(
                 named = resume not in ("auto", "never")
                 return loop.run(context, restore(context, start, names, named=named))
             except Exception as error:
-                failure = reason = processes.explain(error)
+                failure = reason = folder.explain(processes.explain(error))
                 folder.say_failed(reason)
                 raise reason from (None if reason is error else error)
             finally:
@@ -147,7 +150,13 @@ def prepare(
     # What a resumed run finds out again is in its record already.
     log = record.log if checkpoint is None else lambda values: None
     _say_data(recipe, data.corpus, sifted, record, log, processes.count)
-    origins = processes.on_main_first(lambda: prepare_origins(recipe, folder.path, say=record.say))
+
+    def alone(work: Callable[[], T]) -> T:
+        with processes.stop.raising():  # nothing of it is to be saved
+            return work()
+
+    originate = partial(prepare_origins, recipe, folder.path, say=record.say)
+    origins = processes.on_main_first(partial(alone, originate))
     date = folder.template_date(checkpoint)
     renderers = build_renderers(recipe, origins, date)
     start = folder.begin(recipe, origins, data.corpus, date, start)
@@ -171,15 +180,16 @@ def prepare(
     # A base model that cannot be scored is refused here, before a teacher is asked. A teacher on
     # this machine may then need the memory for itself.
     poll = processes.stop.poll
-    load = partial(build_estimator, recipe, origins, renderers, processes.device, poll)
+    load_here = partial(build_estimator, recipe, origins, renderers, processes.device, poll)
+    load = partial(processes.together, partial(alone, load_here))
     estimator: ProbabilityEstimator | None = load()
     if recipe.traces.teacher == "local":
         estimator = None
         gc.collect()
     prompts, environ = renderers[ESTIMATOR], inputs.environ
-    tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date=date, poll=poll)
+    tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date, processes)
     path = folder.path / TRACES
-    traced = processes.on_main_first(lambda: tracer.collect(data.train, path, log=log))
+    traced = tracer.collect(data.train, path, log=log)
     train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
     _say_left_out([longer] if longer else [], record, log)
     estimator = estimator or load()

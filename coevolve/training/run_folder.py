@@ -51,6 +51,9 @@ HARMLESS = (
 )
 """What may change between two sittings. The data's own fingerprint is compared."""
 
+SIZES = ("per_device_train_batch_size", "gradient_checkpointing", "token_budget")
+"""Endings of names that may change as well: how much is held at a time, for a device with less."""
+
 FORMS = ("form", "full-forms-*", "export", "remid")
 SEEN_SECONDS = 20.0
 """So long a shared disk may take to show a file on another machine."""
@@ -135,16 +138,39 @@ class RunFolder:
     def say_status(self, state: str, *, stage: str, where: Mapping[str, Any], **more: Any) -> None:
         """Write `status.json` on the main process; `where` is round and phase."""
         if self.processes.main:
+            self.require_there()
             phase = {name.removeprefix("coevolve/"): value for name, value in where.items()}
             now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
             status = {"state": state, "stage": stage, **phase, **more, **_holder(), "updated": now}
             write_json(self.path / STATUS, status)
 
+    def require_there(self) -> None:
+        """Raise ArtifactError on the main process where the directory is gone, or another run's."""
+        if not self.processes.main:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            held = (self.path / LOCK).read_text()
+            if not held or all(json.loads(held)[name] == x for name, x in _holder().items()):
+                return
+        raise ArtifactError(
+            f"{self.path}: was deleted or moved while the run wrote to it, and what was saved went with it. Put it "
+            "back and start again to go on from there, or begin anew."
+        )
+
+    def explain(self, error: Exception) -> Exception:
+        """What to raise for an error: that the directory is gone, where it comes of that."""
+        if not isinstance(error, (Interrupted, ProcessError)):
+            try:
+                self.require_there()
+            except ArtifactError as gone:
+                return gone
+        return error
+
     def say_failed(self, error: BaseException) -> None:
         """Say in `status.json` that starting again will not help, unless others ended the run."""
         if not isinstance(error, (Interrupted, ProcessError)):
             said = f"{type(error).__name__}: {error}"
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ArtifactError):
                 self.say_status("failed", stage="", where={}, error=said)
 
     def _take(self) -> Callable[[], None]:
@@ -307,7 +333,8 @@ def _changed_stages(
     longer = after["rounds.count"] > before["rounds.count"]
     may_grow = longer and after["rounds.lr_schedule"] == "phase"
     for name in sorted({*before, *after}):
-        if before.get(name) == after.get(name) or name.startswith(HARMLESS):
+        harmless = name.startswith(HARMLESS) or name.endswith(SIZES)
+        if before.get(name) == after.get(name) or harmless:
             continue
         split = name.removeprefix("data.limit.")
         if split not in (name, TRAIN_SPLIT):

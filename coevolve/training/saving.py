@@ -30,14 +30,14 @@ def save(context: Context, state: RunState) -> str:
         record=RecordState(**context.record.state()),
         parents={role: origin.parent() for role, origin in context.origins.items()},
     )
-    path = context.processes.on_main(
-        lambda: context.checkpoints.write(
-            f"{state.stage}{step}",
-            document.values(),
-            state.tensors(),
-            best=state.segment is None and state.holds_best,
-        )
-    )
+
+    def write() -> Path:
+        context.folder.require_there()
+        best = state.segment is None and state.holds_best
+        name, values = f"{state.stage}{step}", document.values()
+        return context.checkpoints.write(name, values, state.tensors(), best=best)
+
+    path = context.processes.on_main(write)
     return path.name if path else ""
 
 

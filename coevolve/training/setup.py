@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from coevolve.files import writing
 from coevolve.preflight.dialogues import Renderers
 from coevolve.preflight.models import adapter_config
 from coevolve.prompts import Renderer, prompt_set
@@ -80,7 +81,8 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
             shutil.rmtree(temporary, ignore_errors=True)
             try:
                 size = {"hidden": tiny.hidden_size, "layers": tiny.layers, "heads": tiny.heads}
-                write_tiny_base(temporary, recipe.seed, **size)
+                with writing(path):
+                    write_tiny_base(temporary, recipe.seed, **size)
                 temporary.rename(path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -5,7 +5,8 @@ them have one. From then on the traces on disk are all that a run needs, and its
 no teacher is built, loaded or asked again, whatever has become of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ from coevolve.preflight.traces import given_traces
 from coevolve.progress import from_totals
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe
-from coevolve.teachers import collect_traces, make_teacher, read_traces
+from coevolve.teachers import (
+    Answer,
+    DivisibleTeacher,
+    Teacher,
+    collect_traces,
+    make_teacher,
+    read_traces,
+    unanswered,
+)
+from coevolve.training.distributed.processes import Processes
 from coevolve.training.record.record import Record
 
 Log = Callable[[Mapping[str, Any]], None]
+Ask = Callable[[Sequence[Example]], Iterator[Answer]]
 TRACES = "traces.jsonl"
 """Of the training examples, in a run's directory."""
 
@@ -46,7 +57,7 @@ def kept_file(traces: Path) -> Path:
 class Tracer:
     """Gets traces r* for examples; a rule-based teacher learns from `train` which words are rare.
 
-    `poll` is called while a teacher is at work; what it raises ends the work.
+    Where the teacher's work can be divided, all processes share it, and the main one writes.
     """
 
     recipe: Recipe
@@ -56,25 +67,29 @@ class Tracer:
     record: Record
     environ: Mapping[str, str]
     date: str
-    poll: Callable[[], None]
+    processes: Processes
 
     def collect(
         self, examples: Sequence[Example], path: Path, *, log: Log
     ) -> tuple[list[Example], list[str]]:
         """The examples that have a trace, and their traces, in order; a teacher's are kept in
-        `path`.
+        `path`. A collective call.
 
         Raises DataError, naming the example, for a trace that is missing or malformed, TeacherError
         where the teacher gave none, and the recipe does not say to drop such examples.
         """
-        traces = given_traces(self.recipe, examples, self.renderer.prompts, self.corpus)
-        if traces is None:
-            traces = self._on_disk(examples, path)
-        if traces is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            traces = self._asked(examples, path)
-            document = Kept(asked=self._question(examples), sample_IDs=list(traces))
-            write_json(kept_file(path), document.values())
+        processes = self.processes
+
+        def look() -> dict[str, str] | None:
+            given = given_traces(self.recipe, examples, self.renderer.prompts, self.corpus)
+            return self._on_disk(examples, path) if given is None else given
+
+        # The others look when there is something: disks remember what was not there.
+        found = processes.on_main(look)
+        if processes.gather(found is None)[0]:
+            self._ask(examples, path)
+        traces = processes.on_main_first(lambda: look() if found is None else found)
+        assert traces is not None  # they were asked for
         kept = [example for example in examples if example.sample_id in traces]
         if len(kept) < len(examples):
             dropped, of = len(examples) - len(kept), len(examples)
@@ -100,10 +115,50 @@ class Tracer:
         prompts = self.renderer.prompts.to_dict()
         return digest([settings, prompts, *(example.to_row() for example in examples)])
 
-    def _asked(self, examples: Sequence[Example], path: Path) -> dict[str, str]:
-        settings = self.recipe.traces
-        teacher = make_teacher(
-            settings,
+    def _ask(self, examples: Sequence[Example], path: Path) -> None:
+        """Have `path` filled by the teacher, and say what it was asked."""
+        processes, make = self.processes, self._teacher
+        teacher = processes.on_main(make)
+        todo: Sequence[Example] = ()
+        if processes.gather(processes.count > 1 and isinstance(teacher, DivisibleTeacher))[0]:
+            teacher = processes.together(lambda: teacher or make())
+            left = processes.on_main(lambda: unanswered(examples, teacher, path)) or ()
+            names = processes.gather({example.sample_id for example in left})[0]
+            todo = [example for example in examples if example.sample_id in names]
+
+        def own(asked: Sequence[Example]) -> Iterator[Answer]:
+            if isinstance(teacher, DivisibleTeacher) and processes.count > 1:
+                asked = teacher.share(asked, processes.rank, processes.count)
+            if teacher is not None:
+                yield from teacher.answers(asked)
+
+        def work() -> None:
+            if processes.main:
+                assert teacher is not None
+                self._keep(examples, path, teacher, own)
+            else:
+                deque(processes.pooled(own(todo)), maxlen=0)
+
+        processes.together(work)
+
+    def _keep(self, examples: Sequence[Example], path: Path, teacher: Teacher, own: Ask) -> None:
+        title = f"traces from teacher {self.recipe.traces.teacher!r}"
+        with self.record.task(title, len(examples)) as advance:
+            report = from_totals(advance)
+            traces = collect_traces(
+                examples,
+                teacher,
+                path,
+                on_failure=self.recipe.traces.on_failure,
+                progress=lambda done, total, note: report(done),
+                ask=lambda asked: self.processes.pooled(own(asked)),
+            )
+        document = Kept(asked=self._question(examples), sample_IDs=list(traces))
+        write_json(kept_file(path), document.values())
+
+    def _teacher(self) -> Teacher:
+        return make_teacher(
+            self.recipe.traces,
             prompts=self.renderer.prompts,
             renderer=self.renderer,
             train=self.train,
@@ -111,15 +166,5 @@ class Tracer:
             seed=self.recipe.seed,
             device=self.recipe.model.device,
             date=self.date,
-            poll=self.poll,
+            poll=self.processes.stop.poll,
         )
-        title = f"traces from teacher {settings.teacher!r}"
-        with self.record.task(title, len(examples)) as advance:
-            report = from_totals(advance)
-
-            def progress(done: int, total: int, note: str) -> None:
-                report(done)
-                self.poll()
-
-            on_failure = settings.on_failure
-            return collect_traces(examples, teacher, path, on_failure=on_failure, progress=progress)

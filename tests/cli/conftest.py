@@ -31,7 +31,13 @@ RECIPE = {
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
+def run(run_folder):
+    """As `run_folder`."""
+    return run_folder
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
     """A run made by the real command in a process of its own."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))

@@ -6,11 +6,16 @@ import argparse
 import errno
 import json
 import os
+import re
+import resource
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 
 from coevolve import cli
+from coevolve.chat.pace import in_threads
 from coevolve.cli import ending
 from coevolve.errors import DataError
 
@@ -223,7 +229,11 @@ def test_ctrl_c_does_not_wait_for_a_server(tmp_path, silent_server, data):
     assert asked.wait(60)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "coevolve respond: interrupted.\n")
+    assert process.communicate(timeout=60) == (
+        "",
+        "coevolve respond: interrupted. The answers that came are kept: the same command goes on "
+        "from there.\n",
+    )
     assert process.returncode == 130 and time.monotonic() - began < 20
     assert [len(out.read_text().splitlines()), out.read_text()[-1]] == [1, "\n"]
 
@@ -239,5 +249,176 @@ def test_ctrl_c_while_the_libraries_are_loaded(tmp_path, data):
     ):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "coevolve score: interrupted.\n")
+    assert process.communicate(timeout=60) == (
+        "",
+        "coevolve score: interrupted. What was computed is kept: the same command goes on from "
+        "there.\n",
+    )
     assert process.returncode == 130 and not out.exists()
+
+
+# What a signal leaves, and what the machine refuses in the midst of work, in this process.
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers the first five at once, and the others when the server is `awake`."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(1)
+        if len(self.server.asked) > 5:
+            self.server.awake.wait(60)
+        message = {"role": "assistant", "content": "Aye."}
+        body = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]})
+        with suppress(OSError):  # nobody may wait for it any more
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def responding(tmp_path, monkeypatch):
+    """(server, arguments of `respond` that ask it twelve questions, the file)."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rows = [{"sample_ID": f"x-{i}", "subset_tag": "t", **EXAMPLE} for i in range(12)]
+    (tmp_path / "data.json").write_text(json.dumps({"IDTest": rows}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    server.daemon_threads, server.awake, server.asked = True, threading.Event(), []
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    out = tmp_path / "out" / "answers.jsonl"
+    words = ["respond", "--data", tmp_path / "data.json", "--out", out, "--model", "m"]
+    words += ["--endpoint", f"http://127.0.0.1:{server.server_port}/v1", "--concurrency", "3"]
+    yield server, [str(word) for word in words], out
+    server.awake.set()
+    server.shutdown()
+    server.server_close()
+
+
+def when(condition, act):
+    """Do something from a thread of its own as soon as a condition holds."""
+
+    def wait():
+        while not condition():
+            time.sleep(0.01)
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def lines_of(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_answers_that_came_are_kept_and_not_asked_for_again(responding, capsys, number):
+    server, words, out = responding
+
+    def waits():
+        return len(lines_of(out)) == 6 and len(server.asked) == 8
+
+    when(waits, lambda: os.kill(os.getpid(), number))
+    began = time.monotonic()
+    assert cli.main(words) == 75 and time.monotonic() - began < 30
+    said = f"coevolve respond: interrupted by {signal.Signals(number).name}. The answers that came"
+    assert said in capsys.readouterr().err and len(lines_of(out)) == 6
+    server.awake.set()
+    server.asked.clear()
+    assert cli.main(words) == 0 and len(server.asked) == 7 and len(lines_of(out)) == 13
+
+
+def test_what_came_while_the_work_was_left_is_handed_over():
+    came = []
+
+    def poll():
+        if len(came) == 2:
+            time.sleep(0.3)  # the threads are done by then
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for value in in_threads(lambda item: item, range(6), 2, poll):
+            came.append(value)
+    assert sorted(came) == list(range(6))
+
+
+@pytest.mark.parametrize("act", ["deleted", "moved"])
+def test_answers_are_not_written_into_a_file_that_is_gone(responding, capsys, act):
+    server, words, out = responding
+
+    def go():
+        shutil.rmtree(out.parent) if act == "deleted" else out.rename(out.with_name("other"))
+        server.awake.set()
+
+    when(lambda: len(lines_of(out)) == 6, go)
+    assert cli.main(words) == 2
+    assert f"{out}: was deleted or moved while it was written" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@contextmanager
+def largest_file(size):
+    """A real refusal: no file of this process may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_ledger_that_the_disk_does_not_hold_is_named_and_gone_on_with(responding, capsys):
+    server, words, out = responding
+    server.awake.set()
+    with largest_file(700):
+        assert cli.main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"coevolve respond: {out}: File too large. Check the place" in said
+    assert said.endswith("The answers that came are kept: the same command goes on from there.")
+    kept = len(lines_of(out)) - 2  # without the head, and the line that was cut off
+    assert cli.main(words) == 0 and kept >= 1
+    assert f"12 of 12 samples have a response ({kept} had one before)" in capsys.readouterr().err
+    assert len(lines_of(out)) == 13
+    for line in lines_of(out):
+        json.loads(line)
+
+
+def kept_in(folder):
+    """Rows of a work cache."""
+    try:
+        with sqlite3.connect(folder / "work.sqlite") as database:
+            return database.execute("SELECT count(*) FROM work").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+@pytest.mark.parametrize("command", ["score", "remid"])
+def test_what_was_computed_is_kept_and_taken(run_folder, tmp_path, capsys, command):
+    world = run_folder / "world"
+    words = [command, "--estimator", run_folder / "estimator", "--data", world / "dialogues.json"]
+    words += ["--device", "cpu", "--token-budget", "1"]  # each row is a pass of its own
+    if command == "remid":
+        words += ["--responses", f"a={world / 'perfect.jsonl'}", "--negatives", "6"]
+
+    def go(name, cache):
+        out = tmp_path / (f"{name}.jsonl" if command == "score" else name)
+        return cli.main([str(word) for word in (*words, "--out", out, "--cache", cache)]), out
+
+    assert go("whole", tmp_path / "other")[0] == 0
+    cache = tmp_path / "cache"
+    when(lambda: kept_in(cache) > 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    code, out = go("out", cache)
+    assert code == 75 and not out.exists()
+    said = f"coevolve {command}: interrupted by SIGTERM. What was computed"
+    assert said in capsys.readouterr().err
+    assert 3 < kept_in(cache) < kept_in(tmp_path / "other")
+    assert go("out", cache)[0] == 0
+    taken = re.search(r"cache: (\d+) of \d+ reasonings", capsys.readouterr().err)
+    assert int(taken[1]) >= 3
+    pairs = [(out, tmp_path / out.name.replace("out", "whole"))]
+    if command == "remid":
+        pairs = [(x / "contributions.jsonl", y / "contributions.jsonl") for x, y in pairs]
+    for one, other in pairs:
+        assert one.read_text() == other.read_text()

@@ -2,15 +2,31 @@
 where.
 """
 
+import errno
 import json
 import os
+import resource
+import shutil
 import socket
 import time
+from contextlib import contextmanager
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from coevolve.errors import DataError
-from coevolve.files import DEEPEST, is_folder, parse_json, read_json, read_jsonl, read_text
+from coevolve.files import (
+    DEEPEST,
+    is_folder,
+    parse_json,
+    read_json,
+    read_jsonl,
+    read_text,
+    write_file,
+    write_text,
+    writing,
+)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +140,48 @@ def test_a_row_of_50_mb_costs_little_more_than_reading_it(tmp_path, value):
     between = time.process_time()
     assert list(read_jsonl(path)) == [(1, plain)]
     assert time.process_time() - between < between - before + 1
+
+
+@contextmanager
+def largest_file(size):
+    """A real refusal: no file of this process may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def by_rust(path):
+    save_file({"x": torch.zeros(100_000)}, path / "weights")
+
+
+def by_copying(path):
+    shutil.copytree(path.parent / "much", path / "copy")
+
+
+WRITERS = {
+    "text": lambda path: write_text(path / "a", "x" * 10_000),
+    "pieces": lambda path: write_file(path / "a", ("x" * 1000 for _ in range(10))),
+    "rust": by_rust,
+    "copies": by_copying,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_that_the_disk_does_not_hold_is_named_whoever_writes(tmp_path, name):
+    (tmp_path / "much").mkdir()
+    (tmp_path / "much" / "file").write_bytes(b"x" * 100_000)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError) as raised, largest_file(2000), writing(tmp_path / "out"):
+        WRITERS[name](tmp_path / "out")
+    assert raised.value.errno == errno.EFBIG
+    assert str(raised.value.filename).startswith(str(tmp_path / "out"))
+
+
+def test_what_is_no_refusal_of_the_machine_passes(tmp_path):
+    for error in (ValueError("[Errno 2] no"), OSError("nothing"), KeyError("x")):
+        with pytest.raises(type(error)) as raised, writing(tmp_path):
+            raise error
+        assert raised.value is error

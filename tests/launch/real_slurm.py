@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -54,16 +53,18 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=20
+MessageTimeout=60
+BatchStartTimeout=120
 SlurmdParameters=config_overrides
-KillWait=30
+KillWait=60
 MinJobAge=600
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 {nodes}
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=60 MaxTime=INFINITE
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120 MaxTime=INFINITE
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=off MaxTime=INFINITE
 """
 
@@ -80,6 +81,10 @@ LAUNCH = {
     "main_process_ip": "127.0.0.1",
     "main_process_port": 29500,
 }
+
+
+PATIENCE = 900.0
+"""Seconds that anything may take on a machine with other work."""
 
 
 class Cluster:
@@ -109,7 +114,7 @@ class Cluster:
         for node in NODES:
             self.start_node(node)
         try:
-            self.wait(lambda: self.out("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"], 60)
+            self.wait(lambda: self.out("sinfo", "-h", "-o", "%T %D").split() == ["idle", "2"])
         except TimeoutError:
             self.__exit__()
             raise
@@ -117,11 +122,13 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.run("scancel", "-u", "root", check=False)
-        time.sleep(2)
+        with suppress(TimeoutError):
+            self.wait(lambda: not self.out("squeue", "-h"), 60)
         HOSTS.write_text(self.hosts)
-        for pid_file in self.folder.glob("*.pid"):
-            with suppress(ProcessLookupError, ValueError):
-                os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        for process in psutil.process_iter():  # daemons, steps and what they started, munged too
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == str(self.conf):
+                    process.kill()
 
     def start_node(self, node: str) -> None:
         self.run("slurmd", "-N", node, "-f", self.conf)
@@ -136,7 +143,7 @@ class Cluster:
     def out(self, *command: object) -> str:
         return self.run(*command, check=False).strip()
 
-    def wait(self, condition: Callable[[], bool], seconds: float) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         until = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > until:
@@ -184,9 +191,29 @@ class Job:
         except (OSError, ValueError):
             return {}
 
+    @property
+    def observed(self) -> str:
+        """What became of it, in a line."""
+        shown = self.cluster.out("scontrol", "show", "job", self.id)
+        fields = [
+            re.search(rf"\b{name}=\S+", shown) for name in ("JobState", "Restarts", "ExitCode")
+        ]
+        exits = re.findall(r"slurm.sh: .*", (self.folder / "log").read_text())
+        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        states = f"status {self.status.get('state')}, {len(lines)} lines of metrics"
+        return "; ".join([*(found[0] for found in fields if found), states, *exits])
+
     def trains(self) -> bool:
         """Whether it is in its long phase."""
         return "connector_rl" in self.status.get("stage", "")
+
+    @property
+    def seconds(self) -> int:
+        """Since it started."""
+        hours, minutes, seconds = re.search(
+            r"RunTime=(\d+):(\d+):(\d+)", self.cluster.out("scontrol", "show", "job", self.id)
+        ).groups()
+        return 3600 * int(hours) + 60 * int(minutes) + int(seconds)
 
     def finished(self) -> bool:
         return self.status.get("state") == "finished"
@@ -218,34 +245,37 @@ def long_recipe() -> dict:
 
 
 def time_limit(cluster: Cluster) -> list[str]:
-    """Two minutes, of which the last one is the warning's."""
-    job = Job(cluster, "time-limit", "--time=2", "--signal=B:USR1@60")
-    cluster.wait(job.trains, 120)
-    cluster.wait(lambda: job.status.get("state") == "interrupted", 150)
+    """When it trains, three more minutes, of which the last two are the warning's."""
+    job = Job(cluster, "time-limit", "--time=60", "--signal=B:USR1@120")
+    cluster.wait(job.trains)
+    limit = job.seconds // 60 + 3
+    cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={limit}")
+    cluster.wait(lambda: cluster.restarts(job.id) == 1)
+    cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
     job.hurry()
-    cluster.wait(job.finished, 180)
+    finishes(job)
     return said(job, restarts=1)
 
 
 def preemption(cluster: Cluster) -> list[str]:
     job = Job(cluster, "preemption", "--partition=low")
-    cluster.wait(job.trains, 120)
+    cluster.wait(job.trains)
     other = cluster.run(
         *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--gpus-per-node=1"),
         *("--output=/dev/null", "--wrap", "sleep 5"),
     ).strip()
-    cluster.wait(lambda: job.status.get("state") == "interrupted", 90)
+    cluster.wait(lambda: job.status.get("state") == "interrupted")
     job.hurry()
-    cluster.wait(lambda: cluster.state(other) == "COMPLETED", 120)
-    cluster.wait(job.finished, 240)
+    cluster.wait(lambda: cluster.state(other) == "COMPLETED")
+    finishes(job)
     return said(job, restarts=1)
 
 
 def cancel(cluster: Cluster) -> list[str]:
     job = Job(cluster, "cancel")
-    cluster.wait(job.trains, 120)
+    cluster.wait(job.trains)
     cluster.run("scancel", job.id)
-    cluster.wait(lambda: cluster.state(job.id) == "CANCELLED", 120)
+    cluster.wait(lambda: cluster.state(job.id) == "CANCELLED")
     time.sleep(20)
     problems = said(job, restarts=0)
     if cluster.state(job.id) != "CANCELLED":
@@ -257,29 +287,33 @@ def cancel(cluster: Cluster) -> list[str]:
 
 def requeue(cluster: Cluster) -> list[str]:
     job = Job(cluster, "requeue")
-    cluster.wait(job.trains, 120)
+    cluster.wait(job.trains)
     cluster.run("scontrol", "requeue", job.id)
-    cluster.wait(lambda: cluster.restarts(job.id) == 1, 120)
+    cluster.wait(lambda: cluster.restarts(job.id) == 1)
     job.hurry()
-    cluster.wait(job.finished, 300)
+    finishes(job)
     return said(job, restarts=1)
 
 
 def node_failure(cluster: Cluster) -> list[str]:
     """The second node's daemon and all below it die, as when a machine is lost."""
     job = Job(cluster, "node-failure")
-    cluster.wait(job.trains, 120)
+    cluster.wait(job.trains)
     daemon = psutil.Process(int((cluster.folder / f"slurmd-{SECOND}.pid").read_text()))
     steps = [p for p in psutil.process_iter(["cmdline"]) if f"[{job.id}." in shown(p)]
     steps = [p for p in steps if not below(p, FIRST)]
     for process in [daemon, *steps, *(child for p in steps for child in p.children(True))]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    cluster.wait(lambda: cluster.restarts(job.id) >= 1, 240)
+    cluster.wait(lambda: cluster.restarts(job.id) >= 1)
     job.hurry()
     cluster.start_node(SECOND)
-    cluster.wait(job.finished, 300)
+    finishes(job)
     return said(job, restarts=1)
+
+
+def finishes(job: Job) -> None:
+    job.cluster.wait(lambda: job.finished() and job.cluster.state(job.id) != "RUNNING")
 
 
 def shown(process: psutil.Process) -> str:
@@ -295,6 +329,7 @@ def below(process: psutil.Process, node: str) -> bool:
 
 
 def said(job: Job, restarts: int) -> list[str]:
+    print(f"  {job.observed}", flush=True)
     problems = []
     if not job.records_once():
         problems.append("metrics.jsonl has a step twice, or out of order")

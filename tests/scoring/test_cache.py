@@ -70,10 +70,10 @@ def test_it_is_the_content_that_counts(tmp_path):
 
 
 def test_a_text_is_found_by_its_settings_too(tmp_path):
-    def write(places):
-        return [([place, 7], place == 0) for place in places]
+    def write(places, keep):
+        keep(range(len(places)), [([place, 7], place == 0) for place in places])
 
-    def never(places):
+    def never(places, keep):
         raise AssertionError(places)
 
     greedy, drawn = [{"length": 9}] * 2, [{"length": 9, "seed": 1, "key": k} for k in range(2)]
@@ -87,6 +87,22 @@ def test_a_text_is_found_by_its_settings_too(tmp_path):
     )
     with pytest.raises(AssertionError, match=r"\[0, 1\]"):
         cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:2], drawn, never, None)
+
+
+def test_texts_that_were_written_before_the_work_was_left_are_kept(tmp_path):
+    def leaves(places, keep):
+        keep([2, 0], [([2], True), ([0], True)])
+        raise KeyboardInterrupt
+
+    def rest(places, keep):
+        assert places == [1]
+        keep([0], [([1], False)])
+
+    settings = [{"length": 9, "key": key} for key in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:1] * 3, settings, leaves, None)
+    found = cached_texts(WorkCache(tmp_path, "m"), PROMPTS[:1] * 3, settings, rest, None)
+    assert found == [([0], True), ([1], False), ([2], True)]
 
 
 def database(folder):

@@ -97,6 +97,19 @@ def asked_about(request: dict) -> str:
     return request["messages"][-1]["content"]
 
 
+@pytest.mark.parametrize(("concurrency", "count"), [(8, 2), (8, 3), (2, 4), (1, 2)])
+def test_processes_share_examples_and_requests_under_way(renderer, concurrency, count):
+    asked, under_way = [], []
+    for rank in range(count):
+        options = {"concurrency": concurrency}
+        teacher = EndpointTeacher("http://127.0.0.1:1/v1", "m", renderer, **options)
+        share = teacher.share(range(10), rank, count)
+        asked += share
+        under_way += [teacher.chat.concurrency] * bool(share)
+    assert sorted(asked) == list(range(10)) and sum(under_way) == concurrency
+    assert max(under_way) - min(under_way) <= 1
+
+
 def test_good_replies_become_traces(serve, renderer, dialogues, tmp_path):
     server = serve(lambda number, request: completion(GOOD))
     teacher = EndpointTeacher(server.url, "m", renderer, temperature=0.2, max_tokens=99)

@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from coevolve.chat.base import Question  # noqa: E402
 from coevolve.errors import RecipeError, TeacherError  # noqa: E402
 from coevolve.prompts import Renderer, prompt_set  # noqa: E402
 from coevolve.teachers import LocalTeacher, RuleTeacher, collect_traces  # noqa: E402
@@ -146,3 +147,26 @@ def test_unusable_options_are_refused(tiny_model, renderer, tokenizer):
 def test_settings_name_the_model(tiny_model, renderer):
     settings = LocalTeacher(tiny_model, renderer, seed=3).settings
     assert settings["seed"] == 3 and settings["dtype"] == "float32"
+
+
+def test_shares_are_whole_batches_of_what_one_process_asks(taught, renderer, make):
+    """Which prompts are padded together can decide a bit."""
+    examples = [
+        make("Yes.", "Do you agree? " * (1 + 7 * i % 12), sample_id=f"x-{i}") for i in range(11)
+    ]
+    teacher = LocalTeacher(taught[0], renderer, batch_size=3, max_new_tokens=4)
+
+    def batches(of):
+        questions = [Question(x.sample_id, renderer.teacher(x)) for x in of]
+        return [
+            [question.id for question, _ in batch] for batch in teacher.chat.batches(questions)[0]
+        ]
+
+    whole = batches(examples)
+    assert list(map(len, whole)) == [3, 3, 3, 2]
+    for count in (2, 3, 5):
+        shares = [teacher.share(examples, rank, count) for rank in range(count)]
+        assert sorted(x.sample_id for share in shares for x in share) == sorted(
+            x.sample_id for x in examples
+        )
+        assert sorted(batch for share in shares for batch in batches(share)) == sorted(whole)

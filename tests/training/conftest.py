@@ -177,6 +177,7 @@ def build_cold(recipe, folder):
         context.roles.save(CONNECTOR, Path(origins[CONNECTOR].base.path))
     estimator = build_estimator(recipe, origins, build_renderers(recipe, origins))
     processes, record = Processes(torch.device("cpu"), Stop()), Record(folder, main=False)
+    (folder / ".lock").touch()
     context = Context(
         recipe=recipe,
         data=Dialogues(train=train, validation=train[:8], tests={}, corpus=corpus),
@@ -190,9 +191,7 @@ def build_cold(recipe, folder):
         folder=RunFolder(folder, processes),
         checkpoints=CheckpointWriter(folder, keep=1),
         tracer=Tracer(
-            *(recipe, corpus, train, estimator.renderer, record, {}),
-            date="2026-01-01",
-            poll=processes.stop.poll,
+            *(recipe, corpus, train, estimator.renderer, record, {}), "2026-01-01", processes
         ),
     )
     state = RunState.begin(context.roles, context.traces)
@@ -272,7 +271,7 @@ class Launcher:
             "--config_file",
             config,
             "--num_processes",
-            "2",
+            "1" if kind.startswith("one_") else "2",
         ]
         return [*launch, "--main_process_port", self.free_port(), *arguments]
 

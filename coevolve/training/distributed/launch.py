@@ -35,6 +35,7 @@ class Launch:
         processes, local_processes: of the whole run, and of them on this machine.
         gpus: that this process sees.
         on_cpu: the launch asked for the CPU (`use_cpu`), whatever the machine has.
+        launched: by `accelerate launch` or `torchrun`, which look after it.
     """
 
     processes: int
@@ -42,6 +43,7 @@ class Launch:
     gpus: int
     local_processes: int = 1
     on_cpu: bool = False
+    launched: bool = False
 
     @property
     def gpu(self) -> bool:
@@ -68,6 +70,7 @@ class Launch:
             gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
             local_processes=int(environ.get("LOCAL_WORLD_SIZE", "1")),
             on_cpu=_is_set(environ, "ACCELERATE_USE_CPU"),
+            launched=bool({"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(environ)),
         )
 
 

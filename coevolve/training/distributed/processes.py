@@ -12,19 +12,22 @@ for as long as all of them live, and only then enter the call.
 
 import contextlib
 import os
+import pickle
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from coevolve.errors import CoevolveError
-from coevolve.training.distributed.stopping import Stop, StopRequested
+from coevolve.training.distributed.stopping import LOST, Stop, StopRequested
 
 T = TypeVar("T")
 
@@ -39,9 +42,6 @@ LONGEST_PAUSE = 0.2
 
 LAST_SECONDS = 25.0
 """So long the other processes wait for the main one to come to its end."""
-
-LOST = 70
-"""Exit status of a process that leaves because another one died (EX_SOFTWARE)."""
 
 
 class Interrupted(Exception):
@@ -61,7 +61,8 @@ class Processes:
         self.distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self.distributed else 0
         self.count = dist.get_world_size() if self.distributed else 1
-        self._heartbeat = Heartbeat(self.rank, self.count) if self.count > 1 else None
+        self._heartbeat = Heartbeat(self.rank, self.count, stop) if self.count > 1 else None
+        self._pools = 0
         if self._heartbeat is not None:
             stop.share(self._heartbeat.store)
 
@@ -84,6 +85,7 @@ class Processes:
             left = True
         except Exception as error:
             failure = error
+            self.stop.tell(f"process {self.rank} failed")  # so that the others' work ends early
         left = left or (heed_stop and self.stop.requested)
         failed, leave = self._any(failure is not None, left)
         if failed:
@@ -137,7 +139,45 @@ class Processes:
                 everything[index] = value
         return everything
 
-    def explain(self, error: BaseException) -> BaseException:
+    def pooled(self, own: Iterable[T]) -> Iterator[T]:
+        """On the main process what every one's `own` yields, as it comes; nothing on the others.
+        Asked to stop, it still yields what the others have. To be used up inside `together`; what
+        is yielded is finished, so it polls.
+        """
+        if self._heartbeat is None:
+            for item in own:
+                yield item
+                self.stop.poll()
+            return
+        self._pools += 1
+        store, place = self._heartbeat.store, f"pool/{self._pools}"
+        if not self.main:
+            sent = 0
+            try:
+                for item in own:
+                    sent += 1
+                    text = b64encode(pickle.dumps(item)).decode()
+                    store.set(f"{place}/{self.rank}/{sent}", text)
+                    self.stop.poll()
+            finally:
+                store.set(f"{place}/{self.rank}/all", str(sent))
+            return
+        come, stopped = dict.fromkeys(range(1, self.count), 0), None
+        try:
+            for item in own:
+                yield item
+                yield from _arrived(store, place, come)
+                self.stop.poll()
+        except StopRequested as asked:
+            stopped = asked
+        while come:
+            ends = [f"{place}/{rank}/{n}" for rank, of in come.items() for n in (of + 1, "all")]
+            self._heartbeat.wait(partial(_any_in, store, ends))
+            yield from _arrived(store, place, come)
+        if stopped is not None:
+            raise stopped
+
+    def explain(self, error: Exception) -> Exception:
         """What to raise for an error in a collective call: another process's death, if it was that."""
         if self._heartbeat is None or isinstance(error, CoevolveError):
             return error
@@ -174,6 +214,24 @@ class Processes:
         return values
 
 
+def _any_in(store: dist.Store, keys: Sequence[str]) -> bool:
+    return any(store.check([key]) for key in keys)
+
+
+def _arrived(store: dist.Store, place: str, come: dict[int, int]) -> Iterator[Any]:
+    """What other processes have sent; `come` is how much each did, without those that sent all."""
+    for rank, number in list(come.items()):
+        while store.check([key := f"{place}/{rank}/{number + 1}"]):
+            number += 1
+            come[rank] = number
+            item = pickle.loads(b64decode(store.get(key)))
+            store.delete_key(key)
+            yield item
+        end = f"{place}/{rank}/all"
+        if store.check([end]) and int(store.get(end)) == number:
+            del come[rank]
+
+
 def shares(costs: Sequence[float], count: int) -> list[list[int]]:
     """Items in `count` shares of about the same cost, each ascending: the dearest first, to the
     least busy. The result depends on nothing but the arguments.
@@ -199,8 +257,8 @@ class Heartbeat:
     hence `os._exit`.
     """
 
-    def __init__(self, rank: int, count: int):
-        self.rank, self.count = rank, count
+    def __init__(self, rank: int, count: int, stop: Stop):
+        self.rank, self.count, self._stop = rank, count, stop
         self.store = self._connect()
         # A client of its own: a call that waits must not hold up those of another thread.
         self._thread_store = self._connect()
@@ -226,20 +284,23 @@ class Heartbeat:
     def meet(self) -> None:
         """Return when every process has called this as often; ProcessError: one of them is lost."""
         self._met += 1
-        key, pause = f"met/{self._met}", 0.0
-        come = self.store.add(key, 1)
-        looked = time.monotonic()
-        while come < self.count:
-            time.sleep(pause)
-            pause = min(2 * pause + 1e-4, LONGEST_PAUSE)
-            come = self.store.add(key, 0)
-            if time.monotonic() - looked > BEAT_SECONDS and come < self.count:
-                looked = time.monotonic()
-                lost = self._lost(silent=SILENT_SECONDS)
-                if lost is not None:
-                    raise ProcessError(lost)
+        key = f"met/{self._met}"
+        self.store.add(key, 1)
+        self.wait(lambda: self.store.add(key, 0) >= self.count)
         if self.rank == 0:  # all have come here, so nobody looks at the last one any more
             self.store.delete_key(f"met/{self._met - 1}")
+
+    def wait(self, over: Callable[[], bool]) -> None:
+        """Return when something is `over`; ProcessError: another process is lost."""
+        pause, looked = 0.0, time.monotonic()
+        while not over():
+            time.sleep(pause)
+            pause = min(2 * pause + 1e-4, LONGEST_PAUSE)
+            if time.monotonic() - looked > BEAT_SECONDS:
+                looked = time.monotonic()
+                lost = self._lost(silent=SILENT_SECONDS)
+                if lost is not None and not over():
+                    raise ProcessError(lost)
 
     def stop(self, error: str | None) -> None:
         self._leaving.set()
@@ -263,6 +324,8 @@ class Heartbeat:
         while not self._leaving.wait(BEAT_SECONDS):
             try:
                 self._say_alive()
+                if self._stop.reason is not None:  # which the main thread may be too busy to tell
+                    self._thread_store.set("stop", self._stop.reason)
                 lost = self._lost(silent=SILENT_SECONDS)
             except dist.DistError as error:
                 lost = _STORE_GONE.format(error=type(error).__name__)

@@ -12,7 +12,7 @@ import numpy as np
 
 from coevolve.documents import Part, check_document
 from coevolve.errors import DataError
-from coevolve.files import parse_json, read_bytes
+from coevolve.files import parse_json, read_bytes, writing
 from coevolve.training.documents import SampleLine
 
 METRICS = "metrics.jsonl"
@@ -52,7 +52,7 @@ class Table:
 def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     # Not synced: that costs 5 ms a line, and `state` syncs before a checkpoint counts on the lines.
     texts = [json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines]
-    with open(path, "a", encoding="utf-8") as file:
+    with writing(path), open(path, "a", encoding="utf-8") as file:
         file.writelines(texts)
 
 

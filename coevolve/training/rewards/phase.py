@@ -71,7 +71,8 @@ class PhaseRewards:
         function = self.named.custom(path, field)
 
         def values(batch: Batch, given: Mapping[str, Any]) -> Any:
-            with users_code(field, RewardError):
+            # It may take as long as it likes, and what it has returned so far is computed again.
+            with users_code(field, RewardError), self.processes.stop.raising():
                 return function(**given, **batch.columns())
 
         return Reward(values, lowest=lambda batch: math.inf, bounded=False)

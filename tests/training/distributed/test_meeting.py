@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import sys, time
+import os, signal, sys, threading, time
 from datetime import timedelta
 import torch, torch.distributed as dist
 from coevolve.training.distributed import processes
@@ -36,6 +36,21 @@ elif work == "agree":
 elif work == "collective":  # what it is about: nothing but the call itself
     value = torch.tensor([long(3) if rank else 4])
     dist.all_reduce(value)
+elif work == "asked":  # one process, while it waits for the other
+    def share():
+        if rank == 0:
+            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        until = time.monotonic() + 60
+        while rank == 1 and time.monotonic() < until:
+            run.stop.poll()
+            time.sleep(0.05)
+    with run.stop.listening():
+        began = time.monotonic()
+        try:
+            run.together(share)
+        except processes.Interrupted:
+            value = 7 if run.stop.reason == "SIGTERM" and time.monotonic() - began < 20 else 0
+        run.stop = Stop()
 elif work == "fails":
     run.on_main(lambda: long(1) / 0)
 for _ in range(50):  # many short ones
@@ -65,7 +80,7 @@ def run(tmp_path, work):
     return [process.returncode for process in started], said
 
 
-@pytest.mark.parametrize("work", ["on_main", "together", "distribute", "gather", "agree"])
+@pytest.mark.parametrize("work", ["on_main", "together", "distribute", "gather", "agree", "asked"])
 def test_the_others_wait_as_long_as_it_takes(work, tmp_path):
     codes, said = run(tmp_path, work)
     assert codes == [0, 0], said

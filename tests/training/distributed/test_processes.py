@@ -67,6 +67,8 @@ def said(folder):
 
 
 def logged(folder, name):
+    if not (folder / "metrics.jsonl").exists():
+        return []
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line[name] for line in lines if name in line]
 
@@ -317,6 +319,26 @@ def test_one_process_leaves_with_the_documented_status(launcher, alone, tmp_path
     process = start("one", launcher, recipe, tmp_path / "run", "--deadline", "1s", fresh=True)
     assert launcher.wait(process, 120) == 75
     assert "the deadline: saved" in said(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["one_cpu", "several_cpus"])
+def test_what_a_launcher_leaves_behind_ends(kind, launcher, recipe_file, tmp_path):
+    """SIGUSR1, of which `accelerate launch` knows nothing, ends it alone."""
+    recipe, folder = recipe_file(connector_rl={"steps": 2000}), tmp_path / "run"
+    command = arguments(recipe, folder)
+    process = launcher.start(kind, command, f"{folder}.log", fresh=True)
+    wait_for(lambda: logged(folder, "connector/reward"), process, folder)
+    process.send_signal(signal.SIGUSR1)
+    assert launcher.wait(process, 30) == -signal.SIGUSR1
+    checkpoints = sorted((folder / "checkpoints").iterdir())
+    until = time.monotonic() + 30
+    while launcher.running():
+        assert time.monotonic() < until, said(folder)
+        time.sleep(0.2)
+    assert sorted((folder / "checkpoints").iterdir()) == checkpoints
+    assert re.search(r"(its launcher \(pid \d+\)|holds its store,) is gone", said(folder))
+    recipe.write_text(recipe.read_text().replace("steps: 2000", "steps: 2"))
+    run("one", launcher, recipe, folder, "--force")
 
 
 @pytest.mark.parametrize("dies", [0, 1])
