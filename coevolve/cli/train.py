@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.dry_run:
-        validate.run(argparse.Namespace(**vars(options), all=False))
+        parser = argparse.ArgumentParser()
+        validate.add_arguments(parser)
+        validate.run(parser.parse_args(["--", str(options.recipe), *options.overrides]))
         return 0
     from coevolve.recipe import load_recipe
     from coevolve.training.distributed.stopping import INTERRUPTED, Stop, seconds_of
