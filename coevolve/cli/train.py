@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.dry_run:
-        unasked = {"all": False, "launch": None, "measure": False, "num_processes": None}
-        validate.run(argparse.Namespace(**vars(options), **unasked))
+        parser = argparse.ArgumentParser()
+        validate.add_arguments(parser)
+        validate.run(parser.parse_args(["--", str(options.recipe), *options.overrides]))
         return 0
     from coevolve.recipe import load_recipe
     from coevolve.training.distributed.stopping import (

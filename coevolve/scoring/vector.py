@@ -76,7 +76,8 @@ def write_vector(
             for piece, found in zip(pieces, values, strict=True)
         }
         rows.append({"example": example.to_row(), "pieces": measured})
-    parameter = next(estimator.roles.module(ESTIMATOR).parameters())
+    with estimator.roles.acting(ESTIMATOR) as model:
+        parameter = next(model.parameters())
     dtype = str(parameter.dtype).removeprefix("torch.")
     value = {
         "about": ABOUT,
