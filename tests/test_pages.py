@@ -275,6 +275,8 @@ def look_at_command(words):
         load_recipe(options.recipe, [*options.overrides, *rest])
     else:
         assert rest == [], words
+        if words[:2] == ["recipes", "copy"] and not Path(words[3]).exists():
+            run(["coevolve", *words])  # what follows is of the copy
 
 
 def look_at_benchmark(path, words):

@@ -1,11 +1,13 @@
 """What comes with the package is what the repository has, and is found by name from anywhere."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from coevolve.cli import main
+from coevolve.data.corpus import read_corpus
 from coevolve.errors import RecipeError
 from coevolve.recipe import load_recipe
 from coevolve.shipped import shipped_launch_files, shipped_recipes
@@ -64,6 +66,34 @@ def test_a_copy_is_ones_own(capsys):
     assert Path("mine/config.yaml").read_text() == before
     assert main(["recipes", "copy", "nope", "other"]) == 2
     assert "'nope': unknown; accepted are llama3-8b, quickstart" in capsys.readouterr().err
+
+
+def test_the_dialogues_of_smollm2_are_enough_for_its_smoke_recipe():
+    """All 68 are read as they are, nothing is there twice, and no split is short of its limit."""
+    corpus = read_corpus(shipped_recipes()["smollm2-135m"].parent / "dialogues.json")
+    assert {name: Counter(x.subset for x in rows) for name, rows in corpus.splits.items()} == {
+        "IDTrain": {"IDTrain": 40},
+        "IDTest": {"IDTest": 8},
+        "OOD1Test": {"german": 4, "french": 4},
+        "OOD2Test": {"fantasy": 6},
+        "OOD3Test": {"turn_composition": 6},
+    }
+    examples = corpus.examples
+    texts = [
+        text
+        for x in examples
+        for text in (x.user_persona, x.golden_response, *(turn.text for turn in x.dialogue))
+    ]
+    assert len(set(texts)) == len(texts)
+    characters = Counter(str(x.agent_character) for x in corpus.require("IDTrain"))
+    assert list(characters.values()) == [4] * 10
+    for x in examples:
+        long = x.subset == "turn_composition"
+        assert len(x.dialogue) >= 8 if long else 2 <= len(x.dialogue) <= 6
+        assert 8 <= len(x.golden_response.split()) <= 40
+    smoke = load_recipe("smollm2-135m/smoke").data
+    assert all(count <= len(corpus.require(split)) for split, count in smoke.limit.items())
+    assert smoke.validation < smoke.limit["IDTrain"]
 
 
 def test_launch_files_are_found_by_name(capsys):
