@@ -10,13 +10,11 @@ import torch
 
 from coevolve.data.corpus import read_corpus
 from coevolve.prompts import Renderer, prompt_set
-from coevolve.recipe import load_recipe
 from coevolve.scoring.logprob import score_pairs, score_rows
 from coevolve.scoring.models import load_model, load_tokenizer, resolve_base
 from coevolve.scoring.ways import Ways, ways_of
 
-ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data" / "roleplay-shared.json"
+DATA = Path(__file__).parents[3] / "shared" / "data" / "roleplay-shared.json"
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,23 +101,3 @@ def test_the_converted_model_is_an_ordinary_folder(base):
         ".safetensors"
     ]
     assert load_tokenizer(base).chat_template
-
-
-@needs_data
-def test_the_smoke_recipe_runs_on_real_dialogues(base, tmp_path):
-    from coevolve.training.run import train
-
-    overrides = [f"data.path={DATA}", f"model.base={base}", "baselines.oracle=false"]
-    # Half of the recipe's batches: two updates of each kind are enough.
-    overrides += [f"cold_start.{part}.train_batch_size=2" for part in ("connector", "estimator")]
-    overrides += ["cold_start.direct.train_batch_size=2", "estimator_sft.train_batch_size=2"]
-    overrides += ["connector_rl.train_batch_size=4", "estimator_rl.train_batch_size=2"]
-    overrides += ["estimator_rl.num_generations=2"]
-    results = train(
-        load_recipe(ROOT / "recipes" / "smollm2-135m" / "smoke.yaml", overrides), tmp_path / "run"
-    )
-    forms, baselines = {"full", "full_none", "full_mixture"}, {"without_corl", "without_reasoning"}
-    assert set(results["perplexity"]) == forms | baselines
-    for by_split in results["perplexity"].values():
-        assert set(by_split) == {"IDTest", "OOD1Test", "OOD2Test", "OOD3Test"}
-        assert all(np.isfinite(value) for value in by_split.values())
