@@ -25,7 +25,7 @@ from coevolve.data.ledger import digest
 from coevolve.documents import read_document
 from coevolve.errors import ArtifactError
 from coevolve.files import write_json
-from coevolve.outputs import remove
+from coevolve.outputs import RUN_PARTS, remove
 from coevolve.prompts.sets import began_as, prompt_set
 from coevolve.recipe import Recipe, check_recipe, recipe_values
 from coevolve.scoring.origins import Base, Origin
@@ -92,6 +92,7 @@ class RunFolder:
         let_go = self.processes.on_main(self._take)
         try:
             self._require_one_folder()
+            self.processes.on_main(self._sweep)
             yield
         finally:
             if let_go is not None:
@@ -194,6 +195,13 @@ class RunFolder:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, words.encode(), 0)
         return partial(os.close, descriptor)
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing, under names that nobody writes again."""
+        for place in (self.path, *(self.path / part for part in RUN_PARTS)):
+            for leftover in place.glob(".*.tmp"):
+                with contextlib.suppress(OSError):
+                    remove(leftover)
 
     def _require_one_folder(self) -> None:
         """Raise ArtifactError on a process that sees another directory than the main one."""

@@ -153,8 +153,12 @@ def test_ppo_and_rloo_are_stopped_and_go_on(recipe_of, tmp_path, stop_after):
 def test_a_finished_run_is_not_run_again(whole):
     recipe, folder = whole
     before = outcome(folder)
+    left = [folder / ".status.json.77.tmp", folder / "world" / ".truth.json.77.tmp"]  # by a kill
+    for path in left:
+        path.touch()
     began = time.monotonic()
     train(recipe, folder)
+    assert not any(path.exists() for path in left)
     assert outcome(folder)[0] == before[0] and outcome(folder)[2] == before[2]
     assert time.monotonic() - began < 30
 
@@ -317,6 +321,7 @@ PLACES = {
     "in generation": ("coevolve.scoring.generate._Batch", "_forward", 30),
     "in the export": ("coevolve.training.export", "write_manifest", 1),
     "when the export takes its place": ("coevolve.outputs", "replace_folder", 1),
+    "before a file takes its place": ("os", "replace", 20),
     "while metrics are cut back": ("coevolve.training.record.record", "write_text", 1),
 }
 
@@ -330,6 +335,7 @@ def test_killed_where_it_hurts(whole, tmp_path):
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (place, status)
     assert _wait(_start(recipe, tmp_path / "run")) == 0
     assert_same(folder, tmp_path / "run")
+    assert not [*(tmp_path / "run").rglob(".*.tmp")]
 
 
 def _start(recipe, folder, die_at=None):
