@@ -26,6 +26,7 @@ from coevolve.remid.bound import (
 )
 from coevolve.remid.bound_results import BoundResults
 from coevolve.remid.grid import grid_table
+from coevolve.remid.measures import Measure
 from coevolve.remid.score import Scoring, score_corpus
 from coevolve.remid.subsets import evaluated_examples
 from coevolve.scoring.scores import Scores
@@ -192,8 +193,7 @@ def test_bound_holds_for_the_exact_emid_and_remid_is_the_measured_one(scored, re
             "unsure": "unsure_of_user",
         }.items():
             remi = [
-                remi_of(side, shown, "club", "per_response").value
-                for side in (scored.subsets[0], subset)
+                remi_of(side, shown, Measure("club")).value for side in (scored.subsets[0], subset)
             ]
             assert row["models"][shown]["remid"] == pytest.approx(remi[0] - remi[1])
             exact = emid(worlds["IDTest"], worlds[row["split"]], policies[name])
@@ -342,8 +342,7 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
     )
     assert found["data_fingerprint"] == blame["data_fingerprint"] == corpus.fingerprint
     printed = capsys.readouterr().out
-    assert (
-        "to blame" in printed
-        and "upper bound of R-EMID" in printed
-        and "largest and smallest losses" in printed
-    )
+    for text in ("shifted most", "R-EMID / its upper bound", "the largest loss is +0.000 nats per"):
+        assert text in printed
+    whole = (tmp_path / "out" / "bound.md").read_text()
+    assert "golden: upper bound, nats per response" in whole and "smallest losses" in whole
