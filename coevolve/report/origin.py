@@ -34,6 +34,9 @@ def facts(contents: Contents) -> dict[str, str]:
     data = [*(x.data_fingerprint for x in parts), file and file.data_fingerprint]
     seeds = [("of the run", run and run.seed), ("of the run", recipe.get("seed"))]
     seeds += [("of the evaluation", one.seed) for one in parts]
+    days: dict[str, list[str]] = {}
+    for name, day in contents.dates.items():
+        days.setdefault(day, []).append(name)
     listed = {
         "recipe": _once([run and run.recipe, recipe.get("name")]),
         "role-playing models": _once(name for one in parts for name in one.models),
@@ -42,7 +45,7 @@ def facts(contents: Contents) -> dict[str, str]:
         "reasoning": _once(x.reasoning.form() for x in _measured(contents) if x.reasoning),
         "data": _once(text and text[:SHORT] for text in data),
         "seed": _once(f"{seed} {of}" for of, seed in seeds if seed is not None),
-        "measured": _once(f"{day} ({name})" for name, day in contents.dates.items()),
+        "measured": _once(f"{day} ({', '.join(names)})" for day, names in days.items()),
         "version": _once(
             [version and f"coevolve {version} (run)", f"coevolve {__version__} (page)"]
         ),
