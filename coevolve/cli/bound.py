@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import coevolve.cli.scoring as door
@@ -14,14 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     door.add_estimator_arguments(parser)
     door.add_data_argument(parser, door.CORPUS)
     door.add_responses_arguments(parser)
-    door.add_pairs_arguments(parser, default="1000")
+    door.add_pairs_arguments(parser, default="all")
     door.add_reasoning_arguments(parser)
     add("--embedder", "of the texts (default base)", default="base", choices=("base", "minilm"))
     reads("--base", "the base model, if the estimator was trained in full", metavar="DIR")
     add("--kernel", None, default="linear", choices=("linear", "gaussian"))
-    add("--form", "of R-EMI and R-EMID: an estimator of information (default club)", default="club")
-    normalisations = ("per_token", "per_response")
-    add("--normalisation", "of losses", default="per_token", choices=normalisations)
+    add("--form", "of R-EMI and R-EMID (default: the main one of coevolve remid)")
+    what = "of the examples' losses (default: that of coevolve remid, per_response with --form)"
+    add("--normalisation", what, choices=("per_token", "per_response"))
     add("--shown", "worst and best examples per subset (default 3)", type=int, default=3)
     what = "directory for bound.json, blame.json and bound.md"
     writes("--out", what, kind=BOUND, required=True, metavar="DIR")
@@ -41,17 +42,21 @@ def run(options: argparse.Namespace) -> None:
     )
     from coevolve.remid.embeddings import make_embedder
     from coevolve.remid.grid import grid_markdown, grid_table
-    from coevolve.remid.measures import Measure
+    from coevolve.remid.measures import Measure, default_measures
 
     answered = door.read_answered(options)
     scoring = door.chosen_scoring(options, answered)
-    measure = Measure(options.form, options.normalisation)
+    normalisation = options.normalisation or "per_response"
+    asked = [Measure(options.form, normalisation)] if options.form else []
     measuring = Measuring(kernel=options.kernel, seed=options.seed)
     door.look_at_corpus(options, answered, scoring)
     estimator = door.load_estimator(options)
     embedder = make_embedder(options.embedder, estimator, options.base)
     console = make_console(sys.stderr)
-    scored = door.score_answered(answered, scoring, estimator, console, [measure])
+    scored = door.score_answered(answered, scoring, estimator, console, asked)
+    measure = (asked or default_measures(scored.subsets))[0]
+    if options.normalisation:
+        measure = replace(measure, normalisation=options.normalisation)
     # Three inputs, golden and the models' responses.
     texts = sum(len(one.subset.examples) for one in scored.subsets) * (len(scored.models) + 4)
     with door.steps_of(console, f"embedding with {embedder.name}", texts) as progress:
@@ -59,9 +64,7 @@ def run(options: argparse.Namespace) -> None:
             scored, embedder, form=measure.form, measuring=measuring, progress=progress
         )
     how = {"shown": options.shown, "seed": options.seed}
-    blame = blame_examples(
-        estimator, scored, form=measure.form, normalisation=measure.normalisation, **how
-    )
+    blame = blame_examples(estimator, scored, measure=measure, **how)
     door.report_cache(console, estimator)
     origin = door.origin(options, answered, estimator)
     bound, blame = bound.model_copy(update=origin), blame.model_copy(update=origin)

@@ -32,7 +32,6 @@ import numpy as np
 from coevolve.errors import RecipeError
 from coevolve.information.emi import emi
 from coevolve.information.estimate import Estimate
-from coevolve.information.log_probs import UNITS, Normalisation
 from coevolve.remid.bound_results import (
     BlamedExample,
     BlameOfModel,
@@ -42,7 +41,8 @@ from coevolve.remid.bound_results import (
     Token,
 )
 from coevolve.remid.grid import Block, Grid
-from coevolve.remid.results import ChosenReasoning
+from coevolve.remid.measures import Measure, default_measures
+from coevolve.remid.results import ChosenReasoning, form_name
 from coevolve.remid.score import ScoredCorpus, ScoredSubset
 from coevolve.scoring.reasoning import Reasoning, combine_tokens
 
@@ -79,20 +79,35 @@ def contributions(remi: Estimate) -> Contributions:
 
 
 def losses(
-    scored: Sequence[ScoredSubset],
-    model: str,
-    form: str = "club",
-    normalisation: Normalisation = "per_token",
+    scored: Sequence[ScoredSubset], model: str, measure: Measure
 ) -> list[tuple[Contributions, np.ndarray]]:
     """Per subset, in distribution first as in `scored`, the contributions and the losses, (N,)."""
-    remis = [remi_of(subset, model, form, normalisation) for subset in scored]
-    parts = [contributions(remi) for remi in remis]
-    return [(part, (remis[0].value if i else 0.0) - part.total) for i, part in enumerate(parts)]
+    home, *shifted = scored
+    usual = contributions(remi_of(home, model, measure))
+    listed = [(usual, -usual.total)]
+    for subset in shifted:
+        p, q = remis_of(home, subset, model, measure)
+        part = contributions(q)
+        listed.append((part, p.value - part.total))
+    return listed
 
 
-def remi_of(scored: ScoredSubset, model: str, form: str, normalisation: Normalisation) -> Estimate:
-    """R-EMI of a model's responses on a subset."""
-    return emi(scored.contrast(model, normalisation), scored.contrast(None, normalisation), form)
+def remi_of(
+    scored: ScoredSubset, model: str, measure: Measure, contexts: int | None = None
+) -> Estimate:
+    """R-EMI of a model's responses on a subset, each in so many other contexts, or in all."""
+    own, golden = (scored.contrast(x, measure.normalisation, contexts) for x in (model, None))
+    return emi(own, golden, measure.form)
+
+
+def remis_of(
+    home: ScoredSubset, subset: ScoredSubset, model: str, measure: Measure
+) -> tuple[Estimate, Estimate]:
+    """R-EMI in distribution and in a shifted subset, whose difference is R-EMID: over as many other
+    contexts of each response, where the form depends on their number.
+    """
+    limit = measure.limit(min(home.contexts, subset.contexts))
+    return remi_of(home, model, measure, limit), remi_of(subset, model, measure, limit)
 
 
 @dataclass(frozen=True)
@@ -157,8 +172,7 @@ def blame_examples(
     estimator: "ProbabilityEstimator",
     scored: ScoredCorpus,
     *,
-    form: str = "club",
-    normalisation: Normalisation = "per_token",
+    measure: Measure | None = None,
     shown: int = 3,
     other_contexts: int = 8,
     seed: int = 0,
@@ -168,23 +182,25 @@ def blame_examples(
 
     Args:
         estimator: the one that gave the scores.
-        normalisation: of contributions and losses; tokens are in nats.
+        measure: of contributions and losses, by default that of `coevolve remid`; tokens are in
+            nats.
         shown: examples at either end of each subset; fewer where a subset is small.
     """
     if shown < 1 or other_contexts < 1:
         found = f"shown is {shown}, other_contexts is {other_contexts}"
         raise RecipeError(f"{found}; accepted are integers from 1 up.")
+    measure = measure or default_measures(scored.subsets)[0]
     tokens = TokenScoring(estimator, scored.scoring.reasoning, other_contexts, seed)
     of_models: list[dict[str, BlameOfModel]] = [{} for _ in scored.subsets]
     for name in scored.models:
-        parts = losses(scored.subsets, name, form, normalisation)
+        parts = losses(scored.subsets, name, measure)
         for blamed, subset, of_subset in zip(of_models, scored.subsets, parts, strict=True):
             blamed[name] = _of_model(tokens, subset, scored, name, shown, *of_subset)
     return BlameResults(
         schema=SCHEMA,
-        form=form,
-        normalisation=normalisation,
-        unit=UNITS[normalisation],
+        form=measure.form,
+        normalisation=measure.normalisation,
+        unit=measure.unit,
         other_contexts=other_contexts,
         seed=seed,
         reasoning=ChosenReasoning.of(scored.scoring.reasoning),
@@ -209,7 +225,7 @@ def blame_grid(results: BlameResults, model: str) -> Grid:
         blocks.append(Block(f"{results.label(subset.row)}, mean {of_model.loss:+z.3f}", rows))
     columns = ["sample", "loss", "last turn", "golden", "response", "tokens that say least"]
     caption = (
-        f"loss: {results.unit}, by {results.form}; its mean over a subset is R-EMID (in "
+        f"loss: {results.unit}, by {form_name(results.form)}; its mean over a subset is R-EMID (in "
         "distribution: -R-EMI). Tokens: log-probability here minus elsewhere, nats, the lowest "
         "first."
     )
@@ -227,7 +243,9 @@ def worst_lines(results: BlameResults) -> list[str]:
         ]
         if found:
             loss, sample, row = max(found)
-            lines.append(f"{model}: the largest loss is {loss:+.3f}, {sample} in {row}.")
+            lines.append(
+                f"{model}: the largest loss is {loss:+.3f} {results.unit}, {sample} in {row}."
+            )
     return lines
 
 

@@ -41,7 +41,7 @@ from coevolve.information.divergence import (
     median_width,
 )
 from coevolve.prompts.render import character_text
-from coevolve.remid.blame import remi_of
+from coevolve.remid.blame import remis_of
 from coevolve.remid.bound_results import (
     Blamed,
     BoundOfModel,
@@ -54,7 +54,8 @@ from coevolve.remid.bound_results import (
 )
 from coevolve.remid.embeddings import Embedder
 from coevolve.remid.grid import Block, Grid
-from coevolve.remid.results import ChosenReasoning, Input
+from coevolve.remid.measures import Measure, default_measures
+from coevolve.remid.results import ChosenReasoning, Input, form_name, names_of
 from coevolve.remid.score import OnStep, Reporter, ScoredCorpus, ScoredSubset
 from coevolve.remid.subsets import Subset
 
@@ -96,14 +97,15 @@ def evaluate_bound(
     scored: ScoredCorpus,
     embedder: Embedder,
     *,
-    form: str = "club",
+    form: str | None = None,
     measuring: Measuring | None = None,
     progress: OnStep | None = None,
 ) -> BoundResults:
     """The bound of each model's R-EMID in every shifted subset; `form` is that of the R-EMID beside
-    it.
+    it, nats per response, by default that of `coevolve remid`.
     """
     measuring = measuring or Measuring()
+    measure = Measure(form or default_measures(scored.subsets)[0].form)
     small = _small_subsets(scored)
     home, *shifted = (one for one in scored.subsets if one.subset not in small)
     if not shifted:
@@ -134,7 +136,9 @@ def evaluate_bound(
                 inputs={name: _listed(divergence) for name, divergence in inputs.items()},
                 blame=rank_inputs(inputs),
                 models={
-                    name: _of_model(home, one, name, form, inputs, outputs_p[name], outputs_q[name])
+                    name: _of_model(
+                        home, one, name, measure, inputs, outputs_p[name], outputs_q[name]
+                    )
                     for name in scored.models
                 },
             )
@@ -142,7 +146,7 @@ def evaluate_bound(
     return BoundResults(
         schema=SCHEMA,
         unit="nats per response",
-        form=form,
+        form=measure.form,
         embedder=embedder.name,
         kernel=measuring.kernel,
         widths=widths,
@@ -199,7 +203,7 @@ def shift_grid(results: BoundResults, most: int | None = None) -> Grid:
         results.unanswered_line(),
     ]
     columns, title = (
-        ["subset", *INPUT_TEXTS, "size", "to blame"],
+        ["subset", *INPUT_TEXTS, "size", "shifted most"],
         "shift of the inputs, JSD in nats",
     )
     return Grid(columns, [Block("", rows)], [*filter(None, caption)], f"{title} (noise floor)")
@@ -207,7 +211,8 @@ def shift_grid(results: BoundResults, most: int | None = None) -> Grid:
 
 def bound_grid(results: BoundResults, model: str) -> Grid:
     """A model's bound in each shifted subset, term by term, beside the measured R-EMID."""
-    columns = ["H", *INPUT_TEXTS, "output P", "output Q", "bound", "R-EMID", "scale-adjusted"]
+    name = f"{names_of(results.reasoning)[1]}, {form_name(results.form)}"
+    columns = ["H", *INPUT_TEXTS, "output P", "output Q", "bound", name, "scale-adjusted"]
     rows = []
     for row in results.subsets:
         of_model = row.models[model]
@@ -223,10 +228,10 @@ def bound_grid(results: BoundResults, model: str) -> Grid:
         "In brackets the bound if nothing had shifted, from noise alone. H: largest entropy, an "
         "estimate from above.",
         "Outputs: golden and the model's responses in distribution (P) and in the subset (Q).",
-        f"R-EMID by {results.form}. scale-adjusted: all factors 1, no unit, for comparing.",
+        "scale-adjusted: all factors 1, no unit, for comparing.",
         *([f"Reasoning: {results.reasoning.form()}."] if results.reasoning else []),
     ]
-    title = f"{model}: upper bound of R-EMID, nats per response (without any shift: noise floor)"
+    title = f"{model}: upper bound, {results.unit} (without any shift: noise floor)"
     return Grid(["subset", *columns], [Block("", rows)], caption, title)
 
 
@@ -238,7 +243,7 @@ def summary_grid(results: BoundResults) -> Grid:
         cells = [f"{one.remid:+z.3f} / {one.published.total:.2f}" for one in of_models]
         rows.append([results.label(row.row), *cells])
     caption = [
-        f"Nats per response. R-EMID by {results.form}; of the bound's terms, and of what it comes to "
+        f"Nats per response. R-EMID by {form_name(results.form)}; of the bound's terms, and of what it comes to "
         "without any shift, bound.md has the tables."
     ]
     columns = ["subset", *results.models[:MOST_SHOWN]]
@@ -281,7 +286,7 @@ def _of_model(
     home: ScoredSubset,
     subset: ScoredSubset,
     model: str,
-    form: str,
+    measure: Measure,
     inputs: Mapping[Input, MeasuredDivergence],
     output_p: MeasuredDivergence,
     output_q: MeasuredDivergence,
@@ -295,7 +300,7 @@ def _of_model(
         )
         for field in ("jsd", "floor")
     )
-    remi_p, remi_q = (remi_of(side, model, form, "per_response").value for side in (home, subset))
+    remi_p, remi_q = remis_of(home, subset, model, measure)
     h = entropy.largest
 
     def terms(bound: Bound, floor: Bound) -> Terms:
@@ -309,7 +314,7 @@ def _of_model(
         entropy=entropy,
         published=terms(published_bound(measured, h), published_bound(floors, h)),
         scale_adjusted=terms(scale_adjusted_bound(measured), scale_adjusted_bound(floors)),
-        remid=remi_p - remi_q,
+        remid=remi_p.value - remi_q.value,
     )
 
 

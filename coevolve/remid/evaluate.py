@@ -38,7 +38,7 @@ from coevolve.information.uncertainty import (
     standard_error,
 )
 from coevolve.remid.blame import remi_of
-from coevolve.remid.measures import PUBLISHED, RECOMMENDED, Measure
+from coevolve.remid.measures import Measure, default_measures
 from coevolve.remid.pairs import negatives_value
 from coevolve.remid.results import (
     Beside,
@@ -56,15 +56,12 @@ from coevolve.remid.score import (
     Estimator,
     OnStep,
     ScoredCorpus,
-    ScoredSubset,
     Scoring,
     score_corpus,
 )
 from coevolve.remid.subsets import Responses
 
 SCHEMA: Literal["coevolve.remid/2"] = "coevolve.remid/2"
-LEAST_CONTEXTS = 32
-"""Other contexts in which each response must be scored for `calibrated` to be the default."""
 
 
 def evaluate_remid(
@@ -90,10 +87,8 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
     """R-EMI and R-EMID with their errors; `coevolve remid` adds what was scored by what.
 
     Args:
-        measures: the first is the main one, the others stand beside it. By default `calibrated` per
-            response with the published CLUB per token beside it, where each response was scored in
-            32 other contexts or in all there are; else the published one alone, which is all that a
-            sample of pairs allows.
+        measures: the first is the main one, the others stand beside it; by default
+            `coevolve.remid.measures.default_measures`.
     """
     main, *beside = (_Measured(scored, m) for m in measures or default_measures(scored.subsets))
     rows = [
@@ -130,18 +125,12 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
     )
 
 
-def default_measures(scored: Sequence[ScoredSubset]) -> tuple[Measure, ...]:
-    """What is measured unless something else is asked for; see `summarise`."""
-    enough = all(x.contexts >= min(LEAST_CONTEXTS, len(x.subset.examples) - 1) for x in scored)
-    return (RECOMMENDED, PUBLISHED) if enough else (PUBLISHED,)
-
-
 def shares_of_examples(scored: ScoredCorpus, measure: Measure) -> Iterator[ShareLine]:
     """What each example adds to R-EMI by all of its pairs (its Hajek projection)."""
     for subset in scored.subsets:
         row = subset.subset.row
         for model in scored.models:
-            remi = remi_of(subset, model, measure.form, measure.normalisation)
+            remi = remi_of(subset, model, measure)
             of_examples = remi.influence.of_examples()
             shares = remi.value + of_examples - of_examples.mean()
             for x, share in zip(subset.subset.examples, shares, strict=True):
@@ -293,10 +282,9 @@ class _Measured:
 
     def _estimate(self, index: int, model: str | None, contexts: int) -> Estimate:
         """Mutual information; forms that average over contexts take so many per response."""
-        key = (index, model, contexts if self.measure.of_each_response else 0)
+        limit = self.measure.limit(contexts)
+        key = (index, model, limit or 0)
         if key not in self._information:
-            contrast = self.subsets[index].contrast(model, self.measure.normalisation)
-            if self.measure.of_each_response:
-                contrast = contrast.first_pairs(contexts * contrast.examples)
+            contrast = self.subsets[index].contrast(model, self.measure.normalisation, limit)
             self._information[key] = mutual_information(contrast, self.measure.form)
         return self._information[key]

@@ -16,6 +16,7 @@ from coevolve.documents import Document, Part
 from coevolve.errors import DataError
 from coevolve.scoring.reasoning import Reasoning, ReasoningKind
 
+SIGNIFICANT = 0.05
 LARGEST = 1e300
 """Of a number: finite, with room for sums."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -38,6 +39,11 @@ Divided = Annotated[Normalisation, Field(description="Per token, or per response
 RowShift = Annotated[Shift | None, Field(description="Null in distribution.")]
 Exact = Mapping[tuple[str, str], float]
 """True values in the results' unit by (model, row): R-EMI for `IDTest`, else R-EMID."""
+
+
+def form_name(form: str) -> str:
+    """A form in words: `CLUB`, `difference of entropies`."""
+    return form.upper() if form == "club" else form.replace("_", " ")
 
 
 class Information(Part):
@@ -82,6 +88,11 @@ class OfModel(Losses, Information):
     remi_low: Number | None = Field(default=None, description="Lower end of its interval.")
     remi_high: Number | None = Field(default=None, description="Upper end of its interval.")
     holm_p: Probability | None = Field(default=None, description="Of no loss, adjusted (Holm).")
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether a loss is told from chance: what `*` says in a table, and every verdict goes by."""
+        return (self.remid or 0.0) > 0 and self.holm_p is not None and self.holm_p < SIGNIFICANT
 
 
 class SubsetNumbers(Part):
@@ -130,7 +141,7 @@ class Measured(Part):
     @property
     def form_name(self) -> str:
         """The form in words: `CLUB`, `difference of entropies`."""
-        return self.form.upper() if self.form == "club" else self.form.replace("_", " ")
+        return form_name(self.form)
 
 
 class Beside(Measured):
@@ -167,6 +178,12 @@ class ChosenReasoning(Part):
         """What `of` was given, without the texts."""
         samples, seed, weight = self.samples or 1, self.seed or 0, self.weight
         return Reasoning(self.kind, samples, seed, weight, sha256=self.sha256)
+
+
+def names_of(reasoning: ChosenReasoning | None) -> tuple[str, str]:
+    """(R-EMI, R-EMID), or without the R where no reasoning was shown."""
+    without = reasoning is not None and reasoning.kind == "none"
+    return ("EMI", "EMID") if without else ("R-EMI", "R-EMID")
 
 
 class LeftOut(Part):
@@ -247,14 +264,22 @@ class RemidResults(Evaluation, Measured):
 
     @property
     def names(self) -> tuple[str, str]:
-        """(R-EMI, R-EMID), or without the R where no reasoning was shown."""
-        without = self.reasoning is not None and self.reasoning.kind == "none"
-        return ("EMI", "EMID") if without else ("R-EMI", "R-EMID")
+        """Those of `names_of`."""
+        return names_of(self.reasoning)
 
     def shifted(self, shift: Shift | None = None) -> list[SubsetResults]:
         """The shifted subsets with numbers, or those of one shift."""
         found = [one for one in self.subsets if one.shift is not None and not one.reason]
         return [one for one in found if shift in (None, one.shift)]
+
+    def told_losses(self) -> set[tuple[str, str]]:
+        """(model, row) of the losses that are told from chance."""
+        return {
+            (name, subset.row)
+            for subset in self.shifted()
+            for name, numbers in subset.models.items()
+            if numbers and numbers.is_loss
+        }
 
     def require_pairs(self, what: str, pairs: Iterable[tuple[str, str]]) -> None:
         """Raise DataError unless each pair is a model and a row of these results."""

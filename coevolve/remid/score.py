@@ -130,11 +130,16 @@ class ScoredSubset:
         """In how many other contexts each response was scored, the least of them."""
         return contexts_per_response(self.pairs, len(self.subset.examples))
 
-    def contrast(self, model: str | None, normalisation: Normalisation) -> Contrast:
-        """The contrast of a model's responses, or of the golden ones for None."""
+    def contrast(
+        self, model: str | None, normalisation: Normalisation, contexts: int | None = None
+    ) -> Contrast:
+        """The contrast of a model's responses, or of the golden ones for None; of each response in
+        the first `contexts` other contexts only, if that is given.
+        """
         matched, mismatched = self.positive[model], self.negative[model]
         marginal = self.marginal.get(model)
-        return Contrast.from_pairs(matched, mismatched, self.pairs, normalisation, marginal)
+        whole = Contrast.from_pairs(matched, mismatched, self.pairs, normalisation, marginal)
+        return whole if contexts is None else whole.first_pairs(contexts * whole.examples)
 
 
 @dataclass(frozen=True)

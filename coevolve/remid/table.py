@@ -11,7 +11,15 @@ from rich.console import Group
 from coevolve.errors import DataError
 from coevolve.registry import Registry, users_code
 from coevolve.remid.grid import Block, Grid, grid_latex, grid_markdown, grid_table
-from coevolve.remid.results import Exact, Losses, RemidResults, SubsetNumbers, mean_exact
+from coevolve.remid.results import (
+    SIGNIFICANT,
+    Exact,
+    Losses,
+    OfModel,
+    RemidResults,
+    SubsetNumbers,
+    mean_exact,
+)
 
 SHIFTED: Mapping[str, str] = {
     **{name: f"{name} shift" for name in ("user", "character", "dialogue")},
@@ -19,7 +27,6 @@ SHIFTED: Mapping[str, str] = {
 }
 AVERAGE = "aggregate average"
 ABSENT = "-"
-SIGNIFICANT = 0.05
 MARK = "*"
 FEW = 16
 """Below so many examples a loss is claimed too often: at 5 %, without any, 9 to 14 % of the time
@@ -111,12 +118,17 @@ def remid_caption(results: RemidResults) -> list[str]:
         )
     if results.reasoning is not None:
         lines.append(f"Reasoning: {results.reasoning.form()}.")
-    few = [s.subset for s in results.subsets if s.examples < FEW and not s.reason]
-    if results.level is not None and few:
+    if few := small_subsets(results):
         lines.append(
             f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}."
         )
     return [line for line in (*lines, _floor_line(results), results.unanswered_line()) if line]
+
+
+def small_subsets(results: RemidResults) -> list[str]:
+    """Those for which the intervals in the results are too narrow."""
+    few = [one.subset for one in results.subsets if one.examples < FEW and not one.reason]
+    return few if results.level is not None else []
 
 
 def remid_grids(
@@ -282,8 +294,8 @@ def _standing(results: RemidResults, name: str) -> float:
 
 def _value(numbers: Losses | None, which: Which) -> Value:
     cells = _cells(numbers, which)
-    p = cells.get("holm_p")
-    return Value(cells["value"], cells["standard_error"], p is not None and p < SIGNIFICANT)
+    marked = which == "remid" and isinstance(numbers, OfModel) and numbers.is_loss
+    return Value(cells["value"], cells["standard_error"], marked)
 
 
 def _cells(numbers: Losses | None, which: Which) -> dict[str, float | None]:

@@ -1,7 +1,8 @@
 """What a folder holds that can be reported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,18 @@ from coevolve.documents import read_document
 from coevolve.errors import DataError
 from coevolve.remid.bound_results import BlameResults, BoundResults
 from coevolve.remid.results import Exact, RemidResults
-from coevolve.training.documents import Line, RunResults
+from coevolve.training.documents import Line, RunFile, RunResults
 from coevolve.training.record.lines import METRICS, read_lines
 
 FILES = ("results.json", "bound.json", "blame.json")
+RUN = "run.json"
 REMEDY = "Write the file with this version of coevolve."
 
 
 @dataclass(frozen=True)
 class Contents:
     """What was found; a part that the folder lacks is None or empty. `exact` are true values in the
-    unit of `remid`.
+    unit of `remid`; `dates` are the days, UTC, on which the files were written.
     """
 
     run: RunResults | None = None
@@ -28,6 +30,8 @@ class Contents:
     metrics: Sequence[dict[str, Any]] = ()
     bound: BoundResults | None = None
     blame: BlameResults | None = None
+    run_file: RunFile | None = None
+    dates: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_contents(folder: str | Path) -> Contents:
@@ -41,6 +45,9 @@ def read_contents(folder: str | Path) -> Contents:
             "--output-dir of `coevolve train`, or the --out directory of `coevolve remid` or "
             "`coevolve bound`."
         )
+    there = {path.name: path for path in (results, bound, blame) if path}
+    days = {x: datetime.fromtimestamp(path.stat().st_mtime, UTC) for x, path in there.items()}
+    file = folder / RUN
     read = results and read_document(results, RunResults, RemidResults, remedy=REMEDY)
     run = read if isinstance(read, RunResults) else None
     remid = read if isinstance(read, RemidResults) else None
@@ -51,4 +58,6 @@ def read_contents(folder: str | Path) -> Contents:
         metrics=metrics,
         bound=read_document(bound, BoundResults, remedy=REMEDY) if bound else None,
         blame=read_document(blame, BlameResults, remedy=REMEDY) if blame else None,
+        run_file=read_document(file, RunFile, remedy=REMEDY) if file.is_file() else None,
+        dates={name: f"{day:%Y-%m-%d}" for name, day in days.items()},
     )

@@ -16,10 +16,12 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from coevolve.remid.bound import INPUT_TEXTS
 from coevolve.remid.bound_results import BoundResults
 from coevolve.remid.results import Exact, RemidResults
+from coevolve.report.origin import measure_name
 from coevolve.report.summary import losses
 from coevolve.training.documents import Verdict
 
@@ -49,6 +51,10 @@ STYLE: Any = {  # matplotlib wants a dict of its own keys
 WIDTH = 4.6  # inches
 TALLEST = 30000  # pixels
 MARKERS = "osv^DPX*<>"
+ROLES = ("connector", "estimator")
+BREAKS = "A point for each line of metrics.jsonl; lines break between phases."
+FEW_POINTS = 60
+"""Of a curve, up to which each has room for a marker that can be told from others."""
 LOOKS = ((ACCENT, "o"), (ORANGE, "s"), (GREEN, "^"), (FAINT, "v"))
 
 
@@ -92,10 +98,10 @@ def remid_picture(remid: RemidResults, exact: Exact) -> Picture:
                 if loss.exact is not None:
                     axes.plot(loss.exact, y, "D", color=INK, markersize=6, fillstyle="none")
             _name_rows(axes, [loss.name for loss in listed])
-        panels[-1].set_xlabel(f"R-EMID, {remid.unit}")
+        panels[-1].set_xlabel(f"{remid.names[1]} by {measure_name(remid)}")
         caption = ["Dot: the estimate; further right is worse."]
         if remid.level is not None and any(loss.low is not None for loss in every):
-            caption.append(f"Bar: its {remid.level:.0%} interval.")
+            caption.append(f"Bar: its {remid.level:.0%} interval, not corrected for their number.")
         else:
             caption.append("No intervals: the results hold none.")
         if any(loss.exact is not None for loss in every):
@@ -128,8 +134,9 @@ def truth_picture(remid: RemidResults, exact: Exact) -> Picture:
                 axes.plot(x, y, marker, color=ACCENT, fillstyle="none", label=label)
         ends = min(both), max(both)
         axes.plot(ends, ends, color=FAINT, linewidth=0.8, linestyle="--")
-        axes.set_xlabel(f"exact R-EMID, {remid.unit}")
-        axes.set_ylabel("estimated R-EMID")
+        emid = remid.names[1]
+        axes.set_xlabel(f"exact {emid}, {remid.unit}")
+        axes.set_ylabel(f"{emid} by {measure_name(remid)}")
         axes.legend()
         caption = "One point per model and shift: exact on the dashed line, too large above."
         return _picture(figure, "truth", "The estimate against the truth", caption)
@@ -154,14 +161,14 @@ def bound_picture(bound: BoundResults) -> Picture:
                 axes.plot([floor, floor], [y - 0.4, y + 0.4], color=INK, linewidth=1.5)
                 axes.plot(remid, y, "D", color=INK, markersize=6, fillstyle="none")
             _name_rows(axes, [row.row for row in bound.subsets])
-        panels[-1].set_xlabel("nats per response")
+        panels[-1].set_xlabel(bound.unit)
         tight = {"columnspacing": 0.8, "handlelength": 0.9, "handletextpad": 0.4}
         figure.legend(loc="outside upper left", ncols=5, **tight)
         caption = (
             "Stacked: the bound's terms, that is what shifted inputs (user, character, dialogue) "
             "and the model's own distance from the golden responses (output P: as usual, Q: "
             "shifted) can cost at worst. Line: the same bound if nothing had shifted, from noise "
-            "alone. Diamond: R-EMID as measured."
+            f"alone. Diamond: R-EMID as measured, by {measure_name(bound)}."
         )
         return _picture(figure, "bound", "How bad it can get, term by term", caption)
 
@@ -198,39 +205,108 @@ def gates_picture(gates: Sequence[Verdict]) -> Picture:
         return _picture(figure, "rounds", "Perplexity by round", caption)
 
 
-def rewards_picture(metrics: Sequence[Mapping[str, Any]]) -> Picture | None:
-    """Mean rewards by step, a panel per role; None where the log has none."""
-    pattern = re.compile(r"(connector|estimator)/rewards/(\w+)/mean")
-    names = {key: hit.groups() for row in metrics for key in row if (hit := pattern.fullmatch(key))}
-    roles = sorted({role for role, _ in names.values()})
-    if not roles:
+def training_pictures(metrics: Sequence[Mapping[str, Any]]) -> list[Picture]:
+    """What the log has of rewards, losses and held-out perplexity, each against optimizer steps."""
+    rows = [row for row in metrics if row.get("coevolve/round") is not None]  # not of baselines
+    steps = {role: _steps(rows, role) for role in ROLES}
+    both = [sum(counted) for counted in zip(*steps.values(), strict=True)]
+    rewards = {role: _named(rows, rf"{role}/rewards/(\w+)/mean", steps[role]) for role in ROLES}
+    losses = {role: _named(rows, rf"{role}/(loss)", steps[role]) for role in ROLES}
+    held_out = _named(rows, "eval/(perplexity)/validation", both)
+    pictures = [
+        _curves(
+            Look("rewards", "Rewards by step", "mean reward"),
+            rewards,
+            f"What is reinforced, before weighting. {BREAKS}",
+        ),
+        _curves(
+            Look("losses", "Loss by step", "loss"),
+            losses,
+            f"What SFT and RL make smaller. {BREAKS}",
+        ),
+        _curves(
+            Look("held-out", "Held-out perplexity by step", "perplexity"),
+            {"connector and estimator": held_out},
+            "Of golden responses to the held-out rows, after each phase. Lower is better.",
+        ),
+    ]
+    return [picture for picture in pictures if picture]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Of a picture of curves: its name and title, and what its vertical axis is."""
+
+    name: str
+    title: str
+    axis: str
+
+
+Curves = Mapping[str, Sequence[Sequence[tuple[int, float]]]]
+"""Name -> pieces of a line, phase by phase, of (step, value)."""
+
+
+def _curves(look: Look, panels_of: Mapping[str, Curves], caption: str) -> Picture | None:
+    """A panel for each role with anything in it; None where the log has nothing."""
+    shown = {title: curves for title, curves in panels_of.items() if curves}
+    if not shown:
         return None
     with rc_context(STYLE):
-        figure, panels = _panels(len(roles), 1.9)
-        for axes, role in zip(panels, roles, strict=True):
-            axes.set_title(role)
-            parts = [key for key, (of, _) in names.items() if of == role]
-            for key, (colour, marker) in zip(parts, itertools.cycle(LOOKS), strict=False):
-                for number, points in enumerate(_by_round(metrics, key)):
-                    label = names[key][1] if number == 0 else None
+        figure, panels = _panels(len(shown), 1.9, shared=False)
+        for axes, (title, curves) in zip(panels, shown.items(), strict=True):
+            axes.set_title(title)
+            looks = itertools.cycle(LOOKS)
+            for (name, pieces), (colour, marker) in zip(curves.items(), looks, strict=False):
+                size = 4 if sum(map(len, pieces)) <= FEW_POINTS else 1.5
+                for number, points in enumerate(pieces):
+                    label = name if number == 0 else None
                     x, y = zip(*points, strict=True)
-                    axes.plot(x, y, color=colour, marker=marker, markersize=4, label=label)
-            axes.set_ylabel("mean reward")
-            lowest, highest = axes.get_ylim()  # log-probabilities and scores may lie below 0
-            axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))
-            axes.legend(loc="lower right")
-        panels[-1].set_xlabel("step of metrics.jsonl")
-        caption = "What is reinforced, before weighting; lines break between rounds."
-        return _picture(figure, "rewards", "Rewards by step", caption)
+                    axes.plot(x, y, color=colour, marker=marker, markersize=size, label=label)
+            axes.set_ylabel(look.axis)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if look.axis == "mean reward":
+                lowest, highest = axes.get_ylim()  # log-probabilities and scores may lie below 0
+                axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))
+            axes.set_xlabel("optimizer step")
+            if len(curves) > 1:
+                axes.legend(loc="best")
+        return _picture(figure, look.name, look.title, caption)
 
 
-def _by_round(metrics: Sequence[Mapping[str, Any]], key: str) -> list[list[tuple[int, float]]]:
-    """(step, value) where there is a value, round by round."""
-    rounds: dict[int | None, list[tuple[int, float]]] = {}
-    for row in metrics:
-        if row.get(key) is not None:
-            rounds.setdefault(row.get("coevolve/round"), []).append((row["step"], row[key]))
-    return list(rounds.values())
+def _steps(rows: Sequence[Mapping[str, Any]], role: str) -> list[int]:
+    """Of each row, the optimizer steps of the role up to it, over all phases."""
+    before, last, phase, counted = 0, 0, None, []
+    for row in rows:
+        step, now = row.get(f"{role}/phase_step"), _phase(row)
+        if isinstance(step, int):
+            if now != phase or step <= last:  # a phase may have several parts
+                before, phase = before + last, now
+            last = step
+        counted.append(before + last)
+    return counted
+
+
+def _phase(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    return row.get("coevolve/round"), row.get("coevolve/phase")
+
+
+def _named(
+    rows: Sequence[Mapping[str, Any]], pattern: str, steps: Sequence[int]
+) -> dict[str, list[list[tuple[int, float]]]]:
+    """The curves of the figures whose whole name is the pattern, by its group."""
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    phases: dict[str, tuple[Any, Any]] = {}
+    for row, step in zip(rows, steps, strict=True):
+        phase = _phase(row)
+        for key, value in row.items():
+            if value is None or not (found := re.fullmatch(pattern, key)):
+                continue
+            pieces = curves.setdefault(found[1], [])
+            if not pieces or (phases[found[1]] != phase and found[1] != "perplexity"):
+                pieces.append([])
+            phases[found[1]] = phase
+            pieces[-1].append((step, value))
+    return curves
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -240,10 +316,12 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _panels(count: int, height: float, *, above: float = 0.0) -> tuple[Figure, list[Axes]]:
-    """Panels of that height in inches, one below the other, sharing the horizontal axis."""
+def _panels(
+    count: int, height: float, *, above: float = 0.0, shared: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Panels of that height in inches, one below the other, sharing the horizontal axis or not."""
     figure = Figure(figsize=(WIDTH, count * height + 0.35 + above), layout="constrained")
-    return figure, list(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0])
+    return figure, list(figure.subplots(count, 1, sharex=shared, squeeze=False)[:, 0])
 
 
 def _picture(figure: Figure, name: str, title: str, caption: str) -> Picture:

@@ -1,7 +1,7 @@
 """The page: tables, pictures and examples in one HTML file that needs no network and no script."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ from markupsafe import Markup, escape
 from coevolve.files import write_file
 from coevolve.information.agreement import spearman
 from coevolve.remid.bound import bound_grid, shift_grid
-from coevolve.remid.bound_results import BlameResults, ShownExample, Token
+from coevolve.remid.bound_results import ShownExample, Token
 from coevolve.remid.grid import Block, Grid
-from coevolve.remid.results import Exact, RemidResults
-from coevolve.remid.table import difference_grid, remid_grids
+from coevolve.remid.results import Exact, RemidResults, names_of
+from coevolve.remid.table import MARK, difference_grid, remid_grids
 from coevolve.report.contents import Contents
 from coevolve.report.figures import (
     Picture,
@@ -22,9 +22,10 @@ from coevolve.report.figures import (
     exact_pairs,
     gates_picture,
     remid_picture,
-    rewards_picture,
+    training_pictures,
     truth_picture,
 )
+from coevolve.report.origin import facts, measure_name, odds, same_measure
 from coevolve.report.summary import cards, judged, scale, size_warning
 from coevolve.training.documents import RunResults, Verdict
 
@@ -63,12 +64,12 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """The examples shown of a model on a subset, and its loss there by `measure`."""
+    """The examples shown of a model on a subset, what it loses there, in words, and their unit."""
 
     row: str
     model: str
-    measure: str
-    loss: float
+    loss: str
+    unit: str
     examples: Sequence[HeatMap]
 
 
@@ -88,7 +89,7 @@ def write_report(contents: Contents, folder: str | Path) -> list[Path]:
 def make_pictures(contents: Contents) -> dict[str, Picture]:
     """The figures that the contents are enough for, by name."""
     remid, exact = contents.remid, contents.exact
-    pictures: list[Picture | None] = []
+    pictures: list[Picture] = []
     if remid and remid.average:
         pictures.append(remid_picture(remid, exact))
         if _pairs(remid, exact):
@@ -97,8 +98,8 @@ def make_pictures(contents: Contents) -> dict[str, Picture]:
         pictures.append(bound_picture(contents.bound))
     if contents.run and contents.run.gates:
         pictures.append(gates_picture(contents.run.gates))
-    pictures.append(rewards_picture(contents.metrics))
-    return {picture.name: picture for picture in pictures if picture}
+    pictures += training_pictures(contents.metrics)
+    return {picture.name: picture for picture in pictures}
 
 
 def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
@@ -111,10 +112,16 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["breakable"] = _breakable
+    environment.tests["longer_than"] = _is_longer
     remid, run, bound = contents.remid, contents.run, contents.bound
+    found = facts(contents)
     losers, grids = cards(remid, contents.exact) if remid else [], []
     if remid:
-        grids = [*remid_grids(remid, contents.exact, exact_below=True), *difference_grid(remid)]
+        grids = remid_grids(remid, contents.exact, exact_below=True)
+        titles = [f"{' and '.join(x.names)} by {measure_name(x)}" for x in remid.by_measure()]
+        grids = [replace(grid, title=x) for grid, x in zip(grids, titles, strict=True)]
+        between = f"Differences between models in {titles[0]}"
+        grids += [replace(grid, title=between) for grid in difference_grid(remid)]
     return environment.get_template("page.html").render(
         pictures=pictures,
         remid=remid,
@@ -131,7 +138,12 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         perplexity=perplexity_grid(run) if run and run.perplexity else None,
         gates=gates_grid(run.gates) if run and run.gates else None,
         blame=contents.blame,
-        examples=heat_maps(contents.blame) if contents.blame else [],
+        measure=remid and measure_name(remid),
+        names=names_of(first.reasoning if (first := remid or bound) else None),
+        examples=heat_maps(contents),
+        title=f"{found['recipe']}: report" if "recipe" in found else "R-EMID report",
+        facts=list(found.items()),
+        odds=odds(contents),
         worst_shown=WORST_SHOWN,
         best_shown=BEST_SHOWN,
     )
@@ -161,7 +173,7 @@ def perplexity_grid(run: RunResults) -> Grid:
     ]
     if run.form is not None:
         caption.append(f"The exported estimator's reasoning: {run.form.form()}.")
-    return Grid(["", *splits], blocks, caption)
+    return Grid(["model", *splits], blocks, caption)
 
 
 _VARIANTS = {
@@ -189,14 +201,19 @@ def gates_grid(gates: Sequence[Verdict]) -> Grid:
     return Grid(["round, phase", "before", "after", "verdict"], [Block("", rows)])
 
 
-def heat_maps(blame: BlameResults) -> list[HeatMaps]:
+def heat_maps(contents: Contents) -> list[HeatMaps]:
     """Per subset and model the examples at either end, the largest R-EMID first.
 
     In distribution the loss is -R-EMI, which does not compare with R-EMID, so these come last.
     """
+    blame, remid = contents.blame, contents.remid
+    if blame is None:
+        return []
+    marks = remid.told_losses() if remid and same_measure(contents) else set()
+    emi, emid = names_of(blame.reasoning)
     maps = []
     for subset in blame.subsets:
-        measure = "-R-EMI" if subset.shift is None else "R-EMID"
+        measure = f"-{emi}" if subset.shift is None else emid
         for model, of_model in subset.models.items():
             worst = of_model.worst[:WORST_SHOWN]
             ids = {example.sample_ID for example in worst}
@@ -210,8 +227,11 @@ def heat_maps(blame: BlameResults) -> list[HeatMaps]:
                 HeatMap(end, one, _shades(one.tokens, full), _shades(one.golden_tokens, full))
                 for end, one in shown
             ]
-            maps.append(HeatMaps(subset.row, model, measure, of_model.loss, examples))
-    return sorted(maps, key=lambda group: (group.measure != "R-EMID", -group.loss))
+            mark = MARK * ((model, subset.row) in marks)
+            loss = f"{measure} {of_model.loss:+z.3f}{mark}, by {measure_name(blame)}"
+            order = (subset.shift is None, -of_model.loss)
+            maps.append((order, HeatMaps(subset.row, model, loss, blame.unit, examples)))
+    return [heat for _, heat in sorted(maps, key=lambda found: found[0])]
 
 
 def _shades(tokens: Sequence[Token], full: float) -> list[Shade]:
@@ -236,6 +256,14 @@ def _agreement(remid: RemidResults, exact: Exact) -> str | None:
     none = "no rank correlation, for one side does not vary"
     ranks = none if rank is None else f"rank correlation {rank:.2f}"
     return f"Over {len(pairs)} pairs: {ranks}; off by {error:.3f} {remid.unit} on average."
+
+
+def _is_longer(grid: Grid, characters: int) -> bool:
+    """Whether the rows of a table are longer than so many characters."""
+    rows = [grid.columns, *(row for block in grid.blocks for row in block.rows)]
+    columns = zip(*rows, strict=True)
+    widths = [max(len(x) for x in "\n".join(cells).split("\n")) for cells in columns]
+    return sum(widths) + 2 * len(widths) > characters
 
 
 def _breakable(text: str) -> Markup:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from coevolve.data.corpus import Shift
 from coevolve.remid.results import Exact, Losses, RemidResults, mean_exact
+from coevolve.remid.table import MARK, small_subsets
 
 OTHER: Mapping[str, str] = {
     "user": "other users",
@@ -43,11 +44,6 @@ class Loss:
             return False
         return not self.low <= self.exact <= self.high
 
-    @property
-    def certain(self) -> bool:
-        """Whether chance alone does not explain a loss: the whole interval is above 0."""
-        return self.low is not None and self.low > 0
-
 
 @dataclass(frozen=True)
 class Card:
@@ -58,6 +54,7 @@ class Card:
     usual: str
     meaning: str
     blame: str
+    caution: str | None
 
 
 def losses(remid: RemidResults, model: str, exact: Exact) -> list[Loss]:
@@ -73,13 +70,15 @@ def losses(remid: RemidResults, model: str, exact: Exact) -> list[Loss]:
 
 def cards(remid: RemidResults, exact: Exact) -> list[Card]:
     """One per model, the largest loss first; empty where there is no shifted subset."""
-    listed = []
+    few, listed = small_subsets(remid), []
+    caution = f"Few examples in {', '.join(few)}: not so sure as it says." if few else None
     for model in remid.models:
         of_shifts = losses(remid, model, exact)
         if of_shifts:
-            average = of_shifts.pop()
+            average = of_shifts[-1]
             usual = _usual(remid, model)
-            listed.append(Card(model, average, usual, _meaning(average), _blame(of_shifts)))
+            meaning, blame = _meaning(average), _blame(remid, model)
+            listed.append(Card(model, average, usual, meaning, blame, caution))
     return sorted(listed, key=lambda card: -card.average.value)
 
 
@@ -119,31 +118,50 @@ def size_warning(remid: RemidResults, shown: Sequence[Card]) -> str | None:
 def _usual(remid: RemidResults, model: str) -> str:
     """Its fit in distribution, for a model that fits nothing has nothing to lose."""
     usual = remid.subsets[0].models[model]
-    remi = usual.remi if usual else 0.0
-    return f"On the usual dialogues it stands at {remi:+z.3f} against the reference responses."
+    stands = f"{usual.remi if usual else 0.0:+z.3f} {remid.unit}"
+    return f"On the usual dialogues it stands at {stands} against the reference responses."
 
 
 def _meaning(average: Loss) -> str:
+    """Of the mean of all shifted subsets, by the interval that is shown."""
     if average.low is None or average.high is None:
         way = "less well" if average.value > 0 else "no worse"
-        return f"By this estimate its responses fit {way} when things change."
+        return f"On average, by this estimate, its responses fit {way} when things change."
     if average.low > 0:
-        return "Its responses fit less well when things change, by more than chance explains."
+        return (
+            "On average its responses fit less well when things change, by more than chance "
+            "explains."
+        )
     if average.high < 0:
-        return "Its responses fit better, not worse, when things change."
-    return "Nothing lost that chance would not explain: the interval includes 0."
+        return "On average its responses fit better, not worse, when things change."
+    return "On average nothing is lost that chance would not explain: the interval includes 0."
 
 
-def _blame(shifts: Sequence[Loss]) -> str:
-    single = [loss for loss in shifts if loss.shift != "all"]
-    if not single:
+def _blame(remid: RemidResults, model: str) -> str:
+    """Of the subsets in which one thing changed, by the marks of the table."""
+    found: list[tuple[float, bool, str]] = []
+    for subset in remid.shifted():
+        numbers = subset.models[model]
+        if subset.shift not in (None, "all") and numbers and numbers.remid is not None:
+            mark = MARK * numbers.is_loss
+            value = f"{numbers.remid:+z.3f}{mark} {remid.unit}"
+            said = f"{OTHER[subset.shift]}, {subset.subset} ({value})"
+            found.append((numbers.remid, numbers.is_loss, said))
+    if not found:
         return "Only shifts of everything at once were measured, so none can be singled out."
-    worst = max(single, key=lambda loss: loss.value)
-    said = f"{worst.name} ({worst.value:+z.3f})"
-    if len(single) == 1:
+    largest, _, said = max(found)
+    if len(found) == 1:
         return f"The only single shift that was measured: {said}."
-    if worst.value <= 0:
-        return "No single shift costs anything."
-    if worst.certain or worst.low is None:
-        return f"Most to blame: {said}."
-    return f"No single shift stands out from chance; the largest is {said}."
+    if losses_found := [one for one in found if one[1]]:
+        *_, worst = max(losses_found)
+        rest = len(losses_found) - 1
+        more = f", and {rest} more with {MARK} below" if rest else ""
+        return f"Most to blame: {worst}{more}."
+    if largest <= 0:
+        return "By this estimate no single shift costs anything."
+    if remid.level is None:
+        return f"Most to blame, by this estimate: {said}."
+    return (
+        f"No single subset is told from chance by itself, corrected for their number; the largest "
+        f"loss is {said}."
+    )

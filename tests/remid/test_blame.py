@@ -20,6 +20,7 @@ from coevolve.remid.blame import (
     losses,
     remi_of,
 )
+from coevolve.remid.measures import PUBLISHED, Measure
 from coevolve.remid.pairs import negative_pairs
 from coevolve.remid.score import Scoring, score_corpus, score_examples
 from coevolve.remid.subsets import evaluated_examples
@@ -96,8 +97,8 @@ def test_an_examples_contribution_is_what_leaving_it_out_takes_away():
 def test_losses_average_to_remid_over_sampled_pairs(corpus, estimator, responses):
     scored = score_corpus(estimator, corpus, responses, Scoring(negatives=5)).subsets
     for name in responses:
-        remi = [remi_of(subset, name, "club", "per_token").value for subset in scored]
-        for index, (_, loss) in enumerate(losses(scored, name)):
+        remi = [remi_of(subset, name, PUBLISHED).value for subset in scored]
+        for index, (_, loss) in enumerate(losses(scored, name, PUBLISHED)):
             assert loss.mean() == pytest.approx(remi[0] - remi[index] if index else -remi[0])
 
 
@@ -130,9 +131,7 @@ def world():
 def test_mixed_up_responses_are_the_worst(world):
     corpus, responses = world
     scored = score_corpus(Truth(), corpus, responses, Scoring(negatives="all")).subsets
-    for subset, (_, loss) in zip(
-        scored, losses(scored, "mixed up", normalisation="per_response"), strict=True
-    ):
+    for subset, (_, loss) in zip(scored, losses(scored, "mixed up", Measure("club")), strict=True):
         planted = {
             index
             for index, x in enumerate(subset.subset.examples)

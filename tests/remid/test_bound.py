@@ -16,7 +16,7 @@ from coevolve.data.responses import write_responses
 from coevolve.errors import DataError, RecipeError
 from coevolve.information.discrete import jensen_shannon
 from coevolve.prompts import Renderer, prompt_set
-from coevolve.remid.blame import remi_of
+from coevolve.remid.blame import losses, remi_of
 from coevolve.remid.bound import (
     INPUT_TEXTS,
     Measuring,
@@ -25,7 +25,9 @@ from coevolve.remid.bound import (
     shift_grid,
 )
 from coevolve.remid.bound_results import BoundResults
+from coevolve.remid.evaluate import summarise
 from coevolve.remid.grid import grid_table
+from coevolve.remid.measures import RECOMMENDED, Measure
 from coevolve.remid.score import Scoring, score_corpus
 from coevolve.remid.subsets import evaluated_examples
 from coevolve.scoring.scores import Scores
@@ -192,12 +194,29 @@ def test_bound_holds_for_the_exact_emid_and_remid_is_the_measured_one(scored, re
             "unsure": "unsure_of_user",
         }.items():
             remi = [
-                remi_of(side, shown, "club", "per_response").value
-                for side in (scored.subsets[0], subset)
+                remi_of(side, shown, Measure("club")).value for side in (scored.subsets[0], subset)
             ]
             assert row["models"][shown]["remid"] == pytest.approx(remi[0] - remi[1])
             exact = emid(worlds["IDTest"], worlds[row["split"]], policies[name])
             assert row["models"][shown]["published"]["total"] > exact
+
+
+def test_remid_is_that_of_the_table_in_subsets_of_any_size(corpus, responses):
+    """By a form that depends on the number of contexts, R-EMID is over as many on either side."""
+    splits = {
+        name: rows[: 20 + 7 * place] for place, (name, rows) in enumerate(corpus.splits.items())
+    }
+    corpus = replace(corpus, splits=splits)
+    texts = {"unsure": responses["unsure"]}
+    kept = {x.sample_id for x in evaluated_examples(corpus)}
+    texts = {name: {x: text for x, text in of.items() if x in kept} for name, of in texts.items()}
+    scored = score_corpus(Truth(world_of(SEED)), corpus, texts, Scoring(negatives="all"))
+    table = {one.row: one.models["unsure"].remid for one in summarise(scored).subsets[1:]}
+    bound = evaluate_bound(scored, Words(texts_of(corpus, texts)))
+    assert bound.form == "calibrated"
+    assert {one.row: one.models["unsure"].remid for one in bound.subsets} == pytest.approx(table)
+    parts = losses(scored.subsets, "unsure", RECOMMENDED)[1:]
+    assert [loss.mean() for _, loss in parts] == pytest.approx(list(table.values()))
 
 
 def test_entropy_is_the_largest_surprise_of_both_distributions(scored, results):
@@ -342,8 +361,7 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
     )
     assert found["data_fingerprint"] == blame["data_fingerprint"] == corpus.fingerprint
     printed = capsys.readouterr().out
-    assert (
-        "to blame" in printed
-        and "upper bound of R-EMID" in printed
-        and "largest and smallest losses" in printed
-    )
+    for text in ("shifted most", "R-EMID / its upper bound", "the largest loss is +0.000 nats per"):
+        assert text in printed
+    whole = (tmp_path / "out" / "bound.md").read_text()
+    assert "golden: upper bound, nats per response" in whole and "smallest losses" in whole
