@@ -16,7 +16,14 @@ import socket
 import sys
 from pathlib import Path
 
-PASSED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGABRT)
+PASSED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGABRT,
+)
 
 
 def main(place: str, arguments: list[str]) -> None:
