@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from coevolve.cli import make_parser
 
-    commands = next(x.choices for x in make_parser()._actions if x.dest == "command")
+    parser = make_parser()
+    commands = next(x.choices for x in parser._actions if x.dest == "command")
     assert isinstance(commands, dict)
     cases = [f'        {name}) words="{" ".join(_words(x))}" ;;' for name, x in commands.items()]
     print(_SCRIPT.format(cases="\n".join(cases), commands=" ".join(commands)))

@@ -6,8 +6,9 @@ has rows of that. By it a copy, another machine, or other software is held again
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,7 +47,8 @@ _ROWS: Sequence[tuple[str, str | dict[str, Any], Sequence[str], str]] = (
 """Persona, character, turns, response: what goes wrong easily, and short, as some models are."""
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """One text that a role gives a probability, and the prompt before it."""
 
     name: str
@@ -72,7 +74,7 @@ def write_vector(
         except TooLongError:  # for a model that holds next to nothing
             continue
         measured = {
-            piece.name: {**piece._asdict(), "log_probs": found.tolist()}
+            piece.name: {**asdict(piece), "log_probs": found.tolist()}
             for piece, found in zip(pieces, values, strict=True)
         }
         rows.append({"example": example.to_row(), "pieces": measured})
