@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.files import json_text
+    from coevolve.information.log_probs import Normalisation
     from coevolve.progress import make_console
     from coevolve.remid.blame import blame_examples, blame_grid, worst_lines
     from coevolve.remid.bound import (
@@ -46,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
 
     answered = door.read_answered(options)
     scoring = door.chosen_scoring(options, answered)
-    normalisation = options.normalisation or "per_response"
-    asked = [Measure(options.form, normalisation)] if options.form else []
+    divided: Normalisation = options.normalisation or "per_response"
+    asked = [Measure(options.form, divided)] if options.form else []
     measuring = Measuring(kernel=options.kernel, seed=options.seed)
     door.look_at_corpus(options, answered, scoring)
     estimator = door.load_estimator(options)

@@ -263,7 +263,9 @@ def _curves(look: Look, panels_of: Mapping[str, Curves], caption: str) -> Pictur
                     x, y = zip(*points, strict=True)
                     axes.plot(x, y, color=colour, marker=marker, markersize=size, label=label)
             axes.set_ylabel(look.axis)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            last = max(x for pieces in curves.values() for points in pieces for x, _ in points)
+            axes.set_xlim(0, 1.03 * max(last, 1))
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             if look.axis == "mean reward":
                 lowest, highest = axes.get_ylim()  # log-probabilities and scores may lie below 0
                 axes.set_ylim(min(0, lowest), max(0, 1.05 * highest))

@@ -2,7 +2,6 @@
 what is refused.
 """
 
-import argparse
 import io
 import json
 from dataclasses import replace
@@ -296,7 +295,7 @@ def test_small_subsets_are_listed_where_that_is_asked_for(corpus, responses):
 
 
 def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys):
-    from coevolve.cli import bound as command
+    from coevolve.cli import main
     from coevolve.recipe import check_recipe
     from coevolve.scoring.estimator import ProbabilityEstimator
     from coevolve.scoring.models import base_fingerprint, load_model, load_tokenizer
@@ -330,8 +329,6 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
         tmp_path / "golden.jsonl", examples, [example.golden_response for example in examples]
     )
 
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     arguments = [
         "--estimator",
         tmp_path / "estimator",
@@ -350,7 +347,7 @@ def test_the_command_writes_both_results_and_prints_the_tables(tmp_path, capsys)
         "--out",
         tmp_path / "out",
     ]
-    command.run(parser.parse_args([str(argument) for argument in arguments]))
+    assert main(["bound", *map(str, arguments)]) == 0
     found = json.loads((tmp_path / "out" / "bound.json").read_text())
     blame = json.loads((tmp_path / "out" / "blame.json").read_text())
     rows = ["OOD1Test/user", "OOD2Test/character", "OOD3Test/dialogue", "OOD4Test/all"]
