@@ -1,5 +1,6 @@
 """What a run ends with: the exported estimator, R-EMID of models to be judged, `results.json`."""
 
+from dataclasses import replace
 from typing import Any
 
 from coevolve.data.corpus import Corpus
@@ -21,7 +22,9 @@ def export(context: Context, state: RunState) -> None:
     measured = state.facts().values()
     facts = training_facts(recipe, context.data.fingerprint, "end of the run", measured)
     assert state.form is not None  # the stage before has chosen it
-    facts |= state.form.values() | results_facts(state.outcome)
+    # Of baselines nothing is known the first time, and when it is made again it shall be the same.
+    pair = {name: x for name, x in state.outcome.scores.items() if name.startswith("full")}
+    facts |= state.form.values() | results_facts(replace(state.outcome, scores=pair))
 
     def write() -> None:
         with context.processes.stop.raising():  # until it is whole it has another name
