@@ -1,7 +1,7 @@
 """A run of many rounds under faults that strike at random moments, compared with one that nobody
 disturbed.
 
-    python -m tests.soak --rounds 200 --faults 100      about 25 minutes on one core
+    python -m tests.soak --rounds 200 --faults 100      about 40 minutes on one busy core
     python -m tests.soak --rounds 10 --faults 6 --seed 1
 
 Three runs of one tiny recipe, every phase a single update, by the command that users give:

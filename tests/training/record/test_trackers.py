@@ -7,23 +7,18 @@ import os
 import signal
 import sqlite3
 import sys
-import threading
 
 import pytest
 import torch
 
+from coevolve.recipe import check_recipe
 from coevolve.training.record.record import Record
 from coevolve.training.run import train
-from tests.training.record.test_record import KEY, offline_files, offline_points
-from tests.training.record.wandb_server import wandb_server
+from tests.fuzz.valid import RECIPE
+from tests.soak.servers import Wandb
+from tests.training.record.test_record import offline_files, offline_points
 
 KILLS = 10
-SMALL = {
-    "data": {"world": {"train": 16, "test": 2}, "validation": 4},
-    "baselines": {"without_corl": False, "without_reasoning": False},
-    "evaluation": {"marginal_samples": 0},
-    "logging": {"every": 1},
-}
 
 
 def sitting(recipe, folder, kill_at=None, **environ):
@@ -69,18 +64,16 @@ def steps_of(folder):
 
 
 @pytest.fixture
-def killed(recipe_of, tmp_path, monkeypatch):
+def killed(tmp_path):
     """A function that has a run killed at ten points, lets it end, and returns its folder."""
-    monkeypatch.setattr("coevolve.training.record.trackers.INIT_SECONDS", 20)
 
     def kill(tracker, **environ):
         pytest.importorskip(tracker)  # loaded once, not in every sitting
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a forked process cannot use those of the one that it came from
-        recipe = recipe_of(**SMALL)
-        sitting(recipe, tmp_path / "whole")
+        sitting(check_recipe(RECIPE, "tiny"), tmp_path / "whole")
         last = max(map(max, steps_of(tmp_path / "whole")))
-        reporting = recipe_of(**{**SMALL, "logging": {"every": 1, "report_to": [tracker]}})
+        reporting = check_recipe({**RECIPE, "logging": {"report_to": [tracker]}}, "tiny")
         for number in range(1, KILLS):
             sitting(reporting, tmp_path / "run", kill_at=last * number // KILLS, **environ)
         sitting(reporting, tmp_path / "run", kill_at="artifact", **environ)
@@ -95,19 +88,20 @@ def killed(recipe_of, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_wandb_has_every_point_once_and_the_artifact_over_ten_kills(killed, tmp_path, mode):
-    with wandb_server(KEY) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = Wandb()
+    try:
         environ = {"WANDB_CACHE_DIR": str(tmp_path / "cache"), "WANDB_CONFIG_DIR": str(tmp_path)}
         environ |= server.environ if mode == "online" else {"WANDB_MODE": "offline"}
         folder = killed("wandb", **environ)
-        server.shutdown()
+        has = server.ask("up")
+    finally:
+        server.close()
     if mode == "online":
         # What was killed before its first checkpoint was begun anew, as another run.
         ids = json.loads((folder / ".sent.json").read_text())["trackers"]
-        points = [json.loads(line) for line in server.runs[ids["wandb"]]]
-        assert len(server.runs) <= 2
-        names = [given["artifactTypeName"] for given in server.artifacts]
-        assert "model" in names, names
+        points = [json.loads(line) for line in has["runs"][ids["wandb"]]]
+        assert len(has["runs"]) <= 2
+        assert "tiny-estimator" in json.dumps(has["artifacts"])
     else:
         last = offline_files(folder)[-1]
         points = offline_points(last)
