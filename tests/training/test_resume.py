@@ -56,10 +56,7 @@ def outcome(folder):
     """All that must not depend on how often the run was interrupted."""
     results = json.loads((folder / "results.json").read_text())
     del results["seconds"]
-    listed = json.loads((folder / "estimator" / "manifest.json").read_text())["files"]
-    # An adapter's settings name its base model's folder; the card knows what was measured by then.
-    of_its_place = ("connector/adapter_config.json", "estimator/adapter_config.json", "README.md")
-    results["files"] = {name: x for name, x in listed.items() if name not in of_its_place}
+    results["files"] = json.loads((folder / "estimator" / "manifest.json").read_text())["files"]
     weights = {}
     for role in ("connector", "estimator"):
         for path in (folder / "estimator" / role).glob("*.safetensors"):
