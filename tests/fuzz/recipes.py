@@ -104,6 +104,7 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "evaluation.marginal_samples": (0, 0, 1, 2),
     "remid.responses": ({}, {}, {"m": "nowhere.jsonl"}),
     "remid.negatives": ("all", 1, 4, 1000),
+    "export.license": (None, "apache-2.0", "[x]: y\n- z"),
     "checkpoints.every_minutes": (5.0, 1e-4),
     "checkpoints.every_steps": (None, 1, 2),
     "logging.report_to": ([], [], [], ["tensorboard"], ["nope"]),
