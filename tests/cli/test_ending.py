@@ -176,7 +176,9 @@ def test_nobody_has_to_read_to_the_end(arguments, buffered):
     )
     os.close(writer)
     assert process.communicate(timeout=60)[1] == b""
-    assert process.returncode == (cli.READER_GONE if "-c" in arguments else 0)
+    # Not all versions of argparse say whether their help was read.
+    accepted = {cli.READER_GONE} if "-c" in arguments else {0, cli.READER_GONE}
+    assert process.returncode in accepted
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
