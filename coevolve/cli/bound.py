@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> None:
     )
     from coevolve.remid.embeddings import make_embedder
     from coevolve.remid.grid import grid_markdown, grid_table
-    from coevolve.remid.measures import Measure, default_measures
+    from coevolve.remid.measures import Measure
+    from coevolve.remid.score import default_measures
 
     answered = door.read_answered(options)
     scoring = door.chosen_scoring(options, answered)

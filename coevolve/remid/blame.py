@@ -41,9 +41,9 @@ from coevolve.remid.bound_results import (
     Token,
 )
 from coevolve.remid.grid import Block, Grid
-from coevolve.remid.measures import Measure, default_measures
+from coevolve.remid.measures import Measure
 from coevolve.remid.results import ChosenReasoning, form_name
-from coevolve.remid.score import ScoredCorpus, ScoredSubset
+from coevolve.remid.score import ScoredCorpus, ScoredSubset, default_measures
 from coevolve.scoring.reasoning import Reasoning, combine_tokens
 
 if TYPE_CHECKING:

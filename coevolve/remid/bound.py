@@ -54,9 +54,9 @@ from coevolve.remid.bound_results import (
 )
 from coevolve.remid.embeddings import Embedder
 from coevolve.remid.grid import Block, Grid
-from coevolve.remid.measures import Measure, default_measures
+from coevolve.remid.measures import Measure
 from coevolve.remid.results import ChosenReasoning, Input, form_name, names_of
-from coevolve.remid.score import OnStep, Reporter, ScoredCorpus, ScoredSubset
+from coevolve.remid.score import OnStep, Reporter, ScoredCorpus, ScoredSubset, default_measures
 from coevolve.remid.subsets import Subset
 
 SCHEMA: Literal["coevolve.bound/1"] = "coevolve.bound/1"

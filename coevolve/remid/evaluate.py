@@ -38,7 +38,7 @@ from coevolve.information.uncertainty import (
     standard_error,
 )
 from coevolve.remid.blame import remi_of
-from coevolve.remid.measures import Measure, default_measures
+from coevolve.remid.measures import Measure
 from coevolve.remid.pairs import negatives_value
 from coevolve.remid.results import (
     Beside,
@@ -57,6 +57,7 @@ from coevolve.remid.score import (
     OnStep,
     ScoredCorpus,
     Scoring,
+    default_measures,
     score_corpus,
 )
 from coevolve.remid.subsets import Responses
@@ -88,7 +89,7 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
 
     Args:
         measures: the first is the main one, the others stand beside it; by default
-            `coevolve.remid.measures.default_measures`.
+            `coevolve.remid.score.default_measures`.
     """
     main, *beside = (_Measured(scored, m) for m in measures or default_measures(scored.subsets))
     rows = [

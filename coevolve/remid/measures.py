@@ -1,14 +1,10 @@
 """What can be measured of scores: a form of mutual information in a normalisation."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from coevolve.information.estimate import FORMS, check_form
 from coevolve.information.log_probs import UNITS, Normalisation, check_normalisation
-
-if TYPE_CHECKING:
-    from coevolve.remid.score import ScoredSubset
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,3 @@ class Measure:
 
 PUBLISHED = Measure("club", "per_token")
 RECOMMENDED = Measure("calibrated", "per_response")
-LEAST_CONTEXTS = 32
-"""Other contexts in which each response must be scored for `calibrated` to be the default."""
-
-
-def default_measures(scored: "Sequence[ScoredSubset]") -> tuple[Measure, ...]:
-    """What is measured unless something else is asked for, the main one first: `calibrated` per
-    response with the published CLUB per token beside it, where each response was scored in 32 other
-    contexts or in all there are; else the published one alone, which is all that a sample of pairs
-    allows.
-    """
-    enough = all(x.contexts >= min(LEAST_CONTEXTS, len(x.subset.examples) - 1) for x in scored)
-    return (RECOMMENDED, PUBLISHED) if enough else (PUBLISHED,)

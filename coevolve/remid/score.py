@@ -13,7 +13,7 @@ from coevolve.information.contrast import Contrast
 from coevolve.information.estimate import FORMS
 from coevolve.information.log_probs import Normalisation
 from coevolve.information.marginal import bigram_log_probs
-from coevolve.remid.measures import Measure
+from coevolve.remid.measures import PUBLISHED, RECOMMENDED, Measure
 from coevolve.remid.pairs import (
     PUBLISHED_NEGATIVES,
     Negatives,
@@ -66,6 +66,10 @@ class Estimator(Connector, Protocol):
     ) -> Scores:
         """Scores, (P,), of `pairs`, (P, 2): index into `examples`, index into `responses`."""
         ...
+
+
+LEAST_CONTEXTS = 32
+"""Other contexts in which each response must be scored for `calibrated` to be the default."""
 
 
 @dataclass(frozen=True)
@@ -308,3 +312,13 @@ def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure])
                 f"a sample of {len(pairs)} pairs has them in {used.min()} to {used.max()}. Give "
                 "negatives 'all' or so many per context."
             )
+
+
+def default_measures(scored: Sequence[ScoredSubset]) -> tuple[Measure, ...]:
+    """What is measured unless something else is asked for, the main one first: `calibrated` per
+    response with the published CLUB per token beside it, where each response was scored in 32 other
+    contexts or in all there are; else the published one alone, which is all that a sample of pairs
+    allows.
+    """
+    enough = all(x.contexts >= min(LEAST_CONTEXTS, len(x.subset.examples) - 1) for x in scored)
+    return (RECOMMENDED, PUBLISHED) if enough else (PUBLISHED,)
