@@ -184,8 +184,8 @@ def _memory(draft: "Training", launch: str, given: int | None) -> "Iterator[Grid
             for name in ("connector", "estimator", "response")
         )
     )
-    configs = {role: draft.bases[getattr(draft.recipe.model, role).base].config for role in ROLES}
-    memory, disk = memory_of(draft.recipe, configs, longest, kind, processes)
+    bases = {role: draft.bases[getattr(draft.recipe.model, role).base] for role in ROLES}
+    memory, disk = memory_of(draft.recipe, bases, longest, kind, processes)
     for what, parts, told in (
         (f"memory of each of {processes} GPUs ({kind})", memory, [fits(memory)]),
         ("disk, beside the base", disk, []),

@@ -50,14 +50,16 @@ def read_base(recipe: Recipe, source: str) -> BaseFacts:
     return BaseFacts(source, config, saved)
 
 
-def empty_model(recipe: Recipe, base: BaseFacts) -> PreTrainedModel:
-    """The base model on the meta device, every module and no weight; ArtifactError."""
+def empty_model(recipe: Recipe, base: BaseFacts, **options: Any) -> PreTrainedModel:
+    """The base model on the meta device, every module and no weight; ArtifactError. `options` of
+    transformers go before what the recipe says.
+    """
     what = f"model.base: the model {base.source!r} cannot be built"
     with explained(what, "Give a causal language model"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             base.config,
-            attn_implementation=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
+            **{"attn_implementation": recipe.model.attention, **options},
         )
 
 

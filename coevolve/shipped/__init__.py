@@ -7,7 +7,7 @@ the files. Nothing else lives here.
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from coevolve.errors import RecipeError, meant
@@ -33,13 +33,16 @@ def shipped_recipes() -> Mapping[str, Path]:
 
 def recipe_path(source: str | Path) -> Path:
     """What a recipe is read from: what lies at a path goes before a name."""
-    named = None if os.path.lexists(source) else shipped_recipes().get(str(source))
-    return named or Path(source)
+    return _at_path_or_named(source, shipped_recipes)
 
 
 def launch_path(source: str | Path) -> Path:
     """What a launch file is read from: likewise."""
-    named = None if os.path.lexists(source) else shipped_launch_files().get(str(source))
+    return _at_path_or_named(source, shipped_launch_files)
+
+
+def _at_path_or_named(source: str | Path, files: Callable[[], Mapping[str, Path]]) -> Path:
+    named = None if os.path.lexists(source) else files().get(str(source))
     return named or Path(source)
 
 

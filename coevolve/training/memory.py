@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from coevolve.libraries.torch import CountedMemory
+from coevolve.preflight.models import BaseFacts, empty_model
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
@@ -54,12 +55,12 @@ class Longest:
 
 
 def memory_of(
-    recipe: Recipe, configs: Mapping[Role, Any], longest: Longest, kind: Kind, processes: int
+    recipe: Recipe, bases: Mapping[Role, BaseFacts], longest: Longest, kind: Kind, processes: int
 ) -> tuple[list[Part], list[Part]]:
     """(of each GPU: what stays, then the larger of training and scoring; of the disk) for a run of
     so many processes.
     """
-    roles = roles_on_meta(recipe, configs)
+    roles = roles_on_meta(recipe, bases)
     trained = {role: _trained(roles, role) for role in ROLES}
     parts, frozen = [], _frozen(roles, recipe.model.quantization)
     if frozen:
@@ -67,7 +68,7 @@ def memory_of(
     parts.append(Part("weights of both roles", sum(trained.values())))
     largest = max(ROLES, key=lambda role: trained[role])
     parts.append(_optimizer(trained[largest], kind, processes, roles.tuning[largest] == "full"))
-    passes = [*training_passes(recipe, roles, longest, processes), _scoring(recipe, configs)]
+    passes = [*training_passes(recipe, roles, longest, processes), _scoring(recipe, bases)]
     parts += [max(passes, key=lambda part: part.bytes), Part("CUDA", CONTEXT)]
     vllm = [x for x in _rl(recipe).values() if x.use_vllm and x.vllm_mode == "colocate"]
     if vllm:
@@ -90,17 +91,15 @@ def fits(parts: list[Part]) -> str:
     return f"{need:.1f} GB: of usual GPUs {room} holds it. The largest part: {largest.what}.{less}"
 
 
-def roles_on_meta(recipe: Recipe, configs: Mapping[Role, Any]) -> Roles:
-    def load(role: Role) -> PreTrainedModel:
-        AttentionInterface.register(_FUSED, _fused)
-        dtype = choose_dtype(recipe.model.dtype)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                configs[role], dtype=dtype, attn_implementation=_FUSED
-            )
-        return model.eval()
+def roles_on_meta(recipe: Recipe, bases: Mapping[Role, BaseFacts]) -> Roles:
+    """Both roles as a run has them, without a weight; attention is the fused kernel's."""
+    AttentionInterface.register(_FUSED, _fused)
+    how = {"dtype": choose_dtype(recipe.model.dtype), "attn_implementation": _FUSED}
 
-    same = configs[ROLES[0]] == configs[ROLES[1]]
+    def load(role: Role) -> PreTrainedModel:
+        return empty_model(recipe, bases[role], **how).eval()
+
+    same = bases[ROLES[0]].config == bases[ROLES[1]].config
     return compose_roles(recipe, role_settings(recipe), load, same_base=same)
 
 
@@ -216,13 +215,13 @@ def _backward(
     return counted.peak
 
 
-def _scoring(recipe: Recipe, configs: Mapping[Role, Any]) -> Part:
+def _scoring(recipe: Recipe, bases: Mapping[Role, BaseFacts]) -> Part:
     """Keys and values of a forward pass in scoring and generation."""
     tokens = recipe.evaluation.token_budget
     size = choose_dtype(recipe.model.dtype).itemsize
     per_token = []
-    for config in configs.values():
-        text = config.get_text_config()
+    for base in bases.values():
+        text = base.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         per_token.append(2 * text.num_hidden_layers * heads * width * size)

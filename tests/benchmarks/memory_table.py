@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import Qwen3Config
 
+from coevolve.preflight.models import BaseFacts
 from coevolve.recipe import load_recipe
 from coevolve.scoring.roles import ROLES
 from coevolve.training.memory import Longest, memory_of
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             recipe = load_recipe(RECIPE, overrides)
             # Prompts as long as they may be beside reasonings of 2,048 tokens and responses of 512.
             longest = Longest(3072, 2560, 512)
-            config = config_of(name)
-            parts, _ = memory_of(recipe, dict.fromkeys(ROLES, config), longest, "ddp", 8)
+            base = BaseFacts(name, config_of(name), None)
+            parts, _ = memory_of(recipe, dict.fromkeys(ROLES, base), longest, "ddp", 8)
             gigabytes = {part.what: round(part.bytes / 1e9, 1) for part in parts}
             table.setdefault(name, {})[what] = gigabytes | {
                 "in all": round(sum(gigabytes.values()), 1)

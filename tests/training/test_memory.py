@@ -10,6 +10,7 @@ from transformers import Qwen3Config
 
 from coevolve.errors import RecipeError
 from coevolve.libraries.torch import CountedMemory
+from coevolve.preflight.models import BaseFacts
 from coevolve.scoring.roles import ROLES
 from coevolve.training.distributed.launch import read_launch
 from coevolve.training.memory import Longest, fits, memory_of, roles_on_meta, training_passes
@@ -27,8 +28,8 @@ def parts_of(recipe_of):
 
     def parts(tuning="lora", kind="ddp", processes=1, **sections):
         recipe = recipe_of(tuning, **sections)
-        configs = {role: copy.deepcopy(CONFIG) for role in ROLES}
-        found, disk = memory_of(recipe, configs, LONGEST, kind, processes)
+        bases = {role: BaseFacts("mine", copy.deepcopy(CONFIG), None) for role in ROLES}
+        found, disk = memory_of(recipe, bases, LONGEST, kind, processes)
         return {part.what: part.bytes for part in (*found, *disk)}, found
 
     return parts
@@ -92,7 +93,7 @@ def test_what_lowers_the_backward_pass_lowers_it(recipe_of):
             **settings,
         }
         recipe = recipe_of("lora", connector_rl=wide)
-        roles = roles_on_meta(recipe, dict.fromkeys(ROLES, CONFIG))
+        roles = roles_on_meta(recipe, dict.fromkeys(ROLES, BaseFacts("mine", CONFIG, None)))
         passes = training_passes(recipe, roles, LONGEST, processes=1)
         (found,) = [x for x in passes if "connector_rl" in x.what]
         return found
