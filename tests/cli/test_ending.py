@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import sqlite3
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from coevolve import cli
 from coevolve.chat.pace import in_threads
 from coevolve.cli import ending
 from coevolve.errors import DataError
+from tests.refusals import largest_file
 
 EXAMPLE = {
     "user_persona": "",
@@ -358,17 +358,6 @@ def test_answers_are_not_written_into_a_file_that_is_gone(responding, capsys, ac
     assert cli.main(words) == 2
     assert f"{out}: was deleted or moved while it was written" in capsys.readouterr().err
     assert not out.exists()
-
-
-@contextmanager
-def largest_file(size):
-    """A real refusal: no file of this process may grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_ledger_that_the_disk_does_not_hold_is_named_and_gone_on_with(responding, capsys):

@@ -5,11 +5,9 @@ where.
 import errno
 import json
 import os
-import resource
 import shutil
 import socket
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -27,6 +25,7 @@ from coevolve.files import (
     write_text,
     writing,
 )
+from tests.refusals import largest_file
 
 
 @pytest.mark.parametrize(
@@ -140,17 +139,6 @@ def test_a_row_of_50_mb_costs_little_more_than_reading_it(tmp_path, value):
     between = time.process_time()
     assert list(read_jsonl(path)) == [(1, plain)]
     assert time.process_time() - between < between - before + 1
-
-
-@contextmanager
-def largest_file(size):
-    """A real refusal: no file of this process may grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def by_rust(path):
