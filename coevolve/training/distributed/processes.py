@@ -304,6 +304,8 @@ class Heartbeat:
 
     def stop(self, error: str | None) -> None:
         self._leaving.set()
+        # Python ends threads as it ends; one that is in a call of C++ then takes the process along.
+        self._thread.join(timeout=2 * BEAT_SECONDS)
         said = f"{self._place()} failed: {error}" if error else "done"
         with contextlib.suppress(Exception):  # it may have gone with the process that held it
             self.store.set(f"left/{self.rank}", said)
