@@ -9,6 +9,7 @@ environment, files and working directory, gets its signals, ends as it ends, and
 """
 
 import array
+import gc
 import json
 import os
 import signal
@@ -54,6 +55,9 @@ def serve(place: str) -> None:
     import coevolve.training.rl.algorithms
     import coevolve.training.run  # noqa: F401
 
+    # Each trainer runs the collector twice; in forks it looks at nothing that was imported.
+    gc.collect()
+    gc.freeze()
     # A fork has none of its parent's threads, but jemalloc's, which it starts anew.
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert len(threads) - threads.count("jemalloc_bg_thd") == 1, threads
