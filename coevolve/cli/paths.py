@@ -36,14 +36,18 @@ def add_input(
     what: str,
     *,
     means: Callable[[str], Path] = Path,
+    fetched: Callable[[str], Path] | None = None,
     **options: Any,
 ) -> None:
     """A path or, with `nargs`, several that the command reads; `NAME=FILE` by the metavar. `means`
-    gives the path where the text may be another name for it.
+    gives the path where the text may be another name for it; where it may name what lies elsewhere,
+    the command gets what `fetched` gives.
     """
     is_named = options.get("metavar") == "NAME=FILE"
     action = add_option(parser, name, what, type=_named_path if is_named else _path, **options)
     vars(action)["reads"] = _path_of_named if is_named else means
+    if fetched is not None:
+        vars(action)["fetched"] = fetched
 
 
 def add_output(
@@ -58,7 +62,7 @@ def add_output(
 
 
 def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Put claimed paths in place of the outputs that the options name."""
+    """Put claimed paths in place of the outputs that the options name, and fetch the inputs."""
     actions = list(chosen_actions(parser, options))
     for action in actions:
         # Argparse's answer to `--data=--`.
@@ -77,6 +81,9 @@ def claim_outputs(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             overwrite = getattr(options, "overwrite", False)
             path = claim(text, kind, option=_called(action), inputs=inputs, overwrite=overwrite)
             setattr(options, action.dest, path)
+    for action in actions:
+        if hasattr(action, "fetched"):
+            setattr(options, action.dest, str(action.fetched(getattr(options, action.dest))))
 
 
 def chosen_actions(

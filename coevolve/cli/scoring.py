@@ -44,7 +44,8 @@ def add_estimator_arguments(parser: argparse.ArgumentParser, *, named: bool = Tr
     """An estimator and how it works; `named` unless the command finds it by itself."""
     add, reads, _ = adders(parser)
     if named:
-        reads("--estimator", "an exported estimator", required=True, metavar="DIR")
+        what = "an exported estimator, or its name on a hub"
+        reads("--estimator", what, required=True, metavar="DIR", fetched=_located)
     add("--device", "auto (default), cpu, cuda, cuda:1, ...", default="auto")
     add("--dtype", None, default="float32", choices=("float32", "bfloat16", "float16"))
     held = {"default": "as trained", "choices": ("as trained", "none", "4bit", "8bit")}
@@ -58,6 +59,12 @@ def add_estimator_arguments(parser: argparse.ArgumentParser, *, named: bool = Tr
     )
     writes("--cache", what, kind=CACHE, metavar="DIR")
     one("--no-cache", "compute everything anew and keep nothing", action="store_true")
+
+
+def _located(estimator: str) -> Path:
+    from coevolve.scoring.publish import located
+
+    return folder if (folder := Path(estimator)).is_dir() else located(estimator)
 
 
 def add_data_argument(parser: argparse.ArgumentParser, what: str = EXAMPLES) -> None:

@@ -75,10 +75,6 @@ class OpenTrainer(_Trainer):
     processing_class: Any
     gradient: float | None = None
 
-    loss_since_log = Hook(_LOOP, "_tr_loss", "the loss in the log outlasts an interruption")
-    loss_before = Hook(_LOOP, "_total_loss_scalar", "so does the loss of the whole phase")
-    logged_step = Hook(_LOOP, "_globalstep_last_logged", "so does how many steps it is over")
-
     def __init__(self, *args: Any, **kwargs: Any):
         require((GRADIENT, FIRST_STEP))
         self.called: set[str] = set()

@@ -74,7 +74,7 @@ def run_head(model: torch.nn.Module, **inputs: Any) -> Any:
 class Open(OpenTrainer):
     """What both trainers have in common."""
 
-    metrics = Hook(_SFT, "_metrics", "figures in the log outlast an interruption")
+    metrics = Hook(_SFT, "_metrics", "what is measured in a step is in its log")
     total_tokens = 0
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -262,7 +262,7 @@ class Logging(Section):
     recipe's name, or WANDB_NAME; WANDB_ENTITY is heeded too.)
     """
     every: Positive = 10
-    """Log the trainers' figures every so many steps."""
+    """Tell a person how a phase goes every so many steps. The record and the trackers have all."""
     samples: Count = 4
     """So many samples of each RL phase and evaluation go into the table of samples."""
 

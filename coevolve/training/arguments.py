@@ -40,7 +40,7 @@ def common_arguments(
         "logging_nan_inf_filter": False,
         "seed": plan.seed,
         "data_seed": plan.seed,
-        "logging_steps": plan.log_every,
+        "logging_steps": 1,
         "report_to": "none",
         "save_strategy": "no",
         "disable_tqdm": True,

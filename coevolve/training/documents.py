@@ -172,28 +172,24 @@ class OutcomeState(Part):
     """(model, row, value)."""
 
 
-class GatheredFigures(Part):
-    """What a trainer has gathered for its next line of the log."""
+class TokensSeen(Part):
+    """How many tokens a phase has seen, as TRL's GRPO and its SFT count them."""
 
-    metrics: dict[str, list[Figure]]
     tokens: Figure
     total_tokens: Figure
-    loss: Figure
-    total_loss: Figure
-    logged: Count
 
 
 class SegmentState(Part):
     """`coevolve.training.engines.Segment`: a phase under way, with rollouts of so many processes."""
 
     step: Count
-    figures: GatheredFigures | Nothing
+    figures: TokensSeen | Nothing
     rollouts: Annotated[int, Field(ge=0, le=2**20)]
     samples: list[dict[str, JsonValue]] = Field(default_factory=list)
 
-    def gathered(self) -> dict[str, JsonValue]:
-        """The figures as the trainer gave them."""
-        return self.figures.values() if isinstance(self.figures, GatheredFigures) else {}
+    def tokens(self) -> dict[str, float]:
+        """As the trainer counted them."""
+        return self.figures.values() if isinstance(self.figures, TokensSeen) else {}
 
 
 class RecordState(Part):

@@ -59,7 +59,7 @@ class Segment:
             optimizer. What a trainer has beside it (PPO's value function) is there as `own|NAME`.
         rollouts: of each process, the completions that more than one update is over,
             `0|advantages`, ...; empty where the next update begins with new ones.
-        figures: what was gathered for the next line of the log.
+        tokens: how many it has seen, as SFT and RL count them.
         samples: of RL, what was written last, for people.
     """
 
@@ -67,7 +67,7 @@ class Segment:
     weights: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     rollouts: list[dict[str, Tensor]] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -132,7 +132,6 @@ class Plan:
     tokens: int | None
     schedule: Schedule
     seed: int
-    log_every: int
     callback: TrainerCallback
     watcher: Watcher
     segment: Segment
@@ -186,7 +185,7 @@ class Resumable(Open):
             if parameter.dtype != data.dtype:
                 parameter.data = data
         self.add_callback(_Steps(self))
-        self.figures_of_step = plan.segment.figures
+        self.tokens_of_step = plan.segment.tokens
         tokenizer = plan.renderer.tokenizer
         self.guard = DivergenceGuard(plan.folder, plan.role, plan.processes, tokenizer)
 
@@ -202,7 +201,7 @@ class Resumable(Open):
             weights=weights,
             optimizer=sharding.optimizer_state(self) | named,
             rollouts=self.rollouts(),
-            figures=self.figures_of_step,
+            tokens=self.tokens_of_step,
             samples=self.samples(),
         )
 
@@ -226,16 +225,10 @@ class Resumable(Open):
         """What the role wrote last, on the main process."""
         return []
 
-    def note_figures(self) -> None:
-        """Remember what was gathered by this step's end: the next may be left halfway."""
-        self.figures_of_step = {
-            "metrics": {name: list(values) for name, values in self.figures.items()},
-            "tokens": self.state.num_input_tokens_seen,
-            "total_tokens": self.total_tokens,
-            "loss": self.loss_since_log.item(),
-            "total_loss": self.loss_before,
-            "logged": self.logged_step,
-        }
+    def note_step(self) -> None:
+        """Remember what was counted by this step's end: the next may be left halfway."""
+        seen = self.state.num_input_tokens_seen
+        self.tokens_of_step = {"tokens": seen, "total_tokens": self.total_tokens}
 
     def begin(self) -> None:
         """Go on where the segment left off. The loop is about to take its first step."""
@@ -247,12 +240,9 @@ class Resumable(Open):
             sharding.load_optimizer_state(self, optimizer)
         if segment.step > self.plan.schedule.first:
             sharding.set_schedule(self, segment.step - self.plan.schedule.first)
-        if figures := segment.figures:
-            self.figures.update({name: list(x) for name, x in figures["metrics"].items()})
-            self.state.num_input_tokens_seen = figures["tokens"]
-            self.total_tokens, self.loss_before = figures["total_tokens"], figures["total_loss"]
-            self.loss_since_log.fill_(figures["loss"])
-            self.logged_step = figures["logged"]
+        if segment.tokens:
+            self.state.num_input_tokens_seen = segment.tokens["tokens"]
+            self.total_tokens = segment.tokens["total_tokens"]
 
     def get_train_dataloader(self) -> DataLoader:
         """The rows in their order. TRL's GRPO asks for a whole batch of completions at a time."""
@@ -326,11 +316,11 @@ class _Steps(TrainerCallback):
         self._note_step(state)
 
     def _note_step(self, state: Any) -> bool:
-        """Note what was gathered by the end of a step; False if it is noted already."""
+        """Note what was counted by the end of a step; False if it is noted already."""
         if state.global_step == self.seen:
             return False
         self.seen = state.global_step
-        self.trainer.note_figures()
+        self.trainer.note_step()
         return True
 
 

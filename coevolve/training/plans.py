@@ -1,6 +1,7 @@
 """From the budget of a training phase to the plan that an engine follows, and back to the state."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,38 +18,44 @@ from coevolve.training.saving import Watch
 from coevolve.training.schedule import Budget
 from coevolve.training.state import RunState
 
-OF_ONE_SITTING = (
-    *("epoch", "train_loss", "train_runtime", "total_flos"),
-    *("train_samples_per_second", "train_steps_per_second"),
-)
-"""Figures of a trainer's summary that are about one sitting, or take its rows for an epoch."""
-
-
 SPOKEN = ("loss", "reward", "kl")
-"""Figures that a person is told as they come; all are in the record."""
+"""Figures that a person is told, as means over the steps since the last time."""
 
 
 class TrainerReport(TrainerCallback):
-    """Hands a trainer's figures, as `ROLE/NAME`, and its progress to the record; keeps the latest."""
+    """Hands a trainer's figures of every step, as `ROLE/NAME`, and its progress to the record, and
+    tells a person how it goes `every` so many steps.
+    """
 
-    def __init__(self, record: Record, work: Work, where: dict[str, Any], role: Role, first: int):
+    def __init__(
+        self, record: Record, work: Work, where: dict[str, Any], role: Role, first: int, every: int
+    ):
         self.record, self.work, self.where = record, work, where
-        self.role, self.first = role, first
-        self.latest: dict[str, Any] = {}
+        self.role, self.first, self.every = role, first, every
+        self._last: deque[dict[str, Any]] = deque(maxlen=every)
         self._tokens = 0.0
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """Means over the last steps."""
+        names = dict.fromkeys(name for step in self._last for name in step)
+        of = {name: [step[name] for step in self._last if name in step] for name in names}
+        return {name: sum(values) / len(values) for name, values in of.items()}
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         logs = logs or {}
-        values = {f"{self.role}/{name}": logs[name] for name in logs if name not in OF_ONE_SITTING}
-        if values:
+        # Of the last step comes a summary as well, which is about one sitting and has nothing new.
+        if "train_runtime" not in logs:
+            values = {f"{self.role}/{name}": x for name, x in logs.items() if name != "epoch"}
             step = state.global_step - self.first
             self.record.log({**self.where, f"{self.role}/phase_step": step, **values})
-            shown = [f"{name} {logs[name]:.4f}" for name in SPOKEN if name in logs]
-            if shown:
+            self._last.append(values)
+            latest, names = self.latest, {name: f"{self.role}/{name}" for name in SPOKEN}
+            shown = [f"{name} {latest[x]:.4f}" for name, x in names.items() if x in latest]
+            if shown and state.global_step % self.every == 0:
                 self.record.say(f"{self.role}, step {step}: {', '.join(shown)}")
-        self.latest.update(values)
         tokens = logs.get("num_tokens")
         if tokens is not None:
             self.work(0, tokens=int(tokens - self._tokens))
@@ -95,7 +102,7 @@ def planned(
     key = str(state.where.get("coevolve/phase", role))
     with record.task(f"{title}, {length}", budget.steps, key=key, where=state.where) as work:
         work(state.segment.step - first)
-        report = TrainerReport(record, work, state.where, role, first)
+        report = TrainerReport(record, work, state.where, role, first, recipe.logging.every)
         try:
             yield Plan(
                 roles=roles,
@@ -107,7 +114,6 @@ def planned(
                 tokens=budget.tokens,
                 schedule=Schedule(begun, budget.schedule),
                 seed=derive_seed(recipe.seed, name),
-                log_every=recipe.logging.every,
                 callback=report,
                 watcher=Watch(context, state),
                 segment=state.segment,

@@ -206,7 +206,7 @@ class RunState:
             segment = self.segment
             under_way = SegmentState(
                 step=segment.step,
-                figures=segment.figures,
+                figures=segment.tokens,
                 rollouts=len(segment.rollouts),
                 # The next batch has its own.
                 samples=segment.samples if segment.rollouts else [],
@@ -273,7 +273,7 @@ class RunState:
                 optimizer=tensors.get("segment-optimizer", {}),
                 samples=saved.segment.samples,
                 rollouts=[tensors.get(f"segment-rollouts-{rank}", {}) for rank in ranks],
-                figures=saved.segment.gathered(),
+                tokens=saved.segment.tokens(),
             )
         return state
 

@@ -136,7 +136,6 @@ def plan(
         tokens=None,
         schedule=Schedule(0, settings["steps"]),
         seed=settings["seed"],
-        log_every=1,
         callback=clock,
         watcher=Unwatched(),
         segment=Segment(),

@@ -56,7 +56,6 @@ class Runs:
             tokens=None,
             schedule=Schedule(0, 2),
             seed=3,
-            log_every=1,
             callback=TrainerCallback(),
             watcher=Watcher(leave_after),
             segment=segment,

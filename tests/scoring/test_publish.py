@@ -196,7 +196,7 @@ ROUND_TRIP = """
 import sys
 from coevolve import Example, ProbabilityEstimator
 from coevolve.cli import main
-from coevolve.files import read_json
+from coevolve.files import read_json, write_json
 folder, repo = sys.argv[1:]
 assert main(["push", folder, "--repo", repo, "--private"]) == 0
 estimator = ProbabilityEstimator.from_pretrained(repo, device="cpu")
@@ -204,6 +204,8 @@ rows = [Example.from_row(row["example"], "x") for row in read_json(folder + "/ch
 scores = estimator.log_prob(rows, [row.golden_response for row in rows], [row.trace for row in rows])
 print("scores", *scores.sum)
 print("address", estimator.push_to_hub(repo, revision="next"))
+write_json("rows.json", [row["example"] for row in read_json(folder + "/check.json")["examples"]])
+print("score", main(["score", "--estimator", repo, "--data", "rows.json", "--out", "of-a-name", "--no-cache"]))
 main(["push", folder, "--repo", "org/taken"])
 """
 
@@ -220,7 +222,7 @@ def test_there_and_back(exported, copy, tmp_path):
         (copy / ".cache").mkdir()
         (copy / ".cache" / "private.txt").write_text("x")
         command = [sys.executable, "-c", ROUND_TRIP, str(copy), "org/name"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=250)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=250, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sent = served.branches["org/name", "main"]
     listed = {"manifest.json", *read_manifest(folder)["files"]}
@@ -231,6 +233,7 @@ def test_there_and_back(exported, copy, tmp_path):
     expected = [sum(row["pieces"]["response"]["log_probs"]) for row in vector["examples"]]
     assert np.abs(found - expected).max() < 1e-6
     assert f"address {url}/org/name/commit/" in done.stdout
+    assert "score 0\n" in done.stdout  # a command takes the name, too
     assert "cannot be pushed to 'org/taken'" in done.stderr
     assert all(
         token == "Bearer hf_secret" for method, *_, token in served.asked if method == "POST"

@@ -133,7 +133,6 @@ class Pair:
             tokens=None,
             schedule=Schedule(0, steps),
             seed=3,
-            log_every=1,
             callback=TrainerCallback(),
             watcher=Unwatched(),
             segment=Segment(),

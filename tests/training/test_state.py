@@ -27,14 +27,7 @@ def full_state():
     scores = Scores(np.array([-2.5, -0.1]), np.array([3, 1]))
     evaluated = Evaluated(scores, ["warm", None])
     optimizer = {"connector_rl": {"exp_avg|w": torch.ones(2)}}
-    figures = {
-        "metrics": {"reward": [0.25]},
-        "tokens": 410,
-        "total_tokens": 0,
-        "loss": 1.5,
-        "total_loss": 0.0,
-        "logged": 2,
-    }
+    tokens = {"tokens": 410, "total_tokens": 0}
     return RunState(
         pair=pair(0),
         reasoning=["kind", ["calm", "mild"]],
@@ -48,7 +41,7 @@ def full_state():
         done=["cold-start-connector"],
         stage="round-1-connector_rl",
         segment=Segment(
-            2, pair(1)[ROLES[0]], {"own|x": torch.ones(1)}, [{"0|a": torch.ones(1)}], figures
+            2, pair(1)[ROLES[0]], {"own|x": torch.ones(1)}, [{"0|a": torch.ones(1)}], tokens
         ),
         texts=["written so far"],
         best=Snapshot(pair(2), optimizer, [["kind", "warm"], "sad"], [0], evaluated),

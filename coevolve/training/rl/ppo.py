@@ -339,8 +339,8 @@ class RolePPOTrainer(KlInRewardTrainer):
         there = {name: x for name, x in found.items() if x is not None}
         return {name: torch.tensor(x, dtype=torch.float64) for name, x in there.items()}
 
-    def note_figures(self) -> None:
-        super().note_figures()
+    def note_step(self) -> None:
+        super().note_step()
         # A step that is left halfway has set them for a batch that will be generated again.
         self._numbers_of_step = self._numbers()
 

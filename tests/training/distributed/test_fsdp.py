@@ -241,7 +241,6 @@ class Run:
             tokens=None,
             schedule=Schedule(0, 4),
             seed=3,
-            log_every=1,
             callback=TrainerCallback(),
             watcher=watch,
             segment=segment,

@@ -1,10 +1,5 @@
 """Work that one process does alone, for longer than the backend lets a collective call be open."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 
 PROGRAM = """
@@ -61,41 +56,39 @@ assert threading.active_count() == 1  # what is left in a call of C++ aborts the
 """
 
 
-def run(tmp_path, work):
+def run(launcher, tmp_path, work):
+    """Exit statuses of two processes, and what they said."""
     (tmp_path / "program.py").write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launcher.free_port()}
     started = [
-        subprocess.Popen(
-            [sys.executable, tmp_path / "program.py", work],
-            env={**place, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        launcher.start(
+            "one",
+            [tmp_path / "program.py", work],
+            tmp_path / f"{rank}.log",
+            **place,
+            RANK=str(rank),
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120) for process in started]
-    return [process.returncode for process in started], said
+    codes = [launcher.wait(process, 120) for process in started]
+    return codes, [process.log.read_text() for process in started]
 
 
 @pytest.mark.parametrize("work", ["on_main", "together", "distribute", "gather", "agree", "asked"])
-def test_the_others_wait_as_long_as_it_takes(work, tmp_path):
-    codes, said = run(tmp_path, work)
+def test_the_others_wait_as_long_as_it_takes(work, launcher, tmp_path):
+    codes, said = run(launcher, tmp_path, work)
     assert codes == [0, 0], said
     value = 6 if work == "distribute" else 7
-    assert [out for out, _ in said] == [f"value {value}\n"] * 2
+    assert said == [f"value {value}\n"] * 2
 
 
-def test_a_collective_call_alone_would_not(tmp_path):
-    codes, said = run(tmp_path, "collective")
-    assert codes[0] != 0 and "imed out" in said[0][1], said
+def test_a_collective_call_alone_would_not(launcher, tmp_path):
+    codes, said = run(launcher, tmp_path, "collective")
+    assert codes[0] != 0 and "imed out" in said[0], said
 
 
-def test_a_failure_is_told_when_it_comes(tmp_path):
-    codes, said = run(tmp_path, "fails")
+def test_a_failure_is_told_when_it_comes(launcher, tmp_path):
+    codes, said = run(launcher, tmp_path, "fails")
     assert 0 not in codes
-    assert "ZeroDivisionError" in said[0][1]
-    assert "ProcessError: process 0 of 2 failed: ZeroDivisionError" in said[1][1]
+    assert "ZeroDivisionError" in said[0]
+    assert "ProcessError: process 0 of 2 failed: ZeroDivisionError" in said[1]
