@@ -187,7 +187,7 @@ class SegmentState(Part):
     rollouts: Annotated[int, Field(ge=0, le=2**20)]
     samples: list[dict[str, JsonValue]] = Field(default_factory=list)
 
-    def tokens(self) -> dict[str, float]:
+    def tokens(self) -> dict[str, Any]:
         """As the trainer counted them."""
         return self.figures.values() if isinstance(self.figures, TokensSeen) else {}
 

@@ -67,7 +67,7 @@ class Segment:
     weights: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     rollouts: list[dict[str, Tensor]] = field(default_factory=list)
-    tokens: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     @property
