@@ -1,0 +1,115 @@
+"""How many starred R-EMIDs are no loss: the true one below 0, or under 0.05 nats.
+
+    python -m tests.benchmarks.false_stars
+
+Many small worlds, each with a shift of the user, the character, the dialogue and of all at once;
+R-EMID of the role-playing models as `coevolve remid` gives it. Models that say what golden
+responses say are read by the world's exact p(y | x), those that say something else by their own,
+and by the world's too, which cannot see what they say (`coevolve/remid/README.md`).
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT
+from coevolve.data.example import Example
+from coevolve.remid.evaluate import summarise
+from coevolve.remid.measures import Measure
+from coevolve.remid.pairs import negative_pairs
+from coevolve.remid.results import RemidResults
+from coevolve.remid.score import ScoredCorpus, ScoredSubset, Scoring
+from coevolve.remid.subsets import Subset
+from coevolve.scoring.scores import Scores
+from coevolve.worlds import truth
+from coevolve.worlds.audit import exact_matrix
+from coevolve.worlds.corpus import worlds_by_split
+from coevolve.worlds.policies import Policy
+from coevolve.worlds.role_players import OTHER_CODE, role_players
+from coevolve.worlds.world import World
+
+LEAST_LOSS = 0.05
+"""Nats per response: a smaller one is none that a star should stand on."""
+BY_OWN, BY_GOLDEN = "own words, by their own", "own words, by golden"
+SAME = "golden words, by golden"
+
+
+def scored_subset(
+    split: str, world: World, readers: Mapping[str, tuple[Policy, Policy]], count: int, seed: int
+) -> ScoredSubset:
+    """Fresh examples of a world; `readers` are of each model what responds, and what reads it."""
+    rng = np.random.default_rng([seed, *split.encode(), count])
+    inputs, shift = world.sample_inputs(count, rng), SHIFT_OF_SPLIT[split]
+    ids = [f"{split}-{index:06d}" for index in range(count)]
+    pairs = negative_pairs(ids, "all", seed=seed, where=split)
+    golden = world.golden
+    matched: dict[str | None, Scores] = {}
+    mismatched: dict[str | None, Scores] = {}
+    tokens = np.array(truth.RESPONSE_TOKENS)
+    for name, (policy, reader) in {None: (golden, golden), **readers}.items():
+        matrix = exact_matrix(reader, inputs, policy.sample_words(inputs, rng))
+        matched[name] = Scores(matrix.diagonal(), tokens)
+        mismatched[name] = Scores(matrix[tuple(pairs.T)], tokens)
+    examples = tuple(Example(name, split, "", "", (), None) for name in ids)
+    return ScoredSubset(
+        Subset(split, split, shift or split, shift, examples), pairs, matched, mismatched
+    )
+
+
+def evaluate_world(seed: int, count: int, form: str) -> tuple[RemidResults, dict[str, Policy]]:
+    """The results of a world's role-players, those of other words twice: NAME and NAME (own)."""
+    worlds = worlds_by_split(seed)
+    world = worlds.pop(TRAIN_SPLIT)
+    policies = role_players(world)
+    readers = {name: (policy, world.golden) for name, policy in policies.items()}
+    others = {name: x for name, x in policies.items() if name.startswith(OTHER_CODE)}
+    readers |= {f"{name} (own)": (policy, policy) for name, policy in others.items()}
+    parts = [scored_subset(split, one, readers, count, seed) for split, one in worlds.items()]
+    scored = ScoredCorpus(Scoring("all", seed), parts, [], {name: {} for name in (None, *readers)})
+    results = summarise(scored, [Measure(form)])
+    policies |= {f"{name} (own)": policy for name, policy in others.items()}
+    return results, policies
+
+
+def losses(seed: int, count: int, form: str) -> list[tuple[str, bool, float, float, float]]:
+    """(kind of model, whether starred, R-EMID, Holm's p, true R-EMID) of every model and shift."""
+    results, policies = evaluate_world(seed, count, form)
+    worlds = worlds_by_split(seed)
+    starred = results.told_losses()
+    found = []
+    for name, policy in policies.items():
+        kind = SAME if not name.startswith(OTHER_CODE) else BY_GOLDEN
+        kind = BY_OWN if name.endswith("(own)") else kind
+        for subset in results.shifted():
+            exact = truth.emid(worlds["IDTest"], worlds[subset.split], policy)
+            of_model = subset.models[name]
+            assert of_model is not None and of_model.remid is not None
+            p = 1.0 if of_model.holm_p is None else of_model.holm_p
+            found.append((kind, (name, subset.row) in starred, of_model.remid, p, exact))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", type=int, default=60)
+    parser.add_argument("--examples", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--measures", nargs="+", default=["calibrated"])
+    given = parser.parse_args(arguments)
+    print("| form | models | examples | R-EMIDs | lost over 0.05 | starred | false stars | % |")
+    print("|" + " --- |" * 8)
+    for form in given.measures:
+        for count in given.examples:
+            found = [x for seed in range(given.worlds) for x in losses(seed, count, form)]
+            for kind in (SAME, BY_OWN, BY_GOLDEN):
+                exact = np.array([x[4] for x in found if x[0] == kind])
+                starred = np.array([x[1] for x in found if x[0] == kind])
+                lost = exact >= LEAST_LOSS
+                false = int(np.sum(starred & ~lost))
+                share = f"{100 * false / starred.sum():.1f}" if starred.any() else "-"
+                counts = f"{exact.size} | {lost.sum()} | {starred.sum()} | {false} | {share}"
+                print(f"| {form} | {kind} | {count} | {counts} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
