@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from coevolve.errors import DataError
 from coevolve.information import density_ratio
 from coevolve.information.club import club, fidelity
@@ -20,9 +18,9 @@ from coevolve.registry import Registry, users_code
 class Estimate:
     """A number that says what it is: `value` in `unit`, by the key `form` of `FORMS`.
 
-    `influence` is what it owes to each example, and `reach` the size of the largest term that a
-    response adds, for errors and intervals; `at_floor` whether the fit of `calibrated` ended at its
-    lowest temperature, and the value could be higher.
+    `influence` is what it owes to each example, and `reach` what one more may add: as
+    much as responses say on average, of a difference the more telling ones; `at_floor` whether the
+    fit of `calibrated` ended at its lowest temperature, and the value could be higher.
     """
 
     value: float
@@ -108,8 +106,7 @@ FORMS.register("fidelity")(Form(fidelity, "matched", _NONE))
 def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
     """Mutual information of contexts and responses by the named form."""
     value, influence, *at_floor = FORMS.get(form).estimate(contrast)
-    reach = float(np.max(np.abs(value + influence.matched)))
-    return Estimate(value, contrast.unit, form, influence, reach, *at_floor)
+    return Estimate(value, contrast.unit, form, influence, abs(value), *at_floor)
 
 
 def check_form(form: str) -> None:

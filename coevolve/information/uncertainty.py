@@ -10,10 +10,10 @@ fitted by maximising, whose effect is of second order as well.
 Of few examples it is too small, and at times far too small: where every response of a small subset
 is as telling as can be, or tells nothing, nothing varies, and the error is 0, though the next
 example may be another. So intervals and tests (`Sure`) take Student's t, with the degrees of
-freedom of Welch (1947), and as many more examples as UNSEEN, each off by as much as the most
-telling response says: v = error^2 + UNSEEN (reach / N)^2 (in the manner of Agresti and Coull, 1998,
-who add four to a count). With hundreds of examples that is a few per cent of the width. How often
-they hold what they should is measured: `coevolve/remid/README.md`.
+freedom of Welch (1947), and as many more examples as UNSEEN, each off by as much as responses say
+on average, the model's or the golden ones: v = error^2 + UNSEEN (reach / N)^2 (in the manner of
+Agresti and Coull, 1998, who add four to a count). With hundreds of examples that is a few per cent
+of the width. How often they hold what they should is measured: `coevolve/remid/README.md`.
 
 Differences are paired by construction: a model and golden, or two models, share examples, so their
 influences are subtracted; two subsets share none, so their errors add.

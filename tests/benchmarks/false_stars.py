@@ -3,9 +3,9 @@
     python -m tests.benchmarks.false_stars
 
 Many small worlds, each with a shift of the user, the character, the dialogue and of all at once;
-R-EMID of the role-playing models as `coevolve remid` gives it. Models that say what golden
-responses say are read by the world's exact p(y | x), those that say something else by their own,
-and by the world's too, which cannot see what they say (`coevolve/remid/README.md`).
+R-EMID of role-playing models as `coevolve remid` gives it. Models that say what golden responses
+say are read by the world's exact p(y | x), those that say something else by their own, for the
+world's cannot see what they say (`coevolve/remid/README.md`).
 """
 
 import argparse
@@ -18,7 +18,6 @@ from coevolve.data.example import Example
 from coevolve.remid.evaluate import summarise
 from coevolve.remid.measures import Measure
 from coevolve.remid.pairs import negative_pairs
-from coevolve.remid.results import RemidResults
 from coevolve.remid.score import ScoredCorpus, ScoredSubset, Scoring
 from coevolve.remid.subsets import Subset
 from coevolve.scoring.scores import Scores
@@ -31,8 +30,13 @@ from coevolve.worlds.world import World
 
 LEAST_LOSS = 0.05
 """Nats per response: a smaller one is none that a star should stand on."""
-BY_OWN, BY_GOLDEN = "own words, by their own", "own words, by golden"
-SAME = "golden words, by golden"
+MODELS = (
+    *("perfect", "noise_0.15", "noise_0.4", "noise_0.8", "temperature_2"),
+    *("unsure_of_user", "unsure_of_character", "unsure_of_dialogue", "unsure_of_everything"),
+    *("ignores_user", "ignores_dialogue", "misinformed", "shuffled"),
+)
+KINDS = {False: "golden words, read by p(y given x)", True: "own words, read by their own"}
+"""By whether a model says something else."""
 
 
 def scored_subset(
@@ -57,43 +61,32 @@ def scored_subset(
     )
 
 
-def evaluate_world(seed: int, count: int, form: str) -> tuple[RemidResults, dict[str, Policy]]:
-    """The results of a world's role-players, those of other words twice: NAME and NAME (own)."""
+def losses(seed: int, count: int, form: str) -> list[tuple[bool, bool, float]]:
+    """(whether it says something else, whether starred, true R-EMID) of every model and shift."""
     worlds = worlds_by_split(seed)
     world = worlds.pop(TRAIN_SPLIT)
-    policies = role_players(world)
-    readers = {name: (policy, world.golden) for name, policy in policies.items()}
-    others = {name: x for name, x in policies.items() if name.startswith(OTHER_CODE)}
-    readers |= {f"{name} (own)": (policy, policy) for name, policy in others.items()}
+    policies = {name: policy for name, policy in role_players(world).items() if name in MODELS}
+    other = {name: name.startswith(OTHER_CODE) for name in policies}
+    readers = {name: (x, x if other[name] else world.golden) for name, x in policies.items()}
     parts = [scored_subset(split, one, readers, count, seed) for split, one in worlds.items()]
     scored = ScoredCorpus(Scoring("all", seed), parts, [], {name: {} for name in (None, *readers)})
     results = summarise(scored, [Measure(form)])
-    policies |= {f"{name} (own)": policy for name, policy in others.items()}
-    return results, policies
-
-
-def losses(seed: int, count: int, form: str) -> list[tuple[str, bool, float, float, float]]:
-    """(kind of model, whether starred, R-EMID, Holm's p, true R-EMID) of every model and shift."""
-    results, policies = evaluate_world(seed, count, form)
-    worlds = worlds_by_split(seed)
     starred = results.told_losses()
-    found = []
-    for name, policy in policies.items():
-        kind = SAME if not name.startswith(OTHER_CODE) else BY_GOLDEN
-        kind = BY_OWN if name.endswith("(own)") else kind
-        for subset in results.shifted():
-            exact = truth.emid(worlds["IDTest"], worlds[subset.split], policy)
-            of_model = subset.models[name]
-            assert of_model is not None and of_model.remid is not None
-            p = 1.0 if of_model.holm_p is None else of_model.holm_p
-            found.append((kind, (name, subset.row) in starred, of_model.remid, p, exact))
-    return found
+    return [
+        (
+            other[name],
+            (name, subset.row) in starred,
+            truth.emid(world, worlds[subset.split], policy),
+        )
+        for name, policy in policies.items()
+        for subset in results.shifted()
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", type=int, default=60)
-    parser.add_argument("--examples", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--examples", type=int, nargs="+", default=[128])
     parser.add_argument("--measures", nargs="+", default=["calibrated"])
     given = parser.parse_args(arguments)
     print("| form | models | examples | R-EMIDs | lost over 0.05 | starred | false stars | % |")
@@ -101,9 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for form in given.measures:
         for count in given.examples:
             found = [x for seed in range(given.worlds) for x in losses(seed, count, form)]
-            for kind in (SAME, BY_OWN, BY_GOLDEN):
-                exact = np.array([x[4] for x in found if x[0] == kind])
-                starred = np.array([x[1] for x in found if x[0] == kind])
+            for other, kind in KINDS.items():
+                of_kind = [(star, exact) for it, star, exact in found if it == other]
+                starred = np.array([star for star, _ in of_kind])
+                exact = np.array([exact for _, exact in of_kind])
                 lost = exact >= LEAST_LOSS
                 false = int(np.sum(starred & ~lost))
                 share = f"{100 * false / starred.sum():.1f}" if starred.any() else "-"
