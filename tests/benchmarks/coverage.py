@@ -28,10 +28,7 @@ from coevolve.worlds.truth import RESPONSE_TOKENS
 from coevolve.worlds.world import World, WorldSpec
 
 SHARPNESS = {"sharp": WorldSpec.sharpness, "blurred": 0.4}
-MODELS = (
-    *("perfect", "noise_0.15", "noise_0.4", "temperature_2", "unsure_of_user"),
-    *("unsure_of_dialogue", "ignores_everything", "shuffled"),
-)
+MODELS = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue", "ignores_everything")
 NORMAL = 1.96
 
 

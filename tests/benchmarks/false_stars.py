@@ -18,6 +18,7 @@ from coevolve.data.example import Example
 from coevolve.remid.evaluate import summarise
 from coevolve.remid.measures import Measure
 from coevolve.remid.pairs import negative_pairs
+from coevolve.remid.results import SIGNIFICANT
 from coevolve.remid.score import ScoredCorpus, ScoredSubset, Scoring
 from coevolve.remid.subsets import Subset
 from coevolve.scoring.scores import Scores
@@ -35,8 +36,7 @@ MODELS = (
     *("unsure_of_user", "unsure_of_character", "unsure_of_dialogue", "unsure_of_everything"),
     *("ignores_user", "ignores_dialogue", "misinformed", "shuffled"),
 )
-KINDS = {False: "golden words, read by p(y given x)", True: "own words, read by their own"}
-"""By whether a model says something else."""
+SAME, OTHER = "golden words, read by p(y given x)", "own words, read by their own"
 
 
 def scored_subset(
@@ -61,8 +61,10 @@ def scored_subset(
     )
 
 
-def losses(seed: int, count: int, form: str) -> list[tuple[bool, bool, float]]:
-    """(whether it says something else, whether starred, true R-EMID) of every model and shift."""
+def losses(seed: int, count: int, form: str) -> list[tuple[bool, float, float]]:
+    """(whether it says something else, Holm's p of no loss or 1 if none is measured, true R-EMID)
+    of every model and shift.
+    """
     worlds = worlds_by_split(seed)
     world = worlds.pop(TRAIN_SPLIT)
     policies = {name: policy for name, policy in role_players(world).items() if name in MODELS}
@@ -70,39 +72,33 @@ def losses(seed: int, count: int, form: str) -> list[tuple[bool, bool, float]]:
     readers = {name: (x, x if other[name] else world.golden) for name, x in policies.items()}
     parts = [scored_subset(split, one, readers, count, seed) for split, one in worlds.items()]
     scored = ScoredCorpus(Scoring("all", seed), parts, [], {name: {} for name in (None, *readers)})
-    results = summarise(scored, [Measure(form)])
-    starred = results.told_losses()
-    return [
-        (
-            other[name],
-            (name, subset.row) in starred,
-            truth.emid(world, worlds[subset.split], policy),
-        )
-        for name, policy in policies.items()
-        for subset in results.shifted()
-    ]
+    found = []
+    for subset in summarise(scored, [Measure(form)]).shifted():
+        for name, numbers in subset.models.items():
+            exact = truth.emid(world, worlds[subset.split], policies[name])
+            lost = numbers is not None and (numbers.remid or 0.0) > 0
+            p = numbers.holm_p if numbers and lost and numbers.holm_p is not None else 1.0
+            found.append((other[name], p, exact))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", type=int, default=60)
-    parser.add_argument("--examples", type=int, nargs="+", default=[128])
-    parser.add_argument("--measures", nargs="+", default=["calibrated"])
+    parser.add_argument("--examples", type=int, default=96)
+    parser.add_argument("--form", default="calibrated")
     given = parser.parse_args(arguments)
-    print("| form | models | examples | R-EMIDs | lost over 0.05 | starred | false stars | % |")
+    found = [x for seed in range(given.worlds) for x in losses(seed, given.examples, given.form)]
+    other, p, exact = map(np.array, zip(*found, strict=True))
+    print("| level | models | R-EMIDs | lost | starred | of the lost, % | false stars | % |")
     print("|" + " --- |" * 8)
-    for form in given.measures:
-        for count in given.examples:
-            found = [x for seed in range(given.worlds) for x in losses(seed, count, form)]
-            for other, kind in KINDS.items():
-                of_kind = [(star, exact) for it, star, exact in found if it == other]
-                starred = np.array([star for star, _ in of_kind])
-                exact = np.array([exact for _, exact in of_kind])
-                lost = exact >= LEAST_LOSS
-                false = int(np.sum(starred & ~lost))
-                share = f"{100 * false / starred.sum():.1f}" if starred.any() else "-"
-                counts = f"{exact.size} | {lost.sum()} | {starred.sum()} | {false} | {share}"
-                print(f"| {form} | {kind} | {count} | {counts} |", flush=True)
+    for level in dict.fromkeys((0.05, SIGNIFICANT)):
+        for kind, chosen in ((SAME, ~other), (OTHER, other), ("all", other | ~other)):
+            starred, lost = p[chosen] < level, exact[chosen] >= LEAST_LOSS
+            false, right = int(np.sum(starred & ~lost)), np.mean(starred[lost])
+            share = f"{100 * false / starred.sum():.1f}" if starred.any() else "-"
+            counts = f"{lost.size} | {lost.sum()} | {starred.sum()} | {100 * right:.0f} | {false}"
+            print(f"| {level:.0%} | {kind} | {counts} | {share} |")
 
 
 if __name__ == "__main__":

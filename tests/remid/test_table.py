@@ -123,8 +123,8 @@ def test_a_value_says_how_sure_it_is():
     assert str(Value(None)) == "-"
 
 
-@pytest.mark.parametrize(("p", "starred"), [(0.049, True), (0.051, False), (0.099, False)])
-def test_a_star_is_a_loss_at_five_per_cent(corpus, estimator, responses, monkeypatch, p, starred):
+@pytest.mark.parametrize(("p", "starred"), [(0.009, True), (0.011, False), (0.049, False)])
+def test_a_star_is_a_loss_at_one_per_cent(corpus, estimator, responses, monkeypatch, p, starred):
     monkeypatch.setattr("coevolve.remid.evaluate.holm", lambda given: [p] * len(given))
     found = evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED], negatives="all")
     of_german = found.subsets[1].models
@@ -136,7 +136,7 @@ def test_a_star_is_a_loss_at_five_per_cent(corpus, estimator, responses, monkeyp
     line = next(line for line in text.splitlines() if line.startswith("| german"))
     losses = sum(value.number > 0 for value in values)
     assert losses and line.count("*") == (losses if starred else 0)
-    assert "*: R-EMID above 0 at 5%" in text
+    assert "*: R-EMID above 0 at 1%" in text
 
 
 def test_of_few_examples_no_number_is_said_to_be_sure(corpus, estimator, responses, monkeypatch):

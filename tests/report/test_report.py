@@ -700,7 +700,7 @@ def random_results(remid, rng):
         return {"remid": value, "remid_low": low, "remid_high": high}
 
     def of_model(found):
-        p = rng.choice([None, 0.0, 0.049, 0.05, 0.5, 1.0])
+        p = rng.choice([None, 0.0, 0.009, 0.01, 0.5, 1.0])
         return found.model_copy(update={**interval(rng.choice(numbers)), "holm_p": p})
 
     usual, *shifted = remid.subsets
