@@ -48,7 +48,8 @@ def difference(model: Estimate, golden: Estimate) -> Estimate:
         )
         raise DataError(f"{found}; estimate both alike.")
     influence = model.influence - golden.influence
-    return Estimate(model.value - golden.value, model.unit, model.form, influence)
+    reach = max(model.reach, golden.reach)
+    return Estimate(model.value - golden.value, model.unit, model.form, influence, reach)
 
 
 @dataclass(frozen=True)

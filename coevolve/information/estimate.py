@@ -18,14 +18,16 @@ from coevolve.registry import Registry, users_code
 class Estimate:
     """A number that says what it is: `value` in `unit`, by the key `form` of `FORMS`.
 
-    `influence` is what it owes to each example, for standard errors and bootstrap; `at_floor`
-    whether the fit of `calibrated` ended at its lowest temperature, and the value could be higher.
+    `influence` is what it owes to each example, and `reach` what one more may add: as
+    much as responses say on average, of a difference the more telling ones; `at_floor` whether the
+    fit of `calibrated` ended at its lowest temperature, and the value could be higher.
     """
 
     value: float
     unit: str
     form: str
     influence: Influence
+    reach: float
     at_floor: bool = False
 
 
@@ -40,11 +42,13 @@ class Form:
         estimate: contrast -> (value, influence), and whether that is at a floor where there is one.
         needs: besides the matched pairs, what its contrast must hold.
         bias: where its value lies, as a table's legend says it: "it is ...".
+        off: whether its values, and so the losses by it, are known to be off by a factor.
     """
 
     estimate: Callable[[Contrast], tuple[float, Influence] | tuple[float, Influence, bool]]
     needs: Needs
     bias: str
+    off: bool = True
 
 
 def _of_user(function: Callable[..., tuple[float, Influence]], where: str) -> Form:
@@ -59,7 +63,8 @@ def _of_user(function: Callable[..., tuple[float, Influence]], where: str) -> Fo
         return float(value), influence
 
     needs: Any = getattr(function, "needs", "mismatched of each response")
-    return Form(estimate, needs, getattr(function, "bias", "a measure of the user's own"))
+    bias = getattr(function, "bias", "a measure of the user's own")
+    return Form(estimate, needs, bias, off=getattr(function, "off", False))
 
 
 FORMS: Registry[Form] = Registry(
@@ -71,19 +76,21 @@ FORMS: Registry[Form] = Registry(
     given=("contrast",),
     adopt=_of_user,
 )
-"""Estimators of mutual information; a user's own may have attributes `needs` and `bias`."""
+"""Estimators of mutual information; a user's own may have attributes `needs`, `bias`, `off`."""
 
 
-def _terms(name: str, terms: Callable[[Contrast], density_ratio.Terms], bias: str) -> None:
+def _terms(
+    name: str, terms: Callable[[Contrast], density_ratio.Terms], bias: str, off: bool = True
+) -> None:
     def estimate(contrast: Contrast) -> tuple[float, Influence, bool]:
         found = terms(contrast)
         return *found.estimate(contrast), found.at_floor
 
-    FORMS.register(name)(Form(estimate, "mismatched of each response", bias))
+    FORMS.register(name)(Form(estimate, "mismatched of each response", bias, off))
 
 
 _LOWER = "a lower bound for any q, at most log K + 0.58"
-_terms("calibrated", density_ratio.calibrated, _LOWER)
+_terms("calibrated", density_ratio.calibrated, _LOWER, off=False)
 _terms("barber_agakov", density_ratio.barber_agakov, _LOWER)
 _terms("info_nce", density_ratio.info_nce, "a lower bound for any q, at most log(K + 1)")
 _LARGE = "too large for the true q, without a ceiling"
@@ -99,7 +106,7 @@ FORMS.register("fidelity")(Form(fidelity, "matched", _NONE))
 def mutual_information(contrast: Contrast, form: str = "club") -> Estimate:
     """Mutual information of contexts and responses by the named form."""
     value, influence, *at_floor = FORMS.get(form).estimate(contrast)
-    return Estimate(value, contrast.unit, form, influence, *at_floor)
+    return Estimate(value, contrast.unit, form, influence, abs(value), *at_floor)
 
 
 def check_form(form: str) -> None:

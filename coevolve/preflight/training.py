@@ -24,7 +24,7 @@ from coevolve.preflight.traces import fit_traces, given_traces
 from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
 from coevolve.registry import CUSTOM
-from coevolve.remid.pairs import negative_pairs
+from coevolve.remid.pairs import chosen_negatives, negative_pairs
 from coevolve.remid.subsets import distributions
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
@@ -246,11 +246,12 @@ def _pairs(draft: Training) -> Iterator[CoevolveError]:
         return
     tests = {split: tuple(rows) for split, rows in draft.data.tests.items()}
     render, reasoning = draft.renderers[ESTIMATOR], recipe.model.max_reasoning_tokens
+    chosen = chosen_negatives(recipe.remid.negatives, recipe.remid.negatives_per_context)
     for subset in distributions(Corpus(tests, draft.corpus.source)):
         ids = [example.sample_id for example in subset.examples]
         where = f"{draft.corpus.source}: {subset.row}"
         try:
-            negative_pairs(ids, recipe.remid.negatives, seed=recipe.seed, where=where)
+            negative_pairs(ids, chosen, seed=recipe.seed, where=where)
         except DataError as problem:
             yield problem
             continue

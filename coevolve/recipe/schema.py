@@ -218,8 +218,12 @@ class Remid(Section):
 
     responses: dict[str, PathText] = Field(default_factory=dict)
     """Name -> JSONL of {sample_ID, response} of a role-playing model; the world needs none."""
-    negatives: Positive | Literal["all"] = 1000
-    """Mismatched pairs per subset; the same ones for golden and every model."""
+    negatives_per_context: Positive = 32
+    """Mismatched pairs of each context, the same ones for golden and every model. Information is
+    measured up to the log of their number.
+    """
+    negatives: Positive | Literal["all"] | None = None
+    """Instead so many per subset, or all. A number (published: 1000) allows CLUB only."""
 
 
 class Export(Section):

@@ -16,27 +16,16 @@ Choices made here that the paper leaves open:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus
-from coevolve.information.emi import difference, emid
+from coevolve.information.emi import difference
 from coevolve.information.estimate import FORMS, Estimate, mutual_information
 from coevolve.information.perplexity import perplexity
-from coevolve.information.uncertainty import (
-    LEVEL,
-    REPLICATES,
-    bootstrap,
-    chance_above,
-    draw_examples,
-    holm,
-    interval,
-    p_value,
-    standard_error,
-)
+from coevolve.information.uncertainty import LEVEL, Sure, holm
 from coevolve.remid.blame import remi_of
 from coevolve.remid.measures import Measure
 from coevolve.remid.pairs import negatives_value
@@ -62,7 +51,7 @@ from coevolve.remid.score import (
 )
 from coevolve.remid.subsets import Responses
 
-SCHEMA: Literal["coevolve.remid/2"] = "coevolve.remid/2"
+SCHEMA: Literal["coevolve.remid/3"] = "coevolve.remid/3"
 
 
 def evaluate_remid(
@@ -118,7 +107,6 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
         negatives=negatives_value(scored.scoring.negatives),
         seed=scored.scoring.seed,
         level=LEVEL,
-        replicates=REPLICATES,
         models=scored.models,
         **main.summary(),
         subsets=sorted(rows, key=lambda row: splits.index(row.split)),
@@ -138,60 +126,29 @@ def shares_of_examples(scored: ScoredCorpus, measure: Measure) -> Iterator[Share
                 yield ShareLine(row=row, sample_ID=x.sample_id, model=model, remi=float(share))
 
 
-@dataclass(frozen=True)
-class _Replicated:
-    """A number, its standard error, and its deviations over the redrawn examples, (replicates,)."""
-
-    value: float
-    error: float
-    deviations: np.ndarray
-
-    @classmethod
-    def combined(cls, weights: Sequence[float], parts: Sequence["_Replicated"]) -> "_Replicated":
-        """The weighted sum of numbers that are replicated over the same redrawn examples."""
-        deviations = np.tensordot(weights, [part.deviations for part in parts], axes=1)
-        value = float(np.dot(weights, [part.value for part in parts]))
-        return cls(value, float(deviations.std()), deviations)
-
-    @classmethod
-    def mean(cls, parts: Sequence["_Replicated"]) -> "_Replicated":
-        return cls.combined([1 / len(parts)] * len(parts), parts)
-
-    def numbers(self, name: str) -> dict[str, float]:
-        low, high = interval(self.value, self.deviations)
-        ends = {f"{name}_low": low, f"{name}_high": high}
-        return {name: self.value, f"{name}_error": self.error, **ends}
-
-    @property
-    def chance(self) -> float:
-        return chance_above(self.value, self.deviations)
-
-    def loss_numbers(self) -> dict[str, float | None]:
-        return {**self.numbers("remid"), "chance_of_loss": self.chance}
-
-
 NO_LOSS: Mapping[str, None] = dict.fromkeys(
     ("remid", "remid_error", "remid_low", "remid_high", "chance_of_loss", "holm_p")
 )
 
 
+def _numbers(name: str, number: Sure) -> dict[str, float | None]:
+    """A number, its standard error and its interval, as far as examples are enough for these."""
+    low, high = number.interval() if number.tells else (None, None)
+    error = number.error if number.tells else None
+    return {name: number.value, f"{name}_error": error, f"{name}_low": low, f"{name}_high": high}
+
+
 class _Measured:
-    """One measure. Examples are redrawn once per subset, so that models and subsets are paired."""
+    """One measure of all subsets and models, which are paired over their examples."""
 
     def __init__(self, scored: ScoredCorpus, measure: Measure) -> None:
         self.subsets, self.models, self.measure = scored.subsets, scored.models, measure
-        self._draws = []
-        for index, subset in enumerate(self.subsets):
-            rng = np.random.default_rng([scored.scoring.seed, index])
-            self._draws.append(draw_examples(len(subset.subset.examples), rng))
+        self.form = FORMS[measure.form]
         self._information: dict[tuple[int, str | None, int], Estimate] = {}
         every = range(len(self.subsets))
         self.remi = {name: [self._remi(i, name) for i in every] for name in self.models}
         self.remid = {name: [self._remid(i, name) for i in every[1:]] for name in self.models}
-        self._holm = {
-            name: holm([p_value(loss.value, loss.deviations) for loss in losses])
-            for name, losses in self.remid.items()
-        }
+        self._holm = {name: self._adjusted(losses) for name, losses in self.remid.items()}
 
     def summary(self) -> dict[str, Any]:
         """The fields of `coevolve.remid.results.Measured`."""
@@ -200,7 +157,7 @@ class _Measured:
             "form": self.measure.form,
             "normalisation": self.measure.normalisation,
             "unit": self.measure.unit,
-            "bias": FORMS[self.measure.form].bias,
+            "bias": self.form.bias,
             "by_shift": {
                 shift: self._averages([i for i, other in enumerate(shifts) if other == shift])
                 for shift in dict.fromkeys(shifts)
@@ -222,9 +179,9 @@ class _Measured:
         for name in self.models:
             loss: dict[str, Any] = dict(NO_LOSS)
             if index:
-                loss |= self.remid[name][index - 1].loss_numbers()
-                loss["holm_p"] = self._holm[name][index - 1]
-            numbers = self.numbers(index, name) | self.remi[name][index].numbers("remi")
+                loss |= self._loss_numbers(self.remid[name][index - 1])
+                loss["holm_p"] = self._holm[name].get(index - 1)
+            numbers = self.numbers(index, name) | _numbers("remi", self.remi[name][index])
             models[name] = OfModel(**numbers, **loss)
         return models
 
@@ -232,10 +189,10 @@ class _Measured:
         """The fields of `coevolve.remid.results.Information`."""
         contrast = self.subsets[index].contrast(model, self.measure.normalisation)
         estimate = self._estimate(index, model, self.subsets[index].contexts)
-        divisors = contrast.divisors
+        divisors, sure = contrast.divisors, self._sure(estimate, index)
         return {
             "mutual_information": estimate.value,
-            "mutual_information_error": standard_error(estimate.influence),
+            "mutual_information_error": sure.error if sure.tells else None,
             "positive": float(np.mean(contrast.matched / divisors)),
             "negative": float(np.mean(contrast.mismatched / divisors[contrast.pairs[:, 1]])),
             **({"at_floor": True} if estimate.at_floor else {}),
@@ -246,36 +203,49 @@ class _Measured:
         return {
             name: Losses(
                 remi=float(np.mean([self.remi[name][index + 1].value for index in indices])),
-                **_Replicated.mean([self.remid[name][index] for index in indices]).loss_numbers(),
+                **self._loss_numbers(Sure.mean([self.remid[name][index] for index in indices])),
             )
             for name in self.models
         }
 
+    def _loss_numbers(self, loss: Sure) -> dict[str, float | None]:
+        chance = loss.chance_above() if loss.tells and not self.form.off else None
+        return {**_numbers("remid", loss), "chance_of_loss": chance}
+
+    def _adjusted(self, losses: Sequence[Sure]) -> dict[int, float]:
+        """Place among the shifted subsets -> Holm's p of no loss, where anything can be said of it."""
+        told = [] if self.form.off else [i for i, loss in enumerate(losses) if loss.tells]
+        found = holm([1 - losses[index].chance_above(0.0) for index in told])
+        return dict(zip(told, found, strict=True))
+
     def _comparisons(self) -> Iterator[Comparison]:
-        whole: dict[Literal["remi", "remid"], dict[str, _Replicated]] = {
+        whole: dict[Literal["remi", "remid"], dict[str, Sure]] = {
             "remi": {name: self.remi[name][0] for name in self.models}
         }
         if len(self.subsets) > 1:
-            whole["remid"] = {name: _Replicated.mean(self.remid[name]) for name in self.models}
+            whole["remid"] = {name: Sure.mean(self.remid[name]) for name in self.models}
         for a, b in combinations(self.models, 2):
             for measure, of_model in whole.items():
-                between = _Replicated.combined([1, -1], [of_model[a], of_model[b]])
-                low, high = interval(between.value, between.deviations)
-                numbers = {"value": between.value, "error": between.error, "low": low, "high": high}
-                above = between.chance
-                yield Comparison(models=[a, b], measure=measure, chance_above_0=above, **numbers)
+                between = Sure.combined([1, -1], [of_model[a], of_model[b]])
+                if between.tells:
+                    low, high = between.interval()
+                    value, error, above = between.value, between.error, between.chance_above()
+                    numbers = {"value": value, "error": error, "low": low, "high": high}
+                    yield Comparison(
+                        models=[a, b], measure=measure, chance_above_0=above, **numbers
+                    )
 
-    def _remi(self, index: int, model: str) -> _Replicated:
-        remi = self._emi(index, model, self.subsets[index].contexts)
-        deviations = bootstrap(remi.influence, self._draws[index])
-        return _Replicated(remi.value, standard_error(remi.influence), deviations)
+    def _remi(self, index: int, model: str) -> Sure:
+        return self._sure(self._emi(index, model, self.subsets[index].contexts), index)
 
-    def _remid(self, index: int, model: str) -> _Replicated:
+    def _remid(self, index: int, model: str) -> Sure:
         contexts = min(self.subsets[0].contexts, self.subsets[index].contexts)
-        p, q = self._emi(0, model, contexts), self._emi(index, model, contexts)
-        loss = emid(p, q)
-        of_p, of_q = (bootstrap(x.influence, self._draws[i]) for x, i in ((p, 0), (q, index)))
-        return _Replicated(loss.value, loss.standard_error, of_p - of_q)
+        sides = [self._sure(self._emi(i, model, contexts), i) for i in (0, index)]
+        return Sure.combined([1, -1], sides)
+
+    @staticmethod
+    def _sure(estimate: Estimate, index: int) -> Sure:
+        return Sure.of(estimate.value, estimate.influence, estimate.reach, index)
 
     def _emi(self, index: int, model: str, contexts: int) -> Estimate:
         own, golden = (self._estimate(index, name, contexts) for name in (model, None))

@@ -83,6 +83,11 @@ def check_negatives(negatives: Negatives) -> None:
         )
 
 
+def chosen_negatives(per_subset: int | Literal["all"] | None, per_context: int) -> Negatives:
+    """So many of a subset, or all; by default so many for each context."""
+    return PerContext(per_context) if per_subset is None else per_subset
+
+
 def negatives_value(
     negatives: Negatives,
 ) -> int | Literal["all"] | dict[Literal["per_context"], int]:

@@ -2,8 +2,12 @@
 and shown.
 
 Numbers but perplexities, counts and probabilities are in the `unit` that stands beside them.
-`_error` is a standard error, `_low` and `_high` are the ends of a bootstrap interval: absent in
-files of `coevolve.remid/1`, and null in results of the public code's protocol, which has none.
+`_error` is a standard error, `_low` and `_high` are the ends of an interval: absent in files of
+`coevolve.remid/1`; null in results of the public code's protocol, which has none, and of subsets of
+so few examples that nothing can be said of it (`coevolve.information.uncertainty.LEAST`), as are
+`chance_of_loss` and `holm_p`, which measures whose values are off by a factor have not either. In
+files of `coevolve.remid/2` intervals and tests are from a bootstrap, and too narrow for small
+subsets.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,9 +18,13 @@ from pydantic import Field, JsonValue, model_validator
 from coevolve.data.corpus import Shift
 from coevolve.documents import Document, Part
 from coevolve.errors import DataError
+from coevolve.information.estimate import FORMS
 from coevolve.scoring.reasoning import Reasoning, ReasoningKind
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.01
+"""Of a model with no losses one of a hundred has a star. At 0.05, where most models lose nothing, more
+than one star in twenty stands on none (`tests/benchmarks/false_stars.py`).
+"""
 LARGEST = 1e300
 """Of a number: finite, with room for sums."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -72,7 +80,7 @@ class Losses(Part):
     remid_error: Number | None = Field(default=None, description="Its standard error.")
     remid_low: Number | None = Field(default=None, description="Lower end of its interval.")
     remid_high: Number | None = Field(default=None, description="Upper end of its interval.")
-    chance_of_loss: Probability | None = Field(default=None, description="Replicates above 0.")
+    chance_of_loss: Probability | None = Field(default=None, description="That it is above 0.")
 
     @model_validator(mode="after")
     def _interval_has_two_ends(self) -> "Losses":
@@ -88,11 +96,6 @@ class OfModel(Losses, Information):
     remi_low: Number | None = Field(default=None, description="Lower end of its interval.")
     remi_high: Number | None = Field(default=None, description="Upper end of its interval.")
     holm_p: Probability | None = Field(default=None, description="Of no loss, adjusted (Holm).")
-
-    @property
-    def is_loss(self) -> bool:
-        """Whether a loss is told from chance: what `*` says in a table, and every verdict goes by."""
-        return (self.remid or 0.0) > 0 and self.holm_p is not None and self.holm_p < SIGNIFICANT
 
 
 class SubsetNumbers(Part):
@@ -124,7 +127,7 @@ class Comparison(Part):
     error: Number = Field(description="Its standard error.")
     low: Number = Field(description="Lower end of its interval.")
     high: Number = Field(description="Upper end of its interval.")
-    chance_above_0: Probability = Field(description="Share of bootstrap replicates above 0.")
+    chance_above_0: Probability = Field(description="That it is above 0.")
 
 
 class Measured(Part):
@@ -142,6 +145,17 @@ class Measured(Part):
     def form_name(self) -> str:
         """The form in words: `CLUB`, `difference of entropies`."""
         return form_name(self.form)
+
+    @property
+    def off(self) -> bool:
+        """Whether its values are known to be off by a factor, so that it tells no loss."""
+        return self.form in FORMS and FORMS[self.form].off
+
+    def is_loss(self, numbers: Losses | None) -> bool:
+        """Whether a loss is told from chance: what `*` says in a table, and every verdict goes by."""
+        if self.off or not isinstance(numbers, OfModel) or numbers.holm_p is None:
+            return False
+        return (numbers.remid or 0.0) > 0 and numbers.holm_p < SIGNIFICANT
 
 
 class Beside(Measured):
@@ -246,7 +260,9 @@ class Evaluation(Document):
 class RemidResults(Evaluation, Measured):
     """R-EMI of each subset and R-EMID of each shifted one, by the main measure and those beside."""
 
-    schema_id: Literal["coevolve.remid/2", "coevolve.remid/1"] = Field(alias="schema")
+    schema_id: Literal["coevolve.remid/3", "coevolve.remid/2", "coevolve.remid/1"] = Field(
+        alias="schema"
+    )
     """What the file is, and of which version."""
     negatives: (
         Count | Literal["all"] | Annotated[dict[Literal["per_context"], Count], Field(min_length=1)]
@@ -257,7 +273,7 @@ class RemidResults(Evaluation, Measured):
     """Of the public code, where it was asked for: how many windows were scored, cut, and empty."""
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of the intervals; absent where there are none."""
-    replicates: Count | None = Field(default=None, description="Of the bootstrap.")
+    replicates: Count | None = Field(default=None, description="Of the bootstrap, in older files.")
     subsets: Annotated[list[SubsetResults], Field(min_length=1)]
     """The one in distribution first."""
     beside: list[Beside] = Field(default_factory=list, description="Others of the same scores.")
@@ -278,7 +294,7 @@ class RemidResults(Evaluation, Measured):
             (name, subset.row)
             for subset in self.shifted()
             for name, numbers in subset.models.items()
-            if numbers and numbers.is_loss
+            if self.is_loss(numbers)
         }
 
     def require_pairs(self, what: str, pairs: Iterable[tuple[str, str]]) -> None:

@@ -9,13 +9,13 @@ from typing import Literal
 from rich.console import Group
 
 from coevolve.errors import DataError
+from coevolve.information.uncertainty import LEAST
 from coevolve.registry import Registry, users_code
 from coevolve.remid.grid import Block, Grid, grid_latex, grid_markdown, grid_table
 from coevolve.remid.results import (
     SIGNIFICANT,
     Exact,
     Losses,
-    OfModel,
     RemidResults,
     SubsetNumbers,
     mean_exact,
@@ -28,10 +28,6 @@ SHIFTED: Mapping[str, str] = {
 AVERAGE = "aggregate average"
 ABSENT = "-"
 MARK = "*"
-FEW = 16
-"""Below so many examples a loss is claimed too often: at 5 %, without any, 9 to 14 % of the time
-with 6 and 8 to 10 % with 10, simulated on the synthetic world.
-"""
 MOST_DIFFERENCES = 10
 _COLUMNS = (
     "form normalisation measure shift subset examples model value standard_error low high "
@@ -84,7 +80,7 @@ def remid_rows(results: RemidResults, exact: Exact | None = None) -> tuple[list[
         numbers: Mapping[str, Losses | None], which: Which, of: Sequence[SubsetNumbers]
     ) -> tuple[Value, ...]:
         return tuple(
-            Value(mean_exact(exact, model, of)) if truth else _value(numbers[model], which)
+            Value(mean_exact(exact, model, of)) if truth else _value(results, numbers[model], which)
             for model, truth in columns
         )
 
@@ -112,22 +108,20 @@ def remid_caption(results: RemidResults) -> list[str]:
         "better.",
     ]
     if results.level is not None:
-        lines.append(
-            f"±: standard error. {MARK}: {emid} above 0 at {SIGNIFICANT:.0%}, corrected (Holm) for "
-            "the model's subsets."
-        )
+        lines.append(f"±: standard error. {_mark_line(results)}")
     if results.reasoning is not None:
         lines.append(f"Reasoning: {results.reasoning.form()}.")
     if few := small_subsets(results):
         lines.append(
-            f"Fewer than {FEW} examples, so that intervals are too narrow: {', '.join(few)}."
+            f"Fewer than {LEAST} examples, too few to say how sure these and their means are: "
+            f"{', '.join(few)}."
         )
     return [line for line in (*lines, _floor_line(results), results.unanswered_line()) if line]
 
 
 def small_subsets(results: RemidResults) -> list[str]:
-    """Those for which the intervals in the results are too narrow."""
-    few = [one.subset for one in results.subsets if one.examples < FEW and not one.reason]
+    """Those of too few examples for anything to be said of how sure their numbers are."""
+    few = [one.subset for one in results.subsets if one.examples < LEAST and not one.reason]
     return few if results.level is not None else []
 
 
@@ -141,7 +135,8 @@ def remid_grids(
     grids = [_grid(main, exact or {}, remid_caption(main), exact_below)]
     # What is said below the first table holds for all.
     for part in beside:
-        grids.append(_grid(part, {}, [*filter(None, (_unit_line(part), _floor_line(part)))], False))
+        lines = _unit_line(part), _mark_line(part) if part.off else None, _floor_line(part)
+        grids.append(_grid(part, {}, [*filter(None, lines)], False))
     return grids
 
 
@@ -267,6 +262,16 @@ def _unit_line(results: RemidResults) -> str:
     return f"Unit: {results.unit}. {information}{bias}"
 
 
+def _mark_line(results: RemidResults) -> str:
+    """What marks a loss, or why nothing does."""
+    emid = results.names[1]
+    if results.off:
+        return (
+            f"No {emid} is marked, for the values of this measure are known to be off by a factor."
+        )
+    return f"{MARK}: {emid} above 0 at {SIGNIFICANT:.0%}, corrected (Holm) for the model's subsets."
+
+
 def _floor_line(results: RemidResults) -> str | None:
     """Whose estimate is lower than it need be, for want of a lower temperature."""
     at_floor = [
@@ -292,9 +297,9 @@ def _standing(results: RemidResults, name: str) -> float:
     return -usual.remi if usual else 0.0
 
 
-def _value(numbers: Losses | None, which: Which) -> Value:
+def _value(results: RemidResults, numbers: Losses | None, which: Which) -> Value:
     cells = _cells(numbers, which)
-    marked = which == "remid" and isinstance(numbers, OfModel) and numbers.is_loss
+    marked = which == "remid" and results.is_loss(numbers)
     return Value(cells["value"], cells["standard_error"], marked)
 
 

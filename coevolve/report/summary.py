@@ -14,7 +14,7 @@ OTHER: Mapping[str, str] = {
     "all": "everything changed at once",
 }
 """Shift -> what is other than in distribution."""
-NO_INTERVAL = "no interval in this file (coevolve remid gives one)"
+NO_INTERVAL = "no interval in this file (coevolve remid gives one, of 8 examples or more)"
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def losses(remid: RemidResults, model: str, exact: Exact) -> list[Loss]:
 def cards(remid: RemidResults, exact: Exact) -> list[Card]:
     """One per model, the largest loss first; empty where there is no shifted subset."""
     few, listed = small_subsets(remid), []
-    caution = f"Few examples in {', '.join(few)}: not so sure as it says." if few else None
+    caution = f"Too few examples to say how sure it is in {', '.join(few)}." if few else None
     for model in remid.models:
         of_shifts = losses(remid, model, exact)
         if of_shifts:
             average = of_shifts[-1]
             usual = _usual(remid, model)
-            meaning, blame = _meaning(average), _blame(remid, model)
+            meaning, blame = _meaning(remid, average), _blame(remid, model)
             listed.append(Card(model, average, usual, meaning, blame, caution))
     return sorted(listed, key=lambda card: -card.average.value)
 
@@ -122,8 +122,15 @@ def _usual(remid: RemidResults, model: str) -> str:
     return f"On the usual dialogues it stands at {stands} against the reference responses."
 
 
-def _meaning(average: Loss) -> str:
+def _meaning(remid: RemidResults, average: Loss) -> str:
     """Of the mean of all shifted subsets, by the interval that is shown."""
+    if remid.off:
+        return (
+            f"{remid.form_name} exaggerates losses and finds some where there are none: it tells "
+            "which model loses more, not whether one loses."
+        )
+    if remid.level is not None and average.low is None:
+        return "There are too few examples to say whether its responses fit less well elsewhere."
     if average.low is None or average.high is None:
         way = "less well" if average.value > 0 else "no worse"
         return f"On average, by this estimate, its responses fit {way} when things change."
@@ -143,10 +150,10 @@ def _blame(remid: RemidResults, model: str) -> str:
     for subset in remid.shifted():
         numbers = subset.models[model]
         if subset.shift not in (None, "all") and numbers and numbers.remid is not None:
-            mark = MARK * numbers.is_loss
-            value = f"{numbers.remid:+z.3f}{mark} {remid.unit}"
+            told = remid.is_loss(numbers)
+            value = f"{numbers.remid:+z.3f}{MARK * told} {remid.unit}"
             said = f"{OTHER[subset.shift]}, {subset.subset} ({value})"
-            found.append((numbers.remid, numbers.is_loss, said))
+            found.append((numbers.remid, told, said))
     if not found:
         return "Only shifts of everything at once were measured, so none can be singled out."
     largest, _, said = max(found)
@@ -159,7 +166,7 @@ def _blame(remid: RemidResults, model: str) -> str:
         return f"Most to blame: {worst}{more}."
     if largest <= 0:
         return "By this estimate no single shift costs anything."
-    if remid.level is None:
+    if remid.level is None or remid.off:
         return f"Most to blame, by this estimate: {said}."
     return (
         f"No single subset is told from chance by itself, corrected for their number; the largest "

@@ -7,6 +7,7 @@ from coevolve.data.corpus import Corpus
 from coevolve.files import write_json
 from coevolve.progress import from_totals
 from coevolve.remid.evaluate import evaluate_remid
+from coevolve.remid.pairs import chosen_negatives
 from coevolve.remid.score import Scoring
 from coevolve.scoring.artifact import read_manifest
 from coevolve.training.context import Context
@@ -48,7 +49,9 @@ def judge_models(context: Context, state: RunState) -> None:
             Corpus(splits=tests, source=data.corpus.source),
             context.responses,
             Scoring(
-                negatives=recipe.remid.negatives,
+                negatives=chosen_negatives(
+                    recipe.remid.negatives, recipe.remid.negatives_per_context
+                ),
                 seed=recipe.seed,
                 reasoning=form.form.form(),
                 contexts_at_once=32 * context.processes.count,

@@ -35,7 +35,7 @@ from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.scores import Scores
 from coevolve.worlds import truth
 from coevolve.worlds.corpus import worlds_by_split
-from coevolve.worlds.language import SLOTS, parse_all, parse_responses
+from coevolve.worlds.language import SLOTS, Values, parse_all, parse_responses
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.role_players import OTHER_CODE, role_players
 from coevolve.worlds.world import World
@@ -204,9 +204,9 @@ def emid_agreement(rows: Sequence[Row], *, same_code: bool, least: float = LEAST
     return found
 
 
-def exact_matrix(policy: Policy, sample: Sample, words: NDArray[np.int64]) -> NDArray[np.float64]:
-    """log p_theta(y_j | x_i), (N, N) nats, of responses given as word indices (N, SLOTS)."""
-    manner, *features = policy.plan(parse_all(sample.examples))
+def exact_matrix(policy: Policy, inputs: Values, words: NDArray[np.int64]) -> NDArray[np.float64]:
+    """log p_theta(y_j | x_i), (M, N) nats, of M contexts, and responses as word indices (N, SLOTS)."""
+    manner, *features = policy.plan(inputs)
     emissions = np.log(policy.slot_emissions())
     return sum(emissions[slot, manner, features[slot]][:, words[:, slot]] for slot in range(SLOTS))
 
@@ -226,7 +226,7 @@ def _judge(
     sample: Sample, policies: Mapping[str, Policy], scored: Mapping[str, NDArray[np.float64]] | None
 ) -> Iterator[tuple[Row, Estimate | None]]:
     """A sample's rows, still without EMID, each with its estimate of EMI (golden: None)."""
-    golden_policy = sample.world.golden
+    golden_policy, inputs = sample.world.golden, parse_all(sample.examples)
     golden: dict[tuple[str, str], Estimate] = {}
     exact_golden = truth.information(sample.world).mutual_information
     for name, responses in sample.responses.items():
@@ -234,7 +234,7 @@ def _judge(
         words = parse_responses(sample.examples, responses)
         matrices = {} if scored is None else {"estimator": scored[name]}
         for source, one in (("ideal", golden_policy), ("own", policy)):
-            matrices[source] = exact_matrix(one, sample, words)
+            matrices[source] = exact_matrix(one, inputs, words)
         exact = truth.information(sample.world, policy).mutual_information
         known = {
             "split": sample.split,

@@ -138,9 +138,9 @@ def test_a_file_of_another_version_is_one_sentence():
     from coevolve.remid.results import RemidResults
 
     with pytest.raises(
-        DataError, match=r"^f: schema is 'coevolve.remid/3'; accepted is [^.]*\."
+        DataError, match=r"^f: schema is 'coevolve.remid/4'; accepted is [^.]*\."
     ) as e:
-        check_document({"schema": "coevolve.remid/3"}, RemidResults, where="f", remedy="Do.")
+        check_document({"schema": "coevolve.remid/4"}, RemidResults, where="f", remedy="Do.")
     assert "\n" not in str(e.value)
 
 

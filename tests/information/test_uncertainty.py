@@ -6,22 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from coevolve.errors import DataError
 from coevolve.information.contrast import Contrast
-from coevolve.information.emi import emi, emid
+from coevolve.information.emi import difference, emi, emid
 from coevolve.information.estimate import mutual_information
 from coevolve.information.influence import Influence
-from coevolve.information.uncertainty import (
-    bootstrap,
-    chance_above,
-    draw_examples,
-    holm,
-    interval,
-    p_value,
-    power,
-    standard_error,
-)
+from coevolve.information.uncertainty import Drawn, Sure, holm, power, standard_error
 from coevolve.scoring.scores import Scores
 
 
@@ -126,14 +118,20 @@ def test_a_pairing_cancels_what_both_share():
     )
 
 
-def test_the_bootstrap_has_the_spread_of_the_standard_error():
+def sure_of(estimate, subset=0):
+    return Sure.of(estimate.value, estimate.influence, estimate.reach, subset)
+
+
+@pytest.mark.parametrize("pairs", [None, 140])
+def test_the_shares_of_the_examples_add_up_to_the_standard_error(pairs):
     rng = np.random.default_rng(4)
     golden, model = gaussian(70, rng, noise=0.5)
-    pairs = random_pairs(70, 140, rng)
-    found = emi(contrast_of(model, pairs), contrast_of(golden, pairs), "club")
-    deviations = bootstrap(found.influence, draw_examples(70, rng))
-    assert deviations.std() == pytest.approx(standard_error(found.influence), rel=0.1)
-    assert deviations.mean() == pytest.approx(0, abs=0.1 * deviations.std())
+    chosen = pairs and random_pairs(70, pairs, rng)
+    found = emi(contrast_of(model, chosen), contrast_of(golden, chosen), "club")
+    sure = sure_of(found)
+    assert sure.error == pytest.approx(standard_error(found.influence), rel=1e-12)
+    assert sure.drawn[0].shares.sum() == pytest.approx(0, abs=1e-12)
+    assert sure.drawn[0].examples == 70
 
 
 def test_without_a_loss_the_intervals_hold_0_and_the_tests_seldom_fire():
@@ -142,22 +140,50 @@ def test_without_a_loss_the_intervals_hold_0_and_the_tests_seldom_fire():
     for _ in range(trials):
         sides = [gaussian(40, rng, noise=0.6) for _ in range(2)]
         p, q = (emi(contrast_of(model), contrast_of(golden), "club") for golden, model in sides)
-        loss = emid(p, q)
-        deviations = bootstrap(p.influence, draw_examples(40, rng, 400)) - bootstrap(
-            q.influence, draw_examples(40, rng, 400)
-        )
-        low, high = interval(loss.value, deviations)
+        loss = Sure.combined([1, -1], [sure_of(p, 0), sure_of(q, 1)])
+        assert loss.value == emid(p, q).value
+        assert loss.error == pytest.approx(emid(p, q).standard_error)
+        low, high = loss.interval()
         held += low <= 0 <= high
-        fired += p_value(loss.value, deviations) < 0.05
-    assert 0.89 <= held / trials <= 0.99
-    assert 0.01 <= fired / trials <= 0.11
+        fired += 1 - loss.chance_above() < 0.05
+    assert held / trials >= 0.93
+    assert fired / trials <= 0.07
 
 
-def test_chance_and_p_value_by_hand():
-    deviations = np.array([-3.0, -1.0, 0.0, 1.0])
-    assert chance_above(0.5, deviations) == 0.5
-    assert p_value(0.5, deviations) == (2 + 1) / 5
-    assert interval(1.0, np.linspace(-1, 1, 201), level=0.9) == pytest.approx((0.1, 1.9))
+def test_intervals_and_chances_by_hand():
+    """Of two subsets, v = (4 + 0) and (1 + 4 (6 / 12)^2): 6 in all, of 36 / (16 / 3 + 4 / 11)
+    degrees of freedom.
+    """
+    drawn = {0: Drawn(np.array([2.0, 0, 0, 0]), 4, 0.0), 1: Drawn(np.eye(12)[0], 12, 6.0)}
+    number = Sure(3.0, drawn)
+    assert number.error == pytest.approx(5**0.5)
+    freedom = 36 / (16 / 3 + 4 / 11)
+    half = stats.t.ppf(0.9, freedom) * 6**0.5
+    assert number.interval(0.8) == pytest.approx((3 - half, 3 + half))
+    assert number.chance_above(1.0) == pytest.approx(stats.t.cdf(2 / 6**0.5, freedom))
+    assert not number.tells and Sure(3.0, {1: drawn[1]}).tells
+
+
+def test_what_is_drawn_from_one_subset_cancels_or_adds_up():
+    a, b = (Sure(1.0, {0: Drawn(np.array([x, -x]), 2, 1.0)}) for x in (3.0, 1.0))
+    apart = Sure(1.0, {1: Drawn(np.array([1.0, -1.0]), 2, 1.0)})
+    less, mean, two = Sure.combined([1, -1], [a, b]), Sure.mean([a, b]), Sure.mean([a, apart])
+    assert (less.value, less.error, less.drawn[0].reach) == (0, pytest.approx(8**0.5), 1)
+    assert (mean.error, mean.drawn[0].reach) == (pytest.approx(8**0.5), 1)
+    assert (two.error, two.drawn[1].reach) == (pytest.approx(5**0.5), 0.5)
+
+
+def test_where_all_examples_are_alike_the_next_one_may_not_be():
+    """Every response is as telling as can be, so that nothing varies: no error, and an interval."""
+    sides = [
+        mutual_information(contrast_of(m), "calibrated")
+        for m in (1e3 * np.eye(9), np.zeros((9, 9)))
+    ]
+    found = sure_of(difference(*sides))
+    assert found.error == 0 and found.value > 2.5
+    low, high = found.interval()
+    assert high - found.value == pytest.approx(found.value - low)
+    assert 0.2 < (high - low) / found.value < 2
 
 
 def test_where_few_pairs_make_the_variance_negative_half_of_the_gathered_one_is_the_floor():
@@ -170,7 +196,9 @@ def test_where_few_pairs_make_the_variance_negative_half_of_the_gathered_one_is_
 def test_certainty_has_no_spread():
     nothing = Influence(np.zeros(5), np.zeros(0), np.zeros((0, 2), dtype=int))
     assert standard_error(nothing) == 0
-    assert not bootstrap(nothing, draw_examples(5, np.random.default_rng(0), 10)).any()
+    certain = Sure.of(0.5, nothing, reach=0.0)
+    assert certain.interval() == (0.5, 0.5)
+    assert [certain.chance_above(x) for x in (0.4, 0.5)] == [1.0, 0.0]
 
 
 def test_holm_by_hand():
@@ -202,8 +230,6 @@ def test_what_has_no_error_is_refused():
         standard_error(Influence(np.zeros(1), np.zeros(0), np.zeros((0, 2), dtype=int)))
     with pytest.raises(DataError, match="numbers from 0 to 1"):
         holm([0.5, float("nan")])
-    with pytest.raises(DataError, match="draws are of 4 examples, not of 5"):
-        bootstrap(Influence(np.ones(5), np.zeros(0), np.zeros((0, 2), dtype=int)), np.ones((3, 4)))
     with pytest.raises(DataError, match="no paired difference"):
         Influence(np.zeros(3), np.zeros(0), np.zeros((0, 2))) - Influence(
             np.zeros(2), np.zeros(0), np.zeros((0, 2))

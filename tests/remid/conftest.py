@@ -84,6 +84,12 @@ def vocabulary_of(corpus: Corpus) -> set[str]:
     }
 
 
+@pytest.fixture(autouse=True)
+def two_are_enough(monkeypatch):
+    """To say how sure a number is: the corpus here has no more in a subset."""
+    monkeypatch.setattr("coevolve.information.uncertainty.LEAST", 2)
+
+
 @pytest.fixture
 def corpus() -> Corpus:
     rows = {

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coevolve.errors import DataError, RecipeError
-from coevolve.remid.pairs import PerContext, contexts_per_response, negative_pairs, negatives_value
+from coevolve.remid.pairs import (
+    PerContext,
+    chosen_negatives,
+    contexts_per_response,
+    negative_pairs,
+    negatives_value,
+)
 
 
 def ids(count):
@@ -91,6 +97,11 @@ def test_every_pair_is_as_likely():
 def test_a_single_example_is_refused_by_name():
     with pytest.raises(DataError, match=r"OOD1Test/german: found a single example \('s000'\)"):
         negative_pairs(ids(1), "all", seed=0, where="OOD1Test/german")
+
+
+def test_of_each_context_unless_so_many_of_a_subset_are_asked_for():
+    assert chosen_negatives(None, 32) == PerContext(32)
+    assert [chosen_negatives(x, 32) for x in (1000, "all")] == [1000, "all"]
 
 
 @pytest.mark.parametrize("negatives", [0, -1, 2.5, "some", True, None])
