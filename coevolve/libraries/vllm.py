@@ -268,7 +268,7 @@ class There:
 
     def load_weights(self, folder: Path) -> None:
         what = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        self._call("/collective_rpc", what, seconds=None)
+        self._call("/collective_rpc", what, patient=True)
         self._call("/reset_prefix_cache", {})
 
     def complete(self, asked: Sequence[Ask], poll: Poll) -> list[Written]:
@@ -298,17 +298,15 @@ class There:
     def _complete(self, ask: Ask) -> Written:
         body = {**_sampling(ask), "model": ask.adapter or self._name, "prompt": list(ask.prompt)}
         body |= {"logprobs": 0, "return_token_ids": True}
-        (choice,) = self._call("/v1/completions", body, seconds=None)["choices"]
+        (choice,) = self._call("/v1/completions", body, patient=True)["choices"]
         stopped = choice["finish_reason"] == "stop"
         return Written(choice["token_ids"], choice["logprobs"]["token_logprobs"], stopped)
 
-    def _call(
-        self, path: str, body: Any = None, seconds: float | None = SILENT_SECONDS
-    ) -> dict[str, Any]:
+    def _call(self, path: str, body: Any = None, *, patient: bool = False) -> dict[str, Any]:
         """What the server answers; EngineError where it does not, or refuses."""
         secure = self._url.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(self._url.netloc, timeout=seconds)
+        connection = kind(self._url.netloc, timeout=None if patient else SILENT_SECONDS)
         self._open.add(connection)
         try:
             text = None if body is None else json.dumps(body)
@@ -317,7 +315,8 @@ class There:
             answer = connection.getresponse()
             said = answer.read().decode("utf-8", "replace")
             if answer.status != 200:
-                raise self._error(f"answers {path} with {answer.status}: {said[:300]}")
+                words = " ".join(said.split())[:300]
+                raise self._error(f"answers {path} with {answer.status}: {words}")
             found = json.loads(said) if said.startswith("{") else {}
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._error(f"cannot be reached ({type(error).__name__}: {error})") from error

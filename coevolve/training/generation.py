@@ -63,6 +63,15 @@ class Engines:
             self._started[key] = Engine(self, backend, options, server=server)
         return self._started[key]
 
+    def reach(self) -> None:
+        """Find the servers now, which will be asked for only after hours. A collective call."""
+        phases = {phase.name for phase in self.recipe.rounds.phases if self.recipe.rounds.count}
+        for role in ROLES:
+            settings: Grpo | None = getattr(self.recipe, f"{role}_rl")
+            asked = settings is not None and settings.use_vllm and f"{role}_rl" in phases
+            if settings is not None and asked and settings.vllm_mode == "server":
+                self.of(role, settings)
+
     def close(self) -> None:
         """Give back what the engines hold."""
         for engine in self._started.values():

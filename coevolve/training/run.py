@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -110,7 +110,10 @@ def train(
                     context, start = prepare(inputs, folder, record, processes, start)
                 names = [stage.name for stage in loop.stages(context)]
                 named = resume not in ("auto", "never")
-                with closing(context.engines) if context.engines else nullcontext():
+                assert context.engines is not None  # prepare has built them
+                with closing(context.engines):
+                    if start.checkpoint is None:
+                        context.engines.reach()
                     return loop.run(context, restore(context, start, names, named=named))
             except Exception as error:
                 failure = reason = folder.explain(processes.explain(error))

@@ -5,12 +5,23 @@ torchaudio torchcodec`, and `pytest -m vllm`.
 """
 
 import hashlib
+import itertools
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from coevolve.errors import TooLongError
+from coevolve.errors import EngineError, TooLongError
 from coevolve.libraries import vllm
 from coevolve.recipe import check_recipe
 from coevolve.scoring.generate import Sampling
@@ -207,3 +218,150 @@ def test_a_resumed_run_ends_with_the_same_bits(done, recipe_for, stop_at_checkpo
             train(recipe, run, stop=stop_at_checkpoint(run, place))
     train(recipe, run)
     assert outcome(run) == outcome(done)
+
+
+def test_a_group_of_processes_holds_the_model_in_parts(launcher, values_for, tmp_path):
+    """Of two processes each asks for the whole batch, and takes its own completions."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(values_for(vllm_tensor_parallel_size=2)))
+    command = ["-m", "coevolve", "train", recipe, "--output-dir", tmp_path / "run"]
+    launcher.run("several_cpus", command, tmp_path / "log", fresh=True)
+    require_agreement(tmp_path / "run", 2)
+
+
+def test_memory_is_flat_over_twelve_phases(recipe_for, tmp_path, monkeypatch):
+    from coevolve.training import phases
+
+    held, rl = [], phases.rl
+
+    def measured(*args, **kwargs):
+        rl(*args, **kwargs)
+        held.append(psutil.Process().memory_info().rss)
+
+    monkeypatch.setattr(phases, "rl", measured)
+    started = count_starts(monkeypatch)
+    train(recipe_for(rounds=6), tmp_path / "run")
+    assert len(held) == 12 and started == [1]
+    # The first round warms up what both need once.
+    assert max(held[2:]) < 1.03 * held[2]
+
+
+def count_starts(monkeypatch):
+    started, start = [0], vllm.Here.__init__
+
+    def counted(self, *args):
+        started[0] += 1
+        start(self, *args)
+
+    monkeypatch.setattr(vllm.Here, "__init__", counted)
+    return started
+
+
+class Server:
+    """`vllm serve` on this machine."""
+
+    def __init__(self, base, log):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.base, self.log, self.url = base, log, f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self, *options):
+        environ = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+        environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        listens = ["--host", "127.0.0.1", "--port", self.port, "--model", self.base]
+        holds = ["--dtype", "float32", "--max-model-len", 128, "--enforce-eager", *options]
+        says = ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
+        command = ["-m", "vllm.entrypoints.openai.api_server", *listens, *holds, *says]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                env={**os.environ, **environ},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5)
+                return self
+            except OSError:
+                assert self.process.poll() is None and time.monotonic() < until, tail(self.log)
+                time.sleep(0.5)
+
+    def send(self, number):
+        one = psutil.Process(self.process.pid)
+        for each in [one, *one.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+    def kill(self):
+        with suppress(psutil.NoSuchProcess):
+            self.send(signal.SIGKILL)
+        self.process.wait()
+
+
+def tail(log):
+    return Path(log).read_text(errors="replace")[-2000:]
+
+
+LORA_OPTIONS = ("--enable-lora", "--max-loras", 2, "--max-lora-rank", 8)
+
+
+@pytest.fixture(scope="module")
+def server(done, tmp_path_factory):
+    """Of the run's own base, with room for adapters."""
+    server = Server(done / "base", tmp_path_factory.mktemp("server") / "log").start(*LORA_OPTIONS)
+    yield server
+    server.kill()
+
+
+def die_at_the_fifth(monkeypatch, server, number):
+    """The server gets the signal when it is asked for its fifth completion; when that was."""
+    complete, asked, sent = vllm.There._complete, itertools.count(1), []
+
+    def dying(self, ask):
+        if next(asked) == 5:
+            server.send(number)
+            sent.append(time.monotonic())
+        return complete(self, ask)
+
+    monkeypatch.setattr(vllm.There, "_complete", dying)
+    return sent
+
+
+@pytest.mark.slow
+def test_a_server_serves_every_phase_and_its_loss_is_one_sentence(server, recipe_for, tmp_path):
+    """The completions are those of an engine in the process, in the second phase, too; a server that
+    dies, or hangs, ends a run that goes on from what it had.
+    """
+    changes = {"rounds": 2, "base": str(server.base), "updates_per_generation": 2}
+    run, here = tmp_path / "run", tmp_path / "here"
+    train(recipe_for(**changes), here)
+    recipe = recipe_for(**changes, vllm_mode="server", vllm_server_base_url=server.url)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        with pytest.MonkeyPatch.context() as patch:
+            sent = die_at_the_fifth(patch, server, number)
+            with pytest.raises(EngineError, match=rf"server at {server.url} cannot be .* serve"):
+                train(recipe, run)
+        assert time.monotonic() - sent[0] < 60
+        server.kill()
+        server.start(*LORA_OPTIONS)
+    train(recipe, run)
+    require_agreement(run, 4)
+    assert outcome(run)[1:] == outcome(here)[1:]
+    assert not list(run.glob(".vllm*"))
+
+
+@pytest.mark.slow
+def test_a_server_of_another_base_or_without_room_is_refused(server, recipe_for, tmp_path):
+    how = {"vllm_mode": "server", "vllm_server_base_url": server.url}
+    with pytest.raises(EngineError, match=r"serves '.*base', and the base model of the run is "):
+        train(recipe_for(**how), tmp_path / "other")
+    longer = recipe_for(base=str(server.base), vllm_max_model_length=512, **how)
+    with pytest.raises(
+        EngineError, match="has room for 128 tokens, and the run asks for up to 512"
+    ):
+        train(longer, tmp_path / "longer")
