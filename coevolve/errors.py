@@ -70,6 +70,10 @@ class ChatError(CoevolveError, RuntimeError):
     """A chat model (local or behind an endpoint) that is out of order, or gave no usable answer."""
 
 
+class EngineError(CoevolveError, RuntimeError):
+    """The engine that generates (vLLM) cannot be started or reached, or is not what the run needs."""
+
+
 class TeacherError(ChatError):
     """A teacher (local model or endpoint) that did not give a usable trace."""
 

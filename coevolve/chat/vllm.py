@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coevolve.chat.base import Completion, Question, Read, Reply, Value, examined, key_of
 from coevolve.chat.local import Asked, ModelHere, load_renderer, weight_fingerprints
 from coevolve.errors import ArtifactError, ChatError
+from coevolve.libraries.vllm import rank_for
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet
 from coevolve.scoring.origins import read_config
@@ -47,13 +48,18 @@ class VllmChat(ModelHere):
         adapter: str | None = None,
         dtype: str = "bfloat16",
         date: str | None = None,
+        tensor_parallel_size: int | None = None,
+        max_model_len: int | None = None,
         **options: Any,
     ) -> "VllmChat":
-        """Start vLLM's engine with a model; other arguments as for `load_chat_model` and the
+        """Start vLLM's engine with a model over so many GPUs, for prompts with their answers of up to
+        `max_model_len` tokens (its own length); other arguments as for `load_chat_model` and the
         constructor.
         """
         if importlib.util.find_spec("vllm") is None:
-            raise ChatError("vLLM is not installed. On a machine with a GPU: pip install vllm")
+            raise ChatError(
+                "vLLM is not installed. On a GPU's machine: pip install 'coevolve[vllm]'"
+            )
         from vllm import LLM
 
         from coevolve.scoring.foreign import explained
@@ -61,9 +67,12 @@ class VllmChat(ModelHere):
 
         renderer = load_renderer(source, prompts, date)
         weights = weight_fingerprints(source, adapter)
-        lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _rank(adapter)}
+        how = {"tensor_parallel_size": tensor_parallel_size, "max_model_len": max_model_len}
+        how = {name: value for name, value in how.items() if value is not None}
+        if adapter is not None:
+            how |= {"enable_lora": True, "max_lora_rank": rank_for([_rank(adapter)])}
         with explained(f"The model {source!r} cannot be loaded by vLLM", SAVED):
-            engine = LLM(model=resolve_base(source), dtype=dtype, **lora)
+            engine = LLM(model=resolve_base(source), dtype=dtype, **how)
         return cls(engine, renderer, adapter=adapter, weights=weights, **options)
 
     @property
@@ -106,8 +115,7 @@ class VllmChat(ModelHere):
 
 
 def _rank(adapter: str) -> int:
-    """What vLLM has to reserve for the adapter: it takes certain ranks only."""
     rank = read_config(Path(adapter)).get("r")
     if not isinstance(rank, int):
         raise ArtifactError(f"{adapter}: r is {rank!r}; accepted is the rank of a LoRA adapter.")
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+    return rank

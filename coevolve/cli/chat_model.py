@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # them.
 OPTIONS_OF_KIND = {
     "local": ("adapter", "batch_size", "device", "dtype"),
-    "vllm": ("adapter", "batch_size", "dtype"),
+    "vllm": ("adapter", "batch_size", "dtype", "tensor_parallel_size", "max_model_len"),
     "endpoint": ("api_key_env", "concurrency", "timeout", "retries", "rate_limit", "extra"),
 }
 
@@ -34,6 +34,8 @@ def add_chat_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     add("--device", "local: auto (default), cpu, cuda, cuda:1, ...")
     dtypes = ("float32", "bfloat16", "float16")
     add("--dtype", "local, vLLM (default bfloat16, on a CPU float32)", choices=dtypes)
+    add("--tensor-parallel-size", "vLLM: over so many GPUs (default 1)", type=int, metavar="N")
+    add("--max-model-len", "vLLM: tokens of prompt and answer (default the model's)", type=int)
     add("--api-key-env", "endpoint: environment variable that holds the key", metavar="VAR")
     add("--concurrency", "endpoint: requests under way at a time (default 8)", type=int)
     add("--timeout", "endpoint: of one request (default 60)", type=float, metavar="SECONDS")

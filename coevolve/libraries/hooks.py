@@ -21,6 +21,7 @@ TESTED: Mapping[str, tuple[str, str]] = {
     "torch": ("2.13.0", "2.14.1"),
     "transformers": ("5.23.0", "5.24.0"),
     "trl": ("1.16.0", "1.16.0"),
+    "vllm": ("0.30.0", "0.30.0"),
 }
 """The lowest and the highest version of each library that every hook was found and called in."""
 
@@ -119,16 +120,21 @@ def require(found: Iterable[Hook], on: Any = None) -> None:
 @cache
 def warn_of_untested(*libraries: str) -> None:
     """Say once which of these libraries have a version that nobody tried with this package."""
-    from packaging.version import Version
-
     for name in libraries:
-        low, high = TESTED[name]
-        found = Version(_installed(name))
-        if not Version(low) <= Version(found.public) <= Version(high):
+        found = _installed(name)
+        if not within(name, found):
             logger.warning(
                 "%s %s was not tested with this version of coevolve, which knows %s.",
                 *(name, found, _range(name)),
             )
+
+
+def within(library: str, found: str) -> bool:
+    """Whether a version is one of those that were tested."""
+    from packaging.version import Version
+
+    low, high = map(Version, TESTED[library])
+    return low <= Version(Version(found).public) <= high
 
 
 def _range(library: str) -> str:

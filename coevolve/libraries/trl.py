@@ -1,8 +1,9 @@
 """TRL: what its SFT and GRPO trainers keep to themselves, and the head that they put on a model."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,8 +19,6 @@ HEAD = (
     *hooks(_UTILS, "a CPU computes logits only where they are asked for", "_use_triton(device)"),
     *hooks(_UTILS, "a reference has the policy's head", "add_fused_lm_head(model, temperature)"),
 )
-_VLLM = "trl.generation.vllm_generation:VLLMGeneration"
-VLLM = hooks(_VLLM, "vLLM goes on from token ids", "generate(prompts, images, num_generations)")
 SCORED, REWARDED, LOG_PROBS = METHODS = (
     *hooks(_GRPO, "PPO and RLOO put in advantages", "_generate_and_score_completions(inputs)"),
     *hooks(
@@ -36,6 +35,8 @@ SCORED, REWARDED, LOG_PROBS = METHODS = (
 )
 ROLLOUT = Hook(_GRPO, "rollout_func", "completions follow from seed, place and weights only")
 """It is public, but experimental."""
+RATIO, DIFFERENCE = "importance_sampling_ratio", "sampling/sampling_logp_difference/mean"
+"""Of what another engine sampled from and what is trained: in a batch, and in the log."""
 
 
 @contextmanager
@@ -111,7 +112,7 @@ class OpenGRPOTrainer(Open, GRPOTrainer):
     _get_per_token_logps_and_entropies = overridden(LOG_PROBS, "log_probs")
 
     def __init__(self, *args: Any, **kwargs: Any):
-        require((*METHODS, *(VLLM if kwargs["args"].use_vllm else ())))
+        require(METHODS)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func")  # that it is experimental
             super().__init__(*args, rollout_func=_write, **kwargs)
@@ -121,9 +122,22 @@ class OpenGRPOTrainer(Open, GRPOTrainer):
         """`prompt_ids`, `completion_ids` and `logprobs` of a completion of each prompt."""
         raise NotImplementedError
 
+    def sampled_by(self, sync: Callable[[], None]) -> None:
+        """From now on `write` gives log-probabilities of what another engine sampled. What they
+        differ by from this model's is logged, and corrected as the arguments say. TRL calls `sync`
+        before it asks for completions of weights that are new.
+        """
+        self.use_vllm, self._last_loaded_step = True, -1
+        engine: Any = SimpleNamespace(sync_weights=sync)
+        self.vllm_generation = engine
+
     def scored(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of completions with their advantages."""
-        return super()._generate_and_score_completions(inputs)
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        corrected = self.use_vllm and self.args.vllm_importance_sampling_correction
+        if corrected and not (RATIO in batch and self.figures[DIFFERENCE]):
+            raise SCORED.lost(f"no longer corrects what vLLM samples by {RATIO}")
+        return batch
 
     def rewarded(self, *args: Any) -> Tensor:
         """(completions of all processes, reward functions): what each of them gave."""
@@ -145,17 +159,6 @@ class OpenGRPOTrainer(Open, GRPOTrainer):
     def go_on_with(self, batch_in_parts: list[dict[str, Tensor]]) -> None:
         """Begin in the middle of a batch of completions."""
         self.batch_in_parts, self.begun_inside = batch_in_parts, True
-
-    def vllm_completions(
-        self, prompt_ids: list[list[int]], group: int
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """By vLLM, which has the policy's weights, with log-probabilities; `group` prompts are
-        alike.
-        """
-        _, completion_ids, log_probs, _ = self.vllm_generation.generate(
-            prompts=prompt_ids, images=None, num_generations=group
-        )
-        return completion_ids, [[token[0] for token in row] for row in log_probs]
 
     def _require_called(self, *found: Hook) -> None:
         for hook in found:

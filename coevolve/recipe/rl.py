@@ -108,13 +108,31 @@ class Grpo(Optimization):
     use_vllm: bool = False
     """Generate with vLLM, which must be installed."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
-    """In the training processes, or by a `trl vllm-serve` on GPUs of its own."""
+    """In the training processes, or by a server (`vllm serve`) that sees the run's folder."""
     vllm_server_base_url: str | None = None
     """For `server`, for example http://localhost:8000."""
+    vllm_max_model_length: Positive | None = None
+    """Tokens of a prompt and its completion that it has room for; None is `model.max_length` and the
+    longest completion.
+    """
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
     """For `colocate`: the share of each GPU's memory that vLLM may take."""
     vllm_tensor_parallel_size: Positive = 1
     """For `colocate`: over how many GPUs one copy of the model is spread."""
+    vllm_enable_sleep_mode: bool = False
+    """For `colocate`: let it give the GPU's memory to training between two generations."""
+    vllm_importance_sampling_correction: bool = True
+    """Weigh completions by the ratio of the trained model's probabilities to those that vLLM says
+    it sampled by, which differ by rounding.
+    """
+    vllm_importance_sampling_mode: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = "sequence_mask"
+    """Of tokens, or one of the completion; out of bounds, cut to the bound or left out."""
+    vllm_importance_sampling_clip_max: PositiveAmount | None = 3.0
+    """The greatest ratio; None leaves it open."""
+    vllm_importance_sampling_clip_min: PositiveAmount | None = None
+    """The smallest ratio; None leaves it open."""
 
     @property
     def updates_per_batch(self) -> int:

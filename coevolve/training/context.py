@@ -12,6 +12,7 @@ from coevolve.scoring.roles import Roles
 from coevolve.training.checkpoints import CheckpointWriter
 from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Processes
+from coevolve.training.generation import Engines
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.record.record import Record
 from coevolve.training.run_folder import RunFolder
@@ -29,6 +30,7 @@ class Context:
             are those that the state says.
         distributed: the same models, for work that all processes share.
         responses: of the models to be judged, by name and sample_ID.
+        engines: where a recipe has vLLM generate.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Context:
     tracer: Tracer
     truth: KnownTruth | None = None
     responses: Responses = field(default_factory=dict)
+    engines: Engines | None = None
 
     @property
     def roles(self) -> Roles:

@@ -32,6 +32,8 @@ CONTENT_SHARE = 0.5
 ENTROPY_NATS = 0.05
 # Per token: the probability of the same words changed by a factor of e, too much for one round.
 DRIFT_NATS = 1.0
+# Per token, by absolute value: an engine in bfloat16 is 0.01 to 0.03 away from the trainer.
+SAMPLING_NATS = 0.1
 
 
 def diagnose(
@@ -153,6 +155,12 @@ _OF_A_ROLE = {
         "The {role}'s entropy is {value:.3f} nats per token: it writes nearly the same text each time, so a group has "
         "nothing to choose from. Try a higher {role}_rl.temperature, a lower {role}_rl.learning_rate, or a "
         "{role}_rl.beta above 0.",
+    ),
+    "sampling/sampling_logp_difference/mean": Rule(
+        lambda nats: nats > SAMPLING_NATS,
+        "What vLLM says it sampled the {role}'s completions by is {value:.3f} nats per token from what the trained "
+        "model gives: they are not of the same weights or precision. Try model.dtype: float32, or "
+        "{role}_rl.use_vllm: false.",
     ),
 }
 

@@ -44,6 +44,7 @@ from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.divergence import DivergenceGuard
+from coevolve.training.generation import Engines
 from coevolve.training.rows import Rows, order_of_rows
 
 RewardFunction = Callable[..., list[float]]
@@ -121,6 +122,7 @@ class Plan:
         tokens: trained on, prompts included; the step that reaches them is the last.
         token_budget: of one forward pass in generation.
         folder: the run's directory, for a batch that a step could not be taken on.
+        engines: for generation by vLLM.
     """
 
     roles: Roles
@@ -137,6 +139,7 @@ class Plan:
     segment: Segment
     token_budget: int
     folder: Path
+    engines: Engines | None = None
 
 
 def steps_of(settings: Optimization, examples_per_epoch: int) -> int:
@@ -192,9 +195,7 @@ class Resumable(Open):
     def capture(self) -> Segment:
         """Everything that the next step depends on. A collective call."""
         with sharding.whole_parameters(self):
-            own = self.own_state()
-            weights = self.plan.roles.weights(self.plan.role)
-            weights = {name: value for name, value in weights.items() if name not in own}
+            own, weights = self.own_state(), self.weights()
         named = {f"{sharding.OWN}|{name}": value for name, value in own.items()}
         return Segment(
             step=self.state.global_step,
@@ -204,6 +205,11 @@ class Resumable(Open):
             tokens=self.tokens_of_step,
             samples=self.samples(),
         )
+
+    def weights(self) -> dict[str, Tensor]:
+        """The role's, with which it answers; on the CPU. They have to be there in full."""
+        weights, own = self.plan.roles.weights(self.plan.role), self.own_state()
+        return {name: value for name, value in weights.items() if name not in own}
 
     @property
     def over(self) -> bool:

@@ -218,15 +218,18 @@ def _backward(
 def _scoring(recipe: Recipe, bases: Mapping[Role, BaseFacts]) -> Part:
     """Keys and values of a forward pass in scoring and generation."""
     tokens = recipe.evaluation.token_budget
-    size = choose_dtype(recipe.model.dtype).itemsize
-    per_token = []
-    for base in bases.values():
-        text = base.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        per_token.append(2 * text.num_hidden_layers * heads * width * size)
+    per_token = max(bytes_per_token(base.config, recipe.model.dtype) for base in bases.values())
     lower = f"evaluation.token_budget={max(tokens // 4, 1024)}"
-    return Part(f"keys and values of {tokens:,} tokens", float(max(per_token) * tokens), lower)
+    return Part(f"keys and values of {tokens:,} tokens", float(per_token * tokens), lower)
+
+
+def bytes_per_token(config: Any, dtype: str) -> int:
+    """Of keys and values in a cache."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size: int = 2 * text.num_hidden_layers * heads * width * choose_dtype(dtype).itemsize
+    return size
 
 
 class _Fused(torch.autograd.Function):

@@ -119,6 +119,7 @@ def planned(
                 segment=state.segment,
                 token_budget=recipe.evaluation.token_budget,
                 folder=record.folder,
+                engines=context.engines,
             )
         except LeftHalfway as left:
             state.segment = left.segment

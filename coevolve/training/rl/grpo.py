@@ -2,7 +2,8 @@
 
 Deviations from the plain trainer, beside those of `engines`:
 - Completions are sampled with noise that belongs to their place in the order (see
-  `scoring.generate`).
+  `scoring.generate`), by vLLM too: one engine for the run (see `training.generation`).
+- There is no dropout, so that ratios of new to old probabilities begin at 1.
 - The reference for the KL term is the role as it was when the phase began (TRL's own choice needs
   an adapter called `default`, or a model that can be loaded from a path).
 - The estimator's GRPO may add the golden responses' negative log-likelihood to each step's loss.
@@ -29,6 +30,7 @@ from coevolve.seeds import derive_seed
 from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
 from coevolve.training.engines import Plan, Resumable, RewardFunction, Segment, train, trainer_of
+from coevolve.training.generation import Engine
 from coevolve.training.rl.shared_prompts import SharedPrompts
 from coevolve.training.rows import IGNORED, Rows, order_of_rows
 
@@ -38,8 +40,9 @@ Rewards = Sequence[tuple[str, RewardFunction, float]]
 SAME_NAME = (
     *("num_iterations", "max_completion_length", "temperature", "loss_type", "epsilon", "delta"),
     *("importance_sampling_level", "epsilon_high", "top_entropy_quantile", "scale_rewards"),
-    *("mask_truncated_completions", "use_vllm", "vllm_mode", "vllm_server_base_url"),
-    *("vllm_gpu_memory_utilization", "vllm_tensor_parallel_size"),
+    *("mask_truncated_completions", "vllm_importance_sampling_correction"),
+    *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max"),
+    "vllm_importance_sampling_clip_min",
 )
 """Options that TRL has under the recipe's names."""
 
@@ -62,7 +65,15 @@ def run_grpo(
     columns = {"prompt": [prompts[index] for index in used], "index": used.tolist()}
     names, functions, weights = zip(*rewards, strict=True)
     trainer = trainer or SharedPromptTrainer
-    with trainer.own_options(plan, settings) as own, trainer_of(plan) as (model, scratch):
+    engine = None
+    if settings.use_vllm:
+        assert plan.engines is not None  # a run has them
+        engine = plan.engines.of(plan.role, settings)
+    with (
+        trainer.own_options(plan, settings) as own,
+        trainer_of(plan) as (model, scratch),
+        without_dropout(model),
+    ):
         return train(
             trainer(
                 model=model,
@@ -77,10 +88,29 @@ def run_grpo(
                 plan=plan,
                 order=places,
                 settings=settings,
+                engine=engine,
                 **options,
                 **own,
             )
         )
+
+
+@contextmanager
+def without_dropout(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, nothing is dropped, in what checkpointing computes again either; whatever the mode."""
+    found = [
+        (module, name, getattr(module, name))
+        for module in model.modules()
+        for name in ("p" if isinstance(module, torch.nn.Dropout) else "attention_dropout",)
+        if isinstance(getattr(module, name, None), float)
+    ]
+    try:
+        for module, name, _ in found:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, share in found:
+            setattr(module, name, share)
 
 
 def order_of_completions(prompts: int, plan: Plan, settings: Grpo) -> np.ndarray:
@@ -109,10 +139,13 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         golden_rows: Rows | None = None,
         golden_nll_weight: float = 0.0,
         reference: torch.nn.Module | None = None,
+        engine: Engine | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.group = settings.num_generations
+        self.group, self.engine = settings.num_generations, engine
+        if engine is not None:
+            self.sampled_by(self._sync)
         self.reward_names = [function.__name__ for function in kwargs["reward_funcs"]]
         self._golden_rows, self._golden_nll_weight = golden_rows, golden_nll_weight
         self._golden_batch = settings.train_batch_size
@@ -173,30 +206,33 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         """Completions that depend on seed, place and weights only, and can be left in the middle."""
         # A rendered prompt already holds its control tokens, the beginning of the text included.
         prompt_ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
-        work = partial(self.vllm_completions, prompt_ids, self.group)
-        fast = self.plan.processes.together(work) if self.args.use_vllm else None
-        completion_ids, log_probs = fast or (self._sampled(prompt_ids), None)
-        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": log_probs}
-
-    def _sampled(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         args, plan = self.args, self.plan
         batch = self.micro_step // (args.steps_per_generation * args.num_iterations)
         first = plan.processes.rank * len(prompt_ids)
+        how: dict[str, Any] = {
+            "max_new_tokens": args.max_completion_length,
+            "stop_ids": self.stop_ids,
+            "sampling": Sampling(derive_seed(plan.seed, "completions", batch), args.temperature),
+            "keys": range(first, first + len(prompt_ids)),
+            "poll": plan.watcher.poll,
+        }
+        if self.engine is not None:
+            sampled = self.engine.write(plan.role, prompt_ids, **how)
+            ids, log_probs = [x.ids for x in sampled], [x.log_probs for x in sampled]
+            return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": log_probs}
+        how |= {"token_budget": plan.token_budget, "pad_id": self.processing_class.pad_token_id}
         with self._whole_model() as model:
-            work = partial(
-                generate,
-                model,
-                prompt_ids,
-                max_new_tokens=args.max_completion_length,
-                stop_ids=self.stop_ids,
-                pad_id=self.processing_class.pad_token_id,
-                sampling=Sampling(derive_seed(plan.seed, "completions", batch), args.temperature),
-                keys=range(first, first + len(prompt_ids)),
-                token_budget=plan.token_budget,
-                poll=plan.watcher.poll,
-            )
+            work = partial(generate, model, prompt_ids, **how)
             written = plan.processes.together(work)
-        return [x.ids if x.stopped_by is None else [*x.ids, x.stopped_by] for x in written]
+        ids = [x.ids if x.stopped_by is None else [*x.ids, x.stopped_by] for x in written]
+        return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": None}
+
+    def _sync(self) -> None:
+        """Let the engine have the role as it is by now."""
+        assert self.engine is not None
+        with sharding.whole_parameters(self):
+            weights = self.weights()
+        self.engine.update(self.plan.role, weights)
 
     def rewarded(self, *args: Any) -> Tensor:
         with self._whole_model():
@@ -262,11 +298,9 @@ def _grpo_arguments(
 ) -> GRPOConfig:
     _, accumulation = settings.micro_batch(plan.processes.count)
     group, whole = settings.num_generations, settings.train_batch_size
-    stops = {"stop_token_ids": list(plan.renderer.stop_ids(model))}
     return GRPOConfig(
         **common_arguments(plan, settings, model, scratch),
         **{name: getattr(settings, name) for name in SAME_NAME},
-        generation_kwargs=stops if settings.use_vllm else None,
         # TRL refuses groups of one, in which GRPO has no advantages. PPO, which compares nothing
         # within groups, says that the whole batch is one.
         num_generations=group if group > 1 else whole * settings.updates_per_generation,

