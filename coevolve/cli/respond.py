@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add, _, writes = adders(parser)
+    add, reads, writes = adders(parser)
     add_data_argument(parser)
     what = "JSONL to begin or to go on with"
     writes("--out", what, kind=RESPONSES, required=True, metavar="FILE")
@@ -30,13 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "stop at a sample without a usable response (default), or go on and count it"
     add("--on-failure", what, default="error", choices=("error", "drop"))
     add("--keep-cut-off", "keep and mark those that reach --max-new-tokens", action="store_true")
+    what = "YAML: the prompt that the model was trained with, recorded in --out (default: ours)"
+    reads("--prompt", what, metavar="FILE")
     add_chat_arguments(parser, required=True)
 
 
 def run(options: argparse.Namespace) -> None:
     from coevolve.progress import from_totals, make_console, task
+    from coevolve.prompts.play import PlayPrompt
+    from coevolve.recipe.load import read_section
     from coevolve.respond import collect_responses
 
+    prompt = read_section(options.prompt, PlayPrompt) if options.prompt else None
     examples = _examples(options)
     patience = max(3, options.concurrency or 0) if options.on_failure == "drop" else 1
     model = load_chat(options, os.environ, ledger=options.out, patience=patience)
@@ -50,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
             on_failure=options.on_failure,
             keep_cut_off=options.keep_cut_off,
             progress=lambda done, total, note: report(done),
+            prompt=prompt,
         )
     console.print(
         f"{options.out}: {collection.examples - len(collection.dropped)} of {collection.examples} "
