@@ -27,6 +27,7 @@ import yaml
 from coevolve.cli import main, make_parser
 from coevolve.data.corpus import read_corpus
 from coevolve.prompts.play import PlayPrompt
+from coevolve.prompts.rubric import Rubric
 from coevolve.recipe import Recipe, load_recipe
 from coevolve.recipe.load import check_section
 from coevolve.worlds.corpus import world_corpus
@@ -38,7 +39,7 @@ BLOCK = re.compile(r"(?:^<!-- (slow|needs: [^\n]+) -->\n)?^```(\w*)\n(.*?)^```$"
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-WHOLE = (PlayPrompt,)
+WHOLE = (PlayPrompt, Rubric)
 """What a block of YAML may be beside sections of a recipe."""
 SMALLER = {
     "data": {"world": {"train": 1060, "test": 16}, "validation": 16},
