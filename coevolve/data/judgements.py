@@ -25,7 +25,7 @@ def scale_of(header: Mapping[str, Any], where: str) -> tuple[float, float]:
     """The lowest and the highest score, by the rubric in a file's first line."""
     rubric = header["rubric"]
     ends = [rubric.get(name) if isinstance(rubric, Mapping) else None for name in ("low", "high")]
-    numbers = [float(x) for x in ends if type(x) in (int, float)]
+    numbers = [float(x) for x in ends if isinstance(x, int | float) and x is not True]
     if len(numbers) < 2 or not numbers[0] < numbers[1]:
         raise DataError(f"{where}: rubric: found the scale {ends}; accepted is low below high.")
     return numbers[0], numbers[1]
