@@ -26,7 +26,10 @@ import yaml
 
 from coevolve.cli import main, make_parser
 from coevolve.data.corpus import read_corpus
+from coevolve.prompts.play import PlayPrompt
+from coevolve.prompts.rubric import Rubric
 from coevolve.recipe import Recipe, load_recipe
+from coevolve.recipe.load import check_section
 from coevolve.worlds.corpus import world_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +39,8 @@ BLOCK = re.compile(r"(?:^<!-- (slow|needs: [^\n]+) -->\n)?^```(\w*)\n(.*?)^```$"
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
+WHOLE = (PlayPrompt, Rubric)
+"""What a block of YAML may be beside sections of a recipe."""
 SMALLER = {
     "data": {"world": {"train": 1060, "test": 16}, "validation": 16},
     "model": {"tiny": {"hidden_size": 32, "layers": 1, "heads": 2}},
@@ -228,6 +233,9 @@ def test_rows_and_sections_of_recipes_are_read(page, reader, tmp_path):
         assert read_corpus(tmp_path / "data.json").require("IDTrain")
     for block in blocks_of(page, "yaml"):
         sections = yaml.safe_load(block.text)
+        if kind := next((x for x in WHOLE if set(sections) <= set(x.model_fields)), None):
+            check_section(sections, name_of(page), kind)
+            continue
         assert set(sections) <= set(Recipe.model_fields)
         values = [f"{name}={json.dumps(value)}" for name, value in sections.items()]
         load_recipe("recipes/quickstart", values)

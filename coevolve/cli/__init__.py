@@ -33,7 +33,7 @@ READER_GONE = 141
 GROUPS = {
     "data": ("convert", "respond", "shift"),
     "train": ("recipes", "launch_file", "validate", "train", "status"),
-    "measure": ("score", "remid", "bound", "report", "truth"),
+    "measure": ("score", "judge", "remid", "bound", "report", "truth"),
     "publish": ("export", "check", "push", "import_reference"),
     "other": ("schema", "completion"),
 }

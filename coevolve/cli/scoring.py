@@ -120,7 +120,7 @@ def read_answered(options: argparse.Namespace) -> Answered:
 
     corpus = read_corpus(options.data)
     examples = evaluated_examples(corpus)
-    files = _files(options.responses)
+    files = named_files(options.responses)
     if options.missing == "error":
         ids, given = [x.sample_id for x in examples], {}
         for name, path in files.items():
@@ -330,7 +330,7 @@ def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:
         console.print(f"cache: {taken(list(estimator.caches.values()))}")
 
 
-def _files(arguments: Sequence[str]) -> dict[str, str]:
+def named_files(arguments: Sequence[str]) -> dict[str, str]:
     """Name -> path."""
     from coevolve.errors import DataError
 

@@ -13,9 +13,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from coevolve.data.example import Example
 from coevolve.errors import DataError
 from coevolve.files import parse_json, read_bytes, write_jsonl, writing
 
@@ -27,11 +26,20 @@ Line = tuple[int, Any]
 ReadRow = Callable[[Any, str], tuple[str, Value]]
 """From a row and its place to (sample_ID, answer); raises DataError."""
 
-Fingerprint = Callable[[Example], str]
+
+class Item(Protocol):
+    """What is answered: an example, or a question of another kind with a name of its own."""
+
+    @property
+    def sample_id(self) -> str: ...
+
+
+Asked = TypeVar("Asked", bound=Item)
+Fingerprint = Callable[[Asked], str]
 """Of what an answer depends on in its example."""
 
 
-class Ledger(Generic[Value]):
+class Ledger(Generic[Value, Asked]):
     """A ledger to go on with; one that is not there is begun. DataError if its answers come from
     something else.
 
@@ -51,9 +59,9 @@ class Ledger(Generic[Value]):
         path: str | Path,
         header: Mapping[str, Any],
         compared: Iterable[str],
-        examples: Iterable[Example],
+        examples: Iterable[Asked],
         read_row: ReadRow[Value],
-        fingerprint: Fingerprint,
+        fingerprint: Fingerprint[Asked],
     ):
         self.path, self.by_id, self._fingerprint = Path(path), index_by_id(examples), fingerprint
         rows = self._lines_behind(header, compared)
@@ -133,9 +141,9 @@ def is_header(value: Any, keys: Iterable[str]) -> bool:
 def answers_by_id(
     path: str | Path,
     rows: Iterable[Line],
-    by_id: Mapping[str, Example],
+    by_id: Mapping[str, Asked],
     read_row: ReadRow[Value],
-    fingerprint: Fingerprint,
+    fingerprint: Fingerprint[Asked],
     *,
     unknown: Literal["error", "leave"],
 ) -> dict[str, Value]:
@@ -168,9 +176,9 @@ def answers_by_id(
     return answers
 
 
-def index_by_id(examples: Iterable[Example]) -> dict[str, Example]:
+def index_by_id(examples: Iterable[Asked]) -> dict[str, Asked]:
     """The examples by sample_ID, of which no two are the same."""
-    by_id: dict[str, Example] = {}
+    by_id: dict[str, Asked] = {}
     for example in examples:
         if example.sample_id in by_id:
             raise DataError(

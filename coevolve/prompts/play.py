@@ -8,13 +8,20 @@
 
 Chat templates want turns in exchange that begin with the user's. So neighbouring turns of one
 speaker become one message, and a dialogue that the character began gets an opening message before
-it.
+it. A prompt of one's own may show the dialogue as text instead.
 """
 
 from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from coevolve.data.example import Example
-from coevolve.prompts.render import character_text
+from coevolve.data.ledger import digest
+from coevolve.prompts.render import character_text, turns_of
+from coevolve.prompts.template import message
+from coevolve.prompts.templates import problem_of_template, problem_of_text
+from coevolve.recipe.section import Section
 
 SYSTEM = """\
 You play a character in a conversation with a user. Stay in character: speak as the character would, know what the \
@@ -30,24 +37,76 @@ Give the character's next response and nothing else."""
 
 UNKNOWN_USER = "(nothing is known about the user)"
 OPENING = "(The conversation begins.)"
-PARTS = (SYSTEM, UNKNOWN_USER, OPENING)
+
+_INPUTS = ("agent_character", "user_persona", "dialogue")
+_FIELDS = {"system": _INPUTS, "user": _INPUTS, "user_turn": ("k", "text")}
+_FIELDS |= {"agent_turn": ("k", "text"), "next_turn": ("k",)}
 
 
-def play_messages(example: Example, harmless: Callable[[str], str]) -> list[dict[str, str]]:
+class PlayPrompt(Section):
+    """What a role-playing model is shown. `{k}` counts the exchanges from 1."""
+
+    system: str = SYSTEM
+    """With {agent_character}, {user_persona} and {dialogue}; empty for no system message."""
+    user: str = ""
+    """Likewise, as the only message of the user, which then has the {dialogue} as text. Empty where
+    the dialogue is the chat.
+    """
+    user_turn: str = "User Query {k}: {text}"
+    """A turn of the dialogue as text."""
+    agent_turn: str = "Agent Response {k}: {text}"
+    """Likewise."""
+    next_turn: str = "Agent Response {k}:"
+    """What the dialogue as text ends with."""
+    turn_separator: str = "\n"
+    """Between two turns of it."""
+    character: Literal["lines", "python"] = "lines"
+    """A character that is an object: a line for each field, or as Python writes it."""
+    unknown_user: str = UNKNOWN_USER
+    """For a persona that is empty."""
+    opening: str = OPENING
+    """The user's first message in a chat that the character begins."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_template(cls, text: Any, info: Any) -> Any:
+        problem = problem_of_text(text)
+        if problem is None and info.field_name in _FIELDS:
+            problem = problem_of_template(text, _FIELDS[info.field_name])
+        if problem:
+            raise ValueError(problem)
+        return text
+
+    def recorded(self) -> str | dict[str, Any]:
+        """What a file of responses says of it: a hash of the built-in one, or all of one's own."""
+        if self == PlayPrompt():
+            return digest((SYSTEM, UNKNOWN_USER, OPENING))
+        return self.model_dump()
+
+
+def play_messages(
+    example: Example, harmless: Callable[[str], str], prompt: PlayPrompt | None = None
+) -> list[dict[str, str]]:
     """The chat messages that ask for a response to `example`, without its golden one; all that
     comes from the example is made `harmless`.
     """
-    system = SYSTEM.format(
-        agent_character=harmless(character_text(example.agent_character)),
-        user_persona=harmless(example.user_persona) or UNKNOWN_USER,
-    )
-    messages = [{"role": "system", "content": system}]
+    prompt = prompt or PlayPrompt()
+    to_text = str if prompt.character == "python" else character_text
+    turns = turns_of(example, harmless, prompt.user_turn, prompt.agent_turn, prompt.next_turn)
+    inputs = {
+        "agent_character": harmless(to_text(example.agent_character)),
+        "user_persona": harmless(example.user_persona) or prompt.unknown_user,
+        "dialogue": prompt.turn_separator.join(turns),
+    }
+    messages = [message("system", prompt.system.format(**inputs))] if prompt.system else []
+    if prompt.user:
+        return [*messages, message("user", prompt.user.format(**inputs))]
     if example.dialogue[0].speaker == "agent":
-        messages.append({"role": "user", "content": OPENING})
+        messages.append(message("user", prompt.opening))
     for turn in example.dialogue:
         role, text = "user" if turn.speaker == "user" else "assistant", harmless(turn.text)
-        if messages[-1]["role"] == role:
+        if messages and messages[-1]["role"] == role:
             messages[-1]["content"] += f"\n{text}"
         else:
-            messages.append({"role": role, "content": text})
+            messages.append(message(role, text))
     return messages

@@ -12,7 +12,7 @@ tokenised with control tokens switched off, so nothing in it can end its turn.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coevolve.data.example import Example
@@ -194,7 +194,9 @@ class Renderer:
     def _parts(self, example: Example) -> dict[str, str]:
         """What the templates may ask for of x."""
         to_text = str if self.prompts.convention == "reference" else character_text
-        turns = self._turns(example)
+        words = self.prompts
+        shown = words.user_turn, words.agent_turn, words.next_turn
+        turns = turns_of(example, self.harmless, *shown)
         inputs = {
             "user_persona": self.harmless(example.user_persona),
             "agent_character": self.harmless(to_text(example.agent_character)),
@@ -207,17 +209,22 @@ class Renderer:
             "last_exchange": self.prompts.turn_separator.join(last),
         }
 
-    def _turns(self, example: Example) -> list[str]:
-        """The turns of the dialogue, and what comes before the next one where there is such."""
-        turns, k = [], 1
-        for index, turn in enumerate(example.dialogue):
-            if index > 0 and turn.speaker == "user":
-                k += 1
-            template = self.prompts.user_turn if turn.speaker == "user" else self.prompts.agent_turn
-            turns.append(template.format(k=k, text=self.harmless(turn.text)))
-        if self.prompts.next_turn:
-            turns.append(self.prompts.next_turn.format(k=k))
-        return turns
+
+def turns_of(
+    example: Example,
+    harmless: Callable[[str], str],
+    user_turn: str,
+    agent_turn: str,
+    next_turn: str,
+) -> list[str]:
+    """The turns of the dialogue, and what comes before the next one where there is such."""
+    turns, k = [], 1
+    for index, turn in enumerate(example.dialogue):
+        if index > 0 and turn.speaker == "user":
+            k += 1
+        template = user_turn if turn.speaker == "user" else agent_turn
+        turns.append(template.format(k=k, text=harmless(turn.text)))
+    return [*turns, next_turn.format(k=k)] if next_turn else turns
 
 
 def character_text(character: str | Mapping[str, Any]) -> str:

@@ -3,16 +3,18 @@
 import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from coevolve.errors import DataError, RecipeError, meant
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
 from coevolve.recipe.schema import Recipe
-from coevolve.recipe.section import EXTENDS
+from coevolve.recipe.section import EXTENDS, Section
 from coevolve.recipe.yaml_text import LARGEST, parse_yaml
 from coevolve.shipped import CONFIG, recipe_path, shipped_recipes
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -88,11 +90,16 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe of these values; RecipeError says where, which field, what was found and accepted."""
+    """The recipe of these values, as `check_section`."""
+    return check_section(values, where, Recipe)
+
+
+def check_section(values: Any, where: str, kind: type[Kind]) -> Kind:
+    """The section of these values; RecipeError says where, which field, what was found, accepted."""
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(dict(fault)) for fault in error.errors()]
+        lines = [_explain(dict(fault), kind) for fault in error.errors()]
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -126,10 +133,19 @@ def _apply(values: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _explain(fault: dict[str, Any]) -> str:
+def read_section(path: str | Path, kind: type[Kind]) -> Kind:
+    """A YAML (or JSON) file that is one section; RecipeError for what is none."""
+    try:
+        text = read_text(plain_file(Path(path), at_most=4 * LARGEST))
+    except DataError as error:
+        raise RecipeError(str(error)) from None
+    return check_section(parse_yaml(text, str(path)), str(path), kind)
+
+
+def _explain(fault: dict[str, Any], kind: type[Section]) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "recipe"
     if fault["type"] == "extra_forbidden":
-        known = _accepted(fault["loc"])
+        known = _accepted(fault["loc"], kind)
         accepted = f"; accepted are {', '.join(known)}" if known else ""
         return f"{field}: unknown key{accepted}.{meant(str(fault['loc'][-1]), known)}"
     if fault["type"] == "missing":
@@ -146,9 +162,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _accepted(location: tuple[Any, ...]) -> Sequence[str]:
+def _accepted(location: tuple[Any, ...], kind: type[Section]) -> Sequence[str]:
     """The keys that stand beside an unknown one, if the section can be found from its place."""
-    section: Any = Recipe
+    section: Any = kind
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(part)
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []

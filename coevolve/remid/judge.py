@@ -15,6 +15,8 @@ from pydantic import Field
 
 from coevolve.data.corpus import Row, read_rows
 from coevolve.data.example import kind, text_field
+from coevolve.data.judgements import HEADER, mean_score, read_judgement, scale_of
+from coevolve.data.ledger import is_header
 from coevolve.documents import Document, Part
 from coevolve.errors import DataError, RecipeError
 from coevolve.remid.grid import Block, Grid
@@ -63,16 +65,16 @@ def read_judge_scores(
     """A judge's scores by (model, row), higher being better.
 
     Accepted is a `.jsonl` file, or a `.json` file with a list, whose rows are all `{model, subset,
-    score}` or all `{sample_ID, model, score}`; the latter are averaged over the samples of each row
-    of the results. A field `judge` tells judges apart; several judges' scores of one pair or
-    response are averaged first.
+    score}` or all `{sample_ID, model, score}`, or what `coevolve judge` wrote; scores of samples are
+    averaged over each row of the results. A field `judge` tells judges apart; several judges' scores
+    of one pair or response are averaged first.
 
     Args:
         models, rows: of the results.
         row_of_sample: sample_ID -> row, of all test examples.
         left_out: those that are not evaluated; their scores are read and not averaged.
     """
-    given = read_rows(path)
+    given = _one_by_one(read_rows(path))
     if not given:
         raise DataError(f"{path}: has no scores. Give rows that are {_ACCEPTED}.")
     field = _field_of(given)
@@ -180,6 +182,22 @@ LARGEST_SCORE = 1e100
 """Of which squares can still be summed."""
 
 _ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, perhaps with a 'judge'"
+
+
+def _one_by_one(rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows of samples instead of the lines of `coevolve judge`, if that is what they are; its
+    repeats are so many judges.
+    """
+    if not (rows and is_header(rows[0][1], HEADER)):
+        return rows
+    (first, header), *lines = rows
+    low, high = scale_of(header, first)
+    flat: list[Row] = []
+    for where, line in lines:
+        sample, repeat, scores = read_judgement(line, where, low, high)
+        about = {"sample_ID": sample, "judge": f"repeat {repeat}"}
+        flat += [(where, {**about, "model": x, "score": mean_score(y)}) for x, y in scores.items()]
+    return flat
 
 
 def _field_of(rows: Sequence[Row]) -> str:

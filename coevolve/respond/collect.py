@@ -18,7 +18,7 @@ from coevolve.data.example import Example, text_field
 from coevolve.data.ledger import Ledger, digest
 from coevolve.data.responses import HEADER, read_response_row
 from coevolve.errors import ChatError, DataError
-from coevolve.prompts.play import PARTS, play_messages
+from coevolve.prompts.play import PlayPrompt, play_messages
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of examples done, their total, and a note in words."""
@@ -49,6 +49,7 @@ def collect_responses(
     on_failure: Literal["error", "drop"] = "error",
     keep_cut_off: bool = False,
     progress: Progress | None = None,
+    prompt: PlayPrompt | None = None,
 ) -> Collection:
     """Ask a model for the responses that a file lacks, and append each to it as it arrives.
 
@@ -62,11 +63,13 @@ def collect_responses(
         keep_cut_off: keep a response that has not ended when the model's tokens were used up, with
             `cut_off: true` in its row; otherwise it is a failure.
         progress: told after every answer.
+        prompt: what the model is shown, if not what the built-in one says.
     """
-    header = dict(zip(HEADER, (model.settings, digest(PARTS), model.address), strict=True))
+    prompt = prompt or PlayPrompt()
+    header = dict(zip(HEADER, (model.settings, prompt.recorded(), model.address), strict=True))
     ledger = Ledger(path, header, ("model", "prompt"), examples, read_response_row, _fingerprint)
     found, todo = len(ledger.answers), ledger.todo
-    questions = [Question(x.sample_id, play_messages(x, model.harmless)) for x in todo]
+    questions = [Question(x.sample_id, play_messages(x, model.harmless, prompt)) for x in todo]
     dropped: list[str] = []
     answered = cut_off = 0
     with ledger.adding() as add:

@@ -79,7 +79,9 @@ def unanswered(examples: Sequence[Example], teacher: Teacher, path: str | Path) 
     return _ledger(examples, teacher, path).todo
 
 
-def _ledger(examples: Sequence[Example], teacher: Teacher, path: str | Path) -> Ledger[str]:
+def _ledger(
+    examples: Sequence[Example], teacher: Teacher, path: str | Path
+) -> Ledger[str, Example]:
     for example in examples:
         require_response(example)
     header = dict(zip(_HEADER, (teacher.settings, digest(teacher.prompts.to_dict())), strict=True))

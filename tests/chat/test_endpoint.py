@@ -12,6 +12,7 @@ import pytest
 from coevolve.chat import Endpoint
 from coevolve.data.responses import read_partial_responses, read_responses
 from coevolve.errors import ChatError, DataError, RecipeError
+from coevolve.prompts.play import PlayPrompt
 from coevolve.respond import collect_responses
 
 pytest.importorskip("openai")
@@ -67,6 +68,18 @@ def test_each_example_is_asked_once_and_its_response_is_read_back(serve, example
     assert len({request["seed"] for request in server.requests}) == 4  # each sample its own noise
     shown = json.dumps(server.requests)
     assert "I play the tuba." in shown and "golden" not in shown
+
+
+def test_the_prompt_of_ones_own_is_asked_recorded_and_compared(serve, examples, out):
+    server, prompt = serve(echo), PlayPrompt(system="", user="{dialogue}", next_turn="")
+    endpoint = Endpoint(server.url, "m", temperature=0.5)
+    collect_responses(examples[:1], endpoint, out, prompt=prompt)
+    (asked,) = (request["messages"] for request in server.requests)
+    assert asked == [{"role": "user", "content": "User Query 1: Do you bake?"}]
+    assert json.loads(out.read_text().splitlines()[0])["prompt"]["user"] == "{dialogue}"
+    with pytest.raises(DataError, match="other prompt: next_turn was '' and is now 'X'"):
+        other = prompt.model_copy(update={"next_turn": "X"})
+        collect_responses(examples, endpoint, out, prompt=other)
 
 
 def test_fields_are_added_and_taken_out(serve, examples, out):
