@@ -222,7 +222,9 @@ def test_there_and_back(exported, copy, tmp_path):
         (copy / ".cache").mkdir()
         (copy / ".cache" / "private.txt").write_text("x")
         command = [sys.executable, "-c", ROUND_TRIP, str(copy), "org/name"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=250, cwd=tmp_path)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=250, cwd=tmp_path
+        )
     assert done.returncode == 0, done.stderr
     sent = served.branches["org/name", "main"]
     listed = {"manifest.json", *read_manifest(folder)["files"]}
