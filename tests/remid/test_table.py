@@ -145,7 +145,7 @@ def test_of_few_examples_no_number_is_said_to_be_sure(corpus, estimator, respons
     found = evaluate_remid(
         estimator, corpus, responses, measures=[RECOMMENDED, PUBLISHED], negatives="all"
     )
-    usual, *shifted = found.subsets
+    usual, *_ = found.subsets
     assert all(x.remi_low < x.remi < x.remi_high for x in usual.models.values())
     for measured in found.by_measure():
         for subset in measured.subsets[1:]:
