@@ -119,6 +119,7 @@ def _chosen_measures(options: argparse.Namespace) -> "list[Measure]":
         "--reasoning": (options.reasoning or "").startswith(("sampled", "marginal:", "mixture")),
         "--without-reasoning": options.without_reasoning,
         "--show-small-subsets": options.show_small_subsets,
+        "--contexts": bool(options.contexts),
     }
     odd = [name for name, is_given in given.items() if is_given]
     if options.protocol == "reference" and odd:

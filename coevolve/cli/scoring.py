@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from coevolve.remid.measures import Measure
     from coevolve.remid.pairs import Negatives
     from coevolve.remid.results import Unanswered
-    from coevolve.remid.score import OnStep, ScoredCorpus, Scoring
+    from coevolve.remid.score import OnStep, ScoredCorpus, Scoring, SmallSubsets
     from coevolve.scoring.estimator import ProbabilityEstimator
     from coevolve.scoring.reasoning import Reasoning
 
@@ -107,6 +108,11 @@ def add_pairs_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     what = f"mismatched pairs per subset, a number (published: 1000) or all (default {default})"
     one("--negatives", what, default=default)
     one("--negatives-per-context", "so many for each context instead", type=int, metavar="K")
+    what = (
+        "also score every response in so many contexts, at most, that are not evaluated: rows of "
+        "its subset without agent_golden_response, or left out by --missing drop (default 0)"
+    )
+    add("--contexts", what, type=int, default=0, metavar="N")
     add("--show-small-subsets", "list them without numbers, as no error", action="store_true")
     add("--seed", "of pairs, reasonings and all else drawn (default 0)", type=int, default=0)
 
@@ -115,22 +121,23 @@ def read_answered(options: argparse.Namespace) -> Answered:
     """Data and responses that the options name."""
     from coevolve.data.corpus import read_corpus
     from coevolve.data.responses import answered_by_all, read_partial_responses, read_responses
-    from coevolve.remid.subsets import evaluated_examples
+    from coevolve.remid.subsets import evaluated_examples, with_golden
     from coevolve.remid.unanswered import count_unanswered
 
-    corpus = read_corpus(options.data)
+    whole = read_corpus(options.data)
+    corpus = with_golden(whole) if options.contexts else whole
     examples = evaluated_examples(corpus)
     files = named_files(options.responses)
     if options.missing == "error":
         ids, given = [x.sample_id for x in examples], {}
         for name, path in files.items():
             given[name] = dict(zip(ids, read_responses(path, examples), strict=True))
-        return Answered(corpus, given, corpus, None)
+        return Answered(corpus, given, whole, None)
     partial = {name: read_partial_responses(path, examples) for name, path in files.items()}
     answered = answered_by_all(corpus, partial)
     ids = [example.sample_id for example in evaluated_examples(answered)]
     common = {name: {x: usable.by_id[x] for x in ids} for name, usable in partial.items()}
-    return Answered(answered, common, corpus, count_unanswered(corpus, answered, partial))
+    return Answered(answered, common, whole, count_unanswered(corpus, answered, partial))
 
 
 def chosen_reasoning(
@@ -198,13 +205,19 @@ def _weight(options: argparse.Namespace, given: str | None) -> float:
 
 def chosen_scoring(options: argparse.Namespace, answered: Answered) -> "Scoring":
     """Pairs, subsets and reasonings that the options name."""
+    from coevolve.errors import RecipeError
     from coevolve.remid.score import Scoring
-    from coevolve.remid.subsets import evaluated_examples
+    from coevolve.remid.subsets import evaluated_examples, further_contexts
 
-    negatives = chosen_negatives(options)
-    examples = evaluated_examples(answered.corpus)
+    negatives, count, further = chosen_negatives(options), options.contexts, {}
+    if count < 0:
+        raise RecipeError(f"--contexts {count}: accepted is a number from 0 up.")
+    if count:
+        further = further_contexts(answered.whole, answered.corpus, count, options.seed)
+    examples = [*evaluated_examples(answered.corpus), *chain.from_iterable(further.values())]
     form = chosen_reasoning(options, examples, answered.whole.examples)
-    return Scoring(negatives, options.seed, form, "show" if options.show_small_subsets else "error")
+    small: SmallSubsets = "show" if options.show_small_subsets else "error"
+    return Scoring(negatives, options.seed, form, small, further=further)
 
 
 def chosen_negatives(options: argparse.Namespace) -> "Negatives":
@@ -254,7 +267,7 @@ def look_at_corpus(options: argparse.Namespace, answered: Answered, scoring: "Sc
 
     def groups() -> "Iterator[Group]":
         for subset, _ in scoring.subsets_with_pairs(corpus)[0]:
-            yield f"{corpus.source}: {subset.row}", subset.examples
+            yield f"{corpus.source}: {subset.row}", scoring.contexts(subset)
 
     golden = golden_by_id(evaluated_examples(corpus), corpus.source)
     look_at_examples(options, groups(), [golden, *answered.responses.values()], scoring.reasoning)
@@ -293,6 +306,7 @@ def score_answered(
 
     corpus, responses = answered.corpus, answered.responses
     total = sum(len(corpus.splits[split]) for split in corpus.test_splits)
+    total += sum(map(len, scoring.further.values()))
     title = f"scoring {len(responses)} models, {total} contexts"
     with steps_of(console, title, total) as progress:
         return score_corpus(

@@ -23,7 +23,7 @@ class Contrast:
     Attributes:
         matched: (N,) log q(y_i | x_i).
         mismatched: (P,) log q(y_j | x_i) for the pairs.
-        pairs: (P, 2) integers (context i, response j), i != j.
+        pairs: (P, 2) integers (context i, response j), i != j; contexts from N up are of no response.
         tokens: (N,) tokens of each response.
         normalisation: of estimates; `per_token` divides each response's term by its own tokens.
         marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it.
@@ -52,7 +52,9 @@ class Contrast:
                 f"pairs have shape {self.pairs.shape}; accepted is ({self.mismatched.size}, 2), one (context, "
                 "response) for each mismatched log-probability."
             )
-        if self.pairs.size and (self.pairs.min() < 0 or self.pairs.max() >= self.matched.size):
+        if self.pairs.size and (
+            self.pairs.min() < 0 or self.pairs[:, 1].max() >= self.matched.size
+        ):
             raise DataError(f"pairs hold an index outside 0 to {self.matched.size - 1}.")
         if np.any(self.pairs[:, 0] == self.pairs[:, 1]):
             raise DataError("pairs hold a matched pair (i, i); accepted is i != j.")

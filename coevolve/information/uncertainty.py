@@ -76,7 +76,9 @@ class Sure:
                 for w, x in zip(weights, parts, strict=True)
                 if subset in x.drawn
             ]
-            shares = np.sum([w * one.shares for w, one in here], axis=0)
+            shares = np.zeros(max(one.shares.size for _, one in here))
+            for w, one in here:  # of fewer further contexts some are shorter
+                shares[: one.shares.size] += w * one.shares
             ways = (sum(max(sign * w, 0) * one.reach for w, one in here) for sign in (1, -1))
             drawn[subset] = Drawn(shares, here[0][1].examples, max(ways))
         return cls(float(np.dot(weights, [part.value for part in parts])), drawn)
@@ -153,7 +155,7 @@ def standard_error(influence: Influence) -> float:
 
 def _shared_at_both_ends(influence: Influence) -> float:
     """Sum of v_ij^2 + v_ij v_ji over the mismatched pairs."""
-    values, count = influence.mismatched, influence.matched.size
+    values, count = influence.mismatched, influence.units
     keys = influence.pairs[:, 0] * count + influence.pairs[:, 1]
     reverse = influence.pairs[:, 1] * count + influence.pairs[:, 0]
     order = np.argsort(keys)

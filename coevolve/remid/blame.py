@@ -73,8 +73,10 @@ def contributions(remi: Estimate) -> Contributions:
     """The contribution of each example to an estimate of R-EMI."""
     values, count = remi.influence.mismatched, remi.influence.matched.size
     by_context, by_response = (
-        np.bincount(remi.influence.pairs[:, end], weights=values, minlength=count) for end in (0, 1)
+        np.bincount(remi.influence.pairs[:, end], weights=values, minlength=count)[:count]
+        for end in (0, 1)
     )
+    by_context -= by_context.mean()  # 0 but for what further contexts have of it
     return Contributions(remi.value + remi.influence.matched, by_context, by_response)
 
 

@@ -120,7 +120,7 @@ def shares_of_examples(scored: ScoredCorpus, measure: Measure) -> Iterator[Share
         row = subset.subset.row
         for model in scored.models:
             remi = remi_of(subset, model, measure)
-            of_examples = remi.influence.of_examples()
+            of_examples = remi.influence.of_examples()[: len(subset.subset.examples)]
             shares = remi.value + of_examples - of_examples.mean()
             for x, share in zip(subset.subset.examples, shares, strict=True):
                 yield ShareLine(row=row, sample_ID=x.sample_id, model=model, remi=float(share))

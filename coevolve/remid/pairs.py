@@ -67,6 +67,13 @@ def negative_pairs(
     return pairs
 
 
+def with_contexts(pairs: np.ndarray, count: int, further: int) -> np.ndarray:
+    """The pairs, and each of `count` responses in `further` more contexts, numbered from `count`."""
+    contexts = np.repeat(np.arange(count, count + further), count)
+    responses = np.tile(np.arange(count), further)
+    return np.concatenate([pairs, np.stack([contexts, responses], axis=1)])
+
+
 def contexts_per_response(pairs: np.ndarray, count: int) -> int:
     """In how many other contexts each of `count` responses was scored, the least of them."""
     return int(np.bincount(pairs[:, 1], minlength=count).min())

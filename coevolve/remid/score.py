@@ -20,6 +20,7 @@ from coevolve.remid.pairs import (
     check_negatives,
     contexts_per_response,
     negative_pairs,
+    with_contexts,
 )
 from coevolve.remid.subsets import Responses, Subset, Texts, distributions, texts_by_model
 from coevolve.scoring.reasoning import Advance, Connector, Reasoning, combine
@@ -78,9 +79,10 @@ class Scoring:
 
     `negatives` are the mismatched pairs per subset: a number (published: 1,000, or all where there
     are fewer), "all", or `PerContext(K)`. Forms that average over contexts want all, or K in the
-    hundreds. `seed` is of the choice of pairs and of the bootstrap. `small_subsets`: a shifted
-    subset of one example is an error, or shown without numbers. `contexts_at_once` go to the
-    estimator in one call, between two reports of progress.
+    hundreds. `seed` is of the choice of pairs. `small_subsets`: a shifted subset of one example is
+    an error, or shown without numbers. `contexts_at_once` go to the estimator in one call, between
+    two reports of progress. `further` are contexts by row, of the same distribution, to which there
+    are no responses: every response is scored in them as well.
     """
 
     negatives: Negatives = PUBLISHED_NEGATIVES
@@ -88,6 +90,7 @@ class Scoring:
     reasoning: Reasoning = field(default_factory=Reasoning)
     small_subsets: SmallSubsets = "error"
     contexts_at_once: int = 32
+    further: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_negatives(self.negatives)
@@ -108,8 +111,13 @@ class Scoring:
             if subset not in small:
                 where = f"{corpus.source}: {subset.row}"
                 pairs = negative_pairs(subset.ids, self.negatives, seed=self.seed, where=where)
-                chosen.append((subset, pairs))
+                further = len(self.further.get(subset.row, ()))
+                chosen.append((subset, with_contexts(pairs, len(subset.examples), further)))
         return chosen, small
+
+    def contexts(self, subset: Subset) -> tuple[Example, ...]:
+        """All in which its responses are scored, their own first."""
+        return (*subset.examples, *self.further.get(subset.row, ()))
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,7 @@ def score_corpus(
     chosen, left_out = scoring.subsets_with_pairs(corpus)
     for subset, pairs in chosen:
         _check_pairs(subset, pairs, measures)
-    reporter = Reporter(progress, sum(len(subset.examples) for subset, _ in chosen))
+    reporter = Reporter(progress, sum(len(scoring.contexts(subset)) for subset, _ in chosen))
     marginal = any(FORMS[measure.form].needs == "marginal" for measure in measures)
     more = scoring, reporter, marginal
     scored = [_score_subset(estimator, subset, texts, pairs, *more) for subset, pairs in chosen]
@@ -275,8 +283,9 @@ def _score_subset(
     wanted = np.concatenate([np.add(of_one, [0, count * index]) for index in range(len(responses))])
     wanted = np.stack([wanted[:, 0], text_of[wanted[:, 1]]], axis=1)
     total, tokens = np.empty(len(wanted)), np.empty(len(wanted), dtype=np.int64)
-    for start in range(0, count, scoring.contexts_at_once):
-        block = subset.examples[start : start + scoring.contexts_at_once]
+    contexts = scoring.contexts(subset)
+    for start in range(0, len(contexts), scoring.contexts_at_once):
+        block = contexts[start : start + scoring.contexts_at_once]
         rows = np.flatnonzero((wanted[:, 0] >= start) & (wanted[:, 0] < start + len(block)))
         asked, asked_of_row = np.unique(wanted[rows], axis=0, return_inverse=True)
         used, response = np.unique(asked[:, 1], return_inverse=True)

@@ -1,8 +1,10 @@
 """What a corpus is evaluated on: its subsets, and every model's responses to their examples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus, Shift
 from coevolve.data.example import Example, listed
@@ -52,6 +54,46 @@ def distributions(corpus: Corpus) -> list[Subset]:
             for name, examples in corpus.subsets(split).items():
                 subsets.append(Subset(f"{split}/{name}", split, name, shift, examples))
     return subsets
+
+
+def with_golden(corpus: Corpus) -> Corpus:
+    """The corpus without the test rows that have no golden response; those of a subset without any
+    stay, for they are at fault.
+    """
+    splits = dict(corpus.splits)
+    for split in corpus.test_splits:
+        rows = splits[split]
+        known = {x.subset for x in rows if x.golden_response is not None}
+        splits[split] = tuple(
+            x for x in rows if x.golden_response is not None or x.subset not in known
+        )
+    return replace(corpus, splits=splits)
+
+
+def further_contexts(
+    whole: Corpus, evaluated: Corpus, most: int, seed: int
+) -> dict[str, tuple[Example, ...]]:
+    """Row -> at most so many examples of the whole corpus that are not evaluated, drawn at random.
+
+    IDTrain has none: the estimator has seen its responses, and so finds others less likely there.
+    """
+    kept = {x.sample_id for x in evaluated_examples(evaluated)}
+    found = {}
+    for subset in distributions(whole):
+        free = sorted((x for x in subset.examples if x.sample_id not in kept), key=_sample_id)
+        drawn = np.random.default_rng(seed).permutation(len(free))[:most]
+        found[subset.row] = tuple(free[index] for index in drawn)
+    if not any(found.values()):
+        raise DataError(
+            f"{whole.source}: has no contexts beside those that are evaluated; accepted are rows of "
+            "the test splits without agent_golden_response, or left out by --missing drop. Add "
+            "some, or leave --contexts out."
+        )
+    return found
+
+
+def _sample_id(example: Example) -> str:
+    return example.sample_id
 
 
 def evaluated_examples(corpus: Corpus) -> list[Example]:

@@ -46,9 +46,12 @@ def random_pairs(count, number, rng):
     return every[np.sort(rng.choice(len(every), number, replace=False))]
 
 
-def test_the_variance_is_the_sum_over_entries_that_share_an_example():
+@pytest.mark.parametrize("further", [0, 3])
+def test_the_variance_is_the_sum_over_entries_that_share_an_example(further):
+    """Or a context of no response, of which there are 3 after the 7 examples."""
     rng = np.random.default_rng(0)
     pairs = random_pairs(7, 20, rng)
+    pairs[:further, 0] = 7 + np.arange(further)
     influence = Influence(rng.standard_normal(7), rng.standard_normal(20), pairs)
     entries = [((i, i), value) for i, value in enumerate(influence.matched)]
     entries += [

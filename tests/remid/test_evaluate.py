@@ -22,7 +22,7 @@ from coevolve.remid.evaluate import shares_of_examples
 from coevolve.remid.measures import PUBLISHED, RECOMMENDED, Measure
 from coevolve.remid.pairs import PerContext
 from coevolve.remid.score import Scoring, score_corpus
-from coevolve.remid.subsets import evaluated_examples
+from coevolve.remid.subsets import evaluated_examples, further_contexts, with_golden
 from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.scores import Scores
 
@@ -463,6 +463,70 @@ def test_remid_compares_at_the_smaller_number_of_contexts(corpus, estimator, res
         for name in responses:
             expected = remi(scored[0], name, 1) - remi(subset, name, 1)
             assert row["models"][name]["remid"] == pytest.approx(expected)
+
+
+def test_further_contexts_count_as_others_of_each_response(corpus, estimator, responses):
+    """In both terms; and R-EMID, which has none of them in the shifted subsets, stays what it is."""
+    extra = tuple(
+        replace(x, sample_id=f"u-{x.sample_id}", user_persona=f"is old and {x.user_persona}")
+        for x in corpus.splits["OOD1Test"]
+    )
+    measures, scoring = [Measure("info_nce")], Scoring("all")
+    with_more = replace(scoring, further={"IDTest": extra}, contexts_at_once=2)
+    usual, more = (
+        score_corpus(estimator, corpus, responses, x, measures=measures)
+        for x in (scoring, with_more)
+    )
+    home = more.subsets[0]
+    assert [x.contexts for x in more.subsets] == [2 + 4, 1, 1, 1]
+    contexts = [*corpus.splits["IDTest"], *extra]
+    thoughts = estimator.reason(contexts)
+
+    def by_loops(texts):
+        terms = []
+        for own, text in enumerate(texts):
+            every = [
+                estimator.log_prob(x, text, r) for x, r in zip(contexts, thoughts, strict=True)
+            ]
+            terms.append(every[own] - np.log(np.mean(np.exp(every))))
+        return np.mean(terms)
+
+    golden = [x.golden_response for x in contexts[:3]]
+    for name in responses:
+        own = [responses[name][x.sample_id] for x in contexts[:3]]
+        found, before = (evaluate.summarise(x, measures) for x in (more, usual))
+        remi = found.subsets[0].models[name].remi
+        assert remi == pytest.approx(by_loops(own) - by_loops(golden))
+        assert remi != pytest.approx(before.subsets[0].models[name].remi)
+        for row, row_before in zip(found.subsets[1:], before.subsets[1:], strict=True):
+            assert row.models[name].remid == pytest.approx(row_before.models[name].remid)
+        shares = [x.remi for x in shares_of_examples(more, measures[0]) if x.model == name]
+        assert np.mean(shares[:3]) == pytest.approx(remi)
+    assert home.contrast(None, "per_response", 2).mismatched.size == 3 * 2
+
+
+def test_further_contexts_are_of_rows_that_are_not_evaluated(corpus):
+    bare = [
+        replace(x, sample_id=f"u-{x.sample_id}", golden_response=None)
+        for split in ("IDTest", "OOD1Test")
+        for x in corpus.splits[split]
+    ]
+    more = {"IDTest": tuple(bare[:3]), "OOD1Test": tuple(bare[3:])}
+    splits = {name: (*more.get(name, ()), *rows) for name, rows in corpus.splits.items()}
+    whole = replace(corpus, splits=splits)
+    assert with_golden(whole) == corpus
+    found = further_contexts(whole, corpus, 2, seed=0)
+    ids = {row: {x.sample_id for x in rows} for row, rows in found.items() if rows}
+    assert ids.pop("IDTest") < {"u-i1", "u-i2", "u-i3"}
+    assert ids == {"OOD1Test/german": {"u-g1", "u-g2"}, "OOD1Test/french": {"u-f1", "u-f2"}}
+    turned = replace(corpus, splits={name: rows[::-1] for name, rows in splits.items()})
+    assert further_contexts(turned, corpus, 2, seed=0) == found
+    with pytest.raises(DataError, match="no contexts beside those that are evaluated; accepted"):
+        further_contexts(corpus, corpus, 2, seed=0)
+    # A subset without any golden response is at fault, and is said to be.
+    none = tuple(replace(x, golden_response=None) for x in corpus.splits["OOD3Test"])
+    faulty = replace(corpus, splits=dict(corpus.splits) | {"OOD3Test": none})
+    assert with_golden(faulty) == faulty
 
 
 def test_comparisons_are_paired(corpus, estimator, responses):
