@@ -22,6 +22,7 @@ from coevolve.information.uncertainty import LEVEL, Sure, standard_error
 from coevolve.remid.measures import Measure
 from coevolve.scoring.scores import Scores
 from coevolve.worlds.audit import exact_matrix
+from coevolve.worlds.language import Values
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.role_players import role_players
 from coevolve.worlds.truth import RESPONSE_TOKENS
@@ -30,21 +31,26 @@ from coevolve.worlds.world import World, WorldSpec
 SHARPNESS = {"sharp": WorldSpec.sharpness, "blurred": 0.4}
 MODELS = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue", "ignores_everything")
 NORMAL = 1.96
+LOSS = 0.1  # nats per response
+
+
+def information(
+    world: World, policy: Policy, inputs: Values, rng: np.random.Generator, form: str
+) -> Estimate:
+    """Of a policy's fresh responses, read by the world's p(y | x), nats per response."""
+    matrix = exact_matrix(world.golden, inputs, policy.sample_words(inputs, rng))
+    scores = Scores(matrix, np.array(RESPONSE_TOKENS))
+    return mutual_information(Contrast.from_matrix(scores, "per_response"), form)
 
 
 def estimates(
     world: World, policies: Mapping[str, Policy], count: int, rng: np.random.Generator, form: str
 ) -> dict[str, Estimate]:
     """Model -> R-EMI by `count` fresh examples, nats per response."""
-    inputs, golden = world.sample_inputs(count, rng), world.golden
-
-    def information(policy: Policy) -> Estimate:
-        matrix = exact_matrix(golden, inputs, policy.sample_words(inputs, rng))
-        scores = Scores(matrix, np.array(RESPONSE_TOKENS))
-        return mutual_information(Contrast.from_matrix(scores, "per_response"), form)
-
-    of_golden = information(golden)
-    return {name: difference(information(one), of_golden) for name, one in policies.items()}
+    inputs = world.sample_inputs(count, rng)
+    golden = information(world, world.golden, inputs, rng, form)
+    every = {name: information(world, one, inputs, rng, form) for name, one in policies.items()}
+    return {name: difference(one, golden) for name, one in every.items()}
 
 
 def replicated(
@@ -88,6 +94,27 @@ def coverage(
     return rows
 
 
+def needed(name: str, form: str, count: int = 256, samples: int = 4) -> str:
+    """Examples in each of two subsets for a loss of LOSS to be two standard errors, as a table's
+    row: with golden's coefficient 1, and with the one that leaves the least variance.
+    """
+    world, found = World.draw(WorldSpec(0)), []
+    for sample in range(samples):
+        rng = np.random.default_rng([9, sample])
+        inputs, policy = world.sample_inputs(count, rng), role_players(world)[name]
+        golden, model = (
+            information(world, one, inputs, rng, form).influence.of_examples()
+            for one in (world.golden, policy)
+        )
+        best = np.cov(model, golden)[0, 1] / golden.var(ddof=1)
+        found.append((np.std(model - golden), best, np.std(model - best * golden)))
+    usual, best, least = np.mean(found, axis=0)
+    examples = [
+        f"{deviation:.2f} | {8 * (deviation / LOSS) ** 2:,.0f}" for deviation in (usual, least)
+    ]
+    return f"| {name} | {examples[0]} | {best:.2f} | {examples[1]} |"
+
+
 def percent(shares: np.ndarray) -> str:
     """The mean and the lowest."""
     return f"{100 * shares.mean():.1f} | {100 * shares.min():.1f} ({MODELS[shares.argmin()]})"
@@ -100,7 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--measures", nargs="+", default=["calibrated", "club"])
     parser.add_argument("--worlds", nargs="+", choices=SHARPNESS, default=list(SHARPNESS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--needed", action="store_true", help="how many examples a loss needs")
     given = parser.parse_args(arguments)
+    if given.needed:
+        print("| model | deviation | examples | best coefficient | deviation | examples |")
+        print("|" + " --- |" * 6)
+        for name in MODELS[:-1]:  # the last says nothing, which has no variance
+            print(needed(name, given.measures[0]), flush=True)
+        return
     heading = f"{LEVEL:.0%} intervals hold, % | lowest of the models"
     print(f"| form | world | examples | of | {heading} | first order | lowest | median width |")
     print("|" + " --- |" * 9)

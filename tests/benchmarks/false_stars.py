@@ -51,8 +51,8 @@ def scored_subset(
     matched: dict[str | None, Scores] = {}
     mismatched: dict[str | None, Scores] = {}
     tokens = np.array(truth.RESPONSE_TOKENS)
-    of_all: dict[str | None, tuple[Policy, Policy]] = {None: (golden, golden), **readers}
-    for name, (policy, reader) in of_all.items():
+    of_golden: list[tuple[str | None, tuple[Policy, Policy]]] = [(None, (golden, golden))]
+    for name, (policy, reader) in [*of_golden, *readers.items()]:
         matrix = exact_matrix(reader, inputs, policy.sample_words(inputs, rng))
         matched[name] = Scores(matrix.diagonal(), tokens)
         mismatched[name] = Scores(matrix[tuple(pairs.T)], tokens)

@@ -453,6 +453,10 @@ def test_mistakes_are_one_message_and_status_2(run, tmp_path, capsys):
     perfect = f"perfect={run / 'world' / 'perfect.jsonl'}"
     assert "given more than once" in message(*remid, "--responses", perfect, perfect)
     assert "--negatives 'few'" in message(*remid, "--responses", perfect, "--negatives", "few")
+    none = message(*remid, "--responses", perfect, "--contexts", "3")
+    assert "has no contexts beside those that are evaluated" in none
+    below = message(*remid, "--responses", perfect, "--contexts", "-3")
+    assert "--contexts -3: accepted is a number from 0 up" in below
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join((run / "world" / "perfect.jsonl").read_text().splitlines()[:-1]))
     assert "short.jsonl" in message(*remid, "--responses", f"short={short}")

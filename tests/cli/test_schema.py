@@ -182,6 +182,7 @@ def test_what_the_commands_write_is_what_the_schemas_say(run, tmp_path, capsys):
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in missing))
     out = {name: str(tmp_path / name) for name in ("remid", "bound", "score", "marginal", "truth")}
     remid = ["remid", *common, *models, f"some={tmp_path / 'some.jsonl'}", "--missing", "drop"]
+    remid += ["--contexts", "2"]  # the example that was dropped
     bound = ["bound", *common, *models, "--base", str(run / "base"), "--shown", "1"]
     for arguments in (
         [*remid, "--judge", str(tmp_path / "judge.json"), "--out", out["remid"]],
@@ -191,6 +192,8 @@ def test_what_the_commands_write_is_what_the_schemas_say(run, tmp_path, capsys):
         ["truth", str(run), "--test", "8", "--policies", "perfect", "--json", out["truth"]],
     ):
         assert main(arguments) == 0
+    usual = json.loads((tmp_path / "remid" / "results.json").read_text())["subsets"][0]
+    assert usual["contexts"] == usual["examples"]  # all others, and the dropped one
     record = Record(tmp_path)  # the run is too short to show samples
     record.samples("samples/connector_rl", ["text", "reward"], [["a", 0.5]], where={"round": 1})
     written = {
