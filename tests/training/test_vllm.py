@@ -365,7 +365,7 @@ def test_a_server_serves_every_phase_and_its_loss_is_one_sentence(server, recipe
     for name, found in alone["perplexity"][
         "full"
     ].items():  # batches differ, and rounding with them
-        assert there["perplexity"]["full"][name] == pytest.approx(found, rel=1e-4)
+        assert there["perplexity"]["full"][name] == pytest.approx(found, rel=5e-3)
     assert not list(run.glob(".vllm*"))
 
 
