@@ -74,6 +74,7 @@ class ProbabilityEstimator:
         self.manifest = manifest or {}
         self.form = form_of(self.manifest)
         self.caches: dict[Role, WorkCache] = {}
+        self.writer: Callable[..., list[Generation]] = generate
 
     @classmethod
     def from_pretrained(
@@ -184,7 +185,7 @@ class ProbabilityEstimator:
                     keep(rows, [(generation.ids, generation.finished) for generation in written])
 
             with self.roles.acting(CONNECTOR) as model:
-                return generate(
+                return self.writer(
                     model,
                     [prompts[place] for place in places],
                     max_new_tokens=self.max_new_tokens,

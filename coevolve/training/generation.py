@@ -9,11 +9,13 @@ the same to the bit. The weights of a role that is tuned whole are replaced in p
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from coevolve.errors import TooLongError
@@ -21,9 +23,10 @@ from coevolve.libraries.vllm import Ask, Backend, Here, Options, Poll, There, Wr
 from coevolve.recipe import Recipe
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.batching import positions_of
-from coevolve.scoring.generate import Sampling
+from coevolve.scoring.estimator import ProbabilityEstimator
+from coevolve.scoring.generate import Generation, Sampling, generate
 from coevolve.scoring.origins import Origin
-from coevolve.scoring.roles import ROLES, Role, Roles, Weights
+from coevolve.scoring.roles import CONNECTOR, ROLES, Role, Roles, Weights
 from coevolve.seeds import derive_seed
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.memory import bytes_per_token
@@ -48,6 +51,9 @@ class Engines:
         own, server = self.origins[role], settings.vllm_mode == "server"
         where = settings.vllm_server_base_url if server else settings.vllm_tensor_parallel_size
         key = own.base.path, self.roles.tuning[role], where
+        if not self._started and server and self.processes.main:
+            for left in self.folder.glob(".vllm-*"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
         if key not in self._started:
             # Roles that are tuned whole take turns in one copy; adapters never share it with them.
             sharing = [x for x in ROLES if self.origins[x].base == own.base]
@@ -72,6 +78,23 @@ class Engines:
             if settings is not None and asked and settings.vllm_mode == "server":
                 self.of(role, settings)
 
+    @contextmanager
+    def writing(self, estimator: ProbabilityEstimator) -> Iterator[None]:
+        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has one
+        whose processes may ask alone. To be entered by all.
+        """
+        settings = self.recipe.connector_rl
+        engine = self.of(CONNECTOR, settings) if settings and settings.use_vllm else None
+        if engine is None or engine.parts > 1:
+            yield
+            return
+        engine.update(CONNECTOR, self.roles.weights(CONNECTOR))
+        estimator.writer = engine.generate
+        try:
+            yield
+        finally:
+            estimator.writer = generate
+
     def close(self) -> None:
         """Give back what the engines hold."""
         for engine in self._started.values():
@@ -84,6 +107,7 @@ class Engines:
         configs = [self.config(role) for role in sharing if self.roles.tuning[role] == "lora"]
         body = getattr(self.roles.module(sharing[0]), "config", None)
         room = max(section.max_completion_length for section in sections)
+        room = max(room, model.max_reasoning_tokens)
         length = settings.vllm_max_model_length
         length = length or min(positions_of(body), model.max_length + room)
         tokens = max(2 * length, self.recipe.evaluation.token_budget)
@@ -159,19 +183,10 @@ class Engine:
         poll: Poll,
     ) -> list[Written]:
         """One completion of each prompt; arguments as for `generate`. A collective call."""
-        mine = self._processes.together(lambda: self._fitting(role, prompts, max_new_tokens))
-        adapter, size = self._names.get(role), 1 if self._server else self._options.tensor_parallel
-        asked = [
-            Ask(
-                adapter,
-                prompt,
-                derive_seed(sampling.seed, "completion", key),
-                sampling.temperature,
-                max_new_tokens,
-                stop_ids,
-            )
-            for prompt, key in zip(mine, keys, strict=True)
-        ]
+        asked = self._processes.together(
+            lambda: self._asked(role, prompts, max_new_tokens, stop_ids, sampling, keys)
+        )
+        size = self.parts
         if size == 1:
             return self._processes.together(lambda: self._backend.complete(asked, poll))
         # Those who hold a part of the model each have to ask the same; none may leave alone.
@@ -182,18 +197,65 @@ class Engine:
         first = sum(len(everyone[member]) for member in group if member < rank)
         return written[first : first + len(asked)]
 
+    def generate(
+        self,
+        model: torch.nn.Module,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        keys: Sequence[int],
+        sampling: Sampling | None = None,
+        no_repeat_ngram: int = 0,
+        progress: Callable[[int], None] | None = None,
+        poll: Poll | None = None,
+        **options: Any,
+    ) -> list[Generation]:
+        """The connector's texts, by this process alone; as `scoring.generate.generate`, which does
+        what vLLM cannot.
+        """
+        if no_repeat_ngram:
+            options |= {"no_repeat_ngram": no_repeat_ngram, "progress": progress, "poll": poll}
+            options |= {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "keys": keys}
+            return generate(model, prompts, sampling=sampling, **options)
+        drawn = sampling or Sampling(0, temperature=0.0)
+        asked = self._asked(CONNECTOR, prompts, max_new_tokens, [*stop_ids], drawn, keys)
+        written = self._backend.complete(asked, poll or (lambda: None))
+        if progress is not None:
+            progress(len(written))
+        return [
+            Generation(x.ids[:-1], True, x.ids[-1]) if x.stopped else Generation(x.ids, False)
+            for x in written
+        ]
+
+    @property
+    def parts(self) -> int:
+        """How many processes have to ask together."""
+        return 1 if self._server else self._options.tensor_parallel
+
     def close(self) -> None:
         """Stop it, and take away what it was given."""
         self._backend.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _fitting(
-        self, role: Role, prompts: Sequence[Sequence[int]], room: int
-    ) -> Sequence[Sequence[int]]:
+    def _asked(
+        self,
+        role: Role,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        stop_ids: Sequence[int],
+        sampling: Sampling,
+        keys: Sequence[int],
+    ) -> list[Ask]:
         longest, limit = max(map(len, prompts), default=0), self._options.max_length
         if longest + room > limit:
             raise TooLongError(
                 f"{role}_rl: a prompt of {longest} tokens and {room} new ones do not fit into vLLM's {limit}. Set "
                 f"{role}_rl.vllm_max_model_length={longest + room}."
             )
-        return prompts
+        adapter, temperature = self._names.get(role), sampling.temperature
+        seeds = [derive_seed(sampling.seed, "completion", key) for key in keys]
+        return [
+            Ask(adapter, prompt, seed, temperature, room, stop_ids)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]

@@ -148,7 +148,8 @@ def write_reasonings(
     """The connector writes some rows' reasonings anew; `seed` makes a seed from labels."""
     texts, total, record = state.texts, len(rows) * settings.samples, context.record
     title = f"{title}, {total} reasonings"
-    with record.task(title, total, key="refresh", where=state.where) as advance:
+    engine = context.engines.writing(context.distributed) if context.engines else nullcontext()
+    with record.task(title, total, key="refresh", where=state.where) as advance, engine:
         advance(len(texts))
         while len(texts) < total:
             sample, first = divmod(len(texts), len(rows))
