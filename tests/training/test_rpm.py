@@ -4,7 +4,11 @@ and asked as they were trained.
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,7 @@ from coevolve.respond import collect_responses
 from coevolve.scoring.by_form import ByForm
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.training.distributed.processes import Interrupted
+from coevolve.training.export import export_checkpoint
 from coevolve.training.rewards.responses import Others, ResponseBatch, response_of
 from coevolve.training.rpm import RPM
 from coevolve.training.run import train
@@ -122,6 +127,30 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert any(tensor.any() for name, tensor in found.items() if "lora_B" in name)  # was trained
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_to_the_same_bits(run, judge, tmp_path):
+    recipe, folder, whole = tmp_path / "rpm.yaml", tmp_path / "run", run("information")
+    write_json(recipe, values(judge, "information"))
+    words = ["-m", "coevolve", "rpm", str(recipe), "--output-dir", str(folder)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, *words], env=environ, stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 120
+        while not any((folder / "checkpoints").glob("*-step-2")) and time.monotonic() < until:
+            time.sleep(0.02)
+        process.kill()
+    assert not (folder / "results.json").exists()
+    subprocess.run([sys.executable, *words], env=environ, check=True)
+    assert results(folder) == results(whole)
+    expected = weights(whole)
+    assert all(torch.equal(x, expected[name]) for name, x in weights(folder).items())
+
+
+def test_no_estimator_is_made_of_it(run, tmp_path):
+    (*_, newest) = sorted((run("sft") / "checkpoints").iterdir())
+    with pytest.raises(ArtifactError, match="is of a role-playing model"):
+        export_checkpoint(newest, tmp_path / "estimator")
 
 
 def test_methods_differ_and_say_by_whom_they_were_judged(run, judge):
