@@ -11,7 +11,6 @@ with a row of the RPGBench layout as JSON text (the safest form, since a column 
 of them the same keys), or the columns `user_persona`, `agent_character` and `dialogue_context`.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,12 +22,11 @@ from coevolve.data.example import Example
 from coevolve.errors import ArtifactError, DataError, RecipeError, RewardError
 from coevolve.files import parse_json
 from coevolve.scoring.artifact import form_of, read_manifest
+from coevolve.scoring.by_form import INPUTS, ByForm
 from coevolve.scoring.estimator import ProbabilityEstimator
-from coevolve.scoring.reasoning import Reasoning, combine
+from coevolve.scoring.reasoning import Reasoning
 
 Scale = Literal["likelihood", "log_likelihood"]
-
-INPUTS = ("user_persona", "agent_character", "dialogue_context")
 
 
 class EstimatorReward:
@@ -63,7 +61,6 @@ class EstimatorReward:
         self.path = Path(path)
         self.scale = scale
         self._options = {**options, "verify": False}
-        self._reasoning: dict[str, tuple[str | None, ...]] = {}
 
     @cached_property
     def estimator(self) -> ProbabilityEstimator:
@@ -91,9 +88,7 @@ class EstimatorReward:
         spoken = [index for index, text in enumerate(texts) if text.strip()]
         asked = [examples[index] for index in spoken]
         said = [texts[index] for index in spoken]
-        weights, shown = self.form.weights, self._reasonings(asked)
-        parts = [[of_one[part] for of_one in shown] for part in range(len(weights))]
-        scores = combine(weights, [self.estimator.log_prob(asked, said, part) for part in parts])
+        scores = self._judge.log_prob(asked, said)
         for index, mean in zip(spoken, scores.mean.tolist(), strict=True):
             if not math.isfinite(mean):
                 raise RewardError(
@@ -102,14 +97,9 @@ class EstimatorReward:
             rewards[index] = math.exp(mean) if likelihood else mean
         return rewards
 
-    def _reasonings(self, examples: Sequence[Example]) -> list[tuple[str | None, ...]]:
-        """Each example's reasoning by each part of the form, written once for each dialogue."""
-        keys = [_key(example) for example in examples]
-        new = {k: x for k, x in zip(keys, examples, strict=True) if k not in self._reasoning}
-        if new:
-            written = self.form.write(self.estimator, list(new.values()))
-            self._reasoning.update(zip(new, zip(*written, strict=True), strict=True))
-        return [self._reasoning[key] for key in keys]
+    @cached_property
+    def _judge(self) -> ByForm:
+        return ByForm(self.estimator, self.form)
 
 
 def _examples(columns: Mapping[str, Any], count: int) -> list[Example]:
@@ -145,8 +135,3 @@ def _parsed(row: Any, index: int) -> Mapping[str, Any]:
             f"example of completion {index}: found {parsed!r}; accepted is a JSON object."
         )
     return parsed
-
-
-def _key(example: Example) -> str:
-    row = example.to_row()
-    return json.dumps([row[name] for name in INPUTS], ensure_ascii=False)

@@ -249,7 +249,7 @@ def _holds_a_report(folder: Path) -> bool:
 
 
 RUN_PARTS = (
-    *("base", "world", "oracle", "failed", "checkpoints", "estimator"),
+    *("base", "world", "oracle", "failed", "checkpoints", "estimator", "model"),
     *("traces.jsonl", "metrics.jsonl", "samples.jsonl", "results.json", "status.json", "run.json"),
 )
 

@@ -32,7 +32,7 @@ READER_GONE = 141
 
 GROUPS = {
     "data": ("convert", "respond", "shift"),
-    "train": ("recipes", "launch_file", "validate", "train", "status"),
+    "train": ("recipes", "launch_file", "validate", "train", "rpm", "status"),
     "measure": ("score", "judge", "remid", "bound", "report", "truth"),
     "publish": ("export", "check", "push", "import_reference"),
     "other": ("schema", "completion"),

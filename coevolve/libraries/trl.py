@@ -1,4 +1,4 @@
-"""TRL: what its SFT and GRPO trainers keep to themselves, and the head that they put on a model."""
+"""TRL: what its SFT, DPO and GRPO trainers keep to themselves, and the head that they put on a model."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 from coevolve.libraries.hooks import Hook, hooks, hooks_of, overridden, require, warn_of_untested
 from coevolve.libraries.transformers import OpenTrainer
 
 _UTILS, _SFT, _GRPO = "trl.trainer.utils", "trl:SFTTrainer", "trl:GRPOTrainer"
+_DPO = "trl:DPOTrainer"
 
 HEAD = (
     *hooks(_UTILS, "a CPU computes logits only where they are asked for", "_use_triton(device)"),
@@ -31,6 +32,18 @@ SCORED, REWARDED, LOG_PROBS = METHODS = (
         "a shared prompt is run once, and PPO reads values in the policy's own pass",
         "_get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, "
         "batch_size, compute_entropy, compute_aux_loss)",
+    ),
+)
+PAIRS, REFERENCE = (
+    *hooks(
+        _DPO,
+        "pairs come as token ids",
+        "_prepare_dataset(dataset, processing_class, args, dataset_name)",
+    ),
+    *hooks(
+        _DPO,
+        "pairs come with the reference's log-probabilities",
+        "_precompute_ref_logps(dataset, name, batch_size)",
     ),
 )
 ROLLOUT = Hook(_GRPO, "rollout_func", "completions follow from seed, place and weights only")
@@ -94,6 +107,32 @@ class OpenSFTTrainer(Open, SFTTrainer):
     """TRL's SFTTrainer."""
 
     total_tokens = Hook(_SFT, "_total_train_tokens", "a phase ends with its budget of tokens")
+
+
+class OpenDPOTrainer(Open, DPOTrainer):
+    """TRL's DPOTrainer on pairs that are token ids, with the reference's log-probabilities."""
+
+    total_tokens = Hook(_DPO, "_total_train_tokens", "a phase ends with its budget of tokens")
+    _prepare_dataset = overridden(PAIRS, "as_it_is")
+    _precompute_ref_logps = overridden(REFERENCE, "as_it_is")
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        require((PAIRS, REFERENCE))
+        model = kwargs["model"]
+        configs = getattr(model, "peft_config", {})
+        if configs:  # it makes a reference of an adapter called `default`, which nobody asks
+            configs["default"] = configs[model.active_adapter]
+        super().__init__(*args, **kwargs)
+        if configs:
+            del configs["default"]
+            model.delete_adapter("ref")
+        for hook in (PAIRS, REFERENCE):
+            if hook.name not in self.called:
+                raise hook.lost("is no longer called")
+
+    def as_it_is(self, dataset: Any, *_: Any) -> Any:
+        """The dataset needs no preparation."""
+        return dataset
 
 
 class OpenGRPOTrainer(Open, GRPOTrainer):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +10,10 @@ from coevolve.data.corpus import TRAIN_SPLIT, Corpus, read_corpus
 from coevolve.data.example import Example
 from coevolve.data.hub import load_hub
 from coevolve.errors import DataError, TooLongError
-from coevolve.prompts import Renderer
+from coevolve.prompts import Renderer, prompt_set
+from coevolve.prompts.play import PlayRenderer, play_prompt
 from coevolve.recipe import Recipe
+from coevolve.recipe.rpm import RpmRecipe
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, Role
 from coevolve.seeds import derive_seed
 from coevolve.worlds.corpus import world_corpus
@@ -95,6 +98,15 @@ def load_corpus(recipe: Recipe) -> Corpus:
         return load_hub(recipe.data.hub)
     assert recipe.data.path is not None  # a recipe names one of the three
     return read_corpus(recipe.data.path)
+
+
+def make_renderer(recipe: Recipe, tokenizer: Any, date: str | None = None) -> Renderer:
+    """The recipe's prompts with a tokenizer."""
+    prompts = prompt_set(recipe.prompts)
+    if not isinstance(recipe, RpmRecipe):
+        return Renderer(prompts, tokenizer, date=date)
+    play = play_prompt(recipe.prompt, thinking=recipe.rpm.thinking)
+    return PlayRenderer(play, prompts, tokenizer, date=date)
 
 
 def world_seed(recipe: Recipe) -> int:

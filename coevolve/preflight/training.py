@@ -17,11 +17,12 @@ from coevolve.preflight.dialogues import (
     Sifted,
     divide,
     load_corpus,
+    make_renderer,
     sift,
 )
 from coevolve.preflight.models import BaseFacts, look_at_adapters, read_base
 from coevolve.preflight.traces import fit_traces, given_traces
-from coevolve.prompts import Renderer, prompt_set
+from coevolve.prompts import prompt_set
 from coevolve.recipe import Recipe
 from coevolve.registry import CUSTOM
 from coevolve.remid.pairs import chosen_negatives, negative_pairs
@@ -98,8 +99,8 @@ def _bases(draft: Training) -> Iterator[CoevolveError]:
 
 
 def _renderers(draft: Training) -> None:
-    prompts = prompt_set(draft.recipe.prompts)
-    by_base = {source: Renderer(prompts, base.tokenizer) for source, base in draft.bases.items()}
+    bases = draft.bases.items()
+    by_base = {source: make_renderer(draft.recipe, base.tokenizer) for source, base in bases}
     draft.renderers = {
         role: by_base[getattr(draft.recipe.model, role).base] for role in (CONNECTOR, ESTIMATOR)
     }

@@ -18,9 +18,10 @@ from pydantic import field_validator
 
 from coevolve.data.example import Example
 from coevolve.data.ledger import digest
-from coevolve.prompts.render import character_text, turns_of
+from coevolve.prompts.render import Renderer, character_text, turns_of
 from coevolve.prompts.template import message
 from coevolve.prompts.templates import problem_of_template, problem_of_text
+from coevolve.recipe.load import read_section
 from coevolve.recipe.section import Section
 
 SYSTEM = """\
@@ -82,6 +83,40 @@ class PlayPrompt(Section):
         if self == PlayPrompt():
             return digest((SYSTEM, UNKNOWN_USER, OPENING))
         return self.model_dump()
+
+
+WORLD = PlayPrompt(
+    system="",
+    user="{user_persona} | {agent_character} | {dialogue}",
+    user_turn="{text}",
+    agent_turn="{text}",
+    next_turn="",
+    turn_separator=" / ",
+)
+"""Of the synthetic world, in its few words."""
+THINK = """\
+Think before you respond: who the character is, who the user is, and what the user wants now. Put the thought between \
+<think> and </think>, and the response behind it."""
+
+
+def play_prompt(name: str, *, thinking: bool = False) -> PlayPrompt:
+    """The prompt of a recipe: a built-in one by its name, or a file's; perhaps with a thought."""
+    named = {"roleplay": PlayPrompt(), "world": WORLD}
+    prompt = named.get(name) or read_section(name, PlayPrompt)
+    if not thinking:
+        return prompt
+    return prompt.model_copy(update={"system": f"{prompt.system}\n\n{THINK}".lstrip()})
+
+
+class PlayRenderer(Renderer):
+    """Has the role-playing model's prompt where others have the connector's."""
+
+    def __init__(self, play: PlayPrompt, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.play = play
+
+    def connector(self, example: Example) -> str:
+        return self.chat(play_messages(example, self.harmless, self.play))
 
 
 def play_messages(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from coevolve.errors import DataError, RecipeError, meant
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
+from coevolve.recipe.rpm import RpmRecipe
 from coevolve.recipe.schema import Recipe
 from coevolve.recipe.section import EXTENDS, Section
 from coevolve.recipe.yaml_text import LARGEST, parse_yaml
@@ -17,16 +18,18 @@ from coevolve.shipped import CONFIG, recipe_path, shipped_recipes
 Kind = TypeVar("Kind", bound=Section)
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path, overrides: Sequence[str] = (), kind: type[Recipe] = Recipe
+) -> Recipe:
     """The recipe at `source`, a folder with `config.yaml`, a YAML file or the name of one that comes
     with the package, changed by the overrides, `dotted.key=value` with a value in YAML, and checked;
     else RecipeError. What lies at a path goes before a name.
     """
-    return read_recipe(source, overrides)[0]
+    return read_recipe(source, overrides, kind)[0]
 
 
 def read_recipe(
-    source: str | Path, overrides: Sequence[str] = ()
+    source: str | Path, overrides: Sequence[str] = (), kind: type[Recipe] = Recipe
 ) -> tuple[Recipe, Mapping[str, str]]:
     """The recipe as `load_recipe`, and for each dotted key that is given, by which file or override."""
     origins: dict[str, str] = {}
@@ -42,7 +45,14 @@ def read_recipe(
     for override in overrides:
         _apply(values, override)
         origins[override.partition("=")[0]] = "command line"
-    return check_recipe(values, str(path)), origins
+    if ("rpm" in values) != issubclass(kind, RpmRecipe):
+        name, other = ("train", "rpm") if "rpm" in values else ("rpm", "train")
+        about = "is about" if "rpm" in values else "is not about"
+        raise RecipeError(
+            f"{path}: {about} a role-playing model (section rpm), so it is for `coevolve {other}` "
+            f"and not for `coevolve {name}`."
+        )
+    return check_section(values, str(path), kind), origins
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -90,8 +100,8 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """The recipe of these values, as `check_section`."""
-    return check_section(values, where, Recipe)
+    """The recipe of these values, as `check_section`; a role-playing model's has a section rpm."""
+    return check_section(values, where, RpmRecipe if "rpm" in values else Recipe)
 
 
 def check_section(values: Any, where: str, kind: type[Kind]) -> Kind:
@@ -105,7 +115,8 @@ def check_section(values: Any, where: str, kind: type[Kind]) -> Kind:
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """Every value of the recipe, defaults included, as plain JSON values."""
-    return recipe.model_dump(mode="json")
+    values = recipe.model_dump(mode="json")
+    return {name: x for name, x in values.items() if name in (recipe.sections or values)}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

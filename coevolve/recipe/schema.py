@@ -4,7 +4,7 @@ Budgets are counted in optimizer steps, so that two runs can be compared update 
 that belong to a library keep that library's spelling (TRL, PEFT, transformers).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -273,6 +273,9 @@ class Logging(Section):
 
 class Recipe(Section):
     """One experiment, from data to table."""
+
+    sections: ClassVar[tuple[str, ...] | None] = None
+    """Those that a file may have, where that is not all."""
 
     name: str
     """What the run is called, in trackers too."""

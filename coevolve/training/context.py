@@ -7,6 +7,7 @@ from coevolve.data.example import Example
 from coevolve.preflight.dialogues import Dialogues
 from coevolve.preflight.training import Responses
 from coevolve.recipe import Recipe
+from coevolve.scoring.by_form import ByForm
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.roles import Roles
 from coevolve.training.checkpoints import CheckpointWriter
@@ -29,6 +30,7 @@ class Context:
         estimator: for work that differs from process to process, as rewards do. The weights in it
             are those that the state says.
         distributed: the same models, for work that all processes share.
+        judge: an estimator apart, of a role-playing model's responses.
         responses: of the models to be judged, by name and sample_ID.
         engines: where a recipe has vLLM generate.
     """
@@ -45,6 +47,7 @@ class Context:
     folder: RunFolder
     checkpoints: CheckpointWriter
     tracer: Tracer
+    judge: ByForm | None = None
     truth: KnownTruth | None = None
     responses: Responses = field(default_factory=dict)
     engines: Engines | None = None

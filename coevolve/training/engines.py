@@ -18,7 +18,7 @@ Deviations from the plain trainers:
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +30,14 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, set_seed
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
 from coevolve.libraries.hooks import hooks_of, require
 from coevolve.libraries.transformers import FIRST_STEP
-from coevolve.libraries.trl import Open, OpenSFTTrainer, only_asked_for
+from coevolve.libraries.trl import Open, OpenDPOTrainer, OpenSFTTrainer, only_asked_for
 from coevolve.prompts import Renderer
 from coevolve.recipe.optimization import Optimization, Sft
+from coevolve.recipe.rpm import Dpo
 from coevolve.scoring.roles import Role, Roles
 from coevolve.scoring.ways import bare
 from coevolve.seeds import derive_seed
@@ -279,6 +280,37 @@ class Resumable(Open):
     def check_step(self, gradient: float) -> None:
         """Raise DivergenceError rather than let a step be taken on what is no number."""
         self.guard.check(self.state.global_step, gradient, self.samples())
+
+
+def run_dpo(plan: Plan, pairs: Sequence[dict[str, Any]], settings: Dpo) -> Segment:
+    """Train the role to prefer, from the segment's step to the end.
+
+    A pair has `prompt_ids`, `chosen_ids` and `rejected_ids`, and what the role gave to these before
+    it was trained: `ref_chosen_logps` and `ref_rejected_logps`, nats per response.
+    """
+    first, end = (step * settings.train_batch_size for step in (plan.segment.step, plan.steps))
+    order = order_of_rows(len(pairs), end, plan.seed)[first:]
+    used, places = np.unique(order, return_inverse=True)
+    with trainer_of(plan) as (model, scratch):
+        trainer = RoleDPOTrainer(
+            model=model,
+            args=DPOConfig(
+                **common_arguments(plan, settings, model, scratch),
+                beta=settings.beta,
+                max_length=None,
+                precompute_ref_log_probs=True,
+            ),
+            train_dataset=Dataset.from_list([pairs[index] for index in used]),
+            processing_class=plan.renderer.tokenizer,
+            callbacks=[plan.callback],
+            plan=plan,
+            order=places,
+        )
+        return train(trainer)
+
+
+class RoleDPOTrainer(Resumable, OpenDPOTrainer):
+    """TRL's DPOTrainer on pairs in a given order, from any step."""
 
 
 class RoleSFTTrainer(Resumable, OpenSFTTrainer):

@@ -12,6 +12,7 @@ from coevolve.files import write_json
 from coevolve.outputs import ESTIMATOR as AN_ESTIMATOR
 from coevolve.outputs import claim, new_folder
 from coevolve.recipe import Recipe
+from coevolve.recipe.rpm import RpmRecipe
 from coevolve.scoring.artifact import (
     NORMALISATION,
     copy_model,
@@ -130,6 +131,11 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     folder = claim(folder, AN_ESTIMATOR, option="--out", inputs=inputs, overwrite=True)
     saved = read_checkpoint(checkpoint)
     recipe, origins, run = read_run(checkpoint.parent.parent)
+    if isinstance(recipe, RpmRecipe):
+        raise ArtifactError(
+            f"{checkpoint}: is of a role-playing model, and no estimator can be made of it. Let its run end, which "
+            "writes the model."
+        )
     for base in {origin.base for origin in origins.values()}:
         fingerprint = base_fingerprint(base.path)
         if fingerprint != base.fingerprint:

@@ -35,6 +35,8 @@ from coevolve.training.saving import save, save_if_cheap
 from coevolve.training.schedule import scheduled_phases
 from coevolve.training.state import COLD, TRAINED, RunState
 
+Finish = Callable[[Context, RunState], dict[str, Any]]
+
 
 class Stage(NamedTuple):
     """A part of a run that is done once: `work(context, state, *arguments)`."""
@@ -46,10 +48,13 @@ class Stage(NamedTuple):
     """Whether it is about the pair as it was trained, whatever is in the models by then."""
 
 
-def run(context: Context, state: RunState) -> dict[str, Any]:
-    """Do every stage that is not done, in order; `results.json`'s values. Interrupted: it is saved."""
+def run(
+    context: Context, state: RunState, whole: Sequence[Stage], finish: Finish
+) -> dict[str, Any]:
+    """Do every stage of the `whole` that is not done, in order; `results.json`'s values.
+    Interrupted: it is saved.
+    """
     say_status = context.folder.say_status
-    whole = stages(context)
     baselines.forget_those_left(state, [stage.name for stage in whole])
     for stage in whole:
         if stage.name in state.done:
@@ -70,7 +75,7 @@ def run(context: Context, state: RunState) -> dict[str, Any]:
             raise
         except Exception as error:
             raise _explained(error, stage.name) from error
-    return results.finish(context, state)
+    return finish(context, state)
 
 
 def _explained(error: Exception, stage: str) -> Exception:

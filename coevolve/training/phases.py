@@ -15,6 +15,7 @@ from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Sft
 from coevolve.recipe.rl import ConnectorRl, EstimatorRl
 from coevolve.recipe.rounds import Kind, Source
+from coevolve.recipe.rpm import RpmGrpo
 from coevolve.recipe.schema import Writing
 from coevolve.registry import Registry, users_code
 from coevolve.scoring.estimator import Examples, ProbabilityEstimator, Texts
@@ -121,7 +122,8 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         return {"context": last_turn(train[index]), "reasoning": completion, "response": golden}
 
     rewards = _rewards(context, CONNECTOR, settings, read)
-    rl(context, state, CONNECTOR, scheduled, prompts, rewards, settings, show)
+    of = _rl_of_round(context, scheduled, settings, len(prompts))
+    rl(context, state, CONNECTOR, *of, prompts, rewards, settings, show)
 
 
 def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
@@ -146,8 +148,26 @@ def write_reasonings(
     title: str,
 ) -> None:
     """The connector writes some rows' reasonings anew; `seed` makes a seed from labels."""
+    texts = write_texts(context, state, rows, settings, seed, f"{title}, {{}} reasonings")
+    record, sections = context.record, context.estimator.renderer.prompts.sections
+    unparsable = sum(core_features(text, sections) is None for text in texts)
+    figures = {"refresh/reasonings": len(texts), "refresh/without_features": unparsable}
+    record.log({**state.where, **figures, **(gate.content(context, texts) if texts else {})})
+    if unparsable:
+        record.say(f"refresh: {unparsable} of {len(texts)} reasonings have no core features")
+
+
+def write_texts(
+    context: Context,
+    state: RunState,
+    rows: Sequence[int],
+    settings: Writing,
+    seed: Callable[..., int],
+    title: str,
+) -> list[str]:
+    """The connector's texts of some rows, which go into `state.reasoning`; a title with their number."""
     texts, total, record = state.texts, len(rows) * settings.samples, context.record
-    title = f"{title}, {total} reasonings"
+    title = title.format(total)
     engine = context.engines.writing(context.distributed) if context.engines else nullcontext()
     with record.task(title, total, key="refresh", where=state.where) as advance, engine:
         advance(len(texts))
@@ -165,12 +185,7 @@ def write_reasonings(
     for place, index in enumerate(rows):
         written = texts[place :: len(rows)]
         state.reasoning[index] = written[0] if len(written) == 1 else written
-    sections = context.estimator.renderer.prompts.sections
-    unparsable = sum(core_features(text, sections) is None for text in texts)
-    figures = {"refresh/reasonings": len(texts), "refresh/without_features": unparsable}
-    record.log({**state.where, **figures, **(gate.content(context, texts) if texts else {})})
-    if unparsable:
-        record.say(f"refresh: {unparsable} of {len(texts)} reasonings have no core features")
+    return texts
 
 
 def estimator_sft(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
@@ -217,9 +232,13 @@ def estimator_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
         shown = {"context": last_turn(examples[index]), "reasoning": reasoning[index]}
         return {**shown, "response": completion}
 
-    golden = {"golden_rows": shuffled, "golden_nll_weight": settings.golden_nll_weight}
+    golden: dict[str, Any] = {
+        "golden_rows": shuffled,
+        "golden_nll_weight": settings.golden_nll_weight,
+    }
     rewards = _rewards(context, ESTIMATOR, settings, read)
-    rl(context, state, ESTIMATOR, scheduled, prompts, rewards, settings, show, **golden)
+    of = _rl_of_round(context, scheduled, settings, len(prompts))
+    rl(context, state, ESTIMATOR, *of, prompts, rewards, settings, show, **golden)
 
 
 def sft(
@@ -245,18 +264,18 @@ def rl(
     context: Context,
     state: RunState,
     role: Role,
-    scheduled: ScheduledPhase,
+    name: str,
+    budget: Budget,
     prompts: Sequence[str],
     rewards: Rewards,
-    settings: ConnectorRl | EstimatorRl,
+    settings: ConnectorRl | EstimatorRl | RpmGrpo,
     show: Show,
     **options: Any,
 ) -> None:
     """RL of a role, beside a frozen copy of it as the phase began where KL or a reward asks for
     one; otherwise as `run_grpo`. The first of what it wrote last go into the samples.
     """
-    budget = budget_of(context.recipe, scheduled, settings, len(prompts) * settings.num_generations)
-    name, title = scheduled.phase.name, f"{role} {settings.algorithm.rpartition(':')[2].upper()}"
+    title = f"{role} {settings.algorithm.rpartition(':')[2].upper()}"
     frozen = settings.kl_weight or settings.rewards.asks_reference
     copy = context.roles.frozen(role, state.pair[role]) if frozen else nullcontext()
     updates = settings.updates_per_batch
@@ -292,6 +311,13 @@ def _sft_of_round(
     settings: Sft = getattr(context.recipe, scheduled.phase.name)
     budget = budget_of(context.recipe, scheduled, settings, len(rows))
     sft(context, state, role, scheduled.phase.name, f"{role} SFT", rows, settings, budget)
+
+
+def _rl_of_round(
+    context: Context, scheduled: ScheduledPhase, settings: ConnectorRl | EstimatorRl, prompts: int
+) -> tuple[str, Budget]:
+    completions = prompts * settings.num_generations
+    return scheduled.phase.name, budget_of(context.recipe, scheduled, settings, completions)
 
 
 def _reasonings(

@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,15 +21,18 @@ from coevolve.preflight.traces import fit_traces
 from coevolve.preflight.training import TRAINING, Training
 from coevolve.progress import quieten_libraries
 from coevolve.recipe import Recipe, recipe_values
+from coevolve.recipe.rpm import RpmRecipe
+from coevolve.scoring.by_form import ByForm
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import choose_device
 from coevolve.scoring.roles import ESTIMATOR
-from coevolve.training import loop
+from coevolve.training import loop, results
 from coevolve.training.checkpoints import CheckpointWriter
 from coevolve.training.context import Context
 from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.distributed.stopping import Stop
+from coevolve.training.evaluation import golden_responses
 from coevolve.training.generation import Engines
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.phases import check_phases
@@ -51,6 +55,15 @@ CHECKS: Sequence[Check[Training]] = (
 """Whatever can be known of a recipe and its data before anything is loaded."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a run does: what is looked at before, its stages, and how it ends."""
+
+    checks: Sequence[Check[Training]]
+    stages: Callable[[Context], Sequence[loop.Stage]]
+    finish: loop.Finish
+
+
 def train(
     recipe: Recipe,
     output_dir: str | Path,
@@ -59,6 +72,7 @@ def train(
     resume: str | Path = "auto",
     force: bool = False,
     stop: Stop | None = None,
+    job: Job | None = None,
 ) -> dict[str, Any]:
     """Run the recipe from its beginning, or from where it was left; the values of `results.json`.
 
@@ -68,6 +82,7 @@ def train(
         resume: `auto` goes on with the run that the directory holds, if there is one; `never`
             refuses such a directory; a path is the checkpoint to go on from.
         force: go on although the recipe has changed in what is trained.
+        job: what is done, if not the co-evolution of a pair.
 
     Raises:
         Interrupted: the run was asked to stop; it is saved.
@@ -83,7 +98,8 @@ def train(
 
     output = Check("output", claimed)
     asks_teacher = not kept_file(Path(output_dir) / TRACES).is_file()
-    checks = (output, *CHECKS)
+    job = job or Job(CHECKS, loop.stages, results.finish)
+    checks = (output, *job.checks)
     inputs, problem = Training(recipe, environ, asks_teacher), None
     stop = stop or Stop()
     try:
@@ -108,13 +124,15 @@ def train(
             try:
                 with _says_interrupted(folder):
                     context, start = prepare(inputs, folder, record, processes, start)
-                names = [stage.name for stage in loop.stages(context)]
+                whole = job.stages(context)
+                names = [stage.name for stage in whole]
                 named = resume not in ("auto", "never")
                 assert context.engines is not None  # prepare has built them
                 with closing(context.engines):
                     if start.checkpoint is None:
                         context.engines.reach()
-                    return loop.run(context, restore(context, start, names, named=named))
+                    state = restore(context, start, names, named=named)
+                    return loop.run(context, state, whole, job.finish)
             except Exception as error:
                 failure = reason = folder.explain(processes.explain(error))
                 folder.say_failed(reason)
@@ -166,7 +184,7 @@ def prepare(
     renderers = build_renderers(recipe, origins, date)
     start = folder.begin(recipe, origins, data.corpus, date, start)
     truth = None
-    if recipe.data.world:
+    if recipe.data.world and not isinstance(recipe, RpmRecipe):
         truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, data.corpus)
         processes.on_main(lambda: truth.write(folder.path / "world"))
     record.start_trackers(
@@ -194,9 +212,15 @@ def prepare(
     prompts, environ = renderers[ESTIMATOR], inputs.environ
     tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date, processes)
     path = folder.path / TRACES
-    traced = tracer.collect(data.train, path, log=log)
-    train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
-    _say_left_out([longer] if longer else [], record, log)
+    judge = None
+    if isinstance(recipe, RpmRecipe):
+        train, traces = list(data.train), golden_responses(data.train)
+        if recipe.rpm.estimator and recipe.rpm.method != "sft":
+            judge = processes.together(partial(alone, partial(load_judge, recipe, processes)))
+    else:
+        traced = tracer.collect(data.train, path, log=log)
+        train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
+        _say_left_out([longer] if longer else [], record, log)
     estimator = estimator or load()
     context = Context(
         recipe=recipe,
@@ -211,11 +235,24 @@ def prepare(
         folder=folder,
         checkpoints=CheckpointWriter(folder.path, recipe.checkpoints.keep),
         tracer=tracer,
+        judge=judge,
         truth=truth,
         responses=inputs.responses | (truth.responses_to(data.test_examples) if truth else {}),
         engines=Engines(recipe, origins, estimator.roles, processes, folder.path),
     )
     return context, start
+
+
+def load_judge(recipe: RpmRecipe, processes: Processes) -> ByForm:
+    """The estimator that judges a role-playing model's responses."""
+    assert recipe.rpm.estimator is not None
+    estimator = ProbabilityEstimator.from_pretrained(
+        recipe.rpm.estimator,
+        device=str(processes.device),
+        token_budget=recipe.evaluation.token_budget,
+    )
+    estimator.poll = processes.stop.poll
+    return ByForm(estimator)
 
 
 def _say_data(

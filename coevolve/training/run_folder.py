@@ -26,8 +26,10 @@ from coevolve.documents import read_document
 from coevolve.errors import ArtifactError
 from coevolve.files import write_json
 from coevolve.outputs import RUN_PARTS, remove
+from coevolve.prompts.play import play_prompt
 from coevolve.prompts.sets import began_as, prompt_set
 from coevolve.recipe import Recipe, check_recipe, recipe_values
+from coevolve.recipe.rpm import RpmRecipe
 from coevolve.scoring.origins import Base, Origin
 from coevolve.scoring.roles import ROLES
 from coevolve.training.checkpoints import Checkpoint, newest_checkpoint, read_checkpoint
@@ -129,7 +131,7 @@ class RunFolder:
             "origins": {role: asdict(origin) for role, origin in origins.items()},
             "data_fingerprint": corpus.fingerprint,
             "splits": corpus.split_fingerprints,
-            "prompts": digest(prompt_set(recipe.prompts).to_dict()),
+            "prompts": digest(words_of(recipe)),
             "template_date": date,
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
@@ -320,7 +322,8 @@ def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
             base = replace(base, path=str(folder / "base"))
         restored[role] = Origin(**{**origin, "base": base})
     # Before version 0.4 there was no reasoning dropout, and the prompt sets have the old names.
-    recipe = check_recipe({"p_none": 0.0, **run["recipe"]}, str(folder / RUN))
+    before = {} if "rpm" in run["recipe"] else {"p_none": 0.0}
+    recipe = check_recipe({**before, **run["recipe"]}, str(folder / RUN))
     if "prompts" not in run:
         recipe = recipe.model_copy(update={"prompts": began_as(recipe.prompts)})
     return recipe, restored, run
@@ -334,12 +337,12 @@ def _changed_stages(
     began, _, run = read_run(folder)
     before, after = flat(recipe_values(began)), flat(recipe_values(recipe))
     if began.prompts == recipe.prompts:
-        words = digest(prompt_set(recipe.prompts).to_dict())
+        words = digest(words_of(recipe))
         before["prompts.words"], after["prompts.words"] = run.get("prompts", words), words
     redo: list[str] = []
     changed = []
-    longer = after["rounds.count"] > before["rounds.count"]
-    may_grow = longer and after["rounds.lr_schedule"] == "phase"
+    longer = after.get("rounds.count", 0) > before.get("rounds.count", 0)
+    may_grow = longer and after.get("rounds.lr_schedule") == "phase"
     for name in sorted({*before, *after}):
         harmless = name.startswith(HARMLESS) or name.endswith(SIZES)
         if before.get(name) == after.get(name) or harmless:
@@ -357,6 +360,14 @@ def _changed_stages(
             f"take the change back, or give --force to go on with it from here. {_keeping(checkpoint)}"
         )
     return tuple(redo)
+
+
+def words_of(recipe: Recipe) -> dict[str, Any]:
+    """All that models are shown beside the data."""
+    words = prompt_set(recipe.prompts).to_dict()
+    if isinstance(recipe, RpmRecipe):
+        words["play"] = play_prompt(recipe.prompt, thinking=recipe.rpm.thinking).model_dump()
+    return words
 
 
 def _holder() -> dict[str, Any]:

@@ -11,9 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from coevolve.files import writing
-from coevolve.preflight.dialogues import Renderers
+from coevolve.preflight.dialogues import Renderers, make_renderer
 from coevolve.preflight.models import adapter_config
-from coevolve.prompts import Renderer, prompt_set
 from coevolve.recipe import Recipe
 from coevolve.recipe.model import RoleModel
 from coevolve.scoring.estimator import ProbabilityEstimator
@@ -95,9 +94,9 @@ def _prepare_base(recipe: Recipe, source: str, folder: Path) -> Base:
 
 def build_renderers(recipe: Recipe, origins: Origins, date: str | None = None) -> Renderers:
     """The recipe's prompts with each role's tokenizer; one renderer where that is the same."""
-    prompts, trust = prompt_set(recipe.prompts), recipe.model.trust_remote_code
+    trust = recipe.model.trust_remote_code
     by_path = {
-        path: Renderer(prompts, load_tokenizer(path, trust_remote_code=trust), date=date)
+        path: make_renderer(recipe, load_tokenizer(path, trust_remote_code=trust), date)
         for path in {origin.base.path for origin in origins.values()}
     }
     return {role: by_path[origin.base.path] for role, origin in origins.items()}

@@ -20,6 +20,7 @@ from coevolve.libraries import vllm
 from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
+from coevolve.recipe.rpm import RpmRecipe
 from coevolve.recipe.yaml_text import parse_yaml
 from coevolve.training.distributed.builds import wait_for_builds
 
@@ -217,6 +218,9 @@ def _check_vllm(name: str, settings: Grpo, launch: Launch, device: str) -> None:
 
 def _training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
     """Name and settings of each phase that trains something in this recipe."""
+    if isinstance(recipe, RpmRecipe):
+        yield f"rpm.{recipe.rpm.section}", recipe.rpm.settings
+        return
     yield "cold_start.connector", recipe.cold_start.connector
     yield "cold_start.estimator", recipe.cold_start.estimator
     if recipe.cold_start.direct:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from coevolve.errors import RewardError
 from coevolve.recipe.rl import ConnectorRewards, EstimatorRewards
+from coevolve.recipe.rpm import RpmRewards
 from coevolve.registry import Registry, users_code
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.rewards.registry import Reward, custom_field
@@ -38,7 +39,7 @@ class PhaseRewards:
     def __init__(
         self,
         field: str,
-        settings: ConnectorRewards | EstimatorRewards,
+        settings: ConnectorRewards | EstimatorRewards | RpmRewards,
         named: Registry[Any],
         read: Callable[[Sequence[Sequence[int]], Sequence[int]], Batch],
         processes: Processes,

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 from coevolve.errors import RewardError
 from coevolve.recipe import Recipe
+from coevolve.recipe.rpm import RpmRecipe
 from coevolve.registry import Registry
 
 Pure = TypeVar("Pure", bound=Callable[..., float])
@@ -60,12 +61,17 @@ def _registry() -> Registry[Any]:
     return Registry("reward", accepted=accepted, given=GIVEN, error=RewardError)
 
 
-CONNECTOR_REWARDS, ESTIMATOR_REWARDS = _registry(), _registry()
+CONNECTOR_REWARDS, ESTIMATOR_REWARDS, RPM_REWARDS = _registry(), _registry(), _registry()
 
 
 def check_rewards(recipe: Recipe) -> None:
     """Find the recipe's custom rewards before anything is loaded. Raises as `Registry.custom`."""
     sections = {"connector_rl": CONNECTOR_REWARDS, "estimator_rl": ESTIMATOR_REWARDS}
+    if isinstance(recipe, RpmRecipe):
+        grpo = recipe.rpm.grpo if recipe.rpm.method == "grpo" else None
+        for path in grpo.rewards.custom if grpo else ():
+            RPM_REWARDS.custom(path, custom_field("rpm.grpo.rewards", path))
+        return
     for section, named in sections.items():
         settings = getattr(recipe, section)
         used = recipe.rounds.count and any(phase.name == section for phase in recipe.rounds.phases)
