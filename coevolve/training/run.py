@@ -99,12 +99,11 @@ def train(
     output = Check("output", claimed)
     asks_teacher = not kept_file(Path(output_dir) / TRACES).is_file()
     job = job or Job(CHECKS, loop.stages, results.finish)
-    checks = (output, *job.checks)
     inputs, problem = Training(recipe, environ, asks_teacher), None
     stop = stop or Stop()
     try:
         with stop.raising():
-            preflight(inputs, checks)
+            preflight(inputs, (output, *job.checks))
     except CoevolveError as error:
         # On this machine alone, perhaps, whose files may be others: the rest would wait for it.
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -131,8 +130,8 @@ def train(
                 with closing(context.engines):
                     if start.checkpoint is None:
                         context.engines.reach()
-                    state = restore(context, start, names, named=named)
-                    return loop.run(context, state, whole, job.finish)
+                    begun = restore(context, start, names, named=named)
+                    return loop.run(context, begun, whole, job.finish)
             except Exception as error:
                 failure = reason = folder.explain(processes.explain(error))
                 folder.say_failed(reason)
