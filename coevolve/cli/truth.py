@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--policies", "role-playing models judged (default: all)", nargs="+", metavar="NAME")
     what = "leave the estimators out: what exact conditionals give, in little time"
     add("--exact-only", what, action="store_true")
+    what = "own: let the best of the estimator and a policy's exact conditional read it, too"
+    add("--readers", what, choices=("own",))
     door.add_estimator_arguments(parser, named=False)
     door.add_reasoning_arguments(parser, from_file=False)
     add("--seed", "of sampled reasonings (default 0)", type=int, default=0)
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from coevolve.errors import RecipeError
     from coevolve.files import json_text
     from coevolve.progress import make_console, task
     from coevolve.remid.results import ChosenReasoning
@@ -33,6 +36,8 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.worlds.corpus import worlds_by_split
     from coevolve.worlds.results import TruthResults, TruthRow
 
+    if options.readers and options.exact_only:
+        raise RecipeError("--readers: one of them is the estimator; leave --exact-only out.")
     worlds = [world_of_run(folder) for folder in options.runs]
     forms = []
     for world in worlds:
@@ -52,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
                 test=options.test,
                 names=options.policies,
                 reasoning=form,
+                own_readers=options.readers == "own",
                 advance=advance,
             )
         if estimator is not None:

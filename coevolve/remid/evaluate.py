@@ -23,12 +23,12 @@ import numpy as np
 
 from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus
 from coevolve.information.emi import difference
-from coevolve.information.estimate import FORMS, Estimate, mutual_information
+from coevolve.information.estimate import FORMS, Estimate
 from coevolve.information.perplexity import perplexity
 from coevolve.information.uncertainty import LEVEL, Sure, holm
-from coevolve.remid.blame import remi_of
 from coevolve.remid.measures import Measure
 from coevolve.remid.pairs import negatives_value
+from coevolve.remid.readers import ESTIMATOR, ReaderKind, Reading
 from coevolve.remid.results import (
     Beside,
     ChosenReasoning,
@@ -44,6 +44,7 @@ from coevolve.remid.results import (
 from coevolve.remid.score import (
     Estimator,
     OnStep,
+    Reader,
     ScoredCorpus,
     Scoring,
     default_measures,
@@ -61,6 +62,8 @@ def evaluate_remid(
     scoring: Scoring | None = None,
     *,
     measures: Sequence[Measure] = (),
+    readers: Sequence[Reader] = (),
+    reader: ReaderKind = "estimator",
     progress: OnStep | None = None,
 ) -> RemidResults:
     """Score golden and model responses on a corpus's test splits, and compute R-EMI and R-EMID.
@@ -68,19 +71,25 @@ def evaluate_remid(
     Arguments and errors as for `coevolve.remid.score.score_corpus`, and `summarise`.
     """
     scored = score_corpus(
-        estimator, corpus, responses, scoring, measures=measures, progress=progress
+        estimator, corpus, responses, scoring, measures=measures, readers=readers, progress=progress
     )
-    return summarise(scored, measures)
+    return summarise(scored, measures, reader)
 
 
-def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidResults:
+def summarise(
+    scored: ScoredCorpus, measures: Sequence[Measure] = (), reader: ReaderKind = "estimator"
+) -> RemidResults:
     """R-EMI and R-EMID with their errors; `coevolve remid` adds what was scored by what.
 
     Args:
         measures: the first is the main one, the others stand beside it; by default
             `coevolve.remid.score.default_measures`.
+        reader: by which reader of `scored` responses are read, as `coevolve.remid.readers` has it.
     """
-    main, *beside = (_Measured(scored, m) for m in measures or default_measures(scored.subsets))
+    read = Reading(scored, reader)
+    main, *beside = (
+        _Measured(scored, m, read) for m in measures or default_measures(scored.subsets)
+    )
     rows = [
         SubsetResults(
             **subset.subset.identity,
@@ -114,12 +123,16 @@ def summarise(scored: ScoredCorpus, measures: Sequence[Measure] = ()) -> RemidRe
     )
 
 
-def shares_of_examples(scored: ScoredCorpus, measure: Measure) -> Iterator[ShareLine]:
+def shares_of_examples(
+    scored: ScoredCorpus, measure: Measure, reader: ReaderKind = "estimator"
+) -> Iterator[ShareLine]:
     """What each example adds to R-EMI by all of its pairs (its Hajek projection)."""
-    for subset in scored.subsets:
+    read = Reading(scored, reader)
+    for index, subset in enumerate(scored.subsets):
         row = subset.subset.row
         for model in scored.models:
-            remi = remi_of(subset, model, measure)
+            own, golden = (read.estimate(index, name, measure) for name in (model, None))
+            remi = difference(own, golden)
             of_examples = remi.influence.of_examples()[: len(subset.subset.examples)]
             shares = remi.value + of_examples - of_examples.mean()
             for x, share in zip(subset.subset.examples, shares, strict=True):
@@ -141,9 +154,9 @@ def _numbers(name: str, number: Sure) -> dict[str, float | None]:
 class _Measured:
     """One measure of all subsets and models, which are paired over their examples."""
 
-    def __init__(self, scored: ScoredCorpus, measure: Measure) -> None:
+    def __init__(self, scored: ScoredCorpus, measure: Measure, read: Reading) -> None:
         self.subsets, self.models, self.measure = scored.subsets, scored.models, measure
-        self.form = FORMS[measure.form]
+        self.form, self.read = FORMS[measure.form], read
         self._information: dict[tuple[int, str | None, int], Estimate] = {}
         every = range(len(self.subsets))
         self.remi = {name: [self._remi(i, name) for i in every] for name in self.models}
@@ -182,6 +195,10 @@ class _Measured:
                 loss |= self._loss_numbers(self.remid[name][index - 1])
                 loss["holm_p"] = self._holm[name].get(index - 1)
             numbers = self.numbers(index, name) | _numbers("remi", self.remi[name][index])
+            if self.read.kind != ESTIMATOR:
+                plain, golden = (self._plain(index, one) for one in (name, None))
+                numbers["remi_by_estimator"] = plain - golden
+                numbers["beyond_golden"] = self.remi[name][index].value - (plain - golden)
             models[name] = OfModel(**numbers, **loss)
         return models
 
@@ -196,6 +213,7 @@ class _Measured:
             "positive": float(np.mean(contrast.matched / divisors)),
             "negative": float(np.mean(contrast.mismatched / divisors[contrast.pairs[:, 1]])),
             **({"at_floor": True} if estimate.at_floor else {}),
+            **({"readers": readers} if (readers := self.read.names(index, model)) else {}),
         }
 
     def _averages(self, indices: Sequence[int]) -> dict[str, Losses]:
@@ -256,6 +274,9 @@ class _Measured:
         limit = self.measure.limit(contexts)
         key = (index, model, limit or 0)
         if key not in self._information:
-            contrast = self.subsets[index].contrast(model, self.measure.normalisation, limit)
-            self._information[key] = mutual_information(contrast, self.measure.form)
+            self._information[key] = self.read.estimate(index, model, self.measure, limit)
         return self._information[key]
+
+    def _plain(self, index: int, model: str | None) -> float:
+        """Mutual information by the estimator alone."""
+        return self.read.by(ESTIMATOR, index, model, self.measure).value

@@ -63,6 +63,8 @@ class Information(Part):
     negative: Number = Field(description="Mean log-probability of mismatched pairs.")
     at_floor: bool = False
     """Whether the fit of `calibrated` ended at its lowest temperature: information is too low."""
+    readers: list[str] | None = None
+    """Who read the responses, where it may be another than the estimator; two read half each."""
 
 
 class Golden(Information):
@@ -96,6 +98,10 @@ class OfModel(Losses, Information):
     remi_low: Number | None = Field(default=None, description="Lower end of its interval.")
     remi_high: Number | None = Field(default=None, description="Upper end of its interval.")
     holm_p: Probability | None = Field(default=None, description="Of no loss, adjusted (Holm).")
+    remi_by_estimator: Number | None = None
+    """R-EMI as the estimator alone reads it, where it may be another that reads."""
+    beyond_golden: Number | None = None
+    """`remi` less that: information about the context that golden responses do not have."""
 
 
 class SubsetNumbers(Part):

@@ -1,7 +1,7 @@
 """The door to scoring: golden and model responses over matched and mismatched pairs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -69,6 +69,21 @@ class Estimator(Connector, Protocol):
         ...
 
 
+Readings = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What else reads responses: `scorer` gives them log-probabilities, perhaps as if it wrote them
+    itself. `name` is what results call it, for each model whose responses it reads (None: golden).
+    It is shown no reasoning unless `reasoned`.
+    """
+
+    scorer: Estimator
+    name: Mapping[str | None, str]
+    reasoned: bool = False
+
+
 LEAST_CONTEXTS = 32
 """Other contexts in which each response must be scored for `calibrated` to be the default."""
 
@@ -128,7 +143,8 @@ class ScoredSubset:
     `pairs`, (P, 2), are mismatched (context, response), the same for golden and every model. Under
     each model's name, golden's under None: scores of the matched pairs `positive`, (N,), of the
     mismatched ones `negative`, (P,), and log m(y) by a model of the responses alone `marginal`,
-    (N,), empty if none was asked for.
+    (N,), empty if none was asked for. `readings` are the sums of the same pairs, (N,) and (P,), by
+    further readers of its responses, by their names.
     """
 
     subset: Subset
@@ -136,6 +152,7 @@ class ScoredSubset:
     positive: Mapping[str | None, Scores]
     negative: Mapping[str | None, Scores]
     marginal: Mapping[str | None, np.ndarray] = field(default_factory=dict)
+    readings: Mapping[str | None, "Readings"] = field(default_factory=dict)
 
     @property
     def contexts(self) -> int:
@@ -143,12 +160,20 @@ class ScoredSubset:
         return contexts_per_response(self.pairs, len(self.subset.examples))
 
     def contrast(
-        self, model: str | None, normalisation: Normalisation, contexts: int | None = None
+        self,
+        model: str | None,
+        normalisation: Normalisation,
+        contexts: int | None = None,
+        reader: str | None = None,
     ) -> Contrast:
         """The contrast of a model's responses, or of the golden ones for None; of each response in
-        the first `contexts` other contexts only, if that is given.
+        the first `contexts` other contexts only, if that is given; as the named `reader` reads
+        them, if that is given. Tokens are the estimator's, whoever reads.
         """
         matched, mismatched = self.positive[model], self.negative[model]
+        if reader is not None:
+            own, other = self.readings[model][reader]
+            matched, mismatched = replace(matched, sum=own), replace(mismatched, sum=other)
         marginal = self.marginal.get(model)
         whole = Contrast.from_pairs(matched, mismatched, self.pairs, normalisation, marginal)
         return whole if contexts is None else whole.first_pairs(contexts * whole.examples)
@@ -193,6 +218,7 @@ def score_corpus(
     scoring: Scoring | None = None,
     *,
     measures: Sequence[Measure] = (),
+    readers: Sequence[Reader] = (),
     progress: OnStep | None = None,
 ) -> ScoredCorpus:
     """The log-probabilities that every measure, the bound and the blame are made of.
@@ -205,6 +231,7 @@ def score_corpus(
         responses: per model, sample_ID -> response for all test examples, or a list in
             `evaluated_examples` order.
         measures: what will be asked of the scores, so that what they lack is an error at once.
+        readers: of some of the responses, beside the estimator.
         progress: told of the contexts.
     """
     scoring = scoring or Scoring(reasoning=getattr(estimator, "form", Reasoning()))
@@ -212,11 +239,15 @@ def score_corpus(
     texts = texts_by_model(corpus, responses)
     chosen, left_out = scoring.subsets_with_pairs(corpus)
     for subset, pairs in chosen:
-        _check_pairs(subset, pairs, measures)
-    reporter = Reporter(progress, sum(len(scoring.contexts(subset)) for subset, _ in chosen))
+        # A reader is chosen by its bound.
+        _check_pairs(subset, pairs, [*measures, RECOMMENDED] if readers else measures)
+    contexts = sum(len(scoring.contexts(subset)) for subset, _ in chosen)
+    reporter = Reporter(progress, contexts * (1 + len(readers)))
     marginal = any(FORMS[measure.form].needs == "marginal" for measure in measures)
     more = scoring, reporter, marginal
     scored = [_score_subset(estimator, subset, texts, pairs, *more) for subset, pairs in chosen]
+    for reader in readers:
+        scored = [_read_too(reader, subset, texts, scoring, reporter) for subset in scored]
     return ScoredCorpus(scoring, scored, left_out, texts)
 
 
@@ -309,6 +340,21 @@ def _score_subset(
         ids = [estimator.renderer.response_ids(given[name]) for name in subset.ids]
         of_responses[model] = bigram_log_probs(ids)  # fitted to the responses that it scores
     return ScoredSubset(subset, pairs, matched, mismatched, of_responses)
+
+
+def _read_too(
+    reader: Reader, scored: ScoredSubset, responses: Texts, scoring: Scoring, reporter: Reporter
+) -> ScoredSubset:
+    """What a further reader makes of the same pairs, beside what is known of them."""
+    texts = {model: responses[model] for model in reader.name}
+    form = scoring.reasoning if reader.reasoned else Reasoning("none")
+    how = replace(scoring, reasoning=form), reporter, False
+    found = _score_subset(reader.scorer, scored.subset, texts, scored.pairs, *how)
+    readings = dict(scored.readings)
+    for model, name in reader.name.items():
+        sums = found.positive[model].sum, found.negative[model].sum
+        readings[model] = {**readings.get(model, {}), name: sums}
+    return replace(scored, readings=readings)
 
 
 def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure]) -> None:

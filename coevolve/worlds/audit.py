@@ -7,6 +7,11 @@ The same responses are scored by three conditionals, so that a fault can be told
 * `ideal`: the world's own p(y | x), the best that training on golden responses can give;
 * `own`: each policy's own p_theta(y | x), the best that training on *its* responses could give.
 
+With readers asked for, one more is made of those that a user of the measures may have:
+
+* `best`: of the estimator and `own`, the one with the larger bound, chosen on one half of the
+  responses and used on the other (`coevolve.information.readers`), golden ones likewise.
+
 What `own` gets wrong is the form's doing, what `ideal` gets wrong besides is due to reading a
 policy by golden responses, and what `estimator` gets wrong besides is the estimator's.
 
@@ -29,6 +34,7 @@ from coevolve.information.contrast import Contrast
 from coevolve.information.emi import difference, emid
 from coevolve.information.estimate import FORMS, Estimate, mutual_information
 from coevolve.information.marginal import bigram_log_probs
+from coevolve.information.readers import best_readers, halves, read_by
 from coevolve.information.uncertainty import standard_error
 from coevolve.remid.score import Estimator, score_pairs
 from coevolve.scoring.reasoning import Reasoning
@@ -42,7 +48,12 @@ from coevolve.worlds.world import World
 
 IN_DISTRIBUTION = "IDTest"
 GOLDEN = "golden"
-SOURCES = ("estimator", "ideal", "own")
+BEST = "best"
+SOURCES = ("estimator", "ideal", "own", BEST)
+READERS = ("estimator", "own")
+"""Of the sources those that a user may have; the exact conditional of golden responses is nobody's
+but theirs.
+"""
 EXACT_MARGINAL = "exact_marginal"
 MEASURES = (*FORMS, EXACT_MARGINAL)
 """The forms, and Barber and Agakov's bound as it stands in theory, with the exact p(y)."""
@@ -75,6 +86,7 @@ def audit_world(
     test: int = 256,
     names: Sequence[str] | None = None,
     reasoning: Reasoning | None = None,
+    own_readers: bool = False,
     advance: Report | None = None,
 ) -> list[Row]:
     """Estimates and exact values for the world of a seed.
@@ -88,6 +100,7 @@ def audit_world(
         test: examples per split, all pairs of which are scored.
         names: of the policies judged; None for all of `coevolve.worlds.role_players`.
         reasoning: how the estimator's reasonings are chosen; greedy by default.
+        own_readers: whether the best of the estimator and `own` reads, too.
         advance: told of each context that is scored; there are 5 x `test` in all.
     """
     if test < 8:
@@ -105,7 +118,9 @@ def audit_world(
         scored = None
         if estimator is not None:
             scored = _score(estimator, reasoning or Reasoning(), sample, advance)
-        for row, estimated in _judge(sample, policies, scored):
+        halved = halves([example.sample_id for example in sample.examples], seed)
+        half = halved if own_readers and scored is not None else None
+        for row, estimated in _judge(sample, policies, scored, half):
             key = (row["policy"], row["source"], row["measure"])
             row = {"seed": seed, **row, "emid": None, "emid_error": None, "exact_emid": None}
             if split == IN_DISTRIBUTION:
@@ -223,7 +238,10 @@ def _draw(
 
 
 def _judge(
-    sample: Sample, policies: Mapping[str, Policy], scored: Mapping[str, NDArray[np.float64]] | None
+    sample: Sample,
+    policies: Mapping[str, Policy],
+    scored: Mapping[str, NDArray[np.float64]] | None,
+    half: NDArray[np.int64] | None,
 ) -> Iterator[tuple[Row, Estimate | None]]:
     """A sample's rows, still without EMID, each with its estimate of EMI (golden: None)."""
     golden_policy, inputs = sample.world.golden, parse_all(sample.examples)
@@ -246,20 +264,36 @@ def _judge(
             "exact_emi": exact - exact_golden,
         }
         marginals = _marginals(sample.world, policy, responses, words)
-        for source, matrix in matrices.items():
-            for measure in MEASURES:
-                scores = Scores(matrix, np.array(truth.RESPONSE_TOKENS))
-                marginal = marginals.get(measure)
-                contrast = Contrast.from_matrix(scores, "per_response", marginal)
-                form = "difference_of_entropies" if measure == EXACT_MARGINAL else measure
-                row = {**known, "source": source, "measure": measure}
-                information = mutual_information(contrast, form)
-                row["information"] = information.value
-                ours = golden.setdefault((source, measure), information)
-                emi = None if name == GOLDEN else difference(information, ours)
-                row["emi"] = None if emi is None else emi.value
-                row["emi_error"] = None if emi is None else standard_error(emi.influence)
-                yield row, emi
+        for (source, measure), information in _informations(matrices, marginals, half).items():
+            row = {**known, "source": source, "measure": measure}
+            row["information"] = information.value
+            ours = golden.setdefault((source, measure), information)
+            emi = None if name == GOLDEN else difference(information, ours)
+            row["emi"] = None if emi is None else emi.value
+            row["emi_error"] = None if emi is None else standard_error(emi.influence)
+            yield row, emi
+
+
+def _informations(
+    matrices: Mapping[str, NDArray[np.float64]],
+    marginals: Mapping[str, NDArray[np.float64]],
+    half: NDArray[np.int64] | None,
+) -> dict[tuple[str, str], Estimate]:
+    """(source, measure) -> mutual information, of the best reader too where halves are given."""
+    found = {}
+    for source, matrix in matrices.items():
+        for measure in MEASURES:
+            scores = Scores(matrix, np.array(truth.RESPONSE_TOKENS))
+            contrast = Contrast.from_matrix(scores, "per_response", marginals.get(measure))
+            form = "difference_of_entropies" if measure == EXACT_MARGINAL else measure
+            found[source, measure] = mutual_information(contrast, form)
+    if half is not None:
+        readers = [source for source in READERS if source in matrices]
+        chosen = best_readers({x: found[x, "calibrated"] for x in readers}, half)
+        for measure in MEASURES:
+            of_readers = {reader: found[reader, measure] for reader in readers}
+            found[BEST, measure] = read_by(of_readers, chosen, half)
+    return found
 
 
 def _score(

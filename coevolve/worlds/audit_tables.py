@@ -7,6 +7,7 @@ from rich import box
 
 from coevolve.progress import PlainTable
 from coevolve.worlds.audit import (
+    BEST,
     GOLDEN,
     IN_DISTRIBUTION,
     LEAST_LOSS,
@@ -34,7 +35,9 @@ def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
 
     Where no estimator was audited, the ideal one takes its place.
     """
-    makers = (_information_table, _emi_table, _ranking_table, _emid_table, _loss_table)
+    makers = [_information_table, _emi_table, _ranking_table, _emid_table, _loss_table]
+    if BEST in _sources(rows):
+        makers.append(_reader_table)
     return [make(rows) for make in makers]
 
 
@@ -132,6 +135,27 @@ def _loss_table(rows: Sequence[Row]) -> PlainTable:
     )
     table.caption, table.caption_justify = LEGEND, "left"
     return table
+
+
+def _reader_table(rows: Sequence[Row]) -> PlainTable:
+    """What the choice of a reader is worth, by the calibrated measure."""
+    chosen, lines = _of(rows, measure="calibrated"), []
+    something_else = [row for row in chosen if not row["same_code"]]
+    for source in _sources(rows):
+        cells = []
+        for same_code in KINDS.values():
+            of_kind = emi_agreement(chosen, same_code=same_code)
+            found = next(row for row in of_kind if row["source"] == source)
+            cells += [_optional(found["spearman"]), _optional(found["off"])]
+        losses = _of(emid_agreement(something_else, same_code=False), source=source)
+        slope = losses[0]["slope"] if losses else None
+        lines.append((source, *cells, _optional(slope)))
+    columns = [f"{of_kind}: {what}" for of_kind in KINDS for what in ("Spearman", "off")]
+    return _table(
+        "EMI in distribution by reader, calibrated; EMID of those that say something else",
+        ("read by", *columns, "something else: slope of EMID"),
+        lines,
+    )
 
 
 def _table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> PlainTable:
