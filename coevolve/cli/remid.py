@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import coevolve.cli.scoring as door
 from coevolve.cli.paths import adders
+from coevolve.cli.readers import add_reader_arguments, chosen_reader, chosen_readers
 from coevolve.outputs import REMID, write_parts
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with a number of --negatives)"
     )
     add("--measures", what, nargs="+", default=(), metavar="FORM[:NORMALISATION]")
+    add_reader_arguments(parser)
     door.add_pairs_arguments(parser, default="all")
     door.add_reasoning_arguments(parser)
     what = "reference: window, pairs and numbers of the paper's public code, without intervals"
@@ -54,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
     if options.protocol == "reference":
         options.reasoning = options.reasoning or "greedy"  # whatever the estimator's own form is
     scoring = door.chosen_scoring(options, answered)
+    readers, reader = chosen_readers(options, answered), chosen_reader(options)
     judged = _judged(options, answered) if options.judge else None  # before the estimator is loaded
     exact = options.protocol == "exact"
     if exact:  # the other one cuts what is too long
@@ -62,10 +65,10 @@ def run(options: argparse.Namespace) -> None:
     console, tables, folder = make_console(sys.stderr), make_console(sys.stdout), Path(options.out)
     plain, texts = None, {}
     if exact:
-        scored = door.score_answered(answered, scoring, estimator, console, measures)
-        results = summarise(scored, measures)
+        scored = door.score_answered(answered, scoring, estimator, console, measures, readers)
+        results = summarise(scored, measures, reader)
         main = Measure(results.form, results.normalisation)
-        shares = shares_of_examples(scored, main)
+        shares = shares_of_examples(scored, main, reader)
         texts["contributions.jsonl"] = jsonl_text(share.values() for share in shares)
         if judged is not None and scoring.reasoning.kind != "none":
             without = replace(scoring, reasoning=Reasoning("none"))
@@ -120,6 +123,8 @@ def _chosen_measures(options: argparse.Namespace) -> "list[Measure]":
         "--without-reasoning": options.without_reasoning,
         "--show-small-subsets": options.show_small_subsets,
         "--contexts": bool(options.contexts),
+        "--own": bool(options.own),
+        "--reader": options.reader is not None,
     }
     odd = [name for name, is_given in given.items() if is_given]
     if options.protocol == "reference" and odd:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from coevolve.remid.measures import Measure
     from coevolve.remid.pairs import Negatives
     from coevolve.remid.results import Unanswered
-    from coevolve.remid.score import OnStep, ScoredCorpus, Scoring, SmallSubsets
+    from coevolve.remid.score import OnStep, Reader, ScoredCorpus, Scoring, SmallSubsets
     from coevolve.scoring.estimator import ProbabilityEstimator
     from coevolve.scoring.reasoning import Reasoning
 
@@ -288,10 +288,17 @@ def load_estimator(options: argparse.Namespace, path: Path | None = None) -> "Pr
     )
     # A signal that was raised where Python drops what is raised (`__del__`) is heeded here.
     estimator.poll = options.stop.poll
-    if not options.no_cache:
-        kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        estimator.use_cache(options.cache or kept / "coevolve" / "work")
+    if (folder := cache_folder(options)) is not None:
+        estimator.use_cache(folder)
     return estimator
+
+
+def cache_folder(options: argparse.Namespace) -> Path | None:
+    """Where what is computed is kept, if it is."""
+    if options.no_cache:
+        return None
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Path(options.cache or kept / "coevolve" / "work")
 
 
 def score_answered(
@@ -300,6 +307,7 @@ def score_answered(
     estimator: "ProbabilityEstimator",
     console: "Console",
     measures: "Sequence[Measure]" = (),
+    readers: "Sequence[Reader]" = (),
 ) -> "ScoredCorpus":
     """The scores of all models' responses."""
     from coevolve.remid.score import score_corpus
@@ -308,10 +316,11 @@ def score_answered(
     total = sum(len(corpus.splits[split]) for split in corpus.test_splits)
     total += sum(map(len, scoring.further.values()))
     title = f"scoring {len(responses)} models, {total} contexts"
-    with steps_of(console, title, total) as progress:
-        return score_corpus(
-            estimator, corpus, responses, scoring, measures=measures, progress=progress
-        )
+    if readers:
+        title += f", by the estimator and {len(readers)} more"
+    more: dict[str, Any] = {"measures": measures, "readers": readers}
+    with steps_of(console, title, total * (1 + len(readers))) as progress:
+        return score_corpus(estimator, corpus, responses, scoring, progress=progress, **more)
 
 
 @contextmanager
@@ -344,7 +353,9 @@ def report_cache(console: "Console", estimator: "ProbabilityEstimator") -> None:
         console.print(f"cache: {taken(list(estimator.caches.values()))}")
 
 
-def named_files(arguments: Sequence[str]) -> dict[str, str]:
+def named_files(
+    arguments: Sequence[str], option: str = "--responses", accepted: str = "NAME=FILE"
+) -> dict[str, str]:
     """Name -> path."""
     from coevolve.errors import DataError
 
@@ -352,8 +363,8 @@ def named_files(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         name, equals, path = argument.partition("=")
         if not (name and equals and path):
-            raise DataError(f"--responses {argument!r}: accepted is NAME=FILE.")
+            raise DataError(f"{option} {argument!r}: accepted is {accepted}.")
         if name in files:
-            raise DataError(f"--responses: the name {name!r} is given more than once.")
+            raise DataError(f"{option}: the name {name!r} is given more than once.")
         files[name] = path
     return files

@@ -109,6 +109,14 @@ def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -
     return replace(corpus, splits=splits)
 
 
+def record_of(path: str | Path) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """(what gave the responses, if `coevolve respond` wrote the file; sample_IDs of those cut off)."""
+    rows = read_rows(path)
+    cut = [row for _, row in rows if isinstance(row, Mapping) and row.get("cut_off") is True]
+    header = rows[0][1] if rows and is_header(rows[0][1], HEADER) else None
+    return header, [str(row.get("sample_ID")) for row in cut]
+
+
 def write_responses(
     path: str | Path, examples: Sequence[Example], responses: Sequence[str]
 ) -> None:

@@ -39,7 +39,21 @@ class Tokeniser(Protocol):
         ...
 
 
-class Estimator(Connector, Protocol):
+class PairScorer(Protocol):
+    """Whatever gives responses log-probabilities."""
+
+    def log_prob_pairs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        pairs: np.ndarray,
+    ) -> Scores:
+        """Scores, (P,), of `pairs`, (P, 2): index into `examples`, index into `responses`."""
+        ...
+
+
+class Estimator(Connector, PairScorer, Protocol):
     """The part of `coevolve.ProbabilityEstimator` that scoring needs."""
 
     @property
@@ -58,28 +72,19 @@ class Estimator(Connector, Protocol):
         """Scores, (N,), of each response to its own example."""
         ...
 
-    def log_prob_pairs(
-        self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
-        reasoning: Sequence[str | None],
-        pairs: np.ndarray,
-    ) -> Scores:
-        """Scores, (P,), of `pairs`, (P, 2): index into `examples`, index into `responses`."""
-        ...
-
 
 Readings = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What else reads responses: `scorer` gives them log-probabilities, perhaps as if it wrote them
-    itself. `name` is what results call it, for each model whose responses it reads (None: golden).
-    It is shown no reasoning unless `reasoned`.
+    """What else reads responses: what `open` gives, when its turn comes, for as long as that lasts.
+
+    `name` is what results call it, for each model whose responses it reads (None: golden). It is
+    shown no reasoning unless `reasoned`.
     """
 
-    scorer: Estimator
+    open: Callable[[], PairScorer]
     name: Mapping[str | None, str]
     reasoned: bool = False
 
@@ -245,9 +250,11 @@ def score_corpus(
     reporter = Reporter(progress, contexts * (1 + len(readers)))
     marginal = any(FORMS[measure.form].needs == "marginal" for measure in measures)
     more = scoring, reporter, marginal
-    scored = [_score_subset(estimator, subset, texts, pairs, *more) for subset, pairs in chosen]
+    scored = [
+        _score_subset(estimator, estimator, subset, texts, pairs, *more) for subset, pairs in chosen
+    ]
     for reader in readers:
-        scored = [_read_too(reader, subset, texts, scoring, reporter) for subset in scored]
+        scored = _read_too(reader, estimator, scored, texts, scoring, reporter)
     return ScoredCorpus(scoring, scored, left_out, texts)
 
 
@@ -268,7 +275,7 @@ def score_examples(
 
 
 def score_pairs(
-    estimator: Estimator,
+    scorer: PairScorer,
     examples: Sequence[Example],
     texts: Sequence[str],
     form: Reasoning,
@@ -277,7 +284,7 @@ def score_pairs(
     where: str,
 ) -> Scores:
     """Scores, (P,), of pairs (index of an example, of a text) by a form that wrote `written`."""
-    scores = [estimator.log_prob_pairs(examples, texts, r, pairs) for r in written]
+    scores = [scorer.log_prob_pairs(examples, texts, r, pairs) for r in written]
     for given in scores:
         if np.shape(given.sum) != (len(pairs),):
             found = f"scores of shape {np.shape(given.sum)} for {len(pairs)} pairs"
@@ -294,6 +301,7 @@ def score_pairs(
 
 def _score_subset(
     estimator: Estimator,
+    scorer: PairScorer,
     subset: Subset,
     responses: Texts,
     pairs: np.ndarray,
@@ -326,7 +334,7 @@ def _score_subset(
         reporter.step(f"{subset.row}: scoring responses")
         block_texts = [different[index] for index in used]
         block_pairs = np.stack([asked[:, 0] - start, response], axis=1)
-        scores = score_pairs(estimator, block, block_texts, form, written, block_pairs, subset.row)
+        scores = score_pairs(scorer, block, block_texts, form, written, block_pairs, subset.row)
         total[rows], tokens[rows] = scores.sum[asked_of_row], scores.tokens[asked_of_row]
         reporter.step(f"{subset.row}: scored", finished=len(block))
     sums = dict(zip(responses, total.reshape(len(responses), -1), strict=True))
@@ -343,18 +351,25 @@ def _score_subset(
 
 
 def _read_too(
-    reader: Reader, scored: ScoredSubset, responses: Texts, scoring: Scoring, reporter: Reporter
-) -> ScoredSubset:
+    reader: Reader,
+    estimator: Estimator,
+    scored: Sequence[ScoredSubset],
+    responses: Texts,
+    scoring: Scoring,
+    reporter: Reporter,
+) -> list[ScoredSubset]:
     """What a further reader makes of the same pairs, beside what is known of them."""
-    texts = {model: responses[model] for model in reader.name}
+    texts, scorer = {model: responses[model] for model in reader.name}, reader.open()
     form = scoring.reasoning if reader.reasoned else Reasoning("none")
-    how = replace(scoring, reasoning=form), reporter, False
-    found = _score_subset(reader.scorer, scored.subset, texts, scored.pairs, *how)
-    readings = dict(scored.readings)
-    for model, name in reader.name.items():
-        sums = found.positive[model].sum, found.negative[model].sum
-        readings[model] = {**readings.get(model, {}), name: sums}
-    return replace(scored, readings=readings)
+    how, found = (replace(scoring, reasoning=form), reporter, False), []
+    for one in scored:
+        read = _score_subset(estimator, scorer, one.subset, texts, one.pairs, *how)
+        readings = dict(one.readings)
+        for model, name in reader.name.items():
+            sums = read.positive[model].sum, read.negative[model].sum
+            readings[model] = {**readings.get(model, {}), name: sums}
+        found.append(replace(one, readings=readings))
+    return found
 
 
 def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure]) -> None:

@@ -31,7 +31,7 @@ MARK = "*"
 MOST_DIFFERENCES = 10
 _COLUMNS = (
     "form normalisation measure shift subset examples model value standard_error low high "
-    "chance_of_loss holm_p exact reason left_out"
+    "chance_of_loss holm_p exact reason left_out readers"
 )
 CSV_COLUMNS = tuple(_COLUMNS.split())
 Which = Literal["remi", "remid"]
@@ -140,6 +140,39 @@ def remid_grids(
     return grids
 
 
+def reader_grid(results: RemidResults) -> list[Grid]:
+    """Who read each model's responses and what the estimator alone makes of them, where others
+    might.
+    """
+    emi, _ = results.names
+    blocks = []
+    for model in [None, *results.models]:
+        rows = []
+        for subset in results.subsets:
+            found = subset.golden if model is None else subset.models[model]
+            if found is None or found.readers is None:
+                continue
+            cells = [" / ".join(found.readers), *[ABSENT] * 3]
+            if isinstance(found, OfModel):
+                values = found.remi, found.remi_by_estimator, found.beyond_golden
+                cells[1:] = [str(Value(value)) for value in values]
+            rows.append([subset.subset, *cells])
+        if rows:
+            blocks.append(Block(model or "golden", rows))
+    caption = (
+        f"Who read the responses, {results.unit}; two read half of them each. Beyond golden: {emi} "
+        f"less {emi} by the estimator, which is information about the context that golden responses "
+        "do not have."
+    )
+    columns = ["subset", "read by", emi, f"{emi} by the estimator", "beyond golden"]
+    return [Grid(columns, blocks, [caption])] if blocks else []
+
+
+def further_grids(results: RemidResults) -> list[Grid]:
+    """Who read what, where there was a choice, and the models' differences."""
+    return [*reader_grid(results), *difference_grid(results)]
+
+
 def difference_grid(results: RemidResults) -> list[Grid]:
     """The models' paired differences, if there are any."""
     rows = difference_rows(results)
@@ -173,17 +206,17 @@ def difference_rows(results: RemidResults) -> list[tuple[str, str, str]]:
 
 def remid_table(results: RemidResults, exact: Exact | None = None) -> Group:
     """For a terminal: the measures' tables, then the models' paired differences."""
-    return Group(*map(grid_table, [*remid_grids(results, exact), *difference_grid(results)]))
+    return Group(*map(grid_table, [*remid_grids(results, exact), *further_grids(results)]))
 
 
 def remid_latex(results: RemidResults, exact: Exact | None = None) -> str:
     """A `tabular` per measure."""
-    return "\n".join(map(grid_latex, remid_grids(results, exact)))
+    return "\n".join(map(grid_latex, [*remid_grids(results, exact), *reader_grid(results)]))
 
 
 def remid_markdown(results: RemidResults, exact: Exact | None = None) -> str:
     """A table per measure, and the differences."""
-    grids = [*remid_grids(results, exact), *difference_grid(results)]
+    grids = [*remid_grids(results, exact), *further_grids(results)]
     return "\n".join(map(grid_markdown, grids))
 
 
@@ -206,7 +239,9 @@ def remid_csv(results: RemidResults, exact: Exact | None = None) -> str:
             for model in part.models:
                 numbers = _cells(subset.models[model], which)
                 true = known.get((model, subset.row))
-                table.writerow(common | of_subset | {"model": model, "exact": true} | numbers)
+                readers = " / ".join(getattr(subset.models[model], "readers", None) or ())
+                line = {"model": model, "exact": true, "readers": readers}
+                table.writerow(common | of_subset | line | numbers)
         for model, means in part.average.items():
             line = {"measure": part.names[1], "subset": AVERAGE, "model": model}
             true = mean_exact(known, model, part.shifted())

@@ -14,7 +14,7 @@ from coevolve.remid.bound import bound_grid, shift_grid
 from coevolve.remid.bound_results import ShownExample, Token
 from coevolve.remid.grid import Block, Grid
 from coevolve.remid.results import Exact, RemidResults, names_of
-from coevolve.remid.table import MARK, difference_grid, remid_grids
+from coevolve.remid.table import MARK, difference_grid, reader_grid, remid_grids
 from coevolve.report.contents import Contents
 from coevolve.report.figures import (
     Picture,
@@ -121,6 +121,7 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         titles = [f"{' and '.join(x.names)} by {measure_name(x)}" for x in remid.by_measure()]
         grids = [replace(grid, title=x) for grid, x in zip(grids, titles, strict=True)]
         between = f"Differences between models in {titles[0]}"
+        grids += [replace(grid, title="Who read the responses") for grid in reader_grid(remid)]
         grids += [replace(grid, title=between) for grid in difference_grid(remid)]
     return environment.get_template("page.html").render(
         pictures=pictures,
