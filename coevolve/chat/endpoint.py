@@ -17,10 +17,11 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from coevolve.chat.base import (
@@ -47,6 +48,11 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a request is sent again
 _LONGEST_ASKED_WAIT = 600.0  # seconds; a server that asks for more is as good as down
 _LONGEST_BODY = 1 << 24  # bytes; no answer is a hundredth of that
 _SHOWN = 200  # characters of an unreadable body that an error quotes
+
+
+Answer = TypeVar("Answer")
+Ids = Sequence[int]
+Echo = list[float]
 
 
 class Endpoint:
@@ -177,14 +183,51 @@ class Endpoint:
         return Reply(question.id, value, problem, attempt)
 
     def _complete(self, question: Question, attempt: int, work: "_Work") -> Completion:
-        """The server's completion, asked for again while the server is in trouble."""
-        request = self._request(question, attempt)
+        """The server's completion."""
+        request, asks = self._request(question, attempt), self._client.chat.completions
+        return self._persist(lambda: self._send(request, asks, _read_completion), work)
+
+    def echo(self, rows: Sequence[tuple[str, Ids]], new: int = 0) -> Iterator[tuple[int, Echo]]:
+        """(place, log p of each id after those before it, nats; of the first one nan) of each row,
+        a sample_ID and ids, and of `new` ids at most that the model draws behind them, in the order
+        in which answers come. ChatError.
+        """
+        work = _Work(self.patience)
+
+        def ask(place: int) -> tuple[int, Echo] | _NoAnswerError | None:
+            ids = list(rows[place][1])
+            request = {"model": self.model, "prompt": ids, "echo": True, "logprobs": 1}
+            request |= {"max_tokens": max(new, 1), "temperature": 1.0, "seed": self.seed or 0}
+            asks, read = self._client.completions, partial(_read_echo, len(ids), new)
+            try:
+                return place, self._persist(lambda: self._send(request, asks, read), work)
+            except _StoppedError:
+                return None
+            except _NoAnswerError as fault:
+                work.stopped.set()
+                return fault
+
+        try:
+            for found in in_threads(ask, range(len(rows)), self.concurrency, self.poll):
+                if isinstance(found, _NoAnswerError):
+                    raise ChatError(
+                        f"The endpoint {self.address} gives no log-probabilities of prompts ("
+                        f"/completions with echo and logprobs): {found}. Serve {self.model!r} by "
+                        "vLLM, or give its weights, a folder or hub id."
+                    )
+                if found is not None:
+                    yield found
+        finally:
+            work.stopped.set()
+
+    def _persist(self, send: Callable[[], Answer], work: "_Work") -> Answer:
+        """What `send` gives, asked for again while the server is in trouble."""
         for sent in range(1, self.retries + 2):
             self._pace.wait(work.stopped)
             if work.stopped.is_set():
                 break
             try:
-                return self._send(request)
+                return send()
             except _NoAnswerError as fault:
                 if not fault.for_now or fault.wait > _LONGEST_ASKED_WAIT or sent > self.retries:
                     raise
@@ -192,11 +235,11 @@ class Endpoint:
                 work.stopped.wait(0 if fault.wait else _wait(sent))
         raise _StoppedError
 
-    def _send(self, request: Mapping[str, Any]) -> Completion:
+    def _send(self, request: Mapping[str, Any], asks: Any, read: Callable[[Any], Answer]) -> Answer:
         import openai
 
         try:
-            return _read_completion(self._answer(request))
+            return read(_body_of(asks, request))
         except openai.APIStatusError as error:
             status, told = error.status_code, self._told(error)
             about_it = status in _ABOUT_ONE_REQUEST
@@ -229,19 +272,6 @@ class Endpoint:
         # The client refuses names that are not OpenAI's; what is in extra_body it sends as it is.
         added = {name: value for name, value in self.extra.items() if value is not None}
         return {**kept, "extra_body": added} if added else kept
-
-    def _answer(self, request: Mapping[str, Any]) -> Any:
-        """The body that the server sends, which can be anything, as JSON gives it."""
-        body = bytearray()
-        with self._client.chat.completions.with_streaming_response.create(**request) as response:
-            for part in response.iter_bytes():
-                body += part
-                if len(body) > _LONGEST_BODY:
-                    raise _UnreadableError(f"it has over {_LONGEST_BODY} bytes: {_quoted(body)}")
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise _UnreadableError(f"it is not JSON ({error}): {_quoted(body)}") from None
 
     def _told(self, error: Exception) -> str:
         """The error's kind and words, without the key, which some servers send back."""
@@ -302,6 +332,32 @@ class _Work:
                 self.failure = (reply, self._in_a_row)
                 self.stopped.set()
             return self.failure is not None
+
+
+def _body_of(asks: Any, request: Mapping[str, Any]) -> Any:
+    """The body that the server sends, which can be anything, as JSON gives it."""
+    body = bytearray()
+    with asks.with_streaming_response.create(**request) as response:
+        for part in response.iter_bytes():
+            body += part
+            if len(body) > _LONGEST_BODY:
+                raise _UnreadableError(f"it has over {_LONGEST_BODY} bytes: {_quoted(body)}")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise _UnreadableError(f"it is not JSON ({error}): {_quoted(body)}") from None
+
+
+def _read_echo(count: int, new: int, answer: Any) -> Echo:
+    """Of `count` ids, and up to `new` behind them."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    told = choice.get("logprobs") if isinstance(choice, dict) else None
+    values = told.get("token_logprobs") if isinstance(told, dict) else None
+    values = values[: count + new] if isinstance(values, list) else []
+    if len(values) < count or not all(type(x) in (int, float) for x in values[1:]):
+        raise _UnreadableError(f"it has not those of all {count} ids: {_quoted(answer)}")
+    return [math.nan, *map(float, values[1:])]
 
 
 def _read_completion(answer: Any) -> Completion:

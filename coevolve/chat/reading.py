@@ -7,14 +7,23 @@ that `coevolve respond` left in the responses' file, and by whether the model fi
 nearly as likely as what it says by itself.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coevolve.chat.base import Message, Poll, Question, key_of
-from coevolve.chat.local import ADAPTER_WEIGHTS, load_chat_model, prompt_ids, weight_fingerprints
+from coevolve.chat.endpoint import Endpoint
+from coevolve.chat.local import (
+    ADAPTER_WEIGHTS,
+    load_chat_model,
+    load_renderer,
+    prompt_ids,
+    weight_fingerprints,
+)
 from coevolve.data.example import Example
 from coevolve.errors import ChatError, TooLongError
 from coevolve.prompts import Renderer, prompt_set
@@ -34,13 +43,100 @@ LOOKED_AT, OWN_TOKENS, OWN_SEED = 8, 32, 0
 Asked = Callable[[Example], Sequence[Message]]
 
 
-class OwnWeights:
-    """A chat model in memory that scores responses as if it gave them.
+class AsAsked:
+    """A chat model that scores responses as if it gave them, wherever it is.
 
     Args:
+        renderer: with its tokenizer.
         asked: the messages by which it was asked; by default those of `coevolve respond`.
         cache: what it computed before, on disk.
-        poll: called between any two forward passes; what it raises ends the work.
+    """
+
+    def __init__(
+        self, renderer: Renderer, *, asked: Asked | None = None, cache: "WorkCache | None" = None
+    ):
+        self.renderer, self.cache = renderer, cache
+        self.asked = asked or (lambda example: play_messages(example, self.harmless))
+
+    @property
+    def address(self) -> str:
+        """The folder, hub id or URL where it is found."""
+        raise NotImplementedError
+
+    def harmless(self, text: str) -> str:
+        """`text` from data as it was asked about."""
+        return self.renderer.harmless(text)
+
+    def log_prob_pairs(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[str],
+        reasoning: Sequence[str | None],
+        pairs: np.ndarray,
+    ) -> Scores:
+        """log p(y_j | x_i) of `pairs`, (Q, 2), nats per response, its end of turn included; no
+        reasoning is shown.
+        """
+        from coevolve.scoring.cache import cached_scores
+        from coevolve.scoring.logprob import to_scores
+
+        pairs, prompts = np.asarray(pairs, dtype=np.int64).reshape(-1, 2), self._prompts(examples)
+        targets = [self.renderer.response_ids(text) for text in responses]
+        for i, j in pairs:
+            if len(prompts[i]) + len(targets[j]) > self._room:
+                raise TooLongError(
+                    f"sample_ID {examples[i].sample_id!r}: its prompt has {len(prompts[i])} tokens "
+                    f"and a response {len(targets[j])}; the model {self.address!r} holds "
+                    f"{self._room}. Leave the example out."
+                )
+        compute = partial(self._scored, [x.sample_id for x in examples], prompts, targets)
+        if self.cache is None:
+            return to_scores(compute(pairs))
+        return to_scores(cached_scores(self.cache, prompts, targets, pairs, compute, None))
+
+    def require_fit(self, name: str, examples: Sequence[Example], responses: Sequence[str]) -> None:
+        """ChatError where the model finds responses far less likely than what it says by itself, in
+        a few of the contexts: they are another model's, or asked for by another prompt.
+        """
+        places = np.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).astype(int)
+        looked_at, given = [examples[place] for place in places], [responses[x] for x in places]
+        own_pairs = np.stack([np.arange(len(places))] * 2, axis=1)
+        scores = self.log_prob_pairs(looked_at, given, [None] * len(places), own_pairs)
+        theirs, own = float(scores.sum.sum() / scores.tokens.sum()), self._own_mean(looked_at)
+        if theirs < own - MOST_BELOW:
+            raise ChatError(
+                f"--own {name}: the responses have {theirs:.2f} nats per token under "
+                f"{self.address!r}, whose own text has {own:.2f} in the same contexts: other "
+                "weights, another tokenizer or another prompt wrote them. Give the model that did, "
+                "or what it was asked (--prompt)."
+            )
+
+    _room: int | float
+    """Positions that it has."""
+
+    def _scored(
+        self,
+        ids: Sequence[str],
+        prompts: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        pairs: np.ndarray,
+        **found: Any,
+    ) -> list[np.ndarray]:
+        """Token log-probabilities of pairs of prompt, of the sample with that id, and target."""
+        raise NotImplementedError
+
+    def _own_mean(self, examples: Sequence[Example]) -> float:
+        """Log-probability of what it says by itself, nats per token."""
+        raise NotImplementedError
+
+    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        asked = [Question(example.sample_id, self.asked(example)) for example in examples]
+        return [prompt_ids(self.renderer, question) for question in asked]
+
+
+class OwnWeights(AsAsked):
+    """One in memory; `poll` is called between any two forward passes, and what it raises ends the
+    work.
     """
 
     def __init__(
@@ -48,13 +144,20 @@ class OwnWeights:
         model: "PreTrainedModel",
         renderer: Renderer,
         *,
-        asked: Asked | None = None,
         token_budget: int = 16384,
-        cache: "WorkCache | None" = None,
         poll: Poll | None = None,
+        **options: Any,
     ):
-        self.model, self.renderer, self.token_budget = model, renderer, token_budget
-        self.asked, self.cache, self.poll = asked or self._as_respond_does, cache, poll
+        from coevolve.scoring.batching import max_positions
+
+        super().__init__(renderer, **options)
+        self.model, self._room = model, max_positions(model)
+        pad_id = renderer.tokenizer.pad_token_id
+        self._how: dict[str, Any] = {
+            "pad_id": renderer.end_of_turn_id if pad_id is None else pad_id,
+            "token_budget": token_budget,
+            "poll": poll,
+        }
 
     @classmethod
     def load(
@@ -81,84 +184,110 @@ class OwnWeights:
             kept = WorkCache(cache, fingerprint({**weight_fingerprints(base, adapter), **place}))
         return cls(model, renderer, cache=kept, **options)
 
-    def log_prob_pairs(
+    @property
+    def address(self) -> str:
+        return str(self.model.name_or_path)
+
+    def _scored(
         self,
-        examples: Sequence[Example],
-        responses: Sequence[str],
-        reasoning: Sequence[str | None],
+        ids: Sequence[str],
+        prompts: Sequence[list[int]],
+        targets: Sequence[list[int]],
         pairs: np.ndarray,
-    ) -> Scores:
-        """log p(y_j | x_i) of `pairs`, (Q, 2), nats per response, its end of turn included; no
-        reasoning is shown.
-        """
-        from coevolve.scoring.batching import max_positions
-        from coevolve.scoring.cache import cached_scores
-        from coevolve.scoring.logprob import score_pairs, to_scores
+        **found: Any,
+    ) -> list[np.ndarray]:
+        from coevolve.scoring.logprob import score_pairs
 
-        prompts = [self._prompt(example) for example in examples]
-        targets = [self.renderer.response_ids(text) for text in responses]
-        room = max_positions(self.model)
-        for i, j in pairs:
-            if len(prompts[i]) + len(targets[j]) > room:
-                raise TooLongError(
-                    f"sample_ID {examples[i].sample_id!r}: its prompt has {len(prompts[i])} tokens "
-                    f"and a response {len(targets[j])}; the model {self.model.name_or_path!r} holds "
-                    f"{room}. Leave the example out."
-                )
-        pad_id = self.renderer.tokenizer.pad_token_id
-        pad_id = self.renderer.end_of_turn_id if pad_id is None else pad_id
-        how: dict[str, Any] = {"pad_id": pad_id, "token_budget": self.token_budget}
+        return score_pairs(self.model, prompts, targets, pairs, **self._how, **found)
 
-        def compute(some: np.ndarray, **more: Any) -> list[np.ndarray]:
-            found = score_pairs(self.model, prompts, targets, some, poll=self.poll, **how, **more)
-            return found
-
-        pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-        if self.cache is None:
-            return to_scores(compute(pairs))
-        return to_scores(cached_scores(self.cache, prompts, targets, pairs, compute, None))
-
-    def require_fit(self, name: str, examples: Sequence[Example], responses: Sequence[str]) -> None:
-        """ChatError where the model finds responses far less likely than what it says by itself, in
-        a few of the contexts: they are another model's, or asked for by another prompt.
-        """
+    def _own_mean(self, examples: Sequence[Example]) -> float:
         from coevolve.scoring.generate import Sampling, generate
         from coevolve.scoring.logprob import score_rows
 
-        places = np.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).astype(int)
-        looked_at = [examples[place] for place in places]
-        prompts = [self._prompt(example) for example in looked_at]
-        pad_id = self.renderer.tokenizer.pad_token_id
-        pad_id = self.renderer.end_of_turn_id if pad_id is None else pad_id
+        prompts = self._prompts(examples)
         said = generate(
             self.model,
             prompts,
             max_new_tokens=OWN_TOKENS,
             stop_ids=self.renderer.stop_ids(self.model),
-            pad_id=pad_id,
             sampling=Sampling(OWN_SEED, 1.0),
-            keys=[key_of(example.sample_id) for example in looked_at],
-            poll=self.poll,
+            keys=[key_of(example.sample_id) for example in examples],
+            **self._how,
         )
-        given = [self.renderer.response_ids(responses[place]) for place in places]
         own = [one.ids or [self.renderer.end_of_turn_id] for one in said]
-        means = [
-            float(np.concatenate(score_rows(self.model, prompts, ids, pad_id=pad_id)).mean())
-            for ids in (given, own)
-        ]
-        if means[0] < means[1] - MOST_BELOW:
+        return float(np.concatenate(score_rows(self.model, prompts, own, **self._how)).mean())
+
+
+class ServedWeights(AsAsked):
+    """One behind an OpenAI-compatible endpoint that gives log-probabilities of prompts, as vLLM's
+    does; the renderer is of its tokenizer.
+    """
+
+    _room = math.inf  # the server says what is too long
+
+    def __init__(self, endpoint: Endpoint, renderer: Renderer, **options: Any):
+        super().__init__(renderer, **options)
+        self.endpoint = endpoint
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        *,
+        date: str | None = None,
+        cache: str | Path | None = None,
+        asked: Asked | None = None,
+        **options: Any,
+    ) -> "ServedWeights":
+        """`URL#MODEL`, the model being known by that name to the server, and to the hub, or as a
+        folder, where its tokenizer is; `options` are those of `Endpoint`. What is in the cache is
+        taken for the same model's as long as URL and name are the same.
+        """
+        from coevolve.scoring.cache import WorkCache, fingerprint
+
+        url, _, model = source.partition("#")
+        if not model:
             raise ChatError(
-                f"--own {name}: the responses have {means[0]:.2f} nats per token under "
-                f"{self.model.name_or_path!r}, whose own text has {means[1]:.2f} in the same "
-                "contexts: other weights, another tokenizer or another prompt wrote them. Give the "
-                "model that did, or what it was asked (--prompt)."
+                f"{source}: names no model. Accepted is URL#MODEL, by the name that the server "
+                "knows; its tokenizer is taken from the folder, or from the hub, of that name."
             )
+        endpoint, renderer = (
+            Endpoint(url, model, **options),
+            load_renderer(model, prompt_set("roleplay"), date),
+        )
+        kept = (
+            None if cache is None else WorkCache(cache, fingerprint({"url": url, "model": model}))
+        )
+        return cls(endpoint, renderer, asked=asked, cache=kept)
 
-    def _prompt(self, example: Example) -> list[int]:
-        return prompt_ids(self.renderer, Question(example.sample_id, self.asked(example)))
+    @property
+    def address(self) -> str:
+        return f"{self.endpoint.address}#{self.endpoint.model}"
 
-    def _as_respond_does(self, example: Example) -> Sequence[Message]:
-        return play_messages(example, self.renderer.harmless)
+    def harmless(self, text: str) -> str:
+        return self.endpoint.harmless(text)
+
+    def _scored(
+        self,
+        ids: Sequence[str],
+        prompts: Sequence[list[int]],
+        targets: Sequence[list[int]],
+        pairs: np.ndarray,
+        **found: Any,
+    ) -> list[np.ndarray]:
+        rows = [(ids[i], [*prompts[i], *targets[j]]) for i, j in pairs]
+        values: list[np.ndarray] = [np.empty(0)] * len(rows)
+        for place, echo in self.endpoint.echo(rows):
+            values[place] = np.array(echo[-len(targets[pairs[place, 1]]) :])
+            if "found" in found:
+                found["found"]([(place, values[place])])
+        return values
+
+    def _own_mean(self, examples: Sequence[Example]) -> float:
+        prompts = self._prompts(examples)
+        rows = [(x.sample_id, ids) for x, ids in zip(examples, prompts, strict=True)]
+        said = [x[len(prompts[place]) :] for place, x in self.endpoint.echo(rows, OWN_TOKENS)]
+        return float(np.mean(np.concatenate(said)))
 
 
 def parts_of(source: str) -> tuple[str, str | None]:
@@ -179,10 +308,11 @@ def parts_of(source: str) -> tuple[str, str | None]:
 
 
 def require_written_by(
-    name: str, path: str, source: str, header: Mapping[str, Any] | None, *, own_prompt: bool
+    name: str, path: str, source: str | None, header: Mapping[str, Any] | None, *, own_prompt: bool
 ) -> None:
     """ChatError where the record of a responses' file says that other weights or another prompt
-    wrote them; `own_prompt` if the user gives what they were asked.
+    wrote them; `source` is None where only a server knows the weights, `own_prompt` whether the
+    user gives what they were asked.
     """
     from coevolve.data.ledger import digest
     from coevolve.prompts.play import PARTS
@@ -190,7 +320,7 @@ def require_written_by(
     if header is None:
         return
     wrote = header["model"] if isinstance(header["model"], Mapping) else {}
-    if "weights" in wrote:
+    if source is not None and "weights" in wrote:
         base, adapter = parts_of(source)
         ours = weight_fingerprints(base, adapter)
         if ours != {key: wrote[key] for key in ("weights", "adapter") if key in wrote}:

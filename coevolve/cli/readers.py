@@ -1,6 +1,7 @@
 """Who reads responses beside the estimator: the models' own weights."""
 
 import argparse
+import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from coevolve.chat.base import Message
-    from coevolve.chat.reading import OwnWeights
+    from coevolve.chat.reading import AsAsked
     from coevolve.cli.scoring import Answered
     from coevolve.data.example import Example
     from coevolve.remid.readers import ReaderKind
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
 
 def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
     add, reads, _ = adders(parser)
-    what = "models' own weights, to read their responses by: a folder, hub id or PEFT adapter"
+    what = (
+        "models' own weights, to read their responses by: a folder, hub id or PEFT adapter, or "
+        "URL#MODEL of an endpoint that gives log-probabilities of prompts, as vLLM's does"
+    )
     add("--own", what, nargs="+", default=(), metavar="NAME=PATH_OR_HUB")
+    what = "environment variable that holds the key of endpoints of --own"
+    add("--api-key-env", what, metavar="VAR")
     what = (
         "what the models of --own were asked, where coevolve respond did not ask: JSONL of "
         "{sample_ID, messages}"
@@ -65,10 +71,6 @@ def chosen_readers(options: argparse.Namespace, answered: "Answered") -> "list[R
         if name not in files:
             known = ", ".join(files)
             raise RecipeError(f"--own: {name!r} has no responses; accepted are {known}.")
-        if source.startswith(("http://", "https://")):
-            raise RecipeError(
-                f"--own {name}: {source} is an endpoint. Give its weights, a folder or hub id."
-            )
         header, cut = record_of(files[name])
         if ours := [x for x in cut if x in answered.responses[name]]:
             raise DataError(
@@ -76,7 +78,8 @@ def chosen_readers(options: argparse.Namespace, answered: "Answered") -> "list[R
                 f"off (first {ours[0]!r}), and the weights did not end them. Ask for all again "
                 "with more --max-new-tokens, or take these rows out and allow that (--missing drop)."
             )
-        require_written_by(name, files[name], source, header, own_prompt=asked is not None)
+        weights = None if _is_served(source) else source
+        require_written_by(name, files[name], weights, header, own_prompt=asked is not None)
         date = next((x["template_date"] for x in (header or {}).values() if _has_date(x)), None)
         opened = partial(_opened, options, answered, name, source, asked, date)
         readers.append(Reader(opened, {None: f"own of {name}", name: "own"}))
@@ -90,22 +93,25 @@ def _opened(
     source: str,
     asked: "Mapping[str, list[Message]] | None",
     date: str | None,
-) -> "OwnWeights":
+) -> "AsAsked":
     """The model, once it is known that the responses may be its own."""
-    from coevolve.chat.reading import OwnWeights
+    from coevolve.chat.reading import OwnWeights, ServedWeights
     from coevolve.cli.scoring import cache_folder
     from coevolve.remid.subsets import distributions
 
-    reader = OwnWeights.load(
-        source,
-        dtype=options.dtype,
-        device=options.device,
-        date=date,
-        cache=cache_folder(options),
-        asked=None if asked is None else lambda example: asked[example.sample_id],
-        token_budget=options.token_budget,
-        poll=options.stop.poll,
-    )
+    common: dict[str, Any] = {
+        "date": date,
+        "cache": cache_folder(options),
+        "asked": None if asked is None else lambda example: asked[example.sample_id],
+        "poll": options.stop.poll,
+    }
+    reader: AsAsked
+    if _is_served(source):
+        key = options.api_key_env
+        reader = ServedWeights.load(source, api_key_env=key, environ=os.environ, **common)
+    else:
+        here = {name: getattr(options, name) for name in ("dtype", "device", "token_budget")}
+        reader = OwnWeights.load(source, **here, **common)
     examples = distributions(answered.corpus)[0].examples
     texts = [answered.responses[name][example.sample_id] for example in examples]
     reader.require_fit(name, examples, texts)
@@ -136,6 +142,10 @@ def _asked(path: str, answered: "Answered") -> "dict[str, list[Message]]":
             f"{path}: lacks what was asked for {len(missing)} samples: {listed(missing)}."
         )
     return found
+
+
+def _is_served(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
 
 
 def _is_message(value: Any) -> bool:

@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.requests.append(request)
             server.times.append(time.monotonic())
             number = len(server.requests)
-        known = self.path == "/v1/chat/completions"
+        known = self.path in ("/v1/chat/completions", "/v1/completions")
         answer = server.script(number, request) if known else {"status": 404}
         time.sleep(answer.get("delay", 0))
         body = answer.get("body", "{}")

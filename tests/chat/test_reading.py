@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from coevolve.chat.local import LocalChat, weight_fingerprints
-from coevolve.chat.reading import OwnWeights, parts_of, require_written_by
+from coevolve.chat.reading import OwnWeights, ServedWeights, parts_of, require_written_by
 from coevolve.errors import ChatError, TooLongError
 from coevolve.prompts import prompt_set
 from coevolve.prompts.play import play_messages
@@ -106,6 +106,61 @@ def test_responses_of_others_are_named_and_not_scored(model_folder, examples):
         ChatError, match=r"--own mine: the responses have -.* nats per token .*--prompt"
     ):
         reader.require_fit("mine", examples, others)
+
+
+def completions(model):
+    """What a server with this model answers to /completions."""
+    import torch
+
+    def answer(number, request):
+        ids = request["prompt"]
+        assert request["echo"] is True and request["logprobs"] == 1
+        for _ in range(request["max_tokens"]):
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0]
+            ids = [*ids, int(logits[-1].argmax())]
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        values = [None, *(float(logs[t - 1, ids[t]]) for t in range(1, len(ids)))]
+        return {"body": json.dumps({"choices": [{"logprobs": {"token_logprobs": values}}]})}
+
+    return answer
+
+
+def test_an_endpoint_gives_the_scores_of_its_weights(
+    serve, reader, tiny_model, model_folder, examples, tmp_path
+):
+    server = serve(completions(tiny_model))
+    pairs = np.array([(i, j) for i in range(len(examples)) for j in range(len(TEXTS))])
+    expected = reader.log_prob_pairs(examples, TEXTS, [None] * len(examples), pairs)
+    for asked in (len(pairs), 0):  # the second time nothing
+        before = len(server.requests)
+        served = ServedWeights.load(f"{server.url}#{model_folder}", cache=tmp_path)
+        scores = served.log_prob_pairs(examples, TEXTS, [None] * len(examples), pairs)
+        np.testing.assert_allclose(scores.sum, expected.sum, atol=1e-4)
+        np.testing.assert_array_equal(scores.tokens, expected.tokens)
+        assert len(server.requests) - before == asked
+    served.require_fit("mine", examples, [TEXTS[0]] * len(examples))
+    assert server.requests[-1]["max_tokens"] == 32
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ({"body": json.dumps({"choices": [{"text": "aye", "logprobs": None}]})}, "of all"),
+        ({"body": json.dumps({"choices": [{"logprobs": {"token_logprobs": [-1.0]}}]})}, "of all"),
+        ({"status": 404, "body": "{}"}, "404"),
+        ({"status": 400, "body": '{"error": {"message": "no echo"}}'}, "no echo"),
+    ],
+)
+def test_an_endpoint_without_log_probabilities_of_prompts_is_named(
+    serve, model_folder, examples, answer, found
+):
+    server = serve(lambda number, request: answer)
+    served = ServedWeights.load(f"{server.url}#{model_folder}", retries=1)
+    with pytest.raises(ChatError, match=r"gives no log-probabilities of prompts .*by vLLM") as told:
+        served.log_prob_pairs(examples, TEXTS, [None], np.array([(0, 0), (1, 1)]))
+    assert found in str(told.value)
 
 
 def test_the_record_of_the_responses_says_what_wrote_them(model_folder, examples, tmp_path):

@@ -83,7 +83,6 @@ def test_without_own_weights_the_estimator_reads(place):
     [
         (["--own", "mine"], "mine=said", DataError, "accepted is NAME=PATH_OR_HUB"),
         (["--own", "his=m"], "mine=said", RecipeError, "'his' has no responses; accepted are mine"),
-        (["--own", "mine=http://here/v1"], "mine=said", RecipeError, "is an endpoint"),
         (["--own", "mine=m"], "mine=cut", DataError, "1 of 8 responses were cut off"),
         (["--reader", "best"], "mine=said", RecipeError, "--reader: is for models that --own"),
         (["--prompt", "x"], "mine=said", RecipeError, "--prompt: is for models that --own"),
@@ -106,6 +105,12 @@ def test_what_was_asked_must_be_there_for_all(place, tmp_path):
         path.write_text(json.dumps({"sample_ID": "IDTest-0", "messages": messages}) + "\n")
         with pytest.raises(DataError, match=r"odd.jsonl:1: accepted is an object with sample_ID"):
             chosen(options_of(place, *own, str(path)))
+
+
+def test_an_endpoint_is_named_with_its_model(place):
+    (reader,) = chosen(options_of(place, "--own", "mine=http://127.0.0.1:9/v1"))
+    with pytest.raises(ChatError, match=r"names no model\. Accepted is URL#MODEL"):
+        reader.open()
 
 
 def test_a_model_that_is_not_there_is_named(place):
