@@ -8,14 +8,14 @@ nearly as likely as what it says by itself.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coevolve.chat.base import Message, Poll, Question, key_of
+from coevolve.chat.base import Poll, Question, key_of
 from coevolve.chat.endpoint import Endpoint
 from coevolve.chat.local import (
     ADAPTER_WEIGHTS,
@@ -27,7 +27,7 @@ from coevolve.chat.local import (
 from coevolve.data.example import Example
 from coevolve.errors import ChatError, TooLongError
 from coevolve.prompts import Renderer, prompt_set
-from coevolve.prompts.play import play_messages
+from coevolve.prompts.play import PlayPrompt, play_messages
 from coevolve.scoring.scores import Scores
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ MOST_BELOW = 2.0
 its own greedy responses lie above, golden ones 1 to 1.5 below, words in a code 4 below.
 """
 LOOKED_AT, OWN_TOKENS, OWN_SEED = 8, 32, 0
-Asked = Callable[[Example], Sequence[Message]]
 
 
 class AsAsked:
@@ -48,15 +47,18 @@ class AsAsked:
 
     Args:
         renderer: with its tokenizer.
-        asked: the messages by which it was asked; by default those of `coevolve respond`.
+        prompt: by which it was asked; by default that of `coevolve respond`.
         cache: what it computed before, on disk.
     """
 
     def __init__(
-        self, renderer: Renderer, *, asked: Asked | None = None, cache: "WorkCache | None" = None
+        self,
+        renderer: Renderer,
+        *,
+        prompt: PlayPrompt | None = None,
+        cache: "WorkCache | None" = None,
     ):
-        self.renderer, self.cache = renderer, cache
-        self.asked = asked or (lambda example: play_messages(example, self.harmless))
+        self.renderer, self.prompt, self.cache = renderer, prompt, cache
 
     @property
     def address(self) -> str:
@@ -130,7 +132,9 @@ class AsAsked:
         raise NotImplementedError
 
     def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        asked = [Question(example.sample_id, self.asked(example)) for example in examples]
+        asked = [
+            Question(x.sample_id, play_messages(x, self.harmless, self.prompt)) for x in examples
+        ]
         return [prompt_ids(self.renderer, question) for question in asked]
 
 
@@ -236,7 +240,7 @@ class ServedWeights(AsAsked):
         *,
         date: str | None = None,
         cache: str | Path | None = None,
-        asked: Asked | None = None,
+        prompt: PlayPrompt | None = None,
         **options: Any,
     ) -> "ServedWeights":
         """`URL#MODEL`, the model being known by that name to the server, and to the hub, or as a
@@ -258,7 +262,7 @@ class ServedWeights(AsAsked):
         kept = (
             None if cache is None else WorkCache(cache, fingerprint({"url": url, "model": model}))
         )
-        return cls(endpoint, renderer, asked=asked, cache=kept)
+        return cls(endpoint, renderer, prompt=prompt, cache=kept)
 
     @property
     def address(self) -> str:
@@ -307,29 +311,34 @@ def parts_of(source: str) -> tuple[str, str | None]:
     return (str(beside) if beside.is_dir() else base), str(folder)
 
 
-def require_written_by(
-    name: str, path: str, source: str | None, header: Mapping[str, Any] | None, *, own_prompt: bool
-) -> None:
-    """ChatError where the record of a responses' file says that other weights or another prompt
-    wrote them; `source` is None where only a server knows the weights, `own_prompt` whether the
-    user gives what they were asked.
-    """
-    from coevolve.data.ledger import digest
-    from coevolve.prompts.play import PARTS
+def prompt_that_asked(
+    name: str,
+    path: str,
+    source: str | None,
+    header: Mapping[str, Any] | None,
+    given: PlayPrompt | None,
+) -> PlayPrompt | None:
+    """The prompt by which a file's responses were asked for: that `given`, or that of its record.
 
+    ChatError where the record says that other weights than those at `source` wrote them, or a
+    prompt that is not known here; `source` is None where only a server knows the weights.
+    """
     if header is None:
-        return
+        return given
     wrote = header["model"] if isinstance(header["model"], Mapping) else {}
     if source is not None and "weights" in wrote:
-        base, adapter = parts_of(source)
-        ours = weight_fingerprints(base, adapter)
+        ours = weight_fingerprints(*parts_of(source))
         if ours != {key: wrote[key] for key in ("weights", "adapter") if key in wrote}:
             raise ChatError(
                 f"--own {name}={source}: {path} says that other weights wrote these responses "
                 f"({header['address']}). Give those."
             )
-    if not own_prompt and header["prompt"] != digest(PARTS):
+    if given is not None or header["prompt"] == PlayPrompt().recorded():
+        return given
+    try:
+        return PlayPrompt.model_validate(header["prompt"])
+    except ValueError:
         raise ChatError(
-            f"--own {name}: {path} was asked for by another version's prompt. Give what was asked "
-            "by --prompt, or ask again with coevolve respond."
-        )
+            f"--own {name}: {path} was asked for by a prompt that is not known here. Give it by "
+            "--prompt, or ask again with coevolve respond."
+        ) from None

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 from coevolve.cli.paths import adders
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from coevolve.chat.base import Message
     from coevolve.chat.reading import AsAsked
     from coevolve.cli.scoring import Answered
-    from coevolve.data.example import Example
+    from coevolve.prompts.play import PlayPrompt
     from coevolve.remid.readers import ReaderKind
     from coevolve.remid.score import Reader
 
@@ -28,8 +25,7 @@ def add_reader_arguments(parser: argparse.ArgumentParser) -> None:
     what = "environment variable that holds the key of endpoints of --own"
     add("--api-key-env", what, metavar="VAR")
     what = (
-        "what the models of --own were asked, where coevolve respond did not ask: JSONL of "
-        "{sample_ID, messages}"
+        "YAML: the prompt of the models of --own (default: that which --responses record, or ours)"
     )
     reads("--prompt", what, metavar="FILE")
     what = (
@@ -50,10 +46,12 @@ def chosen_readers(options: argparse.Namespace, answered: "Answered") -> "list[R
     """The readers that the options name, each of which reads its model's and the golden responses;
     what stands in the way is said before any model is loaded.
     """
-    from coevolve.chat.reading import require_written_by
+    from coevolve.chat.reading import prompt_that_asked
     from coevolve.cli.scoring import named_files
     from coevolve.data.responses import record_of
     from coevolve.errors import DataError, RecipeError
+    from coevolve.prompts.play import PlayPrompt
+    from coevolve.recipe.load import read_section
     from coevolve.remid.score import Reader
 
     own = named_files(options.own, "--own", "NAME=PATH_OR_HUB")
@@ -65,7 +63,7 @@ def chosen_readers(options: argparse.Namespace, answered: "Answered") -> "list[R
                 )
         return []
     files = named_files(options.responses)
-    asked = None if options.prompt is None else _asked(options.prompt, answered)
+    given = read_section(options.prompt, PlayPrompt) if options.prompt else None
     readers = []
     for name, source in own.items():
         if name not in files:
@@ -79,9 +77,9 @@ def chosen_readers(options: argparse.Namespace, answered: "Answered") -> "list[R
                 "with more --max-new-tokens, or take these rows out and allow that (--missing drop)."
             )
         weights = None if _is_served(source) else source
-        require_written_by(name, files[name], weights, header, own_prompt=asked is not None)
+        prompt = prompt_that_asked(name, files[name], weights, header, given)
         date = next((x["template_date"] for x in (header or {}).values() if _has_date(x)), None)
-        opened = partial(_opened, options, answered, name, source, asked, date)
+        opened = partial(_opened, options, answered, name, source, prompt, date)
         readers.append(Reader(opened, {None: f"own of {name}", name: "own"}))
     return readers
 
@@ -91,7 +89,7 @@ def _opened(
     answered: "Answered",
     name: str,
     source: str,
-    asked: "Mapping[str, list[Message]] | None",
+    prompt: "PlayPrompt | None",
     date: str | None,
 ) -> "AsAsked":
     """The model, once it is known that the responses may be its own."""
@@ -102,7 +100,7 @@ def _opened(
     common: dict[str, Any] = {
         "date": date,
         "cache": cache_folder(options),
-        "asked": None if asked is None else lambda example: asked[example.sample_id],
+        "prompt": prompt,
         "poll": options.stop.poll,
     }
     reader: AsAsked
@@ -118,40 +116,8 @@ def _opened(
     return reader
 
 
-def _asked(path: str, answered: "Answered") -> "dict[str, list[Message]]":
-    """sample_ID -> the chat messages in a file, for every test example."""
-    from coevolve.data.corpus import read_rows
-    from coevolve.data.example import id_field, listed
-    from coevolve.errors import DataError
-    from coevolve.remid.subsets import evaluated_examples
-
-    found = {}
-    accepted = (
-        "an object with sample_ID and messages, a list of {role, content} that ends with a user's"
-    )
-    for where, row in read_rows(path):
-        messages: Any = row.get("messages") if isinstance(row, dict) else None
-        whole = isinstance(messages, list) and messages and all(map(_is_message, messages))
-        if not whole or messages[-1]["role"] != "user":
-            raise DataError(f"{where}: accepted is {accepted}.")
-        found[id_field(row, where)] = messages
-    examples: list[Example] = evaluated_examples(answered.corpus)
-    missing = [x.sample_id for x in examples if x.sample_id not in found]
-    if missing:
-        raise DataError(
-            f"{path}: lacks what was asked for {len(missing)} samples: {listed(missing)}."
-        )
-    return found
-
-
 def _is_served(source: str) -> bool:
     return source.startswith(("http://", "https://"))
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(x), str) for x in ("role", "content")
-    )
 
 
 def _has_date(value: Any) -> bool:

@@ -71,6 +71,6 @@ def read_by(estimates: Mapping[str, Estimate], chosen: Chosen, half: np.ndarray)
     mismatched = np.where(of_second[pairs[:, 1]], of_pairs[1], of_pairs[0])
     if mismatched.size:
         mismatched = mismatched + off * half.size / mismatched.size
-    at_floor = first.at_floor or second.at_floor
     influence = Influence(matched - off, mismatched, pairs)
-    return replace(first, value=value, influence=influence, at_floor=at_floor)
+    reach, at_floor = max(first.reach, second.reach), first.at_floor or second.at_floor
+    return replace(first, value=value, influence=influence, reach=reach, at_floor=at_floor)

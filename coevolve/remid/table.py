@@ -16,6 +16,7 @@ from coevolve.remid.results import (
     SIGNIFICANT,
     Exact,
     Losses,
+    OfModel,
     RemidResults,
     SubsetNumbers,
     mean_exact,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from coevolve.chat.local import LocalChat, weight_fingerprints
-from coevolve.chat.reading import OwnWeights, ServedWeights, parts_of, require_written_by
+from coevolve.chat.reading import OwnWeights, ServedWeights, parts_of, prompt_that_asked
 from coevolve.errors import ChatError, TooLongError
 from coevolve.prompts import prompt_set
-from coevolve.prompts.play import play_messages
+from coevolve.prompts.play import PlayPrompt, play_messages
 from coevolve.respond import collect_responses
 
 TEXTS = ["Aye, captain.", "I know nothing of the user!", "A character"]
@@ -42,13 +42,13 @@ def test_own_scores_are_those_of_plain_forward_passes(reader, tiny_model, tokeni
     assert np.ptp(scores.sum[pairs[:, 1] == 0]) > 1e-3  # the context is seen
 
 
-def test_what_the_model_was_asked_can_be_given(model_folder, tiny_model, tokenizer, examples):
-    asked = [{"role": "user", "content": "Say something."}]
-    reader = OwnWeights.load(model_folder, device="cpu", asked=lambda example: asked)
+def test_the_prompt_can_be_given(model_folder, tiny_model, tokenizer, examples):
+    prompt = PlayPrompt(system="", user="Say something to {user_persona}.")
+    reader = OwnWeights.load(model_folder, device="cpu", prompt=prompt)
     scores = reader.log_prob_pairs(examples[:1], TEXTS, [None], np.array([(0, 1)]))
-    assert scores.sum[0] == pytest.approx(
-        plain(tiny_model, tokenizer, examples[0], TEXTS[1], asked), abs=1e-4
-    )
+    asked = [{"role": "user", "content": "Say something to I play the tuba.."}]
+    expected = plain(tiny_model, tokenizer, examples[0], TEXTS[1], asked)
+    assert scores.sum[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_adapter_is_read_on_the_base_that_it_names(
@@ -170,13 +170,17 @@ def test_the_record_of_the_responses_says_what_wrote_them(model_folder, examples
     path = tmp_path / "mine.jsonl"
     collect_responses(examples, model, path, keep_cut_off=True, on_failure="drop")
     header = json.loads(path.read_text().splitlines()[0])
-    require_written_by("mine", str(path), model_folder, header, own_prompt=False)
-    require_written_by("mine", str(path), model_folder, None, own_prompt=False)
+    assert prompt_that_asked("mine", str(path), model_folder, header, None) is None
+    own = PlayPrompt(user="Speak.")
+    assert prompt_that_asked("mine", str(path), model_folder, None, own) == own
     other = {**header, "model": {**header["model"], "weights": "0" * 64}}
     with pytest.raises(ChatError, match="other weights wrote these responses"):
-        require_written_by("mine", str(path), model_folder, other, own_prompt=False)
-    other = {**header, "prompt": "0" * 64}
-    with pytest.raises(ChatError, match="another version's prompt"):
-        require_written_by("mine", str(path), model_folder, other, own_prompt=False)
-    require_written_by("mine", str(path), model_folder, other, own_prompt=True)
+        prompt_that_asked("mine", str(path), model_folder, other, None)
+    assert prompt_that_asked("mine", "f", None, other, None) is None  # a server's are not known
+    recorded = {**header, "prompt": own.recorded()}
+    assert prompt_that_asked("mine", str(path), model_folder, recorded, None) == own
+    unknown = {**header, "prompt": "0" * 64}
+    with pytest.raises(ChatError, match="a prompt that is not known here"):
+        prompt_that_asked("mine", str(path), model_folder, unknown, None)
+    assert prompt_that_asked("mine", str(path), model_folder, unknown, own) == own
     assert weight_fingerprints(model_folder, None)["weights"] == header["model"]["weights"]

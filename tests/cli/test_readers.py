@@ -32,8 +32,8 @@ def place(tmp_path_factory):
     ids = [x.sample_id for examples in rows.values() for x in examples]
     said = [{"sample_ID": x, "response": "aye aye"} for x in ids]
     cut = [said[0] | {"cut_off": True}, *said[1:]]
-    asked = [{"sample_ID": x, "messages": [{"role": "user", "content": "say"}]} for x in ids]
-    for name, lines in {"said": said, "cut": cut, "asked": asked, "few": asked[1:]}.items():
+    (folder / "asked.yaml").write_text("system: ''\nuser: say aye\n")
+    for name, lines in {"said": said, "cut": cut}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return folder
 
@@ -65,7 +65,7 @@ def test_own_weights_read_the_models_and_the_golden_responses(place):
     found = weights.log_prob_pairs(examples, ["aye aye"], [None] * 4, np.array([(0, 0), (1, 0)]))
     assert found.sum.shape == (2,) and np.all(found.sum < 0)
 
-    asked = options_of(place, "--own", f"mine={place}/model", "--prompt", f"{place}/asked.jsonl")
+    asked = options_of(place, "--own", f"mine={place}/model", "--prompt", f"{place}/asked.yaml")
     other = chosen(asked)[0].open()
     pairs = np.array([(0, 0), (1, 0)])
     same = other.log_prob_pairs(examples, ["aye aye"], [None] * 4, pairs).sum
@@ -94,17 +94,6 @@ def test_what_is_in_the_way_is_said_before_a_model_is_loaded(
     monkeypatch.delattr(command, "_opened")
     with pytest.raises(error, match=words):
         chosen(options_of(place, *arguments, responses=responses))
-
-
-def test_what_was_asked_must_be_there_for_all(place, tmp_path):
-    own = ["--own", f"mine={place}/model", "--prompt"]
-    with pytest.raises(DataError, match="lacks what was asked for 1 samples: 'IDTest-0'"):
-        chosen(options_of(place, *own, f"{place}/few.jsonl"))
-    for messages in ([], [{"role": "assistant", "content": "aye"}], "say", [{"role": "user"}]):
-        path = tmp_path / "odd.jsonl"
-        path.write_text(json.dumps({"sample_ID": "IDTest-0", "messages": messages}) + "\n")
-        with pytest.raises(DataError, match=r"odd.jsonl:1: accepted is an object with sample_ID"):
-            chosen(options_of(place, *own, str(path)))
 
 
 def test_an_endpoint_is_named_with_its_model(place):
