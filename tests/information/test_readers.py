@@ -101,6 +101,18 @@ def test_the_error_of_a_choice_is_that_of_its_repetitions():
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.25)
 
 
+def test_a_choice_of_both_is_an_estimate_like_any():
+    rng, half = np.random.default_rng(5), np.array([0, 1] * 6)
+    found = {str(k): mutual_information(contrast(signal(rng, 12, 2.0 + k)), "club") for k in (0, 1)}
+    for chosen in (("0", "1"), ("1", "0")):
+        both = read_by(found, chosen, half)
+        assert both.influence.matched.mean() == pytest.approx(0, abs=1e-12)
+        assert both.influence.mismatched.sum() == pytest.approx(0, abs=1e-9)
+        assert both.influence.of_examples().mean() == pytest.approx(0, abs=1e-12)
+        assert both.reach == max(x.reach for x in found.values())
+    assert found["0"].reach != found["1"].reach
+
+
 def test_halves_do_not_depend_on_the_order_and_need_two():
     ids = ["c", "a", "e", "b", "d"]
     by_name = dict(zip(ids, halves(ids, 3), strict=True))
