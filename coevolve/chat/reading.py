@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from coevolve.scoring.cache import WorkCache
 
 MOST_BELOW = 2.0
-"""Nats per token that a model's responses may lie below what it says by itself. Of SmolLM2-135M:
-its own greedy responses lie above, golden ones 1 to 1.5 below, words in a code 4 below.
+"""Nats per token that a model's responses may lie below what it says by itself, drawn at
+temperature 1.
 """
 LOOKED_AT, OWN_TOKENS, OWN_SEED = 8, 32, 0
 
