@@ -43,6 +43,7 @@ def options_of(place, *arguments, responses="mine=said"):
     for add in (add_reader_arguments, add_responses_arguments, add_estimator_arguments):
         add(parser)
     parser.add_argument("--data")
+    parser.set_defaults(contexts=0)
     name, _, file = responses.partition("=")
     given = ["--estimator", "e", "--data", f"{place}/data.json", "--device", "cpu", "--no-cache"]
     given += ["--responses", f"{name}={place}/{file}.jsonl"]

@@ -141,3 +141,17 @@ def test_a_reader_cannot_be_chosen_from_a_sample_of_pairs(corpus, estimator, res
     with pytest.raises(DataError, match="equally many other contexts"):
         score_corpus(estimator, corpus, responses, Scoring(50), readers=[reader])
     assert not opened
+
+
+def test_further_contexts_are_met_by_every_reader(corpus, estimator, responses):
+    rng = random.Random(1)
+    more = tuple(
+        make_example(f"more-{i}", "x", f"b{rng.choice('aeiou')}mo", "say", "no") for i in range(6)
+    )
+    reader = Reader(lambda: Decoder(estimator), {None: "own of code", "code": "own"})
+    how = Scoring("all", further={"IDTest": more, "OOD1Test/german": more})
+    scored = score_corpus(estimator, corpus, responses, how, measures=MEASURES, readers=[reader])
+    results = summarise(scored, MEASURES, "best")
+    assert results.subsets[0].contexts == N - 1 + 6
+    assert numbers(results, "code").readers == ["own"]
+    assert numbers(results, "code").remi == pytest.approx(0, abs=0.3)
