@@ -37,10 +37,12 @@ class TrainerReport(TrainerCallback):
 
     @property
     def latest(self) -> dict[str, float]:
-        """Means over the last steps."""
+        """Means over the last steps that have the figure; TRL logs None for what is no number."""
         names = dict.fromkeys(name for step in self._last for name in step)
-        of = {name: [step[name] for step in self._last if name in step] for name in names}
-        return {name: sum(values) / len(values) for name, values in of.items()}
+        of = {
+            name: [x for step in self._last if (x := step.get(name)) is not None] for name in names
+        }
+        return {name: sum(values) / len(values) for name, values in of.items() if values}
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any

@@ -195,7 +195,7 @@ def require_agreement(folder, count):
 )
 def test_every_way_of_training_samples_from_what_it_trains(recipe_for, tmp_path, tuning, rl):
     train(recipe_for(tuning, **rl), tmp_path / "run")
-    require_agreement(tmp_path / "run", 2)
+    require_agreement(tmp_path / "run", 4)
     assert not list((tmp_path / "run").glob(".vllm*"))
 
 
@@ -230,7 +230,7 @@ def test_a_group_of_processes_holds_the_model_in_parts(launcher, values_for, tmp
     recipe.write_text(json.dumps(values_for(vllm_tensor_parallel_size=2)))
     command = ["-m", "coevolve", "train", recipe, "--output-dir", tmp_path / "run"]
     launcher.run("several_cpus", command, tmp_path / "log", fresh=True)
-    require_agreement(tmp_path / "run", 2)
+    require_agreement(tmp_path / "run", 4)
 
 
 def test_memory_is_flat_over_twelve_phases(recipe_for, tmp_path, monkeypatch):

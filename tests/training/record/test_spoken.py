@@ -16,6 +16,7 @@ def test_every_step_is_in_the_record_and_every_second_is_a_calm_line(tmp_path):
     report = TrainerReport(record, where=where, work=no_bar, role="connector", first=40, every=2)
     for step, reward in ((49, 1.0), (50, 2.0), (51, 9.0)):
         logs = {"loss": 0.12345, "grad_norm": 3.0, "reward": reward, "rewards/format/mean": 0.5}
+        logs["val/explained_variance"] = None  # TRL's, of what is no number in every row
         report.on_log(None, SimpleNamespace(global_step=step), None, logs)
     report.on_log(
         None, SimpleNamespace(global_step=51), None, {"train_runtime": 7.0, "train_loss": 1.0}
