@@ -72,8 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"coevolve {__version__}")
     add_volume(parser)
+    parser.usage = "coevolve [-h] [--version] [--quiet | --verbose] COMMAND ..."
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", help="one of those below"
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog=parser.prog
     )
     heads = {names[0]: group for group, names in GROUPS.items()}
     lines = []

@@ -70,6 +70,21 @@ def check() -> None:
     require(MODULE, torch.nn.Module())
 
 
+@contextmanager
+def hooks_as_before(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, forward hooks may be added, as each start of checkpointing does; after it they are
+    gone.
+    """
+    check()
+    before = [(part._forward_hooks, set(part._forward_hooks)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for hooks, kept in before:
+            for key in set(hooks) - kept:
+                del hooks[key]
+
+
 def with_part(module: torch.nn.Module, name: str, part: torch.nn.Module) -> torch.nn.Module:
     """A shallow copy of a module with another part; the module itself stays as it is.
 

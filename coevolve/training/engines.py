@@ -33,6 +33,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import DPOConfig, SFTConfig
 
 from coevolve.libraries.hooks import hooks_of, require
+from coevolve.libraries.torch import hooks_as_before
 from coevolve.libraries.transformers import FIRST_STEP
 from coevolve.libraries.trl import Open, OpenDPOTrainer, OpenSFTTrainer, only_asked_for
 from coevolve.prompts import Renderer
@@ -382,7 +383,11 @@ def trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
     """The role's module ready to train, afterwards without what trainers leave on it; a folder."""
     model = plan.roles.module(plan.role)
     try:
-        with only_asked_for(bare(model)), tempfile.TemporaryDirectory() as scratch:
+        with (
+            hooks_as_before(model),
+            only_asked_for(bare(model)),
+            tempfile.TemporaryDirectory() as scratch,
+        ):
             yield model, scratch
     finally:
         model.zero_grad(set_to_none=True)

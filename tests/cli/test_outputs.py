@@ -195,6 +195,8 @@ WRITERS = {
     "training/record/lines.py": "a run's own folder",
     "training/setup.py": "a run's own folder",
     "training/divergence.py": "a run's own folder",
+    "training/generation.py": "a scratch folder of its own",
+    "training/rpm.py": "a run's own folder",
     "training/export.py": "inside a folder of outputs.py",
     "scoring/cache.py": "begins its damaged database anew",
     "scoring/roles.py": "inside a folder of outputs.py",

@@ -217,7 +217,7 @@ def test_the_results_have_the_fields_of_every_other_evaluation(
             return {name: fields(inner) for name, inner in value.items()}
         return [fields(inner) for inner in value] if isinstance(value, list) else None
 
-    of_the_bootstrap, of_the_protocol = {"level", "replicates"}, {"protocol"}
+    of_the_bootstrap, of_the_protocol = {"level"}, {"protocol"}
     assert (
         set(usual) - set(found) == of_the_bootstrap and set(found) - set(usual) == of_the_protocol
     )

@@ -238,7 +238,7 @@ def test_an_estimator_asks_its_model_for_the_new_only(
     third = ProbabilityEstimator.from_pretrained(folder, device="cpu")
     third.use_cache(tmp_path)
     monkeypatch.setattr("coevolve.scoring.estimator.score_pairs", forbidden)
-    monkeypatch.setattr("coevolve.scoring.estimator.generate", forbidden)
+    third.writer = forbidden
     assert third.reason(examples) == reasoning
     again = third.log_prob_matrix(examples, responses, reasoning)
     assert np.array_equal(again.sum, found.sum)

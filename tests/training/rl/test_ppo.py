@@ -16,7 +16,7 @@ from coevolve.training.record.record import Record
 from coevolve.training.rl.grpo import RoleGRPOTrainer
 from coevolve.training.rl.ppo import RolePPOTrainer, RoleRLOOTrainer
 from coevolve.training.rl.value_function import ADAPTER, HEAD, ValueFunction
-from coevolve.training.schedule import ScheduledPhase
+from coevolve.training.schedule import Budget, ScheduledPhase
 from coevolve.training.state import RunState
 
 CONNECTOR_RL = ScheduledPhase(1, Phase.model_validate("connector_rl"), "connector_rl")
@@ -113,7 +113,7 @@ def test_ppo_trains_its_role_and_leaves_no_trace_but_its_state(cold_of, tuning, 
     assert same(before[ESTIMATOR], roles.weights(ESTIMATOR))
     module = roles.module(CONNECTOR)
     assert [name for name, _ in module.named_parameters()] == names
-    assert not any(child._forward_hooks for child in module.modules())
+    assert not [(n, c._forward_hooks) for n, c in module.named_modules() if c._forward_hooks]
     assert set(state.pair[CONNECTOR]) == set(before[CONNECTOR])
     own = {name for name in state.optimizers["connector_rl"] if name.startswith("own|")}
     assert any(HEAD in name for name in own) and {"own|kl_coef", "own|value_offset"} <= own
@@ -349,7 +349,8 @@ def test_a_completion_without_any_reward_is_refused(cold_of):
             context,
             state,
             CONNECTOR,
-            CONNECTOR_RL,
+            "connector_rl",
+            Budget(1, 1),
             ["a"] * 8,
             [("nothing", lambda completions, **_: [1.0, *[None] * (len(completions) - 1)], 1.0)],
             context.recipe.connector_rl,
