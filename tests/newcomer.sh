@@ -36,7 +36,7 @@ coevolve respond --data smollm2/dialogues.json --splits IDTest --limit 2 --max-n
 
 # How much role-playing models lose, on one page.
 world=runs/quickstart/world
-coevolve remid --estimator runs/quickstart/estimator --data $world/dialogues.json --negatives 1000 \
+coevolve remid --estimator runs/quickstart/estimator --data $world/dialogues.json --negatives-per-context 32 \
     --responses perfect=$world/perfect.jsonl noisy=$world/noise_0.4.jsonl --out runs/quickstart/remid
 coevolve bound --estimator runs/quickstart/estimator --base runs/quickstart/base --data $world/dialogues.json \
     --responses perfect=$world/perfect.jsonl --negatives 100 --out runs/quickstart/remid

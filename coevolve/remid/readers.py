@@ -1,5 +1,5 @@
-"""By which reader a model's responses are read: the estimator, the model's own weights, one fitted
-to them, or the best of these.
+"""By which reader a model's responses are read: the estimator, the model's own weights, or
+the better of the two.
 
 Any conditional gives a lower bound of what responses say about their contexts
 (`coevolve.information.density_ratio`). The estimator has learned golden responses, and cannot read
@@ -15,17 +15,15 @@ from coevolve.information.readers import Chosen, best_readers, halves, read_by
 from coevolve.remid.measures import RECOMMENDED, Measure
 from coevolve.remid.score import ScoredCorpus
 
-ReaderKind = Literal["estimator", "own", "fitted", "best"]
+ReaderKind = Literal["estimator", "own", "best"]
 ESTIMATOR: Literal["estimator"] = "estimator"
 OWN: Literal["own"] = "own"
-FITTED: Literal["fitted"] = "fitted"
 
 
 class Reading:
-    """Estimates of scored responses, each by its reader. With `own` and `fitted` golden responses,
-    which nobody's weights wrote, are the estimator's, unless one was fitted to them. With `best`
-    golden and every model have the choice of all that read them, subset by subset, by the
-    calibrated bound.
+    """Estimates of scored responses, each by its reader. With `own` golden responses, which nobody's
+    weights wrote, are the estimator's. With `best` golden and every model have the choice of all
+    that read them, subset by subset, by the calibrated bound.
     """
 
     def __init__(self, scored: ScoredCorpus, kind: ReaderKind = ESTIMATOR) -> None:
@@ -35,7 +33,7 @@ class Reading:
         self.scored, self.kind = scored, kind
         for model in scored.models:
             for subset in scored.subsets:
-                if kind in (OWN, FITTED) and kind not in subset.readings.get(model, {}):
+                if kind == OWN and kind not in subset.readings.get(model, {}):
                     raise RecipeError(
                         f"reader {kind}: {model!r} has none in {subset.subset.row}. Give it one, or "
                         "choose the reader best, which takes what each model has."
