@@ -80,7 +80,7 @@ def choose(context: Context, state: RunState) -> None:
             part = range(first, min(first + JUDGED_AT_ONCE, len(context.train)))
 
             def score(places: Sequence[int], part: range = part) -> list[list[float]]:
-                return [_means(context, state, part[place]) for place in places]
+                return _means(context, state, [part[place] for place in places])
 
             means += context.processes.distribute([1.0] * len(part), score)
             advance(len(part))
@@ -100,16 +100,14 @@ def choose(context: Context, state: RunState) -> None:
         context.record.log({**state.where, **log})
 
 
-def _means(context: Context, state: RunState, index: int) -> list[float]:
-    """Mean token log-probability, nats, of each sample that says anything."""
-    said = [text for text in state.reasoning[index] if text.strip()]
+def _means(context: Context, state: RunState, rows: Sequence[int]) -> list[list[float]]:
+    """Of each row, the mean token log-probability, nats, of every sample that says anything."""
     assert context.judge is not None
-    if not said:
-        return []
-    found: list[float] = context.judge.log_prob(
-        [context.train[index]] * len(said), said
-    ).mean.tolist()
-    return found
+    said = [[text for text in state.reasoning[row] if text.strip()] for row in rows]
+    texts = [text for of_row in said for text in of_row]
+    asked = [context.train[row] for row, of_row in zip(rows, said, strict=True) for _ in of_row]
+    found = iter(context.judge.log_prob(asked, texts).mean.tolist() if texts else ())
+    return [[next(found) for _ in of_row] for of_row in said]
 
 
 def train_sft(context: Context, state: RunState) -> None:
