@@ -84,9 +84,11 @@ class Arguments:
 
 
 SLOW = ("train", "remid", "bound", "truth")
-NEED_MORE = {"respond", "import-reference", "custom"}
-"""Commands that a plain call does not satisfy: they need a server, the paper's public code, or a
-user's.
+ASK = ("respond", "judge")
+"""Commands that ask a server."""
+NEED_MORE = {*ASK, "import-reference", "custom", "rpm"}
+"""Commands that a plain call does not satisfy: they need a server, the paper's public code, a user's,
+or a recipe of their own.
 """
 
 
@@ -192,7 +194,7 @@ def _plain(case: Case, command: Command, action: argparse.Action, places: Places
         "estimator": places.estimator,
         "device": "cpu" if kind in ("score", "remid", "bound", "truth") else None,
         "responses": [f"p={places.responses}"] if action.nargs == "+" else None,
-        "out": places.out.with_suffix(".jsonl") if kind in ("score", "respond") else places.out,
+        "out": places.out.with_suffix(".jsonl") if kind in ("score", *ASK) else places.out,
         "output_dir": places.out,
         "recipe": places.recipe,
         "overrides": [
@@ -204,9 +206,9 @@ def _plain(case: Case, command: Command, action: argparse.Action, places: Places
         "folder": places.run,
         "runs": [places.run],
         "source": places.checkpoint,
-        "model": "m" if kind == "respond" else None,
-        "endpoint": "http://127.0.0.1:9/v1" if kind == "respond" else None,
-        "retries": "0" if kind == "respond" else None,
+        "model": "m" if kind in ASK else None,
+        "endpoint": "http://127.0.0.1:9/v1" if kind in ASK else None,
+        "retries": "0" if kind in ASK else None,
         "no_cache": True,
         "negatives": "4",
         "exact_only": True,
