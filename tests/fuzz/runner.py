@@ -302,6 +302,8 @@ class _Work:
             except EOFError:
                 return
             try:
+                if folder.exists():  # a server's thread may have noted the last request late
+                    shutil.rmtree(folder, onerror=_unlock)
                 folder.mkdir()
                 result = run_case(self.areas[name], self.seed, index, self.valid, folder)
             except Exception as error:
