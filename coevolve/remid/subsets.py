@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,9 @@ def further_contexts(
     IDTrain has none: the estimator has seen its responses, and so finds others less likely there.
     """
     kept = {x.sample_id for x in evaluated_examples(evaluated)}
-    found = {}
+    found, by_id = {}, attrgetter("sample_id")
     for subset in distributions(whole):
-        free = sorted((x for x in subset.examples if x.sample_id not in kept), key=_sample_id)
+        free = sorted((x for x in subset.examples if x.sample_id not in kept), key=by_id)
         drawn = np.random.default_rng(seed).permutation(len(free))[:most]
         found[subset.row] = tuple(free[index] for index in drawn)
     if not any(found.values()):
@@ -90,10 +91,6 @@ def further_contexts(
             "some, or leave --contexts out."
         )
     return found
-
-
-def _sample_id(example: Example) -> str:
-    return example.sample_id
 
 
 def evaluated_examples(corpus: Corpus) -> list[Example]:

@@ -54,14 +54,18 @@ class TrainerReport(TrainerCallback):
             step = state.global_step - self.first
             self.record.log({**self.where, f"{self.role}/phase_step": step, **values})
             self._last.append(values)
-            latest, names = self.latest, {name: f"{self.role}/{name}" for name in SPOKEN}
-            shown = [f"{name} {latest[x]:.4f}" for name, x in names.items() if x in latest]
-            if shown and state.global_step % self.every == 0:
-                self.record.say(f"{self.role}, step {step}: {', '.join(shown)}")
+            if state.global_step % self.every == 0:
+                self._tell(step)
         tokens = logs.get("num_tokens")
         if tokens is not None:
             self.work(0, tokens=int(tokens - self._tokens))
             self._tokens = tokens
+
+    def _tell(self, step: int) -> None:
+        latest, names = self.latest, {name: f"{self.role}/{name}" for name in SPOKEN}
+        shown = [f"{name} {latest[x]:.4f}" for name, x in names.items() if x in latest]
+        if shown:
+            self.record.say(f"{self.role}, step {step}: {', '.join(shown)}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.work(1)
