@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from coevolve.data.example import Example
 from coevolve.data.words import words as characters_and_words
-from coevolve.teachers.cues import CUES, MAIN_ACTS, OPENING_ACTS
 from coevolve.teachers.languages import content_words, fold, keys, language_of, words
+from coevolve.teachers.tables import CUES, MAIN_ACTS, OPENING_ACTS
 
 ACTS = (
     *("greet", "take leave", "thank", "apologise", "agree", "deny", "react", "ask"),

@@ -13,15 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from coevolve.teachers.function_words import (
-    ALPHABETS,
-    CHINESE_COMPOUNDS,
-    FUNCTION_WORDS,
-    KOREAN_PARTICLES,
-    NAMING_WORDS,
-    OTHERS,
-    TELLTALE_LETTERS,
-)
+from coevolve.teachers.tables import WORDS
 
 UNKNOWN = "unknown"
 
@@ -34,12 +26,12 @@ _NAMED = {
     "Arabic script": ("Arabic", "Persian"),
     "Devanagari": ("Hindi",),
 }
-_FUNCTION_WORDS = {name: frozenset(listed.split()) for name, listed in FUNCTION_WORDS.items()}
-_KNOWN_BY = {
-    **_FUNCTION_WORDS,
-    **{name: frozenset(listed.split()) for name, listed in NAMING_WORDS.items()},
-}
-_OTHERS = [frozenset(listed.split()) for listed in OTHERS.values()]
+_ALPHABETS, _TELLTALE_LETTERS = WORDS["alphabets"], WORDS["telltale letters"]
+_FUNCTION_WORDS, _NAMING_WORDS, _UNNAMED = (
+    {language: frozenset(listed.split()) for language, listed in WORDS[table].items()}
+    for table in ("function words", "naming words", "others")
+)
+_KNOWN_BY = {**_FUNCTION_WORDS, **_NAMING_WORDS}
 _LISTED_IN = Counter(word for named in _NAMED.values() for x in named for word in _KNOWN_BY[x])
 _CLEAR_LEAD, _WEAK_LEAD = 1.0, 0.5  # votes; with less than a clear one, the context has a say
 _MANY_WORDS = 5
@@ -61,7 +53,7 @@ _SCRIPT_PATTERNS = {script: re.compile(f"[{signs}]") for script, signs in _SCRIP
 
 _SCRIPT_OF = {
     language: next(pattern for pattern in _SCRIPT_PATTERNS.values() if pattern.match(alphabet[-1]))
-    for language, alphabet in ALPHABETS.items()
+    for language, alphabet in _ALPHABETS.items()
 }
 
 _HAN, _HIRAGANA, _KATAKANA = _SCRIPTS["Han"], r"\u3041-\u309f", r"\u30a1-\u30fa\u30fc-\u30ff"
@@ -74,10 +66,11 @@ _HAN_RUN, _HIRAGANA_RUN, _HANGUL = (
     re.compile(f"[{script}]+") for script in (_HAN, _HIRAGANA, _SCRIPTS["Korean"])
 )
 _CHINESE_CUTS = sorted(
-    {*_FUNCTION_WORDS["Chinese"], *CHINESE_COMPOUNDS.split()}, key=lambda word: (-len(word), word)
+    {*_FUNCTION_WORDS["Chinese"], *WORDS["compounds"]["Chinese"].split()},
+    key=lambda word: (-len(word), word),
 )
 _CHINESE_CUT = re.compile("(" + "|".join(_CHINESE_CUTS) + ")")
-_KOREAN_PARTICLES = tuple(KOREAN_PARTICLES.split())
+_KOREAN_PARTICLES = tuple(WORDS["particles"]["Korean"].split())
 _LONGEST_HAN_WORD = 4
 _ENDING = re.compile(r"(?:ingly|ings|ing|edly|ed|ies|es|s|ly)$")
 
@@ -213,7 +206,7 @@ class _Votes:
             return sum(1 / max(_LISTED_IN[word], 1) for word in self.words if word in listed)
 
         self.of = {name: weigh(_KNOWN_BY[name]) + self.by_letters[name] for name in languages}
-        self.others = max(map(weigh, _OTHERS))
+        self.others = max(map(weigh, _UNNAMED.values()))
         ranked = sorted(languages, key=self.of.__getitem__, reverse=True)
         self.first = ranked[0]
         self.lead = self.of[self.first] - (self.of[ranked[1]] if ranked[1:] else 0.0)
@@ -239,15 +232,15 @@ class _Votes:
 
 
 def _has_letters(text: str, language: str) -> bool:
-    return any(letter in TELLTALE_LETTERS.get(language, "") for letter in fold(text))
+    return any(letter in _TELLTALE_LETTERS.get(language, "") for letter in fold(text))
 
 
 def _foreign(text: str, language: str) -> int:
     """The number of words with a letter of its script that the language does not have."""
-    if language not in ALPHABETS:
+    if language not in _ALPHABETS:
         return 0
 
-    alphabet, script = ALPHABETS[language], _SCRIPT_OF[language]
+    alphabet, script = _ALPHABETS[language], _SCRIPT_OF[language]
 
     def odd(letter: str) -> bool:
         known = letter.isascii() or letter in alphabet
