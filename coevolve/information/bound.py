@@ -38,15 +38,8 @@ counterexamples (`tests/information/test_bound.py`):
   bound is at most 4 (log 2)^(1/4) = 3.65 nats: below EMID from K = 36 up (from K = 1,469 up in the
   8 Delta^(1/4) form).
 
-**Certified**: the same split with constants that can be proved.
-
-    spread(g) sum_z min(1, sqrt(2 JSD(P_z || Q_z))) + gap(JSD(P_theta || P_Y)) + gap(JSD(Q_theta ||
-    Q_Y)),
-
-as E_P g - E_Q g <= (max g - min g) TV(P_x, Q_x), TV of independent inputs is at most the sum of
-theirs, and
-|H(p) - H(q)| <= TV log(K - 1) + h(TV) for K possible responses (Audenaert, 2007). It needs K, the number of possible
-responses, and exact entropies: it is for worlds, not for texts.
+A bound with constants that can be proved is in `tests/information/test_bound.py`: it needs exact
+entropies and the number of possible responses, so it is for worlds, not for texts.
 """
 
 from collections.abc import Mapping
@@ -57,7 +50,7 @@ import numpy as np
 
 from coevolve.errors import DataError
 
-Form = Literal["published", "scale_adjusted", "certified"]
+Form = Literal["published", "scale_adjusted"]
 
 INPUT_FACTOR = float(np.sqrt(2 / 3))
 OUTPUT_FACTOR = 4.0
@@ -114,51 +107,6 @@ def published_bound(divergences: Divergences, entropy: float) -> Bound:
 def scale_adjusted_bound(divergences: Divergences) -> Bound:
     """The published bound with all factors 1: for comparing shifts and models, not for bounding."""
     return _of_roots("scale_adjusted", divergences, 1.0, 1.0)
-
-
-def certified_bound(divergences: Divergences, spread: float, responses: int) -> Bound:
-    """A bound that holds wherever user, character and dialogue are independent and p(y | x) does
-    not shift.
-
-    Args:
-        spread: max_x g(x) - min_x g(x) of g(x) = H(Y | x) - H(theta(. | x)), nats per response.
-        responses: number of possible responses.
-    """
-    _require_entropy(spread, "spread")
-    return Bound(
-        "certified",
-        {name: spread * largest_total_variation(jsd) for name, jsd in divergences.inputs.items()},
-        largest_entropy_gap(divergences.output_p, responses),
-        largest_entropy_gap(divergences.output_q, responses),
-    )
-
-
-def largest_total_variation(jsd: float) -> float:
-    """The most that two distributions' total variation can be, given their JSD in nats: min(1,
-    sqrt(2 JSD)).
-
-    By Pinsker's inequality for either against their mixture, from which they are half as far as
-    from each other.
-    """
-    return float(min(1.0, np.sqrt(2 * jsd)))
-
-
-def largest_entropy_gap(jsd: float, outcomes: int) -> float:
-    """The most, in nats, that the entropies of two distributions over `outcomes` outcomes can
-    differ, given their JSD.
-
-    T log(K - 1) + h(T) for total variation T up to 1 - 1/K, log K beyond (Audenaert: A sharp
-    continuity estimate for the von Neumann entropy, J. Phys. A 40, 2007).
-    """
-    if outcomes < 2:
-        raise DataError(f"found {outcomes} possible responses; accepted are 2 or more.")
-    distance = largest_total_variation(jsd)
-    if distance == 0:
-        return 0.0
-    if distance >= 1 - 1 / outcomes:
-        return float(np.log(outcomes))
-    between = distance * np.log(outcomes - 1) - distance * np.log(distance)
-    return float(between - (1 - distance) * np.log1p(-distance))
 
 
 def _of_roots(

@@ -22,7 +22,6 @@ influences are subtracted; two subsets share none, so their errors add.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 
 import numpy as np
 
@@ -180,45 +179,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1.0)
     return [float(value) for value in adjusted]
-
-
-def power(
-    in_distribution: np.ndarray,
-    shifted: np.ndarray,
-    effect: float,
-    examples: int,
-    *,
-    rng: np.random.Generator,
-    level: float = 0.05,
-    trials: int = 1000,
-) -> float:
-    """How often a loss of `effect` is told from 0 with so many examples in each of the two subsets,
-    by simulation.
-
-    For 80 % of the time, `examples` must be about 12.4 (deviation / effect)^2, the deviation being
-    that of the influences. To tell an R-EMID of 0.05 nats per token from 0, simulation gives:
-
-    | influences of | deviation, nats per token | examples in each subset |
-    |---|---|---|
-    | `calibrated`, a pretrained 135 M model on real dialogues | 0.13 to 0.20 | 90 to 200 |
-    | CLUB, the same | 0.33 | 520 to 570 |
-    | `calibrated`, models of a synthetic world that falter | 0.35 to 0.45 | 650 to 960 |
-    | CLUB, the same; it shows a true loss 3 to 4 times as large | 0.9 to 1.6 | 4,000 to 12,000 |
-
-    Args:
-        in_distribution, shifted: influences of the examples of a scored run
-        (`Influence.of_examples`), taken for the
-            populations; their unit is that of `effect`.
-        effect: the true loss.
-        examples: drawn from each of the two.
-        level: one-sided, of each test.
-
-    Returns:
-        Share of the trials in which value / standard error exceeds the normal quantile.
-    """
-    value, variance = np.full(trials, effect), np.zeros(trials)
-    for population in (in_distribution, shifted):
-        drawn = rng.choice(population - population.mean(), size=(trials, examples))
-        value += drawn.mean(axis=1)
-        variance += drawn.var(axis=1, ddof=1) / examples
-    return float(np.mean(value > NormalDist().inv_cdf(1 - level) * np.sqrt(variance)))
