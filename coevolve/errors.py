@@ -59,7 +59,7 @@ class RecipeError(CoevolveError, ValueError):
 
 
 class ArtifactError(CoevolveError, ValueError):
-    """A checkpoint or exported estimator that is incomplete, damaged, or belongs to another model."""
+    """A checkpoint or exported estimator that is incomplete, damaged, or of another model."""
 
 
 class OutputError(CoevolveError, ValueError):
@@ -71,7 +71,7 @@ class ChatError(CoevolveError, RuntimeError):
 
 
 class EngineError(CoevolveError, RuntimeError):
-    """The engine that generates (vLLM) cannot be started or reached, or is not what the run needs."""
+    """The engine that generates (vLLM) cannot be started or reached, or is not as needed."""
 
 
 class TeacherError(ChatError):

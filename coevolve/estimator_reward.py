@@ -92,7 +92,8 @@ class EstimatorReward:
         for index, mean in zip(spoken, scores.mean.tolist(), strict=True):
             if not math.isfinite(mean):
                 raise RewardError(
-                    f"{self.path}: gave completion {index} the log-probability {mean}; is it damaged?"
+                    f"{self.path}: gave completion {index} the log-probability {mean}; is it "
+                    "damaged?"
                 )
             rewards[index] = math.exp(mean) if likelihood else mean
         return rewards

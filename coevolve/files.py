@@ -1,4 +1,4 @@
-"""Reading and writing files so that a reader never sees half of one, and an error names its line."""
+"""Reading and writing files: no reader ever sees half of one, and an error names its line."""
 
 import hashlib
 import json

@@ -66,13 +66,14 @@ def claim(
     _require_writable(path, kind, option)
     if _is_older_work(path, kind, option) and kind.policy == "ask" and not overwrite:
         raise OutputError(
-            f"{option} {path}: holds {kind.name} already. Give another path, or --overwrite to replace it."
+            f"{option} {path}: holds {kind.name} already. Give another path, or --overwrite to "
+            "replace it."
         )
     return path
 
 
 def _is_older_work(path: Path, kind: Kind, option: str) -> bool:
-    """Whether the place holds work of this kind; raises OutputError where it holds anything else."""
+    """Whether the place holds work of this kind; OutputError where it holds anything else."""
     if not os.path.lexists(path):
         return False
     if path.is_dir() != kind.is_folder or not (path.is_dir() or path.is_file()):

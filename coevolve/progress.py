@@ -93,7 +93,7 @@ class PlainTable(Table):
 
 
 class PlainConsole(Console):
-    """Shows text as it is. Plain lines are not wrapped: a path or a command in one is to be copied."""
+    """Shows text as it is. Plain lines are not wrapped: paths and commands are to be copied."""
 
     def __init__(self, file: TextIO, **options: Any):
         super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
@@ -104,7 +104,7 @@ class PlainConsole(Console):
         super().print(*map(_as_it_is, objects), **options)
 
     def on_broken_pipe(self) -> None:
-        """Who reads no longer (`| head`) ends the display and not the work, as rich would have it."""
+        """Who reads no longer (`| head`) ends the display, not the work, as rich would have it."""
         self.quiet = True
         lead_nowhere(self.file)
 

@@ -5,8 +5,8 @@ written, and a user's own is found by import path.
     def rules(prompts, train, **_): ...
 
     TEACHERS["rules"]
-    TEACHERS["custom:my_package.teachers:parrot"]    a module: installed, or in the working directory
-    TEACHERS["custom:teachers/parrot.py:parrot"]     a file, from the working directory
+    TEACHERS["custom:my_package.teachers:parrot"]   a module: installed, or in the working directory
+    TEACHERS["custom:teachers/parrot.py:parrot"]    a file, from the working directory
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """Print what completes commands, options and names in a shell.
 
-In bash: eval "$(coevolve completion)"; in zsh the same behind: autoload -U bashcompinit; bashcompinit.
+In bash: eval "$(coevolve completion)"; in zsh the same behind: autoload -U bashcompinit;
+bashcompinit.
 """
 
 import argparse

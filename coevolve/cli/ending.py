@@ -73,7 +73,10 @@ def refusal(error: BaseException, options: argparse.Namespace) -> str | None:
         return None
     where, words = f"{name}: " if name else "", getattr(error, "strerror", None) or ""
     again = _kept(options) or "Then try again."
-    return f"{where}{words or os.strerror(number)}. Check the place, its room and its permissions. {again}"
+    return (
+        f"{where}{words or os.strerror(number)}. Check the place, its room and its permissions. "
+        f"{again}"
+    )
 
 
 def reader_is_gone() -> bool:

@@ -74,7 +74,8 @@ def chosen_readers(options: argparse.Namespace, answered: "Answered") -> "list[R
             raise DataError(
                 f"--own {name}: {len(ours)} of {len(answered.responses[name])} responses were cut "
                 f"off (first {ours[0]!r}), and the weights did not end them. Ask for all again "
-                "with more --max-new-tokens, or take these rows out and allow that (--missing drop)."
+                "with more --max-new-tokens, or take these rows out and allow that (--missing "
+                "drop)."
             )
         weights = None if _is_served(source) else source
         prompt = prompt_that_asked(name, files[name], weights, header, given)

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_recipe(options: argparse.Namespace, kind: "type[Recipe]") -> int:
-    """The run of a recipe of some kind, from its beginning or where it was left; the exit status."""
+    """The run of a recipe of some kind, begun or gone on with; the exit status."""
     from coevolve.recipe import load_recipe
     from coevolve.recipe.rpm import RpmRecipe
     from coevolve.training.distributed.stopping import (

@@ -206,7 +206,8 @@ def _example(draft: "Training") -> Iterator[tuple[str, str]]:
     scored = _token_by_token(estimator, example.golden_response or "")
     shown = "the reasoning of its row" if example.trace else "no features"
     yield (
-        f"The estimator's prompt, with {shown}, and between the arrows what is scored, token by token",
+        f"The estimator's prompt, with {shown}, and between the arrows what is scored, token by "
+        "token",
         f"{prompt}\u2192{scored}\u2190",
     )
 

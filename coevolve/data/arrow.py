@@ -49,7 +49,7 @@ def read_saved(folder: Path) -> dict[str, list[dict[str, Any]]] | list[dict[str,
 
 
 def read_parquet(files: Sequence[Path]) -> list[list[dict[str, Any]]]:
-    """The rows of each Parquet file. Raises DataError: a file is missing, damaged, or not Parquet."""
+    """The rows of each Parquet file. DataError: one is missing, damaged, or not Parquet."""
     return _read(files, "Parquet", "Write the file again.")
 
 
@@ -78,7 +78,7 @@ def _rows_of_dataset(folder: Path) -> list[dict[str, Any]]:
 
 
 def _field(file: Path, name: str, inner: str | None = None) -> list[str]:
-    """A list of names of files or folders beside `file`, which is one that `save_to_disk` writes."""
+    """A list of names of files or folders beside `file`, one that `save_to_disk` writes."""
     found = read_json(file)
     names = found.get(name) if isinstance(found, dict) else None
     if isinstance(names, list) and inner:
@@ -87,8 +87,8 @@ def _field(file: Path, name: str, inner: str | None = None) -> list[str]:
         isinstance(item, str) and Path(item).name == item for item in names
     ):
         raise DataError(
-            f"{file}: accepted is what datasets.save_to_disk writes, with a list {name!r} of names. Save the dataset "
-            "again."
+            f"{file}: accepted is what datasets.save_to_disk writes, with a list {name!r} of "
+            "names. Save the dataset again."
         )
     return names
 
@@ -125,7 +125,8 @@ def _stream(files: Sequence[Path], kind: str, remedy: str) -> Iterator[tuple[int
             fault = {} if done.returncode else parse_json(last, names)
             where = files[fault["file"]] if fault else names
             raise DataError(
-                f"{where}: cannot be read as {kind} ({fault.get('error') or _end_of(done)}). {remedy}"
+                f"{where}: cannot be read as {kind} ({fault.get('error') or _end_of(done)}). "
+                f"{remedy}"
             )
         out.seek(0)
         for line in out:

@@ -69,8 +69,8 @@ def clipped(text: str, most: int = 100) -> str:
 class Rule:
     """Which rows go into a split: those whose `path` stands to `value` as `sign` says.
 
-    `=` and `!=`: is one of the values, divided by commas, or none of them; `>`: is a greater number;
-    `~`: is among a share of all values, drawn by the seed. `turns` is the number of turns.
+    `=` and `!=`: is one of the values, divided by commas, or none of them; `>`: is a greater
+    number; `~`: is among a share of all values, drawn by the seed. `turns` is the number of turns.
     """
 
     split: str
@@ -84,8 +84,9 @@ class Rule:
         found = re.fullmatch(r"(\w+):\s*([^\s=!>~]+)\s*(!=|=|>|~)\s*(\S.*)", text.strip(), re.S)
         if not found or found[1] not in SHIFT_OF_SPLIT:
             raise DataError(
-                f"--split {text!r}: accepted is 'SPLIT: FIELD SIGN VALUE', SPLIT one of {', '.join(SHIFT_OF_SPLIT)}, "
-                "SIGN one of = != > ~, for example 'OOD1Test: language != en'."
+                f"--split {text!r}: accepted is 'SPLIT: FIELD SIGN VALUE', SPLIT one of "
+                f"{', '.join(SHIFT_OF_SPLIT)}, SIGN one of = != > ~, for example 'OOD1Test: "
+                "language != en'."
             )
         rule = cls(*found.groups())
         if rule.sign in ">~" and not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", rule.value):
@@ -111,8 +112,8 @@ class Conversion:
     Attributes:
         paths: where a row has our fields, by their names; dots lead into objects and lists.
         roles: what speakers' names mean, beside `ROLES`.
-        characters: profiles by name, for rows whose character has that name or, under an empty name,
-            for rows without a character.
+        characters: profiles by name, for rows whose character has that name or, under an empty
+            name, for rows without a character.
         form: the format to read; by default each row's is recognised.
         rules: which rows go into which split; the first that holds counts, then the row's own.
         test: the share of the other rows that goes into IDTest.

@@ -152,7 +152,8 @@ def read_rows(path: str | Path) -> list[Row]:
     rows = _rows_or_object(Path(path))
     if not isinstance(rows, list):
         raise DataError(
-            f"{path}: found an object; accepted is a list of rows, or a .jsonl file with one row a line."
+            f"{path}: found an object; accepted is a list of rows, or a .jsonl file with one row a "
+            "line."
         )
     return [(where, plain_row(row)) for where, row in rows]
 
@@ -237,8 +238,8 @@ def _read_split_folder(folder: Path) -> dict[str, list[Row]]:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
     if not files:
         raise DataError(
-            f"{folder}: holds no data; accepted are <split>.jsonl, .json or .parquet, <split> one of "
-            f"{', '.join(SHIFT_OF_SPLIT)}, or a folder written by datasets.save_to_disk."
+            f"{folder}: holds no data; accepted are <split>.jsonl, .json or .parquet, <split> one "
+            f"of {', '.join(SHIFT_OF_SPLIT)}, or a folder written by datasets.save_to_disk."
         )
     return read_split_files(files, str(folder))
 
@@ -251,8 +252,9 @@ def _group_by_split(rows: list[Row], path: Path) -> dict[str, list[Row]]:
         if name not in list(SPLIT_NAMES):
             found = f"{name!r}" if isinstance(row, Mapping) and "split" in row else "absent"
             raise DataError(
-                f"{where}: field 'split' is {found}; accepted are {', '.join(SHIFT_OF_SPLIT)} "
-                f"(in every row, or one file for each split, or an object of splits in {path.stem}.json)."
+                f"{where}: field 'split' is {found}; accepted are {', '.join(SHIFT_OF_SPLIT)} (in "
+                "every row, or one file for each split, or an object of splits in "
+                f"{path.stem}.json)."
             )
         rest = {key: value for key, value in row.items() if key != "split"}
         groups.setdefault(name, []).append((where, rest))
@@ -328,8 +330,8 @@ def _extra_fields(row: Any) -> list[str]:
 
 def _refuse_double(example: Example, where: str, earlier: str) -> None:
     raise DataError(
-        f"{where}: sample_ID {example.sample_id!r} is also that of {earlier}; accepted is one "
-        "row for each sample_ID, over all splits, as responses are matched by it. Rename or remove one."
+        f"{where}: sample_ID {example.sample_id!r} is also that of {earlier}; accepted is one row "
+        "for each sample_ID, over all splits, as responses are matched by it. Rename or remove one."
     )
 
 

@@ -63,12 +63,14 @@ class Example:
         missing = [field for field in REQUIRED_FIELDS if field not in row]
         if missing:
             raise DataError(
-                f"{where}: field {missing[0]!r} is missing; the row has {', '.join(map(repr, row)) or 'no fields'}."
+                f"{where}: field {missing[0]!r} is missing; the row has "
+                f"{', '.join(map(repr, row)) or 'no fields'}."
             )
         unknown = [field for field in row if field not in REQUIRED_FIELDS + OPTIONAL_FIELDS]
         if unknown:
             raise DataError(
-                f"{where}: unknown field {unknown[0]!r}; accepted are {', '.join(REQUIRED_FIELDS + OPTIONAL_FIELDS)}."
+                f"{where}: unknown field {unknown[0]!r}; accepted are "
+                f"{', '.join(REQUIRED_FIELDS + OPTIONAL_FIELDS)}."
             )
         return cls(
             sample_id=id_field(row, where),
@@ -204,8 +206,8 @@ def text_field(
     except UnicodeEncodeError as error:
         # An escape such as \\ud83d without its second half: JSON allows it, UTF-8 does not.
         raise DataError(
-            f"{where}: {label} has half of a surrogate pair ({value[error.start]!r}) at character {error.start}; "
-            "remove it."
+            f"{where}: {label} has half of a surrogate pair ({value[error.start]!r}) at character "
+            f"{error.start}; remove it."
         ) from None
     return value
 

@@ -62,8 +62,9 @@ def corpus_from_folder(folder: str | Path) -> Corpus:
     problem = "more than one corpus" if whole else "no corpus"
     names = ", ".join(str(file.relative_to(folder)) for file in (whole + by_split or files))
     raise DataError(
-        f"{folder}: {problem} among {names or 'no JSON file'}; accepted is one JSON object of splits, or one file for "
-        f"each split ({', '.join(SHIFT_OF_SPLIT)}). Name the file to use with data.path=FILE."
+        f"{folder}: {problem} among {names or 'no JSON file'}; accepted is one JSON object of "
+        f"splits, or one file for each split ({', '.join(SHIFT_OF_SPLIT)}). Name the file to use "
+        "with data.path=FILE."
     )
 
 

@@ -1,4 +1,4 @@
-"""A judge's answers on disk, as `coevolve judge` writes them and `coevolve remid --judge` reads them.
+"""A judge's answers on disk, as `coevolve judge` writes them and `remid --judge` reads them.
 
 A ledger (`coevolve.data.ledger`). Its first line has the rubric with its scale, every further one
 what one question gave: scores by model and criterion, the models in the order in which they stood.

@@ -104,15 +104,16 @@ class Ledger(Generic[Value, Asked]):
             there = False
         if not there:
             raise DataError(
-                f"{self.path}: was deleted or moved while it was written, and with it the answers that came. Start "
-                "again, or put it back to go on from there."
+                f"{self.path}: was deleted or moved while it was written, and with it the answers "
+                "that came. Start again, or put it back to go on from there."
             )
 
     def _lines_behind(self, header: Mapping[str, Any], compared: Iterable[str]) -> list[Line]:
         path = self.path
         if path.exists() and not path.is_file():
             raise DataError(
-                f"{path}: is no file, so no answers can be kept there. Move it away, or name another file."
+                f"{path}: is no file, so no answers can be kept there. Move it away, or name "
+                "another file."
             )
         if not path.exists() or path.stat().st_size == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +128,9 @@ class Ledger(Generic[Value, Asked]):
         for part in compared:
             if first[part] != json.loads(json.dumps(header[part])):
                 raise DataError(
-                    f"{path}:1: what is there comes from other {part}: {_difference(first[part], header[part])}. Name "
-                    "another file, or delete this one to ask again."
+                    f"{path}:1: what is there comes from other {part}: "
+                    f"{_difference(first[part], header[part])}. Name another file, or delete this "
+                    "one to ask again."
                 )
         return rows
 
@@ -164,13 +166,14 @@ def answers_by_id(
             if unknown == "leave":
                 continue
             raise DataError(
-                f"{where}: sample_ID {sample_id!r} is none of the {len(by_id)} examples. Remove the row."
+                f"{where}: sample_ID {sample_id!r} is none of the {len(by_id)} examples. Remove "
+                "the row."
             )
         now = fingerprint(by_id[sample_id])
         if row.get("example", now) != now:
             raise DataError(
-                f"{where}: the example {sample_id!r} has changed since the line was written. Remove the line to have "
-                "it asked again, or go back to the data of that time."
+                f"{where}: the example {sample_id!r} has changed since the line was written. "
+                "Remove the line to have it asked again, or go back to the data of that time."
             )
         answers[sample_id] = answer
     return answers
@@ -182,7 +185,8 @@ def index_by_id(examples: Iterable[Asked]) -> dict[str, Asked]:
     for example in examples:
         if example.sample_id in by_id:
             raise DataError(
-                f"sample_ID {example.sample_id!r} is there twice among the examples. Give each its own."
+                f"sample_ID {example.sample_id!r} is there twice among the examples. Give each its "
+                "own."
             )
         by_id[example.sample_id] = example
     return by_id

@@ -92,8 +92,9 @@ def read_conversations(path: str | Path) -> list[Conversation]:
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
-                    f"{path}:{reader.line_num}: the row that ends here has too {'many' if None in row else 'few'} "
-                    f"fields; accepted are {len(columns)}. Download the file again."
+                    f"{path}:{reader.line_num}: the row that ends here has too "
+                    f"{'many' if None in row else 'few'} fields; accepted are {len(columns)}. "
+                    "Download the file again."
                 )
             personas = _lines(row[USER_PERSONAS]), _lines(row[AGENT_PERSONAS])
             conversations.append(Conversation(*personas, *_parse_conversation(row[CONVERSATION])))
@@ -154,8 +155,9 @@ def _examples(
         logger.warning(told, path, number, of, subset, reasons)
     if len(examples) < (size or 1):
         raise DataError(
-            f"{path}: has {len(examples)} usable conversations for {subset} ({turns} user turns each), asked for were "
-            f"{size or 'all, at least 1'}. Ask for fewer examples or fewer turns."
+            f"{path}: has {len(examples)} usable conversations for {subset} ({turns} user turns "
+            f"each), asked for were {size or 'all, at least 1'}. Ask for fewer examples or fewer "
+            "turns."
         )
     return examples
 

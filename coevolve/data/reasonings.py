@@ -27,19 +27,21 @@ def read_reasonings(
     for where, sample_id, text in _located(Path(path)):
         if sample_id not in of_data:
             raise DataError(
-                f"{where}: sample_ID {sample_id!r} is not in the data ({len(of_data)} samples). Check that the "
-                "reasonings belong to this data, or remove it."
+                f"{where}: sample_ID {sample_id!r} is not in the data ({len(of_data)} samples). "
+                "Check that the reasonings belong to this data, or remove it."
             )
         if sample_id in found:
             raise DataError(
-                f"{where}: sample_ID {sample_id!r} was there before; accepted is one reasoning for each."
+                f"{where}: sample_ID {sample_id!r} was there before; accepted is one reasoning for "
+                "each."
             )
         found[sample_id] = text
     wanted = [example.sample_id for example in examples]
     missing = [sample_id for sample_id in wanted if sample_id not in found]
     if missing:
         raise DataError(
-            f"{path}: lacks a reasoning for {len(missing)} of {len(wanted)} samples: {listed(missing)}. Add them."
+            f"{path}: lacks a reasoning for {len(missing)} of {len(wanted)} samples: "
+            f"{listed(missing)}. Add them."
         )
     return {sample_id: found[sample_id] for sample_id in wanted}
 
@@ -56,7 +58,8 @@ def _located(path: Path) -> Iterator[tuple[str, str, str]]:
             return
         if not isinstance(value, list):
             raise DataError(
-                f"{path}: found {kind(value)}; accepted is an object of sample_ID and text, or a list of {ROW}."
+                f"{path}: found {kind(value)}; accepted is an object of sample_ID and text, or a "
+                f"list of {ROW}."
             )
         rows = [(f"{path}[{index}]", row) for index, row in enumerate(value)]
     for where, row in rows:

@@ -11,7 +11,10 @@ from coevolve.data.ledger import is_header
 from coevolve.errors import DataError
 from coevolve.files import write_jsonl
 
-ACCEPTED = "a 'response', or the public layout's 'model_response' (a string, or an object with a 'model_response')"
+ACCEPTED = (
+    "a 'response', or the public layout's 'model_response' (a string, or an object with a "
+    "'model_response')"
+)
 
 HEADER = ("model", "prompt", "address")
 """The keys of the first line of a file that `coevolve respond` wrote: what gave the responses."""
@@ -53,16 +56,18 @@ def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
     for where, sample_id, response in _rows_of(path, examples):
         if sample_id in answered:
             raise DataError(
-                f"{where}: sample_ID {sample_id!r} was answered before, in {answered[sample_id][0]}; accepted is one "
-                "response for each sample. Remove one of the two."
+                f"{where}: sample_ID {sample_id!r} was answered before, in "
+                f"{answered[sample_id][0]}; accepted is one response for each sample. Remove one "
+                "of the two."
             )
         answered[sample_id] = (where, response)
     ids = [example.sample_id for example in examples]
     missing = [sample_id for sample_id in ids if sample_id not in answered]
     if missing:
         raise DataError(
-            f"{path}: lacks a response for {len(missing)} of {len(set(ids))} samples: {listed(missing)}. Add a "
-            "row for each, or allow such samples to be left out (--missing drop)."
+            f"{path}: lacks a response for {len(missing)} of {len(set(ids))} samples: "
+            f"{listed(missing)}. Add a row for each, or allow such samples to be left out "
+            "(--missing drop)."
         )
     return [answered[sample_id][1] for sample_id in ids]
 
@@ -110,7 +115,7 @@ def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -
 
 
 def record_of(path: str | Path) -> tuple[Mapping[str, Any] | None, list[str]]:
-    """(what gave the responses, if `coevolve respond` wrote the file; sample_IDs of those cut off)."""
+    """(what gave the responses, if `coevolve respond` wrote the file; IDs of those cut off)."""
     rows = read_rows(path)
     cut = [row for _, row in rows if isinstance(row, Mapping) and row.get("cut_off") is True]
     header = rows[0][1] if rows and is_header(rows[0][1], HEADER) else None
@@ -138,7 +143,8 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
         )
     if "sample_ID" not in row:
         raise DataError(
-            f"{where}: field 'sample_ID' is missing; the row has {', '.join(map(repr, row)) or 'no fields'}."
+            f"{where}: field 'sample_ID' is missing; the row has "
+            f"{', '.join(map(repr, row)) or 'no fields'}."
         )
     sample_id = id_field(row, where)
     where = f"{where} (sample_ID {sample_id!r})"

@@ -23,7 +23,7 @@ class Contrast:
     Attributes:
         matched: (N,) log q(y_i | x_i).
         mismatched: (P,) log q(y_j | x_i) for the pairs.
-        pairs: (P, 2) integers (context i, response j), i != j; contexts from N up are of no response.
+        pairs: (P, 2) integers (context i, response j), i != j; contexts from N up have no response.
         tokens: (N,) tokens of each response.
         normalisation: of estimates; `per_token` divides each response's term by its own tokens.
         marginal: (N,) log m(y_i) by a model of the responses alone, for the form that needs it.
@@ -44,13 +44,14 @@ class Contrast:
             or self.tokens.shape != self.matched.shape
         ):
             raise DataError(
-                f"matched log-probabilities have shape {self.matched.shape} and tokens {self.tokens.shape}; accepted "
-                "is one of each for every example, and at least one example."
+                f"matched log-probabilities have shape {self.matched.shape} and tokens "
+                f"{self.tokens.shape}; accepted is one of each for every example, and at least one "
+                "example."
             )
         if self.mismatched.ndim != 1 or self.pairs.shape != (self.mismatched.size, 2):
             raise DataError(
-                f"pairs have shape {self.pairs.shape}; accepted is ({self.mismatched.size}, 2), one (context, "
-                "response) for each mismatched log-probability."
+                f"pairs have shape {self.pairs.shape}; accepted is ({self.mismatched.size}, 2), "
+                "one (context, response) for each mismatched log-probability."
             )
         if self.pairs.size and (
             self.pairs.min() < 0 or self.pairs[:, 1].max() >= self.matched.size
@@ -107,7 +108,7 @@ class Contrast:
 
     @property
     def divisors(self) -> np.ndarray:
-        """(N,) what the terms of each response are divided by: its tokens, or 1 for `per_response`."""
+        """(N,) what the terms of a response are divided by: its tokens, or 1 (`per_response`)."""
         return self.tokens if self.normalisation == "per_token" else np.ones(self.examples)
 
     @cached_property
@@ -117,8 +118,8 @@ class Contrast:
         counts = np.bincount(self.pairs[:, 1], minlength=self.examples)
         if np.any(counts == 0):
             raise DataError(
-                f"{int(np.sum(counts == 0))} of {self.examples} responses are in no mismatched pair. "
-                "Score all pairs, or a number of them per context."
+                f"{int(np.sum(counts == 0))} of {self.examples} responses are in no mismatched "
+                "pair. Score all pairs, or a number of them per context."
             )
         return ByResponse(order, counts)
 

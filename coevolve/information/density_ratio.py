@@ -14,10 +14,10 @@ What differs is the estimate of log E q(y_j | x') from K other contexts k:
 
 | form | estimate | bias, for a given q |
 |---|---|---|
-| `info_nce` | log mean over the K and the own context | I too small, at most log(K + 1) (van den Oord, 2018) |
+| `info_nce` | log mean over the K and the own context | I too small, at most log(K + 1) |
 | `leave_one_out` | log mean over the K | I too large (L1Out: Poole, 2019; Cheng, 2020) |
-| `barber_agakov` | without bias up to a truncation | I too small, at most log K + 0.58, by much less than `info_nce` |
-| `calibrated` | the same, after fitting two numbers that forgive q | as `barber_agakov`; + about 1 / N for the fit |
+| `barber_agakov` | without bias up to a truncation | I too small, by less; at most log K + 0.58 |
+| `calibrated` | the same, after two numbers that forgive q are fitted | the same; + about 1 / N |
 
 Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding, 2018. Poole, Ozair,
 van den Oord, Alemi, Tucker: On Variational Bounds of Mutual Information, ICML 2019. Cheng et al.:
@@ -160,7 +160,7 @@ def calibrate(contrast: Contrast) -> Calibration:
 
 
 def _fit_unrelated(terms: np.ndarray) -> tuple[float, float]:
-    """(largest mean of log((1 - a) exp(terms) + a), the share a that gives it); it is concave in a."""
+    """(largest mean of log((1 - a) exp(terms) + a), the share a of it); it is concave in a."""
     ratio = np.exp(np.minimum(terms, 700.0))
 
     def slope(share: float) -> float:

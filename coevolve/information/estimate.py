@@ -1,4 +1,4 @@
-"""Estimates of mutual information by name: what goes in, what comes out, and which forms there are."""
+"""Estimates of mutual information by name: what goes in and comes out, and which there are."""
 
 import math
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Importance sampling with self-normalised weights: what K candidates say of a posterior, in nats.
 
 Candidates r_k drawn from a proposal pi have weights w_k = q(r_k) p(y | r_k) / pi(r_k) (Rubin, 1987;
-Owen, Monte Carlo, chapter 9). Arrays of log w have shape (..., K); a candidate that cannot be one has
--inf.
+Owen, Monte Carlo, chapter 9). Arrays of log w have shape (..., K); a candidate that cannot be one
+has -inf.
 """
 
 import numpy as np
@@ -48,8 +48,8 @@ def resample(weights: Floats, count: int, uniform: float) -> NDArray[np.int64]:
     """Indices (count,) drawn with probabilities `weights` (K,), which makes of them a sample of the
     posterior (sampling-importance-resampling, Rubin 1987).
 
-    Systematic (Kitagawa, 1996): one `uniform` in [0, 1) sets points at equal distances, so that each
-    index comes count * w_k times, up to one and exactly so in expectation.
+    Systematic (Kitagawa, 1996): one `uniform` in [0, 1) sets points at equal distances, so that
+    each index comes count * w_k times, up to one and exactly so in expectation.
     """
     points = (uniform + np.arange(count)) / count
     edges = np.cumsum(weights)

@@ -33,8 +33,8 @@ def check_normalisation(normalisation: str) -> None:
     """Raise RecipeError unless `normalisation` is one of the two."""
     if normalisation not in get_args(Normalisation):
         raise RecipeError(
-            f"normalisation is {normalisation!r}; accepted are 'per_token' (mean over the tokens, as "
-            "published) and 'per_response' (sum over them)."
+            f"normalisation is {normalisation!r}; accepted are 'per_token' (mean over the tokens, "
+            "as published) and 'per_response' (sum over them)."
         )
 
 

@@ -21,7 +21,7 @@ from coevolve.information.contrast import Contrast
 from coevolve.information.influence import Influence
 
 KT = 0.5  # pseudo-count of each type of the vocabulary (Krichevsky & Trofimov, 1981)
-BACK_OFF = 2.0  # pseudo-count of the unigram in a bigram's prediction (a Dirichlet prior: MacKay & Peto, 1995)
+BACK_OFF = 2.0  # of the unigram in a bigram's prediction (a Dirichlet prior: MacKay & Peto, 1995)
 
 
 def difference_of_entropies(contrast: Contrast) -> tuple[float, Influence]:

@@ -43,8 +43,8 @@ def fit_weight(first: np.ndarray, second: np.ndarray) -> float:
     """
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise DataError(
-            f"a weight is fitted to as many responses of both, and at least one; found {first.shape} "
-            f"and {second.shape}."
+            "a weight is fitted to as many responses of both, and at least one; found "
+            f"{first.shape} and {second.shape}."
         )
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):

@@ -54,8 +54,9 @@ def compare_perplexities(model: LogProbs, baseline: LogProbs) -> PerplexityRatio
     if not np.array_equal(model_tokens, tokens):
         first = int(np.argmax(model_tokens != tokens))
         raise DataError(
-            f"response {first} has {model_tokens[first]:.0f} tokens for the model, {tokens[first]:.0f} for the "
-            "baseline; perplexities per token compare only under one tokeniser."
+            f"response {first} has {model_tokens[first]:.0f} tokens for the model, "
+            f"{tokens[first]:.0f} for the baseline; perplexities per token compare only under one "
+            "tokeniser."
         )
     difference = baseline_sum - model_sum
     log_ratio = float(difference.sum() / tokens.sum())

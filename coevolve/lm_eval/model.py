@@ -90,7 +90,8 @@ class EstimatorLM(LM):
         for index, request in enumerate(requests):
             if not request.args[1].strip():
                 raise DataError(
-                    f"request {index}: the continuation is empty; a response needs a visible character."
+                    f"request {index}: the continuation is empty; a response needs a visible "
+                    "character."
                 )
         weights, parts = self._prompts([request.args[0] for request in requests])
         targets = [self.render.response_ids(request.args[1]) for request in requests]
@@ -134,7 +135,8 @@ class EstimatorLM(LM):
             options = request.args[1]
             if options.get("do_sample") and options.get("temperature", 1.0) > 0:
                 raise DataError(
-                    f"request {index}: asks for sampling; accepted is greedy decoding (do_sample=False)."
+                    f"request {index}: asks for sampling; accepted is greedy decoding "
+                    "(do_sample=False)."
                 )
             by_length.setdefault(int(options.get("max_gen_toks", MAX_NEW_TOKENS)), []).append(index)
         with self.estimator.roles.acting(ESTIMATOR) as model:

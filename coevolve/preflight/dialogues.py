@@ -48,7 +48,7 @@ class Dialogues:
 
 @dataclass(frozen=True)
 class Needs:
-    """Tokens of an example: the connector's prompt, the estimator's without features, the response."""
+    """Tokens of the connector's prompt, the estimator's without features, and the response."""
 
     connector: int
     estimator: int
@@ -66,7 +66,7 @@ class Needs:
         )
 
     def with_reasoning(self, tokens: int) -> int:
-        """Of the longest sequence that the example leads to, beside a reasoning of so many tokens."""
+        """Of the longest sequence that the example leads to, with a reasoning of so many tokens."""
         return tokens + max(self.connector, self.estimator + self.response)
 
 
@@ -139,8 +139,9 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
         size = longer[split][worst]
         counts = ", ".join(f"{len(x.sample_ids)} of {x.of} in {x.split}" for x in sifted.left_out)
         raise TooLongError(
-            f"{corpus.source}: {split}, sample_ID {worst!r}: needs {size} tokens with its reasoning and response; "
-            f"model.max_length is {limit}, which is too short for {counts}. Raise it, or set data.over_long=drop."
+            f"{corpus.source}: {split}, sample_ID {worst!r}: needs {size} tokens with its "
+            f"reasoning and response; model.max_length is {limit}, which is too short for "
+            f"{counts}. Raise it, or set data.over_long=drop."
         )
     for split, left in sifted.splits.items():
         if not left:
@@ -157,8 +158,8 @@ def divide(recipe: Recipe, corpus: Corpus, sifted: Sifted) -> Dialogues:
     train = sifted.splits[TRAIN_SPLIT]
     if len(train) <= recipe.data.validation:
         raise DataError(
-            f"{corpus.source}: {TRAIN_SPLIT} has {len(train)} usable examples, and data.validation takes "
-            f"{recipe.data.validation}; lower it or give more data."
+            f"{corpus.source}: {TRAIN_SPLIT} has {len(train)} usable examples, and data.validation "
+            f"takes {recipe.data.validation}; lower it or give more data."
         )
     order = np.random.default_rng(derive_seed(recipe.seed, "validation")).permutation(len(train))
     held_out = set(order[: recipe.data.validation].tolist())

@@ -100,8 +100,9 @@ def _beyond(
     longest = max(prompts, key=prompts.__getitem__)
     if prompts[longest] + beside > draft.positions[role]:
         yield TooLongError(
-            f"{where}: sample_ID {longest!r}: its prompt has {prompts[longest]} tokens and {what} needs {beside}; the "
-            f"{role}'s base model holds {draft.positions[role]}. Shorten its dialogue or leave the example out."
+            f"{where}: sample_ID {longest!r}: its prompt has {prompts[longest]} tokens and {what} "
+            f"needs {beside}; the {role}'s base model holds {draft.positions[role]}. Shorten its "
+            "dialogue or leave the example out."
         )
 
 

@@ -47,9 +47,9 @@ def fit_traces(
     if longer and (recipe.data.over_long == "error" or not kept):
         worst = max(longer, key=longer.__getitem__)
         raise TooLongError(
-            f"sample_ID {worst!r}: needs {longer[worst]} tokens with its trace; model.max_length is "
-            f"{recipe.model.max_length}, which {len(longer)} of {len(examples)} exceed. Raise it, or set "
-            "data.over_long=drop."
+            f"sample_ID {worst!r}: needs {longer[worst]} tokens with its trace; model.max_length "
+            f"is {recipe.model.max_length}, which {len(longer)} of {len(examples)} exceed. Raise "
+            "it, or set data.over_long=drop."
         )
     left_out = LeftOut("IDTrain", "do not fit with their trace", len(examples), list(longer))
     fitting, theirs = [example for example, _ in kept], [trace for _, trace in kept]

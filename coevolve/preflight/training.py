@@ -116,8 +116,8 @@ def _positions(draft: Training) -> Iterator[CoevolveError]:
     for base in draft.bases.values():
         if model.max_length > base.positions:
             yield RecipeError(
-                f"model.max_length: found {model.max_length}; the base model {base.source!r} holds {base.positions} "
-                "tokens. Lower it."
+                f"model.max_length: found {model.max_length}; the base model {base.source!r} holds "
+                f"{base.positions} tokens. Lower it."
             )
 
 
@@ -164,8 +164,9 @@ def _rl_room(draft: Training) -> Iterator[CoevolveError]:
         worst = max(sizes, key=sizes.__getitem__)
         if sizes[worst] > draft.positions(role):
             yield RecipeError(
-                f"{section}.max_completion_length: found {room}; with it, sample_ID {worst!r} leads to {what} of "
-                f"{sizes[worst]} tokens, and the {role}'s base model holds {draft.positions(role)}. Lower it."
+                f"{section}.max_completion_length: found {room}; with it, sample_ID {worst!r} "
+                f"leads to {what} of {sizes[worst]} tokens, and the {role}'s base model holds "
+                f"{draft.positions(role)}. Lower it."
             )
 
 
@@ -178,7 +179,8 @@ def _posterior(draft: Training) -> None:
         return
     if not render.prompts.teacher_user:
         raise RecipeError(
-            f"{field} in a teacher's words, and the prompt set {render.prompts.name!r} has none. Use connector."
+            f"{field} in a teacher's words, and the prompt set {render.prompts.name!r} has none. "
+            "Use connector."
         )
     room = recipe.model.max_reasoning_tokens
     sizes = {
@@ -188,8 +190,9 @@ def _posterior(draft: Training) -> None:
     worst = max(sizes, key=sizes.__getitem__)
     if sizes[worst] > draft.positions(CONNECTOR):
         raise TooLongError(
-            f"{field}; the prompt of sample_ID {worst!r} and its reasoning are {sizes[worst]} tokens then, and the "
-            f"connector's base model holds {draft.positions(CONNECTOR)}. Lower model.max_reasoning_tokens."
+            f"{field}; the prompt of sample_ID {worst!r} and its reasoning are {sizes[worst]} "
+            f"tokens then, and the connector's base model holds {draft.positions(CONNECTOR)}. "
+            "Lower model.max_reasoning_tokens."
         )
 
 
@@ -222,8 +225,8 @@ def _traces(draft: Training) -> None:
             given_traces(draft.recipe, draft.data.test_examples, prompts, draft.corpus)
         except DataError as problem:
             raise DataError(
-                f"baselines.oracle shows the estimator the teacher's traces of the test examples: {problem} Or set "
-                "baselines.oracle=false."
+                "baselines.oracle shows the estimator the teacher's traces of the test examples: "
+                f"{problem} Or set baselines.oracle=false."
             ) from None
 
 
@@ -241,7 +244,7 @@ def _responses(draft: Training) -> Iterator[CoevolveError]:
 
 
 def _pairs(draft: Training) -> Iterator[CoevolveError]:
-    """The mismatched pairs of every subset, and the longest of them against the estimator's room."""
+    """The mismatched pairs of every subset, the longest against the estimator's room."""
     recipe = draft.recipe
     if not draft.responses and recipe.data.world is None:
         return
@@ -263,9 +266,10 @@ def _pairs(draft: Training) -> Iterator[CoevolveError]:
         tokens = draft.needs(context).estimator + reasoning + max(sizes)
         if tokens > draft.positions(ESTIMATOR):
             yield TooLongError(
-                f"{where}: the context of sample_ID {context!r} with a reasoning and the longest response of the "
-                f"subset ({max(sizes)} tokens) is {tokens} tokens, the base model holds {draft.positions(ESTIMATOR)}. "
-                "Lower model.max_reasoning_tokens, or shorten them."
+                f"{where}: the context of sample_ID {context!r} with a reasoning and the longest "
+                f"response of the subset ({max(sizes)} tokens) is {tokens} tokens, the base model "
+                f"holds {draft.positions(ESTIMATOR)}. Lower model.max_reasoning_tokens, or shorten "
+                "them."
             )
 
 

@@ -25,8 +25,8 @@ from coevolve.recipe.load import read_section
 from coevolve.recipe.section import Section
 
 SYSTEM = """\
-You play a character in a conversation with a user. Stay in character: speak as the character would, know what the \
-character knows, and answer in the language of the conversation.
+You play a character in a conversation with a user. Stay in character: speak as the character \
+would, know what the character knows, and answer in the language of the conversation.
 
 ## Your character
 {agent_character}
@@ -95,8 +95,8 @@ WORLD = PlayPrompt(
 )
 """Of the synthetic world, in its few words."""
 THINK = """\
-Think before you respond: who the character is, who the user is, and what the user wants now. Put the thought between \
-<think> and </think>, and the response behind it."""
+Think before you respond: who the character is, who the user is, and what the user wants now. Put \
+the thought between <think> and </think>, and the response behind it."""
 
 
 def play_prompt(name: str, *, thinking: bool = False) -> PlayPrompt:

@@ -42,8 +42,9 @@ class Renderer:
     ):
         if not tokenizer.chat_template:
             raise ArtifactError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. Use an instruction-tuned model, "
-                "or set tokenizer.chat_template and save the tokenizer again."
+                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. Use an "
+                "instruction-tuned model, or set tokenizer.chat_template and save the tokenizer "
+                "again."
             )
         self.prompts = prompts
         self.tokenizer = tokenizer
@@ -101,7 +102,7 @@ class Renderer:
         )
 
     def teacher(self, example: Example) -> list[dict[str, str]]:
-        """The chat messages that ask a teacher, who is shown the golden response, for a reasoning."""
+        """The chat messages that ask a teacher, shown the golden response, for a reasoning."""
         if example.golden_response is None:
             raise ValueError(f"{example.sample_id!r} has no golden response to show.")
         return _messages(
@@ -165,9 +166,10 @@ class Renderer:
             share = self.unknown_share(text)
             if share > MOST_UNKNOWN:
                 raise DataError(
-                    f"{where}, sample_ID {example.sample_id!r}: {field}: {share:.0%} of its tokens are unknown to the "
-                    f"tokenizer of {self.tokenizer.name_or_path!r}; accepted is {MOST_UNKNOWN:.0%} at most. Use a base "
-                    "model that knows the language, or leave the example out."
+                    f"{where}, sample_ID {example.sample_id!r}: {field}: {share:.0%} of its tokens "
+                    f"are unknown to the tokenizer of {self.tokenizer.name_or_path!r}; accepted is "
+                    f"{MOST_UNKNOWN:.0%} at most. Use a base model that knows the language, or "
+                    "leave the example out."
                 )
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -247,7 +249,7 @@ def _messages(system: str, user: str) -> list[dict[str, str]]:
 
 
 def _harmful_pattern(prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    """Control tokens and section headings anywhere; the template's labels at the start of a line."""
+    """Control tokens and section headings anywhere; the template's labels where a line starts."""
     anywhere = any_of(
         {token.content for token in tokenizer.added_tokens_decoder.values()} | set(prompts.sections)
     )

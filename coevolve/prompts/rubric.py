@@ -56,8 +56,8 @@ A character talks to a user. Judge how well each response would continue the con
 ## Criteria
 {criteria}
 
-Give each response a whole number from {low} (worst) to {high} (best) for each criterion. Answer with these lines \
-only, with your numbers in place of the dots:
+Give each response a whole number from {low} (worst) to {high} (best) for each criterion. Answer \
+with these lines only, with your numbers in place of the dots:
 {answer}"""
     """Also with {golden_response}, for a judge that may see it."""
     response: str = "## Response {label}\n{response}"

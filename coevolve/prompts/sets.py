@@ -113,7 +113,8 @@ class PromptSet:
             raise RecipeError(f"prompts: {problem}.")
         if self.convention not in get_args(Convention):
             raise RecipeError(
-                f"prompts: convention is {self.convention!r}; accepted are {', '.join(get_args(Convention))}."
+                f"prompts: convention is {self.convention!r}; accepted are "
+                f"{', '.join(get_args(Convention))}."
             )
 
     def _problems(self) -> Iterator[str]:
@@ -121,7 +122,10 @@ class PromptSet:
             value = getattr(self, field.name)
             texts = value if field.name in LISTS and isinstance(value, tuple) else (value,)
             if field.name in LISTS and (not isinstance(value, tuple) or len(value) > MOST_ITEMS):
-                yield f"{field.name} is {value!r:.80}; accepted is a list of at most {MOST_ITEMS} texts"
+                yield (
+                    f"{field.name} is {value!r:.80}; accepted is a list of at most {MOST_ITEMS} "
+                    "texts"
+                )
             for text in texts:
                 problem = problem_of_text(text)
                 if problem is None and field.name in FIELDS_OF_TEMPLATE:
@@ -131,9 +135,15 @@ class PromptSet:
                 if problem:
                     yield f"{field.name} {problem}"
         if not self.sections or not all(heading.strip() for heading in self.sections):
-            yield "sections is empty or has an empty heading; accepted are headings, the last one of the core features"
+            yield (
+                "sections is empty or has an empty heading; accepted are headings, the last one of "
+                "the core features"
+            )
         if "features" not in fields_of(self.estimator_user):
-            yield "estimator_user has no {features}, so no reasoning could reach the estimator; add that field"
+            yield (
+                "estimator_user has no {features}, so no reasoning could reach the estimator; add "
+                "that field"
+            )
 
     @cached_property
     def instruction(self) -> frozenset[str]:
@@ -162,7 +172,8 @@ class PromptSet:
         unknown = set(values) - known
         if unknown:
             raise RecipeError(
-                f"prompts: unknown field {sorted(unknown)[0]!r}; accepted are {', '.join(sorted(known))}."
+                f"prompts: unknown field {sorted(unknown)[0]!r}; accepted are "
+                f"{', '.join(sorted(known))}."
             )
         given: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -198,17 +209,22 @@ _DIALOGUE: dict[str, Any] = {
     # A model goes on with what it read last. So the prompt ends as the answer begins, and features
     # do not stand between the two.
     "estimator_user": (
-        "{context}\n\n## Core Features of the Golden Response\n```\n{features}\n```\n\n{last_exchange}"
+        "{context}\n\n## Core Features of the Golden "
+        "Response\n```\n{features}\n```\n\n{last_exchange}"
     ),
     "direct_user": "{context}\n\n{last_exchange}",
-    "judge_system": "You judge how well a response in a role-playing dialogue carries the features asked for.",
+    "judge_system": (
+        "You judge how well a response in a role-playing dialogue carries the features asked for."
+    ),
     "judge_user": (
         "## Core Features\n```\n{features}\n```\n\n## Response\n{response}\n\n"
-        "How much of the core features does the response match? Answer with a percentage from 0% to 100% only."
+        "How much of the core features does the response match? Answer with a percentage from 0% "
+        "to 100% only."
     ),
     "judge_match": "100%",
     "estimator_system": (
-        "You play the agent's character in a dialogue with the user. Give the agent's next response and nothing else."
+        "You play the agent's character in a dialogue with the user. Give the agent's next "
+        "response and nothing else."
     ),
 }
 
@@ -222,31 +238,40 @@ ROLEPLAY = PromptSet(
         FEATURES_HEADING,
     ),
     connector_system=(
-        "You prepare the response of a character in a role-playing dialogue. You do not write the response. You work "
-        "out what it has to be like."
+        "You prepare the response of a character in a role-playing dialogue. You do not write the "
+        "response. You work out what it has to be like."
     ),
     connector_user=(
         "{context}\n\n"
-        "Think about the agent's next response, under these five headings, each on a line of its own:\n"
-        "[User Persona] what in the user's persona, background and language matters for this turn;\n"
-        "[Agent Character] what in the character's identity, knowledge, style and mood matters for this turn;\n"
-        "[Dialogue Context] what was said, what the user wants now, and what would be out of place;\n"
+        "Think about the agent's next response, under these five headings, each on a line of its "
+        "own:\n"
+        "[User Persona] what in the user's persona, background and language matters for this "
+        "turn;\n"
+        "[Agent Character] what in the character's identity, knowledge, style and mood matters for "
+        "this turn;\n"
+        "[Dialogue Context] what was said, what the user wants now, and what would be out of "
+        "place;\n"
         "[Connections] how persona, character and dialogue bear on one another;\n"
-        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, length, language."
+        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, "
+        "length, language."
     ),
     teacher_system=(
-        "You explain why a given response in a role-playing dialogue is the right one, as if you had worked out what "
-        "it must be like before it was written."
+        "You explain why a given response in a role-playing dialogue is the right one, as if you "
+        "had worked out what it must be like before it was written."
     ),
     teacher_user=(
         "{context}\n\n## The response that was given\n{response}\n\n"
-        "Work out what leads to this response, under these five headings, each on a line of its own. Do not quote the "
-        "response and do not mention that you have seen it.\n"
-        "[User Persona] what in the user's persona, background and language matters for this turn;\n"
-        "[Agent Character] what in the character's identity, knowledge, style and mood matters for this turn;\n"
-        "[Dialogue Context] what was said, what the user wants now, and what would be out of place;\n"
+        "Work out what leads to this response, under these five headings, each on a line of its "
+        "own. Do not quote the response and do not mention that you have seen it.\n"
+        "[User Persona] what in the user's persona, background and language matters for this "
+        "turn;\n"
+        "[Agent Character] what in the character's identity, knowledge, style and mood matters for "
+        "this turn;\n"
+        "[Dialogue Context] what was said, what the user wants now, and what would be out of "
+        "place;\n"
         "[Connections] how persona, character and dialogue bear on one another;\n"
-        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, length, language."
+        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, "
+        "length, language."
     ),
     **_DIALOGUE,
 )
@@ -264,7 +289,8 @@ BRIEF = PromptSet(
     teacher_system="You explain in a few words what a good response in a dialogue has to be like.",
     teacher_user=(
         "{context}\n\n## The response that was given\n{response}\n\n"
-        "Say in a few words what leads to this response, under these two headings, without quoting it:\n"
+        "Say in a few words what leads to this response, under these two headings, without quoting "
+        "it:\n"
         "[Connections] what in persona, character and dialogue it takes up;\n"
         f"{FEATURES_HEADING} its act, key words, tone, length and language."
     ),

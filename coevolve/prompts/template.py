@@ -69,9 +69,9 @@ CODES = [dash + code for code in "aAbBcdeGHIjmMpSuUVwWxXyYZ" for dash in ("", "-
 # Takes the place of the clock that transformers gives to templates, which cannot be given another
 # time.
 CLOCK = (
-    "{% macro strftime_now(format) %}{% set at = namespace(text=format) %}"
-    "{% for code, value in calendar.items() %}{% set at.text = at.text | replace(code, value) %}{% endfor %}"
-    "{{ at.text }}{% endmacro %}\n"
+    "{% macro strftime_now(format) %}{% set at = namespace(text=format) %}{% for code, value in "
+    "calendar.items() %}{% set at.text = at.text | replace(code, value) %}{% endfor %}{{ at.text "
+    "}}{% endmacro %}\n"
 )
 
 
@@ -107,8 +107,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         if tokenizer.eos_token_id is None and tokenizer.pad_token_id is None:
             raise ArtifactError(
-                f"The tokenizer of {self._name!r} has neither an end-of-sequence nor a padding token. Set one of them, "
-                "and save the tokenizer again."
+                f"The tokenizer of {self._name!r} has neither an end-of-sequence nor a padding "
+                "token. Set one of them, and save the tokenizer again."
             )
         added = tokenizer.added_tokens_decoder.values()
         self._unsplit = any_of(token.content for token in added if not token.special)
@@ -121,8 +121,9 @@ class ChatTemplate:
         self._find_boundary(start)
         if "<think>" in self._ending:
             say_once(
-                f"The generation prompt of {self._name!r} opens a <think>, and no answer in a conversation has one "
-                "before it; responses are scored, trained and generated without it."
+                f"The generation prompt of {self._name!r} opens a <think>, and no answer in a "
+                "conversation has one before it; responses are scored, trained and generated "
+                "without it."
             )
 
     def render(self, messages: Messages, *, opening: bool = False) -> str:
@@ -141,15 +142,15 @@ class ChatTemplate:
                 return str(text)
         except TimeoutError as error:
             raise ArtifactError(
-                f"The chat template of {self._name!r} cannot be used: {error}. Use another model, or set "
-                "tokenizer.chat_template and save the tokenizer again."
+                f"The chat template of {self._name!r} cannot be used: {error}. Use another model, "
+                "or set tokenizer.chat_template and save the tokenizer again."
             ) from error
         except Exception as error:
             # A template is a program that came with a model, and may raise anything.
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ArtifactError(
-                f"The chat template of {self._name!r} refuses the messages: {why}. Use a model whose template takes "
-                "turns in exchange."
+                f"The chat template of {self._name!r} refuses the messages: {why}. Use a model "
+                "whose template takes turns in exchange."
             ) from error
 
     def prompt(self, messages: Messages, start: str = "") -> str:
@@ -157,8 +158,9 @@ class ChatTemplate:
         text = self.render(messages, opening=True)
         if not text.endswith(self._ending):
             raise ArtifactError(
-                f"The chat template of {self._name!r} ends a prompt with {text[-SHOWN:]!r} and others with "
-                f"{self._ending!r}, so where its answer begins is not known. Use another model."
+                f"The chat template of {self._name!r} ends a prompt with {text[-SHOWN:]!r} and "
+                f"others with {self._ending!r}, so where its answer begins is not known. Use "
+                "another model."
             )
         text = text.removesuffix(self._ending) + self._opening
         return text + start if start else text.removesuffix(self._boundary.space)
@@ -238,7 +240,7 @@ class ChatTemplate:
         return None if shown[0] == shown[1] else day.isoformat()
 
     def _takes_system(self) -> bool:
-        """Whether a system message is shown, and everything stays as it is when an answer follows."""
+        """Whether a system message is shown, and all stays as it is when an answer follows."""
         try:
             shown = all(
                 SYSTEM in self.render(messages, opening=True)
@@ -253,8 +255,8 @@ class ChatTemplate:
             return False
         if not shown:
             say_once(
-                f"The chat template of {self._name!r} leaves out system messages; here they go in front of the user's "
-                "message."
+                f"The chat template of {self._name!r} leaves out system messages; here they go in "
+                "front of the user's message."
             )
         return shown
 
@@ -314,8 +316,9 @@ class ChatTemplate:
         if not candidates and eos is None:
             behind = self.tokenizer.decode(amid)
             raise ArtifactError(
-                f"The chat template of {self._name!r} ends an assistant's message with {behind[:20]!r}, which is no "
-                "control token, and the tokenizer has no end-of-sequence token. Set one of the two."
+                f"The chat template of {self._name!r} ends an assistant's message with "
+                f"{behind[:20]!r}, which is no control token, and the tokenizer has no "
+                "end-of-sequence token. Set one of the two."
             )
         if not candidates:
             return (eos,), False
@@ -348,9 +351,10 @@ class ChatTemplate:
 
     def _refusal(self, whole: str, apart: str) -> ArtifactError:
         return ArtifactError(
-            f"The chat template of {self._name!r} does not say where an answer begins: with the answer, the "
-            f"conversation reads {whole[-SHOWN:]!r}, and prompt and answer apart read {apart[-SHOWN:]!r}. Set "
-            "tokenizer.chat_template to one under which they are the same, and save the tokenizer again."
+            f"The chat template of {self._name!r} does not say where an answer begins: with the "
+            f"answer, the conversation reads {whole[-SHOWN:]!r}, and prompt and answer apart read "
+            f"{apart[-SHOWN:]!r}. Set tokenizer.chat_template to one under which they are the "
+            "same, and save the tokenizer again."
         )
 
 

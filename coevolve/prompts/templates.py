@@ -43,7 +43,7 @@ def literals_of(template: str) -> list[str]:
 
 
 def problem_of_template(template: str, fields: Collection[str]) -> str | None:
-    """What is wrong with a template that is to be filled with these fields, None where nothing is."""
+    """What is wrong with a template to be filled with these fields, None where nothing is."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
@@ -74,6 +74,6 @@ def problem_of_label(label: str) -> str | None:
     ):
         return None
     return (
-        f"has {label!r:.80}; accepted is literal text of up to {LONGEST_LABEL} characters, with \\d+ once and up to "
-        "three groups of alternatives such as (User|Agent)"
+        f"has {label!r:.80}; accepted is literal text of up to {LONGEST_LABEL} characters, with "
+        "\\d+ once and up to three groups of alternatives such as (User|Agent)"
     )

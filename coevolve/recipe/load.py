@@ -21,9 +21,9 @@ Kind = TypeVar("Kind", bound=Section)
 def load_recipe(
     source: str | Path, overrides: Sequence[str] = (), kind: type[Recipe] = Recipe
 ) -> Recipe:
-    """The recipe at `source`, a folder with `config.yaml`, a YAML file or the name of one that comes
-    with the package, changed by the overrides, `dotted.key=value` with a value in YAML, and checked;
-    else RecipeError. What lies at a path goes before a name.
+    """The recipe at `source`, a folder with `config.yaml`, a YAML file or the name of one that
+    comes with the package, changed by the overrides, `dotted.key=value` with a value in YAML, and
+    checked; else RecipeError. What lies at a path goes before a name.
     """
     return read_recipe(source, overrides, kind)[0]
 
@@ -31,7 +31,7 @@ def load_recipe(
 def read_recipe(
     source: str | Path, overrides: Sequence[str] = (), kind: type[Recipe] = Recipe
 ) -> tuple[Recipe, Mapping[str, str]]:
-    """The recipe as `load_recipe`, and for each dotted key that is given, by which file or override."""
+    """The recipe as `load_recipe`, and for each dotted key given, by which file or override."""
     origins: dict[str, str] = {}
     try:
         path = recipe_path(source)
@@ -65,7 +65,7 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 def _read(path: Path, above: tuple[Path, ...], origins: dict[str, str]) -> dict[str, Any]:
-    """The values of a YAML file, over those of the one that it `extends`; `above` extend this one."""
+    """The values of a YAML file, over those of the one it `extends`; `above` extend this one."""
     values = parse_yaml(read_text(plain_file(path, at_most=4 * LARGEST)), str(path))
     if not isinstance(values, dict):
         raise RecipeError(
@@ -74,7 +74,8 @@ def _read(path: Path, above: tuple[Path, ...], origins: dict[str, str]) -> dict[
     chain = (*above, path)
     if any(os.path.samefile(path, other) for other in above) or len(chain) > DEEPEST:
         raise RecipeError(
-            f"{' extends '.join(map(str, chain))}: {EXTENDS} leads in a circle. Take one of them out."
+            f"{' extends '.join(map(str, chain))}: {EXTENDS} leads in a circle. Take one of them "
+            "out."
         )
     parent = values.pop(EXTENDS, None)
     own = {key: str(path) for key, _ in flat(values)}
@@ -105,7 +106,7 @@ def check_recipe(values: dict[str, Any], where: str) -> Recipe:
 
 
 def check_section(values: Any, where: str, kind: type[Kind]) -> Kind:
-    """The section of these values; RecipeError says where, which field, what was found, accepted."""
+    """The section of these values; RecipeError says where and which field, found and accepted."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -123,7 +124,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(
-            f"override {override!r}: accepted is dotted.key=value, for example data.path=dialogues.json"
+            f"override {override!r}: accepted is dotted.key=value, for example "
+            "data.path=dialogues.json"
         )
     try:
         value = parse_yaml(text, f"override {_shown(override)}")
@@ -132,7 +134,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     if len(parents) > DEEPEST:
         raise RecipeError(
-            f"override {_shown(override)}: {len(parents):,} sections in one another; the recipe has four."
+            f"override {_shown(override)}: {len(parents):,} sections in one another; the recipe "
+            "has four."
         )
     place = values
     for parent in parents:

@@ -68,8 +68,8 @@ class RoleModel(Section):
         modules = self.lora.target_modules if self.lora else None
         if self.lora and self.lora.layers_to_transform is not None and isinstance(modules, str):
             raise ValueError(
-                f"lora.layers_to_transform needs target_modules as a list; found {modules!r}. List the modules, for "
-                "example [q_proj, v_proj], or leave layers_to_transform out"
+                f"lora.layers_to_transform needs target_modules as a list; found {modules!r}. List "
+                "the modules, for example [q_proj, v_proj], or leave layers_to_transform out"
             )
         return self
 
@@ -129,7 +129,8 @@ class Model(Section):
     def _quantized_under_adapters(self) -> "Model":
         if self.quantization and self.connector.tuning == self.estimator.tuning == "full":
             raise ValueError(
-                f"quantization is {self.quantization!r}, and no role has an adapter. Set tuning: lora, or leave it out"
+                f"quantization is {self.quantization!r}, and no role has an adapter. Set tuning: "
+                "lora, or leave it out"
             )
         return self
 

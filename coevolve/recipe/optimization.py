@@ -56,7 +56,8 @@ class Optimization(Section):
             raise ValueError(problem)
         if self.learning_rate * self.weight_decay >= 1:
             raise ValueError(
-                f"learning_rate x weight_decay is {self.learning_rate * self.weight_decay:g}; accepted is less than 1"
+                f"learning_rate x weight_decay is {self.learning_rate * self.weight_decay:g}; "
+                "accepted is less than 1"
             )
         return self
 
@@ -65,7 +66,10 @@ class Optimization(Section):
         rows = (steps or 0) * self.train_batch_size
         if rows <= MOST_ROWS:
             return None
-        return f"{steps:,} steps of {self.train_batch_size:,} rows are {rows:,}; accepted are {MOST_ROWS:,}"
+        return (
+            f"{steps:,} steps of {self.train_batch_size:,} rows are {rows:,}; accepted are "
+            f"{MOST_ROWS:,}"
+        )
 
     def micro_batch(self, processes: int) -> tuple[int, int]:
         """(rows at once on one process, accumulation steps); `processes` divides the batch."""

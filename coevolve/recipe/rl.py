@@ -112,8 +112,8 @@ class Grpo(Optimization):
     vllm_server_base_url: str | None = None
     """For `server`, for example http://localhost:8000."""
     vllm_max_model_length: Positive | None = None
-    """Tokens of a prompt and its completion that it has room for; None is `model.max_length` and the
-    longest completion.
+    """Tokens of a prompt and its completion that it has room for; None is `model.max_length` and
+    the longest completion.
     """
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
     """For `colocate`: the share of each GPU's memory that vLLM may take."""
@@ -153,8 +153,8 @@ class Grpo(Optimization):
                 instead = ", or ppo.kl_coef" if name == "beta" else ""
                 shown = "" if isinstance(found, Section) else f" (found {found!r})"
                 raise ValueError(
-                    f"{name}: not an option of algorithm {self.algorithm}{shown}; leave it out, or set algorithm to "
-                    f"{' or '.join(others)}{instead}"
+                    f"{name}: not an option of algorithm {self.algorithm}{shown}; leave it out, or "
+                    f"set algorithm to {' or '.join(others)}{instead}"
                 )
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("loss_type cispo needs epsilon_high, the greatest ratio, such as 5")
@@ -175,7 +175,8 @@ class Grpo(Optimization):
             )
         if self.algorithm == "ppo" and self.train_batch_size * self.updates_per_generation < 2:
             raise ValueError(
-                "train_batch_size is 1, and a single completion has nothing to tell its advantage from; give 2 or more"
+                "train_batch_size is 1, and a single completion has nothing to tell its advantage "
+                "from; give 2 or more"
             )
         size, group = self.train_batch_size, self.num_generations
         if size % group:
@@ -326,7 +327,8 @@ class EstimatorRl(Grpo):
     def _stays_proper(self) -> "EstimatorRl":
         if self.rewards.kernel_score and self.scale_rewards == "group":
             raise ValueError(
-                "rewards.kernel_score is proper only where groups are not scaled; set scale_rewards: none or batch"
+                "rewards.kernel_score is proper only where groups are not scaled; set "
+                "scale_rewards: none or batch"
             )
         if self.rewards.kernel_score and self.num_generations < 3:
             raise ValueError(

@@ -110,7 +110,7 @@ class Phase(Section):
 
     @property
     def name(self) -> str:
-        """As recipes call it: `connector_rl`, ..., `refresh`; one's own is called as its function."""
+        """As recipes call it: `connector_rl`, ..., `refresh`; one's own by its function's name."""
         if self.path is not None:
             return self.path.rpartition(":")[2]
         return f"{self.role}_{self.kind}" if self.trains else self.kind
@@ -164,8 +164,8 @@ class Rounds(Section):
         turns = sum(self.count // phase.every * phase.parts for phase in self.phases)
         if turns > MOST_TURNS:
             raise ValueError(
-                f"count ({self.count:,}) makes {turns:,} phases and parts of phases; accepted are {MOST_TURNS:,}. "
-                "Lower count or until.at_most, or raise `every` or until.steps"
+                f"count ({self.count:,}) makes {turns:,} phases and parts of phases; accepted are "
+                f"{MOST_TURNS:,}. Lower count or until.at_most, or raise `every` or until.steps"
             )
         if self.count and any(phase.every > self.count for phase in self.phases):
             raise ValueError(f"phases: `every` is above count ({self.count}), so one never comes")

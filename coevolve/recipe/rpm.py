@@ -59,8 +59,8 @@ class Rpm(Section):
     estimator: PathText | None = None
     """The exported estimator that judges its responses; all but `sft` need one."""
     prompt: PathText | None = None
-    """What it is shown: a file as for `respond --prompt`. None is what `respond` shows by itself or,
-    in the synthetic world, its few words.
+    """What it is shown: a file as for `respond --prompt`. None is what `respond` shows by itself
+    or, in the synthetic world, its few words.
     """
     thinking: bool = False
     """For `grpo`: a thought before the response, up to `</think>`, which is not judged."""

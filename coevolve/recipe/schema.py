@@ -48,8 +48,8 @@ class Data(Section):
     """YongqiLi/RPGBench, google/Synthetic-Persona-Chat, or one with splits named as ours."""
     world: WorldData | None = None
     validation: Annotated[int, Field(ge=2, le=LARGEST)] = 128
-    """Examples taken from IDTrain, by seed, to gate the phases; nothing trains on them. Two at least:
-    their reasonings are exchanged for a diagnosis, and one has no standard error.
+    """Examples taken from IDTrain, by seed, to gate the phases; nothing trains on them. Two at
+    least: their reasonings are exchanged for a diagnosis, and one has no standard error.
     """
     limit: dict[str, Positive] = Field(default_factory=dict)
     """At most so many examples of a split, the first by seed. Counted in the log."""
@@ -180,8 +180,9 @@ class Refresh(Writing):
 
 
 class Baselines(Section):
-    """What the full run is compared with. Each is one flag. A baseline too is left where it was best
-    on the held-out examples, judged after its cold start and after as many updates as each round's.
+    """What the full run is compared with. Each is one flag. A baseline too is left where it was
+    best on the held-out examples, judged after its cold start and after as many updates as each
+    round's.
     """
 
     without_corl: bool = True
@@ -262,8 +263,8 @@ class Logging(Section):
     report_to: list[str] = Field(default_factory=list)
     """Trackers, by the names of TRL's `report_to`: wandb, tensorboard, trackio, mlflow, ..."""
     project: str | None = None
-    """Where the trackers put the run. None is `coevolve`, or wandb's WANDB_PROJECT. (The run has the
-    recipe's name, or WANDB_NAME; WANDB_ENTITY is heeded too.)
+    """Where the trackers put the run. None is `coevolve`, or wandb's WANDB_PROJECT. (The run has
+    the recipe's name, or WANDB_NAME; WANDB_ENTITY is heeded too.)
     """
     every: Positive = 10
     """Tell a person how a phase goes every so many steps. The record and the trackers have all."""
@@ -325,7 +326,10 @@ class Recipe(Section):
                 if problem := settings and settings.too_many_rows(steps):
                     raise ValueError(f"rounds.phases: {phase.name}: {problem}")
                 if phase.tokens and settings and settings.lr_scheduler_type != "constant":
-                    found = f"{phase.name}.lr_scheduler_type must be constant, found {settings.lr_scheduler_type}"
+                    found = (
+                        f"{phase.name}.lr_scheduler_type must be constant, found "
+                        f"{settings.lr_scheduler_type}"
+                    )
                     raise ValueError(f"rounds.phases: {phase.name} has a budget of tokens; {found}")
         for role in ("connector", "estimator"):
             settings, tuning = getattr(self, f"{role}_rl"), getattr(self.model, role).tuning
@@ -343,6 +347,7 @@ class Recipe(Section):
         judged = self.estimator_rl is not None and self.estimator_rl.rewards.asks_base
         if judged and self.model.estimator.base == "tiny":
             raise ValueError(
-                "estimator_rl.rewards.judge: base: tiny was never trained to judge; accepted are overlap and likelihood"
+                "estimator_rl.rewards.judge: base: tiny was never trained to judge; accepted are "
+                "overlap and likelihood"
             )
         return self

@@ -84,7 +84,7 @@ class _Composer(yaml.SafeLoader):
 
 
 class _Values:
-    """Makes values of nodes; an alias gives one of its own, so that no two places share an object."""
+    """Makes values of nodes; an alias gives one of its own, so that no two places share one."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -121,7 +121,8 @@ class _Values:
                 ):
                     if not isinstance(source, yaml.MappingNode):
                         raise _fault(
-                            "the value of << is no mapping; accepted is an alias of one, or a list of them",
+                            "the value of << is no mapping; accepted is an alias of one, or a list "
+                            "of them",
                             source,
                         )
                     merged = {**self.of(source, depth + 1), **merged}

@@ -135,8 +135,9 @@ def check_fit(adapters: Iterable[Adapter], base: str, *, trust_remote_code: bool
             shape = tuple(weight.shape)[:: -1 if adapter.config.get("fan_in_fan_out") else 1]
             if shape != (b.shape[0], a.shape[1]):
                 raise ArtifactError(
-                    f"{adapter.source}: module {name!r} is {b.shape[0]} x {a.shape[1]}, in the base model {base} "
-                    f"{' x '.join(map(str, shape))}. Give the base model that the adapter was trained on."
+                    f"{adapter.source}: module {name!r} is {b.shape[0]} x {a.shape[1]}, in the "
+                    f"base model {base} {' x '.join(map(str, shape))}. Give the base model that "
+                    "the adapter was trained on."
                 )
 
 
@@ -157,7 +158,8 @@ def _paired(
         match = _KEY.fullmatch(key)
         if match is None:
             raise ArtifactError(
-                f"{path}: tensor {key!r} is none of a linear layer's LoRA matrices; only they add up."
+                f"{path}: tensor {key!r} is none of a linear layer's LoRA matrices; only they add "
+                "up."
             )
         if tensor.dim() != 2 or tensor.shape["AB".index(match["matrix"])] != rank:
             raise ArtifactError(

@@ -94,12 +94,13 @@ def require_adapters(manifest: Mapping[str, Any], source: Path) -> None:
     if whole:
         tuning = "trained in full" if entries[whole[0]]["tuning"] == "full" else "not trained"
         raise ArtifactError(
-            f"{source}: {' and '.join(whole)} was {tuning}, and the reference layout holds adapters of one base "
-            "model. Export an estimator that was trained with model.tuning=lora."
+            f"{source}: {' and '.join(whole)} was {tuning}, and the reference layout holds "
+            "adapters of one base model. Export an estimator that was trained with "
+            "model.tuning=lora."
         )
     first, second = (entries[role]["base"]["fingerprint"] for role in ROLES)
     if first != second:
         raise ArtifactError(
-            f"{source}: its adapters are of two base models ({first} and {second}), and the reference layout has one. "
-            "Export an estimator whose roles share their base model."
+            f"{source}: its adapters are of two base models ({first} and {second}), and the "
+            "reference layout has one. Export an estimator whose roles share their base model."
         )

@@ -59,7 +59,8 @@ def find_release(checkout: Path, *, name: str | None = None, number: int | None 
     training = checkout / TRAINING
     if not training.is_dir():
         raise ArtifactError(
-            f"{training}: no such folder. Give the folder of the public code that holds templates.py and {TRAINING}/."
+            f"{training}: no such folder. Give the folder of the public code that holds "
+            f"templates.py and {TRAINING}/."
         )
     name = _chosen_name(training / SFT, name)
     rounds = {role: _rounds(training / GRPO, role, name) for role in ROLES}
@@ -73,8 +74,9 @@ def find_release(checkout: Path, *, name: str | None = None, number: int | None 
             if not folder.is_dir():
                 found = ", ".join(f"{POLICY[each]} {rounds[each] or 'none'}" for each in ROLES)
                 raise ArtifactError(
-                    f"{folder}: no such folder. Both roles need theirs; rounds of RL on {name} are: {found}. Copy the "
-                    "release again, or choose a round with --round (0 is SFT alone)."
+                    f"{folder}: no such folder. Both roles need theirs; rounds of RL on {name} "
+                    f"are: {found}. Copy the release again, or choose a round with --round (0 is "
+                    "SFT alone)."
                 )
     return Release(name, number, adapters)
 

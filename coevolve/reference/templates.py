@@ -69,7 +69,8 @@ def read_templates(checkout: Path) -> dict[str, str]:
     path = checkout / FILE
     if not is_file(path):
         raise ArtifactError(
-            f"{path}: no such file. Give the folder of the public code that holds {FILE} and estimator_training/."
+            f"{path}: no such file. Give the folder of the public code that holds {FILE} and "
+            "estimator_training/."
         )
     try:
         tree = ast.parse(read_text(path))
@@ -174,8 +175,8 @@ def embedded_export(constants: Mapping[str, str], where: str) -> EmbeddedExport 
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(
-            f"{where}: {EXPORT} is damaged ({error!r}). Export the estimator again, or remove that constant to go by "
-            "the other ones."
+            f"{where}: {EXPORT} is damaged ({error!r}). Export the estimator again, or remove that "
+            "constant to go by the other ones."
         ) from None
 
 

@@ -54,8 +54,9 @@ VERSION = 4
 MANIFEST = "manifest.json"
 AGAIN = "Copy or export the estimator again."
 NORMALISATION = (
-    "log_prob sums are nats per response, over the response's own tokens and its end of turn; means are nats per "
-    "token; a perplexity is exp(-sum of log-probabilities / number of tokens) over all responses together"
+    "log_prob sums are nats per response, over the response's own tokens and its end of turn; "
+    "means are nats per token; a perplexity is exp(-sum of log-probabilities / number of tokens) "
+    "over all responses together"
 )
 
 HARMLESS = (
@@ -67,7 +68,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Add format, version, file hashes and identity (unless it has one); write the manifest last."""
+    """Add format, version, hashes and identity (unless it has one); write the manifest last."""
     write_text(folder / CARD, model_card(manifest))
     files = {name: sha256_file(folder / name) for name in sorted([CARD, *_files(folder)])}
     complete = {"format": FORMAT, "version": VERSION, **manifest, "files": files}
@@ -111,7 +112,7 @@ def listed_files(folder: Path) -> list[str]:
 
 
 def read_prompts(manifest: Mapping[str, Any], folder: str | Path) -> PromptSet:
-    """The prompts of an estimator's manifest; ArtifactError where they are not what they must be."""
+    """The prompts of an estimator's manifest; ArtifactError where they are not as they must be."""
     try:
         prompts: Any = manifest.get("prompts")
         return PromptSet.from_dict(prompts)
@@ -183,7 +184,8 @@ def _parsed(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(
-            f"{folder}: no {MANIFEST}, so no estimator. Give one of a finished run, or of `coevolve export`."
+            f"{folder}: no {MANIFEST}, so no estimator. Give one of a finished run, or of "
+            "`coevolve export`."
         )
     try:
         found = read_json(path)
@@ -201,7 +203,8 @@ def _parsed(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: {error} {AGAIN}") from None
     if manifest["identity"] != digest:
         raise ArtifactError(
-            f"{path}: says that its identity is {manifest['identity']}, but that of its content is {digest}. {AGAIN}"
+            f"{path}: says that its identity is {manifest['identity']}, but that of its content is "
+            f"{digest}. {AGAIN}"
         )
     return manifest
 
@@ -259,7 +262,7 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files that a manifest must list; ArtifactError where a link leads out of the directory."""
+    """The files that a manifest must list; ArtifactError where a link leads out of the folder."""
     names = []
     for place, folders, files in os.walk(folder):
         if Path(place) == folder:
@@ -305,8 +308,8 @@ def _check_listing(folder: Path, files: Mapping[str, str]) -> None:
     unlisted = sorted(found - set(files))
     if unlisted:
         raise ArtifactError(
-            f"{folder / unlisted[0]}: not listed in the manifest ({len(unlisted)} such files), and could change what "
-            "is loaded. Take it away, or export the estimator again."
+            f"{folder / unlisted[0]}: not listed in the manifest ({len(unlisted)} such files), and "
+            "could change what is loaded. Take it away, or export the estimator again."
         )
 
 
@@ -340,7 +343,7 @@ def _check_parts(
 def _check_fingerprints(
     folder: Path, role: Role, entry: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
-    """Raise ArtifactError unless a role's weights, and a base model here, have their fingerprints."""
+    """Raise ArtifactError unless a role's weights, and its base here, have their fingerprints."""
     found = []
     if entry["fingerprint"] is not None:
         adapter = entry["tuning"] == "lora"
@@ -354,8 +357,8 @@ def _check_fingerprints(
     for place, fingerprint, recorded in found:
         if fingerprint != recorded:
             raise ArtifactError(
-                f"{folder / place}: its fingerprint is {fingerprint}; the manifest's entry of the {role} says "
-                f"{recorded}. {AGAIN}"
+                f"{folder / place}: its fingerprint is {fingerprint}; the manifest's entry of the "
+                f"{role} says {recorded}. {AGAIN}"
             )
 
 
@@ -366,7 +369,7 @@ def _model_folders(role: Role, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _weights(folder: Path, place: str, files: Mapping[str, str]) -> str:
-    """The fingerprint of a whole model, as `base_fingerprint` has it, from the hashes of its files."""
+    """That of a whole model, as `base_fingerprint` has it, from the hashes of its files."""
     beside = [name for name in files if name.startswith(f"{place}/") and name.count("/") == 1]
     names = sorted(name for name in beside if name.endswith(".safetensors"))
     if not names:

@@ -60,7 +60,7 @@ class Backbone:
         return output.last_hidden_state
 
     def logits(self, hidden_KH: Tensor) -> Tensor:
-        """(K, V) by the model's own way from hidden states to logits, whatever scale or cap it has."""
+        """(K, V) by the model's own way from hidden states to logits, scale and cap included."""
         if self.decoder is None:
             return hidden_KH
         # The model's own head, behind a decoder that gives back what was computed.

@@ -1,4 +1,4 @@
-"""The model card of an exported estimator, `README.md`: written of its manifest, and nothing else."""
+"""The model card of an exported estimator, `README.md`: written of its manifest alone."""
 
 import json
 import re
@@ -26,11 +26,13 @@ _LOADING = """\
 from coevolve import Example, ProbabilityEstimator
 
 estimator = ProbabilityEstimator.from_pretrained("DIR")  # this directory, or its name on a hub
-example = Example.from_row(row, "row")  # sample_ID, subset_tag, user_persona, agent_character, dialogue_context
+example = Example.from_row(row, "row")  # sample_ID, subset_tag, user_persona, \
+agent_character, dialogue_context
 scores = estimator.log_prob([example], ["the response"])  # .sum in nats, .tokens
 ```
 
-`coevolve check DIR` computes the examples of `check.json` anew, and compares every file with `manifest.json`."""
+`coevolve check DIR` computes the examples of `check.json` anew, and compares every file with \
+`manifest.json`."""
 
 
 def hub_id(base: Mapping[str, Any]) -> str | None:
@@ -78,13 +80,22 @@ def _body(manifest: Mapping[str, Any]) -> Iterator[str]:
     training = manifest.get("training") or {}
     yield f"# Probability estimator of role-play responses{_named(training)}"
     yield ""
-    yield "log p(response | user persona, character, dialogue), in nats, by two models: the connector q1(r | x) writes"
-    yield "a reasoning r, the estimator q2(y | x, r) gives the probability of a response y; and so R-EMID, how much"
+    yield (
+        "log p(response | user persona, character, dialogue), in nats, by two models: the "
+        "connector q1(r | x) writes"
+    )
+    yield (
+        "a reasoning r, the estimator q2(y | x, r) gives the probability of a response y; and so "
+        "R-EMID, how much"
+    )
     yield "role-playing models lose under a shift ([paper](https://arxiv.org/abs/2512.17270))."
     yield ""
     yield from (f"- {line}" for line in summary(manifest))
     yield "- `manifest.json` says how texts and ids are made of rows"
-    yield f"- license: {manifest.get('license') or 'not stated by who exported it; the base model has its own'}"
+    yield (
+        "- license: "
+        f"{manifest.get('license') or 'not stated by who exported it; the base model has its own'}"
+    )
     yield ""
     yield "## Loading"
     yield ""

@@ -252,7 +252,7 @@ class ProbabilityEstimator:
         *,
         progress: Tick = None,
     ) -> Scores:
-        """log p(y_j | x_i) for each row (i, j) of `pairs` (Q, 2): (Q,); contexts are computed once."""
+        """log p(y_j | x_i) for each row (i, j) of `pairs` (Q, 2): (Q,); contexts computed once."""
         weights, written = self._written(examples, reasoning, progress)
         pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
         scored = [self._sums(examples, responses, r, pairs, progress) for r in written]
@@ -316,7 +316,7 @@ class ProbabilityEstimator:
         return self.connector_renderer if role == CONNECTOR else self.renderer
 
     def stop_ids(self, role: Role) -> list[int]:
-        """What ends a text of the role's: its template's end of turn, and its generation config's."""
+        """What ends a text of the role: its template's end of turn, and its generation config's."""
         with self.roles.acting(role) as model:
             return self.renderer_of(role).stop_ids(model)
 
@@ -387,8 +387,9 @@ class ProbabilityEstimator:
         for example, prompt in zip(examples, prompts, strict=True):
             if len(prompt) + room > limit:
                 raise TooLongError(
-                    f"sample_ID {example.sample_id!r}: its prompt has {len(prompt)} tokens and {what} needs {room}; "
-                    f"the model holds {limit}. Shorten its dialogue or leave the example out."
+                    f"sample_ID {example.sample_id!r}: its prompt has {len(prompt)} tokens and "
+                    f"{what} needs {room}; the model holds {limit}. Shorten its dialogue or leave "
+                    "the example out."
                 )
 
 

@@ -56,8 +56,8 @@ _KINDS = (
     _Kind(
         ("argument `trust_remote_code=True`",),
         "it comes with code of its own, which is run only where that is allowed",
-        "If you trust it, allow it: model.trust_remote_code in a recipe, --trust-remote-code of import-reference, "
-        "trust_remote_code in Python; a chat model's code is never run",
+        "If you trust it, allow it: model.trust_remote_code in a recipe, --trust-remote-code of "
+        "import-reference, trust_remote_code in Python; a chat model's code is never run",
     ),
     _Kind(
         ("instantiate the backend tokenizer",),
@@ -104,7 +104,8 @@ def explained(what: str, advice: str, *, loads: bool = True) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                f"{what}: it does not fit the memory ({_words(error)}). Use a smaller dtype or model, or quantize it."
+                f"{what}: it does not fit the memory ({_words(error)}). Use a smaller dtype or "
+                "model, or quantize it."
             ) from error
         nameless = _Kind((), "", advice, quoted=True)
         kind = next((kind for kind in _KINDS if loads and kind.fits(error)), nameless)

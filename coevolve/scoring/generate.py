@@ -46,7 +46,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling from softmax(logits / temperature). `seed` with the row's own key decides the noise."""
+    """Sampling from softmax(logits / temperature). `seed` and the row's key decide the noise."""
 
     seed: int
     temperature: float = 1.0
@@ -87,8 +87,8 @@ def generate(
     for index, prompt in enumerate(prompts):
         if len(prompt) + max_new_tokens > limit:
             raise TooLongError(
-                f"Prompt {index} has {len(prompt)} tokens; and {max_new_tokens} new ones exceed the model's {limit} "
-                "positions. Shorten the dialogue."
+                f"Prompt {index} has {len(prompt)} tokens; and {max_new_tokens} new ones exceed "
+                f"the model's {limit} positions. Shorten the dialogue."
             )
     keys = list(range(len(prompts))) if keys is None else list(keys)
     results: list[Any] = [None] * len(prompts)
@@ -229,7 +229,7 @@ class _Batch:
 
 
 class _Alone(_Batch):
-    """One row, through the model as it stands: behind what it remembers, or whole for every token."""
+    """One row, through the model as it stands: behind its memory, or whole for every token."""
 
     picks = False
 
@@ -259,7 +259,7 @@ class _Alone(_Batch):
 
 
 class _Followers:
-    """What followed each n - 1 tokens of a growing text, so as not to do so again; n = 0: nothing."""
+    """What followed each n - 1 tokens of a growing text, not to do so again; n = 0: nothing."""
 
     def __init__(self, size: int):
         self.size = size

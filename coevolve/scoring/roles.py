@@ -98,7 +98,7 @@ class AdapterRoles:
 
     @classmethod
     def load(cls, base: PreTrainedModel, folders: Mapping[Role, Path]) -> "AdapterRoles":
-        """Adapters from PEFT directories, tensor by tensor; ArtifactError unless plain and whole."""
+        """Adapters from PEFT directories, tensor by tensor; ArtifactError unless all is whole."""
         for folder in folders.values():
             require_plain(read_config(folder), folder / CONFIG)
         # PEFT's own loading leaves a tensor that is not in the file as it was drawn.
@@ -250,7 +250,7 @@ class SeparateRoles:
 
     @classmethod
     def create(cls, base: PreTrainedModel, *, keep_base: bool) -> "SeparateRoles":
-        """Two copies of the base, both to be trained whole, and the base itself where it is kept."""
+        """Two copies of the base, to be trained whole, and the base itself where it is kept."""
         own = copy.deepcopy(base) if keep_base else base
         models = {CONNECTOR: copy.deepcopy(base), ESTIMATOR: own}
         return cls(models, WholeRole(None, base.requires_grad_(False)) if keep_base else None)
@@ -303,7 +303,7 @@ def lora_config(options: Mapping[str, Any]) -> LoraConfig:
 
 
 def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "default") -> PeftModel:
-    """The model with a PEFT directory's adapter beside others; ArtifactError where it does not fit."""
+    """The model with a PEFT directory's adapter beside others; ArtifactError if it does not fit."""
     read_peft_config(folder)
     base = model.name_or_path
     what = f"The adapter {str(folder)!r} cannot be put on {base!r}"
@@ -319,7 +319,7 @@ def put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str = "defaul
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """A PEFT directory's configuration; ArtifactError for a field that this PEFT would drop, too."""
+    """A PEFT directory's configuration; ArtifactError also for a field that PEFT would drop."""
     found = read_config(folder)
     what = f"The adapter {str(folder)!r} cannot be loaded"
     with explained(what, f"Correct {CONFIG}, or copy it again"):
@@ -329,7 +329,8 @@ def read_peft_config(folder: Path) -> PeftConfig:
         if dropped:
             value = found[dropped[0]]
             raise ArtifactError(
-                f"{folder / CONFIG}: {dropped[0]} is {value!r}, which PEFT {peft_version} would leave out. Upgrade it."
+                f"{folder / CONFIG}: {dropped[0]} is {value!r}, which PEFT {peft_version} would "
+                "leave out. Upgrade it."
             )
         return PeftConfig.from_pretrained(str(folder))
 
@@ -355,6 +356,6 @@ def _require_fit(role: str, own: Mapping[str, Tensor], weights: Weights) -> None
     for name, tensor in weights.items():
         if own[name].shape != tensor.shape or not tensor.is_floating_point():
             raise ArtifactError(
-                f"{role}: the weights do not fit the model; {name!r} is {tuple(tensor.shape)} ({tensor.dtype}), in the "
-                f"model {tuple(own[name].shape)} ({own[name].dtype})."
+                f"{role}: the weights do not fit the model; {name!r} is {tuple(tensor.shape)} "
+                f"({tensor.dtype}), in the model {tuple(own[name].shape)} ({own[name].dtype})."
             )

@@ -179,7 +179,7 @@ class Scorer:
     def _try_segments(
         self, frame: Frame | None, rows: Sequence[Sequence[_Segment]], cached: int
     ) -> bool:
-        """Score the rows in one pass; False if the memory did not hold it, and less is to be tried."""
+        """Score the rows in one pass; False if memory did not hold it, and less is to be tried."""
         self.poll()
         try:
             self._score_pass(frame, rows)
@@ -198,8 +198,9 @@ class Scorer:
 
     def _too_large(self, prompt: int, response: int) -> OutOfMemoryError:
         return OutOfMemoryError(
-            f"A prompt of {prompt} tokens{f' and a response of {response}' * bool(response)} alone do not fit the "
-            f"memory of {self.backbone.device}. Use a larger device or a smaller dtype, or leave the example out."
+            f"A prompt of {prompt} tokens{f' and a response of {response}' * bool(response)} alone "
+            f"do not fit the memory of {self.backbone.device}. Use a larger device or a smaller "
+            "dtype, or leave the example out."
         )
 
     def _halve(self, tokens: int) -> None:
@@ -211,8 +212,8 @@ class Scorer:
         if not self.warned:
             self.warned = True
             logger.warning(
-                "A pass of %d tokens did not fit the memory of %s; going on with a token budget of %d instead of %d, "
-                "and less where that does not fit.",
+                "A pass of %d tokens did not fit the memory of %s; going on with a token budget of "
+                "%d instead of %d, and less where that does not fit.",
                 *(tokens, self.backbone.device, self.budget, before),
             )
 

@@ -64,7 +64,7 @@ SEED = 20
 
 
 class Probe(NamedTuple):
-    """What is scored and written, nats per token in a `plain` pass, and how far off is tolerated."""
+    """What is scored and written, nats per token in a `plain` pass, and the tolerance."""
 
     contexts: list[list[int]]
     responses: list[list[int]]
@@ -190,8 +190,8 @@ def _probe(base: Any) -> Probe:
         if is_out_of_memory(error):
             raise
         raise ArtifactError(
-            f"{_name(base)} cannot be scored: a plain pass over a row of tokens fails with {_brief(error)}. "
-            "Accepted is a causal language model that needs nothing but tokens."
+            f"{_name(base)} cannot be scored: a plain pass over a row of tokens fails with "
+            f"{_brief(error)}. Accepted is a causal language model that needs nothing but tokens."
         ) from error
     if not np.isfinite(np.concatenate([*plain.values(), *before.values()])).all():
         why = f"in {str(base.dtype).removeprefix('torch.')} its log-probabilities are not finite"
@@ -203,14 +203,15 @@ def _probe(base: Any) -> Probe:
     far = _largest([before[0, 0] - before[0, 1], before[1, 1] - before[1, 2]])
     if far > tolerance:
         raise ArtifactError(
-            f"{_name(base)} is no causal language model as it is configured: what it predicts changes by {far:.2g} "
-            "nats with the tokens that follow. If it was trained as a decoder, set is_decoder in its config.json."
+            f"{_name(base)} is no causal language model as it is configured: what it predicts "
+            f"changes by {far:.2g} nats with the tokens that follow. If it was trained as a "
+            "decoder, set is_decoder in its config.json."
         )
     return Probe(contexts, responses, plain, tolerance)
 
 
 def _texts(base: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """Random contexts and responses, without the tokens to which the configuration gives a meaning."""
+    """Random contexts and responses, without tokens to which the configuration gives a meaning."""
     settings = base.config.to_dict().items()
     special = {
         value

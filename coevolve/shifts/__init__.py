@@ -1,13 +1,13 @@
 """Shifted test sets made from in-distribution data: one factor of x is moved, the others stay as
 they are.
 
-| kind | factor, split | what is done | golden response |
+| kind | factor, split | what is done | golden |
 |---|---|---|---|
-| longer_turns | dialogue, OOD3Test | exchanges of other dialogues come before the dialogue | stays |
+| longer_turns | dialogue, OOD3Test | exchanges of other dialogues come before it | stays |
 | word_order | dialogue, OOD3Test | words of the user's turns change places | stays |
-| language, translated | user, OOD1Test | persona, turns and golden response are translated | is the translation |
-| language, paired | user, OOD1Test | persona and user's turns are those of another language's example | none |
-| unseen_character | character, OOD2Test | the character becomes one that IDTrain does not have | none |
+| language, translated | user, OOD1Test | persona, turns, golden response translated | translated |
+| language, paired | user, OOD1Test | the user is that of another language's example | none |
+| unseen_character | character, OOD2Test | the character becomes one that IDTrain lacks | none |
 
 Where the golden response no longer answers the row, none is written: it has to be given. Every row
 says in its field `shift` what it was made from and how. A row depends on the seed, its source's

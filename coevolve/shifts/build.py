@@ -51,7 +51,8 @@ def users_shift(path: str, split: str) -> Shift:
         for row in rows:
             if not isinstance(row, Example):
                 raise DataError(
-                    f"{where} gave {row!r}; accepted is {SHIFTS.accepted} (see coevolve.shifts.shifted)."
+                    f"{where} gave {row!r}; accepted is {SHIFTS.accepted} (see "
+                    "coevolve.shifts.shifted)."
                 )
             Example.from_row(row.to_row(), f"a row of {where}")
         return rows
@@ -121,11 +122,13 @@ def add_subset(corpus: Corpus, split: str, examples: Sequence[Example]) -> Corpu
     for example in examples:
         if example.subset in subsets:
             raise DataError(
-                f"{corpus.source}: {split} has a subset {example.subset!r}. Name the new one otherwise."
+                f"{corpus.source}: {split} has a subset {example.subset!r}. Name the new one "
+                "otherwise."
             )
         if example.sample_id in ids:
             raise DataError(
-                f"{corpus.source}: has a sample_ID {example.sample_id!r}. Name the new subset otherwise."
+                f"{corpus.source}: has a sample_ID {example.sample_id!r}. Name the new subset "
+                "otherwise."
             )
         ids.add(example.sample_id)
     return Corpus({**corpus.splits, split: (*present, *examples)}, corpus.source)

@@ -57,8 +57,8 @@ def characters_of_splits(corpus: Corpus, splits: Sequence[str]) -> list[Characte
             characters.append(Character(example.agent_character, example.sample_id))
     if not characters:
         raise DataError(
-            f"{corpus.source}: {', '.join(splits)} has no character that {TRAIN_SPLIT} lacks. Name other splits, or "
-            "give characters in a file."
+            f"{corpus.source}: {', '.join(splits)} has no character that {TRAIN_SPLIT} lacks. Name "
+            "other splits, or give characters in a file."
         )
     return characters
 

@@ -62,8 +62,9 @@ def longer_turns(
             used.append({"sample_ID": donor, "exchanges": len(taken), "same_character": same})
         if len(before) < 2 * turns:
             raise DataError(
-                f"sample_ID {example.sample_id!r}: the other dialogues have {len(before) // 2} exchanges to put "
-                f"before it; {turns} were asked for. Ask for fewer, or give more data."
+                f"sample_ID {example.sample_id!r}: the other dialogues have {len(before) // 2} "
+                f"exchanges to put before it; {turns} were asked for. Ask for fewer, or give more "
+                "data."
             )
         record = {"seed": seed, "turns": turns, "donors": used}
         dialogue = (*before, *example.dialogue)

@@ -27,9 +27,9 @@ Progress = Callable[[int, int], None]
 
 _DECIDES = ("translator", "language", "prompt")
 _SYSTEM = (
-    "You translate dialogues. You are given a JSON object. Translate every string in it into {language}, as a native "
-    "speaker would put it in a conversation, and keep names. Answer with a JSON object of the same shape and nothing "
-    "else."
+    "You translate dialogues. You are given a JSON object. Translate every string in it into "
+    "{language}, as a native speaker would put it in a conversation, and keep names. Answer with a "
+    "JSON object of the same shape and nothing else."
 )
 
 
@@ -48,8 +48,9 @@ def pair_with_language(
         eligible = [donor for donor in donors if len(said[donor.sample_id]) >= count]
         if not eligible:
             raise DataError(
-                f"sample_ID {example.sample_id!r}: has {count} turns of the user; none of {len(donors)} examples in "
-                f"{language} has so many. Draw from other data, or translate with a model."
+                f"sample_ID {example.sample_id!r}: has {count} turns of the user; none of "
+                f"{len(donors)} examples in {language} has so many. Draw from other data, or "
+                "translate with a model."
             )
         donor = generator(seed, "language", example).choice(eligible)
         turns = _replaced(example.dialogue, "user", said[donor.sample_id][-count:])
@@ -88,8 +89,9 @@ def translate(
         for reply in translator.replies(questions, _reader(by_id)):
             if reply.value is None:
                 raise ChatError(
-                    f"sample_ID {reply.id!r}: no usable translation after {reply.attempts} attempts: {reply.problem}. "
-                    "Translations that came before are kept. Use another translator, or leave the example out."
+                    f"sample_ID {reply.id!r}: no usable translation after {reply.attempts} "
+                    f"attempts: {reply.problem}. Translations that came before are kept. Use "
+                    "another translator, or leave the example out."
                 )
             done[reply.id] = reply.value
             add(reply.id, translation=reply.value)

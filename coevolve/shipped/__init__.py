@@ -1,7 +1,7 @@
 """The recipes and launch files that come with the package, by name.
 
-At the top of the repository they are for readers; here are links to them, in whose place a wheel has
-the files. Nothing else lives here.
+At the top of the repository they are for readers; here are links to them, in whose place a wheel
+has the files. Nothing else lives here.
 """
 
 import itertools

@@ -121,8 +121,8 @@ def require_response(example: Example) -> str:
     """The golden response, which every teacher must be shown."""
     if example.golden_response is None:
         raise TeacherError(
-            f"sample_ID {example.sample_id!r}: agent_golden_response is missing; a teacher derives its trace from it. "
-            "Add it, or leave the example out of the cold start."
+            f"sample_ID {example.sample_id!r}: agent_golden_response is missing; a teacher derives "
+            "its trace from it. Add it, or leave the example out of the cold start."
         )
     return example.golden_response
 

@@ -88,7 +88,7 @@ class LocalTeacher:
         return [*own, *(by_id[reply.id] for reply in too_long if rank == 0)]
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """One answer per example, batch by batch; prompts of about the same length share a batch."""
+        """One answer per example, batch by batch; prompts of about one length share a batch."""
         return _answers(self.chat, self.renderer, examples)
 
 
@@ -215,6 +215,6 @@ def require_teacher_prompt(prompts: PromptSet) -> None:
     """Raise RecipeError for a prompt set without words for a teacher."""
     if not prompts.teacher_user:
         raise RecipeError(
-            f"prompts: the set {prompts.name!r} has no teacher_user, so a chat model cannot be asked for a trace. Use "
-            "another set, or traces from a file."
+            f"prompts: the set {prompts.name!r} has no teacher_user, so a chat model cannot be "
+            "asked for a trace. Use another set, or traces from a file."
         )

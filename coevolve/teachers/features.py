@@ -187,7 +187,7 @@ def _links(example: Example, language: str, rarity: Rarity) -> list[Link]:
 
 
 def _sentence_acts(sentence: str, language: str) -> list[str]:
-    """An opening act, if there is one, and what the rest of the sentence does, if there is a rest."""
+    """An opening act, if there is one, and what the rest of the sentence does, if there is any."""
     acts, rest, cues = [], _plain(sentence), CUES.get(language, {})
     for act in OPENING_ACTS if cues else ():
         opening = re.match(f"(?:{cues[act]})" + ("" if language in _UNSPACED else r"\b"), rest)

@@ -35,7 +35,7 @@ _KNOWN_BY = {**_FUNCTION_WORDS, **_NAMING_WORDS}
 _LISTED_IN = Counter(word for named in _NAMED.values() for x in named for word in _KNOWN_BY[x])
 _CLEAR_LEAD, _WEAK_LEAD = 1.0, 0.5  # votes; with less than a clear one, the context has a say
 _MANY_WORDS = 5
-_LEAST_SHARE = 0.25  # of the words that have to be a language's function words; half of a text's are, as a rule
+_LEAST_SHARE = 0.25  # of words that have to be a language's function words; half are, as a rule
 
 _SCRIPTS = {
     "kana": r"\u3041-\u30fa\u30fc-\u30ff",
@@ -57,7 +57,8 @@ _SCRIPT_OF = {
 }
 
 _HAN, _HIRAGANA, _KATAKANA = _SCRIPTS["Han"], r"\u3041-\u309f", r"\u30a1-\u30fa\u30fc-\u30ff"
-_INDIC_TO_LAO = r"\u0900-\u0963\u0966-\u0eff"  # vowel signs there are no letters to `re`, so whole blocks are taken
+# Vowel signs there are no letters to `re`, so whole blocks are taken.
+_INDIC_TO_LAO = r"\u0900-\u0963\u0966-\u0eff"
 _LETTER = rf"(?:[^\W_{_HAN}{_HIRAGANA}{_KATAKANA}{_INDIC_TO_LAO}]|[\u0300-\u036f])"
 _WORD = re.compile(
     rf"[{_HAN}]+|[{_HIRAGANA}]+|[{_KATAKANA}]+|[{_INDIC_TO_LAO}]+|{_LETTER}+(?:-{_LETTER}+)*"
@@ -110,7 +111,7 @@ def words(text: str, language: str) -> list[str]:
 
 
 def is_content(word: str, language: str) -> bool:
-    """Whether the word can say what a text is about: no function word, no lone letter, no hiragana."""
+    """Whether the word can say what a text is about: no function word, lone letter or hiragana."""
     plain, functions = fold(word), _FUNCTION_WORDS.get(language, frozenset())
     if len(plain) == 1 and plain.isalpha() and not (_HAN_RUN.match(plain) or _HANGUL.match(plain)):
         return False

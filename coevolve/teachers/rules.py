@@ -59,8 +59,9 @@ class RuleTeacher:
         unknown = [heading for heading in prompts.sections[:-1] if heading not in _KNOWN]
         if unknown:
             raise RecipeError(
-                f"prompts.sections: found {unknown[0]!r}; the rule teacher accepts {', '.join(_KNOWN)} before the "
-                "features. Use another teacher, or traces from a file."
+                f"prompts.sections: found {unknown[0]!r}; the rule teacher accepts "
+                f"{', '.join(_KNOWN)} before the features. Use another teacher, or traces from a "
+                "file."
             )
         if keywords not in get_args(Keywords):
             raise RecipeError(
@@ -94,8 +95,9 @@ class RuleTeacher:
         missing = missing_sections(trace, self.prompts.sections)
         if missing:
             raise TeacherError(
-                f"sample_ID {example.sample_id!r}: the heading {missing[0]!r} stands in the trace's text as well. Give "
-                "the prompt set headings that no dialogue holds, for example in brackets."
+                f"sample_ID {example.sample_id!r}: the heading {missing[0]!r} stands in the "
+                "trace's text as well. Give the prompt set headings that no dialogue holds, for "
+                "example in brackets."
             )
         return trace
 
@@ -121,8 +123,8 @@ class RuleTeacher:
         acts = _listed(speech_acts(turn, language))
         topic = _listed(rarest(content_words(turn, language), self._rarity, 3))
         return (
-            f"There have been {_counted(len(example.dialogue), 'turn')}. The user's last one: {acts}. "
-            f"Its topic: {topic or 'nothing in particular'}."
+            f"There have been {_counted(len(example.dialogue), 'turn')}. The user's last one: "
+            f"{acts}. Its topic: {topic or 'nothing in particular'}."
         )
 
 
@@ -167,8 +169,8 @@ def _terse_connections(features: Features) -> str:
 
 def _terse_features(features: Features) -> str:
     return (
-        f"act: {_listed(features.acts)}; words: {_listed(features.keywords) or 'none'}; tone: {features.tone}; "
-        f"length: {features.length}; {features.language}"
+        f"act: {_listed(features.acts)}; words: {_listed(features.keywords) or 'none'}; tone: "
+        f"{features.tone}; length: {features.length}; {features.language}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the rule teacher knows of languages: `words.txt` and `cues.txt`, which explain themselves."""
+"""What the rule teacher knows of languages: `words.txt` and `cues.txt`, explained there."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -69,7 +69,8 @@ def collect_traces(
                 progress(len(traces) + len(dropped), len(examples), note)
     if dropped and not traces:
         raise TeacherError(
-            f"The teacher gave no usable trace for any of {len(dropped)} examples. First: {dropped[0]}."
+            f"The teacher gave no usable trace for any of {len(dropped)} examples. First: "
+            f"{dropped[0]}."
         )
     return {name: traces[name] for name in ledger.by_id if name in traces}
 
@@ -110,7 +111,8 @@ def read_traces(
     missing = [sample_id for sample_id in by_id if sample_id not in traces]
     if missing:
         raise DataError(
-            f"{path}: lacks a trace for {len(missing)} of {len(by_id)} examples: {listed(missing)}. Add a row for each."
+            f"{path}: lacks a trace for {len(missing)} of {len(by_id)} examples: "
+            f"{listed(missing)}. Add a row for each."
         )
     return {sample_id: traces[sample_id] for sample_id in by_id}
 
@@ -121,8 +123,9 @@ def _row_reader(sections: Sequence[str]) -> ReadRow[str]:
         faulty = missing_sections(trace, sections)
         if faulty:
             raise DataError(
-                f"{where}: the trace of {sample_id!r} has {faulty[0]!r} missing, doubled, out of order or empty. "
-                f"Accepted is a text with {', '.join(sections)}, each once, in this order, with something under it."
+                f"{where}: the trace of {sample_id!r} has {faulty[0]!r} missing, doubled, out of "
+                f"order or empty. Accepted is a text with {', '.join(sections)}, each once, in "
+                "this order, with something under it."
             )
         return sample_id, trace
 

@@ -136,7 +136,7 @@ def audit_world(
 
 
 def chosen_policies(world: World, names: Sequence[str] | None) -> dict[str, Policy]:
-    """Those of `role_players` that are asked for, in the order asked. DataError: an unknown name."""
+    """Those of `role_players` that are asked for, in that order. DataError: an unknown name."""
     known = role_players(world)
     for name in names or ():
         if name not in known:
@@ -220,7 +220,7 @@ def emid_agreement(rows: Sequence[Row], *, same_code: bool, least: float = LEAST
 
 
 def exact_matrix(policy: Policy, inputs: Values, words: NDArray[np.int64]) -> NDArray[np.float64]:
-    """log p_theta(y_j | x_i), (M, N) nats, of M contexts, and responses as word indices (N, SLOTS)."""
+    """log p_theta(y_j | x_i), (M, N) nats, of M contexts and responses as words (N, SLOTS)."""
     manner, *features = policy.plan(inputs)
     emissions = np.log(policy.slot_emissions())
     return sum(emissions[slot, manner, features[slot]][:, words[:, slot]] for slot in range(SLOTS))

@@ -22,8 +22,10 @@ from coevolve.worlds.truth import RESPONSE_TOKENS
 
 ABSENT = "-"
 LEGEND = (
-    "Nats per response. Scored by: the estimator; ideal, the world's exact p(y | x); own, a policy's exact p(y | x).\n"
-    f"All responses have {RESPONSE_TOKENS} tokens: the published form, CLUB per token, is club / {RESPONSE_TOKENS}."
+    "Nats per response. Scored by: the estimator; ideal, the world's exact p(y | x); own, a "
+    "policy's exact p(y | x).\n"
+    f"All responses have {RESPONSE_TOKENS} tokens: the published form, CLUB per token, is club / "
+    f"{RESPONSE_TOKENS}."
 )
 SHOWN_LOSSES = ("calibrated", "club")
 KINDS = {"same words": True, "all": False}
@@ -129,7 +131,8 @@ def _loss_table(rows: Sequence[Row]) -> PlainTable:
     ]
     signs = ("right sign, large", "right sign, sure")
     table = _table(
-        f"How EMID is measured, by the {audited}; large: over {LEAST_LOSS} nats; sure: over 2 standard errors",
+        f"How EMID is measured, by the {audited}; large: over {LEAST_LOSS} nats; sure: over 2 "
+        "standard errors",
         ("measure", "policies", *signs, "Spearman", "Pearson", "slope", "off"),
         lines,
     )

@@ -106,8 +106,8 @@ def parse(example: Example) -> dict[str, int]:
     speakers = tuple(turn.speaker for turn in example.dialogue)
     if speakers != ("user", "agent", "user"):
         raise DataError(
-            f"sample_ID {example.sample_id!r}: dialogue_context has the speakers {', '.join(speakers)}; "
-            "an example of this world has user, agent, user."
+            f"sample_ID {example.sample_id!r}: dialogue_context has the speakers "
+            f"{', '.join(speakers)}; an example of this world has user, agent, user."
         )
     dialogue = " ".join(turn.text for turn in example.dialogue)
     texts = {"user": example.user_persona, "character": character, "dialogue": dialogue}

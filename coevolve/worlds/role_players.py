@@ -1,4 +1,4 @@
-"""The role-playing models that are judged in a synthetic world: from perfect to hardly listening."""
+"""The role-playing models judged in a synthetic world: from perfect to hardly listening."""
 
 from collections.abc import Mapping
 from dataclasses import replace

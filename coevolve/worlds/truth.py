@@ -47,7 +47,7 @@ def information(world: World, policy: Policy | None = None) -> Information:
 
 
 def emi(world: World, policy: Policy) -> float:
-    """Effective mutual information, I(X; Y_theta) - I(X; Y), nats per response (arXiv 2502.00577)."""
+    """Effective mutual information, I(X; Y_theta) - I(X; Y), nats per response (2502.00577)."""
     return information(world, policy).mutual_information - information(world).mutual_information
 
 
