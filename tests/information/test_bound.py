@@ -24,7 +24,8 @@ class CertifiedBound:
     """The split of the published bound with constants that can be proved, wherever user, character
     and dialogue are independent and p(y | x) does not shift; nats per response.
 
-        spread sum_z min(1, sqrt(2 JSD(P_z || Q_z))) + gap(JSD(P_theta || P_Y)) + gap(JSD(Q_theta || Q_Y))
+        spread sum_z min(1, sqrt(2 JSD(P_z || Q_z)))
+            + gap(JSD(P_theta || P_Y)) + gap(JSD(Q_theta || Q_Y))
 
     as E_P g - E_Q g <= (max g - min g) TV(P_x, Q_x), TV of independent inputs is at most the sum of
     theirs, and |H(p) - H(q)| <= TV log(K - 1) + h(TV) for K possible responses (Audenaert, 2007).
@@ -39,16 +40,21 @@ class CertifiedBound:
     responses: int
 
     @property
+    def inputs(self):
+        jsds = self.divergences.inputs.items()
+        return {name: self.spread * largest_total_variation(jsd) for name, jsd in jsds}
+
+    @property
     def total(self):
-        of_inputs = map(largest_total_variation, self.divergences.inputs.values())
         outputs = (self.divergences.output_p, self.divergences.output_q)
         gaps = (largest_entropy_gap(jsd, self.responses) for jsd in outputs)
-        return self.spread * sum(of_inputs) + sum(gaps)
+        return sum(self.inputs.values()) + sum(gaps)
 
 
 def largest_total_variation(jsd):
-    """The most that two distributions' total variation can be, given their JSD in nats, by Pinsker's
-    inequality for either against their mixture, from which they are half as far as from each other.
+    """The most that two distributions' total variation can be, given their JSD in nats, by
+    Pinsker's inequality for either against their mixture, from which they are half as far as from
+    each other.
     """
     return float(min(1.0, np.sqrt(2 * jsd)))
 
