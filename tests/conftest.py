@@ -3,6 +3,8 @@
 import gc
 import os
 import signal
+from collections import Counter
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -22,11 +24,23 @@ settings.register_profile("coevolve", deadline=None)
 settings.load_profile("coevolve")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that waits for what never comes fails; slow ones may take longer than pyproject says."""
+SLOW_SECONDS = 15
+"""Of a slow test that does not say how many it takes: `@pytest.mark.slow(seconds=60)`."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that waits for what never comes fails; slow ones may take longer than pyproject says.
+
+    Where workers take files in the order given, those that take longest come first, so that at the
+    end none of the workers has a long one left.
+    """
+    seconds: Counter[Path] = Counter()
     for item in items:
-        if item.get_closest_marker("slow"):
+        if slow := item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1800))
+            seconds[item.path] += slow.kwargs.get("seconds", SLOW_SECONDS)
+    if not config.getoption("loadscopereorder", True):
+        items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_collection_finish() -> None:

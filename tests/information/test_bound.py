@@ -338,7 +338,7 @@ def test_never_violated_on_role_play_worlds():
     check_role_play_worlds(12)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=45)
 def test_how_loose_it_is_on_200_role_play_worlds(capsys):
     """`pytest -m slow tests/information/test_bound.py` prints the README's figures."""
     found = check_role_play_worlds(200)

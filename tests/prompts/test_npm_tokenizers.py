@@ -26,7 +26,7 @@ from coevolve.scoring.logprob import score_rows
 from coevolve.scoring.models import load_tokenizer
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=3),
     pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm"),
 ]
 

@@ -50,7 +50,7 @@ def test_one_of_each_kind_is_right_or_refused(name, page):
     check(name, page)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in OF_EACH_KIND])
 def test_every_architecture_is_right_or_refused(name, page):
     check(name, page)

@@ -26,7 +26,13 @@ GRPO = {
 
 @pytest.mark.parametrize(
     "kind",
-    ["one", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddp", "zero2", "zero3"))],
+    [
+        "one",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow(seconds=50))
+            for kind in ("ddp", "zero2", "zero3")
+        ),
+    ],
 )
 def test_the_idle_role_does_not_move(kind, launcher, recipe_of, tmp_path):
     for tuning in TUNINGS:

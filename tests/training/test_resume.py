@@ -84,7 +84,9 @@ def assert_same(folder, other):
         assert line == line_2
 
 
-@pytest.fixture(scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow(seconds=5))]
+)
 def whole(request, recipe_of, tmp_path_factory):
     """(recipe, folder) of a run without interruption."""
     recipe = recipe_of(request.param, **SMALL)

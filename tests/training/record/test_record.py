@@ -454,7 +454,7 @@ def test_one_run_online_holds_each_step_once_over_outages_kills_and_resumes(tmp_
         assert not path.is_file() or KEY.encode() not in path.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=150)
 def test_a_server_that_is_down_gets_the_rest_later_by_the_command_that_is_said(tmp_path, server):
     sit(tmp_path, 8, 12, **server.environ)
     words = sit(tmp_path, 12, 19, "server down", patience=20, **server.environ)
