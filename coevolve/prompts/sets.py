@@ -228,6 +228,17 @@ _DIALOGUE: dict[str, Any] = {
     ),
 }
 
+_FIVE_HEADINGS = f"""\
+[User Persona] what in the user's persona, background and language matters for this turn;
+[Agent Character] what in the character's identity, knowledge, style and mood matters for this turn;
+[Dialogue Context] what was said, what the user wants now, and what would be out of place;
+[Connections] how persona, character and dialogue bear on one another;
+{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, length, \
+language."""
+_TWO_HEADINGS = f"""\
+[Connections] what in persona, character and dialogue it takes up;
+{FEATURES_HEADING} its act, key words, tone, length and language."""
+
 ROLEPLAY = PromptSet(
     name="roleplay",
     sections=(
@@ -245,15 +256,7 @@ ROLEPLAY = PromptSet(
         "{context}\n\n"
         "Think about the agent's next response, under these five headings, each on a line of its "
         "own:\n"
-        "[User Persona] what in the user's persona, background and language matters for this "
-        "turn;\n"
-        "[Agent Character] what in the character's identity, knowledge, style and mood matters for "
-        "this turn;\n"
-        "[Dialogue Context] what was said, what the user wants now, and what would be out of "
-        "place;\n"
-        "[Connections] how persona, character and dialogue bear on one another;\n"
-        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, "
-        "length, language."
+        f"{_FIVE_HEADINGS}"
     ),
     teacher_system=(
         "You explain why a given response in a role-playing dialogue is the right one, as if you "
@@ -263,15 +266,7 @@ ROLEPLAY = PromptSet(
         "{context}\n\n## The response that was given\n{response}\n\n"
         "Work out what leads to this response, under these five headings, each on a line of its "
         "own. Do not quote the response and do not mention that you have seen it.\n"
-        "[User Persona] what in the user's persona, background and language matters for this "
-        "turn;\n"
-        "[Agent Character] what in the character's identity, knowledge, style and mood matters for "
-        "this turn;\n"
-        "[Dialogue Context] what was said, what the user wants now, and what would be out of "
-        "place;\n"
-        "[Connections] how persona, character and dialogue bear on one another;\n"
-        f"{FEATURES_HEADING} what a good response says and how: its act, content, wording, tone, "
-        "length, language."
+        f"{_FIVE_HEADINGS}"
     ),
     **_DIALOGUE,
 )
@@ -283,16 +278,14 @@ BRIEF = PromptSet(
     connector_user=(
         "{context}\n\n"
         "Plan the agent's next response in a few words, under these two headings:\n"
-        "[Connections] what in persona, character and dialogue it takes up;\n"
-        f"{FEATURES_HEADING} its act, key words, tone, length and language."
+        f"{_TWO_HEADINGS}"
     ),
     teacher_system="You explain in a few words what a good response in a dialogue has to be like.",
     teacher_user=(
         "{context}\n\n## The response that was given\n{response}\n\n"
         "Say in a few words what leads to this response, under these two headings, without quoting "
         "it:\n"
-        "[Connections] what in persona, character and dialogue it takes up;\n"
-        f"{FEATURES_HEADING} its act, key words, tone, length and language."
+        f"{_TWO_HEADINGS}"
     ),
     **_DIALOGUE,
 )
