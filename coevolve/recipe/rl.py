@@ -106,7 +106,7 @@ class Grpo(Optimization):
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
     use_vllm: bool = False
-    """Generate with vLLM, which must be installed; for the connector, in each refresh, too."""
+    """Generate with vLLM, which must be installed; for the connector, outside RL, too."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """In the training processes, or by a server (`vllm serve`) that sees the run's folder."""
     vllm_server_base_url: str | None = None

@@ -80,14 +80,14 @@ class Engines:
 
     @contextmanager
     def writing(self, estimator: ProbabilityEstimator) -> Iterator[None]:
-        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has one
-        whose processes may ask alone. To be entered by all.
+        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has one.
+        To be entered by all; inside another, the weights are those of then.
         """
         settings = self.recipe.connector_rl
-        engine = self.of(CONNECTOR, settings) if settings and settings.use_vllm else None
-        if engine is None or engine.parts > 1:
+        if settings is None or not settings.use_vllm or estimator.writer is not generate:
             yield
             return
+        engine = self.of(CONNECTOR, settings)
         engine.update(CONNECTOR, self.roles.weights(CONNECTOR))
         estimator.writer = engine.generate
         try:
@@ -211,16 +211,21 @@ class Engine:
         poll: Poll | None = None,
         **options: Any,
     ) -> list[Generation]:
-        """The connector's texts, by this process alone; as `scoring.generate.generate`, which does
-        what vLLM cannot.
+        """The connector's texts, as `scoring.generate.generate`, which does what vLLM cannot. A
+        collective call of the processes that each hold a part of the model.
         """
         if no_repeat_ngram:
             options |= {"no_repeat_ngram": no_repeat_ngram, "progress": progress, "poll": poll}
             options |= {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "keys": keys}
             return generate(model, prompts, sampling=sampling, **options)
         drawn = sampling or Sampling(0, temperature=0.0)
-        asked = self._asked(CONNECTOR, prompts, max_new_tokens, [*stop_ids], drawn, keys)
-        written = self._backend.complete(asked, poll or (lambda: None))
+        room, stops, poll = max_new_tokens, [*stop_ids], poll or (lambda: None)
+        if self.parts > 1:
+            how: dict[str, Any] = {"max_new_tokens": room, "stop_ids": stops, "poll": poll}
+            written = self.write(CONNECTOR, prompts, sampling=drawn, keys=keys, **how)
+        else:
+            asked = self._asked(CONNECTOR, prompts, room, stops, drawn, keys)
+            written = self._backend.complete(asked, poll)
         if progress is not None:
             progress(len(written))
         return [

@@ -26,6 +26,7 @@ from coevolve.errors import EngineError, TooLongError
 from coevolve.libraries import vllm
 from coevolve.preflight.dialogues import load_corpus
 from coevolve.recipe import check_recipe
+from coevolve.scoring import generate as scoring_generate
 from coevolve.scoring.generate import Sampling
 from coevolve.scoring.roles import ROLES
 from coevolve.training import generation
@@ -206,6 +207,28 @@ def outcome(folder):
     return results, files, (folder / "samples.jsonl").read_text()
 
 
+def test_all_that_a_run_writes_is_by_the_engine(values_for, monkeypatch, tmp_path):
+    """Candidates, evaluations and samples of the marginal, too. After the same cold start, greedy
+    reasonings are those of transformers, and so are perplexities.
+    """
+
+    def run(name, use_vllm):
+        values = values_for(use_vllm=use_vllm)
+        values["evaluation"] = {"marginal_samples": 2}
+        values["posterior"] = {"samples": 2, "examples": 4}
+        values["connector_sft"] = values["estimator_sft"]
+        phases = ["posterior", "connector_sft", "connector_rl", "refresh", "estimator_sft"]
+        values["rounds"] |= {"phases": [*phases, "estimator_rl"]}
+        train(check_recipe(values, name), tmp_path / name)
+        return figures(tmp_path / name, "eval/perplexity/validation")
+
+    by_transformers = run("transformers", False)
+    monkeypatch.setattr(scoring_generate, "new_batch", None)
+    by_engine = run("engine", True)
+    assert len(by_engine) == len(by_transformers)
+    assert by_engine[0] == pytest.approx(by_transformers[0], rel=1e-9)
+
+
 @pytest.fixture(scope="module")
 def done(recipe_for, tmp_path_factory):
     """A run of two rounds."""
@@ -225,10 +248,17 @@ def test_a_resumed_run_ends_with_the_same_bits(done, recipe_for, stop_at_checkpo
 
 
 def test_a_group_of_processes_holds_the_model_in_parts(launcher, values_for, tmp_path):
-    """Of two processes each asks for the whole batch, and takes its own completions."""
+    """Of two processes each asks for the whole batch, and takes its own completions; reasonings for
+    evaluation, too.
+    """
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(values_for(vllm_tensor_parallel_size=2)))
-    command = ["-m", "coevolve", "train", recipe, "--output-dir", tmp_path / "run"]
+    program = tmp_path / "by_engine_alone.py"
+    program.write_text(
+        "from coevolve.cli import main\nfrom coevolve.scoring import generate\n"
+        "generate.new_batch = None\nraise SystemExit(main())"
+    )
+    command = [program, "train", recipe, "--output-dir", tmp_path / "run"]
     launcher.run("several_cpus", command, tmp_path / "log", fresh=True)
     require_agreement(tmp_path / "run", 4)
 
