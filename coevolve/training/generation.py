@@ -123,6 +123,7 @@ class Engines:
             quantization="bitsandbytes" if origin.quantization else None,
             trust_remote_code=model.trust_remote_code,
             cache_bytes=bytes_per_token(body, model.dtype) * tokens,
+            tokenizer=any(section.vllm_structured_outputs_regex for section in sections),
         )
 
     def config(self, role: Role) -> Any:
@@ -181,10 +182,13 @@ class Engine:
         sampling: Sampling,
         keys: Sequence[int],
         poll: Poll,
+        regex: str | None = None,
     ) -> list[Written]:
-        """One completion of each prompt; arguments as for `generate`. A collective call."""
+        """One completion of each prompt, which matches the regular expression; other arguments as for
+        `generate`. A collective call.
+        """
         asked = self._processes.together(
-            lambda: self._asked(role, prompts, max_new_tokens, stop_ids, sampling, keys)
+            lambda: self._asked(role, prompts, max_new_tokens, stop_ids, sampling, keys, regex)
         )
         size = self.parts
         if size == 1:
@@ -251,6 +255,7 @@ class Engine:
         stop_ids: Sequence[int],
         sampling: Sampling,
         keys: Sequence[int],
+        regex: str | None = None,
     ) -> list[Ask]:
         longest, limit = max(map(len, prompts), default=0), self._options.max_length
         if longest + room > limit:
@@ -258,9 +263,9 @@ class Engine:
                 f"{role}_rl: a prompt of {longest} tokens and {room} new ones do not fit into vLLM's {limit}. Set "
                 f"{role}_rl.vllm_max_model_length={longest + room}."
             )
-        adapter, temperature = self._names.get(role), sampling.temperature
-        seeds = [derive_seed(sampling.seed, "completion", key) for key in keys]
+        how = {"max_tokens": room, "stop_ids": stop_ids, "regex": regex, **vars(sampling)}
+        adapter, seed = self._names.get(role), how.pop("seed")
+        seeds = [derive_seed(seed, "completion", key) for key in keys]
         return [
-            Ask(adapter, prompt, seed, temperature, room, stop_ids)
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            Ask(adapter, prompt, own, **how) for prompt, own in zip(prompts, seeds, strict=True)
         ]

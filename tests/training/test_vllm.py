@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -168,6 +169,19 @@ def test_what_is_sampled_follows_from_the_seed_and_ends_where_it_is_told(engine)
         held.write("estimator", PROMPTS, **{**ASKED, "max_new_tokens": 1000})
 
 
+def test_sampling_is_narrowed_to_the_likeliest(engine):
+    engines, _, recipe = engine
+    held = engines.of("connector", recipe.connector_rl)
+
+    def ids(**how):
+        drawn = Sampling(7, 2.0, **how) if how else Sampling(7, 0.0)
+        return [x.ids for x in held.write("connector", PROMPTS, **{**ASKED, "sampling": drawn})]
+
+    if recipe.model.dtype == "float32":  # in bfloat16 several may be as likely
+        assert ids() == ids(top_k=1) == ids(top_p=1e-6) == ids(min_p=1.0)
+    assert ids() != ids(top_k=1000)
+
+
 def test_generation_can_be_left_between_two_tokens(engine):
     engines, _, recipe = engine
     held, looks = engines.of("connector", recipe.connector_rl), iter(range(3))
@@ -198,6 +212,18 @@ def test_every_way_of_training_samples_from_what_it_trains(recipe_for, tmp_path,
     train(recipe_for(tuning, **rl), tmp_path / "run")
     require_agreement(tmp_path / "run", 4)
     assert not list((tmp_path / "run").glob(".vllm*"))
+
+
+def test_completions_match_the_regular_expression(recipe_for, tmp_path):
+    """Tokens of this language are words without spaces, which stand between them when decoded."""
+    regex, off = "(gladly|kindly){2,3}", "vllm_importance_sampling_correction"
+    train(recipe_for(**{"vllm_structured_outputs_regex": regex, off: False}), tmp_path / "run")
+    rows = texts((tmp_path / "run" / "samples.jsonl").read_text())
+    found = [text.replace(" ", "") for row in rows for text in row]
+    matching = [text for text in found if re.fullmatch(regex, text)]
+    # The reasonings that responses were sampled for were not held to it.
+    assert len(matching) >= len(found) / 2 > 0, found
+    assert not figures(tmp_path / "run", "sampling/sampling_logp_difference/mean")
 
 
 def outcome(folder):
