@@ -6,6 +6,7 @@ comes anew, under a new name. Nothing is merged, so the base that training and t
 the same to the bit. The weights of a role that is tuned whole are replaced in place.
 """
 
+import hashlib
 import secrets
 import shutil
 import tempfile
@@ -45,15 +46,16 @@ class Engines:
 
     def __post_init__(self) -> None:
         self._started: dict[tuple[Any, ...], Engine] = {}
+        for server in (False, True) if self.processes.main else (False,):
+            place, prefix = self.scratch(server=server)
+            for left in place.glob(f"{prefix}*"):  # by a sitting that was killed
+                shutil.rmtree(left, ignore_errors=True)
 
     def of(self, role: Role, settings: Grpo) -> "Engine":
         """The engine for a role and its RL's settings. A collective call."""
         own, server = self.origins[role], settings.vllm_mode == "server"
         where = settings.vllm_server_base_url if server else settings.vllm_tensor_parallel_size
         key = own.base.path, self.roles.tuning[role], where
-        if not self._started and server and self.processes.main:
-            for left in self.folder.glob(".vllm-*"):  # by a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
         if key not in self._started:
             # Roles that are tuned whole take turns in one copy; adapters never share it with them.
             sharing = [x for x in ROLES if self.origins[x].base == own.base]
@@ -68,6 +70,15 @@ class Engines:
             backend = self.processes.together(start)
             self._started[key] = Engine(self, backend, options, server=server)
         return self._started[key]
+
+    def scratch(self, *, server: bool) -> tuple[Path, str]:
+        """Where what an engine is given lies, and how its name begins: a server sees what is in the
+        run's folder, and each process what is on its own machine.
+        """
+        if server:
+            return self.folder, ".vllm-"
+        run = hashlib.sha256(str(self.folder.absolute()).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()), f".vllm-{run}-{self.processes.rank}-"
 
     def reach(self) -> None:
         """Find the servers now, which will be asked for only after hours. A collective call."""
@@ -141,9 +152,7 @@ class Engine:
         # A server may still know the adapters of an earlier start.
         self._token = self._processes.gather(secrets.token_hex(4))[0]
         self._version, self._names = 0, dict[Role, str]()
-        # A server sees what is in the run's folder, and each process what is on its own machine.
-        parent = engines.folder if server else None
-        prefix = f".vllm-{self._token}-"
+        parent, prefix = engines.scratch(server=server)
         self._scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).absolute()
 
     def update(self, role: Role, weights: Weights) -> None:

@@ -106,6 +106,7 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "rewards.custom": ({}, {}, {}, {"tests.fuzz.recipes:longer": 0.5}, {"nowhere.at_all:f": 1.0}),
     "use_vllm": (False, False, True),
     "vllm_max_model_length": (None, None, 4, 200),
+    "vllm_importance_sampling_correction": (True, False, False),
     "vllm_importance_sampling_clip_max": (3.0, None, 1.5),
     "vllm_importance_sampling_clip_min": (None, 0.5),
     "rounds.count": (0, 1, 1, 2),
@@ -139,7 +140,7 @@ OFTEN = {
     "normalize_advantages": 0.3,
     "kernel_score": 0.3,
     "use_vllm": 0.25,
-    "vllm_importance_sampling_correction": 0.6,
+    "vllm_importance_sampling_correction": 0.7,
     "vllm_structured_outputs_regex": 0.7,
 }
 """Shares of fields on which others depend, or that are refused more often than not."""
