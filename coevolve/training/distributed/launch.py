@@ -99,7 +99,7 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     _check_precision(recipe, launch)
     _check_quantization(recipe, launch)
     _check_batches(recipe, launch)
-    for name, settings in _training_sections(recipe):
+    for name, settings in training_sections(recipe):
         if isinstance(settings, Grpo) and settings.use_vllm:
             _check_vllm(name, settings, launch, recipe.model.device)
         _check_installed(name, settings, recipe, launch)
@@ -171,7 +171,7 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
             f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed weights. Use "
             f"launch/ddp.yaml, or {without}."
         )
-    for name, phase in _training_sections(recipe):
+    for name, phase in training_sections(recipe):
         here = isinstance(phase, Grpo) and phase.use_vllm and phase.vllm_mode == "colocate"
         if here and (quantization == "8bit" or not launch.gpu):
             raise RecipeError(
@@ -186,7 +186,7 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
 
 
 def _check_batches(recipe: Recipe, launch: Launch) -> None:
-    sizes = {name: settings.train_batch_size for name, settings in _training_sections(recipe)}
+    sizes = {name: settings.train_batch_size for name, settings in training_sections(recipe)}
     count = launch.processes
     odd = [f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % count]
     if odd:
@@ -253,7 +253,7 @@ def _check_installed(name: str, settings: Optimization, recipe: Recipe, launch: 
         )
 
 
-def _training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
+def training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
     """Name and settings of each phase that trains something in this recipe."""
     if isinstance(recipe, RpmRecipe):
         yield f"rpm.{recipe.rpm.section}", recipe.rpm.settings
