@@ -64,6 +64,7 @@ class Options:
         rank: of the largest adapter; 0 for weights that are replaced whole.
         adapters: how many act side by side.
         cache_bytes: of keys and values, where no share of a GPU says it.
+        tokenizer: whether it needs the base's, which regular expressions are about.
     """
 
     base: str
@@ -77,11 +78,14 @@ class Options:
     quantization: str | None = None
     trust_remote_code: bool = False
     cache_bytes: int | None = None
+    tokenizer: bool = False
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A completion to be written: by which adapter (None is the base), from which ids, until when."""
+    """A completion to be written: by which adapter (None is the base), from which ids, until when,
+    from which tokens (as `scoring.generate.Sampling` has it), and what it has to match.
+    """
 
     adapter: str | None
     prompt: Sequence[int]
@@ -89,6 +93,10 @@ class Ask:
     temperature: float
     max_tokens: int
     stop_ids: Sequence[int]
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    regex: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ class Here:
         require(ENGINE)
         gc.collect()  # vLLM freezes what there is, garbage too
         self._alone, self._sleeps = not dist.is_initialized(), options.sleeps
-        self._numbers, self._adapters = count(1), dict[str, Any]()
+        self._numbers, self._adapters, self._why = count(1), dict[str, Any](), why
         threads = torch.set_num_threads
         try:
             with _environ():
@@ -195,6 +203,7 @@ class Here:
 
     def complete(self, asked: Sequence[Ask], poll: Poll) -> list[Written]:
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         self._wake()
         places: dict[str, int] = {}
@@ -202,10 +211,18 @@ class Here:
         try:
             for place, ask in enumerate(asked):
                 places[name := str(next(self._numbers))] = place
-                sampling = SamplingParams(**_sampling(ask), logprobs=0, detokenize=False)
+                form = StructuredOutputsParams(regex=ask.regex) if ask.regex else None
+                told = {"structured_outputs": form, "logprobs": 0, "detokenize": False}
+                sampling = SamplingParams(**_sampling(ask), **told)
                 adapter = self._adapters[ask.adapter] if ask.adapter else None
                 prompt = {"prompt_token_ids": list(ask.prompt)}
-                self._engine.add_request(name, prompt, sampling, lora_request=adapter)
+                try:
+                    self._engine.add_request(name, prompt, sampling, lora_request=adapter)
+                except ValueError as error:
+                    words = " ".join(str(error).split())[:300]
+                    raise EngineError(
+                        f"{self._why}: vLLM refuses what it is asked: {words}"
+                    ) from error
             while self._engine.has_unfinished_requests():
                 poll()
                 for output in self._engine.step():
@@ -298,6 +315,7 @@ class There:
     def _complete(self, ask: Ask) -> Written:
         body = {**_sampling(ask), "model": ask.adapter or self._name, "prompt": list(ask.prompt)}
         body |= {"logprobs": 0, "return_token_ids": True}
+        body |= {"structured_outputs": {"regex": ask.regex}} if ask.regex else {}
         (choice,) = self._call("/v1/completions", body, patient=True)["choices"]
         stopped = choice["finish_reason"] == "stop"
         return Written(choice["token_ids"], choice["logprobs"]["token_logprobs"], stopped)
@@ -342,6 +360,7 @@ class There:
 def _sampling(ask: Ask) -> dict[str, Any]:
     """What both ways in call alike. What ends a turn is said by the ids alone."""
     named = {"temperature": ask.temperature, "max_tokens": ask.max_tokens, "seed": ask.seed}
+    named |= {"top_p": ask.top_p, "top_k": ask.top_k, "min_p": ask.min_p}
     return {**named, "stop_token_ids": list(ask.stop_ids), "ignore_eos": True}
 
 
@@ -364,7 +383,7 @@ def _arguments(options: Options) -> dict[str, Any]:
         "generation_config": "vllm",  # what the model's own says is not asked for
         "logprobs_mode": "processed_logprobs",  # at the temperature that is sampled at
         "max_num_batched_tokens": max(4096, options.max_length),
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not options.tokenizer,
         "seed": 0,
         **chosen,
     }

@@ -26,6 +26,10 @@ class Optimization(Section):
     """Passes over the training examples, turned into steps when the data is known."""
     learning_rate: LearningRate
     """AdamW's, at its greatest."""
+    optim: Literal["adamw_torch_fused", "adamw_8bit"] = "adamw_torch_fused"
+    """AdamW with its two moments like the weights, or in 8 bits each, which needs bitsandbytes and
+    that no process holds but a part of them (ZeRO, FSDP).
+    """
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """How the learning rate goes on from there."""
     warmup_ratio: Fraction = 0.03
@@ -81,3 +85,10 @@ class Optimization(Section):
 
 class Sft(Optimization):
     """Supervised fine-tuning with TRL's SFTTrainer; the loss is on the completion's tokens only."""
+
+    padding_free: bool = False
+    """The rows that are at once on a process stand in one, without padding between them; needs
+    `model.attention: flash_attention_2`. An update is over the same rows, up to rounding.
+    """
+    activation_offloading: bool = False
+    """Keep activations in the machine's memory until the backward pass; needs a GPU."""

@@ -1,5 +1,6 @@
 """Reinforcement learning: algorithms, their options, and the rewards."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,7 @@ from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.section import (
     LARGEST,
     Amount,
+    Count,
     Fraction,
     LearningRate,
     Positive,
@@ -84,6 +86,12 @@ class Grpo(Optimization):
     """Tokens of a completion at most."""
     temperature: Temperature = 1.0
     """At which completions are sampled, and ratios computed."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of each token's likeliest, sample from the fewest that together have so much probability."""
+    top_k: Count = 0
+    """Sample from so many likeliest; 0 from all. First comes `min_p`, then `top_k`, then `top_p`."""
+    min_p: Fraction | None = None
+    """Sample from those whose probability is at least this share of the likeliest one's."""
     beta: Amount = 0.0
     """Weight of the KL to the model as the phase began: in GRPO's loss, in RLOO's reward."""
     loss_type: Literal["grpo", "dr_grpo", "bnpo", "dapo", "cispo"] = "dapo"
@@ -106,7 +114,7 @@ class Grpo(Optimization):
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
     use_vllm: bool = False
-    """Generate with vLLM, which must be installed; for the connector, in each refresh, too."""
+    """Generate with vLLM, which must be installed; for the connector, outside RL, too."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """In the training processes, or by a server (`vllm serve`) that sees the run's folder."""
     vllm_server_base_url: str | None = None
@@ -133,6 +141,8 @@ class Grpo(Optimization):
     """The greatest ratio; None leaves it open."""
     vllm_importance_sampling_clip_min: PositiveAmount | None = None
     """The smallest ratio; None leaves it open."""
+    vllm_structured_outputs_regex: str | None = None
+    """What all completions have to match, in the syntax of vLLM's grammars, for `use_vllm`."""
 
     @property
     def updates_per_batch(self) -> int:
@@ -181,11 +191,31 @@ class Grpo(Optimization):
         size, group = self.train_batch_size, self.num_generations
         if size % group:
             raise ValueError(f"num_generations ({group}) must divide train_batch_size ({size})")
+        if problem := self._narrowed():
+            raise ValueError(problem)
         if self.use_vllm and self.vllm_mode == "server" and not self.vllm_server_base_url:
             raise ValueError(
                 "vllm_mode: server needs vllm_server_base_url: http://localhost:8000, say"
             )
         return self
+
+    def _narrowed(self) -> str | None:
+        """What is wrong with how sampling is narrowed to some tokens, if it is."""
+        regex, name = self.vllm_structured_outputs_regex, "vllm_structured_outputs_regex"
+        if regex is not None and not self.use_vllm:
+            return f"{name} needs use_vllm: true"
+        try:
+            re.compile(regex or "")
+        except re.error as error:
+            return f"{name}: found {regex!r}, which is no regular expression ({error})"
+        narrow = {"top_p": self.top_p < 1, "top_k": self.top_k, "min_p": self.min_p, name: regex}
+        found = [name for name, value in narrow.items() if value]
+        if found and self.use_vllm and self.vllm_importance_sampling_correction:
+            return (
+                f"{found[0]} has vLLM sample from some tokens only, by whose probabilities ratios to the trained "
+                "model's would be far below 1; set vllm_importance_sampling_correction: false, or leave it out"
+            )
+        return None
 
 
 ImportPath = Annotated[str, Field(pattern=f"^({IMPORT_PATH})$")]

@@ -10,6 +10,7 @@ alone.
 Shapes: B rows of a batch, D distinct prompts among them, P padded prompt length, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,10 +47,37 @@ class Generation:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling from softmax(logits / temperature). `seed` and the row's key decide the noise."""
+    """Sampling from softmax(logits / temperature). `seed` and the row's key decide the noise.
+
+    Attributes:
+        min_p, top_k, top_p: from those tokens only whose probability is at least so large a share of
+            the likeliest one's; of these the `top_k` likeliest (0: all); of these the fewest that
+            have `top_p` of the probability left.
+    """
 
     seed: int
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def narrow(self, logits_BV: Tensor) -> Tensor:
+        """Logits at the temperature, -inf where nothing is to be sampled."""
+        logits_BV = logits_BV / self.temperature
+        if self.min_p:
+            least_B1 = logits_BV.amax(-1, keepdim=True) + math.log(self.min_p)
+            logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+        if 0 < self.top_k < logits_BV.shape[-1]:
+            least_B1 = logits_BV.topk(self.top_k).values[:, -1:]
+            logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+        if self.top_p < 1:
+            sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+            share_BV = sorted_BV.softmax(-1)
+            # Where those before a token have enough, it is left out; the likeliest never is.
+            left_out_BV = share_BV.cumsum(-1) - share_BV >= self.top_p
+            left_out_BV = torch.zeros_like(left_out_BV).scatter(-1, order_BV, left_out_BV)
+            logits_BV = logits_BV.masked_fill(left_out_BV, -torch.inf)
+        return logits_BV
 
 
 def generate(
@@ -322,12 +350,12 @@ class Noise(Protocol):
 
 
 class _GumbelNoise:
-    """Makes greedy decoding a sample: argmax(logits / T + Gumbel noise) is distributed as
-    softmax(logits / T). Each row draws from its own generator, so alike in any batch.
+    """Makes greedy decoding a sample: argmax(logits + Gumbel noise) is distributed as
+    softmax(logits). Each row draws from its own generator, so alike in any batch.
     """
 
     def __init__(self, sampling: Sampling, keys: Sequence[int], max_new_tokens: int):
-        self.temperature = sampling.temperature
+        self.narrow = sampling.narrow
         self.generators = [torch.Generator().manual_seed(_mix(sampling.seed, key)) for key in keys]
         self.steps_left = max_new_tokens
         self.drawn: list[Tensor] = []
@@ -335,7 +363,7 @@ class _GumbelNoise:
     def add(self, logits_BV: Tensor) -> Tensor:
         if not self.drawn:
             self._draw(logits_BV.shape[-1], logits_BV.device)
-        return logits_BV / self.temperature + self.drawn.pop()
+        return self.narrow(logits_BV) + self.drawn.pop()
 
     def keep(self, places: Sequence[int]) -> None:
         self.generators = [self.generators[place] for place in places]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SAME_NAME = (
     *("learning_rate", "lr_scheduler_type", "max_grad_norm", "weight_decay", "adam_beta2"),
-    "gradient_checkpointing",
+    *("gradient_checkpointing", "optim"),
 )
 """Options that transformers has under the recipe's names."""
 

@@ -163,6 +163,8 @@ def run_sft(plan: Plan, rows: Rows, settings: Sft) -> Segment:
                 **common_arguments(plan, settings, model, scratch),
                 max_length=None,
                 packing=False,
+                padding_free=settings.padding_free,
+                activation_offloading=settings.activation_offloading,
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
             train_dataset=Dataset.from_list([row.columns() for row in used]),

@@ -1,5 +1,6 @@
 """Perplexity of golden responses on held-out and test examples, and what stands beside it."""
 
+from contextlib import nullcontext
 from typing import cast
 
 from coevolve.scoring.estimator import Examples, Written
@@ -47,7 +48,9 @@ def evaluate_split(
 def score_form(context: Context, examples: Examples, form: Reasoning, title: str) -> Scores:
     """Scores of the golden responses by a form."""
     golden = golden_responses(examples)
-    with context.record.task(title, form.steps * len(examples)) as advance:
+    task = context.record.task(title, form.steps * len(examples))
+    writing = context.distributed.writing() if form.is_written else nullcontext()
+    with task as advance, writing:
         return context.distributed.log_prob(examples, golden, form, progress=advance)
 
 

@@ -6,6 +6,7 @@ comes anew, under a new name. Nothing is merged, so the base that training and t
 the same to the bit. The weights of a role that is tuned whole are replaced in place.
 """
 
+import hashlib
 import secrets
 import shutil
 import tempfile
@@ -45,15 +46,16 @@ class Engines:
 
     def __post_init__(self) -> None:
         self._started: dict[tuple[Any, ...], Engine] = {}
+        for server in (False, True) if self.processes.main else (False,):
+            place, prefix = self.scratch(server=server)
+            for left in place.glob(f"{prefix}*"):  # by a sitting that was killed
+                shutil.rmtree(left, ignore_errors=True)
 
     def of(self, role: Role, settings: Grpo) -> "Engine":
         """The engine for a role and its RL's settings. A collective call."""
         own, server = self.origins[role], settings.vllm_mode == "server"
         where = settings.vllm_server_base_url if server else settings.vllm_tensor_parallel_size
         key = own.base.path, self.roles.tuning[role], where
-        if not self._started and server and self.processes.main:
-            for left in self.folder.glob(".vllm-*"):  # by a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
         if key not in self._started:
             # Roles that are tuned whole take turns in one copy; adapters never share it with them.
             sharing = [x for x in ROLES if self.origins[x].base == own.base]
@@ -69,6 +71,15 @@ class Engines:
             self._started[key] = Engine(self, backend, options, server=server)
         return self._started[key]
 
+    def scratch(self, *, server: bool) -> tuple[Path, str]:
+        """Where what an engine is given lies, and how its name begins: a server sees what is in the
+        run's folder, and each process what is on its own machine.
+        """
+        if server:
+            return self.folder, ".vllm-"
+        run = hashlib.sha256(str(self.folder.absolute()).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()), f".vllm-{run}-{self.processes.rank}-"
+
     def reach(self) -> None:
         """Find the servers now, which will be asked for only after hours. A collective call."""
         phases = {phase.name for phase in self.recipe.rounds.phases if self.recipe.rounds.count}
@@ -80,14 +91,14 @@ class Engines:
 
     @contextmanager
     def writing(self, estimator: ProbabilityEstimator) -> Iterator[None]:
-        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has one
-        whose processes may ask alone. To be entered by all.
+        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has one.
+        To be entered by all; inside another, the weights are those of then.
         """
         settings = self.recipe.connector_rl
-        engine = self.of(CONNECTOR, settings) if settings and settings.use_vllm else None
-        if engine is None or engine.parts > 1:
+        if settings is None or not settings.use_vllm or estimator.writer is not generate:
             yield
             return
+        engine = self.of(CONNECTOR, settings)
         engine.update(CONNECTOR, self.roles.weights(CONNECTOR))
         estimator.writer = engine.generate
         try:
@@ -123,6 +134,7 @@ class Engines:
             quantization="bitsandbytes" if origin.quantization else None,
             trust_remote_code=model.trust_remote_code,
             cache_bytes=bytes_per_token(body, model.dtype) * tokens,
+            tokenizer=any(section.vllm_structured_outputs_regex for section in sections),
         )
 
     def config(self, role: Role) -> Any:
@@ -140,9 +152,7 @@ class Engine:
         # A server may still know the adapters of an earlier start.
         self._token = self._processes.gather(secrets.token_hex(4))[0]
         self._version, self._names = 0, dict[Role, str]()
-        # A server sees what is in the run's folder, and each process what is on its own machine.
-        parent = engines.folder if server else None
-        prefix = f".vllm-{self._token}-"
+        parent, prefix = engines.scratch(server=server)
         self._scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).absolute()
 
     def update(self, role: Role, weights: Weights) -> None:
@@ -181,10 +191,13 @@ class Engine:
         sampling: Sampling,
         keys: Sequence[int],
         poll: Poll,
+        regex: str | None = None,
     ) -> list[Written]:
-        """One completion of each prompt; arguments as for `generate`. A collective call."""
+        """One completion of each prompt, which matches the regular expression; other arguments as for
+        `generate`. A collective call.
+        """
         asked = self._processes.together(
-            lambda: self._asked(role, prompts, max_new_tokens, stop_ids, sampling, keys)
+            lambda: self._asked(role, prompts, max_new_tokens, stop_ids, sampling, keys, regex)
         )
         size = self.parts
         if size == 1:
@@ -211,16 +224,21 @@ class Engine:
         poll: Poll | None = None,
         **options: Any,
     ) -> list[Generation]:
-        """The connector's texts, by this process alone; as `scoring.generate.generate`, which does
-        what vLLM cannot.
+        """The connector's texts, as `scoring.generate.generate`, which does what vLLM cannot. A
+        collective call of the processes that each hold a part of the model.
         """
         if no_repeat_ngram:
             options |= {"no_repeat_ngram": no_repeat_ngram, "progress": progress, "poll": poll}
             options |= {"max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "keys": keys}
             return generate(model, prompts, sampling=sampling, **options)
         drawn = sampling or Sampling(0, temperature=0.0)
-        asked = self._asked(CONNECTOR, prompts, max_new_tokens, [*stop_ids], drawn, keys)
-        written = self._backend.complete(asked, poll or (lambda: None))
+        room, stops, poll = max_new_tokens, [*stop_ids], poll or (lambda: None)
+        if self.parts > 1:
+            how: dict[str, Any] = {"max_new_tokens": room, "stop_ids": stops, "poll": poll}
+            written = self.write(CONNECTOR, prompts, sampling=drawn, keys=keys, **how)
+        else:
+            asked = self._asked(CONNECTOR, prompts, room, stops, drawn, keys)
+            written = self._backend.complete(asked, poll)
         if progress is not None:
             progress(len(written))
         return [
@@ -246,6 +264,7 @@ class Engine:
         stop_ids: Sequence[int],
         sampling: Sampling,
         keys: Sequence[int],
+        regex: str | None = None,
     ) -> list[Ask]:
         longest, limit = max(map(len, prompts), default=0), self._options.max_length
         if longest + room > limit:
@@ -253,9 +272,9 @@ class Engine:
                 f"{role}_rl: a prompt of {longest} tokens and {room} new ones do not fit into vLLM's {limit}. Set "
                 f"{role}_rl.vllm_max_model_length={longest + room}."
             )
-        adapter, temperature = self._names.get(role), sampling.temperature
-        seeds = [derive_seed(sampling.seed, "completion", key) for key in keys]
+        how = {"max_tokens": room, "stop_ids": stop_ids, "regex": regex, **vars(sampling)}
+        adapter, seed = self._names.get(role), how.pop("seed")
+        seeds = [derive_seed(seed, "completion", key) for key in keys]
         return [
-            Ask(adapter, prompt, seed, temperature, room, stop_ids)
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            Ask(adapter, prompt, own, **how) for prompt, own in zip(prompts, seeds, strict=True)
         ]

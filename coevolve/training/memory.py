@@ -16,11 +16,11 @@ from transformers import AttentionInterface, PreTrainedModel
 from coevolve.libraries.torch import CountedMemory
 from coevolve.preflight.models import BaseFacts, empty_model
 from coevolve.recipe import Recipe
-from coevolve.recipe.optimization import Optimization
 from coevolve.recipe.rl import Grpo
+from coevolve.recipe.rpm import Dpo
 from coevolve.scoring.models import choose_dtype
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
-from coevolve.training.distributed.launch import Kind
+from coevolve.training.distributed.launch import Kind, training_sections
 from coevolve.training.setup import compose_roles, role_settings
 
 CONTEXT = 2e9
@@ -67,15 +67,14 @@ def memory_of(
         parts.append(Part("frozen base", frozen, "model.quantization=4bit"))
     parts.append(Part("weights of both roles", sum(trained.values())))
     largest = max(ROLES, key=lambda role: trained[role])
-    parts.append(_optimizer(trained[largest], kind, processes, roles.tuning[largest] == "full"))
+    full = roles.tuning[largest] == "full"
+    in_8_bits = all(x.optim == "adamw_8bit" for _, x in training_sections(recipe))
+    parts.append(_optimizer(trained[largest], kind, processes, full, in_8_bits=in_8_bits))
     passes = [*training_passes(recipe, roles, longest, processes), _scoring(recipe, bases)]
     parts += [max(passes, key=lambda part: part.bytes), Part("CUDA", CONTEXT)]
-    vllm = [x for x in _rl(recipe).values() if x.use_vllm and x.vllm_mode == "colocate"]
-    if vllm:
-        share = max(x.vllm_gpu_memory_utilization for x in vllm)
-        engine = sum(part.bytes for part in parts) * share / max(1 - share, 0.01)
-        lower = "a lower vllm_gpu_memory_utilization, or vllm_mode=server"
-        parts.append(Part(f"vLLM, {share:.0%} of the GPU", engine, lower))
+    parts += _vllm(
+        recipe, bases, sum(part.bytes for part in parts), frozen or max(trained.values())
+    )
     # Both roles, the best pair of before, and two moments of each role's optimizer.
     keep, both = recipe.checkpoints.keep, sum(trained.values())
     kept = Part(f"{keep} checkpoints", keep * 4 * both, "checkpoints.keep=1")
@@ -134,8 +133,37 @@ def _held(name: str, weight: Tensor, quantization: str | None) -> float:
     return _bytes(weight)
 
 
-def _optimizer(weights: float, kind: Kind, processes: int, full: bool) -> Part:
+def _vllm(
+    recipe: Recipe, bases: Mapping[Role, BaseFacts], rest: float, weights: float
+) -> Iterator[Part]:
+    """Beside the `rest`: a share of a GPU that has room for both, and in it the weights once more
+    with keys and values of one sequence.
+    """
+    here = [
+        (name, x)
+        for name, x in training_sections(recipe)
+        if isinstance(x, Grpo) and x.use_vllm and x.vllm_mode == "colocate"
+    ]
+    if not here:
+        return
+    share = max(x.vllm_gpu_memory_utilization for _, x in here)
+    room = max(x.vllm_max_model_length or recipe.model.max_length for _, x in here)
+    cache = room * max(bytes_per_token(x.config, recipe.model.dtype) for x in bases.values())
+    parts = max(x.vllm_tensor_parallel_size for _, x in here)
+    least = (weights + cache) / parts + CONTEXT  # as training has it, for what is under way
+    gpu = max(rest / max(1 - share, 0.01), least / share)
+    larger = "a larger" if gpu * share < gpu - rest else "a lower"
+    remedy = f"{larger} vllm_gpu_memory_utilization, or vllm_mode=server"
+    yield Part(f"vLLM, in {share:.0%} of the GPU", gpu - rest, remedy)
+
+
+def _optimizer(
+    weights: float, kind: Kind, processes: int, full: bool, *, in_8_bits: bool = False
+) -> Part:
     """Gradient and Adam's two moments of the role in training."""
+    if in_8_bits:  # beside weights of two bytes, or of four under adapters
+        size = 2 / (2 if full else 4)
+        return Part("gradient and optimizer of one role", (1 + size) * weights)
     divided, name = kind in ("zero2", "zero3", "fsdp"), "gradient and optimizer of one role"
     remedy = "" if divided else "launch/zero2.yaml, which divides them"
     if kind in ("zero2", "zero3") and full:
@@ -144,40 +172,24 @@ def _optimizer(weights: float, kind: Kind, processes: int, full: bool) -> Part:
     return Part(name, 3 * weights / (processes if divided else 1), remedy)
 
 
-def _rl(recipe: Recipe) -> dict[str, Grpo]:
-    named = {"connector_rl": recipe.connector_rl, "estimator_rl": recipe.estimator_rl}
-    return {name: settings for name, settings in named.items() if settings is not None}
-
-
 def training_passes(
     recipe: Recipe, roles: Roles, longest: Longest, processes: int
 ) -> Iterator[Part]:
     """The largest batch of each kind of training, forward and backward."""
     room = recipe.model.max_length
     reasoning = min(recipe.model.max_reasoning_tokens, room)
-    sizes: list[tuple[str, Optimization, int, int]] = [
-        ("cold_start.connector", recipe.cold_start.connector, longest.connector, reasoning),
-        (
-            "cold_start.estimator",
-            recipe.cold_start.estimator,
-            longest.estimator + reasoning,
-            longest.response,
-        ),
-    ]
-    for name, rl in _rl(recipe).items():
-        own = name == "connector_rl"
+    shapes: dict[str, _Batch] = {}
+    for name, settings in training_sections(recipe):
+        role: Role = ESTIMATOR if "estimator" in name or "direct" in name else CONNECTOR
+        own = role == CONNECTOR
+        completion = reasoning if own else longest.response
+        if isinstance(settings, Grpo):
+            completion = settings.max_completion_length
         prompt = longest.connector if own else longest.estimator + reasoning
-        sizes.append((name, rl, prompt, rl.max_completion_length))
-    shapes = {}
-    for name, settings, prompt, completion in sizes:
-        role: Role = CONNECTOR if "connector" in name else ESTIMATOR
         length = min(prompt + completion, room)
-        rows, _ = settings.micro_batch(processes)
-        shapes[name] = (
-            role,
-            settings.gradient_checkpointing,
-            (rows, length, min(completion, length)),
-        )
+        rows = settings.micro_batch(processes)[0] * (2 if isinstance(settings, Dpo) else 1)
+        shape = rows, length, min(completion, length)
+        shapes[name] = role, settings.gradient_checkpointing, shape
     for name, (role, checkpointing, shape) in shapes.items():
         if any(_covers(other, shapes[name]) for x, other in shapes.items() if x != name):
             continue

@@ -168,8 +168,8 @@ def write_texts(
     """The connector's texts of some rows, which go into `state.reasoning`; a title with their number."""
     texts, total, record = state.texts, len(rows) * settings.samples, context.record
     title = title.format(total)
-    engine = context.engines.writing(context.distributed) if context.engines else nullcontext()
-    with record.task(title, total, key="refresh", where=state.where) as advance, engine:
+    task = record.task(title, total, key="refresh", where=state.where)
+    with task as advance, context.distributed.writing():
         advance(len(texts))
         while len(texts) < total:
             sample, first = divmod(len(texts), len(rows))

@@ -46,7 +46,7 @@ from coevolve.information.importance import (
 )
 from coevolve.recipe.schema import Posterior
 from coevolve.scoring.estimator import Examples, Texts
-from coevolve.scoring.generate import Sampling, generate
+from coevolve.scoring.generate import Sampling
 from coevolve.scoring.logprob import score_rows, to_scores
 from coevolve.scoring.roles import CONNECTOR
 from coevolve.seeds import derive_seed
@@ -74,7 +74,8 @@ def posterior(context: Context, state: RunState, scheduled: ScheduledPhase) -> N
     at_once = max(WRITTEN_AT_ONCE // settings.samples, 1)
     # For each example [place, what was drawn, its figures], as JSON.
     texts, title = state.texts, f"posterior, {settings.samples} reasonings for each of {count}"
-    with record.task(title, count, key="posterior", where=state.where) as advance:
+    task = record.task(title, count, key="posterior", where=state.where)
+    with task as advance, context.distributed.writing():
         advance(len(texts))
         while len(texts) < count:
             part = chosen[len(texts) : len(texts) + at_once]
@@ -169,7 +170,7 @@ def _candidates(
     keys = [derive_seed(seed, examples[i].sample_id, k) for i, k in asked]
     options = {"pad_id": render.tokenizer.pad_token_id, "token_budget": estimator.token_budget}
     with context.roles.acting(CONNECTOR) as model:
-        written = generate(
+        written = context.distributed.writer(
             model,
             prompts,
             max_new_tokens=estimator.max_new_tokens,

@@ -221,6 +221,7 @@ def prepare(
         train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
         _say_left_out([longer] if longer else [], record, log)
     estimator = estimator or load()
+    engines = Engines(recipe, origins, estimator.roles, processes, folder.path)
     context = Context(
         recipe=recipe,
         data=data,
@@ -228,7 +229,7 @@ def prepare(
         traces=traces,
         origins=origins,
         estimator=estimator,
-        distributed=DistributedEstimator(estimator, processes),
+        distributed=DistributedEstimator(estimator, processes, engines.writing),
         record=record,
         processes=processes,
         folder=folder,
@@ -237,7 +238,7 @@ def prepare(
         judge=judge,
         truth=truth,
         responses=inputs.responses | (truth.responses_to(data.test_examples) if truth else {}),
-        engines=Engines(recipe, origins, estimator.roles, processes, folder.path),
+        engines=engines,
     )
     return context, start
 

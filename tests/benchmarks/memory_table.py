@@ -33,9 +33,9 @@ LESS = [
 ]
 SETTINGS = {
     "as the recipe has it": [],
+    "with vLLM beside": ["connector_rl.use_vllm=true"],
     "1 row at once": LESS,
     "1 row, base in 4 bits": [*LESS, "model.quantization=4bit"],
-    "with vLLM beside": ["connector_rl.use_vllm=true"],
 }
 
 

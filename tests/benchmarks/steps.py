@@ -8,8 +8,9 @@ whatever a model says that was never trained to write features.
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -208,8 +209,11 @@ def trl_steps(
     render: Renderer,
     rows: list[Example],
     reward: Callable[..., list[float]],
+    **options: Any,
 ) -> dict[str, list[float]]:
-    """The steps with TRL's GRPOTrainer and one adapter, everything else by its own way."""
+    """The steps with TRL's GRPOTrainer and one adapter, everything else by its own way or by
+    options.
+    """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -233,6 +237,7 @@ def trl_steps(
                 report_to="none",
                 save_strategy="no",
                 disable_tqdm=True,
+                **options,
             ),
             train_dataset=Dataset.from_dict(
                 {"prompt": [render.connector(row) for row in rows], "index": list(range(len(rows)))}
@@ -250,16 +255,17 @@ def own_steps(
     resident: ProbabilityEstimator,
     rows: list[Example],
     reward: Callable[..., list[float]],
+    engine: Any = None,
 ) -> dict[str, list[float]]:
-    """The steps with coevolve's engine, on the connector's adapter."""
+    """The steps with coevolve's trainer, on the connector's adapter; vLLM's engine may generate."""
     from coevolve.training.rl.grpo import run_grpo
 
     clock = Clock()
     prompts = [resident.renderer.connector(row) for row in rows]
-    run_grpo(
-        plan(settings, resident, CONNECTOR, clock),
-        prompts,
-        [("likelihood", reward, 1.0)],
-        grpo(settings),
-    )
+    own = plan(settings, resident, CONNECTOR, clock)
+    if engine is not None:
+        own = replace(own, engines=SimpleNamespace(of=lambda role, settings: engine))
+    with_engine = {"use_vllm": engine is not None}
+    how = grpo(settings).model_copy(update=with_engine)
+    run_grpo(own, prompts, [("likelihood", reward, 1.0)], how)
     return clock.figures()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from coevolve.scoring.models import load_model, load_tokenizer, resolve_base
 from coevolve.worlds.language import INPUT_WORDS
@@ -25,7 +25,7 @@ def base_folder(base: str, scratch: Path) -> str:
     folder = scratch / "tiny"
     tokenizer = tiny_tokenizer(WORDS)
     tokenizer.save_pretrained(folder)
-    tiny_model(tokenizer, seed=0, hidden=32, heads=4, positions=4096).save_pretrained(folder)
+    tiny_model(tokenizer, seed=0, hidden=64, heads=2, positions=4096).save_pretrained(folder)
     return str(folder)
 
 
@@ -34,6 +34,11 @@ def load(folder: str) -> tuple[torch.nn.Module, Any]:
     return load_model(
         folder, device="cuda" if torch.cuda.is_available() else "cpu"
     ), load_tokenizer(folder)
+
+
+def config(folder: str) -> PretrainedConfig:
+    """Of the model there."""
+    return AutoConfig.from_pretrained(folder)
 
 
 def lengths(count: int, mean: int, rng: np.random.Generator) -> list[int]:

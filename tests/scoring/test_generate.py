@@ -122,6 +122,27 @@ def test_neighbouring_seeds_and_keys_give_unrelated_samples(model):
     assert sum(a == b for a, b in zip(drawn[0][1:], drawn[1][:-1], strict=True)) <= 3
 
 
+@pytest.mark.parametrize("narrow", [{"top_p": 0.6}, {"top_k": 4}, {"min_p": 0.2}])
+def test_sampling_is_narrowed_as_transformers_does(narrow):
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    warper = {"top_p": TopPLogitsWarper, "top_k": TopKLogitsWarper, "min_p": MinPLogitsWarper}
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)) * 2
+    ((name, value),) = narrow.items()
+    expected = warper[name](value)(None, logits / 0.7)
+    found = Sampling(0, 0.7, **narrow).narrow(logits)
+    assert torch.equal(found, expected) and found.isinf().any()
+
+
+def test_what_was_narrowed_is_not_sampled(model):
+    sampled = {"seed": 0, "temperature": 2.0}
+    wide = run(model, [PROMPTS[0]] * 30, sampling=Sampling(**sampled))
+    assert wide != run(model, [PROMPTS[0]] * 30, sampling=None)
+    for narrow in ({"top_p": 1e-6}, {"top_k": 1}, {"min_p": 1.0}):
+        narrowed = run(model, [PROMPTS[0]] * 30, sampling=Sampling(**sampled, **narrow))
+        assert narrowed == run(model, [PROMPTS[0]] * 30, sampling=None)
+
+
 def test_samples_follow_the_softmax_at_the_temperature(model):
     temperature, count = 0.7, 4000
     generations = run(

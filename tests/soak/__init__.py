@@ -14,6 +14,11 @@ Three runs of one tiny recipe, every phase a single update, by the command that 
 - `shared`, on one process and on two in turn (gloo), of which one or both are killed or asked to
   stop. It must have every line of the record once, and weights within 1e-6.
 
+With `--vllm` the engine generates, in the process, for adapters: `whole`, and an `alone` that is
+killed only. In vLLM's environment:
+
+    python -m tests.soak --vllm --rounds 5 --faults 20     20 SIGKILLs, about 20 minutes
+
 `world` is the recipe and its data, `servers` the teacher and W&B, `sitting` a process or two that
 train until something strikes, `faults` what strikes and when, `compare` what must be the same. The
 runs' processes are forked from one that has loaded the libraries, which spares each half a minute.

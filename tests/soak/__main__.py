@@ -24,7 +24,17 @@ import torch
 
 import coevolve.training.run  # noqa: F401 (loaded once, before the runs are forked)
 from tests.soak.compare import largest_difference, lost, record
-from tests.soak.faults import ALONE, CHANGED, MOST_SECONDS, SHARED, Disturbed, drawn, small_disk
+from tests.soak.faults import (
+    ALONE,
+    CHANGED,
+    LONGEST_DELAY,
+    MOST_SECONDS,
+    SHARED,
+    WITH_VLLM,
+    Disturbed,
+    drawn,
+    small_disk,
+)
 from tests.soak.servers import Teacher, Wandb
 from tests.soak.sitting import Sitting
 from tests.soak.world import make_world
@@ -33,6 +43,8 @@ SHARE_ALONE = 0.75
 """Of the faults; the rest strikes the run on several processes."""
 GROWTH = 1.03
 """Memory of the last quarter of the rounds, as a multiple of the second's, that counts as flat."""
+DELAY_WITH_VLLM = 6.0
+"""Seconds: a start of the engine and a round are longer."""
 WRITTEN_AT_ONCE = 3
 """Files that a run may have open for the moment in which it writes them."""
 
@@ -43,13 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where runs and logs are left")
+    what = "vLLM generates; SIGKILL alone, on one process alone"
+    parser.add_argument("--vllm", action="store_true", help=what)
     options = parser.parse_args(argv)
-    report = soak(options.rounds, options.faults, options.seed, options.keep)
+    report = soak(options.rounds, options.faults, options.seed, options.keep, vllm=options.vllm)
     print(json.dumps(report, indent=1))
     return 1 if report["wrong"] else 0
 
 
-def soak(rounds: int, faults: int, seed: int, keep: Path | None = None) -> dict[str, Any]:
+def soak(
+    rounds: int, faults: int, seed: int, keep: Path | None = None, *, vllm: bool = False
+) -> dict[str, Any]:
     """The three runs; what struck them, what was seen, and in `wrong` what was lost."""
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -58,8 +74,9 @@ def soak(rounds: int, faults: int, seed: int, keep: Path | None = None) -> dict[
         with small_disk(place / "disk") as disk:
             teacher, wandb = Teacher(place), Wandb()
             try:
-                recipe = str(make_world(place / "world", teacher.url, rounds))
-                report = _soak(disk, recipe, teacher, wandb, faults, random.Random(seed))
+                recipe = str(make_world(place / "world", teacher.url, rounds, vllm=vllm))
+                rng = random.Random(seed)
+                report = _soak(disk, recipe, teacher, wandb, faults, rng, vllm=vllm)
             finally:
                 teacher.close()
                 wandb.close()
@@ -70,7 +87,14 @@ def soak(rounds: int, faults: int, seed: int, keep: Path | None = None) -> dict[
 
 
 def _soak(
-    disk: Path, recipe: str, teacher: Teacher, wandb: Wandb, faults: int, rng: random.Random
+    disk: Path,
+    recipe: str,
+    teacher: Teacher,
+    wandb: Wandb,
+    faults: int,
+    rng: random.Random,
+    *,
+    vllm: bool,
 ) -> dict[str, Any]:
     teacher.become("fine")
     footprint, wrong = _whole(disk / "whole", recipe), []
@@ -81,11 +105,13 @@ def _soak(
         wrong.append(f"memory or open files grew: {footprint}")
     total: Counter[str] = Counter()
     count = round(SHARE_ALONE * faults)
-    for name, kinds, number in (("alone", ALONE, count), ("shared", SHARED, faults - count)):
+    runs = [("alone", ALONE, count), ("shared", SHARED, faults - count)]
+    for name, kinds, number in [("alone", WITH_VLLM, faults)] if vllm else runs:
         shared = name == "shared"
         run = Disturbed(disk / name, [recipe], stages, teacher, wandb, rng)
         began = time.monotonic()
-        run.suffer(drawn(kinds, number, stages, rng), shared=shared)
+        longest = DELAY_WITH_VLLM if vllm else LONGEST_DELAY
+        run.suffer(drawn(kinds, number, stages, rng, longest), shared=shared)
         wrong += [f"{name}: {what}" for what in run.wrong]
         wrong += [f"{name}: {what}" for what in lost(disk / "whole", disk / name, exact=not shared)]
         if not shared:

@@ -96,9 +96,8 @@ def _weights(whole: Path, run: Path, exact: bool) -> Iterator[str]:
 
 def _pairs(whole: Path, run: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     for role in ("connector", "estimator"):
-        one, other = (
-            load_file(place / "estimator" / role / "model.safetensors") for place in (whole, run)
-        )
+        folders = [place / "estimator" / role for place in (whole, run)]
+        one, other = (load_file(next(x.glob("*model.safetensors"))) for x in folders)
         assert set(one) == set(other) and one
         yield from ((f"{role}/{name}", one[name], other[name]) for name in one)
 

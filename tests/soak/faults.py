@@ -23,6 +23,9 @@ ALONE = {KILL: 40, TERM: 20, FULL: 15, TEACHER: 13, TRACKER: 12}
 SHARED = {RANK: 45, BOTH: 25, TERM: 30}
 """Of a hundred faults, about so many of each kind."""
 
+WITH_VLLM = {KILL: 100}
+"""The engine does not know what else is amiss."""
+
 LONGEST_DELAY = 0.6
 """Seconds between the place where a fault is due and the fault: about two rounds, or a start."""
 FEW_STAGES = 50
@@ -45,9 +48,13 @@ class Fault:
 
 
 def drawn(
-    kinds: dict[str, int], count: int, stages: Sequence[str], rng: random.Random
+    kinds: dict[str, int],
+    count: int,
+    stages: Sequence[str],
+    rng: random.Random,
+    longest: float = LONGEST_DELAY,
 ) -> list[Fault]:
-    """So many faults over a run of these stages, in their order.
+    """So many faults over a run of these stages, in their order, with `longest` as delay.
 
     The teacher's strike where it is asked: at the start, and where the oracle is measured.
     """
@@ -68,7 +75,7 @@ def drawn(
             detail = rng.choice(("SIGTERM", "SIGUSR1"))
         elif name == RANK:
             detail = rng.choice("01")
-        faults.append(Fault(name, at, rng.uniform(0, LONGEST_DELAY), detail))
+        faults.append(Fault(name, at, rng.uniform(0, longest), detail))
     return sorted(faults, key=lambda fault: (fault.at, fault.kind != TEACHER))
 
 

@@ -28,11 +28,12 @@ WORDS = (
 NOTHING_TRAINED = {"without_corl": False, "without_reasoning": False}
 
 
-def make_world(folder: Path, teacher: str, rounds: int) -> Path:
+def make_world(folder: Path, teacher: str, rounds: int, *, vllm: bool = False) -> Path:
     """Write data, base model and recipe; returns the recipe's file.
 
     Args:
         teacher: the address of its endpoint.
+        vllm: whether it generates, under adapters; its attention has heads of 32 or more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     corpus = {
@@ -46,10 +47,16 @@ def make_world(folder: Path, teacher: str, rounds: int) -> Path:
     words = [*said, *prompts, *" ".join(PROMPTS.sections).split(), *WORDS]
     tokenizer = tiny_tokenizer(word for word in words if not word.startswith("<|"))
     tokenizer.save_pretrained(folder / "base")
-    shape = {"hidden": 16, "layers": 1, "heads": 2, "positions": 512}
+    shape = {"hidden": 64 if vllm else 16, "layers": 1, "heads": 2, "positions": 512}
     tiny_model(tokenizer, seed=0, **shape).save_pretrained(folder / "base")
     path = folder / "soak.yaml"
-    path.write_text(json.dumps(_recipe(folder, teacher, rounds), indent=1))
+    recipe = _recipe(folder, teacher, rounds)
+    if vllm:
+        recipe["model"] |= {"tuning": "lora", "lora": {"r": 4, "lora_alpha": 8}}
+        for name in ("connector_rl", "estimator_rl"):
+            recipe[name] |= {"use_vllm": True, "updates_per_generation": 2, "steps": 2}
+        recipe["checkpoints"] = {"every_steps": 1}
+    path.write_text(json.dumps(recipe, indent=1))
     return path
 
 

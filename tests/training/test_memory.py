@@ -107,6 +107,46 @@ def test_what_lowers_the_backward_pass_lowers_it(recipe_of):
     assert checkpointed.bytes == pytest.approx(64 * one.bytes, rel=0.05)
 
 
+def test_every_training_is_counted(recipe_of):
+    """A phase that has more rows at once than all others is what decides."""
+    sft = {"steps": 1, "learning_rate": 1e-3, "train_batch_size": 512}
+    for name in ("connector_sft", "estimator_sft"):
+        phases = ["connector_rl", "connector_sft", "refresh", "estimator_sft"]
+        small = {"connector_sft": {**sft, "train_batch_size": 1}}
+        recipe = recipe_of("lora", **{**small, name: sft, "rounds": {"count": 1, "phases": phases}})
+        roles = roles_on_meta(recipe, dict.fromkeys(ROLES, BaseFacts("mine", CONFIG, None)))
+        passes = list(training_passes(recipe, roles, LONGEST, processes=1))
+        assert max(passes, key=lambda part: part.bytes).what.startswith(f"{name}: 512 rows")
+
+
+def test_moments_in_8_bits_are_a_quarter(parts_of):
+    name, small = "gradient and optimizer of one role", {"optim": "adamw_8bit"}
+    of_all = ("cold_start", "connector_rl", "estimator_sft", "estimator_rl")
+    sections = dict.fromkeys(of_all, small)
+    sft = {"steps": 1, "learning_rate": 1e-3, **small}
+    sections["cold_start"] = dict.fromkeys(ROLES, sft)
+    assert parts_of(**sections)[0][name] == pytest.approx(parts_of()[0][name] * (1 + 2 / 4) / 3)
+
+
+def test_vllm_has_room_for_the_base_and_a_sequence(parts_of):
+    """Of a small base the rest decides, and a share that is too small needs a larger GPU."""
+
+    def of(share):
+        rl = {"use_vllm": True, "vllm_gpu_memory_utilization": share}
+        found = parts_of(connector_rl=rl)[0]
+        (engine,) = (value for name, value in found.items() if name.startswith("vLLM, in"))
+        kept = ("checkpoints", "the exported", "vLLM")
+        rest = sum(x for name, x in found.items() if not any(word in name for word in kept))
+        return engine, rest
+
+    engine, rest = of(0.6)
+    assert engine / (engine + rest) == pytest.approx(0.6)
+    weights = sum(p.numel() for p in _model().parameters()) * 4
+    cache = 96 * 2 * 4 * 2 * 16 * 4  # tokens, keys and values, layers, heads, dimensions, bytes
+    engine, rest = of(0.1)
+    assert (engine + rest) * 0.1 == pytest.approx(weights + cache + 2e9)
+
+
 def test_launch_files_say_kind_and_processes(tmp_path):
     from coevolve.shipped import launch_path
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from coevolve.errors import EngineError, TooLongError
 from coevolve.libraries import vllm
 from coevolve.preflight.dialogues import load_corpus
 from coevolve.recipe import check_recipe
+from coevolve.scoring import generate as scoring_generate
 from coevolve.scoring.generate import Sampling
 from coevolve.scoring.roles import ROLES
 from coevolve.training import generation
@@ -167,6 +169,19 @@ def test_what_is_sampled_follows_from_the_seed_and_ends_where_it_is_told(engine)
         held.write("estimator", PROMPTS, **{**ASKED, "max_new_tokens": 1000})
 
 
+def test_sampling_is_narrowed_to_the_likeliest(engine):
+    engines, _, recipe = engine
+    held = engines.of("connector", recipe.connector_rl)
+
+    def ids(**how):
+        drawn = Sampling(7, 2.0, **how) if how else Sampling(7, 0.0)
+        return [x.ids for x in held.write("connector", PROMPTS, **{**ASKED, "sampling": drawn})]
+
+    if recipe.model.dtype == "float32":  # in bfloat16 several may be as likely
+        assert ids() == ids(top_k=1) == ids(top_p=1e-6) == ids(min_p=1.0)
+    assert ids() != ids(top_k=1000)
+
+
 def test_generation_can_be_left_between_two_tokens(engine):
     engines, _, recipe = engine
     held, looks = engines.of("connector", recipe.connector_rl), iter(range(3))
@@ -199,11 +214,45 @@ def test_every_way_of_training_samples_from_what_it_trains(recipe_for, tmp_path,
     assert not list((tmp_path / "run").glob(".vllm*"))
 
 
+def test_completions_match_the_regular_expression(recipe_for, tmp_path):
+    """Tokens of this language are words without spaces, which stand between them when decoded."""
+    regex, off = "(gladly|kindly){2,3}", "vllm_importance_sampling_correction"
+    train(recipe_for(**{"vllm_structured_outputs_regex": regex, off: False}), tmp_path / "run")
+    rows = texts((tmp_path / "run" / "samples.jsonl").read_text())
+    found = [text.replace(" ", "") for row in rows for text in row]
+    matching = [text for text in found if re.fullmatch(regex, text)]
+    # The reasonings that responses were sampled for were not held to it.
+    assert len(matching) >= len(found) / 2 > 0, found
+    assert not figures(tmp_path / "run", "sampling/sampling_logp_difference/mean")
+
+
 def outcome(folder):
     results = json.loads((folder / "results.json").read_text())
     del results["seconds"]
     files = json.loads((folder / "estimator" / "manifest.json").read_text())["files"]
     return results, files, (folder / "samples.jsonl").read_text()
+
+
+def test_all_that_a_run_writes_is_by_the_engine(values_for, monkeypatch, tmp_path):
+    """Candidates, evaluations and samples of the marginal, too. After the same cold start, greedy
+    reasonings are those of transformers, and so are perplexities.
+    """
+
+    def run(name, use_vllm):
+        values = values_for(use_vllm=use_vllm)
+        values["evaluation"] = {"marginal_samples": 2}
+        values["posterior"] = {"samples": 2, "examples": 4}
+        values["connector_sft"] = values["estimator_sft"]
+        phases = ["posterior", "connector_sft", "connector_rl", "refresh", "estimator_sft"]
+        values["rounds"] |= {"phases": [*phases, "estimator_rl"]}
+        train(check_recipe(values, name), tmp_path / name)
+        return figures(tmp_path / name, "eval/perplexity/validation")
+
+    by_transformers = run("transformers", False)
+    monkeypatch.setattr(scoring_generate, "new_batch", None)
+    by_engine = run("engine", True)
+    assert len(by_engine) == len(by_transformers)
+    assert by_engine[0] == pytest.approx(by_transformers[0], rel=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +274,17 @@ def test_a_resumed_run_ends_with_the_same_bits(done, recipe_for, stop_at_checkpo
 
 
 def test_a_group_of_processes_holds_the_model_in_parts(launcher, values_for, tmp_path):
-    """Of two processes each asks for the whole batch, and takes its own completions."""
+    """Of two processes each asks for the whole batch, and takes its own completions; reasonings for
+    evaluation, too.
+    """
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(values_for(vllm_tensor_parallel_size=2)))
-    command = ["-m", "coevolve", "train", recipe, "--output-dir", tmp_path / "run"]
+    program = tmp_path / "by_engine_alone.py"
+    program.write_text(
+        "from coevolve.cli import main\nfrom coevolve.scoring import generate\n"
+        "generate.new_batch = None\nraise SystemExit(main())"
+    )
+    command = [program, "train", recipe, "--output-dir", tmp_path / "run"]
     launcher.run("several_cpus", command, tmp_path / "log", fresh=True)
     require_agreement(tmp_path / "run", 4)
 

@@ -1,5 +1,10 @@
 """The estimator's work divided among all processes of a run."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from coevolve.scoring.estimator import Examples, Pairs, ProbabilityEstimator, Texts, Tick, Written
@@ -15,9 +20,15 @@ class DistributedEstimator(ProbabilityEstimator):
     from process to process, ask the plain estimator.
     """
 
-    def __init__(self, estimator: ProbabilityEstimator, processes: Processes):
+    def __init__(
+        self,
+        estimator: ProbabilityEstimator,
+        processes: Processes,
+        writing: Callable[[Any], AbstractContextManager[Any]] = nullcontext,
+    ):
+        """Inside `writing`, which all enter, reasonings are by the engine that it chose."""
         self.__dict__.update(vars(estimator))
-        self.processes = processes
+        self.processes, self.writing = processes, partial(writing, self)
 
     def _generate(
         self, examples: Examples, seed: int | None, temperature: float, progress: Tick
@@ -25,10 +36,11 @@ class DistributedEstimator(ProbabilityEstimator):
         generate = super()._generate
         costs = [len(self.connector_renderer.connector(example)) for example in examples]
         report = _scaled(progress, len(examples), self.processes.count)
-        return self.processes.distribute(
-            costs,
-            lambda share: generate([examples[i] for i in share], seed, temperature, report),
-        )
+        with self.writing():
+            return self.processes.distribute(
+                costs,
+                lambda share: generate([examples[i] for i in share], seed, temperature, report),
+            )
 
     def _sums(
         self, examples: Examples, responses: Texts, written: Written, pairs: Pairs, progress: Tick

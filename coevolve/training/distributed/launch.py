@@ -18,7 +18,7 @@ from coevolve.errors import RecipeError
 from coevolve.files import read_json, read_text
 from coevolve.libraries import vllm
 from coevolve.recipe import Recipe
-from coevolve.recipe.optimization import Optimization
+from coevolve.recipe.optimization import Optimization, Sft
 from coevolve.recipe.rl import Grpo
 from coevolve.recipe.rpm import RpmRecipe
 from coevolve.recipe.yaml_text import parse_yaml
@@ -99,9 +99,10 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     _check_precision(recipe, launch)
     _check_quantization(recipe, launch)
     _check_batches(recipe, launch)
-    for name, settings in _training_sections(recipe):
+    for name, settings in training_sections(recipe):
         if isinstance(settings, Grpo) and settings.use_vllm:
             _check_vllm(name, settings, launch, recipe.model.device)
+        _check_installed(name, settings, recipe, launch)
     if launch.kind in ZERO.values():
         wait_for_builds()
 
@@ -170,7 +171,7 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
             f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed weights. Use "
             f"launch/ddp.yaml, or {without}."
         )
-    for name, phase in _training_sections(recipe):
+    for name, phase in training_sections(recipe):
         here = isinstance(phase, Grpo) and phase.use_vllm and phase.vllm_mode == "colocate"
         if here and (quantization == "8bit" or not launch.gpu):
             raise RecipeError(
@@ -185,7 +186,7 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
 
 
 def _check_batches(recipe: Recipe, launch: Launch) -> None:
-    sizes = {name: settings.train_batch_size for name, settings in _training_sections(recipe)}
+    sizes = {name: settings.train_batch_size for name, settings in training_sections(recipe)}
     count = launch.processes
     odd = [f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % count]
     if odd:
@@ -216,7 +217,43 @@ def _check_vllm(name: str, settings: Grpo, launch: Launch, device: str) -> None:
         )
 
 
-def _training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
+def _check_installed(name: str, settings: Optimization, recipe: Recipe, launch: Launch) -> None:
+    """What the options of a training need."""
+    if settings.optim == "adamw_8bit":
+        without = f"set {name}.optim=adamw_torch_fused"
+        if launch.kind in (*ZERO.values(), "fsdp"):
+            raise RecipeError(
+                f"{name}.optim is adamw_8bit, whose moments {launch.kind} cannot divide. Use launch/ddp.yaml, or "
+                f"{without}."
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise RecipeError(
+                f"{name}.optim is adamw_8bit, but bitsandbytes is not installed: pip install 'coevolve[quantization]', "
+                f"or {without}."
+            )
+    if not isinstance(settings, Sft):
+        return
+    if settings.padding_free:
+        needs, without = "model.attention=flash_attention_2", f"set {name}.padding_free=false"
+        if recipe.model.attention != "flash_attention_2":
+            found = recipe.model.attention or "left to transformers"
+            raise RecipeError(
+                f"{name}.padding_free is true, but model.attention is {found}, which would run a mask over all rows. "
+                f"Set {needs}, or {without}."
+            )
+        if importlib.util.find_spec("flash_attn") is None:
+            raise RecipeError(
+                f"{name}.padding_free is true, and {needs}, but flash-attn is not installed: pip install flash-attn on "
+                f"a GPU's machine, or {without}."
+            )
+    if settings.activation_offloading and (not launch.gpu or recipe.model.device == "cpu"):
+        raise RecipeError(
+            f"{name}.activation_offloading is true, but this run is on the CPU, whose memory they are in already: set "
+            f"{name}.activation_offloading=false."
+        )
+
+
+def training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
     """Name and settings of each phase that trains something in this recipe."""
     if isinstance(recipe, RpmRecipe):
         yield f"rpm.{recipe.rpm.section}", recipe.rpm.settings

@@ -42,7 +42,7 @@ SAME_NAME = (
     *("importance_sampling_level", "epsilon_high", "top_entropy_quantile", "scale_rewards"),
     *("mask_truncated_completions", "vllm_importance_sampling_correction"),
     *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max"),
-    "vllm_importance_sampling_clip_min",
+    *("vllm_importance_sampling_clip_min", "top_p", "top_k", "min_p"),
 )
 """Options that TRL has under the recipe's names."""
 
@@ -144,6 +144,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.group, self.engine = settings.num_generations, engine
+        self.regex = settings.vllm_structured_outputs_regex
         if engine is not None:
             self.sampled_by(self._sync)
         self.reward_names = [function.__name__ for function in kwargs["reward_funcs"]]
@@ -212,12 +213,15 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         how: dict[str, Any] = {
             "max_new_tokens": args.max_completion_length,
             "stop_ids": self.stop_ids,
-            "sampling": Sampling(derive_seed(plan.seed, "completions", batch), args.temperature),
+            "sampling": Sampling(
+                derive_seed(plan.seed, "completions", batch),
+                *(args.temperature, args.top_p, args.top_k, args.min_p or 0.0),
+            ),
             "keys": range(first, first + len(prompt_ids)),
             "poll": plan.watcher.poll,
         }
         if self.engine is not None:
-            sampled = self.engine.write(plan.role, prompt_ids, **how)
+            sampled = self.engine.write(plan.role, prompt_ids, regex=self.regex, **how)
             ids, log_probs = [x.ids for x in sampled], [x.log_probs for x in sampled]
             return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": log_probs}
         how |= {"token_budget": plan.token_budget, "pad_id": self.processing_class.pad_token_id}
@@ -305,7 +309,6 @@ def _grpo_arguments(
         # within groups, says that the whole batch is one.
         num_generations=group if group > 1 else whole * settings.updates_per_generation,
         steps_per_generation=accumulation * settings.updates_per_generation,
-        top_k=0,
         reward_weights=reward_weights,
         beta=0.0,
         remove_unused_columns=False,

@@ -276,6 +276,27 @@ def test_vllm_must_be_there_and_fit_the_processes(recipe_of, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
+    ("settings", "attention", "launch", "problem"),
+    [
+        ({"optim": "adamw_8bit"}, None, {}, r"bitsandbytes is not installed: pip install 'coev"),
+        ({"optim": "adamw_8bit"}, None, {"kind": "zero2"}, "whose moments zero2 cannot divide"),
+        ({"padding_free": True}, None, {}, "attention is left to transformers.*flash_attention_2"),
+        ({"padding_free": True}, "flash_attention_2", {}, "but flash-attn is not installed"),
+        ({"activation_offloading": True}, None, {"gpus": 0}, "this run is on the CPU"),
+    ],
+)
+def test_an_option_that_needs_what_is_not_here_says_so(
+    recipe_of, monkeypatch, settings, attention, launch, problem
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    model = {"device": "auto", "attention": attention}
+    recipe = recipe_of(model=model, estimator_sft=settings)
+    name = next(iter(settings))
+    with pytest.raises(RecipeError, match=rf"^estimator_sft\.{name} is .*{problem}.*set estimator"):
+        check_launch(recipe, Launch(**{"processes": 1, "kind": "single", "gpus": 1, **launch}))
+
+
+@pytest.mark.parametrize(
     "folder", sorted(path.parent.name for path in (ROOT / "recipes").glob("*/config.yaml"))
 )
 def test_the_shipped_recipes_run_on_one_to_eight_processes(folder):
