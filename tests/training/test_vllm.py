@@ -378,7 +378,7 @@ def test_a_server_writes_ahead_and_a_resumed_run_ends_with_the_same_bits(
     train(recipe, tmp_path / "whole")
     # The first batch of a phase is by what is trained, the second by what there was before.
     differ = figures(tmp_path / "whole", "sampling/sampling_logp_difference/max")
-    assert len(differ) == 4 and max(differ[::2]) < 1e-5 < min(differ[1::2])
+    assert len(differ) == 4 and max(differ[::2]) < 1e-5 and max(differ[1::2]) > 1e-3
     with pytest.raises(Interrupted):
         train(recipe, run, stop=stop_at_checkpoint(run, "round-1-connector_rl-step-1"))
     train(recipe, run)
