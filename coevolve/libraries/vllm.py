@@ -267,7 +267,6 @@ class There:
         for a server that is away or serves something else.
         """
         self._url, self._why, self._options = urlsplit(url), why, options
-        self._open: set[http.client.HTTPConnection] = set()
         self._pool = ThreadPoolExecutor(AT_ONCE)
         cards = self._call("/v1/models").get("data") or []
         base: dict[str, Any] = next((card for card in cards if not card.get("parent")), {})
@@ -289,7 +288,8 @@ class There:
         self._call("/reset_prefix_cache", {})
 
     def complete(self, asked: Sequence[Ask], poll: Poll) -> list[Written]:
-        running = [self._pool.submit(self._complete, ask) for ask in asked]
+        connections: set[http.client.HTTPConnection] = set()
+        running = [self._pool.submit(self._complete, ask, connections) for ask in asked]
         heard = time.monotonic()
         try:
             while True:
@@ -305,27 +305,38 @@ class There:
         finally:
             for one in running:
                 one.cancel()
-            for connection in list(self._open):  # a thread that waits there would outlast the run
+            for connection in list(connections):  # a thread that waits there would outlast the run
                 with suppress(OSError, AttributeError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _complete(self, ask: Ask) -> Written:
+    def _complete(self, ask: Ask, connections: set[http.client.HTTPConnection]) -> Written:
         body = {**_sampling(ask), "model": ask.adapter or self._name, "prompt": list(ask.prompt)}
         body |= {"logprobs": 0, "return_token_ids": True}
         body |= {"structured_outputs": {"regex": ask.regex}} if ask.regex else {}
-        (choice,) = self._call("/v1/completions", body, patient=True)["choices"]
+        answer = self._call("/v1/completions", body, patient=True, connections=connections)
+        (choice,) = answer["choices"]
         stopped = choice["finish_reason"] == "stop"
         return Written(choice["token_ids"], choice["logprobs"]["token_logprobs"], stopped)
 
-    def _call(self, path: str, body: Any = None, *, patient: bool = False) -> dict[str, Any]:
-        """What the server answers; EngineError where it does not, or refuses."""
+    def _call(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        patient: bool = False,
+        connections: set[http.client.HTTPConnection] | None = None,
+    ) -> dict[str, Any]:
+        """What the server answers; EngineError where it does not, or refuses. Its connection is
+        among the `connections` meanwhile.
+        """
+        connections = set() if connections is None else connections
         secure = self._url.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(self._url.netloc, timeout=None if patient else SILENT_SECONDS)
-        self._open.add(connection)
+        connections.add(connection)
         try:
             text = None if body is None else json.dumps(body)
             where, headers = self._url.path.rstrip("/") + path, {"Content-Type": "application/json"}
@@ -339,7 +350,7 @@ class There:
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._error(f"cannot be reached ({type(error).__name__}: {error})") from error
         finally:
-            self._open.discard(connection)
+            connections.discard(connection)
             connection.close()
         return found if isinstance(found, dict) else {}
 

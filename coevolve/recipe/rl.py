@@ -129,6 +129,10 @@ class Grpo(Optimization):
     """For `colocate`: over how many GPUs one copy of the model is spread."""
     vllm_enable_sleep_mode: bool = False
     """For `colocate`: let it give the GPU's memory to training between two generations."""
+    async_generation: Literal[0, 1] = 0
+    """For `server`: 1 has it write each batch of completions while the one before is trained on, by the
+    policy of one batch ago; what differs is corrected as `vllm_importance_sampling_...` say.
+    """
     vllm_importance_sampling_correction: bool = True
     """Weigh completions by the ratio of the trained model's probabilities to those that vLLM says
     it sampled by, which differ by rounding.
@@ -174,6 +178,22 @@ class Grpo(Optimization):
             raise ValueError(
                 "ppo.value_backbone: adapter cannot be had with gradient_checkpointing"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_ahead(self) -> "Grpo":
+        if self.async_generation:
+            if not self.use_vllm or self.vllm_mode != "server":
+                found = f"vllm_mode {self.vllm_mode}" if self.use_vllm else "use_vllm false"
+                raise ValueError(
+                    f"async_generation: 1 needs use_vllm: true and vllm_mode: server, found {found}; an engine in the "
+                    "training processes has no time that training does not need"
+                )
+            if not self.vllm_importance_sampling_correction:
+                raise ValueError(
+                    "async_generation: 1 needs vllm_importance_sampling_correction: true, for it trains on what an "
+                    "older policy wrote"
+                )
         return self
 
     @model_validator(mode="after")

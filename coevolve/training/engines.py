@@ -61,7 +61,8 @@ class Segment:
         optimizer: `exp_avg|NAME`, ... on the CPU, by the trained parameters' names; empty for a new
             optimizer. What a trainer has beside it (PPO's value function) is there as `own|NAME`.
         rollouts: of each process, the completions that more than one update is over,
-            `0|advantages`, ...; empty where the next update begins with new ones.
+            `0|advantages`, ..., and those written ahead, `ahead-3|ids`, ...; empty where the next
+            update begins with new ones.
         tokens: how many it has seen, as SFT and RL count them.
         samples: of RL, what was written last, for people.
     """

@@ -10,9 +10,12 @@ import hashlib
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from coevolve.scoring.origins import Origin
 from coevolve.scoring.roles import CONNECTOR, ROLES, Role, Roles, Weights
 from coevolve.seeds import derive_seed
 from coevolve.training.distributed.processes import Processes
+from coevolve.training.distributed.stopping import StopRequested
 from coevolve.training.memory import bytes_per_token
 from coevolve.training.setup import Origins
 
@@ -210,6 +214,11 @@ class Engine:
         first = sum(len(everyone[member]) for member in group if member < rank)
         return written[first : first + len(asked)]
 
+    def begin(self, role: Role, prompts: Sequence[Sequence[int]], **how: Any) -> "UnderWay":
+        """Have a server write, as by `write`, while this process goes on. A collective call."""
+        asked = self._processes.together(lambda: self._asked(role, prompts, **how))
+        return UnderWay(partial(self._backend.complete, asked))
+
     def generate(
         self,
         model: torch.nn.Module,
@@ -260,12 +269,13 @@ class Engine:
         self,
         role: Role,
         prompts: Sequence[Sequence[int]],
-        room: int,
+        max_new_tokens: int,
         stop_ids: Sequence[int],
         sampling: Sampling,
         keys: Sequence[int],
         regex: str | None = None,
     ) -> list[Ask]:
+        room = max_new_tokens
         longest, limit = max(map(len, prompts), default=0), self._options.max_length
         if longest + room > limit:
             raise TooLongError(
@@ -278,3 +288,30 @@ class Engine:
         return [
             Ask(adapter, prompt, own, **how) for prompt, own in zip(prompts, seeds, strict=True)
         ]
+
+
+class UnderWay:
+    """Completions that are being written while their process does something else."""
+
+    def __init__(self, complete: Callable[[Poll], list[Written]]):
+        self._left = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="coevolve-ahead")
+        self._written = self._thread.submit(complete, self._stay)
+
+    def result(self, poll: Poll = lambda: None) -> list[Written]:
+        """Wait for them; what `poll` raises ends the waiting, not the writing. What went wrong there
+        is raised here.
+        """
+        while not self._written.done():
+            poll()
+            wait([self._written], timeout=0.1)
+        return self._written.result()
+
+    def leave(self) -> None:
+        """Nobody needs them any more."""
+        self._left.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _stay(self) -> None:
+        if self._left.is_set():
+            raise StopRequested

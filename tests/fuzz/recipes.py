@@ -105,6 +105,7 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "target_words": (1, 5, 600),
     "rewards.custom": ({}, {}, {}, {"tests.fuzz.recipes:longer": 0.5}, {"nowhere.at_all:f": 1.0}),
     "use_vllm": (False, False, True),
+    "async_generation": (0, 0, 0, 1),
     "vllm_max_model_length": (None, None, 4, 200),
     "vllm_importance_sampling_correction": (True, False, False),
     "vllm_importance_sampling_clip_max": (3.0, None, 1.5),

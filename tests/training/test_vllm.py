@@ -426,6 +426,22 @@ def test_a_server_serves_every_phase_and_its_loss_is_one_sentence(server, recipe
 
 
 @pytest.mark.slow
+def test_a_server_writes_ahead_and_a_resumed_run_ends_with_the_same_bits(
+    server, recipe_for, stop_at_checkpoint, tmp_path
+):
+    how = {"vllm_mode": "server", "vllm_server_base_url": server.url, "async_generation": 1}
+    recipe, run = recipe_for(base=str(server.base), **how), tmp_path / "run"
+    train(recipe, tmp_path / "whole")
+    # The first batch of a phase is by what is trained, the second by what there was before.
+    differ = figures(tmp_path / "whole", "sampling/sampling_logp_difference/max")
+    assert len(differ) == 4 and max(differ[::2]) < 1e-5 and max(differ[1::2]) > 1e-3
+    with pytest.raises(Interrupted):
+        train(recipe, run, stop=stop_at_checkpoint(run, "round-1-connector_rl-step-1"))
+    train(recipe, run)
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_a_server_of_another_base_or_without_room_is_refused(server, recipe_for, tmp_path):
     how = {"vllm_mode": "server", "vllm_server_base_url": server.url}
     with pytest.raises(EngineError, match=r"serves '.*base', and the base model of the run is "):

@@ -8,6 +8,7 @@ Deviations from the plain trainer, beside those of `engines`:
   an adapter called `default`, or a model that can be loaded from a path).
 - The estimator's GRPO may add the golden responses' negative log-likelihood to each step's loss.
 - A prompt that several completions share is run once, forward and backward (`shared_prompts`).
+- A server may write each batch of completions while the one before is trained on (`ahead`).
 """
 
 import math
@@ -24,13 +25,15 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOConfig
 
 from coevolve.libraries.trl import OpenGRPOTrainer, add_head
+from coevolve.libraries.vllm import Written
 from coevolve.recipe.rl import Grpo
 from coevolve.scoring.generate import Sampling, generate
 from coevolve.seeds import derive_seed
 from coevolve.training.arguments import common_arguments
 from coevolve.training.distributed import sharding
 from coevolve.training.engines import Plan, Resumable, RewardFunction, Segment, train, trainer_of
-from coevolve.training.generation import Engine
+from coevolve.training.generation import Engine, UnderWay
+from coevolve.training.rl.ahead import PREFIX, Ahead
 from coevolve.training.rl.shared_prompts import SharedPrompts
 from coevolve.training.rows import IGNORED, Rows, order_of_rows
 
@@ -74,25 +77,27 @@ def run_grpo(
         trainer_of(plan) as (model, scratch),
         without_dropout(model),
     ):
-        return train(
-            trainer(
-                model=model,
-                reward_funcs=[
-                    _reward(plan, *one, first=names[0])
-                    for one in zip(names, functions, strict=True)
-                ],
-                args=_grpo_arguments(plan, settings, model, scratch, list(weights)),
-                train_dataset=Dataset.from_dict(columns),
-                processing_class=plan.renderer.tokenizer,
-                callbacks=[plan.callback],
-                plan=plan,
-                order=places,
-                settings=settings,
-                engine=engine,
-                **options,
-                **own,
-            )
+        made = trainer(
+            model=model,
+            reward_funcs=[
+                _reward(plan, *one, first=names[0]) for one in zip(names, functions, strict=True)
+            ],
+            args=_grpo_arguments(plan, settings, model, scratch, list(weights)),
+            train_dataset=Dataset.from_dict(columns),
+            processing_class=plan.renderer.tokenizer,
+            callbacks=[plan.callback],
+            plan=plan,
+            order=places,
+            settings=settings,
+            engine=engine,
+            **options,
+            **own,
         )
+        try:
+            return train(made)
+        finally:
+            if made.ahead is not None:
+                made.ahead.leave()
 
 
 @contextmanager
@@ -145,6 +150,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         super().__init__(*args, **kwargs)
         self.group, self.engine = settings.num_generations, engine
         self.regex = settings.vllm_structured_outputs_regex
+        self.ahead = Ahead(self.plan.processes) if settings.async_generation else None
         if engine is not None:
             self.sampled_by(self._sync)
         self.reward_names = [function.__name__ for function in kwargs["reward_funcs"]]
@@ -170,14 +176,21 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
     def rollouts(self) -> list[dict[str, Tensor]]:
         # Counted in whole steps, for a step that was left halfway has moved `micro_step`.
         micro_steps = self.state.global_step * self.args.gradient_accumulation_steps
-        if micro_steps % (self.args.steps_per_generation * self.args.num_iterations) == 0:
-            return []
-        mine = {
-            f"{part}|{name}": value.detach().cpu().clone()
-            for part, rows in enumerate(self.batch_in_parts)
-            for name, value in rows.items()
-        }
-        return self.plan.processes.gather(mine)
+        following = math.ceil(micro_steps / self.micro_steps_of_batch)
+        mine = {} if self.ahead is None or self.over else self.ahead.state(following)
+        if micro_steps % self.micro_steps_of_batch:
+            mine |= {
+                f"{part}|{name}": value.detach().cpu().clone()
+                for part, rows in enumerate(self.batch_in_parts)
+                for name, value in rows.items()
+            }
+        everywhere = self.plan.processes.gather(mine)
+        return everywhere if any(everywhere) else []
+
+    @property
+    def micro_steps_of_batch(self) -> int:
+        """So many are over one batch of completions."""
+        return self.args.steps_per_generation * self.args.num_iterations
 
     def samples(self) -> list[dict[str, Any]]:
         written = self.written
@@ -198,42 +211,84 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         # policy as it is now.
         if len(rollouts) == self.plan.processes.count:
             parts: dict[int, dict[str, Tensor]] = {}
-            for key, value in rollouts[self.plan.processes.rank].items():
+            mine = rollouts[self.plan.processes.rank]
+            if self.ahead is not None:
+                self.ahead.load(mine)
+            for key, value in mine.items():
                 part, _, name = key.partition("|")
-                parts.setdefault(int(part), {})[name] = value.to(self.accelerator.device)
-            self.go_on_with([parts[part] for part in sorted(parts)])
+                if not part.startswith(PREFIX):
+                    parts.setdefault(int(part), {})[name] = value.to(self.accelerator.device)
+            if parts:
+                self.go_on_with([parts[part] for part in sorted(parts)])
 
     def write(self, prompts: list[str]) -> dict[str, Any]:
         """Completions that depend on seed, place and weights only, and can be left in the middle."""
-        # A rendered prompt already holds its control tokens, the beginning of the text included.
-        prompt_ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
-        args, plan = self.args, self.plan
-        batch = self.micro_step // (args.steps_per_generation * args.num_iterations)
-        first = plan.processes.rank * len(prompt_ids)
-        how: dict[str, Any] = {
-            "max_new_tokens": args.max_completion_length,
-            "stop_ids": self.stop_ids,
-            "sampling": Sampling(
-                derive_seed(plan.seed, "completions", batch),
-                *(args.temperature, args.top_p, args.top_k, args.min_p or 0.0),
-            ),
-            "keys": range(first, first + len(prompt_ids)),
-            "poll": plan.watcher.poll,
-        }
+        plan, batch = self.plan, self.micro_step // self.micro_steps_of_batch
+        prompt_ids, how = self._asked(prompts, batch)
         if self.engine is not None:
-            sampled = self.engine.write(plan.role, prompt_ids, regex=self.regex, **how)
-            ids, log_probs = [x.ids for x in sampled], [x.log_probs for x in sampled]
-            return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": log_probs}
+            sampled = self._sampled(batch, prompt_ids, how)
+            return {
+                "prompt_ids": prompt_ids,
+                "completion_ids": [x.ids for x in sampled],
+                "logprobs": [x.log_probs for x in sampled],
+            }
         how |= {"token_budget": plan.token_budget, "pad_id": self.processing_class.pad_token_id}
         with self._whole_model() as model:
-            work = partial(generate, model, prompt_ids, **how)
+            work = partial(generate, model, prompt_ids, poll=plan.watcher.poll, **how)
             written = plan.processes.together(work)
         ids = [x.ids if x.stopped_by is None else [*x.ids, x.stopped_by] for x in written]
         return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": None}
 
+    def _sampled(
+        self, batch: int, prompt_ids: list[list[int]], how: dict[str, Any]
+    ) -> list[Written]:
+        """What the engine writes, perhaps while the batch before was trained on."""
+        engine, role, poll = self.engine, self.plan.role, self.plan.watcher.poll
+        assert engine is not None
+
+        def write() -> list[Written]:
+            return engine.write(role, prompt_ids, poll=poll, regex=self.regex, **how)
+
+        def begin_next() -> UnderWay | None:
+            prompts = self._prompts_of(batch + 1)
+            if not prompts:
+                return None
+            following, how = self._asked(prompts, batch + 1)
+            return engine.begin(role, following, regex=self.regex, **how)
+
+        return write() if self.ahead is None else self.ahead.of(batch, write, begin_next, poll)
+
+    def _asked(self, prompts: list[str], batch: int) -> tuple[list[list[int]], dict[str, Any]]:
+        """This process's prompts in a batch of completions, as ids, and how they are to be answered."""
+        # A rendered prompt already holds its control tokens, the beginning of the text included.
+        prompt_ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
+        first, seed = self.plan.processes.rank * len(prompt_ids), self.plan.seed
+        args = self.args
+        return prompt_ids, {
+            "max_new_tokens": args.max_completion_length,
+            "stop_ids": self.stop_ids,
+            "sampling": Sampling(
+                derive_seed(seed, "completions", batch),
+                *(args.temperature, args.top_p, args.top_k, args.min_p or 0.0),
+            ),
+            "keys": range(first, first + len(prompt_ids)),
+        }
+
+    def _prompts_of(self, batch: int) -> list[str]:
+        """Those of this process in a batch that this phase comes to; none past its end."""
+        processes = self.plan.processes
+        rows = self.args.train_batch_size * self.args.steps_per_generation
+        begun = self.plan.segment.step * self.args.gradient_accumulation_steps
+        micro_step = batch * self.micro_steps_of_batch - begun
+        first = (micro_step * processes.count + processes.rank) * rows
+        dataset: Any = self.train_dataset
+        return [dataset[place]["prompt"] for place in self.order[first : first + rows].tolist()]
+
     def _sync(self) -> None:
         """Let the engine have the role as it is by now."""
         assert self.engine is not None
+        if self.ahead is not None:
+            self.ahead.settle()  # what is under way is by the role as it was
         with sharding.whole_parameters(self):
             weights = self.weights()
         self.engine.update(self.plan.role, weights)
