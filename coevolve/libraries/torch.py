@@ -23,6 +23,12 @@ MODULE = (
 """What every module has."""
 
 
+DDP = hooks(
+    "torch.nn.parallel:DistributedDataParallel",
+    "what processes hold in parts is not sent around",
+    "_set_params_and_buffers_to_ignore_for_model(module, params_and_buffers_to_ignore)",
+)
+
 _DISPATCH = "torch.utils._python_dispatch:TorchDispatchMode"
 DISPATCH = hooks(_DISPATCH, "memory is counted without a device that has it", "__torch_dispatch__")
 """What sees every operation."""
@@ -61,13 +67,32 @@ class CountedMemory(TorchDispatchMode):
         self.held -= size
 
 
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Those in tuples, dictionaries and whatever models give, however nested."""
+    return (x for x in tree_leaves(values) if isinstance(x, Tensor))
+
+
 def _storages(values: Any) -> Iterator[Any]:
-    return (x.untyped_storage() for x in tree_leaves(values) if isinstance(x, Tensor))
+    return (x.untyped_storage() for x in tensors_in(values))
 
 
 def check() -> None:
     """Raise LibraryError unless modules are as they were."""
     require(MODULE, torch.nn.Module())
+
+
+@contextmanager
+def staying(module: torch.nn.Module, parts: list[str]) -> Iterator[None]:
+    """Inside, a module is moved nowhere, and DDP, which may wrap it, leaves the parameters of these
+    names alone: what is not gathered cannot be copied.
+    """
+    require(DDP)
+    DDP[0].find()(module, parts)
+    module.__dict__["to"] = lambda *args, **kwargs: module
+    try:
+        yield
+    finally:
+        del module.__dict__["to"], module.__dict__["_ddp_params_and_buffers_to_ignore"]
 
 
 @contextmanager

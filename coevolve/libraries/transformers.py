@@ -26,6 +26,13 @@ MODELS = (
 )
 """What scoring reaches."""
 
+FLOAT32 = hooks(
+    f"{_TOP}Model",
+    "weights are read in the dtype that they are held in",
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
+)
+
 FILLED_LAYER = (
     *hooks(_LAYER, "a prefix's keys and values are read", "keys", "values"),
     *hooks(_LAYER, "a layer with room is made like a plain one", "device", "is_initialized"),
@@ -63,6 +70,12 @@ def attention_of(config: Any) -> str | None:
 def holds_adapter(model: Any) -> bool:
     """Whether an adapter was loaded into a model together with its weights."""
     return bool(model._hf_peft_config_loaded)
+
+
+def mixes_precision(model: Any, dtype: torch.dtype) -> bool:
+    """Whether some of its weights stay float32 in a model of that dtype."""
+    kept = [*(x.find(model) or () for x in FLOAT32)]
+    return dtype != torch.float32 and any(kept)
 
 
 class OpenTrainer(_Trainer):

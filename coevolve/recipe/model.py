@@ -102,6 +102,10 @@ class Model(Section):
     """In which the weights are held. Adapters are float32 whatever it is, as PEFT makes them."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, ..."""
+    sharded: bool = False
+    """For a base that no GPU holds, under adapters: each process of a DDP launch keeps its part of
+    every layer, and gathers one at a time. Figures are the same, and it takes longer.
+    """
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """None leaves the choice to transformers."""
     max_length: Positive = 2048
@@ -131,6 +135,21 @@ class Model(Section):
             raise ValueError(
                 f"quantization is {self.quantization!r}, and no role has an adapter. Set tuning: "
                 "lora, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_under_adapters(self) -> "Model":
+        whole = [
+            name for name in ("connector", "estimator") if getattr(self, name).tuning == "full"
+        ]
+        if self.sharded and whole:
+            raise ValueError(
+                f"sharded divides a frozen base, and {whole[0]}.tuning is full. Set tuning: lora, or leave sharded out"
+            )
+        if self.sharded and self.quantization:
+            raise ValueError(
+                f"sharded divides plain weights, and quantization is {self.quantization!r}. Leave one of them out"
             )
         return self
 

@@ -5,25 +5,30 @@ import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from coevolve.errors import ArtifactError, RecipeError
 from coevolve.files import sha256_file, writing
-from coevolve.libraries.transformers import holds_adapter
+from coevolve.libraries.transformers import holds_adapter, mixes_precision
+from coevolve.scoring.divided import Parts, Read
 from coevolve.scoring.foreign import explained
 from coevolve.scoring.selfcheck import checked
 
@@ -116,6 +121,7 @@ def load_model(
     quantization: Quantization | None = None,
     trust_remote_code: bool = False,
     exact: bool = False,
+    parts: Parts | None = None,
 ) -> PreTrainedModel:
     """A causal language model from safetensors, in evaluation mode and checked.
 
@@ -126,6 +132,8 @@ def load_model(
             quantization; QLoRA, Dettmers et al. 2023) or `8bit` (LLM.int8, Dettmers et al. 2022).
             `dtype` is then that of everything else.
         exact: whether tensors without a place in the model are an error; published ones have such.
+        parts: its layers are to be divided among processes, all of which load it now; each reads
+            only its parts, where the files have them under the model's own names.
 
     Raises:
         ArtifactError: it is incomplete, damaged, not finite, asks for what is not there, or cannot
@@ -135,6 +143,11 @@ def load_model(
     if quantization is not None:
         options = {"quantization_config": quantization_config(quantization, dtype)}
     with explained(f"The model {base!r} cannot be loaded", SAVED):
+        if parts is not None:
+            unread = _unread(base, number, attention, trust_remote_code)
+            if unread is not None:
+                parts.divide(*unread)
+                return checked(unread[0])
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             output_loading_info=True,
@@ -147,9 +160,61 @@ def load_model(
             **options,
         )
         model, found = loaded
-        model = (model if quantization else model.to(device)).eval()
+        model = (model if quantization or parts else model.to(device)).eval()
     _require_sound(base, model, found, exact=exact)
+    if parts is not None:
+        held = dict(model.named_parameters())
+        parts.divide(model, lambda name, *ends: held[name].detach().reshape(-1)[slice(*ends)])
     return checked(model)
+
+
+def _unread(
+    base: str, dtype: torch.dtype, attention: str | None, trust_remote_code: bool
+) -> tuple[Any, Read] | None:
+    """A model without its weights, and what reads a part of one; None where its files have to be
+    understood by transformers.
+    """
+    from accelerate import init_empty_weights
+    from safetensors import safe_open
+
+    config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    options: Any = {"dtype": dtype, "attn_implementation": attention}
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code, **options
+        )
+    model.tie_weights()
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(base)
+    there: dict[str, tuple[Path, list[int]]] = {}
+    for file in weight_files(snapshot(base, ["*.safetensors", INDEX])):
+        with safe_open(file, "pt") as tensors:
+            names_here = list(tensors.keys())
+            there |= {name: (file, tensors.get_slice(name).get_shape()) for name in names_here}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    saved: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        own = [same for same in names[id(parameter)] if same in there]
+        if len(own) != 1 or there[own[0]][1] != list(parameter.shape):
+            return None
+        saved[name] = own[0]
+    buffers = set(model.state_dict()) - {name for same in names.values() for name in same}
+    if buffers or mixes_precision(model, dtype):
+        return None
+
+    def read(name: str, start: int, stop: int) -> Tensor:
+        file, shape = there[saved[name]]
+        row = math.prod(shape[1:])
+        with safe_open(file, "pt") as tensors:
+            rows = tensors.get_slice(saved[name])[start // row : -(-stop // row)]
+            first = start // row * row
+            values = rows.reshape(-1)[start - first : stop - first].to(dtype, copy=True)
+        require_finite(base, [(name, values)])
+        return values
+
+    return model.eval(), read
 
 
 def _require_sound(

@@ -19,7 +19,7 @@ Deviations from the plain trainers:
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import DPOConfig, SFTConfig
 
 from coevolve.libraries.hooks import hooks_of, require
-from coevolve.libraries.torch import hooks_as_before
+from coevolve.libraries.torch import hooks_as_before, staying
 from coevolve.libraries.transformers import FIRST_STEP
 from coevolve.libraries.trl import Open, OpenDPOTrainer, OpenSFTTrainer, only_asked_for
 from coevolve.prompts import Renderer
@@ -385,8 +385,10 @@ def train(trainer: Resumable) -> Segment:
 def trainer_of(plan: Plan) -> Iterator[tuple[torch.nn.Module, str]]:
     """The role's module ready to train, afterwards without what trainers leave on it; a folder."""
     model = plan.roles.module(plan.role)
+    parts = plan.processes.parts
     try:
         with (
+            nullcontext() if parts is None else staying(model, parts.names(model)),
             hooks_as_before(model),
             only_asked_for(bare(model)),
             tempfile.TemporaryDirectory() as scratch,

@@ -18,6 +18,7 @@ from coevolve.preflight.models import BaseFacts, empty_model
 from coevolve.recipe import Recipe
 from coevolve.recipe.rl import Grpo
 from coevolve.recipe.rpm import Dpo
+from coevolve.scoring.divided import divisible
 from coevolve.scoring.models import choose_dtype
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
 from coevolve.training.distributed.launch import Kind, training_sections
@@ -62,9 +63,14 @@ def memory_of(
     """
     roles = roles_on_meta(recipe, bases)
     trained = {role: _trained(roles, role) for role in ROLES}
-    parts, frozen = [], _frozen(roles, recipe.model.quantization)
-    if frozen:
-        parts.append(Part("frozen base", frozen, "model.quantization=4bit"))
+    parts, count = [], processes if recipe.model.sharded else 1
+    frozen = _frozen(roles, recipe.model.quantization)
+    if frozen and count > 1:
+        what, held = f"frozen base, in {count} parts", _frozen(roles, None, count)
+        parts.append(Part(what, held, "more processes"))
+    elif frozen:
+        less = "model.quantization=4bit, or model.sharded=true under DDP"
+        parts.append(Part("frozen base", frozen, less))
     parts.append(Part("weights of both roles", sum(trained.values())))
     largest = max(ROLES, key=lambda role: trained[role])
     full = roles.tuning[largest] == "full"
@@ -109,16 +115,21 @@ def _trained(roles: Roles, role: Role) -> float:
     return float(sum(_bytes(x) for name, x in named if whole or ("lora_" in name and own in name)))
 
 
-def _frozen(roles: Roles, quantization: str | None) -> float:
-    """Bytes of the bases that stay as they are."""
+def _frozen(roles: Roles, quantization: str | None, count: int = 1) -> float:
+    """Bytes of the bases that stay as they are; of layers in `count` parts, a part of each and the
+    largest whole.
+    """
     held: dict[int, float] = {}
+    divided: dict[int, float] = {}
     for role in (*ROLES, None):
         if roles.has_base if role is None else roles.tuning[role] == "lora":
             with roles.acting(role) as model:
-                for name, weight in model.named_parameters():
-                    if "lora_" not in name:
-                        held[id(weight)] = _held(name, weight, quantization)
-    return sum(held.values())
+                base = [(x, w) for x, w in model.named_parameters() if "lora_" not in x]
+                held |= {id(weight): _held(name, weight, quantization) for name, weight in base}
+                for layer, named in divisible(model) if count > 1 else ():
+                    divided[id(layer)] = sum(held.get(id(weight), 0.0) for _, weight in named)
+    largest = max(divided.values(), default=0.0)
+    return sum(held.values()) + largest - (1 - 1 / count) * sum(divided.values())
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -48,7 +48,7 @@ from coevolve.training.status import (
 )
 
 HARMLESS = (
-    *("logging.", "checkpoints.", "name", "data.path", "data.hub"),
+    *("logging.", "checkpoints.", "name", "data.path", "data.hub", "model.sharded"),
     "connector_rl.least_content",  # a stop for a person to decide, who has done so
 )
 """What may change between two sittings. The data's own fingerprint is compared."""

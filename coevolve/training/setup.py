@@ -15,6 +15,7 @@ from coevolve.preflight.dialogues import Renderers, make_renderer
 from coevolve.preflight.models import adapter_config
 from coevolve.recipe import Recipe
 from coevolve.recipe.model import RoleModel
+from coevolve.scoring.divided import Parts
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import (
     base_fingerprint,
@@ -108,11 +109,14 @@ def build_estimator(
     renderers: Renderers,
     device: torch.device | None = None,
     poll: Callable[[], None] | None = None,
+    parts: Parts | None = None,
 ) -> ProbabilityEstimator:
-    """Both roles in memory as they start, behind the interface of the exported estimator."""
+    """Both roles in memory as they start, behind the interface of the exported estimator; their bases
+    divided, where `parts` are given.
+    """
     device = choose_device(recipe.model.device) if device is None else device
     return ProbabilityEstimator(
-        build_roles(recipe, origins, device),
+        build_roles(recipe, origins, device, parts),
         renderers[ESTIMATOR],
         connector_renderer=renderers[CONNECTOR],
         max_new_tokens=recipe.model.max_reasoning_tokens,
@@ -122,7 +126,9 @@ def build_estimator(
     )
 
 
-def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles:
+def build_roles(
+    recipe: Recipe, origins: Origins, device: torch.device, parts: Parts | None = None
+) -> Roles:
     """Two adapters on one base, where both roles have one and share it; else a model for each."""
 
     def load(role: Role) -> PreTrainedModel:
@@ -133,6 +139,7 @@ def build_roles(recipe: Recipe, origins: Origins, device: torch.device) -> Roles
             attention=recipe.model.attention,
             quantization=origins[role].quantization,
             trust_remote_code=recipe.model.trust_remote_code,
+            parts=parts,
         )
 
     settings = {

@@ -36,6 +36,7 @@ SETTINGS = {
     "with vLLM beside": ["connector_rl.use_vllm=true"],
     "1 row at once": LESS,
     "1 row, base in 4 bits": [*LESS, "model.quantization=4bit"],
+    "1 row, base in 8 parts": [*LESS, "model.sharded=true"],
 }
 
 

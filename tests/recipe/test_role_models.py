@@ -84,6 +84,14 @@ def test_a_recipe_survives_the_run_file(overrides):
             "model.quantization: found '2bit'; input should be '4bit' or '8bit'",
         ),
         (["model.tuning=full", "model.quantization=4bit"], "no role has an adapter"),
+        (
+            ["model.sharded=true", "model.estimator.tuning=full"],
+            "sharded divides a frozen base, and estimator.tuning is full. Set tuning: lora",
+        ),
+        (
+            ["model.sharded=true", "model.quantization=4bit"],
+            "sharded divides plain weights, and quantization is '4bit'. Leave one of them out",
+        ),
         (["model.base=null"], "model.base: found None"),
     ],
 )

@@ -84,6 +84,16 @@ def test_parts_follow_from_the_recipe(parts_of):
     assert "The largest part" in fits(listed)
 
 
+def test_a_base_in_parts_is_a_part_of_each_layer_and_one_whole(parts_of):
+    whole = parts_of(processes=2)[0]["frozen base"]
+    layer = sum(p.numel() for p in _model().model.layers[0].parameters()) * 4
+    for count in (2, 4):
+        found = parts_of(processes=count, model={"sharded": True})[0]
+        parts = found[f"frozen base, in {count} parts"]
+        assert parts == whole - 4 * layer + 4 * layer / count + layer
+    assert parts_of(model={"sharded": True})[0]["frozen base"] == whole
+
+
 def test_what_lowers_the_backward_pass_lowers_it(recipe_of):
     def backward(**settings):
         wide = {

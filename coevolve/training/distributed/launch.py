@@ -103,6 +103,11 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
         if isinstance(settings, Grpo) and settings.use_vllm:
             _check_vllm(name, settings, launch, recipe.model.device)
         _check_installed(name, settings, recipe, launch)
+    if recipe.model.sharded and launch.kind in (*ZERO.values(), "fsdp"):
+        raise RecipeError(
+            f"model.sharded is true, and {launch.kind} would divide the model too. Use launch/ddp.yaml, or leave "
+            "model.sharded out."
+        )
     if launch.kind in ZERO.values():
         wait_for_builds()
 

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from coevolve.errors import CoevolveError
+from coevolve.scoring.divided import Parts
 from coevolve.training.distributed.stopping import LOST, Stop, StopRequested
 
 T = TypeVar("T")
@@ -63,8 +64,16 @@ class Processes:
         self.count = dist.get_world_size() if self.distributed else 1
         self._heartbeat = Heartbeat(self.rank, self.count, stop) if self.count > 1 else None
         self._pools = 0
+        self.parts: Parts | None = None
         if self._heartbeat is not None:
             stop.share(self._heartbeat.store)
+
+    def share_base(self) -> Parts | None:
+        """What divides bases among all processes; None where there is one. A collective call."""
+        if self.count > 1 and self.parts is None:
+            undisturbed = partial(self.stop.raising, False)
+            self.parts = Parts(self.device, undisturbed, StopRequested)
+        return self.parts
 
     @property
     def main(self) -> bool:
@@ -201,6 +210,8 @@ class Processes:
 
     def _meet(self) -> None:
         """Return when all processes have come here, however long that takes them."""
+        if self.parts is not None:
+            self.parts.serve()
         if self._heartbeat is not None:
             self._heartbeat.meet()
 

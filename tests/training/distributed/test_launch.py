@@ -210,6 +210,11 @@ def test_a_section_that_trains_nothing_is_not_asked(recipe_of):
         ({"device": "auto"}, {"gpus": 0, "kind": "fsdp"}, r"FSDP needs a GPU.*several_cpus\.yaml"),
         ({"device": "cpu"}, {"gpus": 2, "kind": "fsdp"}, r"FSDP needs a GPU"),
         (
+            {"tuning": "lora", "sharded": True},
+            {"gpus": 0, "kind": "zero3"},
+            r"sharded is true, and zero3 would divide the model too. Use launch/ddp.yaml",
+        ),
+        (
             {"device": "cpu"},
             {"gpus": 1, "kind": "zero3"},
             r"DeepSpeed takes the GPU.*CUDA_VISIBLE_DEVICES",
