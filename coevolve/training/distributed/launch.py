@@ -256,6 +256,11 @@ def _check_installed(name: str, settings: Optimization, recipe: Recipe, launch: 
             f"{name}.activation_offloading is true, but this run is on the CPU, whose memory they are in already: set "
             f"{name}.activation_offloading=false."
         )
+    if settings.activation_offloading and recipe.model.sharded:
+        raise RecipeError(
+            f"{name}.activation_offloading is true, and would take the layers of a base in parts (model.sharded) for "
+            "activations. Leave one of them out."
+        )
 
 
 def training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from coevolve.scoring import models
 from coevolve.worlds.tiny import write_tiny_base
 
 PROGRAM = """
@@ -153,7 +154,15 @@ def run(launcher, tmp_path, base, work):
     return codes, [process.log.read_text() for process in started]
 
 
-def test_numbers_are_those_of_the_whole_base_and_its_layers_half_as_large(launcher, tmp_path, base):
+@pytest.mark.parametrize("read", ["by parts", "whole"])
+def test_numbers_are_those_of_the_whole_base_and_its_layers_half_as_large(
+    read, launcher, tmp_path, base
+):
+    if read == "whole":  # a head that is there, and tied
+        config = base / "config.json"
+        values = {**json.loads(config.read_text()), "tie_word_embeddings": True}
+        config.write_text(json.dumps(values))
+        assert models._unread(str(base), torch.float32, None, False) is None
     codes, said = run(launcher, tmp_path, base, "numbers")
     assert codes == [0, 0], said
 
@@ -186,6 +195,45 @@ def test_parts_that_one_process_cannot_read(launcher, tmp_path, base):
     codes, said = run(launcher, tmp_path, base, "numbers")
     assert 0 not in codes and all("down_proj.weight holds a value that" in text for text in said)
     assert "ProcessError: process 1 of 2 failed: ArtifactError" in said[0], said
+
+
+CASES = {
+    "as the model has them": (True, lambda weights: None),
+    "tied": (True, lambda weights: weights.pop("lm_head.weight")),
+    "tied, and there twice": (False, lambda weights: None),
+    "under another name": (
+        False,
+        lambda weights: weights.update(x=weights.pop("model.norm.weight")),
+    ),
+    "of another shape": (
+        False,
+        lambda weights: weights.update({"model.norm.weight": torch.ones(3)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_are_read_by_parts_where_they_have_what_the_model_has(case, base):
+    by_parts, change = CASES[case]
+    config, file = base / "config.json", base / "model.safetensors"
+    values = {**json.loads(config.read_text()), "tie_word_embeddings": "tied" in case}
+    config.write_text(json.dumps(values))
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    found = models._unread(str(base), torch.bfloat16, None, False)
+    assert (found is not None) == by_parts
+    if found is not None:
+        model, read = found
+        whole = models.load_model(str(base), dtype="bfloat16")
+        assert all(x.is_meta for x in model.parameters())
+        for name, value in whole.named_parameters():
+            flat, start = value.reshape(-1), value.numel() // 3
+            assert torch.equal(read(name, start, value.numel()), flat[start:])
+        for name, value in whole.named_buffers():
+            assert torch.equal(model.get_buffer(name), value)
+        known = model.generation_config.eos_token_id, model.name_or_path, model.dtype
+        assert known == (whole.generation_config.eos_token_id, whole.name_or_path, whole.dtype)
 
 
 @pytest.fixture(scope="module")

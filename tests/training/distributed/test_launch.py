@@ -301,6 +301,17 @@ def test_an_option_that_needs_what_is_not_here_says_so(
         check_launch(recipe, Launch(**{"processes": 1, "kind": "single", "gpus": 1, **launch}))
 
 
+def test_a_base_in_parts_offloads_no_activations(recipe_of):
+    sft, model = {"activation_offloading": True}, {"device": "auto", "sharded": True}
+    with pytest.raises(
+        RecipeError, match=r"estimator_sft\.activation_offloading is true, and would"
+    ):
+        check_launch(
+            recipe_of("lora", model=model, estimator_sft=sft),
+            Launch(processes=2, kind="ddp", gpus=2, local_processes=2),
+        )
+
+
 @pytest.mark.parametrize(
     "folder", sorted(path.parent.name for path in (ROOT / "recipes").glob("*/config.yaml"))
 )
