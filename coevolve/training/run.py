@@ -201,11 +201,9 @@ def prepare(
     )
     # A base model that cannot be scored is refused here, before a teacher is asked. A teacher on
     # this machine may then need the memory for itself.
-    poll = processes.stop.poll
     parts = processes.share_base() if recipe.model.sharded else None
-    of = recipe, origins, renderers, processes.device, poll, parts
-    load_here = partial(build_estimator, *of)
-    load = partial(processes.together, partial(alone, load_here))
+    of = recipe, origins, renderers, processes.device, processes.stop.poll, parts
+    load = partial(processes.together, partial(alone, partial(build_estimator, *of)))
     estimator: ProbabilityEstimator | None = load()
     if recipe.traces.teacher == "local":
         estimator = None
