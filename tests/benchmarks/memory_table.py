@@ -14,7 +14,7 @@ from transformers import Qwen3Config
 from coevolve.preflight.models import BaseFacts
 from coevolve.recipe import load_recipe
 from coevolve.scoring.roles import ROLES
-from coevolve.training.memory import Longest, memory_of
+from coevolve.training.memory import Longest, Part, memory_of
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "qwen3-8b"
 # hidden, feed-forward, layers, heads; all have 8 key-value heads of 128.
@@ -54,15 +54,20 @@ def config_of(name: str) -> Qwen3Config:
     )
 
 
+def counted(name: str, overrides: Sequence[str]) -> list[Part]:
+    """Memory of one GPU for a model, the recipe changed so."""
+    recipe = load_recipe(RECIPE, overrides)
+    # Prompts as long as they may be beside reasonings of 2,048 tokens and responses of 512.
+    longest = Longest(3072, 2560, 512)
+    base = BaseFacts(name, config_of(name), None)
+    return memory_of(recipe, dict.fromkeys(ROLES, base), longest, "ddp", 8)[0]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     table: dict[str, dict[str, dict[str, float]]] = {}
     for name in argv or SHAPES:
         for what, overrides in SETTINGS.items():
-            recipe = load_recipe(RECIPE, overrides)
-            # Prompts as long as they may be beside reasonings of 2,048 tokens and responses of 512.
-            longest = Longest(3072, 2560, 512)
-            base = BaseFacts(name, config_of(name), None)
-            parts, _ = memory_of(recipe, dict.fromkeys(ROLES, base), longest, "ddp", 8)
+            parts = counted(name, overrides)
             gigabytes = {part.what: round(part.bytes / 1e9, 1) for part in parts}
             table.setdefault(name, {})[what] = gigabytes | {
                 "in all": round(sum(gigabytes.values()), 1)

@@ -114,7 +114,7 @@ def examples(settings: Settings, tokenizer: Any) -> list[Example]:
 
 def estimator(settings: Settings) -> ProbabilityEstimator:
     """Both roles as new adapters on one base."""
-    model, tokenizer = workload.load(settings["folder"])
+    model, tokenizer = workload.load(settings["folder"], settings.get("dtype", "float32"))
     roles = AdapterRoles.create(
         model, dict.fromkeys(ROLES, lora_config(LORA)), seed=settings["seed"]
     )

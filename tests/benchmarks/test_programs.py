@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from coevolve.libraries import vllm
 from tests.benchmarks import prompt_layout, workload
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,21 @@ def test_a_program_prints_its_ratios(name, arguments, figure, capsys):
     capsys.readouterr()  # libraries print when they are imported
     program.main(arguments, isolate=False)
     check(json.loads(capsys.readouterr().out), name, figure)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(vllm.missing() is not None, reason=str(vllm.missing()))
+def test_the_engine_is_compared():
+    sizes = ("--n", "2", "--group", "2", "--completion", "6", "--steps", "2", "--no-profile")
+    command = [sys.executable, "-m", "tests.benchmarks.vllm_engine", *TINY, *sizes]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    check(report, "vllm_engine", "step")
+    assert report["scoring"]["largest_difference_nats"] < 1e-4
+    assert report["generation"]["tokens"] == [24, 24]
+    assert report["step"]["step_ratio"]["cpu_s"] > 0
 
 
 def test_layouts_of_a_prompt_are_compared_on_dialogues(tmp_path, capsys):

@@ -15,6 +15,7 @@ under cProfile, the functions in which most of its time was spent, with their sh
 """
 
 import cProfile
+import os
 import pstats
 import statistics
 import sys
@@ -40,17 +41,22 @@ MOST = 4
 """Functions of a profile that are shown."""
 
 
+def longest(settings: Settings) -> int:
+    """Tokens of any prompt, the words around it included, and what follows."""
+    return 2 * (settings["context"] + settings["completion"] + settings["response"]) + 256
+
+
 def engine(settings: Settings, config: Any, *, rank: int = 0) -> Here:
     """vLLM as a run builds it, with room for what is asked."""
-    length = 2 * (settings["context"] + settings["completion"] + settings["response"])
+    length = longest(settings)
     rows = settings["n"] * settings["group"]
-    room = bytes_per_token(config, "float32") * length * rows
-    dtype = {"dtype": "float32", "max_length": length, "cache_bytes": room}
-    return Here(Options(base=settings["folder"], rank=rank, **dtype), "the benchmark")
+    room = bytes_per_token(config, settings["dtype"]) * length * rows
+    how = {"dtype": settings["dtype"], "max_length": length, "cache_bytes": room}
+    return Here(Options(base=settings["folder"], rank=rank, **how), "the benchmark")
 
 
 def own_scoring(settings: Settings) -> Work:
-    model, tokenizer = workload.load(settings["folder"])
+    model, tokenizer = workload.load(settings["folder"], settings["dtype"])
     contexts, responses, pairs = matrix.inputs(settings, model.config.vocab_size)
     return lambda: [
         float(x.sum())
@@ -93,7 +99,7 @@ def own_generation(settings: Settings) -> Work:
 
 
 def transformers_generation(settings: Settings) -> Work:
-    model, tokenizer = workload.load(settings["folder"])
+    model, tokenizer = workload.load(settings["folder"], settings["dtype"])
     prompts = _prompts(settings, model.config.vocab_size)
     how = {"max_new_tokens": settings["completion"], "stop_ids": [], "sampling": Sampling(0)}
     pad_id = tokenizer.pad_token_id
@@ -118,12 +124,27 @@ def own_step(settings: Settings) -> Work:
     return lambda: steps.own_steps(settings, resident, rows, reward, engine=held)
 
 
+def keep_weights() -> None:
+    """Let TRL, which replaces the engine's weights after each update, find them on a CPU, too, where
+    vLLM packs those of linear layers and forgets them; it has no other way to run there.
+    """
+    from vllm.model_executor.layers import utils
+
+    def as_they_are(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = as_they_are
+
+
 def trl_step(settings: Settings) -> Work:
-    model, tokenizer = workload.load(settings["folder"])
-    judge, _ = workload.load(settings["folder"])
+    model, tokenizer = workload.load(settings["folder"], settings["dtype"])
+    judge, _ = workload.load(settings["folder"], settings["dtype"])
     render, rows = steps.renderer(tokenizer), steps.examples(settings, tokenizer)
     reward = steps.plain_reward(judge, render, rows)
-    length = 2 * (settings["context"] + settings["completion"])
+    if not torch.cuda.is_available():
+        keep_weights()
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; else a third of the machine's memory
+    length = longest(settings)
     how = {"use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": length}
     return lambda: steps.trl_steps(settings, model, render, rows, reward, **how)
 
@@ -173,6 +194,7 @@ def main(argv: Sequence[str] | None = None, *, isolate: bool = True) -> None:
     parser = arguments(
         __doc__, n=6, context=400, response=30, group=8, completion=32, steps=3, profile=True
     )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=" ")
     parser.add_argument("--only", nargs="+", choices=list(COMPARED), default=list(COMPARED))
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = vars(parser.parse_args(argv))

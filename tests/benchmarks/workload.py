@@ -29,11 +29,10 @@ def base_folder(base: str, scratch: Path) -> str:
     return str(folder)
 
 
-def load(folder: str) -> tuple[torch.nn.Module, Any]:
-    """(model in float32, tokenizer) on the GPU, if there is one."""
-    return load_model(
-        folder, device="cuda" if torch.cuda.is_available() else "cpu"
-    ), load_tokenizer(folder)
+def load(folder: str, dtype: str = "float32") -> tuple[torch.nn.Module, Any]:
+    """(model, tokenizer) on the GPU, if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(folder, device=device, dtype=dtype), load_tokenizer(folder)
 
 
 def config(folder: str) -> PretrainedConfig:
@@ -159,9 +158,10 @@ def plain_log_probs(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     pad_id: int,
+    precision: torch.dtype = torch.float32,
 ) -> list[float]:
     """log p(response | prompt) in nats as one writes it down: a padded batch, the log-softmax of
-    all its logits.
+    all its logits, in some precision.
     """
     device = next(model.parameters()).device
     whole = [
@@ -176,7 +176,9 @@ def plain_log_probs(
     ).to(device)
     logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, :-1]
     log_probs_BT = (
-        torch.log_softmax(logits_BTV.float(), dim=-1).gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+        torch.log_softmax(logits_BTV.to(precision), dim=-1)
+        .gather(-1, ids_BT[:, 1:, None])
+        .squeeze(-1)
     )
     return [
         float(row[len(prompt) - 1 : len(ids) - 1].double().sum())

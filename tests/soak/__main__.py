@@ -43,8 +43,8 @@ SHARE_ALONE = 0.75
 """Of the faults; the rest strikes the run on several processes."""
 GROWTH = 1.03
 """Memory of the last quarter of the rounds, as a multiple of the second's, that counts as flat."""
-DELAY_WITH_VLLM = 6.0
-"""Seconds: a start of the engine and a round are longer."""
+DELAY_WITH_VLLM = 1.5
+"""Seconds: a start of the engine takes longer."""
 WRITTEN_AT_ONCE = 3
 """Files that a run may have open for the moment in which it writes them."""
 

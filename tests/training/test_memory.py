@@ -3,6 +3,8 @@ says.
 """
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from coevolve.preflight.models import BaseFacts
 from coevolve.scoring.roles import ROLES
 from coevolve.training.distributed.launch import read_launch
 from coevolve.training.memory import Longest, fits, memory_of, roles_on_meta, training_passes
+from tests.benchmarks.memory_table import counted
 
+ROOT = Path(__file__).parents[2]
 LONGEST = Longest(40, 50, 10)
 CONFIG = Qwen3Config(
     hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
@@ -155,6 +159,17 @@ def test_vllm_has_room_for_the_base_and_a_sequence(parts_of):
     cache = 96 * 2 * 4 * 2 * 16 * 4  # tokens, keys and values, layers, heads, dimensions, bytes
     engine, rest = of(0.1)
     assert (engine + rest) * 0.1 == pytest.approx(weights + cache + 2e9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Qwen3-4B", "Qwen3-8B"])
+def test_a_recipes_page_asks_for_the_gpu_that_is_counted(name):
+    page = (ROOT / "recipes" / name.lower() / "README.md").read_text(encoding="utf-8")
+    alone, beside = re.search(
+        r"GPU with (\d+) GB, (?:or (\d+) )?with vLLM beside it", page
+    ).groups()
+    for size, overrides in ((alone, []), (beside or alone, ["connector_rl.use_vllm=true"])):
+        assert f"of usual GPUs one of {size} GB holds it" in fits(counted(name, overrides))
 
 
 def test_launch_files_say_kind_and_processes(tmp_path):
