@@ -19,7 +19,8 @@ def main(path: str) -> None:
     full, floor = results["perplexity"]["full"]["IDTest"], results["perplexity"]["floor"]["IDTest"]
     if not full > floor * 0.97:  # 512 examples scatter about the expectation by some per cent
         sys.exit(
-            f"{path}: perplexity {full:.3f} lies below the exact floor {floor:.3f}: the scores cannot be right"
+            f"{path}: perplexity {full:.3f} lies below the exact floor {floor:.3f}: the scores "
+            "cannot be right"
         )
 
 

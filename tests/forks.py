@@ -1,5 +1,6 @@
-"""Programs that begin with everything imported: a process that has torch, trl and the rest in memory
-forks for each that asks, so that a launch of two processes takes no twelve seconds of imports.
+"""Programs that begin with everything imported: a process that has torch, trl and the rest in
+memory forks for each that asks, so that a launch of two processes takes no twelve seconds of
+imports.
 
     python tests/forks.py serve SOCKET            keeps everything imported and forks
     python tests/forks.py SOCKET -m coevolve ...  is `python -m coevolve ...`, forked there

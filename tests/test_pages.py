@@ -2,9 +2,9 @@
 
 `bash` and `python` blocks are run in the order of their page, in a working directory that holds the
 repository's recipes and launch files, own data, and the quickstart's run, made once. The quickstart
-there is a stand-in, the same recipe with less of everything. A comment above a block says otherwise:
-`<!-- slow -->` is for `pytest -m slow`, and `<!-- needs: what -->` is only looked at. A Python block
-that begins with the name of a file is that file, too.
+there is a stand-in, the same recipe with less of everything. A comment above a block says
+otherwise: `<!-- slow -->` is for `pytest -m slow`, and `<!-- needs: what -->` is only looked at. A
+Python block that begins with the name of a file is that file, too.
 """
 
 import argparse

@@ -111,7 +111,8 @@ class Endpoint:
             import openai
         except ImportError:
             raise ChatError(
-                'An endpoint needs the package openai. Install it with: pip install "coevolve[teacher]"'
+                "An endpoint needs the package openai. Install it with: "
+                'pip install "coevolve[teacher]"'
             ) from None
         key = _key(api_key_env, environ)
         self.address, self.model, self.extra = base_url, model, dict(extra)
@@ -321,7 +322,7 @@ class _Work:
             self._in_a_row = 0
 
     def stops_at(self, reply: Reply[Any], fault: _NoAnswerError) -> bool:
-        """Count a fault; returns whether it is, or comes behind, the failure that stops the work."""
+        """Count a fault; whether it is, or comes behind, the failure that stops the work."""
         if fault.about_it:
             self.goes_on()
             return False
@@ -405,13 +406,13 @@ def _key(name: str | None, environ: Mapping[str, str]) -> str | None:
     key = environ.get(name, "")
     if not key:
         raise RecipeError(
-            f"api_key_env: the environment variable {name!r} is not set, or empty. Set it to the endpoint's key, or "
-            "leave api_key_env out for a server that needs none."
+            f"api_key_env: the environment variable {name!r} is not set, or empty. Set it to the "
+            "endpoint's key, or leave api_key_env out for a server that needs none."
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise RecipeError(
-            f"api_key_env: the environment variable {name!r} holds a space, a line break or a character beyond ASCII, "
-            "which no HTTP header can carry. Set it again, without them."
+            f"api_key_env: the environment variable {name!r} holds a space, a line break or a "
+            "character beyond ASCII, which no HTTP header can carry. Set it again, without them."
         )
     return key
 
@@ -432,7 +433,8 @@ def _require_plain_url(base_url: str) -> None:
         parts, usable = urlsplit(""), None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise RecipeError(
-            f"base_url: found a user name, password or query in it; {accepted}. Use api_key_env for a key."
+            f"base_url: found a user name, password or query in it; {accepted}. Use api_key_env "
+            "for a key."
         )
     if not usable:
         raise RecipeError(f"base_url: found {base_url!r}; {accepted}.")

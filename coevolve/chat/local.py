@@ -146,7 +146,7 @@ class LocalChat(ModelHere):
         return {**super().settings, "dtype": str(self.model.dtype).removeprefix("torch.")}
 
     def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
-        """One reply per question, batch by batch; prompts of about the same length share a batch."""
+        """One reply per question, batch by batch; prompts of about one length share a batch."""
         batches, too_long = self.batches(questions)
         yield from too_long
         for batch in batches:
@@ -248,8 +248,8 @@ def _adapter_weights(folder: str) -> Path:
     weights = Path(folder).expanduser() / ADAPTER_WEIGHTS
     if not (weights.is_file() and (weights.parent / "adapter_config.json").is_file()):
         raise ChatError(
-            f"The adapter {folder!r} lacks adapter_config.json or {ADAPTER_WEIGHTS}. Accepted is a folder that "
-            "PEFT's save_pretrained wrote."
+            f"The adapter {folder!r} lacks adapter_config.json or {ADAPTER_WEIGHTS}. Accepted is a "
+            "folder that PEFT's save_pretrained wrote."
         )
     return weights
 

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Pace:
-    """Lets requests begin no faster than so many a minute, and none before a server is ready again."""
+    """Lets requests begin no faster than so many a minute, none before a server is ready again."""
 
     def __init__(self, per_minute: float | None):
         self._interval = 0.0 if per_minute is None else 60.0 / per_minute

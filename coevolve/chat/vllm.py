@@ -52,8 +52,8 @@ class VllmChat(ModelHere):
         max_model_len: int | None = None,
         **options: Any,
     ) -> "VllmChat":
-        """Start vLLM's engine with a model over so many GPUs, for prompts with their answers of up to
-        `max_model_len` tokens (its own length); other arguments as for `load_chat_model` and the
+        """Start vLLM's engine with a model over so many GPUs, for prompts with their answers of up
+        to `max_model_len` tokens (its own length); other arguments as for `load_chat_model` and the
         constructor.
         """
         if importlib.util.find_spec("vllm") is None:

@@ -192,7 +192,7 @@ class Zero:
 
 
 def _own_part(parameter: Any, full: Tensor) -> Tensor:
-    """This process's share of a tensor under ZeRO-3, padded with zeros as DeepSpeed's shares are."""
+    """This process's share of a tensor under ZeRO-3, padded with zeros as DeepSpeed's are."""
     size = parameter.ds_tensor.ds_numel
     first = size * parameter.ds_zero_partition_rank
     flat = torch.zeros(size * parameter.ds_zero_partition_world_size, dtype=full.dtype)

@@ -70,8 +70,8 @@ class Hook:
         library = self.owner.partition(":")[0].partition(".")[0]
         (low, high), known = TESTED[library], ", ".join(f"{x} {_range(x)}" for x in TESTED)
         return LibraryError(
-            f"{library} {_installed(library)}: {self}, by which {self.purpose}, {how}. Known to work: {known}. Install "
-            f"such a version: pip install '{library}>={low},<={high}'"
+            f"{library} {_installed(library)}: {self}, by which {self.purpose}, {how}. Known to "
+            f"work: {known}. Install such a version: pip install '{library}>={low},<={high}'"
         )
 
     def find(self, on: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""TRL: what its SFT, DPO and GRPO trainers keep to themselves, and the head that they put on a model."""
+"""TRL: what its SFT, DPO and GRPO trainers keep to themselves, and the head they put on a model."""
 
 import warnings
 from collections.abc import Callable, Iterator

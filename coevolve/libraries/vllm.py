@@ -160,8 +160,9 @@ def rank_for(ranks: Sequence[int]) -> int:
 
 
 class Here:
-    """An engine in each process of the run, or over as many as `tensor_parallel` says; it stays until
-    `close`. Built as TRL builds it: `external_launcher` lets the processes of the run be vLLM's.
+    """An engine in each process of the run, or over as many as `tensor_parallel` says; it stays
+    until `close`. Built as TRL builds it: `external_launcher` lets the processes of the run be
+    vLLM's.
     """
 
     def __init__(self, options: Options, why: str):
@@ -179,9 +180,9 @@ class Here:
         except Exception as error:
             words = " ".join(str(error).split())[:400].rstrip(". ")
             raise EngineError(
-                f"{why}: vLLM cannot be started with {options.base}: {words}. Give another vllm_gpu_memory_utilization "
-                "or a smaller vllm_max_model_length, or set use_vllm=false; the same command goes on from "
-                "what is saved."
+                f"{why}: vLLM cannot be started with {options.base}: {words}. Give another "
+                "vllm_gpu_memory_utilization or a smaller vllm_max_model_length, or set "
+                "use_vllm=false; the same command goes on from what is saved."
             ) from error
         finally:
             torch.set_num_threads = threads  # vLLM puts a function in its place that does nothing
@@ -363,8 +364,8 @@ class There:
         parts += [f"--dtype {options.dtype} --max-model-len {options.max_length}"]
         how = " ".join([*parts, "--generation-config vllm --logprobs-mode processed_logprobs"])
         return EngineError(
-            f"{self._why}: the server at {self._url.geturl()} {what}. Start it by: {how}; the same command goes on "
-            "from what was saved."
+            f"{self._why}: the server at {self._url.geturl()} {what}. Start it by: {how}; the same "
+            "command goes on from what was saved."
         )
 
 

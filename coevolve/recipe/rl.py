@@ -89,7 +89,9 @@ class Grpo(Optimization):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of each token's likeliest, sample from the fewest that together have so much probability."""
     top_k: Count = 0
-    """Sample from so many likeliest; 0 from all. First comes `min_p`, then `top_k`, then `top_p`."""
+    """Sample from so many likeliest; 0 from all. First comes `min_p`, then `top_k`,
+    then `top_p`.
+    """
     min_p: Fraction | None = None
     """Sample from those whose probability is at least this share of the likeliest one's."""
     beta: Amount = 0.0
@@ -130,8 +132,8 @@ class Grpo(Optimization):
     vllm_enable_sleep_mode: bool = False
     """For `colocate`: let it give the GPU's memory to training between two generations."""
     async_generation: Literal[0, 1] = 0
-    """For `server`: 1 has it write each batch of completions while the one before is trained on, by the
-    policy of one batch ago; what differs is corrected as `vllm_importance_sampling_...` say.
+    """For `server`: 1 has it write each batch of completions while the one before is trained on, by
+    the policy of one batch ago; what differs is corrected as `vllm_importance_sampling_...` say.
     """
     vllm_importance_sampling_correction: bool = True
     """Weigh completions by the ratio of the trained model's probabilities to those that vLLM says
@@ -186,13 +188,14 @@ class Grpo(Optimization):
             if not self.use_vllm or self.vllm_mode != "server":
                 found = f"vllm_mode {self.vllm_mode}" if self.use_vllm else "use_vllm false"
                 raise ValueError(
-                    f"async_generation: 1 needs use_vllm: true and vllm_mode: server, found {found}; an engine in the "
-                    "training processes has no time that training does not need"
+                    "async_generation: 1 needs use_vllm: true and vllm_mode: server, found "
+                    f"{found}; an engine in the training processes has no time that training does "
+                    "not need"
                 )
             if not self.vllm_importance_sampling_correction:
                 raise ValueError(
-                    "async_generation: 1 needs vllm_importance_sampling_correction: true, for it trains on what an "
-                    "older policy wrote"
+                    "async_generation: 1 needs vllm_importance_sampling_correction: true, for it "
+                    "trains on what an older policy wrote"
                 )
         return self
 
@@ -232,8 +235,9 @@ class Grpo(Optimization):
         found = [name for name, value in narrow.items() if value]
         if found and self.use_vllm and self.vllm_importance_sampling_correction:
             return (
-                f"{found[0]} has vLLM sample from some tokens only, by whose probabilities ratios to the trained "
-                "model's would be far below 1; set vllm_importance_sampling_correction: false, or leave it out"
+                f"{found[0]} has vLLM sample from some tokens only, by whose probabilities ratios "
+                "to the trained model's would be far below 1; set "
+                "vllm_importance_sampling_correction: false, or leave it out"
             )
         return None
 

@@ -86,8 +86,8 @@ def further_contexts(
         found[subset.row] = tuple(free[index] for index in drawn)
     if not any(found.values()):
         raise DataError(
-            f"{whole.source}: has no contexts beside those that are evaluated; accepted are rows of "
-            "the test splits without agent_golden_response, or left out by --missing drop. Add "
+            f"{whole.source}: has no contexts beside those that are evaluated; accepted are rows "
+            "of the test splits without agent_golden_response, or left out by --missing drop. Add "
             "some, or leave --contexts out."
         )
     return found

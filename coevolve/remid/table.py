@@ -162,8 +162,8 @@ def reader_grid(results: RemidResults) -> list[Grid]:
             blocks.append(Block(model or "golden", rows))
     caption = (
         f"Who read the responses, {results.unit}; two read half of them each. Beyond golden: {emi} "
-        f"less {emi} by the estimator, which is information about the context that golden responses "
-        "do not have."
+        f"less {emi} by the estimator, which is information about the context that golden "
+        "responses do not have."
     )
     columns = ["subset", "read by", emi, f"{emi} by the estimator", "beyond golden"]
     return [Grid(columns, blocks, [caption])] if blocks else []

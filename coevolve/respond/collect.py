@@ -79,8 +79,9 @@ def collect_responses(
                 add(reply.id, **reply.value)
             elif on_failure == "error":
                 raise ChatError(
-                    f"sample_ID {reply.id!r}: no usable response: {reply.problem}. Allow such samples to be dropped "
-                    "(--on-failure drop), or mend what is wrong and start again."
+                    f"sample_ID {reply.id!r}: no usable response: {reply.problem}. Allow such "
+                    "samples to be dropped (--on-failure drop), or mend what is wrong and start "
+                    "again."
                 )
             else:
                 dropped.append(f"sample_ID {reply.id!r}: {reply.problem}")
@@ -106,8 +107,8 @@ def _reader(max_tokens: int, keep_cut_off: bool) -> Read[dict[str, Any]]:
             problem = f"the response is empty{'' if completion.finished else used}"
         elif not (completion.finished or keep_cut_off):
             problem = (
-                f"the response was cut off after {used_up}: {text[:_SHOWN]!r}. Allow more tokens, or keep "
-                "responses that are cut off (--keep-cut-off)"
+                f"the response was cut off after {used_up}: {text[:_SHOWN]!r}. Allow more tokens, "
+                "or keep responses that are cut off (--keep-cut-off)"
             )
         if problem:
             return None, problem

@@ -34,7 +34,7 @@ def common_arguments(
         "bf16": False,
         "fp16": False,
         "use_cpu": device.type == "cpu",
-        "ddp_find_unused_parameters": False,  # only the role's own ask for gradients, and all of them are used
+        "ddp_find_unused_parameters": False,  # only the role's own ask for gradients, and all do
         "dataloader_pin_memory": device.type != "cpu",
         # Nothing is trained on a loss that is no number; the filter would hide it from the log.
         "logging_nan_inf_filter": False,

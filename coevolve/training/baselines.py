@@ -1,6 +1,6 @@
-"""What the full run is compared with, trained update for update like its estimator, and like it left
-where it was best on the held-out rows: else what the gate adds would be taken for what reasoning
-adds.
+"""What the full run is compared with, trained update for update like its estimator, and like it
+left where it was best on the held-out rows: else what the gate adds would be taken for what
+reasoning adds.
 """
 
 from collections.abc import Sequence

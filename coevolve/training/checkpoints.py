@@ -65,7 +65,8 @@ class Checkpoint:
             if part is not None and len(part.reasoning) != expected:
                 count = len(part.reasoning)
                 raise ArtifactError(
-                    f"{self.folder}: is of {count} {what} examples, and the run has {expected}. {REMEDY}"
+                    f"{self.folder}: is of {count} {what} examples, and the run has {expected}. "
+                    f"{REMEDY}"
                 )
         for role, weights in pair.items():
             file = self.folder / f"{role}.safetensors"
@@ -129,7 +130,8 @@ class CheckpointWriter:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise ArtifactError(
-                f"{final}: the checkpoint could not be written ({error}). Make room, and start again."
+                f"{final}: the checkpoint could not be written ({error}). Make room, and start "
+                "again."
             ) from None
         self._last, self._written = final, written
         self._prune()
@@ -226,7 +228,7 @@ def _read(path: Path, model: type[Model]) -> Model:
 
 
 def _require_tensors(path: Path, state: CheckpointState, tensors: Mapping[str, Weights]) -> None:
-    """Raise ArtifactError unless the weights that a run goes on with are there, alike and finite."""
+    """Raise ArtifactError unless the weights to go on with are there, alike and finite."""
     held = {"": True, "best-": state.gate is not None, "cold-": "cold-start-gate" in state.done}
     held |= {"direct-": "cold-start-direct" in state.done, "trained-": "trained" in state.done}
     for role in get_args(RoleName):

@@ -100,8 +100,8 @@ def drift(before: Scores, after: Scores) -> dict[str, float]:
     """
     if before.sum.shape != after.sum.shape or not np.array_equal(before.tokens, after.tokens):
         raise ValueError(
-            f"drift compares scores of the same responses; found {np.sum(before.tokens)} and {np.sum(after.tokens)} "
-            "tokens of them."
+            f"drift compares scores of the same responses; found {np.sum(before.tokens)} and "
+            f"{np.sum(after.tokens)} tokens of them."
         )
     moved = after.mean - before.mean
     size, signed = float(np.abs(moved).mean()), float(moved.mean())
@@ -137,30 +137,33 @@ class Rule:
 _OF_A_ROLE = {
     "frac_reward_zero_std": Rule(
         lambda share: share > ZERO_VARIANCE_SHARE,
-        "{value:.0%} of the {role}'s groups have rewards that are all alike, so nothing is learned from them. Try a "
-        "higher {role}_rl.temperature, more {role}_rl.num_generations, or other weights in {role}_rl.rewards.",
+        "{value:.0%} of the {role}'s groups have rewards that are all alike, so nothing is learned "
+        "from them. Try a higher {role}_rl.temperature, more {role}_rl.num_generations, or other "
+        "weights in {role}_rl.rewards.",
     ),
     "completions/clipped_ratio": Rule(
         lambda share: share > TRUNCATED_SHARE,
-        "{value:.0%} of the {role}'s completions are cut off, and get the lowest reward for it. Try a higher "
-        "{role}_rl.max_completion_length, more cold_start.{role} steps, or {role}_rl.mask_truncated_completions: true.",
+        "{value:.0%} of the {role}'s completions are cut off, and get the lowest reward for it. "
+        "Try a higher {role}_rl.max_completion_length, more cold_start.{role} steps, or "
+        "{role}_rl.mask_truncated_completions: true.",
     ),
     "unparsable_completions": Rule(
         lambda share: share > UNPARSABLE_SHARE,
-        "{value:.0%} of the {role}'s completions have no core features that can be read, so their likelihood reward is "
-        "the lowest. Try more cold_start.{role} steps, or a higher {role}_rl.rewards.format.",
+        "{value:.0%} of the {role}'s completions have no core features that can be read, so their "
+        "likelihood reward is the lowest. Try more cold_start.{role} steps, or a higher "
+        "{role}_rl.rewards.format.",
     ),
     "entropy": Rule(
         lambda nats: nats < ENTROPY_NATS,
-        "The {role}'s entropy is {value:.3f} nats per token: it writes nearly the same text each time, so a group has "
-        "nothing to choose from. Try a higher {role}_rl.temperature, a lower {role}_rl.learning_rate, or a "
-        "{role}_rl.beta above 0.",
+        "The {role}'s entropy is {value:.3f} nats per token: it writes nearly the same text each "
+        "time, so a group has nothing to choose from. Try a higher {role}_rl.temperature, a lower "
+        "{role}_rl.learning_rate, or a {role}_rl.beta above 0.",
     ),
     "sampling/sampling_logp_difference/mean": Rule(
         lambda nats: nats > SAMPLING_NATS,
-        "What vLLM says it sampled the {role}'s completions by is {value:.3f} nats per token from what the trained "
-        "model gives: they are not of the same weights or precision. Try model.dtype: float32, or "
-        "{role}_rl.use_vllm: false.",
+        "What vLLM says it sampled the {role}'s completions by is {value:.3f} nats per token from "
+        "what the trained model gives: they are not of the same weights or precision. Try "
+        "model.dtype: float32, or {role}_rl.use_vllm: false.",
     ),
 }
 
@@ -168,31 +171,34 @@ RULES: Mapping[str, Rule] = {
     **{f"{role}/{name}": rule for role in ROLES for name, rule in _OF_A_ROLE.items()},
     "coevolve/reasoning_gain": Rule(
         lambda nats: nats <= 0,
-        "The reasoning makes the golden responses no more likely ({value:+.3f} nats per token): q2 does not use it, or "
-        "it says nothing that q2 does not know. Try more estimator_sft steps, or a traces.teacher that knows more.",
+        "The reasoning makes the golden responses no more likely ({value:+.3f} nats per token): q2 "
+        "does not use it, or it says nothing that q2 does not know. Try more estimator_sft steps, "
+        "or a traces.teacher that knows more.",
     ),
     "coevolve/reasoning_gain_control": Rule(
         lambda nats: nats >= 0,
-        "The reasoning of another example does not hurt ({value:+.3f} nats per token): the reasonings do not depend on "
-        "their example, or q2 does not read them. Look at samples.jsonl. Try a higher "
-        "connector_rl.rewards.likelihood, a lower connector_rl.rewards.length, or more estimator_sft steps.",
+        "The reasoning of another example does not hurt ({value:+.3f} nats per token): the "
+        "reasonings do not depend on their example, or q2 does not read them. Look at "
+        "samples.jsonl. Try a higher connector_rl.rewards.likelihood, a lower "
+        "connector_rl.rewards.length, or more estimator_sft steps.",
     ),
     "coevolve/content_share": Rule(
         lambda share: share < CONTENT_SHARE,
-        "Only {value:.0%} of the connector's held-out reasonings say anything; the others are empty or repeat the "
-        "instruction. Try more cold_start.connector steps, another traces.teacher, or a larger "
-        "model.max_reasoning_tokens.",
+        "Only {value:.0%} of the connector's held-out reasonings say anything; the others are "
+        "empty or repeat the instruction. Try more cold_start.connector steps, another "
+        "traces.teacher, or a larger model.max_reasoning_tokens.",
     ),
     "coevolve/leak": Rule(
         lambda share: share > LEAK_SHARE,
-        "{value:.0%} of the responses' words stand in the core features: they spell the response out instead of "
-        "describing it. Try another traces.teacher, a smaller traces.max_keywords, or a smaller "
-        "connector_rl.rewards.target_words.",
+        "{value:.0%} of the responses' words stand in the core features: they spell the response "
+        "out instead of describing it. Try another traces.teacher, a smaller traces.max_keywords, "
+        "or a smaller connector_rl.rewards.target_words.",
     ),
     "coevolve/drift": Rule(
         lambda nats: nats > DRIFT_NATS,
-        "q2 moved by {value:.2f} nats per token on the probe set within a round, so what the connector was rewarded "
-        "for is no longer so. Try a lower estimator_sft.learning_rate or estimator_rl.learning_rate, or fewer steps.",
+        "q2 moved by {value:.2f} nats per token on the probe set within a round, so what the "
+        "connector was rewarded for is no longer so. Try a lower estimator_sft.learning_rate or "
+        "estimator_rl.learning_rate, or fewer steps.",
     ),
 }
 

@@ -68,9 +68,12 @@ class DivergenceGuard:
         raise DivergenceError(
             f"{self.name}, step {step}: the loss is {shown} and the gradient norm {gradient:g}"
             + (" here, and no number on another process" if fine else "")
-            + f". The step was not taken. Its batch is in {path}.json (texts, rewards) and {path}.safetensors (ids, "
-            "advantages, ...). Try a lower learning_rate, a lower max_grad_norm, or model.dtype=float32; the same "
-            "command goes on from the last checkpoint."
+            + (
+                f". The step was not taken. Its batch is in {path}.json (texts, rewards) and "
+                f"{path}.safetensors (ids, advantages, ...). Try a lower learning_rate, a lower "
+                "max_grad_norm, or model.dtype=float32; the same command goes on from the last "
+                "checkpoint."
+            )
         )
 
     def _texts(self, inputs: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -130,7 +130,7 @@ class EvaluatedExamples(Part):
 
 
 class Verdict(Part):
-    """What the gate made of a phase, by held-out perplexity: the best pair's, the pair's after it."""
+    """What the gate made of a phase, by held-out perplexity of the best pair and the new one."""
 
     round: Count
     """From 1."""
@@ -180,7 +180,7 @@ class TokensSeen(Part):
 
 
 class SegmentState(Part):
-    """`coevolve.training.engines.Segment`: a phase under way, with rollouts of so many processes."""
+    """`coevolve.training.engines.Segment`: a phase under way, rollouts of so many processes."""
 
     step: Count
     figures: TokensSeen | Nothing

@@ -113,7 +113,7 @@ def _export_role(
         parent,
         tuning=tuning,
         base_folder=base,
-        # Both folders have one, for software that knows nothing of the other; the same is read once.
+        # Both folders have one, for software that knows nothing of the other; it is read once.
         tokenizer=role if other_base else ESTIMATOR,
         chat_template=tokenizer.chat_template,
         settings=settings,
@@ -133,15 +133,15 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> dict[str, Any]:
     recipe, origins, run = read_run(checkpoint.parent.parent)
     if isinstance(recipe, RpmRecipe):
         raise ArtifactError(
-            f"{checkpoint}: is of a role-playing model, and no estimator can be made of it. Let its run end, which "
-            "writes the model."
+            f"{checkpoint}: is of a role-playing model, and no estimator can be made of it. Let "
+            "its run end, which writes the model."
         )
     for base in {origin.base for origin in origins.values()}:
         fingerprint = base_fingerprint(base.path)
         if fingerprint != base.fingerprint:
             raise ArtifactError(
-                f"{base.path}: this base model's fingerprint is {fingerprint}; the run was trained on "
-                f"{base.fingerprint}. Put the original base model back."
+                f"{base.path}: this base model's fingerprint is {fingerprint}; the run was trained "
+                f"on {base.fingerprint}. Put the original base model back."
             )
     require_parents(saved, origins)
     renderers = build_renderers(recipe, origins, run.get("template_date"))

@@ -47,9 +47,10 @@ def require_content(context: Context, state: RunState, least: float) -> None:
     found = content(context, written)["coevolve/content_share"]
     if found < least:
         raise ContentError(
-            f"{found:.0%} of the connector's held-out reasonings say anything; connector_rl.least_content asks for "
-            f"{least:.0%} before RL. The run is saved. Begin another with more cold_start.connector steps or another "
-            f"traces.teacher, or set connector_rl.least_content to {math.floor(100 * found) / 100:g} to go on."
+            f"{found:.0%} of the connector's held-out reasonings say anything; "
+            f"connector_rl.least_content asks for {least:.0%} before RL. The run is saved. Begin "
+            "another with more cold_start.connector steps or another traces.teacher, or set "
+            f"connector_rl.least_content to {math.floor(100 * found) / 100:g} to go on."
         )
 
 

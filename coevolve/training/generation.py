@@ -1,5 +1,5 @@
-"""vLLM for a run whose recipe says `use_vllm`: one engine for each base model, from the first phase that
-asks for it to the run's end.
+"""vLLM for a run whose recipe says `use_vllm`: one engine for each base model, from the first phase
+that asks for it to the run's end.
 
 The engine holds the base as it is, and the roles as adapters on it; after each update an adapter
 comes anew, under a new name. Nothing is merged, so the base that training and the engine have stays
@@ -95,8 +95,8 @@ class Engines:
 
     @contextmanager
     def writing(self, estimator: ProbabilityEstimator) -> Iterator[None]:
-        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has one.
-        To be entered by all; inside another, the weights are those of then.
+        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has
+        one. To be entered by all; inside another, the weights are those of then.
         """
         settings = self.recipe.connector_rl
         if settings is None or not settings.use_vllm or estimator.writer is not generate:
@@ -197,8 +197,8 @@ class Engine:
         poll: Poll,
         regex: str | None = None,
     ) -> list[Written]:
-        """One completion of each prompt, which matches the regular expression; other arguments as for
-        `generate`. A collective call.
+        """One completion of each prompt, which matches the regular expression; other arguments as
+        for `generate`. A collective call.
         """
         asked = self._processes.together(
             lambda: self._asked(role, prompts, max_new_tokens, stop_ids, sampling, keys, regex)
@@ -279,8 +279,8 @@ class Engine:
         longest, limit = max(map(len, prompts), default=0), self._options.max_length
         if longest + room > limit:
             raise TooLongError(
-                f"{role}_rl: a prompt of {longest} tokens and {room} new ones do not fit into vLLM's {limit}. Set "
-                f"{role}_rl.vllm_max_model_length={longest + room}."
+                f"{role}_rl: a prompt of {longest} tokens and {room} new ones do not fit into "
+                f"vLLM's {limit}. Set {role}_rl.vllm_max_model_length={longest + room}."
             )
         how = {"max_tokens": room, "stop_ids": stop_ids, "regex": regex, **vars(sampling)}
         adapter, seed = self._names.get(role), how.pop("seed")
@@ -299,8 +299,8 @@ class UnderWay:
         self._written = self._thread.submit(complete, self._stay)
 
     def result(self, poll: Poll = lambda: None) -> list[Written]:
-        """Wait for them; what `poll` raises ends the waiting, not the writing. What went wrong there
-        is raised here.
+        """Wait for them; what `poll` raises ends the waiting, not the writing. What went wrong
+        there is raised here.
         """
         while not self._written.done():
             poll()

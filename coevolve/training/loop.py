@@ -84,9 +84,9 @@ def _explained(error: Exception, stage: str) -> Exception:
         return error
     words = " ".join(str(error).split())[:160].rstrip(". ") or type(error).__name__
     return OutOfMemoryError(
-        f"{stage}: out of memory: {words}. Lower per_device_train_batch_size of the phase or evaluation.token_budget, "
-        "set gradient_checkpointing, or use a device with more; the same command with these goes on from what was "
-        "saved."
+        f"{stage}: out of memory: {words}. Lower per_device_train_batch_size of the phase or "
+        "evaluation.token_budget, set gradient_checkpointing, or use a device with more; the same "
+        "command with these goes on from what was saved."
     )
 
 

@@ -68,7 +68,9 @@ class EstimatorManifest(Document):
     datasets: list[str] | None = None
     """The hub's names of what it was trained on."""
     results: dict[str, JsonValue] | None = None
-    """`perplexity` and `ratio` on test splits, as in `results.json`, as far as they were measured."""
+    """`perplexity` and `ratio` on test splits, as in `results.json`,
+    as far as they were measured.
+    """
     template_date: str | None = None
     """The day that chat templates which show one show."""
     training: dict[str, JsonValue] | None = None

@@ -94,7 +94,7 @@ def one_of(reasoning: Written, turn: int) -> str:
 def rows_of_estimator(
     context: Context, name: str, reasoning: Sequence[Written | None], examples: Examples = ()
 ) -> Rows:
-    """As the recipe has the estimator trained, with reasoning dropout drawn by the training's name."""
+    """As the recipe has the estimator trained, reasoning dropout drawn by the training's name."""
     recipe, seed = context.recipe, derive_seed(context.recipe.seed, name, "without reasoning")
     of, p_none = context.estimator, recipe.p_none
     return estimator_rows(of, examples or context.train, reasoning, p_none=p_none, seed=seed)
@@ -127,7 +127,7 @@ def connector_rl(context: Context, state: RunState, scheduled: ScheduledPhase) -
 
 
 def refresh(context: Context, state: RunState, scheduled: ScheduledPhase) -> None:
-    """Phase b: the connector, which never sees y, writes what the estimator will be trained with."""
+    """Phase b: the connector, which never sees y, writes what the estimator is trained with."""
     settings, train = context.recipe.refresh, context.train
     seed = partial(derive_seed, context.recipe.seed, "refresh", scheduled.round)
     rng = np.random.default_rng(seed())
@@ -165,7 +165,7 @@ def write_texts(
     seed: Callable[..., int],
     title: str,
 ) -> list[str]:
-    """The connector's texts of some rows, which go into `state.reasoning`; a title with their number."""
+    """The connector's texts of some rows, for `state.reasoning`; a title with their number."""
     texts, total, record = state.texts, len(rows) * settings.samples, context.record
     title = title.format(total)
     task = record.task(title, total, key="refresh", where=state.where)

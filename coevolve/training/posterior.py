@@ -90,16 +90,18 @@ def posterior(context: Context, state: RunState, scheduled: ScheduledPhase) -> N
     state.texts = []
     if not found:
         raise RecipeError(
-            f"posterior: none of {count} examples has a candidate that ended within {context.estimator.max_new_tokens} "
-            "tokens. Raise model.max_reasoning_tokens, or give the connector a longer cold start."
+            f"posterior: none of {count} examples has a candidate that ended within "
+            f"{context.estimator.max_new_tokens} tokens. Raise model.max_reasoning_tokens, or give "
+            "the connector a longer cold start."
         )
     means = np.mean([figures for *_, figures in found], axis=0)
     figures = dict(zip(FIGURES, map(float, means), strict=True))
     figures["without_candidate"] = len(rows) - len(found)
     record.log({**state.where, **{f"posterior/{name}": x for name, x in figures.items()}})
     record.say(
-        f"posterior: {settings.samples} candidates are worth {figures['effective_samples']:.1f}; the best is "
-        f"{figures['best_log_prob'] - figures['mean_log_prob']:.2f} nats per response above their mean"
+        f"posterior: {settings.samples} candidates are worth {figures['effective_samples']:.1f}; "
+        f"the best is {figures['best_log_prob'] - figures['mean_log_prob']:.2f} nats per response "
+        "above their mean"
     )
 
 
@@ -136,7 +138,7 @@ def _draw(
 def _chosen(
     of_y: Floats, ratio: Floats, settings: Posterior, uniform: float
 ) -> tuple[list[int], list[float]]:
-    """Which candidates are drawn, and FIGURES, by log q2(y | x, r_k) and log q1(r_k | x) / pi(r_k)."""
+    """Which candidates are drawn, and FIGURES, by log q2(y | x, r_k), log q1(r_k | x) / pi(r_k)."""
     if not len(of_y):
         return [], []
     log_weights = np.full(settings.samples, -np.inf)

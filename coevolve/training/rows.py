@@ -56,7 +56,7 @@ class Rows(Lazy[SftRow]):
         self.make, self.form = make, form
 
     def visited(self, order: Sequence[int], first: int) -> tuple[list[SftRow], list[int]]:
-        """The rows met at the places from `first` on, each once, and which of them at each place."""
+        """The rows met at the places from `first` on, each once, and which at each place."""
         met = [(index, self.form(index, place)) for place, index in enumerate(order, first)]
         numbers = {seen: number for number, seen in enumerate(dict.fromkeys(met))}
         return [self.make(*seen) for seen in numbers], [numbers[seen] for seen in met]

@@ -115,8 +115,8 @@ def restore(
     context.record.say(f"resumed from {checkpoint.folder.name}")
     if saved.processes != context.processes.count:
         context.record.say(
-            f"{context.processes.count} processes go on from {saved.processes}: the same prompts and batches; "
-            "sums are taken in another order, so figures agree up to rounding"
+            f"{context.processes.count} processes go on from {saved.processes}: the same prompts "
+            "and batches; sums are taken in another order, so figures agree up to rounding"
         )
     return state
 

@@ -62,8 +62,8 @@ class Evaluated:
         """Itself; DivergenceError, naming `what`, where its perplexity is beyond all numbers."""
         if not math.isfinite(self.perplexity):
             raise DivergenceError(
-                f"{what}: the perplexity of the golden responses is beyond all numbers. Lower the learning rate, or "
-                "max_grad_norm, of what was trained last, and begin anew."
+                f"{what}: the perplexity of the golden responses is beyond all numbers. Lower the "
+                "learning rate, or max_grad_norm, of what was trained last, and begin anew."
             )
         return self
 

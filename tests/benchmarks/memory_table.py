@@ -1,5 +1,5 @@
-"""The table of memory in launch/README.md: what `coevolve validate --launch` counts for Qwen3 of four
-sizes with the published settings, without a GPU and without weights.
+"""The table of memory in launch/README.md: what `coevolve validate --launch` counts for Qwen3 of
+four sizes with the published settings, without a GPU and without weights.
 
     python -m tests.benchmarks.memory_table
 """

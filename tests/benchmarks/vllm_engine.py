@@ -1,4 +1,5 @@
-"""What vLLM does here, and what it would do in place of what is here: three comparisons on one engine.
+"""What vLLM does here, and what it would do in place of what is here: three comparisons on one
+engine.
 
     python -m tests.benchmarks.vllm_engine --base FOLDER
 
@@ -157,7 +158,9 @@ COMPARED: dict[str, tuple[Callable[[Settings], Work], Callable[[Settings], Work]
 
 
 def profiled(side: Callable[[Settings], Work], settings: Settings) -> Work:
-    """The side's work under a profiler: the functions with most time of their own, and its share."""
+    """The side's work under a profiler: the functions with most time of their own,
+    and its share.
+    """
     work = side(settings)
 
     def run() -> dict[str, float]:

@@ -19,7 +19,9 @@ WORDS = sorted({word for words in INPUT_WORDS.values() for word in words})
 
 
 def base_folder(base: str, scratch: Path) -> str:
-    """A model's folder: `tiny` is made anew, anything else is what a recipe's `model.base` may be."""
+    """A model's folder: `tiny` is made anew, anything else is what a recipe's
+    `model.base` may be.
+    """
     if base != "tiny":
         return resolve_base(base)
     folder = scratch / "tiny"

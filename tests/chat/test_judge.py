@@ -1,4 +1,6 @@
-"""A language model as judge: what it is asked, which answers count, and that nothing is asked twice."""
+"""A language model as judge: what it is asked, which answers count, and that nothing is asked
+twice.
+"""
 
 import argparse
 import json

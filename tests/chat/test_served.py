@@ -1,4 +1,6 @@
-"""An endpoint that is a real server of somebody else's: `transformers serve` with the tiny model."""
+"""An endpoint that is a real server of somebody else's: `transformers serve` with the
+tiny model.
+"""
 
 import socket
 import subprocess

@@ -1,4 +1,6 @@
-"""The user's language by a translator behind an endpoint: what it is asked, and what it may answer."""
+"""The user's language by a translator behind an endpoint: what it is asked,
+and what it may answer.
+"""
 
 import json
 

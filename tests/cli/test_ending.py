@@ -100,7 +100,8 @@ REFUSALS = {
     "no memory": (MemoryError(), "out of memory: MemoryError. Lower --token-budget, or use"),
     "no memory for torch": (
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-        "out of memory: [enforce fail] DefaultCPUAllocator: can't allocate memory. Lower --token-budget, or use",
+        "out of memory: [enforce fail] DefaultCPUAllocator: can't allocate memory. Lower "
+        "--token-budget, or use",
     ),
     "no memory on a GPU": (
         torch.OutOfMemoryError("CUDA out of memory. Tried"),
@@ -158,7 +159,8 @@ import argparse, sys
 from coevolve import cli
 
 cli.claim_outputs = lambda *_: None
-cli._parsed = lambda *_: argparse.Namespace(command="status", run=lambda _: print(*range(9), sep="\\n"))
+run = lambda _: print(*range(9), sep="\\n")
+cli._parsed = lambda *_: argparse.Namespace(command="status", run=run)
 sys.exit(cli.main([]))
 """
 

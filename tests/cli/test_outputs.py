@@ -1,4 +1,6 @@
-"""Whatever place is typed as an output, nothing of the user's is changed; every command is walked."""
+"""Whatever place is typed as an output, nothing of the user's is changed;
+every command is walked.
+"""
 
 import argparse
 import contextlib
@@ -206,7 +208,8 @@ WRITERS = {
 
 def test_files_are_written_and_removed_in_few_places():
     """By any other way a file could be destroyed without a look at whose it is."""
-    calls = r"(rmtree|\.unlink|os\.replace|\.rename|\.write_text|\.write_bytes|open\([^)]*[\"'][wax]b?\+?[\"'])\("
+    calls = r"(rmtree|\.unlink|os\.replace|\.rename|\.write_text|\.write_bytes"
+    calls += r"|open\([^)]*[\"'][wax]b?\+?[\"'])\("
     calls += r"|open\([^)]*[\"'](w|a|x|r\+)b?[\"']"
     package = Path(outputs.__file__).parent
     command = ["grep", "-rlE", calls, "--include=*.py", str(package)]

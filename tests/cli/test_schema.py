@@ -127,7 +127,8 @@ def test_the_names_are_listed_and_another_is_refused(capsys):
 
 def test_a_schema_is_printed_without_torch():
     code = (
-        "import sys; from coevolve.cli import main; main(['schema', 'run']); main(['schema', 'truth'])\n"
+        "import sys; from coevolve.cli import main; main(['schema', 'run']); main(['schema', "
+        "'truth'])\n"
         "assert not {'torch', 'transformers', 'trl'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

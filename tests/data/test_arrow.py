@@ -37,7 +37,9 @@ def to_json(rows, folder):
 
 
 def mixed_as_json(rows, folder):
-    """What differs in its kind from row to row is kept as JSON text, which the column's type says."""
+    """What differs in its kind from row to row is kept as JSON text,
+    which the column's type says.
+    """
     datasets.Dataset.from_list(rows, on_mixed_types="use_json").to_parquet(folder / "mixed.parquet")
     return folder / "mixed.parquet"
 
@@ -132,7 +134,9 @@ def test_a_saved_folder_that_is_damaged(tmp_path, make_row, file, content, messa
 
 
 def test_a_reader_that_crashes_is_an_error(tmp_path, make_row, monkeypatch):
-    """A process that really dies by a segmentation fault, in place of one that a file can make die."""
+    """A process that really dies by a segmentation fault, in place of one that a file
+    can make die.
+    """
     program = tmp_path / "crash.py"
     program.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(arrow_rows, "__file__", str(program))

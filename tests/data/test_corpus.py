@@ -162,7 +162,8 @@ def test_the_fingerprint_changes_with_what_a_model_would_see(tmp_path, splits, c
         (lambda rows: rows.clear(), r"data\.json: has no splits; accepted are IDTrain, "),
         (
             lambda rows: rows["IDTrain"][1].pop("agent_golden_response"),
-            r"data\.json: IDTrain\[1\] \(sample_ID 't2'\): field 'agent_golden_response' is missing",
+            r"data\.json: IDTrain\[1\] \(sample_ID 't2'\): "
+            "field 'agent_golden_response' is missing",
         ),
         (
             lambda rows: rows["OOD1Test"][2].update(sample_ID="t1"),

@@ -113,7 +113,8 @@ def test_what_is_left_out_is_counted_by_reason(folder, caplog):
         "1 with speakers not in turn from User 1, 1 with a line without 'User 1:' or 'User 2:'"
     )
     assert longer.endswith(
-        "1 of 3 conversations left out of turn_composition: 1 with fewer than 8 turns of each speaker"
+        "1 of 3 conversations left out of turn_composition: 1 with fewer than 8 turns of each "
+        "speaker"
     )
 
 

@@ -70,7 +70,8 @@ def run(
     _print_failures(failed, options.shown)
     _print_table([area.name for area in areas], results)
     print(
-        f"{len(results)} inputs, seed {options.seed}, {time.monotonic() - began:.0f} s, {len(failed)} failures"
+        f"{len(results)} inputs, seed {options.seed}, {time.monotonic() - began:.0f} s, "
+        f"{len(failed)} failures"
     )
     return 1 if failed else 0
 
@@ -104,7 +105,8 @@ def _valid_inputs() -> valid.Valid:
 def _tell(result: Result) -> None:
     verdict = result.kind or ("accepted" if result.accepted else "refused")
     print(
-        f"{result.area} {result.index}: {verdict} {result.signature} ({result.did}; {result.seconds:.2f} s)"
+        f"{result.area} {result.index}: {verdict} {result.signature} ({result.did}; "
+        f"{result.seconds:.2f} s)"
     )
     if result.detail:
         print("    " + result.detail.strip().replace("\n", "\n    "))
@@ -120,7 +122,8 @@ def _print_failures(failed: list[Result], shown: int) -> None:
     ):
         first = min(group, key=lambda result: (len(result.did), result.index))
         print(
-            f"\n[{area}] {len(group)} x {kind}: {mark}\n    --only {area!r} --index {first.index}: {first.did[:1500]}"
+            f"\n[{area}] {len(group)} x {kind}: {mark}\n    --only {area!r} --index {first.index}: "
+            f"{first.did[:1500]}"
         )
         if first.detail and shown:
             print("    " + _end(first, shown).replace("\n", "\n    "))

@@ -309,8 +309,10 @@ def _digits(rng: random.Random, content: bytes) -> bytes:
 
 
 PIECES = (
-    b"\x00", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"\n", b"\r\n", b"\r", b"\n\n", b'"', b"\\",
-    b"{", b"}", b"[", b"]", b",", b":", b"\t", b"\x1a", b"\xe2\x80\xa8", b"NaN", b"null", b"# x\n", b" \n", b"\\u0000",
+    b"\x00", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc3\x28", b"\xed\xa0\x80", b"\n", b"\r\n", b"\r",
+    b"\n\n", b'"', b"\\",
+    b"{", b"}", b"[", b"]", b",", b":", b"\t", b"\x1a", b"\xe2\x80\xa8", b"NaN", b"null", b"# x\n",
+    b" \n", b"\\u0000",
 )  # fmt: skip
 _BYTES: tuple[tuple[str, Callable[[random.Random, bytes], bytes]], ...] = (
     ("bits flipped", _flip),
@@ -459,7 +461,8 @@ def _swap(rng: random.Random, path: Path, folder: Path) -> str:
 
 
 _FOLDER: Sequence[Callable[[random.Random, Path, Path], str]] = (
-    _delete, _delete, _other_kind, _pipe, _link_loop, _dangling, _device, _locked, _rename_file, _stray, _swap
+    _delete, _delete, _other_kind, _pipe, _link_loop, _dangling, _device, _locked, _rename_file,
+    _stray, _swap
 )  # fmt: skip
 
 

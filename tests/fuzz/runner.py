@@ -69,7 +69,9 @@ _fork = multiprocessing.get_context("fork")
 
 
 def schedule(areas: Sequence[Area]) -> list[Area]:
-    """A hundred places or so, each area as often as its share says, well mixed and always the same."""
+    """A hundred places or so, each area as often as its share says,
+    well mixed and always the same.
+    """
     places = [area for area in areas for _ in range(area.share)]
     random.Random(0).shuffle(places)
     return places
@@ -307,7 +309,10 @@ class _Work:
                 folder.mkdir()
                 result = run_case(self.areas[name], self.seed, index, self.valid, folder)
             except Exception as error:
-                mark = f"{type(error).__name__} in {traceback.extract_tb(error.__traceback__)[-1].name}"
+                mark = (
+                    f"{type(error).__name__} in "
+                    f"{traceback.extract_tb(error.__traceback__)[-1].name}"
+                )
                 result = Result(name, index, HARNESS, False, mark, traceback.format_exc())
             self.dispose(folder, result)
             connection.send(replace(result, detail=result.detail[-4000:]))

@@ -346,7 +346,8 @@ def test_how_loose_it_is_on_200_role_play_worlds(capsys):
     positive = emids > 0.1
     with capsys.disabled():
         print(
-            f"\n200 worlds: EMID {emids.min():.2f} to {emids.max():.2f} nats, {positive.sum()} above 0.1"
+            f"\n200 worlds: EMID {emids.min():.2f} to {emids.max():.2f} nats, {positive.sum()} "
+            "above 0.1"
         )
         for name, bounds in (
             ("published", [b for _, b, _ in found]),
@@ -355,9 +356,9 @@ def test_how_loose_it_is_on_200_role_play_worlds(capsys):
             total = np.array([bound.total for bound in bounds])
             inputs = np.array([sum(bound.inputs.values()) for bound in bounds])
             print(
-                f"{name}: median of bound - EMID {np.median(total - emids):.2f} nats; where EMID > 0.1, median of "
-                f"bound / EMID {np.median(total[positive] / emids[positive]):.1f}, least "
-                f"{np.min(total[positive] / emids[positive]):.1f}; median share of the inputs' terms "
-                f"{np.median(inputs / total):.2f}"
+                f"{name}: median of bound - EMID {np.median(total - emids):.2f} nats; where EMID > "
+                f"0.1, median of bound / EMID {np.median(total[positive] / emids[positive]):.1f}, "
+                f"least {np.min(total[positive] / emids[positive]):.1f}; median share of the "
+                f"inputs' terms {np.median(inputs / total):.2f}"
             )
     assert positive.sum() >= 10

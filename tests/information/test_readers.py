@@ -74,7 +74,9 @@ def test_a_reader_of_both_halves_gives_its_own_estimate_to_the_bit():
 
 @pytest.mark.parametrize("form", ["calibrated", "club"])
 def test_choosing_does_not_inflate(form):
-    """Of readers that are equally good, the best is better by luck; chosen on the other half, not."""
+    """Of readers that are equally good, the best is better by luck; chosen on the other half,
+    not.
+    """
     rng, n, single, largest, chosen = np.random.default_rng(3), 24, [], [], []
     half = halves([f"{i:02}" for i in range(n)], 0)
     for _ in range(120):

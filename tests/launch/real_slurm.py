@@ -1,6 +1,6 @@
-"""launch/slurm.sh under real Slurm, by hand: `python -m tests.launch.real_slurm [CASE ...]`, as root,
-after `apt-get install slurm-wlm munge`. Brings up a controller and two nodes on this machine, submits
-a run of a tiny world for each case, and says what became of it:
+"""launch/slurm.sh under real Slurm, by hand: `python -m tests.launch.real_slurm [CASE ...]`, as
+root, after `apt-get install slurm-wlm munge`. Brings up a controller and two nodes on this machine,
+submits a run of a tiny world for each case, and says what became of it:
 
 - time limit: saved by the warning, requeued, finished;
 - preemption: saved in the grace time, requeued by Slurm, finished;

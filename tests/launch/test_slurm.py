@@ -16,7 +16,8 @@ COMMANDS = {
     "scontrol": """
         case "$1 $2" in
             "show hostnames") echo node7; echo node8 ;;
-            "show job") echo "JobId=$4 JobState=$(cat state 2>/dev/null || echo RUNNING) Reason=None" ;;
+            "show job")
+                echo "JobId=$4 JobState=$(cat state 2>/dev/null || echo RUNNING) Reason=None" ;;
             *) echo "scontrol $*" >> calls ;;
         esac""",
     # The step's process is the launcher itself, as on a node; its signal goes to that process
@@ -89,9 +90,9 @@ def test_each_node_launches_the_whole_run_with_its_own_rank(job, tmp_path):
     assert job(0, "recipes/qwen3-8b", "runs/a", "seed=1").wait(60) == 0
     launched, status = calls(tmp_path)
     assert launched == (
-        "accelerate launch --config_file launch/several_nodes.yaml --num_machines 2 --num_processes 8 "
-        "--machine_rank 0 --main_process_ip node7 --main_process_port 21234 "
-        "-m coevolve train recipes/qwen3-8b --output-dir runs/a seed=1"
+        "accelerate launch --config_file launch/several_nodes.yaml --num_machines 2 "
+        "--num_processes 8 --machine_rank 0 --main_process_ip node7 --main_process_port 21234 -m "
+        "coevolve train recipes/qwen3-8b --output-dir runs/a seed=1"
     )
     assert status == "coevolve status runs/a"
 

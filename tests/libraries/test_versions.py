@@ -26,7 +26,9 @@ pytestmark = [
 
 
 def requirements(end):
-    """pyproject's, with the lowest release of each series at the one end, the newest at the other."""
+    """pyproject's, with the lowest release of each series at the one end,
+    the newest at the other.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for line in (*project["dependencies"], *project["optional-dependencies"]["test"]):
         name, low = re.match(r"([\w-]+)>=([\d.]+)", line).groups()

@@ -11,7 +11,8 @@ from coevolve.libraries import vllm
 
 OPTIONS = vllm.Options(base="/models/base", dtype="bfloat16", max_length=640, rank=16, adapters=2)
 START = (
-    r"Start it by: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve /models/base --enable-lora --max-loras 2 "
+    r"Start it by: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve /models/base --enable-lora "
+    r"--max-loras 2 "
     r"--max-lora-rank 16 --dtype bfloat16 --max-model-len 640 .*; the same command goes on"
 )
 

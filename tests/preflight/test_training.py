@@ -194,7 +194,8 @@ STANDS_IN_THE_WAY = {
     "responses beyond the base": (
         {"estimator_rl.max_completion_length": 99},
         None,
-        r"estimator_rl\.max_completion_length: found 99; .*response with its prompt of 1\d\d tokens",
+        r"estimator_rl\.max_completion_length: found 99; "
+        r".*response with its prompt of 1\d\d tokens",
     ),
     "a judge's question beyond the base": (
         {

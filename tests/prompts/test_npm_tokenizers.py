@@ -31,26 +31,27 @@ pytestmark = [
 ]
 
 LLAMA_2 = (
-    "{% if messages[0].role == 'system' %}{% set first = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
-    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if m.role == 'user' %}"
-    "{{ bos_token }}[INST] {{ first if loop.first }}{{ m.content }} [/INST]"
-    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+    "{% if messages[0].role == 'system' %}{% set first = '<<SYS>>\n' + messages[0].content + "
+    "'\n<</SYS>>\n\n' %}{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if "
+    "m.role == 'user' %}{{ bos_token }}[INST] {{ first if loop.first }}{{ m.content }} [/INST]{% "
+    "else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
 )
 ZEPHYR = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 R1 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<\uff5cAssistant\uff5c>"
-    "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% else %}{{ '<\uff5cUser\uff5c>' if m.role == 'user' }}"
-    "{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<\uff5cAssistant\uff5c><think>\n{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<\uff5cAssistant\uff5c>{{ "
+    "m.content.split('</think>')[-1] }}{{ eos_token }}{% else %}{{ '<\uff5cUser\uff5c>' if m.role "
+    "== 'user' }}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt "
+    "%}<\uff5cAssistant\uff5c><think>\n{% endif %}"
 )
 GPT_OSS = (
-    "<|start|>system<|message|>Current date: {{ strftime_now('%Y-%m-%d') }}<|end|>{% for m in messages %}"
-    "{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
-    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% else %}"
-    "<|start|>{{ 'developer' if m.role == 'system' else m.role }}<|message|>{{ m.content }}<|end|>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    "<|start|>system<|message|>Current date: {{ strftime_now('%Y-%m-%d') }}<|end|>{% for m in "
+    "messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ "
+    "m.content }}{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% "
+    "else %}<|start|>{{ 'developer' if m.role == 'system' else m.role }}<|message|>{{ m.content "
+    "}}<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
 
 SMALL = {

@@ -29,7 +29,8 @@ def byte_tokenizer(template: bool = True) -> PreTrainedTokenizerFast:
     )
     if template:
         fast.chat_template = (
-            "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+            "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+            "}}<|im_end|>\n"
             "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         )
     return fast

@@ -57,7 +57,9 @@ BARS = (
 
 
 def thinking(closes: str, opens: str = "<think>\n") -> str:
-    """ChatML whose generation prompt opens a thought; a conversation has `closes` before an answer."""
+    """ChatML whose generation prompt opens a thought; a conversation has `closes`
+    before an answer.
+    """
     return CHATML.replace(
         "{{ m.content }}", "{{ '" + closes + "' if m.role == 'assistant' }}{{ m.content }}"
     ).replace("assistant\n{% endif", f"assistant\n{opens}" + "{% endif")
@@ -100,16 +102,21 @@ KINDS = {
     ),
     "always a generation prompt": Kind(
         "Llama-3 (the first one)",
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant\n",
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor "
+        "%}<|im_start|>assistant\n",
         "<|im_end|><|im_start|>assistant\n",
         ("<|im_end|>",),
     ),
     "no system role, which raises": Kind(
         "Gemma 1 and 2",
-        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% "
+        "endif %}"
         + ALTERNATE
-        + "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        + (
+            "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == "
+            "'assistant' else m.role }}\n"
+            "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        )
         + OPENS
         + "<start_of_turn>model\n{% endif %}",
         "<end_of_turn>\n<start_of_turn>model\n",
@@ -136,10 +143,10 @@ KINDS = {
     ),
     "a space before the end": Kind(
         "Llama-2",
-        "{% if messages[0].role == 'system' %}{% set first = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
-        "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if m.role == 'user' %}"
-        "{{ bos_token }}[INST] {{ first if loop.first }}{{ m.content }} [/INST]"
-        "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}",
+        "{% if messages[0].role == 'system' %}{% set first = '<<SYS>>\n' + messages[0].content + "
+        "'\n<</SYS>>\n\n' %}{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% "
+        "if m.role == 'user' %}{{ bos_token }}[INST] {{ first if loop.first }}{{ m.content }} "
+        "[/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}",
         " [/INST] ",
         ("\u2581", "</s>"),
         tokenizer="pieces",
@@ -166,10 +173,9 @@ KINDS = {
     ),
     "headings": Kind(
         "Alpaca",
-        "{% set heading = {'user': '### Instruction:\n', 'assistant': '### Response:\n', 'system': ''} %}"
-        "{% for m in messages %}{{ heading[m.role] }}"
-        "{{ m.content }}{{ eos_token if m.role == 'assistant' }}\n\n{% endfor %}"
-        "{% if add_generation_prompt %}### Response:\n{% endif %}",
+        "{% set heading = {'user': '### Instruction:\n', 'assistant': '### Response:\n', 'system': "
+        "''} %}{% for m in messages %}{{ heading[m.role] }}{{ m.content }}{{ eos_token if m.role "
+        "== 'assistant' }}\n\n{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}",
         "\n\n### Response:\n",
         ("</s>",),
     ),
@@ -191,7 +197,8 @@ KINDS = {
     ),
     "a line break is left out, and the end of turn": Kind(
         "GLM-4.5",
-        "[gMASK]<sop>{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>\n<think></think>\n"
+        "[gMASK]<sop>{% for m in messages %}{% if m.role == 'assistant' "
+        "%}<|assistant|>\n<think></think>\n"
         "{{ m.content | trim }}{% else %}<|{{ m.role }}|>\n{{ m.content }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n<think></think>{% endif %}",
         "<|assistant|>\n<think></think>\n",
@@ -200,18 +207,19 @@ KINDS = {
     ),
     "channels": Kind(
         "gpt-oss",
-        "<|start|>system<|message|>It is {{ strftime_now('%Y-%m-%d') }}.<|end|>{% for m in messages %}"
-        "{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
-        "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% else %}"
-        "<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "<|start|>system<|message|>It is {{ strftime_now('%Y-%m-%d') }}.<|end|>{% for m in "
+        "messages %}{% if m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ "
+        "m.content }}{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' "
+        "}}{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
         "<|end|><|start|>assistant<|channel|>final<|message|>",
         ("<|return|>",),
     ),
     "two tokens end a turn": Kind(
         "Command-R7B",
-        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|START_RESPONSE|>{{ m.content }}"
-        "<|END_RESPONSE|>{% else %}<|message|>{{ m.content }}{% endif %}</s>{% endfor %}<|start|>assistant",
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' "
+        "%}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% else %}<|message|>{{ m.content }}{% "
+        "endif %}</s>{% endfor %}<|start|>assistant",
         "</s><|start|>assistant<|START_RESPONSE|>",
         ("<|END_RESPONSE|>", "</s>"),
     ),
@@ -262,7 +270,8 @@ CONTROL = (
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 ADDED = ("<think>", "</think>", "<tool_call>")
 TEXT = (
-    'The sailor said: "Lisbon, at dawn." <b>"Aye"</b>, he nodded. What would you do there, my friend? I would walk. '
+    'The sailor said: "Lisbon, at dawn." <b>"Aye"</b>, he nodded. What would you do there, my '
+    "friend? I would walk. "
     "User assistant system model final Correct Instruction Response ### 12 days, (two) harbours. "
 )
 
@@ -390,7 +399,10 @@ def test_the_table_of_templates_stands_beside_scoring(make):
 
     for name, kind in KINDS.items():
         system = "its own message" if kind.own_system else "in the user's"
-        row = f"| {name} | {kind.like} | {code(kind.before)} | {code(''.join(kind.closing))} | {system} |"
+        row = (
+            f"| {name} | {kind.like} | {code(kind.before)} | {code(''.join(kind.closing))} | "
+            f"{system} |"
+        )
         assert row in page
     for name, (template, options, _) in REFUSED.items():
         tokenizer = make(template, **options)
@@ -407,7 +419,8 @@ def test_a_system_message_that_is_left_out_is_said_once(make, caplog):
             make(KINDS["a system message is left out"].template, name_or_path="silent"),
         )
     assert [record.message for record in caplog.records] == [
-        "The chat template of 'silent' leaves out system messages; here they go in front of the user's message."
+        "The chat template of 'silent' leaves out system messages; here they go in front of the "
+        "user's message."
     ]
     caplog.clear()
     Renderer(prompt_set("brief"), make(KINDS["no system role, which raises"].template))
@@ -557,7 +570,8 @@ def test_the_share_of_unknown_tokens():
     example = dataclasses.replace(example, agent_character=good)
     render.require_known(example, "x.json: IDTest", [good])
     sentence = (
-        r"^x.json: IDTest, sample_ID 'a': {}: 20% of its tokens are unknown to the tokenizer of .*; "
+        r"^x.json: IDTest, sample_ID 'a': {}: 20% of its tokens are unknown to the tokenizer of "
+        r".*; "
         "accepted is 10%"
     )
     for field in ("user_persona", "golden_response"):

@@ -23,7 +23,9 @@ ENDS = "{% endfor %}{% endfor %}{% endfor %}"
 ENDLESS = {
     "nothing": LOOPS + ENDS,
     "faults that are swallowed": LOOPS + "{{ (a ~ 'x') | int }}" + ENDS,
-    "a number that grows": "{% set n = namespace(x=3) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "a number that grows": (
+        "{% set n = namespace(x=3) %}{% for a in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}"
+    ),
 }
 
 

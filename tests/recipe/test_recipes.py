@@ -115,8 +115,8 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
         ),
         (
             ["connector_rl.algorithm=ppo", "connector_rl.beta=0.1"],
-            "connector_rl: beta: not an option of algorithm ppo (found 0.1); leave it out, or set algorithm to grpo or "
-            "rloo, or ppo.kl_coef",
+            "connector_rl: beta: not an option of algorithm ppo (found 0.1); leave it out, or set "
+            "algorithm to grpo or rloo, or ppo.kl_coef",
         ),
         (
             ["connector_rl.algorithm=ppo", "connector_rl.loss_type=grpo"],
@@ -137,7 +137,8 @@ QUICKSTART = ROOT / "recipes" / "quickstart"
         (["connector_rl.loss_type=cispo"], "loss_type cispo needs epsilon_high"),
         (
             ["connector_rl.algorithm=ppo", "connector_rl.ppo.value_backbone=adapter"],
-            "connector_rl.ppo.value_backbone: adapter needs a model.tuning of lora for the connector",
+            "connector_rl.ppo.value_backbone: adapter needs a model.tuning of lora for the "
+            "connector",
         ),
         (
             [
@@ -222,8 +223,8 @@ def test_extends_merges_section_by_section(tmp_path):
 def test_reading_a_recipe_imports_nothing_heavy():
     code = (
         "import sys; from coevolve.recipe import load_recipe; load_recipe('recipes/quickstart');"
-        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb', 'accelerate', 'numpy'};"
-        "print(sorted(heavy & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb', 'accelerate', "
+        "'numpy'};print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

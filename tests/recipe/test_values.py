@@ -108,7 +108,8 @@ UNTIL = "{role: connector, kind: sft, until: {steps: 1, at_most: 9000}}"
         ),
         (
             [PPO, "connector_rl.num_generations=1", "connector_rl.train_batch_size=1"],
-            "connector_rl: train_batch_size is 1, and a single completion has nothing to tell its advantage from",
+            "connector_rl: train_batch_size is 1, and a single completion has nothing to tell its "
+            "advantage from",
         ),
         # Too much to begin.
         (
@@ -126,7 +127,8 @@ UNTIL = "{role: connector, kind: sft, until: {steps: 1, at_most: 9000}}"
         ),
         (
             ["rounds.phases=[{role: connector, kind: rl, steps: 1000000}]"],
-            "rounds.phases: connector_rl: 1,000,000 steps of 512 rows are 512,000,000; accepted are 100,000,000",
+            "rounds.phases: connector_rl: 1,000,000 steps of 512 rows are 512,000,000; accepted "
+            "are 100,000,000",
         ),
         (
             ["estimator_sft.train_batch_size=999999937"],
@@ -239,8 +241,7 @@ def test_a_recipe_that_is_no_file_or_extends_none(tmp_path):
     (tmp_path / "large.yaml").write_text("#" * 2_000_000)
     for path, message in {
         tmp_path / "pipe.yaml": "pipe.yaml: is a pipe; accepted is a plain file",
-        tmp_path
-        / "list.yaml": r"list.yaml: extends: found \['a'\]; accepted is the path of another YAML file",
+        tmp_path / "list.yaml": r"list.yaml: extends: found \['a'\]; accepted is the path of ",
         tmp_path / "lost.yaml": "none.yaml: no such file",
         tmp_path / "large.yaml": "has 2,000,000 bytes",
         tmp_path / ("n" * 300): "File name too long",

@@ -1,4 +1,6 @@
-"""A toy of the public release: a random base model, four random PEFT adapters, prompts of its own."""
+"""A toy of the public release: a random base model, four random PEFT adapters,
+prompts of its own.
+"""
 
 import shutil
 from pathlib import Path
@@ -18,17 +20,18 @@ from coevolve.scoring.models import load_model
 from coevolve.worlds.tiny import tiny_model
 
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+    "}}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # As reasoning models' templates do: thoughts are taken out of answers, and an empty one opens the
 # answer to come.
 THINKING = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{{ message['content'].split('</think>')[-1] }}"
-    "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}<think>\n\n</think>\n\n{{ "
+    "message['content'].split('</think>')[-1] }}{% else %}{{ message['content'] }}{% endif "
+    "%}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif "
+    "%}{% endif %}"
 )
 TEMPLATES = '''
 """Prompts."""
@@ -111,7 +114,9 @@ def adapter_folders(checkout: Path, number: int) -> dict[str, tuple[Path, Path]]
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory):
-    """Two rounds of RL beside SFT, an adapter that the evaluation does not use, and what made them."""
+    """Two rounds of RL beside SFT, an adapter that the evaluation does not use,
+    and what made them.
+    """
     base = write_base(tmp_path_factory.mktemp("base") / "toy", seed=0)
     checkout = tmp_path_factory.mktemp("release")
     (checkout / "templates.py").write_text(TEMPLATES)

@@ -317,7 +317,8 @@ def damage(kind, checkout, folders):
 @pytest.mark.parametrize(
     "kind",
     [
-        "no checkout", "no SFT", "one role", "no config", "pickled", "no weights", "cut off", "no JSON", "DoRA", "rank",
+        "no checkout", "no SFT", "one role", "no config", "pickled", "no weights", "cut off",
+        "no JSON", "DoRA", "rank",
         "negative rank", "half a pair", "another tensor", "another model's",
     ],
 )  # fmt: skip

@@ -45,7 +45,10 @@ def test_models_are_shown_what_the_public_scripts_show_them(prompts, estimator):
         f"<|im_start|>user\n\n# Task {{no field}}\n{inputs}Answer given: {NO_ANSWER}\n<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    reasoning = "so [Core Features of the Golden Response] no, [Core Features of the Golden Response]\n\n- warm\n```\n"
+    reasoning = (
+        "so [Core Features of the Golden Response] no, [Core Features of the Golden Response]\n\n- "
+        "warm\n```\n"
+    )
     assert render.estimator(example, reasoning) == (
         f"<|im_start|>system\nAnswer.<|im_end|>\n<|im_start|>user\n{inputs}\n"
         "\n\n## Core Features of the Golden Response\n```\n\n- warm\n\n```\n\n<|im_end|>\n"

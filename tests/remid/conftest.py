@@ -45,7 +45,9 @@ class UnigramEstimator:
     def log_prob(self, example: Example, response: str, reasoning: str | None) -> float:
         """Nats per response, the end of it included."""
         given = reasoning or ""
-        context = f"{example.user_persona} {example.agent_character} {example.dialogue[-1].text} {given}".split()
+        context = (
+            f"{example.user_persona} {example.agent_character} {example.dialogue[-1].text} {given}"
+        ).split()
         value = np.log(STOP)
         for word in response.split():
             drawn = (1 - UNIFORM) * context.count(word) / len(context) + UNIFORM / len(
@@ -123,7 +125,9 @@ def estimator(corpus) -> UnigramEstimator:
 
 @pytest.fixture
 def responses(corpus) -> dict[str, dict[str, str]]:
-    """Two models' responses by sample_ID: one echoes the user, the other has read the persona only."""
+    """Two models' responses by sample_ID: one echoes the user,
+    the other has read the persona only.
+    """
     tests = [example for split in corpus.test_splits for example in corpus.splits[split]]
     return {
         "echo": {example.sample_id: example.dialogue[-1].text for example in tests},

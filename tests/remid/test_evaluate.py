@@ -466,7 +466,9 @@ def test_remid_compares_at_the_smaller_number_of_contexts(corpus, estimator, res
 
 
 def test_further_contexts_count_as_others_of_each_response(corpus, estimator, responses):
-    """In both terms; and R-EMID, which has none of them in the shifted subsets, stays what it is."""
+    """In both terms; and R-EMID, which has none of them in the shifted subsets,
+    stays what it is.
+    """
     extra = tuple(
         replace(x, sample_id=f"u-{x.sample_id}", user_persona=f"is old and {x.user_persona}")
         for x in corpus.splits["OOD1Test"]

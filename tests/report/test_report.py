@@ -854,7 +854,8 @@ def in_chromium(folder, page, width, script, *flags):
     """
     probe = folder / "probe.html"
     probe.write_text(
-        f'<iframe style="border:0;width:{width}px;height:2000px" srcdoc="{html.escape(page)}"></iframe>'
+        f'<iframe style="border:0;width:{width}px;height:2000px" '
+        f'srcdoc="{html.escape(page)}"></iframe>'
         "<script>addEventListener('load', async () => {"
         "const frame = document.querySelector('iframe').contentWindow;"
         f"const found = await (async () => {{{script}}})();"

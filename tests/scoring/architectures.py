@@ -414,7 +414,9 @@ def costing(**costs: float) -> Iterator[None]:
 
 
 def distance(model: Any) -> float:
-    """The largest difference of a response's score from float64, in nats, over all ways to score."""
+    """The largest difference of a response's score from float64, in nats,
+    over all ways to score.
+    """
     contexts, responses = texts()
     pairs = [(i, j) for i in range(len(contexts)) for j in range(len(responses))]
     reference = in_float64(model)
@@ -433,7 +435,9 @@ def distance(model: Any) -> float:
 
 @torch.no_grad()
 def writes_as_plain_passes_do(model: Any) -> bool:
-    """Whether greedy continuations are the most probable tokens of plain passes, one after another."""
+    """Whether greedy continuations are the most probable tokens of plain passes,
+    one after another.
+    """
     prompts = texts()[0]
     for prompt, written in zip(
         prompts, generate(model, prompts, max_new_tokens=6, stop_ids=(), pad_id=0), strict=True
@@ -453,7 +457,9 @@ def writes_as_plain_passes_do(model: Any) -> bool:
 
 
 class Measured(NamedTuple):
-    """A row of the table: how a model is run and how far from float64 it is, or why it is not run."""
+    """A row of the table: how a model is run and how far from float64 it is,
+    or why it is not run.
+    """
 
     scores: str = ""
     writes: str = ""

@@ -154,8 +154,14 @@ NAMES = {
     "a\0b": "there is no such folder",
     "x" * 5_000: "cannot be loaded",
     "a name": "'a name': there is no such folder",
-    "someone/nothing": "'someone/nothing' cannot be loaded: there is no such folder here, it is not in the hub's cache",
-    "nothing": "it is not in the hub's cache, and the hub cannot be reached. Check the name and the connection",
+    "someone/nothing": (
+        "'someone/nothing' cannot be loaded: there is no such folder here, it is not in the hub's "
+        "cache"
+    ),
+    "nothing": (
+        "it is not in the hub's cache, and the hub cannot be reached. Check the name and the "
+        "connection"
+    ),
     "~/nope": "there is no such folder",
     __file__: "is no folder",
 }

@@ -162,7 +162,9 @@ def assert_plain(model, prompts, responses, scored):
 
 
 class Cheap:
-    """Nothing costs anything but tokens, so that tiny prefixes are shared and tiny segments packed."""
+    """Nothing costs anything but tokens, so that tiny prefixes are shared and tiny
+    segments packed.
+    """
 
     def __init__(self, monkeypatch, **changes):
         known = Backbone.__init__

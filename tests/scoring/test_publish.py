@@ -200,12 +200,15 @@ from coevolve.files import read_json, write_json
 folder, repo = sys.argv[1:]
 assert main(["push", folder, "--repo", repo, "--private"]) == 0
 estimator = ProbabilityEstimator.from_pretrained(repo, device="cpu")
-rows = [Example.from_row(row["example"], "x") for row in read_json(folder + "/check.json")["examples"]]
-scores = estimator.log_prob(rows, [row.golden_response for row in rows], [row.trace for row in rows])
+examples = [row["example"] for row in read_json(folder + "/check.json")["examples"]]
+rows = [Example.from_row(row, "x") for row in examples]
+responses, reasonings = [row.golden_response for row in rows], [row.trace for row in rows]
+scores = estimator.log_prob(rows, responses, reasonings)
 print("scores", *scores.sum)
 print("address", estimator.push_to_hub(repo, revision="next"))
-write_json("rows.json", [row["example"] for row in read_json(folder + "/check.json")["examples"]])
-print("score", main(["score", "--estimator", repo, "--data", "rows.json", "--out", "of-a-name", "--no-cache"]))
+write_json("rows.json", examples)
+where = ["--estimator", repo, "--data", "rows.json", "--out", "of-a-name"]
+print("score", main(["score", *where, "--no-cache"]))
 main(["push", folder, "--repo", "org/taken"])
 """
 

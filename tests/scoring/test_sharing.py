@@ -1,4 +1,6 @@
-"""Shared prefixes cover every prompt once, cost no more than none, and rows are laid out by cost."""
+"""Shared prefixes cover every prompt once, cost no more than none,
+and rows are laid out by cost.
+"""
 
 import pytest
 import torch

@@ -231,7 +231,9 @@ class Disturbed:
 
 @contextmanager
 def full_disk(sitting: Sitting, folder: Path) -> Iterator[None]:
-    """Inside, nothing more can be written to the folder; the disk is its own, or files are limited."""
+    """Inside, nothing more can be written to the folder; the disk is its own,
+    or files are limited.
+    """
     if not os.path.ismount(folder.parent):
         for child in sitting.children:
             with suppress(ProcessLookupError):

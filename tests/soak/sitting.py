@@ -83,7 +83,9 @@ class Sitting:
                 os.kill(self.children[rank], number)
 
     def wait(self, seconds: float) -> list[int] | None:
-        """The exit statuses, by rank, negative for a signal; None where it has not ended by then."""
+        """The exit statuses, by rank, negative for a signal;
+        None where it has not ended by then.
+        """
         until = time.monotonic() + seconds
         while len(self.codes) < len(self.children):
             for child in self.children:

@@ -16,7 +16,10 @@ from coevolve.teachers import EndpointTeacher, collect_traces
 
 pytest.importorskip("openai")
 
-GOOD = "Sure!\n[Connections]\nearlier talk\n[Core Features of the Golden Response]\nact: agree; words: none"
+GOOD = (
+    "Sure!\n[Connections]\nearlier talk\n[Core Features of the Golden Response]\nact: agree; "
+    "words: none"
+)
 TRACE = GOOD.removeprefix("Sure!\n")
 KEY = "secret-key-1234"
 

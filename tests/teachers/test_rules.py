@@ -56,12 +56,14 @@ def test_a_brief_trace_in_full(dialogues):
 
 def test_a_roleplay_trace_in_full(dialogues):
     assert RuleTeacher(ROLEPLAY).trace(dialogues[1]) == (
-        "[User Persona]\nIn the user's persona (1 statement), the one on play bears on this turn. The user writes "
-        "English.\n"
+        "[User Persona]\nIn the user's persona (1 statement), the one on play bears on this turn. "
+        "The user writes English.\n"
         "[Agent Character]\nNothing in the character's profile (3 statements) bears on this turn.\n"
-        "[Dialogue Context]\nThere have been 3 turns. The user's last one: about self. Its topic: musician, hat.\n"
+        "[Dialogue Context]\nThere have been 3 turns. The user's last one: about self. Its topic: "
+        "musician, hat.\n"
         "[Connections]\nThe response takes up play from the user's persona.\n"
-        "[Core Features of the Golden Response]\nAct: thank, ask.\nWords: instrument, play.\nTone: enthusiastic.\n"
+        "[Core Features of the Golden Response]\nAct: thank, ask.\nWords: instrument, play.\nTone: "
+        "enthusiastic.\n"
         "Length: short.\nLanguage: English."
     )
 

@@ -1,4 +1,6 @@
-"""A run so small that it takes seconds: two or three steps of everything, on the synthetic world."""
+"""A run so small that it takes seconds: two or three steps of everything,
+on the synthetic world.
+"""
 
 import copy
 import os
@@ -112,7 +114,9 @@ def recipe_of():
 
 @pytest.fixture(scope="session")
 def build():
-    """A function from a recipe and a folder to context and state after a cold start of a few steps."""
+    """A function from a recipe and a folder to context and state after a cold start of
+    a few steps.
+    """
     return build_cold
 
 

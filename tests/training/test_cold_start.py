@@ -233,7 +233,8 @@ def test_the_baseline_without_reasoning_begins_with_the_same_direct_start(prepar
         ({"direct": SFT}, "connector direct estimator"),
         (
             {"refresh": CROSS, "direct": SFT},
-            "connector-1 connector-1-writes connector-2 connector-2-writes connector direct estimator",
+            "connector-1 connector-1-writes connector-2 connector-2-writes connector direct "
+            "estimator",
         ),
         (
             {"refresh": {**CROSS, "connector": "last"}},

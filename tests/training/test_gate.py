@@ -1,4 +1,6 @@
-"""The gate, seen from outside: what a run says of a phase that does harm, and what it goes on with."""
+"""The gate, seen from outside: what a run says of a phase that does harm,
+and what it goes on with.
+"""
 
 import json
 

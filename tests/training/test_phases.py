@@ -179,7 +179,9 @@ def test_the_kl_term_is_to_the_role_as_the_phase_began(recipe_of, tmp_path, buil
 
 
 def test_computing_logits_only_where_the_loss_is_changes_nothing(recipe_of, tmp_path):
-    """The shortcut that `engines` takes on a CPU gives the loss and the gradients of TRL's own way."""
+    """The shortcut that `engines` takes on a CPU gives the loss and the gradients of
+    TRL's own way.
+    """
     base = prepare_origins(recipe_of(), tmp_path)[ESTIMATOR].base
     ids = torch.randint(0, 40, (3, 12), generator=torch.Generator().manual_seed(0))
     labels = ids.masked_fill(torch.arange(12) < 7, -100)

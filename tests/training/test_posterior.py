@@ -1,4 +1,6 @@
-"""Reasonings drawn from the posterior: by weights that can be computed by hand, in a run, to the bit."""
+"""Reasonings drawn from the posterior: by weights that can be computed by hand, in a run, to the
+bit.
+"""
 
 import json
 from collections import Counter

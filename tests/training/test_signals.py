@@ -1,4 +1,6 @@
-"""A real signal in the midst of every stage of a run: saved, out, and gone on with to the same end."""
+"""A real signal in the midst of every stage of a run: saved, out,
+and gone on with to the same end.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""One of each that a user can add, from a file of their own in the working directory, run for real."""
+"""One of each that a user can add, from a file of their own in the working directory,
+run for real.
+"""
 
 import json
 import sys

@@ -399,8 +399,8 @@ def texts(samples):
 
 @pytest.mark.slow
 def test_a_server_serves_every_phase_and_its_loss_is_one_sentence(server, recipe_for, tmp_path):
-    """The completions are those of an engine in the process, in the second phase, too; a server that
-    dies, or hangs, ends a run that goes on from what it had.
+    """The completions are those of an engine in the process, in the second phase, too; a server
+    that dies, or hangs, ends a run that goes on from what it had.
     """
     changes = {"rounds": 2, "base": str(server.base), "updates_per_generation": 2}
     run, here = tmp_path / "run", tmp_path / "here"

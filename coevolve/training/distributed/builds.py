@@ -24,8 +24,9 @@ def wait_for_builds(root: Path | None = None) -> None:
         while lock.exists():
             if time.time() - _changed(lock.parent) > QUIET_SECONDS:
                 raise RecipeError(
-                    f"{lock}: another process compiles a helper of DeepSpeed, or was killed while it did; nothing has "
-                    f"changed there for {QUIET_SECONDS:.0f} s. Delete this file, and start again."
+                    f"{lock}: another process compiles a helper of DeepSpeed, or was killed while "
+                    f"it did; nothing has changed there for {QUIET_SECONDS:.0f} s. Delete this "
+                    "file, and start again."
                 )
             if not told:
                 print(f"coevolve: waiting for a build: {lock}", file=sys.stderr, flush=True)

@@ -37,8 +37,8 @@ def zero_of(trainer: Any) -> Zero | None:
 
 
 def begin(trainer: Any, check: Callable[[float], None]) -> None:
-    """Before the first step: check what backends are reached by; under DeepSpeed `check` is to see a
-    number before each step that is finite if the gradient is.
+    """Before the first step: check what backends are reached by; under DeepSpeed `check` is to see
+    a number before each step that is finite if the gradient is.
     """
     zero = zero_of(trainer)
     if zero is None:
@@ -56,7 +56,7 @@ def whole_parameters(trainer: Any) -> AbstractContextManager[None]:
 
 @contextmanager
 def bare_model(trainer: Any) -> Iterator[torch.nn.Module]:
-    """The model without wrapper, all parameters on every process, for work that differs by process."""
+    """The model without wrapper, parameters on every process, for work that differs by process."""
     kwargs = trainer.args.gradient_checkpointing_kwargs
     with unwrap_model_for_generation(
         trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=kwargs

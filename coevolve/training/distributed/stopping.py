@@ -147,7 +147,7 @@ def end_with_launcher(stop: Stop) -> None:
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of `3h50m`, `90m`, `45s`, `1d2h`, or a plain number; RecipeError for anything else."""
+    """Seconds of `3h50m`, `90m`, `45s`, `1d2h`, or a plain number; else RecipeError."""
     units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)

@@ -34,7 +34,7 @@ def memory() -> dict[str, float]:
 
 
 def environment_facts() -> dict[str, Any]:
-    """What ran, as JSON values: versions of packages and Python, and `git_facts` of this package."""
+    """What ran, as JSON values: versions of packages, Python, and `git_facts` of this package."""
     return {
         "packages": {name: _version(name) for name in (*PACKAGES, "wandb")},
         "python": sys.version.split()[0],

@@ -210,8 +210,8 @@ class Record:
         config: Mapping[str, Any],
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Report to trackers as well, some of `TRACKERS`: one run for all sittings, with the record's
-        steps, earlier ones included. One that cannot start is named and left out.
+        """Report to trackers as well, some of `TRACKERS`: one run for all sittings, with the
+        record's steps, earlier ones included. One that cannot start is named and left out.
 
         `config` is shown (nothing secret); wandb's project, name and entity may be in `environ`.
         Raises RecipeError, on every process, for a name that is unknown or not installed.

@@ -170,7 +170,10 @@ class WandbTracker(Tracker):
         self._retire_offline_files()
         if self._online_note.exists():
             # Under its own id, `wandb sync` would append the points that the server has once more.
-            how = "The server has a part of this run, and gets the rest when it is resumed online. To upload another"
+            how = (
+                "The server has a part of this run, and gets the rest when it is resumed online. "
+                "To upload another"
+            )
             command = f"wandb sync --id {self.run.id}-whole {self._folder()}"
         else:
             how, command = "To upload the run", f"wandb sync {self._folder()}"
@@ -273,7 +276,8 @@ def require_tracker(name: str) -> None:
         raise RecipeError(f"logging.report_to: found {name!r}; accepted are {', '.join(TRACKERS)}.")
     if importlib.util.find_spec(name) is None:
         raise RecipeError(
-            f"logging.report_to: {name} is not installed. Run `pip install {name}`, or take it out of the recipe."
+            f"logging.report_to: {name} is not installed. Run `pip install {name}`, or take it out "
+            "of the recipe."
         )
 
 

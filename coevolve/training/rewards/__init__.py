@@ -1,1 +1,1 @@
-"""What a completion is rewarded for: functions by name, or a user's own. A reward trains nothing."""
+"""What a completion is rewarded for: functions by name, or a user's. A reward trains nothing."""

@@ -86,7 +86,7 @@ class ConnectorBatch:
 
     @cached_property
     def bound_credits(self) -> list[float | None]:
-        """What each adds to its group's K-sample bound; one that is not judged is a uniform guess."""
+        """What each adds to its group's K-sample bound; one not judged is a uniform guess."""
         ids = map(self.estimator.renderer.response_ids, golden_responses(self.examples))
         rows = [
             (None if x is None else float(x.sum()), len(y) * self.log_uniform)
@@ -102,7 +102,7 @@ class ConnectorBatch:
 
     @cached_property
     def unaided(self) -> list[np.ndarray]:
-        """N arrays (T,): the same without reasoning, as `p_none` trains it; asked once per example."""
+        """N arrays (T,): the same without reasoning, as `p_none` trains it, once per example."""
         distinct = {example.sample_id: example for example in self.examples}
         examples = list(distinct.values())
         nothing = [None] * len(examples)
@@ -169,7 +169,7 @@ class EstimatorBatch:
 
     @cached_property
     def reference(self) -> list[np.ndarray | None]:
-        """N arrays (T,): log-probabilities of the response's own tokens, nats, as the phase began."""
+        """N arrays (T,): log-probabilities of the response's tokens, nats, as the phase began."""
         rows, texts = self._usable_ones()
         return _filled_in(self.usable, self._asked(rows, texts))
 
@@ -261,7 +261,7 @@ def of_groups(
     mine: Sequence[T],
     values: Callable[[Sequence[T]], Sequence[Value]],
 ) -> list[Value]:
-    """A value for each of this process's rows, by groups of `size`, which may lie on two processes."""
+    """A value for each of this process's rows, by groups of `size`, maybe on two processes."""
     shares = [mine] if processes is None else processes.gather(list(mine))
     everywhere = [row for share in shares for row in share]
     first = sum(len(share) for share in shares[: processes.rank if processes else 0])

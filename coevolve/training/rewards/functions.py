@@ -175,7 +175,8 @@ def kernel_scores(to_golden: Floats, among: Floats) -> Floats:
     size = len(to_golden)
     if size < 3 or to_golden.shape != (size,) or among.shape != (size, size):
         raise ValueError(
-            f"kernel_scores needs shapes (G,) and (G, G), G >= 3; found {to_golden.shape}, {among.shape}."
+            f"kernel_scores needs shapes (G,) and (G, G), G >= 3; found {to_golden.shape}, "
+            f"{among.shape}."
         )
     others = among.sum(axis=1) - among.diagonal()
     return to_golden - others / (size - 2)

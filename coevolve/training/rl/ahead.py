@@ -4,8 +4,8 @@
     training              [ batch 0: policy 0->1 ][ batch 1: policy 1->2 ] ...
 
 A batch is thus by the policy of one batch before. TRL weighs it by the ratio of the trained model's
-probabilities to those that it was sampled by, so that it counts as what the policy says by now. What
-is under way belongs to a checkpoint: asked for again, it would be by a newer policy.
+probabilities to those that it was sampled by, so that it counts as what the policy says by now.
+What is under way belongs to a checkpoint: asked for again, it would be by a newer policy.
 """
 
 from collections.abc import Callable, Mapping

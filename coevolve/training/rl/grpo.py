@@ -102,7 +102,7 @@ def run_grpo(
 
 @contextmanager
 def without_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, nothing is dropped, in what checkpointing computes again either; whatever the mode."""
+    """Inside, nothing is dropped, whatever the mode, nor where checkpointing computes again."""
     found = [
         (module, name, getattr(module, name))
         for module in model.modules()
@@ -222,7 +222,7 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
                 self.go_on_with([parts[part] for part in sorted(parts)])
 
     def write(self, prompts: list[str]) -> dict[str, Any]:
-        """Completions that depend on seed, place and weights only, and can be left in the middle."""
+        """Completions by seed, place and weights only, which can be left in the middle."""
         plan, batch = self.plan, self.micro_step // self.micro_steps_of_batch
         prompt_ids, how = self._asked(prompts, batch)
         if self.engine is not None:
@@ -259,7 +259,9 @@ class RoleGRPOTrainer(Resumable, OpenGRPOTrainer):
         return write() if self.ahead is None else self.ahead.of(batch, write, begin_next, poll)
 
     def _asked(self, prompts: list[str], batch: int) -> tuple[list[list[int]], dict[str, Any]]:
-        """This process's prompts in a batch of completions, as ids, and how they are to be answered."""
+        """This process's prompts in a batch of completions, as ids, and how they are to be
+        answered.
+        """
         # A rendered prompt already holds its control tokens, the beginning of the text included.
         prompt_ids = self.processing_class(text=prompts, add_special_tokens=False)["input_ids"]
         first, seed = self.plan.processes.rank * len(prompt_ids), self.plan.seed
@@ -371,7 +373,7 @@ def _grpo_arguments(
 
 
 def _reward(plan: Plan, name: str, function: RewardFunction, *, first: str) -> RewardFunction:
-    """The function by name; a failure or stop reaches all processes. The `first` notes the prompts."""
+    """The function by name; a failure or stop reaches all processes. `first` notes the prompts."""
 
     def reward(**columns: Any) -> list[float]:
         if name == first:

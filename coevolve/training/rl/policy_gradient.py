@@ -175,7 +175,8 @@ def leave_one_out_advantages(scores_N: Tensor, group: int) -> Tensor:
     """
     if group < 2 or scores_N.dim() != 1 or scores_N.numel() % group:
         raise ValueError(
-            f"{tuple(scores_N.shape)} scores do not divide into groups of {group}, or these have no others"
+            f"{tuple(scores_N.shape)} scores do not divide into groups of {group}, or these have "
+            "no others"
         )
     grouped = scores_N.view(-1, group)
     others = (grouped.sum(dim=1, keepdim=True) - grouped) / (group - 1)

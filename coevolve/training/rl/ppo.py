@@ -56,8 +56,9 @@ def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
     begun = segment.step > plan.first or bool(segment.optimizer)
     if begun and not any(HEAD in name.split(".") for name in weights):
         raise ArtifactError(
-            f"{plan.role}_rl.algorithm is ppo, but what it is to go on from (step {segment.step}) has no value head. "
-            "Set algorithm to what it was, or begin a new run in another --output-dir."
+            f"{plan.role}_rl.algorithm is ppo, but what it is to go on from (step {segment.step}) "
+            "has no value head. Set algorithm to what it was, or begin a new run in another "
+            "--output-dir."
         )
     return weights
 
@@ -99,8 +100,9 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         missing = torch.isnan(rewards).all(dim=1).nonzero()
         if len(missing):
             raise RewardError(
-                f"{self.plan.role}_rl: completion {missing[0].item()} of {len(rewards)} got no value from any of the "
-                f"rewards {', '.join(self.reward_names)}; each completion needs one."
+                f"{self.plan.role}_rl: completion {missing[0].item()} of {len(rewards)} got no "
+                f"value from any of the rewards {', '.join(self.reward_names)}; each completion "
+                "needs one."
             )
         weights = rewards.new_tensor(self.args.reward_weights)
         self._scores_N = (rewards * weights).nansum(dim=1)

@@ -49,7 +49,7 @@ class Packed:
     places_BC: Tensor
 
     def mask(self) -> Tensor:
-        """(R, 1, S, S), True where a token attends to another; padding to itself, as softmax needs."""
+        """(R, 1, S, S), True where a token attends to another; padding to itself, for softmax."""
         query_RS1, key_R1S = self.segments_RS[:, :, None], self.segments_RS[:, None, :]
         width, device = self.segments_RS.shape[1], self.ids_RS.device
         before_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()

@@ -54,8 +54,8 @@ class ValueFunction:
 
     @contextmanager
     def attached(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the head (and its adapter) are part of the model, new or with these weights (named as in
-        `parameters`). Raises ArtifactError for those of another value function.
+        """Inside, the head (and its adapter) are part of the model, new or with these weights
+        (named as in `parameters`). Raises ArtifactError for those of another value function.
         """
         device = next(self.model.parameters()).device
         if self.backbone == "adapter":
@@ -121,8 +121,9 @@ class ValueFunction:
         ]
         if odd:
             raise ArtifactError(
-                f"{self.role}: the saved value function is not the one that ppo.value_backbone {self.backbone} asks "
-                f"for; odd is {odd[0]!r}. Set ppo.value_backbone to what it was, or begin a new run."
+                f"{self.role}: the saved value function is not the one that ppo.value_backbone "
+                f"{self.backbone} asks for; odd is {odd[0]!r}. Set ppo.value_backbone to what it "
+                "was, or begin a new run."
             )
         with torch.no_grad():
             for name, value in parameters.items():

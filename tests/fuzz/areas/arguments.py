@@ -18,10 +18,14 @@ from coevolve.outputs import RUN_PARTS
 from tests.fuzz.core import Case
 
 TEXTS = (
-    "", " ", "\x00", "~", "~/x", "~nobody/x", "x" * 300, "[/b]", "[bold]/x", "é\N{PILE OF POO}", "\ud800", "-1", "0",
-    "1", "nan", "inf", "-inf", "1e309", "99999999999999999999", "1.5", "all", "None", ".", "..", "/", "/dev/null",
-    "/dev/full", "/proc/self/x", "a=b", "=", "name=", "--", "-", "-x", "{x}", "%s", "\n", "\x1b[31m", "nope", "cpu:99",
-    "cuda:7", "http://", "club:x", "marginal:0", "marginal:x", "marginal:-1", "0x10", "٣", "1_0", "{}", "[1]", "null",
+    "", " ", "\x00", "~", "~/x", "~nobody/x", "x" * 300, "[/b]", "[bold]/x", "é\N{PILE OF POO}",
+    "\ud800", "-1", "0",
+    "1", "nan", "inf", "-inf", "1e309", "99999999999999999999", "1.5", "all", "None", ".", "..",
+    "/", "/dev/null",
+    "/dev/full", "/proc/self/x", "a=b", "=", "name=", "--", "-", "-x", "{x}", "%s", "\n",
+    "\x1b[31m", "nope", "cpu:99",
+    "cuda:7", "http://", "club:x", "marginal:0", "marginal:x", "marginal:-1", "0x10", "٣", "1_0",
+    "{}", "[1]", "null",
     "a" * 9000,
 )  # fmt: skip
 
@@ -87,8 +91,8 @@ SLOW = ("train", "remid", "bound", "truth")
 ASK = ("respond", "judge")
 """Commands that ask a server."""
 NEED_MORE = {*ASK, "import-reference", "custom", "rpm"}
-"""Commands that a plain call does not satisfy: they need a server, the paper's public code, a user's,
-or a recipe of their own.
+"""Commands that a plain call does not satisfy: they need a server, the paper's public code, a
+user's, or a recipe of their own.
 """
 
 

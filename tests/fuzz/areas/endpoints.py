@@ -18,26 +18,40 @@ from tests.fuzz.mutate import mutate_bytes, mutate_file, mutate_folder, mutate_j
 from tests.fuzz.strict import strict_json
 
 REASONS = (
-    "stop", "stop", "stop", "length", "content_filter", "tool_calls", "function_call", "eos", "STOP", "", None, 1,
+    "stop", "stop", "stop", "length", "content_filter", "tool_calls", "function_call", "eos",
+    "STOP", "", None, 1,
     ["stop"],
 )  # fmt: skip
 CONTENTS = (
-    "Ahoy.", "<think>hm</think>Ahoy.", "<think>hm", "</think>", " ", None, "\ud83d", "\x00", "a\u2028b", "[/b]", 7,
+    "Ahoy.", "<think>hm</think>Ahoy.", "<think>hm", "</think>", " ", None, "\ud83d", "\x00",
+    "a\u2028b", "[/b]", 7,
     True, [{"type": "text", "text": "Ahoy."}], {"text": "Ahoy."}, "x" * 200_000, "<think></think>",
     "line\nline", "\ufeff",
 )  # fmt: skip
 ODD_STATUSES = (
-    100, 101, 201, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 599, 999, 0
+    100, 101, 201, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 408, 409, 413, 422, 429, 500,
+    502, 503, 599, 999, 0
 )  # fmt: skip
 STATUSES = (200,) * 60 + ODD_STATUSES
 HEADERS = (
-    "Content-Encoding: gzip", "Content-Encoding: br", "Transfer-Encoding: chunked", "Content-Type: text/html",
-    "Content-Type: application/json; charset=utf-16", "Content-Type: text/event-stream", "Content-Length: 5",
-    "Content-Length: -1", "Content-Length: 99999999999", "Content-Length: x", "Location: /v1/chat/completions",
-    "Location: //", "Retry-After: 0", "Retry-After: -5", "Retry-After: 1e999", "Retry-After: nan", "Retry-After: ٣",
-    "Retry-After: 86400", "Retry-After: Thu, 01 Jan 1970 00:00:00 GMT", "Retry-After: 32 Foo 9999", "retry-after-ms: x",
-    "retry-after-ms: -1", "retry-after-ms: 1e400", "Set-Cookie: " + "a" * 9000, "X: \x00", "no colon",
-    "Connection: close", "x-should-retry: true", "x-should-retry: false", "Retry-After: 99999999999999999999",
+    "Content-Encoding: gzip", "Content-Encoding: br", "Transfer-Encoding: chunked",
+    "Content-Type: text/html",
+    "Content-Type: application/json; charset=utf-16", (
+        "Content-Type: text/event-stream"
+    ), "Content-Length: 5",
+    "Content-Length: -1", "Content-Length: 99999999999", "Content-Length: x", (
+        "Location: /v1/chat/completions"
+    ),
+    "Location: //", "Retry-After: 0", "Retry-After: -5", "Retry-After: 1e999", "Retry-After: nan",
+    "Retry-After: ٣",
+    "Retry-After: 86400", (
+        "Retry-After: Thu, 01 Jan 1970 00:00:00 GMT"
+    ), "Retry-After: 32 Foo 9999", "retry-after-ms: x",
+    "retry-after-ms: -1", "retry-after-ms: 1e400", "Set-Cookie: " + "a" * 9000, "X: \x00",
+    "no colon",
+    "Connection: close", "x-should-retry: true", "x-should-retry: false", (
+        "Retry-After: 99999999999999999999"
+    ),
 )  # fmt: skip
 
 
@@ -269,7 +283,9 @@ def _texts_in(body: bytes) -> set[str]:
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers well, or damages its answers; remembers (status, body) of what it served, by sample."""
+    """Answers well, or damages its answers; remembers (status, body) of what it served,
+    by sample.
+    """
 
     daemon_threads = True
 

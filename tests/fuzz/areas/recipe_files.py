@@ -18,13 +18,21 @@ from tests.fuzz.mutate import Raw, Twice, mutate_bytes, mutate_folder, mutate_js
 from tests.fuzz.valid import ROOT
 
 SCALARS = (
-    "yes", "no", "on", "off", "y", "True", "TRUE", "~", "null", "", ".inf", "-.inf", ".nan", ".NAN", "1e-3", "1e5",
-    "1e300", "1e400", "0x10", "0o17", "017", "08", "1_000", "12:30:45", "2024-01-01", "2001-12-14t21:59:43.10-05:00",
-    "+1", "-1", "0", "1.0", "1.5", "00", "=", "<<", "!!int 3", "!!str 3", "!!float 3", "!!bool 1", "!!binary aGk=",
-    "!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!set {a, b}", "!!timestamp 2024-01-01",
-    "!unknown x", "!!null ''", "'1'", "\"\\ud800\"", "\"\\0\"", "\"\\x1b[1m\"", "'[/b]'", "[1, 2]", "{a: 1}", "[]",
-    "{}", "9" * 400, "1" * 5000, "-" * 3, "|\n  text", "*sft", "&x 3", "{? a : b}", "[" * 3000 + "]" * 3000,
-    "100000000000", "-0.0", "1e-320", "4.0", "3.9", "tiny", "auto", "never", "greedy", "cpu", "endpoint",
+    "yes", "no", "on", "off", "y", "True", "TRUE", "~", "null", "", ".inf", "-.inf", ".nan", ".NAN",
+    "1e-3", "1e5",
+    "1e300", "1e400", "0x10", "0o17", "017", "08", "1_000", "12:30:45", "2024-01-01", (
+        "2001-12-14t21:59:43.10-05:00"
+    ),
+    "+1", "-1", "0", "1.0", "1.5", "00", "=", "<<", "!!int 3", "!!str 3", "!!float 3", "!!bool 1",
+    "!!binary aGk=",
+    "!!python/object/apply:os.system "
+    "['true']", "!!python/name:os.system", "!!set {a, b}", "!!timestamp 2024-01-01",
+    "!unknown x", "!!null ''", "'1'", "\"\\ud800\"", "\"\\0\"", "\"\\x1b[1m\"", "'[/b]'", "[1, 2]",
+    "{a: 1}", "[]",
+    "{}", "9" * 400, "1" * 5000, "-" * 3, "|\n  text", "*sft", "&x 3", "{? a : b}",
+    "[" * 3000 + "]" * 3000,
+    "100000000000", "-0.0", "1e-320", "4.0", "3.9", "tiny", "auto", "never", "greedy", "cpu",
+    "endpoint",
 )  # fmt: skip
 NUMBERS = (
     "0",
@@ -65,11 +73,15 @@ WORDS = (
     "drop",
 )
 LINES = (
-    "seed: 1", "name: again", "extends: config.yaml", "extends: .", "extends: [a, b]", "extends: nowhere.yaml",
-    "unknown: 1", "extends: recipe.yaml", "extends: other.yaml", "extends: /dev/zero", "1: 2", "null: 1", "true: 1",
-    "? [a]\n: 1", "<<: {seed: 3}", "'': 1", "---", "...", "--- {}", "%YAML 1.2", "\tseed: 1", "data: {world: {}}",
+    "seed: 1", "name: again", "extends: config.yaml", "extends: .", "extends: [a, b]",
+    "extends: nowhere.yaml",
+    "unknown: 1", "extends: recipe.yaml", "extends: other.yaml", "extends: /dev/zero", "1: 2",
+    "null: 1", "true: 1",
+    "? [a]\n: 1", "<<: {seed: 3}", "'': 1", "---", "...", "--- {}", "%YAML 1.2", "\tseed: 1",
+    "data: {world: {}}",
     "model: {base: tiny}",
-    "rounds: {count: 1}\nrounds: {count: 2}", "<<: 1", "<<: [1]", "seed: {<<: *nowhere}", "- a", "model:",
+    "rounds: {count: 1}\nrounds: {count: "
+    "2}", "<<: 1", "<<: [1]", "seed: {<<: *nowhere}", "- a", "model:",
 )  # fmt: skip
 
 

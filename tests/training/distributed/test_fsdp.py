@@ -130,7 +130,9 @@ def _let_accelerate_take_fsdp() -> None:
 
 
 class Watch:
-    """Notes whether the model is divided, and leaves the phase after a step where it is asked to."""
+    """Notes whether the model is divided, and leaves the phase after a step where it
+    is asked to.
+    """
 
     def __init__(self, run, leave_after=None):
         self.run, self.leave_after = run, leave_after

@@ -1,4 +1,6 @@
-"""A teacher that all processes of a run ask: each example once, the same traces as by one process."""
+"""A teacher that all processes of a run ask: each example once,
+the same traces as by one process.
+"""
 
 import json
 import os

@@ -324,7 +324,8 @@ record = new_record(folder)
 state = folder / "state.json"
 if state.exists():
     record.resume(json.loads(state.read_text()))
-record.start_trackers(["wandb"], project="p", name="n", config={{"recipe": {{"a": 1}}, "none": None}})
+config = {{"recipe": {{"a": 1}}, "none": None}}
+record.start_trackers(["wandb"], project="p", name="n", config=config)
 work(record, checkpoint)
 state.write_text(json.dumps(record.state()))
 if how == "service dies":
@@ -373,7 +374,8 @@ def wandb_sync(*arguments, **environ):
     """
     done = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", *map(str, arguments)],
-        env={**os.environ, **environ}, cwd=arguments[-1], capture_output=True, text=True, timeout=300,
+        env={**os.environ, **environ}, cwd=arguments[-1],
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done.stdout + done.stderr
 

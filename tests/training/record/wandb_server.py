@@ -115,8 +115,10 @@ class WandbServer(BaseHTTPRequestHandler):
         if history is None:
             return {"model": None}
         bucket = {
-            "id": "R", "name": given["name"], "historyLineCount": len(history), "eventsLineCount": 0, "logLineCount": 0,
-            "historyTail": json.dumps(history[-1:]), "eventsTail": "[]", "summaryMetrics": "{}", "config": "{}",
+            "id": "R", "name": given["name"], "historyLineCount": len(history),
+            "eventsLineCount": 0, "logLineCount": 0,
+            "historyTail": json.dumps(history[-1:]), "eventsTail": "[]", "summaryMetrics": "{}",
+            "config": "{}",
             "tags": [], "wandbConfig": '{"t": 1}',
         }  # fmt: skip
         return {

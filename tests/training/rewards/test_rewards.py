@@ -484,7 +484,8 @@ def test_a_users_reward_sees_the_dialogue_and_cannot_let_a_cut_off_completion_wi
         "seen_rewards",
         """
         def brevity(completions, example, golden_response, **columns):
-            assert all(row["agent_golden_response"] == y for row, y in zip(example, golden_response))
+            golden = [row["agent_golden_response"] for row in example]
+            assert golden == list(golden_response)
             return [None if "say nothing" in text else -len(text) for text in completions]
         """,
     )

@@ -45,8 +45,8 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def cold_of(recipe_of, build, tmp_path_factory):
-    """A function from a tuning and the connector's RL settings to a context that logs every step, and
-    a state.
+    """A function from a tuning and the connector's RL settings to a context that logs every step,
+    and a state.
 
     The cold start, which is the same for all, is done once for each tuning.
     """

@@ -148,7 +148,8 @@ def test_long_completions_of_short_prompts_keep_rows_of_their_own(model, monkeyp
 
 def test_a_model_with_a_sliding_window_is_not_packed():
     config = Gemma2Config(
-        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, sliding_window=4,
     )  # fmt: skip
     assert not Trainer(model=Gemma2ForCausalLM(config))._packs
