@@ -184,7 +184,7 @@ def prepare(
     start = folder.begin(recipe, origins, data.corpus, date, start)
     truth = None
     if recipe.data.world and not isinstance(recipe, RpmRecipe):
-        truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, data.corpus)
+        truth = KnownTruth(world_seed(recipe), recipe.data.world.kind, data.corpus)
         processes.on_main(lambda: truth.write(folder.path / "world"))
     record.start_trackers(
         recipe.logging.report_to,
