@@ -21,6 +21,7 @@ from coevolve.chat.local import LocalChat
 from coevolve.data.responses import read_responses
 from coevolve.errors import ArtifactError, CoevolveError, RecipeError
 from coevolve.files import write_json
+from coevolve.libraries import vllm
 from coevolve.preflight.dialogues import load_corpus
 from coevolve.prompts import prompt_set
 from coevolve.prompts.play import THINK, PlayPrompt, play_messages
@@ -355,3 +356,43 @@ def test_another_recipe_does_not_go_on_with_a_run(run, judge):
     with pytest.raises(ArtifactError, match=r"rpm.max_response_tokens: 6 -> 5"):
         train(changed, run("sft"), job=RPM)
     assert not re.search("cold_start", (run("sft") / "run.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "method"), [("ddp", "information"), ("ddp", "dpo"), ("zero2", "information")]
+)
+def test_two_processes_do_what_one_does(kind, method, run, judge, launcher, tmp_path):
+    """The same completions, so the same rewards but for rounding; adapters alike."""
+    changed = values(judge, method)
+    changed["model"] = {**MODEL, "lora": {**MODEL["lora"], "lora_dropout": 0.0}}
+    for name, processes in (("one", "one"), ("two", kind)):
+        recipe, folder = tmp_path / f"{name}.json", tmp_path / name
+        write_json(recipe, changed)
+        words = ["-m", "coevolve", "rpm", recipe, "--output-dir", folder]
+        launcher.run(processes, words, tmp_path / f"{name}.log")
+    one, two = (logged(tmp_path / name) for name in ("one", "two"))
+    assert len(one) > 3
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+    expected = weights(tmp_path / "one")
+    for name, found in weights(tmp_path / "two").items():
+        assert torch.allclose(found, expected[name], rtol=1e-2, atol=1e-4), name
+
+
+def logged(folder):
+    """The reward of each step of GRPO, or DPO's loss."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    wanted = ("connector/reward", "connector/loss")
+    return [line[name] for line in lines for name in wanted if name in line]
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(vllm.missing() is not None, reason=str(vllm.missing()))
+def test_vllm_writes_the_completions(judge, tmp_path):
+    changed = values(judge, "information")
+    changed["model"] = {**MODEL, "tiny": {"hidden_size": 64, "layers": 2, "heads": 2}}
+    changed["rpm"]["grpo"] |= {"use_vllm": True}
+    recipe, folder = check_recipe(changed, "rpm"), tmp_path / "run"
+    train(recipe, folder, job=RPM)
+    assert results(folder)["updates"] == 4
+    assert any(x.any() for name, x in weights(folder).items() if "lora_B" in name)
