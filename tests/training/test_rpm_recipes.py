@@ -15,7 +15,8 @@ from coevolve.training.run import train
 
 pytestmark = pytest.mark.slow
 WAYS = ("sft", "rejection_sft", "dpo", "likelihood", "information")
-FEW = [f"{method}.steps=2" for method in ("rpm.sft", "rpm.dpo", "rpm.grpo")]
+FEW = ["data.world.train=160"]
+FEW += [f"{method}.steps=2" for method in ("rpm.sft", "rpm.dpo", "rpm.grpo")]
 
 
 def trained(name, folder, *overrides):
@@ -28,8 +29,7 @@ def test_every_way_goes_on_from_the_start(tmp_path, monkeypatch):
     runs = Path("runs/quickstart-rpms")
     phases = ("cold_start.connector", "cold_start.direct", "cold_start.estimator", "estimator_sft")
     train(load_recipe("quickstart-rpms/reward", [f"{x}.steps=2" for x in phases]), runs / "reward")
-    trained("quickstart-rpms/start", runs / "start", "rpm.sft.steps=2")
-    start = trained("quickstart-rpms/start", Path("again"), "rpm.sft.steps=2")
+    start = trained("quickstart-rpms/start", runs / "start", *FEW[:2])
     for way in WAYS:
         results = trained(f"quickstart-rpms/{way}", runs / way, *FEW)
         assert results["updates"] == 2 and results["parent"] != start["parent"]
