@@ -28,7 +28,7 @@ class Schema:
 
 # name, version, module and class, which file it is
 _LISTED = """
-recipe         1 recipe.schema:Recipe                   a recipe, for editors of its YAML
+recipe         1 recipe.rpm:RecipeFile                  a recipe, for editors of its YAML
 run            1 training.documents:RunResults          results.json of train
 status         1 training.status:Status                 status.json of train
 metrics        1 training.documents:Line                a line of metrics.jsonl of train

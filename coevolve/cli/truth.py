@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
             rows += audit_world(
                 estimator,
                 world.seed,
-                strength=world.strength,
+                **world.kind,
                 test=options.test,
                 names=options.policies,
                 reasoning=form,

@@ -93,7 +93,8 @@ def load_corpus(recipe: Recipe) -> Corpus:
     """The recipe's data, every row of it checked."""
     if recipe.data.world is not None:
         world, seed = recipe.data.world, world_seed(recipe)
-        return world_corpus(seed, train=world.train, test=world.test, strength=world.strength)
+        train, test, draw = world.train, world.test, world.draw
+        return world_corpus(seed, train=train, test=test, draw=draw, **world.kind)
     if recipe.data.hub is not None:
         return load_hub(recipe.data.hub)
     assert recipe.data.path is not None  # a recipe names one of the three

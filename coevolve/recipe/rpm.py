@@ -139,3 +139,9 @@ class RpmRecipe(Recipe):
         world = isinstance(data, dict) and data.get("world") is not None
         prompts = "world" if world else "roleplay"
         return {**values, "prompts": prompts, "model": {**model, **own, "estimator": idle}}
+
+
+class RecipeFile(RpmRecipe):
+    """What a file for `coevolve train` or `coevolve rpm` may say, for editors."""
+
+    rpm: Rpm | None = None  # type: ignore[assignment]

@@ -37,6 +37,17 @@ class WorldData(Section):
     """Examples in each test split."""
     strength: Fraction = 1.0
     """How far the shifted factors move away from P."""
+    hops: Literal["several", "one"] = "several"
+    """`one`: a response's words are looked up from the inputs themselves, and a model that does not
+    reason can learn to answer.
+    """
+    draw: Seed = 0
+    """Another one has other examples in IDTrain, and the same ones to test."""
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What its worlds depend on beside their seed."""
+        return {"strength": self.strength, "hops": self.hops}
 
 
 class Data(Section):

@@ -223,13 +223,14 @@ class _Batch:
             if self.picks and len(going_on) <= 0.75 * len(self.rows):
                 index = torch.tensor(going_on, device=self.device)
                 next_B = next_B[index]
-                self._keep(index)
+                self.keep(index)
                 if noise is not None:
                     noise.keep(going_on)
-            self._step(next_B)
+            self.step(next_B)
         return generations
 
-    def _step(self, next_B: Tensor) -> None:
+    @torch.no_grad()
+    def step(self, next_B: Tensor) -> None:
         """Run the tokens that were chosen."""
         self.length += 1
         mask_BT = None if self.mask_BT is None else self.mask_BT[:, : self.length]
@@ -248,8 +249,8 @@ class _Batch:
         )
         return output.logits[:, -1].float()
 
-    def _keep(self, index: Tensor) -> None:
-        """Go on with the rows at these places only."""
+    def keep(self, index: Tensor) -> None:
+        """Go on with the rows at these places only, of which one may come several times."""
         self.rows = [self.rows[place] for place in index.tolist()]
         self.cache.batch_select_indices(index)
         self.position_B = self.position_B[index]
@@ -270,7 +271,7 @@ class _Alone(_Batch):
         self.memory: dict[str, Any] = {}
         self.logits_BV = self._run(self.ids)
 
-    def _step(self, next_B: Tensor) -> None:
+    def step(self, next_B: Tensor) -> None:
         self.ids += next_B.tolist()
         self.logits_BV = self._run(self.ids[-1:] if self.remembers else self.ids)
 

@@ -1,9 +1,10 @@
 """The synthetic world's side of a run: policies to be judged, and the exact answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from coevolve.information.log_probs import UNITS
 from coevolve.preflight.dialogues import world_seed
 from coevolve.seeds import derive_seed
 from coevolve.training.run_folder import read_run
-from coevolve.worlds.corpus import world_of, worlds_by_split
+from coevolve.worlds.corpus import worlds_by_split
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.role_players import role_players
 from coevolve.worlds.truth import RESPONSE_TOKENS, emi, information
@@ -27,10 +28,10 @@ JUDGED = ("perfect", "noise_0.4", "unsure_of_user", "unsure_of_dialogue")
 
 @dataclass(frozen=True)
 class WorldOfRun:
-    """Which synthetic world a run was trained on, how strong its shifts are, and its export."""
+    """Which synthetic world a run was trained on, of what kind, and its export."""
 
     seed: int
-    strength: float
+    kind: Mapping[str, Any]
     estimator: Path
 
 
@@ -44,15 +45,17 @@ def world_of_run(folder: str | Path) -> WorldOfRun:
         )
     if not (folder / "estimator").is_dir():
         raise ArtifactError(f"{folder}: holds no estimator; let the run end, then ask again.")
-    return WorldOfRun(world_seed(recipe), recipe.data.world.strength, folder / "estimator")
+    return WorldOfRun(world_seed(recipe), recipe.data.world.kind, folder / "estimator")
 
 
 class KnownTruth:
     """Exact values for every test split of a synthetic world."""
 
-    def __init__(self, seed: int, strength: float, corpus: Corpus):
-        self.corpus, self.seed, self.world = corpus, seed, world_of(seed)
-        self.worlds: dict[str, World] = dict(worlds_by_split(seed, strength=strength))
+    def __init__(self, seed: int, kind: Mapping[str, Any], corpus: Corpus):
+        """`kind`: as of `recipe.schema.WorldData`."""
+        self.corpus, self.seed = corpus, seed
+        self.worlds: dict[str, World] = dict(worlds_by_split(seed, **kind))
+        self.world = self.worlds[TRAIN_SPLIT]
         self.worlds.pop(TRAIN_SPLIT, None)
 
     def floors(self) -> dict[str, float]:

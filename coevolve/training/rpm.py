@@ -21,13 +21,17 @@ from coevolve.outputs import Kind, new_folder
 from coevolve.preflight.checks import Check
 from coevolve.preflight.training import TRAINING, Training
 from coevolve.prompts.play import PlayRenderer
+from coevolve.recipe import Recipe
 from coevolve.recipe.rpm import Rpm, RpmRecipe
 from coevolve.recipe.schema import Writing
 from coevolve.scoring.artifact import read_manifest
+from coevolve.scoring.by_form import ByForm
+from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.logprob import score_rows
 from coevolve.scoring.roles import CONNECTOR, REFERENCE
 from coevolve.seeds import derive_seed
 from coevolve.training.context import Context
+from coevolve.training.distributed.processes import Processes
 from coevolve.training.engines import run_dpo, steps_of
 from coevolve.training.evaluation import golden_responses
 from coevolve.training.loop import Stage
@@ -38,7 +42,7 @@ from coevolve.training.rewards.registry import RPM_REWARDS, check_rewards
 from coevolve.training.rewards.responses import Others, ResponseBatch
 from coevolve.training.rl.algorithms import ALGORITHMS
 from coevolve.training.rows import Lazy
-from coevolve.training.run import Job
+from coevolve.training.run import Job, Traced
 from coevolve.training.schedule import Budget
 from coevolve.training.state import RunState
 
@@ -281,4 +285,24 @@ CHECKS: Sequence[Check[Training]] = (
     *(check for check in TRAINING if check.name in _SHARED),
     Check("room for reinforcement learning", _room, ("data",)),
 )
-RPM = Job(CHECKS, stages, finish)
+
+
+def _golden(inputs: Training, *_: object) -> Traced:
+    return list(inputs.data.train), golden_responses(inputs.data.train)
+
+
+def _judge(recipe: Recipe, processes: Processes) -> ByForm | None:
+    """The estimator that judges the responses."""
+    assert isinstance(recipe, RpmRecipe)
+    if recipe.rpm.estimator is None or recipe.rpm.method == "sft":
+        return None
+    estimator = ProbabilityEstimator.from_pretrained(
+        recipe.rpm.estimator,
+        device=str(processes.device),
+        token_budget=recipe.evaluation.token_budget,
+    )
+    estimator.poll = processes.stop.poll
+    return ByForm(estimator)
+
+
+RPM = Job(CHECKS, stages, finish, traces=_golden, judge=_judge, judges=False)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 
 from coevolve.data.corpus import Corpus
+from coevolve.data.example import Example
 from coevolve.errors import CoevolveError
 from coevolve.outputs import RUN, claim
 from coevolve.preflight.checks import Check, preflight
@@ -21,7 +22,6 @@ from coevolve.preflight.traces import fit_traces
 from coevolve.preflight.training import TRAINING, Training
 from coevolve.progress import quieten_libraries
 from coevolve.recipe import Recipe, recipe_values
-from coevolve.recipe.rpm import RpmRecipe
 from coevolve.scoring.by_form import ByForm
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.models import choose_device
@@ -32,7 +32,6 @@ from coevolve.training.context import Context
 from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Interrupted, Processes
 from coevolve.training.distributed.stopping import Stop
-from coevolve.training.evaluation import golden_responses
 from coevolve.training.generation import Engines
 from coevolve.training.known_truth import KnownTruth
 from coevolve.training.phases import check_phases
@@ -55,13 +54,35 @@ CHECKS: Sequence[Check[Training]] = (
 """Whatever can be known of a recipe and its data before anything is loaded."""
 
 
+Traced = tuple[Sequence[Example], Sequence[str]]
+"""Examples, and a text that is known for each."""
+
+
+def _traced(inputs: Training, tracer: Tracer, path: Path, record: Record, log: Log) -> Traced:
+    """The teacher's reasonings, as far as they fit."""
+    given = tracer.collect(inputs.data.train, path, log=log)
+    fitting = fit_traces(inputs.recipe, *given, inputs.renderers, inputs.sifted.needs)
+    train, traces, longer = fitting
+    _say_left_out([longer] if longer else [], record, log)
+    return train, traces
+
+
 @dataclass(frozen=True)
 class Job:
-    """What a run does: what is looked at before, its stages, and how it ends."""
+    """What a run does: what is looked at before, its stages, and how it ends.
+
+    Attributes:
+        traces: the examples it trains on, with a text for each.
+        judge: loads an estimator apart, or nothing.
+        judges: whether it judges the policies of a synthetic world.
+    """
 
     checks: Sequence[Check[Training]]
     stages: Callable[[Context], Sequence[loop.Stage]]
     finish: loop.Finish
+    traces: Callable[[Training, Tracer, Path, Record, Log], Traced] = _traced
+    judge: Callable[[Recipe, Processes], ByForm | None] = lambda recipe, processes: None
+    judges: bool = True
 
 
 def train(
@@ -122,7 +143,7 @@ def train(
             record = Record(folder.path, main=processes.main)
             try:
                 with _says_interrupted(folder):
-                    context, start = prepare(inputs, folder, record, processes, start)
+                    context, start = prepare(job, inputs, folder, record, processes, start)
                 whole = job.stages(context)
                 names = [stage.name for stage in whole]
                 named = resume not in ("auto", "never")
@@ -163,7 +184,12 @@ def _says_interrupted(folder: RunFolder) -> Iterator[None]:
 
 
 def prepare(
-    inputs: Training, folder: RunFolder, record: Record, processes: Processes, start: ResumePoint
+    job: Job,
+    inputs: Training,
+    folder: RunFolder,
+    record: Record,
+    processes: Processes,
+    start: ResumePoint,
 ) -> tuple[Context, ResumePoint]:
     """Models, traces and all that a run needs; where it goes on, with what a change has it redo."""
     recipe, data, sifted, checkpoint = inputs.recipe, inputs.data, inputs.sifted, start.checkpoint
@@ -183,8 +209,8 @@ def prepare(
     renderers = build_renderers(recipe, origins, date)
     start = folder.begin(recipe, origins, data.corpus, date, start)
     truth = None
-    if recipe.data.world and not isinstance(recipe, RpmRecipe):
-        truth = KnownTruth(world_seed(recipe), recipe.data.world.strength, data.corpus)
+    if recipe.data.world and job.judges:
+        truth = KnownTruth(world_seed(recipe), recipe.data.world.kind, data.corpus)
         processes.on_main(lambda: truth.write(folder.path / "world"))
     record.start_trackers(
         recipe.logging.report_to,
@@ -210,16 +236,9 @@ def prepare(
         gc.collect()
     prompts, environ = renderers[ESTIMATOR], inputs.environ
     tracer = Tracer(recipe, data.corpus, data.train, prompts, record, environ, date, processes)
-    path = folder.path / TRACES
-    judge = None
-    if isinstance(recipe, RpmRecipe):
-        train, traces = list(data.train), golden_responses(data.train)
-        if recipe.rpm.estimator and recipe.rpm.method != "sft":
-            judge = processes.together(partial(alone, partial(load_judge, recipe, processes)))
-    else:
-        traced = tracer.collect(data.train, path, log=log)
-        train, traces, longer = fit_traces(recipe, *traced, renderers, sifted.needs)
-        _say_left_out([longer] if longer else [], record, log)
+    inputs.renderers = renderers  # with the date that the run has
+    train, traces = job.traces(inputs, tracer, folder.path / TRACES, record, log)
+    judge = processes.together(partial(alone, partial(job.judge, recipe, processes)))
     estimator = estimator or load()
     engines = Engines(recipe, origins, estimator.roles, processes, folder.path)
     context = Context(
@@ -241,18 +260,6 @@ def prepare(
         engines=engines,
     )
     return context, start
-
-
-def load_judge(recipe: RpmRecipe, processes: Processes) -> ByForm:
-    """The estimator that judges a role-playing model's responses."""
-    assert recipe.rpm.estimator is not None
-    estimator = ProbabilityEstimator.from_pretrained(
-        recipe.rpm.estimator,
-        device=str(processes.device),
-        token_budget=recipe.evaluation.token_budget,
-    )
-    estimator.poll = processes.stop.poll
-    return ByForm(estimator)
 
 
 def _say_data(

@@ -44,7 +44,7 @@ from coevolve.worlds.corpus import worlds_by_split
 from coevolve.worlds.language import SLOTS, Values, parse_all, parse_responses
 from coevolve.worlds.policies import Policy
 from coevolve.worlds.role_players import OTHER_CODE, role_players
-from coevolve.worlds.world import World
+from coevolve.worlds.world import Hops, World
 
 IN_DISTRIBUTION = "IDTest"
 GOLDEN = "golden"
@@ -83,6 +83,7 @@ def audit_world(
     seed: int,
     *,
     strength: float = 1.0,
+    hops: Hops = "several",
     test: int = 256,
     names: Sequence[str] | None = None,
     reasoning: Reasoning | None = None,
@@ -105,7 +106,7 @@ def audit_world(
     """
     if test < 8:
         raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
-    worlds = worlds_by_split(seed, strength=strength)
+    worlds = worlds_by_split(seed, strength=strength, hops=hops)
     del worlds[TRAIN_SPLIT]
     policies = chosen_policies(worlds[IN_DISTRIBUTION], names)
     rows: list[Row] = []

@@ -9,6 +9,7 @@ and keeps the tables and the words. Responses follow p(y | x) by tables of sever
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,13 @@ from coevolve.worlds.language import (
 )
 from coevolve.worlds.policies import Policy, Tables, look_up
 
+Hops = Literal["several", "one"]
+HANDED_ON = {"subject": 0, "thread": 0, "focus": 0, "tone": 1, "stance": 1}
+"""In a world of one hop, which of its two inputs each connection is: so the subject is the interest,
+the thread the first topic, the focus the subject, the tone the style and the stance the intent.
+"""
+CONSTANT = ("culture", "occupation", "topic_2")
+"""Inputs that nothing depends on there."""
 SHIFTS: Mapping[str, tuple[str, ...]] = {x: (x,) for x in FACTORS} | {"all": tuple(FACTORS)}
 
 
@@ -50,6 +58,9 @@ class WorldSpec:
         wrong_cells: share of the cells of each feature table that the teacher has wrong.
         teacher_error_rate: how often the teacher writes its wrong value there; otherwise the right
             one.
+        hops: `one` where a connection hands on one of its inputs (`HANDED_ON`) instead of looking
+            both up, and the inputs that none hands on are constant. A model without reasoning learns
+            that within minutes, and all of what it says can be enumerated.
     """
 
     seed: int = 0
@@ -59,13 +70,16 @@ class WorldSpec:
     code_switching: float = 0.03
     wrong_cells: float = 0.2
     teacher_error_rate: float = 0.7
+    hops: Hops = "several"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.seed, int) and self.seed >= 0):
             raise RecipeError(f"world.seed is {self.seed!r}; accepted is an integer from 0.")
         # At 0 or 1 of the last two some log-probability would be infinite.
         probability, inside = ("wrong_cells", "teacher_error_rate"), ("sharpness", "code_switching")
-        for name in (field.name for field in fields(self) if field.name != "seed"):
+        if self.hops not in ("several", "one"):
+            raise RecipeError(f"world.hops is {self.hops!r}; accepted are several, one.")
+        for name in (x.name for x in fields(self) if x.name not in ("seed", "hops")):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 <= value < float("inf")):
                 raise RecipeError(f"world.{name} is {value!r}; accepted is a finite number from 0.")
@@ -97,9 +111,11 @@ class World:
         """The world of a spec; the same spec gives the same world."""
         table_rng, factor_rng, teacher_rng, emission_rng = np.random.default_rng(spec.seed).spawn(4)
         tables = {name: _latin_square(table_rng) for name in (*CONNECTIONS, *FEATURES)}
+        if spec.hops == "one":
+            tables |= {name: np.indices((VALUES, VALUES))[x] for name, x in HANDED_ON.items()}
         return cls(
             spec=spec,
-            factors=_draw_factors(spec.skew, factor_rng),
+            factors=_draw_factors(spec, factor_rng),
             tables=tables,
             teacher_tables=_with_errors(tables, spec.wrong_cells, teacher_rng),
             emission=_emission(spec, emission_rng),
@@ -116,7 +132,7 @@ class World:
             raise DataError(f"shift is {what!r}; accepted are {', '.join(SHIFTS)}.")
         if not 0 < strength <= 1:
             raise DataError(f"strength is {strength}; accepted is above 0, up to 1.")
-        redrawn = _draw_factors(self.spec.skew, np.random.default_rng([self.spec.seed, seed, 1]))
+        redrawn = _draw_factors(self.spec, np.random.default_rng([self.spec.seed, seed, 1]))
         factors = dict(self.factors)
         for name in SHIFTS[what]:
             mixed = self.factors[name] ** (1 - strength) * redrawn[name] ** strength
@@ -146,6 +162,24 @@ class World:
             cells = rng.choice(joint.size, size=count, p=joint.ravel())
             inputs.update(zip(names, np.unravel_index(cells, joint.shape), strict=True))
         return inputs
+
+    def contexts(self, at_most: int = 20_000) -> tuple[list[Example], NDArray[np.float64]]:
+        """Every context that there is, without a golden response, and its probability. DataError
+        where there are more than so many.
+        """
+        joint = np.ones(())
+        for name in FACTORS:
+            joint = np.multiply.outer(joint, self.factors[name])
+        places = np.argwhere(joint > 0)
+        if len(places) > at_most:
+            raise DataError(
+                f"the world has {len(places)} contexts; accepted are up to {at_most}, as in one of one hop "
+                "(data.world.hops=one)."
+            )
+        names = [name for of_factor in FACTORS.values() for name in of_factor]
+        rows = [dict(zip(names, place, strict=True)) for place in places.tolist()]
+        examples = [write_example(row, f"context-{i:06d}", "", "") for i, row in enumerate(rows)]
+        return examples, joint[tuple(places.T)]
 
     def sample(
         self, count: int, rng: np.random.Generator, *, subset: str, prefix: str
@@ -186,11 +220,11 @@ def _with_errors(tables: Tables, share: float, rng: np.random.Generator) -> Tabl
     return changed
 
 
-def _draw_factors(skew: float, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
+def _draw_factors(spec: WorldSpec, rng: np.random.Generator) -> dict[str, NDArray[np.float64]]:
     """Joint distributions of the three factors' inputs, log-normal weights throughout."""
 
     def weights(*shape: int) -> NDArray[np.float64]:
-        weight = np.exp(skew * rng.standard_normal(shape))
+        weight = np.exp(spec.skew * rng.standard_normal(shape))
         return weight / weight.sum(axis=-1, keepdims=True)
 
     count = len(LANGUAGES)
@@ -201,6 +235,13 @@ def _draw_factors(skew: float, rng: np.random.Generator) -> dict[str, NDArray[np
             "a,ab,i->abi", weights(VALUES), weights(VALUES, VALUES), weights(VALUES)
         ),
     }
+    for factor, names in FACTORS.items():
+        for axis, name in enumerate(names):
+            if spec.hops == "one" and name in CONSTANT:
+                at_first = np.zeros_like(joints[factor])
+                place = tuple(slice(1) if x == axis else slice(None) for x in range(len(names)))
+                at_first[place] = joints[factor].sum(axis=axis, keepdims=True)
+                joints[factor] = at_first
     return {name: joint / joint.sum() for name, joint in joints.items()}
 
 

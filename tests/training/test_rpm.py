@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,26 @@ from coevolve.chat.local import LocalChat
 from coevolve.data.responses import read_responses
 from coevolve.errors import ArtifactError, CoevolveError, RecipeError
 from coevolve.files import write_json
+from coevolve.libraries import vllm
 from coevolve.preflight.dialogues import load_corpus
 from coevolve.prompts import prompt_set
-from coevolve.prompts.play import PlayPrompt, play_messages
+from coevolve.prompts.play import THINK, PlayPrompt, play_messages
 from coevolve.recipe.load import check_recipe, load_recipe, read_section
-from coevolve.recipe.rpm import RpmRecipe
+from coevolve.recipe.rpm import RpmRecipe, RpmRewards
 from coevolve.respond import collect_responses
 from coevolve.scoring.by_form import ByForm
 from coevolve.scoring.estimator import ProbabilityEstimator
-from coevolve.training.distributed.processes import Interrupted
+from coevolve.training.distributed.processes import Interrupted, Processes
+from coevolve.training.distributed.stopping import Stop
 from coevolve.training.export import export_checkpoint
+from coevolve.training.rewards.phase import PhaseRewards
+from coevolve.training.rewards.registry import RPM_REWARDS
 from coevolve.training.rewards.responses import Others, ResponseBatch, response_of
 from coevolve.training.rpm import RPM
 from coevolve.training.run import train
 from coevolve.training.status import read_status
+from coevolve.worlds.language import vocabulary
+from coevolve.worlds.tiny import tiny_model, tiny_tokenizer
 from tests.training.conftest import GRPO, LORA, SFT, VALUES
 
 METHODS = ("sft", "rejection_sft", "dpo", "likelihood", "information")
@@ -221,6 +228,71 @@ def test_rewards_are_their_definitions(judge, recipe_of):
     assert batch.likelihood[2] is batch.information[2] is None
 
 
+def test_one_response_in_a_group_is_worth_more_than_what_is_none(judge):
+    """By its own worst value all would be alike, and GRPO would learn nothing."""
+    estimator = ProbabilityEstimator.from_pretrained(judge, device="cpu")
+    examples = load_corpus(check_recipe(values(judge, "sft"), "rpm")).splits["IDTrain"][:5]
+    read = partial(
+        ResponseBatch, estimator, ByForm(estimator), examples, Others(examples, 2, 0),
+        thinking=False,
+    )  # fmt: skip
+    settings = RpmRewards(likelihood=0.0, information=1.0)
+    alone = Processes(torch.device("cpu"), Stop())
+    ((name, ask, _),) = PhaseRewards("x", settings, RPM_REWARDS, read, alone).functions()
+    ids = [estimator.connector_renderer.response_ids(examples[1].golden_response), [5], [5, 5]]
+    logged = {}
+    found = ask(completion_ids=ids, index=[0, 0, 0], log_metric=logged.__setitem__)
+    assert found[1] == found[2] == pytest.approx(min(found[0], 0.0) - 1)
+    assert name == "information" and logged["rewards/information/lowest"] == 2
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    """A tiny base model that knows the marks of a thought, and writes one before it answers."""
+    folder = tmp_path_factory.mktemp("thinker")
+    tokenizer = tiny_tokenizer((*vocabulary(), "<think>", "</think>"))
+    model = tiny_model(tokenizer, seed=0, hidden=32, layers=1, heads=2).train()
+    texts = [
+        f"<|im_start|> assistant <think> {thought} </think> gern {word} <|im_end|>"
+        for thought in ("chess", "warm craft")
+        for word in ("ruhig", "lieb", "langsam")
+    ]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        batch = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+        loss = sum(model(input_ids=ids, labels=ids).loss for ids in batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_thought_is_neither_judged_nor_shown(judge, thinker, tmp_path):
+    """From training to the responses that `remid` scores."""
+    grpo = {**GRPO, "max_completion_length": 8, "train_batch_size": 16, "num_generations": 8}
+    changed = values(judge, "grpo", {"thinking": True, "grpo": grpo})
+    changed["model"] = {**MODEL, "base": thinker, "max_length": 160}
+    recipe, folder = check_recipe(changed, "rpm"), tmp_path / "run"
+    train(recipe, folder, job=RPM)
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert rows and all("<think>" in row["sample"]["response"] for row in rows), rows[:1]
+    by = ByForm(ProbabilityEstimator.from_pretrained(judge, device="cpu"))
+    corpus = load_corpus(recipe)
+    prompt = read_section(folder / "model" / "prompt.yaml", PlayPrompt)
+    assert THINK in prompt.system
+    options = {"max_new_tokens": 8, "dtype": "float32", "device": "cpu", "batch_size": 4}
+    chat = LocalChat.load(
+        thinker, prompt_set("world"), adapter=str(folder / "model"), temperature=1.0, **options
+    )
+    path, examples = tmp_path / "responses.jsonl", corpus.splits["IDTest"]
+    collect_responses(examples, chat, path, prompt=prompt)
+    said = read_responses(path, examples)
+    assert all(text.split()[0] == "gern" and "think>" not in text for text in said)
+    assert np.isfinite(by.log_prob(examples, said).sum).all()
+
+
 @pytest.mark.parametrize(
     ("text", "thinking", "response"),
     [
@@ -284,3 +356,43 @@ def test_another_recipe_does_not_go_on_with_a_run(run, judge):
     with pytest.raises(ArtifactError, match=r"rpm.max_response_tokens: 6 -> 5"):
         train(changed, run("sft"), job=RPM)
     assert not re.search("cold_start", (run("sft") / "run.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "method"), [("ddp", "information"), ("ddp", "dpo"), ("zero2", "information")]
+)
+def test_two_processes_do_what_one_does(kind, method, run, judge, launcher, tmp_path):
+    """The same completions, so the same rewards but for rounding; adapters alike."""
+    changed = values(judge, method)
+    changed["model"] = {**MODEL, "lora": {**MODEL["lora"], "lora_dropout": 0.0}}
+    for name, processes in (("one", "one"), ("two", kind)):
+        recipe, folder = tmp_path / f"{name}.json", tmp_path / name
+        write_json(recipe, changed)
+        words = ["-m", "coevolve", "rpm", recipe, "--output-dir", folder]
+        launcher.run(processes, words, tmp_path / f"{name}.log")
+    one, two = (logged(tmp_path / name) for name in ("one", "two"))
+    assert len(one) > 3
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-4)
+    expected = weights(tmp_path / "one")
+    for name, found in weights(tmp_path / "two").items():
+        assert torch.allclose(found, expected[name], rtol=1e-2, atol=1e-4), name
+
+
+def logged(folder):
+    """The reward of each step of GRPO, or DPO's loss."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    wanted = ("connector/reward", "connector/loss")
+    return [line[name] for line in lines for name in wanted if name in line]
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(vllm.missing() is not None, reason=str(vllm.missing()))
+def test_vllm_writes_the_completions(judge, tmp_path):
+    changed = values(judge, "information")
+    changed["model"] = {**MODEL, "tiny": {"hidden_size": 64, "layers": 2, "heads": 2}}
+    changed["rpm"]["grpo"] |= {"use_vllm": True}
+    recipe, folder = check_recipe(changed, "rpm"), tmp_path / "run"
+    train(recipe, folder, job=RPM)
+    assert results(folder)["updates"] == 4
+    assert any(x.any() for name, x in weights(folder).items() if "lora_B" in name)

@@ -103,6 +103,7 @@ class PhaseRewards:
         if of_user:
             lowest = lowest if math.isfinite(lowest) else 0.0
             values = [x if use else None for x, use in zip(values, batch.usable, strict=True)]
+        lowest -= reward.below
         # TRL takes the mean over the processes; so it becomes their sum.
         log_metric(f"rewards/{name}/lowest", values.count(None) * self.processes.count)
         return [lowest if value is None else value for value in values]

@@ -48,12 +48,14 @@ GIVEN = (
 @dataclass(frozen=True)
 class Reward:
     """A reward that has a name: `values` of a batch and of what TRL gave beside it, None for what
-    cannot be judged, which gets `lowest`, or unless `bounded` the batch's lowest if that is lower.
+    cannot be judged, which gets `lowest`, or unless `bounded` the batch's lowest if that is lower;
+    `below` is taken away from either, so that there is something to learn where few can be judged.
     """
 
     values: Callable[[Any, Mapping[str, Any]], Any]
     lowest: Callable[[Any], float] = lambda batch: 0.0
     bounded: bool = True
+    below: float = 0.0
 
 
 def _registry() -> Registry[Any]:

@@ -121,6 +121,7 @@ def response_of(text: str | None, thinking: bool) -> str | None:
 
 RPM_REWARDS.register("likelihood")(Reward(lambda batch, given: batch.likelihood))
 RPM_REWARDS.register("information")(
-    # Whatever is no response says nothing of its context; a response may say less than that.
-    Reward(lambda batch, given: batch.information, bounded=False)
+    # Whatever is no response says nothing of its context; a response may say less than that, and is
+    # worth a nat more all the same.
+    Reward(lambda batch, given: batch.information, bounded=False, below=1.0)
 )

