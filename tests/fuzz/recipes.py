@@ -105,9 +105,8 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "target_words": (1, 5, 600),
     "rewards.custom": ({}, {}, {}, {"tests.fuzz.recipes:longer": 0.5}, {"nowhere.at_all:f": 1.0}),
     "use_vllm": (False, False, True),
-    "async_generation": (0, 0, 0, 1),
+    "async_generation": (0, 1),
     "vllm_max_model_length": (None, None, 4, 200),
-    "vllm_importance_sampling_correction": (True, False, False),
     "vllm_importance_sampling_clip_max": (3.0, None, 1.5),
     "vllm_importance_sampling_clip_min": (None, 0.5),
     "rounds.count": (0, 1, 1, 2),
@@ -140,9 +139,8 @@ OFTEN = {
     "scale_rewards": 0.3,
     "normalize_advantages": 0.3,
     "kernel_score": 0.3,
-    "use_vllm": 0.25,
-    "vllm_importance_sampling_correction": 0.7,
-    "vllm_structured_outputs_regex": 0.7,
+    "vllm_structured_outputs_regex": 0.3,
+    "async_generation": 0.3,
 }
 """Shares of fields on which others depend, or that are refused more often than not."""
 PHASE_FORMS = (
@@ -174,6 +172,11 @@ def random_recipe(rng: random.Random) -> tuple[Any, dict[str, Any]]:
     values["connector_sft"] = dict(values["estimator_sft"])
     if rng.random() < 0.5:
         values["cold_start"]["direct"] = dict(values["cold_start"]["estimator"])
+    if rng.random() < 0.2:  # several of its options need others
+        server = {"vllm_mode": "server", "vllm_server_base_url": "http://127.0.0.1:9"}
+        weighed = {"vllm_importance_sampling_correction": rng.random() < 0.5}
+        for name in ("connector_rl", "estimator_rl"):
+            values[name] = {**values[name], "use_vllm": True, **server, **weighed}
     recipe, share = check_recipe(values, "tiny"), rng.choice((0.05, 0.1, 0.2))
     changes = [
         (where, _value(rng, field, where))

@@ -57,7 +57,7 @@ class TestOnAGpu:
                 assert found[name]["perplexity"][split] == pytest.approx(value, rel=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=150)
 def test_every_part_runs_on_a_cpu():
     report = report_of("--size", "tiny")
     assert report["scoring"]["nats_per_token_from_float64"] < 1e-5

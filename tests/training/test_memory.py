@@ -161,7 +161,7 @@ def test_vllm_has_room_for_the_base_and_a_sequence(parts_of):
     assert (engine + rest) * 0.1 == pytest.approx(weights + cache + 2e9)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.parametrize("name", ["Qwen3-4B", "Qwen3-8B"])
 def test_a_recipes_page_asks_for_the_gpu_that_is_counted(name):
     page = (ROOT / "recipes" / name.lower() / "README.md").read_text(encoding="utf-8")
