@@ -103,8 +103,16 @@ def _of_step(run: Path, step: int, last: int) -> Sequence[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    sizes = {"start": "", "reward": "", "steps": 160, "every": 20, "completions": 256}
-    parser = arguments(__doc__ or "", beta=[0.0, 0.05], least=1e-3, **sizes)
+    parser = arguments(
+        __doc__ or "",
+        start="",
+        reward="",
+        steps=160,
+        every=20,
+        completions=256,
+        beta=[0.0, 0.05],
+        least=1e-3,
+    )
     settings = vars(parser.parse_args(argv))
     found = []
     for reward in REWARDS:
