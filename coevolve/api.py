@@ -4,21 +4,16 @@ Arguments are the commands' options under the same names with `_` for `-`, and g
 checks; what is printed stays on stderr. Where `out` is left out, nothing is kept.
 """
 
-import argparse
 import contextlib
-import io
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coevolve.cli.paths import claim_outputs
+from coevolve.cli.calls import call
 from coevolve.documents import check_document, read_document
-from coevolve.errors import CoevolveError
 from coevolve.files import read_jsonl
 from coevolve.remid.results import RemidResults, ScoreLine
-from coevolve.training.distributed.stopping import Stop
 from coevolve.training.documents import RunResults
 
 AGAIN = "Measure again with this version."
@@ -66,48 +61,6 @@ def remid(
     with _kept(out, "remid") as path:
         call("remid", estimator=estimator, data=data, responses=responses, out=path, **options)
         return read_document(path / "results.json", RemidResults, remedy=AGAIN)
-
-
-def call(command: str, **given: Any) -> int:
-    """Run a command with these options; its exit status.
-
-    Raises:
-        TypeError: an option that the command does not have, or one that it needs is left out.
-        CoevolveError: as the command would say it.
-    """
-    module = import_module(f"coevolve.cli.{command}")
-    parser = argparse.ArgumentParser(add_help=False)
-    module.add_arguments(parser)
-    options, actions = argparse.Namespace(), {x.dest: x for x in parser._actions}
-    needed = [name for name, action in actions.items() if action.required and name not in given]
-    for name in (*needed, *(name for name in given if name not in actions)):
-        how = "is missing" if name in needed else "is none of its options"
-        raise TypeError(f"{command}: {name} {how}; they are {', '.join(actions)}")
-    for name, action in actions.items():
-        value = _as_of_words(action, given[name]) if name in given else action.default
-        if name in given and action.choices and value not in action.choices:
-            accepted = ", ".join(map(str, action.choices))
-            raise CoevolveError(f"{command}: {name}: found {value!r}; accepted are {accepted}.")
-        setattr(options, name, value)
-    options.stop = Stop()
-    claim_outputs(parser, options)
-    with contextlib.redirect_stdout(io.StringIO()):  # the tables, which the results are
-        return module.run(options) or 0
-
-
-def _as_of_words(action: argparse.Action, value: Any) -> Any:
-    """A value as argparse would have made it of words."""
-    if isinstance(value, Mapping):
-        value = [f"{name}={item}" for name, item in value.items()]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_as_of_words(action, item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    kind: Any = action.type or str
-    try:
-        return kind(str(value))
-    except (argparse.ArgumentTypeError, ValueError) as error:
-        raise CoevolveError(f"{action.dest}: found {value!r}; {error}.") from None
 
 
 @contextlib.contextmanager

@@ -273,6 +273,16 @@ REMID = Kind(
     _in_folder("results.json", "schema", "coevolve.remid/"),
     (*_TABLES, "contributions.jsonl", "judge.json", "results.json"),
 )
+COMPARED = Kind(
+    "a comparison",
+    True,
+    _in_folder("grid.json", "schema", "coevolve.grid/"),
+    (
+        *("estimator", "reward", "models", "responses", "exact", "measured", "dialogues.json"),
+        *("judged.jsonl", "results.csv", "results.tex", "results.md", "results.json", "grid.json"),
+    ),
+    "grow",
+)
 _is_bound = _in_folder("bound.json", "schema", "coevolve.bound/")
 BOUND = Kind(
     "the results of coevolve bound", True, _is_bound, ("blame.json", "bound.md", "bound.json")

@@ -23,6 +23,7 @@ LAYERS = [
     {"worlds", "teachers", "respond", "shifts"},
     {"preflight"},
     {"training"},
+    {"compare"},
     {"reference", "report", "estimator_reward", "lm_eval"},
     {"cli"},
     {"api"},

@@ -29,6 +29,7 @@ from coevolve.data.corpus import read_corpus
 from coevolve.prompts.play import PlayPrompt
 from coevolve.prompts.rubric import Rubric
 from coevolve.recipe import Recipe, load_recipe
+from coevolve.recipe.grid import Grid
 from coevolve.recipe.load import check_section
 from coevolve.recipe.rpm import RpmRecipe
 from coevolve.worlds.corpus import world_corpus
@@ -40,7 +41,7 @@ BLOCK = re.compile(r"(?:^<!-- (slow|needs: [^\n]+) -->\n)?^```(\w*)\n(.*?)^```$"
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-WHOLE = (PlayPrompt, Rubric)
+WHOLE = (PlayPrompt, Rubric, Grid)
 """What a block of YAML may be beside sections of a recipe."""
 SMALLER = {
     "data": {"world": {"train": 1060, "test": 16}, "validation": 16},

@@ -33,7 +33,7 @@ READER_GONE = 141
 GROUPS = {
     "data": ("convert", "respond", "shift"),
     "train": ("recipes", "launch_file", "validate", "train", "rpm", "status"),
-    "measure": ("score", "judge", "remid", "bound", "report", "truth"),
+    "measure": ("score", "judge", "remid", "compare", "bound", "report", "truth"),
     "publish": ("export", "check", "push", "import_reference"),
     "other": ("schema", "completion"),
 }

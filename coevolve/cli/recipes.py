@@ -31,6 +31,6 @@ def run(options: argparse.Namespace) -> None:
     with new_folder(options.out, RECIPE_COPY) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
         for file in temporary.glob("*.yaml"):
-            stays = f"$schema={folder.parent / 'recipe.schema.json'}"
+            stays = f"$schema={folder.parent}/"
             write_text(file, read_text(file).replace(SCHEMA, stays, 1))
     print(f"{options.out}: {', '.join(sorted(file.name for file in options.out.iterdir()))}")

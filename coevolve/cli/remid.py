@@ -14,6 +14,8 @@ from coevolve.outputs import REMID, write_parts
 if TYPE_CHECKING:
     from coevolve.remid.judge import Pair
     from coevolve.remid.measures import Measure
+    from coevolve.remid.results import RemidResults
+    from coevolve.remid.score import ScoredCorpus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    evaluated(options)
+
+
+def evaluated(options: argparse.Namespace) -> "tuple[RemidResults, ScoredCorpus | None]":
+    """What it wrote, and the scores of which it is made, unless they are the public code's."""
     from coevolve.files import json_text, jsonl_text
     from coevolve.progress import make_console
     from coevolve.reference.protocol import evaluate_reference
@@ -63,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         door.look_at_corpus(options, answered, scoring)
     estimator = door.load_estimator(options)
     console, tables, folder = make_console(sys.stderr), make_console(sys.stdout), Path(options.out)
-    plain, texts = None, {}
+    plain, texts, scored = None, {}, None
     if exact:
         scored = door.score_answered(answered, scoring, estimator, console, measures, readers)
         results = summarise(scored, measures, reader)
@@ -72,8 +79,7 @@ def run(options: argparse.Namespace) -> None:
         texts["contributions.jsonl"] = jsonl_text(share.values() for share in shares)
         if judged is not None and scoring.reasoning.kind != "none":
             without = replace(scoring, reasoning=Reasoning("none"))
-            scored = door.score_answered(answered, without, estimator, console, measures)
-            plain = summarise(scored, measures)
+            plain = door.score_answered(answered, without, estimator, console, measures)
     else:
         corpus, responses = answered.corpus, answered.responses
         contexts = sum(len(corpus.splits[split]) for split in corpus.test_splits)
@@ -89,12 +95,15 @@ def run(options: argparse.Namespace) -> None:
     texts["results.json"] = json_text(results.values())
     tables.print(remid_table(results))
     if judged is not None:
-        comparison = judge_correlations(results, judged, plain=plain)
+        comparison = judge_correlations(
+            results, judged, plain=summarise(plain, measures) if plain else None
+        )
         texts["judge.json"] = json_text(comparison.values())
         tables.print(grid_table(judge_grid(comparison)))
     write_parts(folder, REMID, texts)
     door.report_cache(console, estimator)
     console.print(f"results: {', '.join(sorted(texts))} in {folder}")
+    return results, scored
 
 
 def _judged(options: argparse.Namespace, answered: door.Answered) -> "dict[Pair, float]":

@@ -8,7 +8,7 @@ from coevolve.outputs import REPORT
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _, _, writes = adders(parser)
-    what = "the --output-dir of coevolve train, or the --out directory of coevolve remid and bound"
+    what = "the --output-dir of coevolve train, or --out of coevolve remid and bound, or compare"
     writes("folder", what, kind=REPORT, metavar="DIR")
 
 

@@ -29,6 +29,7 @@ class Schema:
 # name, version, module and class, which file it is
 _LISTED = """
 recipe         1 recipe.rpm:RecipeFile                  a recipe, for editors of its YAML
+grid           1 recipe.grid:Grid                       a grid of compare, for editors of its YAML
 run            1 training.documents:RunResults          results.json of train
 status         1 training.status:Status                 status.json of train
 metrics        1 training.documents:Line                a line of metrics.jsonl of train
@@ -38,6 +39,7 @@ estimator      4 training.manifest:EstimatorManifest    manifest.json of an expo
 remid          2 remid.results:RemidResults             results.json of remid
 contributions  1 remid.results:ShareLine                a line of contributions.jsonl of remid
 judge          1 remid.judge:JudgeComparison            judge.json of remid
+compare        1 compare.results:CompareResults         results.json of compare
 bound          1 remid.bound_results:BoundResults       bound.json of bound
 blame          1 remid.bound_results:BlameResults       blame.json of bound
 score          1 remid.results:ScoreLine                a line of score's --out

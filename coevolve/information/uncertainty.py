@@ -127,6 +127,12 @@ class Sure:
             return float(self.value > threshold)
         return float(stdtr(freedom, (self.value - threshold) / deviation))
 
+    @property
+    def p(self) -> float:
+        """The p-value of "the true value is 0", two-sided."""
+        above = self.chance_above()
+        return 1.0 if self.value == 0 else min(1.0, 2 * min(above, 1 - above))
+
 
 def standard_error(influence: Influence) -> float:
     """Standard error of an estimate over N examples and P of their pairs, in its unit.

@@ -133,7 +133,7 @@ def sift(recipe: Recipe, corpus: Corpus, renderers: Renderers) -> Sifted:
         kept = [example for example in examples if example.sample_id not in longer[split]]
         if longer[split]:
             sifted.left_out.append(LeftOut(split, "do not fit", len(examples), list(longer[split])))
-        sifted.splits[split] = _limited(recipe, split, kept)
+        sifted.splits[split] = limited(recipe, split, kept)
     if sifted.left_out and recipe.data.over_long == "error":
         by_split = [(split, max(of, key=of.__getitem__)) for split, of in longer.items() if of]
         split, worst = max(by_split, key=lambda found: longer[found[0]][found[1]])
@@ -172,7 +172,8 @@ def divide(recipe: Recipe, corpus: Corpus, sifted: Sifted) -> Dialogues:
     )
 
 
-def _limited(recipe: Recipe, split: str, examples: list[Example]) -> list[Example]:
+def limited(recipe: Recipe, split: str, examples: list[Example]) -> list[Example]:
+    """Those of a split that a recipe asks for, by its seed."""
     limit = recipe.data.limit.get(split)
     if limit is None or limit >= len(examples):
         return examples

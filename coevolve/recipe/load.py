@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from coevolve.errors import DataError, RecipeError, meant
 from coevolve.files import DEEPEST, is_folder, plain_file, read_text
+from coevolve.recipe.grid import Grid
 from coevolve.recipe.rpm import RpmRecipe
 from coevolve.recipe.schema import Recipe
 from coevolve.recipe.section import EXTENDS, Section
 from coevolve.recipe.yaml_text import LARGEST, parse_yaml
-from coevolve.shipped import CONFIG, recipe_path, shipped_recipes
+from coevolve.shipped import CONFIG, GRID, grid_path, recipe_path, shipped_recipes
 
 Kind = TypeVar("Kind", bound=Section)
 
@@ -53,6 +54,23 @@ def read_recipe(
             f"and not for `coevolve {name}`."
         )
     return check_section(values, str(path), kind), origins
+
+
+def load_grid(source: str | Path, overrides: Sequence[str] = ()) -> tuple[Grid, Path]:
+    """The grid at `source`, a folder with `grid.yaml`, a YAML file or the name of a recipe's folder
+    that comes with the package, and the folder that its paths are relative to; else RecipeError.
+    """
+    try:
+        path = grid_path(source)
+        path = path / GRID if is_folder(source) else path
+        values = _read(path, (), {})
+    except DataError as error:
+        raise RecipeError(
+            f"{error} A grid is a folder with {GRID} in it, or a YAML file."
+        ) from None
+    for override in overrides:
+        _apply(values, override)
+    return check_section(values, str(path), Grid), path.parent
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -88,7 +88,7 @@ def summarise(
     """
     read = Reading(scored, reader)
     main, *beside = (
-        _Measured(scored, m, read) for m in measures or default_measures(scored.subsets)
+        MeasuredCorpus(scored, m, read) for m in measures or default_measures(scored.subsets)
     )
     rows = [
         SubsetResults(
@@ -151,7 +151,7 @@ def _numbers(name: str, number: Sure) -> dict[str, float | None]:
     return {name: number.value, f"{name}_error": error, f"{name}_low": low, f"{name}_high": high}
 
 
-class _Measured:
+class MeasuredCorpus:
     """One measure of all subsets and models, which are paired over their examples."""
 
     def __init__(self, scored: ScoredCorpus, measure: Measure, read: Reading) -> None:

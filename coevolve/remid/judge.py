@@ -6,11 +6,11 @@ each response.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from coevolve.data.corpus import Row, read_rows
@@ -19,6 +19,7 @@ from coevolve.data.judgements import HEADER, mean_score, read_judgement, scale_o
 from coevolve.data.ledger import is_header
 from coevolve.documents import Document, Part
 from coevolve.errors import DataError, RecipeError
+from coevolve.information.agreement import Agreement, agreements
 from coevolve.remid.grid import Block, Grid
 from coevolve.remid.results import Count, RemidResults
 
@@ -28,6 +29,8 @@ Coefficient = Annotated[float, Field(ge=-1.000001, le=1.000001)]
 Pairs = Annotated[tuple[Pair, ...], Field(strict=False)]
 
 MINIMUM_PAIRS = 3
+LARGEST_SCORE = 1e100
+"""Of which squares can still be summed."""
 
 
 class Correlation(Part):
@@ -37,6 +40,18 @@ class Correlation(Part):
     low: Coefficient | None = Field(description="Lower end of the bootstrap interval, if any.")
     high: Coefficient | None = Field(description="Upper end of the interval.")
     undefined: Count = Field(description="Resamples that the interval leaves out.")
+
+    @classmethod
+    def of(cls, found: Mapping[str, Agreement]) -> "dict[str, Correlation]":
+        """By statistic."""
+        return {name: cls(**asdict(one)) for name, one in found.items()}
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "undefined"
+        if self.low is None:
+            return f"{self.value:+.3f} [undefined]"
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 class JudgeComparison(Document):
@@ -61,6 +76,7 @@ def read_judge_scores(
     row_of_sample: Mapping[str, str],
     *,
     left_out: Collection[str] = (),
+    scale: tuple[float, float] = (-LARGEST_SCORE, LARGEST_SCORE),
 ) -> dict[Pair, float]:
     """A judge's scores by (model, row), higher being better.
 
@@ -73,6 +89,7 @@ def read_judge_scores(
         models, rows: of the results.
         row_of_sample: sample_ID -> row, of all test examples.
         left_out: those that are not evaluated; their scores are read and not averaged.
+        scale: the lowest and the highest score; what `coevolve judge` wrote has its own.
     """
     given = _one_by_one(read_rows(path))
     if not given:
@@ -96,8 +113,8 @@ def read_judge_scores(
             twice = f"{name!r} of {model!r} has a score{f' by {judge!r}' if judge else ''} already"
             raise DataError(f"{where}: {field} {twice}. Remove one.")
         score = row["score"]
-        if type(score) not in (int, float) or not abs(score) <= LARGEST_SCORE:
-            accepted = f"a number, higher being better, of at most {LARGEST_SCORE:g}"
+        if type(score) not in (int, float) or not scale[0] <= score <= scale[1]:
+            accepted = f"a number, higher being better, from {scale[0]:g} to {scale[1]:g}"
             raise DataError(f"{where}: score is {score!r}; accepted is {accepted}.")
         by_judge[judge] = float(score)
     by_pair: dict[Pair, list[float]] = {}
@@ -143,15 +160,10 @@ def judge_correlations(
             f"{len(pairs)} of {len(known)} model x subset pairs have a judge's score and numbers; "
             f"a correlation needs {MINIMUM_PAIRS} or more. Score more of them."
         )
-    judged = np.array([scores[pair] for pair in pairs])
-    draws = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
+    judged = [scores[pair] for pair in pairs]
+    how: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
     compared = {
-        name: {
-            kind: _with_interval(
-                statistic, np.array([values[pair] for pair in pairs]), judged, draws, level
-            )
-            for kind, statistic in _statistics().items()
-        }
+        name: Correlation.of(agreements([values[pair] for pair in pairs], judged, **how))
         for name, values in measures.items()
     }
     return JudgeComparison(
@@ -173,13 +185,10 @@ def judge_grid(comparison: JudgeComparison) -> Grid:
         f"{comparison.level:.0%} bootstrap intervals ({comparison.resamples:,} resamples, seed "
         f"{comparison.seed})."
     )
-    rows = [[name, *map(_cell, of_one.values())] for name, of_one in comparison.measures.items()]
+    rows = [[name, *map(str, of_one.values())] for name, of_one in comparison.measures.items()]
     columns = ["measure", *map(str.capitalize, next(iter(comparison.measures.values())))]
     return Grid(columns, [Block("", rows)], [caption, *_notes(comparison)])
 
-
-LARGEST_SCORE = 1e100
-"""Of which squares can still be summed."""
 
 _ACCEPTED = "an object {model, subset, score} or {sample_ID, model, score}, perhaps with a 'judge'"
 
@@ -232,48 +241,6 @@ def _values(results: RemidResults) -> dict[str, dict[Pair, float]]:
         }
         for part in results.by_measure()
     }
-
-
-def _statistics() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
-    from scipy import stats
-
-    return {
-        "pearson": lambda x, y: stats.pearsonr(x, y).statistic,
-        "spearman": lambda x, y: stats.spearmanr(x, y).statistic,
-        "kendall": lambda x, y: stats.kendalltau(x, y).statistic,
-    }
-
-
-def _with_interval(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
-    values: np.ndarray,
-    judged: np.ndarray,
-    draws: np.ndarray,
-    level: float,
-) -> Correlation:
-    """The correlation, and its interval by resampling the pairs; `draws`, (B, P), are indices."""
-    if not (_varies(values) and _varies(judged)):
-        return Correlation(value=None, low=None, high=None, undefined=len(draws))
-    usable = [draw for draw in draws if _varies(values[draw]) and _varies(judged[draw])]
-    resampled = [statistic(values[draw], judged[draw]) for draw in usable]
-    ends: list[float | None] = [None, None]
-    if usable:
-        ends = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    value = float(statistic(values, judged))
-    undefined = len(draws) - len(usable)
-    return Correlation(value=value, low=ends[0], high=ends[1], undefined=undefined)
-
-
-def _varies(values: np.ndarray) -> bool:
-    return bool(np.ptp(values) > 0)
-
-
-def _cell(correlation: Correlation) -> str:
-    if correlation.value is None:
-        return "undefined"
-    if correlation.low is None:
-        return f"{correlation.value:+.3f} [undefined]"
-    return f"{correlation.value:+.3f} [{correlation.low:+.3f}, {correlation.high:+.3f}]"
 
 
 def _notes(comparison: JudgeComparison) -> list[str]:

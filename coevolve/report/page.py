@@ -8,6 +8,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from coevolve.compare.tables import compare_grids
 from coevolve.files import write_file
 from coevolve.information.agreement import spearman
 from coevolve.remid.bound import bound_grid, shift_grid
@@ -131,6 +132,7 @@ def render(contents: Contents, pictures: Mapping[str, Picture]) -> str:
         scale=remid and scale(remid),
         size_warning=remid and size_warning(remid, losers),
         level=f"{remid.level:.0%} interval" if remid and remid.level else None,
+        compare_grids=compare_grids(contents.compare) if contents.compare else [],
         remid_grids=grids,
         agreement=remid and _agreement(remid, contents.exact),
         bound_grids=[shift_grid(bound), *(bound_grid(bound, x) for x in bound.models)]

@@ -14,9 +14,9 @@ from coevolve.errors import RecipeError, meant
 from coevolve.files import read_text
 
 FOLDER = Path(__file__).parent
-CONFIG = "config.yaml"
-SCHEMA = "$schema=../recipe.schema.json"
-"""What editors find a recipe's schema by, in its first line."""
+CONFIG, GRID = "config.yaml", "grid.yaml"
+SCHEMA = "$schema=../"
+"""What editors find the schema of a recipe or grid by, in its first line, begins so."""
 FOR_SOFTWARE = ("#!", "# yaml-language-server")
 
 
@@ -34,6 +34,16 @@ def shipped_recipes() -> Mapping[str, Path]:
 def recipe_path(source: str | Path) -> Path:
     """What a recipe is read from: what lies at a path goes before a name."""
     return _at_path_or_named(source, shipped_recipes)
+
+
+def grid_path(source: str | Path) -> Path:
+    """What a grid is read from: likewise, a name being that of a recipe's folder."""
+    return _at_path_or_named(
+        source,
+        lambda: {
+            file.parent.name: file for file in shipped_recipes().values() if file.name == GRID
+        },
+    )
 
 
 def launch_path(source: str | Path) -> Path:

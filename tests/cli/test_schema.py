@@ -149,10 +149,13 @@ def test_the_schema_of_recipes_lies_beside_them_and_each_names_it(capsys):
     capsys.readouterr()
     assert main(["schema", "recipe"]) == 0
     assert (RECIPES / "recipe.schema.json").read_text() == capsys.readouterr().out
+    assert main(["schema", "grid"]) == 0
+    assert (RECIPES / "grid.schema.json").read_text() == capsys.readouterr().out
     for path in RECIPES.glob("*/*.yaml"):
         line = path.read_text().partition("\n")[0]
         named = line.removeprefix("# yaml-language-server: $schema=")
-        assert (path.parent / named).resolve() == RECIPES / "recipe.schema.json"
+        kind = "grid" if path.name == "grid.yaml" else "recipe"
+        assert (path.parent / named).resolve() == RECIPES / f"{kind}.schema.json"
     schema = printed("recipe", capsys)
     for text, problem in {
         "rounds: {phases: [connector_lr]}": "$.rounds.phases[0]: pattern",
@@ -184,12 +187,24 @@ def test_what_the_commands_write_is_what_the_schemas_say(run, tmp_path, capsys):
     out = {name: str(tmp_path / name) for name in ("remid", "bound", "score", "marginal", "truth")}
     remid = ["remid", *common, *models, f"some={tmp_path / 'some.jsonl'}", "--missing", "drop"]
     remid += ["--contexts", "2"]  # the example that was dropped
+    grid = {
+        "name": "both",
+        "estimator": str(run / "estimator"),
+        "models": {
+            names[0]: {"responses": str(world / f"{names[0]}.jsonl"), "remedy": "none"},
+            names[1]: {"responses": str(world / f"{names[1]}.jsonl"), "remedy": "noise"},
+        },
+        "judge": {"scores": str(tmp_path / "judge.json")},
+    }
+    grid["models"][names[1]]["start"] = names[0]
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     bound = ["bound", *common, *models, "--base", str(run / "base"), "--shown", "1"]
     for arguments in (
         [*remid, "--judge", str(tmp_path / "judge.json"), "--out", out["remid"]],
         [*bound, "--reasoning", "marginal:2", "--show-small-subsets", "--out", out["bound"]],
         ["score", *common, "--out", out["score"]],
         ["score", *common, "--reasoning", "marginal:2", "--seed", "1", "--out", out["marginal"]],
+        ["compare", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "compare")],
         ["truth", str(run), "--test", "8", "--policies", "perfect", "--json", out["truth"]],
     ):
         assert main(arguments) == 0
@@ -197,6 +212,7 @@ def test_what_the_commands_write_is_what_the_schemas_say(run, tmp_path, capsys):
     assert usual["contexts"] == usual["examples"]  # all others, and the dropped one
     record = Record(tmp_path)  # the run is too short to show samples
     record.samples("samples/connector_rl", ["text", "reward"], [["a", 0.5]], where={"round": 1})
+    shipped = list(RECIPES.glob("*/*.yaml"))
     written = {
         "run": [results],
         "status": [json.loads((run / "status.json").read_text())],
@@ -213,7 +229,12 @@ def test_what_the_commands_write_is_what_the_schemas_say(run, tmp_path, capsys):
         "blame": [json.loads((tmp_path / "bound" / "blame.json").read_text())],
         "score": lines(tmp_path / "score") + lines(tmp_path / "marginal"),
         "truth": [json.loads((tmp_path / "truth").read_text())],
-        "recipe": [parse_yaml(x.read_text(), str(x)) for x in RECIPES.glob("*/*.yaml")],
+        "compare": [json.loads((tmp_path / "compare" / "results.json").read_text())],
+        "recipe": [parse_yaml(x.read_text(), str(x)) for x in shipped if x.name != "grid.yaml"],
+        "grid": [
+            grid,
+            *(parse_yaml(x.read_text(), str(x)) for x in shipped if x.name == "grid.yaml"),
+        ],
     }
     assert set(written) == set(SCHEMAS)
     assert written["bound"][0]["reasoning"]["kind"] == "marginal"

@@ -90,9 +90,9 @@ class Arguments:
 SLOW = ("train", "remid", "bound", "truth")
 ASK = ("respond", "judge")
 """Commands that ask a server."""
-NEED_MORE = {*ASK, "import-reference", "custom", "rpm"}
+NEED_MORE = {*ASK, "import-reference", "custom", "rpm", "compare"}
 """Commands that a plain call does not satisfy: they need a server, the paper's public code, a
-user's, or a recipe of their own.
+user's, or a recipe or grid of their own.
 """
 
 
