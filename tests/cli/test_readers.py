@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from coevolve.cli import main
 from coevolve.cli import readers as command
 from coevolve.cli.readers import (
     add_reader_arguments,
@@ -14,9 +15,11 @@ from coevolve.cli.readers import (
     planned_fits,
 )
 from coevolve.cli.scoring import add_estimator_arguments, add_responses_arguments, read_answered
-from coevolve.data.corpus import Corpus
+from coevolve.data.corpus import Corpus, read_corpus
 from coevolve.data.example import Example, Turn
+from coevolve.data.responses import write_responses
 from coevolve.errors import ChatError, DataError, RecipeError
+from coevolve.recipe.optimization import Sft
 from coevolve.remid.score import Scoring
 from coevolve.training.distributed.stopping import Stop
 from coevolve.worlds.tiny import write_tiny_base
@@ -203,3 +206,47 @@ def test_responses_that_were_cut_off_teach_no_reader(larger):
         DataError, match=r"mine: 1 of 40 responses were cut off \(first 'IDTrain-39'"
     ):
         planned(larger, responses="mine=cut")
+
+
+def test_remid_fits_readers_once_and_says_what_to(run, tmp_path, monkeypatch):
+    """The estimator hardly knows anything; what a fit is worth is in tests/training/test_reader.py."""
+    from coevolve.remid import readers as least
+    from coevolve.training import reader as fits
+
+    monkeypatch.setattr(least, "LEAST_FITTED", 8)
+    quick = Sft(epochs=2, learning_rate=1e-3, train_batch_size=8)
+    monkeypatch.setattr(fits, "SETTINGS", quick)
+    data = run / "world" / "dialogues.json"
+    corpus = read_corpus(data)
+    tests = [x for split in corpus.test_splits for x in corpus.splits[split]]
+    for name, examples in {"halves": tests, "train": corpus.examples}.items():
+        said = [x.golden_response for x in examples]
+        write_responses(tmp_path / f"{name}.jsonl", examples, said[1:] + said[:1])
+    arguments = [
+        "remid",
+        "--estimator",
+        str(run / "estimator"),
+        "--data",
+        str(data),
+        "--fit-reader",
+    ]
+    arguments += ["--device", "cpu", "--cache", str(tmp_path / "cache"), "--responses"]
+    arguments += [f"{name}={tmp_path}/{name}.jsonl" for name in ("halves", "train")]
+    assert main([*arguments, "--out", str(tmp_path / "once")]) == 0
+    once = json.loads((tmp_path / "once" / "results.json").read_text())
+    fitted = {one["model"]: one for one in once["fitted"]["readers"]}
+    assert [*fitted] == [None, "halves", "train"]
+    assert fitted[None]["contexts"] == fitted["halves"]["contexts"] == "halves of the test contexts"
+    sizes = [sum(fitted["halves"][x]) for x in ("responses", "held_out")]
+    assert sum(sizes) == len(tests) and len(fitted["halves"]["epochs"]) == 2
+    assert fitted["train"]["contexts"] == "IDTrain" and len(fitted["train"]["epochs"]) == 1
+    assert once["fitted"]["settings"]["learning_rate"] == 1e-3
+    assert once["subsets"][0]["contexts"] == len(corpus.splits["IDTest"]) // 2 - 1
+    assert {"estimator", "fitted"} >= set(once["subsets"][0]["models"]["train"]["readers"])
+
+    monkeypatch.delattr(fits, "run_sft")
+    by_fitted = ["--reader", "fitted", "--out", str(tmp_path / "again")]
+    assert main([*arguments, *by_fitted]) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["fitted"] == once["fitted"]
+    assert again["subsets"][0]["golden"]["readers"] == ["fitted"]
