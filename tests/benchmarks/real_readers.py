@@ -85,6 +85,7 @@ def prepared(options: argparse.Namespace, out: Path) -> list[str]:
         "model": {"base": options.base, "tuning": "lora", "max_length": options.longest, **cpu},
         "rpm": {
             "method": "sft",
+            "max_response_tokens": options.tokens,
             "prompt": str(out / "prompt.yaml"),
             "sft": {"steps": options.steps, "learning_rate": 5e-4, "train_batch_size": 8},
         },
