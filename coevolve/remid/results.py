@@ -71,7 +71,7 @@ class Fitted(Part):
     """What a reader of responses was fitted to; two where each reads what the other was fitted to."""
 
     model: str | None = Field(description="Whose responses; null for golden ones.")
-    contexts: Literal["IDTrain", "halves of the test contexts"]
+    contexts: Literal["IDTrain", "halves of the test contexts"] = Field(description="In which.")
     responses: list[Count] = Field(description="That each was trained on.")
     held_out: list[Count] = Field(description="Others, by which it was told when to stop.")
     epochs: list[Count] = Field(description="Passes; 0 is the estimator as it was.")
@@ -81,7 +81,7 @@ class FittedReaders(Part):
     """All readers that were fitted."""
 
     settings: dict[str, JsonValue] = Field(description="Of the optimizer, and of stopping.")
-    readers: list[Fitted]
+    readers: list[Fitted] = Field(description="That of golden responses first.")
 
 
 class Golden(Information):
