@@ -52,7 +52,7 @@ GOLDEN = "golden"
 BEST = "best"
 FITTED = "fitted"
 SOURCES = ("estimator", "ideal", "own", FITTED, BEST)
-FITTED_TO = 256
+FITTED_TO = 1024
 """Responses of each policy in distribution."""
 EXACT_MARGINAL = "exact_marginal"
 MEASURES = (*FORMS, EXACT_MARGINAL)
