@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     embedder = make_embedder(options.embedder, estimator, options.base)
     console = make_console(sys.stderr)
     scored = door.score_answered(answered, scoring, estimator, console, asked)
-    measure = (asked or default_measures(scored.subsets))[0]
+    measure = (asked or default_measures(scored))[0]
     if options.normalisation:
         measure = replace(measure, normalisation=options.normalisation)
     # Three inputs, golden and the models' responses.

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import coevolve.cli.scoring as door
 from coevolve.cli.paths import adders
-from coevolve.cli.readers import add_reader_arguments, chosen_reader, chosen_readers
+from coevolve.cli.readers import (
+    add_reader_arguments,
+    chosen_reader,
+    chosen_readers,
+    fit_readers,
+    planned_fits,
+)
 from coevolve.outputs import REMID, write_parts
 
 if TYPE_CHECKING:
@@ -64,6 +70,8 @@ def evaluated(options: argparse.Namespace) -> "tuple[RemidResults, ScoredCorpus 
         options.reasoning = options.reasoning or "greedy"  # whatever the estimator's own form is
     scoring = door.chosen_scoring(options, answered)
     readers, reader = chosen_readers(options, answered), chosen_reader(options)
+    fits = planned_fits(options, answered, scoring)
+    scoring = replace(scoring, halved=any(fit.halved for fit in fits))
     judged = _judged(options, answered) if options.judge else None  # before the estimator is loaded
     exact = options.protocol == "exact"
     if exact:  # the other one cuts what is too long
@@ -72,8 +80,11 @@ def evaluated(options: argparse.Namespace) -> "tuple[RemidResults, ScoredCorpus 
     console, tables, folder = make_console(sys.stderr), make_console(sys.stdout), Path(options.out)
     plain, texts, scored = None, {}, None
     if exact:
+        fitted, how = fit_readers(options, fits, answered, scoring, estimator, console)
+        readers += fitted
         scored = door.score_answered(answered, scoring, estimator, console, measures, readers)
         results = summarise(scored, measures, reader)
+        results = results.model_copy(update={"fitted": how} if how else {})
         main = Measure(results.form, results.normalisation)
         shares = shares_of_examples(scored, main, reader)
         texts["contributions.jsonl"] = jsonl_text(share.values() for share in shares)
@@ -133,6 +144,7 @@ def _chosen_measures(options: argparse.Namespace) -> "list[Measure]":
         "--show-small-subsets": options.show_small_subsets,
         "--contexts": bool(options.contexts),
         "--own": bool(options.own),
+        "--fit-reader": options.fit_reader,
         "--reader": options.reader is not None,
     }
     odd = [name for name, is_given in given.items() if is_given]

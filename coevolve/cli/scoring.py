@@ -119,21 +119,21 @@ def add_pairs_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 def read_answered(options: argparse.Namespace) -> Answered:
     """Data and responses that the options name."""
-    from coevolve.data.corpus import read_corpus
+    from coevolve.data.corpus import TRAIN_SPLIT, read_corpus
     from coevolve.data.responses import answered_by_all, read_partial_responses, read_responses
     from coevolve.remid.subsets import evaluated_examples, with_golden
     from coevolve.remid.unanswered import count_unanswered
 
     whole = read_corpus(options.data)
     corpus = with_golden(whole) if options.contexts else whole
-    examples = evaluated_examples(corpus)
+    examples, train = evaluated_examples(corpus), whole.splits.get(TRAIN_SPLIT, ())
     files = named_files(options.responses)
     if options.missing == "error":
         ids, given = [x.sample_id for x in examples], {}
         for name, path in files.items():
-            given[name] = dict(zip(ids, read_responses(path, examples), strict=True))
+            given[name] = dict(zip(ids, read_responses(path, examples, train), strict=True))
         return Answered(corpus, given, whole, None)
-    partial = {name: read_partial_responses(path, examples) for name, path in files.items()}
+    partial = {name: read_partial_responses(path, examples, train) for name, path in files.items()}
     answered = answered_by_all(corpus, partial)
     ids = [example.sample_id for example in evaluated_examples(answered)]
     common = {name: {x: usable.by_id[x] for x in ids} for name, usable in partial.items()}

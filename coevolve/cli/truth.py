@@ -17,8 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--policies", "role-playing models judged (default: all)", nargs="+", metavar="NAME")
     what = "leave the estimators out: what exact conditionals give, in little time"
     add("--exact-only", what, action="store_true")
-    what = "own: let the best of the estimator and a policy's exact conditional read it, too"
-    add("--readers", what, choices=("own",))
+    what = (
+        "let the best of the estimator and another reader read each policy, too: its exact "
+        "conditional (own), or one that is fitted to its responses (fitted)"
+    )
+    add("--readers", what, choices=("own", "fitted"))
     door.add_estimator_arguments(parser, named=False)
     door.add_reasoning_arguments(parser, from_file=False)
     add("--seed", "of sampled reasonings (default 0)", type=int, default=0)
@@ -49,6 +52,13 @@ def run(options: argparse.Namespace) -> None:
         estimator = None if options.exact_only else door.load_estimator(options, world.estimator)
         contexts = options.test * (len(worlds_by_split(world.seed)) - 1)
         title = f"{folder}: world {world.seed}, {contexts} contexts"
+        fit = None
+        if options.readers == "fitted" and estimator is not None:
+            from coevolve.training.reader import Fitting
+
+            how = door.cache_folder(options), options.stop.poll
+            fit = Fitting(estimator, form, options.seed, *how).reader
+            title, contexts = f"{title}, by two readers each", 2 * contexts
         with task(console, title, contexts) as advance:
             rows += audit_world(
                 estimator,
@@ -58,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
                 names=options.policies,
                 reasoning=form,
                 own_readers=options.readers == "own",
+                fit=fit,
                 advance=advance,
             )
         if estimator is not None:

@@ -37,8 +37,10 @@ class PartialResponses:
     duplicated: tuple[str, ...]
 
 
-def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
-    """Read one response for each example.
+def read_responses(
+    path: str | Path, examples: Sequence[Example], also: Sequence[Example] = ()
+) -> list[str]:
+    """Read one response for each example; rows of those in `also` are passed over.
 
     Accepted is a `.jsonl` file, or a `.json` file with a list, of rows `{sample_ID, response}` or,
     as in the result files of the paper's public code, `{sample_ID, model_response}`. Other fields
@@ -53,7 +55,7 @@ def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
             or was there before; or an example has no response.
     """
     answered: dict[str, tuple[str, str]] = {}
-    for where, sample_id, response in _rows_of(path, examples):
+    for where, sample_id, response in _rows_of(path, examples, also):
         if sample_id in answered:
             raise DataError(
                 f"{where}: sample_ID {sample_id!r} was answered before, in "
@@ -72,13 +74,15 @@ def read_responses(path: str | Path, examples: Sequence[Example]) -> list[str]:
     return [answered[sample_id][1] for sample_id in ids]
 
 
-def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> PartialResponses:
+def read_partial_responses(
+    path: str | Path, examples: Sequence[Example], also: Sequence[Example] = ()
+) -> PartialResponses:
     """The usable responses of a file of `read_responses`, and the samples without one, where the
     user allows that. A malformed row, or one of no example, stays an error: no count could put it
     right.
     """
     answered: dict[str, list[str]] = {}
-    for _, sample_id, response in _rows_of(path, examples, empty=True):
+    for _, sample_id, response in _rows_of(path, examples, also, empty=True):
         answered.setdefault(sample_id, []).append(response)
     ids = [example.sample_id for example in examples]
     once = {name: texts[0] for name in ids if len(texts := answered.get(name, [])) == 1}
@@ -91,6 +95,16 @@ def read_partial_responses(path: str | Path, examples: Sequence[Example]) -> Par
         empty=tuple(name for name in ids if name in once and name not in by_id),
         duplicated=tuple(name for name in ids if len(answered.get(name, ())) > 1),
     )
+
+
+def responses_to_some(
+    path: str | Path, examples: Sequence[Example], others: Sequence[Example]
+) -> dict[str, str]:
+    """The usable responses of a file to the examples, by sample_ID, beside those to others."""
+    answered: dict[str, list[str]] = {}
+    for _, sample_id, response in _rows_of(path, examples, others, empty=True):
+        answered.setdefault(sample_id, []).append(response)
+    return {x: texts[0] for x, texts in answered.items() if len(texts) == 1 and texts[0].strip()}
 
 
 def answered_by_all(corpus: Corpus, responses: Mapping[str, PartialResponses]) -> Corpus:
@@ -164,14 +178,17 @@ def read_response_row(row: Any, where: str, *, empty: bool = False) -> tuple[str
 
 
 def _rows_of(
-    path: str | Path, examples: Sequence[Example], *, empty: bool = False
+    path: str | Path, examples: Sequence[Example], also: Sequence[Example], *, empty: bool = False
 ) -> Iterator[tuple[str, str, str]]:
     """(place, sample_ID, response) of each row of a responses file; a ledger's header is passed
-    over.
+    over, and rows of examples in `also`.
     """
     wanted, rows = {example.sample_id for example in examples}, read_rows(path)
+    passed = {example.sample_id for example in also} - wanted
     for where, row in rows[1:] if rows and is_header(rows[0][1], HEADER) else rows:
         sample_id, response = read_response_row(row, where, empty=empty)
+        if sample_id in passed:
+            continue
         if sample_id not in wanted:
             raise DataError(
                 f"{where}: sample_ID {sample_id!r} is not in the data ({len(wanted)} samples). "

@@ -191,7 +191,7 @@ def blame_examples(
     if shown < 1 or other_contexts < 1:
         found = f"shown is {shown}, other_contexts is {other_contexts}"
         raise RecipeError(f"{found}; accepted are integers from 1 up.")
-    measure = measure or default_measures(scored.subsets)[0]
+    measure = measure or default_measures(scored)[0]
     tokens = TokenScoring(estimator, scored.scoring.reasoning, other_contexts, seed)
     of_models: list[dict[str, BlameOfModel]] = [{} for _ in scored.subsets]
     for name in scored.models:

@@ -105,7 +105,7 @@ def evaluate_bound(
     it, nats per response, by default that of `coevolve remid`.
     """
     measuring = measuring or Measuring()
-    measure = Measure(form or default_measures(scored.subsets)[0].form)
+    measure = Measure(form or default_measures(scored)[0].form)
     small = _small_subsets(scored)
     home, *shifted = (one for one in scored.subsets if one.subset not in small)
     if not shifted:

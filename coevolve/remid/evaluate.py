@@ -87,9 +87,7 @@ def summarise(
         reader: by which reader of `scored` responses are read, as `coevolve.remid.readers` has it.
     """
     read = Reading(scored, reader)
-    main, *beside = (
-        MeasuredCorpus(scored, m, read) for m in measures or default_measures(scored.subsets)
-    )
+    main, *beside = (MeasuredCorpus(scored, m, read) for m in measures or default_measures(scored))
     rows = [
         SubsetResults(
             **subset.subset.identity,

@@ -67,11 +67,47 @@ def negative_pairs(
     return pairs
 
 
-def with_contexts(pairs: np.ndarray, count: int, further: int) -> np.ndarray:
-    """The pairs, and each of `count` responses in `further` more contexts, numbered from `count`."""
+def pairs_within(
+    half: np.ndarray, sample_ids: Sequence[str], negatives: Negatives, *, seed: int, where: str
+) -> np.ndarray:
+    """As `negative_pairs`, but a response only meets contexts of its own half, (N,) 0 or 1: equally
+    many, which is one fewer than the smaller half has.
+    """
+    members = [np.flatnonzero(half == number) for number in (0, 1)]
+    least = min(map(len, members))
+    if least < 2:
+        raise DataError(
+            f"{where}: found {len(half)} examples; a reader that is fitted to half of them reads the "
+            "others, for which it takes 4 or more. Add examples, or leave --fit-reader out."
+        )
+    if isinstance(negatives, int):
+        raise RecipeError(
+            f"negatives is {negatives}; halves that are read apart need 'all', or so many per "
+            "context."
+        )
+    wanted = negatives.count if isinstance(negatives, PerContext) else least
+    each = PerContext(min(wanted, least - 1))
+    parts = []
+    for own in members:
+        ids = [sample_ids[place] for place in own.tolist()]
+        pairs = own[negative_pairs(ids, each, seed=seed, where=where)]
+        parts.append(pairs.reshape(-1, own.size, 2))
+    # Distance by distance, of both halves.
+    return np.concatenate([pairs for both in zip(*parts, strict=True) for pairs in both])
+
+
+def with_contexts(
+    pairs: np.ndarray, count: int, further: int, half: np.ndarray | None = None
+) -> np.ndarray:
+    """The pairs, and each of `count` responses in `further` more contexts, numbered from `count`;
+    with halves, in every other one, which begin with half 0's.
+    """
     contexts = np.repeat(np.arange(count, count + further), count)
     responses = np.tile(np.arange(count), further)
-    return np.concatenate([pairs, np.stack([contexts, responses], axis=1)])
+    more = np.stack([contexts, responses], axis=1)
+    if half is not None:
+        more = more[(contexts - count) % 2 == half[responses]]
+    return np.concatenate([pairs, more])
 
 
 def contexts_per_response(pairs: np.ndarray, count: int) -> int:

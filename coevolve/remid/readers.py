@@ -1,5 +1,5 @@
-"""By which reader a model's responses are read: the estimator, the model's own weights, or
-the better of the two.
+"""By which reader a model's responses are read: the estimator, the model's own weights, one that
+was fitted to its responses, or the best of those there are.
 
 Any conditional gives a lower bound of what responses say about their contexts
 (`coevolve.information.density_ratio`). The estimator has learned golden responses, and cannot read
@@ -15,15 +15,17 @@ from coevolve.information.readers import Chosen, best_readers, halves, read_by
 from coevolve.remid.measures import RECOMMENDED, Measure
 from coevolve.remid.score import ScoredCorpus
 
-ReaderKind = Literal["estimator", "own", "best"]
+ReaderKind = Literal["estimator", "own", "fitted", "best"]
 ESTIMATOR: Literal["estimator"] = "estimator"
-OWN: Literal["own"] = "own"
+LEAST_FITTED = 32
+"""Responses that a reader is fitted to, those among them by which it is told when to stop."""
 
 
 class Reading:
     """Estimates of scored responses, each by its reader. With `own` golden responses, which nobody's
-    weights wrote, are the estimator's. With `best` golden and every model have the choice of all
-    that read them, subset by subset, by the calibrated bound.
+    weights wrote, are the estimator's; with `fitted` they have a reader of their own, too. With
+    `best` golden and every model have the choice of all that read them, subset by subset, by the
+    calibrated bound.
     """
 
     def __init__(self, scored: ScoredCorpus, kind: ReaderKind = ESTIMATOR) -> None:
@@ -33,7 +35,8 @@ class Reading:
         self.scored, self.kind = scored, kind
         for model in scored.models:
             for subset in scored.subsets:
-                if kind == OWN and kind not in subset.readings.get(model, {}):
+                asked = kind not in (ESTIMATOR, "best")
+                if asked and kind not in subset.readings.get(model, {}):
                     raise RecipeError(
                         f"reader {kind}: {model!r} has none in {subset.subset.row}. Give it one, or "
                         "choose the reader best, which takes what each model has."

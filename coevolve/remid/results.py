@@ -67,6 +67,23 @@ class Information(Part):
     """Who read the responses, where it may be another than the estimator; two read half each."""
 
 
+class Fitted(Part):
+    """What a reader of responses was fitted to; two where each reads what the other was fitted to."""
+
+    model: str | None = Field(description="Whose responses; null for golden ones.")
+    contexts: Literal["IDTrain", "halves of the test contexts"] = Field(description="In which.")
+    responses: list[Count] = Field(description="That each was trained on.")
+    held_out: list[Count] = Field(description="Others, by which it was told when to stop.")
+    epochs: list[Count] = Field(description="Passes; 0 is the estimator as it was.")
+
+
+class FittedReaders(Part):
+    """All readers that were fitted."""
+
+    settings: dict[str, JsonValue] = Field(description="Of the optimizer, and of stopping.")
+    readers: list[Fitted] = Field(description="That of golden responses first.")
+
+
 class Golden(Information):
     """The golden responses of a subset."""
 
@@ -277,6 +294,7 @@ class RemidResults(Evaluation, Measured):
     reasoning: ChosenReasoning | None = Field(default=None, description="How it was chosen.")
     protocol: dict[str, JsonValue] | None = None
     """Of the public code, where it was asked for: how many windows were scored, cut, and empty."""
+    fitted: FittedReaders | None = Field(default=None, description="Readers, where any were.")
     level: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of the intervals; absent where there are none."""
     replicates: Count | None = Field(default=None, description="Of the bootstrap, in older files.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from coevolve.information.contrast import Contrast
 from coevolve.information.estimate import FORMS
 from coevolve.information.log_probs import Normalisation
 from coevolve.information.marginal import bigram_log_probs
+from coevolve.information.readers import halves
 from coevolve.remid.measures import PUBLISHED, RECOMMENDED, Measure
 from coevolve.remid.pairs import (
     PUBLISHED_NEGATIVES,
@@ -20,6 +22,7 @@ from coevolve.remid.pairs import (
     check_negatives,
     contexts_per_response,
     negative_pairs,
+    pairs_within,
     with_contexts,
 )
 from coevolve.remid.subsets import Responses, Subset, Texts, distributions, texts_by_model
@@ -102,7 +105,8 @@ class Scoring:
     hundreds. `seed` is of the choice of pairs. `small_subsets`: a shifted subset of one example is
     an error, or shown without numbers. `contexts_at_once` go to the estimator in one call, between
     two reports of progress. `further` are contexts by row, of the same distribution, to which there
-    are no responses: every response is scored in them as well.
+    are no responses: every response is scored in them as well. If `halved`, responses only meet
+    contexts of their own half (`halves`), so that a reader of one may be fitted to the other.
     """
 
     negatives: Negatives = PUBLISHED_NEGATIVES
@@ -111,6 +115,7 @@ class Scoring:
     small_subsets: SmallSubsets = "error"
     contexts_at_once: int = 32
     further: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    halved: bool = False
 
     def __post_init__(self) -> None:
         check_negatives(self.negatives)
@@ -130,14 +135,27 @@ class Scoring:
         for subset in subsets:
             if subset not in small:
                 where = f"{corpus.source}: {subset.row}"
-                pairs = negative_pairs(subset.ids, self.negatives, seed=self.seed, where=where)
-                further = len(self.further.get(subset.row, ()))
-                chosen.append((subset, with_contexts(pairs, len(subset.examples), further)))
+                half = halves(subset.ids, self.seed) if self.halved else None
+                make = negative_pairs if half is None else partial(pairs_within, half)
+                pairs = make(subset.ids, self.negatives, seed=self.seed, where=where)
+                further = len(self.contexts(subset)) - len(subset.examples)
+                chosen.append((subset, with_contexts(pairs, len(subset.examples), further, half)))
         return chosen, small
 
     def contexts(self, subset: Subset) -> tuple[Example, ...]:
         """All in which its responses are scored, their own first."""
-        return (*subset.examples, *self.further.get(subset.row, ()))
+        further = self.further.get(subset.row, ())
+        even = len(further) - len(further) % 2
+        return (*subset.examples, *(further[:even] if self.halved else further))
+
+    def half_of(self, corpus: Corpus) -> dict[str, int]:
+        """sample_ID -> 0 or 1, of every context."""
+        found: dict[str, int] = {}
+        for subset in distributions(corpus):
+            of_own = halves(subset.ids, self.seed).tolist()
+            ids = [example.sample_id for example in self.contexts(subset)]
+            found |= dict(zip(ids, [*of_own, *([0, 1] * len(ids))], strict=False))
+        return found
 
 
 @dataclass(frozen=True)
@@ -384,11 +402,15 @@ def _check_pairs(subset: Subset, pairs: np.ndarray, measures: Sequence[Measure])
             )
 
 
-def default_measures(scored: Sequence[ScoredSubset]) -> tuple[Measure, ...]:
+def default_measures(scored: ScoredCorpus) -> tuple[Measure, ...]:
     """What is measured unless something else is asked for, the main one first: `calibrated` per
     response with the published CLUB per token beside it, where each response was scored in 32 other
     contexts or in all there are; else the published one alone, which is all that a sample of pairs
     allows.
     """
-    enough = all(x.contexts >= min(LEAST_CONTEXTS, len(x.subset.examples) - 1) for x in scored)
+    parts = 2 if scored.scoring.halved else 1
+    enough = all(
+        x.contexts >= min(LEAST_CONTEXTS, len(x.subset.examples) // parts - 1)
+        for x in scored.subsets
+    )
     return (RECOMMENDED, PUBLISHED) if enough else (PUBLISHED,)

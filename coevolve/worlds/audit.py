@@ -7,10 +7,11 @@ The same responses are scored by three conditionals, so that a fault can be told
 * `ideal`: the world's own p(y | x), the best that training on golden responses can give;
 * `own`: each policy's own p_theta(y | x), the best that training on *its* responses could give.
 
-With readers asked for, one more is made of those that a user of the measures may have:
+With readers asked for, two more are of those that a user of the measures may have:
 
-* `best`: of the estimator and `own`, the one with the larger bound, chosen on one half of the
-  responses and used on the other (`coevolve.information.readers`), golden ones likewise.
+* `fitted`: the estimator, trained further on each policy's responses to fresh contexts (`fit`);
+* `best`: of the estimator and `fitted`, or `own`, the one with the larger bound, chosen on one half
+  of the responses and used on the other (`coevolve.information.readers`), golden ones likewise.
 
 What `own` gets wrong is the form's doing, what `ideal` gets wrong besides is due to reading a
 policy by golden responses, and what `estimator` gets wrong besides is the estimator's.
@@ -20,7 +21,7 @@ A response has as many tokens as any other, so that per token every number is th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from coevolve.information.estimate import FORMS, Estimate, mutual_information
 from coevolve.information.marginal import bigram_log_probs
 from coevolve.information.readers import best_readers, halves, read_by
 from coevolve.information.uncertainty import standard_error
-from coevolve.remid.score import Estimator, score_pairs
+from coevolve.remid.score import Estimator, PairScorer, score_pairs
 from coevolve.scoring.reasoning import Reasoning
 from coevolve.scoring.scores import Scores
 from coevolve.worlds import truth
@@ -49,11 +50,10 @@ from coevolve.worlds.world import Hops, World
 IN_DISTRIBUTION = "IDTest"
 GOLDEN = "golden"
 BEST = "best"
-SOURCES = ("estimator", "ideal", "own", BEST)
-READERS = ("estimator", "own")
-"""Of the sources those that a user may have; the exact conditional of golden responses is nobody's
-but theirs.
-"""
+FITTED = "fitted"
+SOURCES = ("estimator", "ideal", "own", FITTED, BEST)
+FITTED_TO = 1024
+"""Responses of each policy in distribution."""
 EXACT_MARGINAL = "exact_marginal"
 MEASURES = (*FORMS, EXACT_MARGINAL)
 """The forms, and Barber and Agakov's bound as it stands in theory, with the exact p(y)."""
@@ -62,10 +62,14 @@ LEAST_LOSS = 0.1
 """Nats per response from which the sign of an EMID is asked for."""
 
 AUDIT_STREAM = 5  # keeps the fresh samples apart from the splits, drawn from [seed, split]
+FIT_STREAM = 6  # likewise, of what readers are fitted to
 CONTEXTS_AT_ONCE = 16
 
 Row = dict[str, Any]
+Matrices = dict[str, NDArray[np.float64]]
 Report = Callable[[int], None]
+Fit = Callable[[Sequence[Example], Sequence[str]], PairScorer]
+"""From examples and responses to a reader that was fitted to them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ def audit_world(
     names: Sequence[str] | None = None,
     reasoning: Reasoning | None = None,
     own_readers: bool = False,
+    fit: Fit | None = None,
     advance: Report | None = None,
 ) -> list[Row]:
     """Estimates and exact values for the world of a seed.
@@ -102,13 +107,17 @@ def audit_world(
         names: of the policies judged; None for all of `coevolve.worlds.role_players`.
         reasoning: how the estimator's reasonings are chosen; greedy by default.
         own_readers: whether the best of the estimator and `own` reads, too.
-        advance: told of each context that is scored; there are 5 x `test` in all.
+        fit: likewise, with readers that are fitted in the place of `own`.
+        advance: told of each context that is scored; there are 5 x `test` in all, and twice as many
+            with readers that are fitted.
     """
     if test < 8:
         raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
     worlds = worlds_by_split(seed, strength=strength, hops=hops)
     del worlds[TRAIN_SPLIT]
     policies = chosen_policies(worlds[IN_DISTRIBUTION], names)
+    reasoning = reasoning or Reasoning()
+    readers = _fitted(fit, seed, worlds[IN_DISTRIBUTION], policies) if fit else {}
     rows: list[Row] = []
     home: dict[tuple[str, str, str], tuple[Row, Estimate | None]] = {}
     for index, (split, world) in enumerate(worlds.items()):
@@ -118,10 +127,13 @@ def audit_world(
             advance(test)
         scored = None
         if estimator is not None:
-            scored = _score(estimator, reasoning or Reasoning(), sample, advance)
+            scored = {"estimator": _score(estimator, estimator, reasoning, sample, advance)}
+            if readers:
+                scored[FITTED] = _read(readers, estimator, reasoning, sample, advance)
         halved = halves([example.sample_id for example in sample.examples], seed)
-        half = halved if own_readers and scored is not None else None
-        for row, estimated in _judge(sample, policies, scored, half):
+        other = FITTED if readers else "own" if own_readers else None
+        chosen = None if scored is None or other is None else (other, halved)
+        for row, estimated in _judge(sample, policies, scored, chosen):
             key = (row["policy"], row["source"], row["measure"])
             row = {"seed": seed, **row, "emid": None, "emid_error": None, "exact_emid": None}
             if split == IN_DISTRIBUTION:
@@ -228,10 +240,15 @@ def exact_matrix(policy: Policy, inputs: Values, words: NDArray[np.int64]) -> ND
 
 
 def _draw(
-    split: str, world: World, policies: Mapping[str, Policy], test: int, rng: np.random.Generator
+    split: str,
+    world: World,
+    policies: Mapping[str, Policy],
+    count: int,
+    rng: np.random.Generator,
+    prefix: str = "audit",
 ) -> Sample:
     examples = world.sample(
-        test, rng, subset=SHIFT_OF_SPLIT[split] or split, prefix=f"audit-{split}"
+        count, rng, subset=SHIFT_OF_SPLIT[split] or split, prefix=f"{prefix}-{split}"
     )
     responses: dict[str, Any] = {GOLDEN: [example.golden_response for example in examples]}
     responses |= {name: policy.respond(examples, rng) for name, policy in policies.items()}
@@ -241,8 +258,8 @@ def _draw(
 def _judge(
     sample: Sample,
     policies: Mapping[str, Policy],
-    scored: Mapping[str, NDArray[np.float64]] | None,
-    half: NDArray[np.int64] | None,
+    scored: Mapping[str, Matrices] | None,
+    chosen: tuple[str, NDArray[np.int64]] | None,
 ) -> Iterator[tuple[Row, Estimate | None]]:
     """A sample's rows, still without EMID, each with its estimate of EMI (golden: None)."""
     golden_policy, inputs = sample.world.golden, parse_all(sample.examples)
@@ -251,7 +268,7 @@ def _judge(
     for name, responses in sample.responses.items():
         policy = policies.get(name, golden_policy)
         words = parse_responses(sample.examples, responses)
-        matrices = {} if scored is None else {"estimator": scored[name]}
+        matrices = {source: of_policy[name] for source, of_policy in (scored or {}).items()}
         for source, one in (("ideal", golden_policy), ("own", policy)):
             matrices[source] = exact_matrix(one, inputs, words)
         exact = truth.information(sample.world, policy).mutual_information
@@ -265,7 +282,7 @@ def _judge(
             "exact_emi": exact - exact_golden,
         }
         marginals = _marginals(sample.world, policy, responses, words)
-        for (source, measure), information in _informations(matrices, marginals, half).items():
+        for (source, measure), information in _informations(matrices, marginals, chosen).items():
             row = {**known, "source": source, "measure": measure}
             row["information"] = information.value
             ours = golden.setdefault((source, measure), information)
@@ -278,9 +295,11 @@ def _judge(
 def _informations(
     matrices: Mapping[str, NDArray[np.float64]],
     marginals: Mapping[str, NDArray[np.float64]],
-    half: NDArray[np.int64] | None,
+    other: tuple[str, NDArray[np.int64]] | None,
 ) -> dict[tuple[str, str], Estimate]:
-    """(source, measure) -> mutual information, of the best reader too where halves are given."""
+    """(source, measure) -> mutual information, of the best of the estimator and an `other` reader,
+    which comes with the halves that they are chosen by, too.
+    """
     found = {}
     for source, matrix in matrices.items():
         for measure in MEASURES:
@@ -288,8 +307,8 @@ def _informations(
             contrast = Contrast.from_matrix(scores, "per_response", marginals.get(measure))
             form = "difference_of_entropies" if measure == EXACT_MARGINAL else measure
             found[source, measure] = mutual_information(contrast, form)
-    if half is not None:
-        readers = [source for source in READERS if source in matrices]
+    if other is not None:
+        readers, half = ["estimator", other[0]], other[1]
         chosen = best_readers({x: found[x, "calibrated"] for x in readers}, half)
         for measure in MEASURES:
             of_readers = {reader: found[reader, measure] for reader in readers}
@@ -297,10 +316,42 @@ def _informations(
     return found
 
 
+def _fitted(
+    fit: Fit, seed: int, world: World, policies: Mapping[str, Policy]
+) -> dict[str, PairScorer]:
+    """A reader for golden responses and for each policy's."""
+    rng = np.random.default_rng([seed, FIT_STREAM])
+    sample = _draw(IN_DISTRIBUTION, world, policies, FITTED_TO, rng, "fit")
+    return {name: fit(sample.examples, said) for name, said in sample.responses.items()}
+
+
+def _read(
+    readers: Mapping[str, PairScorer],
+    estimator: Estimator,
+    reasoning: Reasoning,
+    sample: Sample,
+    advance: Report | None,
+) -> Matrices:
+    """As `_score`, each policy by its own reader, which tells its share of the contexts."""
+    found: dict[str, NDArray[np.float64]] = {}
+    count = len(sample.examples)
+    for number, (name, reader) in enumerate(readers.items()):
+        own = replace(sample, responses={name: sample.responses[name]})
+        found |= _score(reader, estimator, reasoning, own, None)
+        if advance is not None:
+            before, after = (count * done // len(readers) for done in (number, number + 1))
+            advance(after - before)
+    return found
+
+
 def _score(
-    estimator: Estimator, reasoning: Reasoning, sample: Sample, advance: Report | None
-) -> dict[str, NDArray[np.float64]]:
-    """Policy name -> (N, N) log-probabilities by the estimator; equal texts scored once."""
+    scorer: PairScorer,
+    estimator: Estimator,
+    reasoning: Reasoning,
+    sample: Sample,
+    advance: Report | None,
+) -> Matrices:
+    """Policy name -> (N, N) log-probabilities; equal texts scored once. The estimator reasons."""
     texts = [text for responses in sample.responses.values() for text in responses]
     different, place = np.unique(texts, return_inverse=True)
     scores = np.empty((len(sample.examples), different.size))
@@ -309,7 +360,7 @@ def _score(
         pairs = np.argwhere(np.ones((len(block), different.size), dtype=bool))
         written = reasoning.write(estimator, block)
         given = block, different.tolist(), reasoning, written, pairs
-        found = score_pairs(estimator, *given, sample.split)
+        found = score_pairs(scorer, *given, sample.split)
         scores[start : start + len(block)] = found.sum.reshape(len(block), -1)
         if advance is not None:
             advance(len(block))

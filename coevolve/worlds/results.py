@@ -16,7 +16,7 @@ class TruthRow(Part):
     shift: RowShift
     policy: str = Field(description="The role-playing model; `golden` for the golden responses.")
     same_code: bool = Field(description="Whether it says what golden ones say, if less surely.")
-    source: Literal["estimator", "ideal", "own", "best"] = Field(
+    source: Literal["estimator", "ideal", "own", "fitted", "best"] = Field(
         description="Whose conditional scored."
     )
     measure: str = Field(description="A form, or the difference of entropies with the exact p(y).")

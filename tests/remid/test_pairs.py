@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coevolve.errors import DataError, RecipeError
+from coevolve.information.readers import halves
 from coevolve.remid.pairs import (
     PerContext,
     chosen_negatives,
     contexts_per_response,
     negative_pairs,
     negatives_value,
+    pairs_within,
+    with_contexts,
 )
 
 
@@ -47,6 +50,33 @@ def test_the_first_pairs_of_a_design_are_a_design(count, seed):
         assert np.array_equal(
             part, negative_pairs(ids(count), PerContext(used), seed=seed, where="x")
         )
+
+
+@given(st.integers(4, 21), st.integers(1, 12), st.integers(0, 5), st.integers(0, 2**32))
+def test_within_halves_every_response_meets_equally_many_contexts_of_its_own(
+    count, per_context, further, seed
+):
+    half = halves(ids(count), seed)
+    for negatives, most in (("all", count), (PerContext(per_context), per_context)):
+        pairs = pairs_within(half, ids(count), negatives, seed=seed, where="x")
+        used = min(most, count // 2 - 1)
+        assert np.all(half[pairs[:, 0]] == half[pairs[:, 1]])
+        for first in range(1, used + 1):
+            part = pairs[: first * count]
+            assert len(as_set(part)) == first * count and np.all(part[:, 0] != part[:, 1])
+            assert np.bincount(part[:, 1], minlength=count).tolist() == [first] * count
+        more = with_contexts(pairs, count, 2 * further, half)
+        assert contexts_per_response(more, count) == used + further
+        beyond = more[len(pairs) :]
+        assert np.all((beyond[:, 0] - count) % 2 == half[beyond[:, 1]])
+
+
+def test_halves_that_are_too_small_to_be_read_apart_are_named():
+    half = halves(ids(3), 0)
+    with pytest.raises(DataError, match=r"x: found 3 examples; .* it takes 4 or more"):
+        pairs_within(half, ids(3), "all", seed=0, where="x")
+    with pytest.raises(RecipeError, match="negatives is 9; halves that are read apart need 'all'"):
+        pairs_within(halves(ids(8), 0), ids(8), 9, seed=0, where="x")
 
 
 def test_what_results_say_of_them():

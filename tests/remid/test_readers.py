@@ -155,3 +155,21 @@ def test_further_contexts_are_met_by_every_reader(corpus, estimator, responses):
     assert results.subsets[0].contexts == N - 1 + 6
     assert numbers(results, "code").readers == ["own"]
     assert numbers(results, "code").remi == pytest.approx(0, abs=0.3)
+
+
+def test_within_halves_all_readers_meet_the_same_contexts(corpus, estimator, responses):
+    names = {None: "fitted"}, {"code": "fitted"}
+    readers = [
+        Reader(lambda: estimator, names[0], reasoned=True),
+        Reader(lambda: Decoder(estimator), names[1]),
+    ]
+    how = Scoring("all", halved=True)
+    results = summarise(
+        score_corpus(estimator, corpus, responses, how, readers=readers), (), "best"
+    )
+    for row in (0, 1):
+        assert results.subsets[row].contexts == N // 2 - 1
+        code = numbers(results, "code", row)
+        assert code.readers == ["fitted"] and code.remi == pytest.approx(0, abs=0.4)
+        assert code.remi_by_estimator < -1
+    assert (results.form, results.beside[0].form) == ("calibrated", "club")

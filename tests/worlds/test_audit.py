@@ -12,6 +12,7 @@ from rich.console import Console
 from coevolve.errors import DataError
 from coevolve.information.agreement import spearman
 from coevolve.scoring.scores import Scores
+from coevolve.worlds import audit
 from coevolve.worlds.audit import (
     GOLDEN,
     MEASURES,
@@ -58,7 +59,7 @@ def of(rows, **wanted):
 
 
 def test_every_estimate_stands_beside_its_exact_value(rows):
-    assert len(rows) == 5 * (len(NAMES) + 1) * len(SOURCES) * len(MEASURES)
+    assert len(rows) == 5 * (len(NAMES) + 1) * len(set(SOURCES) - {"fitted"}) * len(MEASURES)
     worlds = worlds_by_split(SEED)
     policies = role_players(worlds["IDTest"])
     informations = {
@@ -128,6 +129,32 @@ def test_the_best_reader_reads_what_the_estimator_cannot_and_is_not_their_maximu
         for source in ("estimator", "own", "best")
     ]
     np.testing.assert_allclose(alike[2], alike[0])  # exact and own are the same conditional
+
+
+def test_readers_that_were_fitted_read_their_own_policy_and_take_the_place_of_own(monkeypatch):
+    monkeypatch.setattr(audit, "FITTED_TO", 12)
+    world, fitted_to, told = world_of(SEED), [], []
+    policies = [world.golden, role_players(world)["shuffled"]]
+
+    def fit(examples, said):
+        reader = Exact(world)
+        reader.policy = policies[len(fitted_to)]
+        fitted_to.append((examples, said))
+        return reader
+
+    names = ["shuffled"]
+    found = audit_world(Exact(world), SEED, test=16, names=names, fit=fit, advance=told.append)
+    assert sum(told) == 2 * 5 * 16
+    (golden_contexts, golden), (contexts, said) = fitted_to
+    assert golden_contexts == contexts and len(contexts) == len(said) == 12 and said != golden
+    assert golden == [x.golden_response for x in contexts]
+    assert len({x.sample_id.partition("-")[0] for x in contexts} - {"fit"}) == 0
+    for row in of(found, source="fitted"):
+        key = {name: row[name] for name in ("split", "policy", "measure")}
+        (own,), (best,) = of(found, source="own", **key), of(found, source="best", **key)
+        assert row["information"] == pytest.approx(own["information"])
+        if row["policy"] == "shuffled" and row["measure"] == "calibrated":
+            assert best["information"] == row["information"]
 
 
 def test_agreement_counts_by_hand(rows):
