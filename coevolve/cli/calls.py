@@ -1,4 +1,6 @@
-"""Commands called by their names, with options as Python values, which go through the same checks."""
+"""Commands called by their names, with options as Python values,
+which go through the same checks.
+"""
 
 import argparse
 import contextlib

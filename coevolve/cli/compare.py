@@ -1,6 +1,8 @@
-"""Train, ask, judge and score a grid of role-playing models: which generalises best, and what helps.
+"""Train, ask, judge and score a grid of role-playing models: which generalises best, and what
+helps.
 
-What is missing is collected, everything is scored once, and the same command goes on where it was left.
+What is missing is collected, everything is scored once, and the same command goes on where it was
+left.
 """
 
 import argparse

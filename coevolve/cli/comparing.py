@@ -89,8 +89,9 @@ class Comparison:
         self._options("remid", "measure", grid.measure)
         if grid.measure.get("negatives", "all") != "all" and grid.own:
             raise RecipeError(
-                "measure.negatives: models' own weights read as well, and a reader is chosen by a bound for which each "
-                "response is in equally many pairs. Accepted here are all and negatives_per_context; or say own: false."
+                "measure.negatives: models' own weights read as well, and a reader is chosen by a "
+                "bound for which each response is in equally many pairs. Accepted here are all and "
+                "negatives_per_context; or say own: false."
             )
         if grid.bound is not None:
             self._options("bound", "bound", grid.bound)
@@ -313,8 +314,8 @@ class Comparison:
             cut = record_of(member.responses)[1] if of_weights else ()
             if cut:
                 found[member.name] = (
-                    f"{member.name}: {len(cut)} responses were cut off, so its own weights, which did not end them, "
-                    "do not read them."
+                    f"{member.name}: {len(cut)} responses were cut off, so its own weights, which "
+                    "did not end them, do not read them."
                 )
         return found
 

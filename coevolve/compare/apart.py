@@ -1,8 +1,8 @@
 """Whether the estimator may judge: it must not be the reward, nor know the test rows.
 
-A model that was trained for an estimator has learned what that one likes. Another estimator may like
-the same for the same reasons, where both come from one base model or have seen the same rows: that is
-told, and stands in every table.
+A model that was trained for an estimator has learned what that one likes. Another estimator may
+like the same for the same reasons, where both come from one base model or have seen the same rows:
+that is told, and stands in every table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,8 +93,8 @@ def require_apart(
         reward, of = known[called], f"models trained for it: {', '.join(models)}"
         if _same(estimator, reward):
             raise RecipeError(
-                f"estimator: is the reward as well ({of}), and would judge itself. Give another one, of another "
-                "seed and other training rows."
+                f"estimator: is the reward as well ({of}), and would judge itself. Give another "
+                "one, of another seed and other training rows."
             )
         flags += _in_common(estimator, reward, of)
     recipes = {x.called: x.recipe for x in (estimator, *known.values()) if x.recipe is not None}
@@ -104,7 +104,8 @@ def require_apart(
     for one in (estimator, *known.values()):
         if (one.manifest or {}).get("imported"):
             flags.append(
-                f"{one.called}: is an imported release; its reinforcement learning may have used test rows."
+                f"{one.called}: is an imported release; its reinforcement learning may have used "
+                "test rows."
             )
         elif one.recipe is None:
             flags.append(
@@ -126,15 +127,15 @@ def _in_common(estimator: Known, reward: Known, of: str) -> list[str]:
     shared = {name for key, name in estimator.parents().items() if key in theirs or name in names}
     if shared:
         flags.append(
-            f"estimator and {reward.called} share a parent, {', '.join(sorted(shared))} ({of}): what pleases the one "
-            "may please the other."
+            f"estimator and {reward.called} share a parent, {', '.join(sorted(shared))} ({of}): "
+            "what pleases the one may please the other."
         )
     if estimator.recipe is not None and reward.recipe is not None:
         rows, others = _rows(estimator.recipe), _rows(reward.recipe)
         if both := len(rows.keys() & others.keys()):
             flags.append(
-                f"estimator and {reward.called} were trained on {both:,} of the same rows, of {len(rows):,} and "
-                f"{len(others):,} ({of})."
+                f"estimator and {reward.called} were trained on {both:,} of the same rows, of "
+                f"{len(rows):,} and {len(others):,} ({of})."
             )
     return flags
 
@@ -146,8 +147,8 @@ def _require_unseen(called: str, recipe: Recipe, corpus: Corpus) -> None:
     known = [x.sample_id for x in corpus.examples if _key(x) in seen]
     if known:
         raise RecipeError(
-            f"{called}: is trained on {len(known):,} of {len(corpus.examples):,} test rows ({listed(known, 3)}). "
-            "Train it on other rows, or take these out of the data."
+            f"{called}: is trained on {len(known):,} of {len(corpus.examples):,} test rows "
+            f"({listed(known, 3)}). Train it on other rows, or take these out of the data."
         )
 
 
@@ -159,7 +160,9 @@ def _rows(recipe: Recipe) -> dict[str, str]:
 
 
 def _key(x: Example, world: bool = False) -> str:
-    """Of what a row says; in the synthetic world, where many say the same, of which one it is, too."""
+    """Of what a row says; in the synthetic world, where many say the same, of which one it is,
+    too.
+    """
     dialogue = [[turn.speaker, turn.text] for turn in x.dialogue]
     name = x.sample_id if world else None
     return digest([x.user_persona, x.agent_character, dialogue, x.golden_response, name])

@@ -1,7 +1,8 @@
-"""From scores to what a comparison says: rankings, the worst shift, ways of training, readers, truth.
+"""From scores to what a comparison says: rankings, the worst shift, ways of training, readers,
+truth.
 
-Numbers of models and their differences are `coevolve.information.uncertainty.Sure`, so that whatever
-is averaged or subtracted stays paired over examples.
+Numbers of models and their differences are `coevolve.information.uncertainty.Sure`, so that
+whatever is averaged or subtracted stays paired over examples.
 """
 
 from collections import defaultdict

@@ -1,4 +1,6 @@
-"""Exact values of models that are asked in a synthetic world of one hop, kept on disk once they are known."""
+"""Exact values of models that are asked in a synthetic world of one hop, kept on disk once they are
+known.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +30,9 @@ def keep_exact(
     path: Path,
     advance: Callable[[int], None] | None = None,
 ) -> Kept:
-    """EMI of a model in the world of a recipe and in its shifts; enumerated, unless the file has it."""
+    """EMI of a model in the world of a recipe and in its shifts; enumerated, unless the file has
+    it.
+    """
     world = recipe.data.world
     assert world is not None  # or nothing is known
     of: dict[str, Any] = {"seed": world_seed(recipe), **world.kind}

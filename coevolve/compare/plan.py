@@ -109,7 +109,9 @@ class Plan:
                 )
 
     def flags(self) -> list[str]:
-        """What to mind, by all that is known by now; RecipeError for what forbids the comparison."""
+        """What to mind, by all that is known by now; RecipeError for what forbids the
+        comparison.
+        """
         recipes = {x.name: x.run.recipe for x in self.members if x.run is not None}
         return require_apart(self.estimator, list(self.rewards()), recipes, self.corpus)
 
@@ -185,7 +187,8 @@ def _start(name: str, model: GridModel, before: Mapping[str, Member], place: Pat
         yield f"{'model.base' if whole else 'rpm.adapter'}={_quoted(weights)}"
     elif began.grid.model is None:
         raise RecipeError(
-            f"models.{name}.start: {model.start!r} has no weights to go on from; accepted are models with rpm or model."
+            f"models.{name}.start: {model.start!r} has no weights to go on from; accepted are "
+            "models with rpm or model."
         )
     else:
         yield f"model.base={_quoted(found_in(place, began.grid.model))}"
@@ -208,7 +211,8 @@ def _data(grid: Grid, place: Path, estimator: Known) -> tuple[Corpus, Recipe | N
         return read_corpus(plain_path(found_in(place, grid.data), "data")), None
     if estimator.recipe is None:
         raise RecipeError(
-            f"data: missing, and {estimator.folder} lies in no run that would say what it is. Give a file."
+            f"data: missing, and {estimator.folder} lies in no run that would say what it is. Give "
+            "a file."
         )
     recipe = estimator.recipe
     if recipe.data.world is None:

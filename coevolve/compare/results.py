@@ -1,7 +1,7 @@
 """What `coevolve compare` writes, `results.json`: the schema.
 
-Numbers are by the main measure, in its `unit`, and by the chosen readers. Differences are paired over
-examples.
+Numbers are by the main measure, in its `unit`, and by the chosen readers. Differences are paired
+over examples.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -59,8 +59,8 @@ class Place(Part):
     figure: Figure = Field(description="Its number.")
     behind: Figure | None = Field(default=None, description="Less that of the first; null for it.")
     p: Probability | None = None
-    """Of no difference to the first, two-sided, adjusted (Holm) for all pairs of the row, since which
-    is the first was seen in the same examples.
+    """Of no difference to the first, two-sided, adjusted (Holm) for all pairs of the row, since
+    which is the first was seen in the same examples.
     """
     exact: Number | None = Field(default=None, description="The true value, where it is known.")
     bound: Number | None = Field(default=None, description="Upper bound; nats per response.")
@@ -145,7 +145,9 @@ class CompareResults(Document):
     level: Annotated[float, Field(gt=0, lt=1)] = Field(description="Of intervals.")
     models: Annotated[list[Compared], Field(min_length=1)] = Field(description="As in the grid.")
     rows: Annotated[list[Ranking], Field(min_length=1)]
-    """In distribution, subset by subset, means over the subsets of a shift, and the average of all."""
+    """In distribution, subset by subset, means over the subsets of a shift,
+    and the average of all.
+    """
     shifts: Ranking | None = Field(default=None, description="Mean over models, the worst first.")
     remedies: list[Remedy] = Field(default_factory=list, description="The best by R-EMID first.")
     readers: list[ReadBy] = Field(default_factory=list, description="Where others read as well.")

@@ -116,10 +116,10 @@ def _standings(results: CompareResults) -> Grid:
         found = {place.name: (rank, place) for rank, place in enumerate(row.places, 1)}
         cells = [_ranked(*found[name]) for name in names]
         blocks.setdefault(heading, []).append([row.row, *cells])
+    best = "the better of estimator and own weights"
+    reader = best if results.reader == "best" else results.reader
     caption = [
-        f"{results.name}: {results.unit}, by {form_name(results.form)}, read by "
-        f"{'the better of estimator and own weights' if results.reader == 'best' else results.reader}"
-        f"; (rank), ± standard error. {TOLD}: told from the first of its row at {SIGNIFICANT:.0%}, "
+        f"{results.name}: {results.unit}, by {form_name(results.form)}, read by {reader}; (rank), ± standard error. {TOLD}: told from the first of its row at {SIGNIFICANT:.0%}, "
         "paired over examples, corrected (Holm) for all pairs of models.",
         *(f"MIND: {flag}" for flag in results.flags),
     ]
@@ -248,8 +248,8 @@ def _truth_grid(results: CompareResults, truth: Truth) -> Grid:
     signs = f"{truth.right} of {truth.told}" if truth.told else "none is asked for"
     caption = [
         f"{results.level:.0%} bootstrap intervals over models or pairs; of a few models they say "
-        f"little. Signs of {emid} that are right, where the exact one is over 0.1 nats per response "
-        f"and two standard errors from 0: {signs}."
+        f"little. Signs of {emid} that are right, where the exact one is over 0.1 nats per "
+        f"response and two standard errors from 0: {signs}."
     ]
     columns = ["estimate and truth", "Pearson", "Spearman", "Kendall"]
     return Grid(columns, [Block("", rows)], caption, "Estimates against the truth")

@@ -35,8 +35,8 @@ def ranks(values: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A correlation and the ends of its interval; None where a list does not vary. `undefined` is the
-    number of resamples that the interval leaves out, for in them one does not.
+    """A correlation and the ends of its interval; None where a list does not vary. `undefined` is
+    the number of resamples that the interval leaves out, for in them one does not.
     """
 
     value: float | None

@@ -123,7 +123,7 @@ def with_part(module: torch.nn.Module, name: str, part: torch.nn.Module) -> torc
 
 
 def renew_parameters(model: torch.nn.Module, whole: Callable[[torch.nn.Parameter], Tensor]) -> None:
-    """Put a new parameter with the value of `whole` in each one's place; a tied weight stays tied."""
+    """Put a new parameter with the value of `whole` in each one's place; tied ones stay tied."""
     fresh: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):

@@ -99,7 +99,7 @@ class OpenTrainer(_Trainer):
         return norm
 
     def take_gradient(self) -> float:
-        """The gradient's norm, just before the step; LibraryError if the loop did not ask for it."""
+        """The gradient's norm, just before the step; LibraryError if the loop did not ask."""
         gradient, self.gradient = self.gradient, None
         if gradient is None:
             raise GRADIENT.lost("is no longer called")

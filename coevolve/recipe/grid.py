@@ -91,7 +91,9 @@ class GridJudge(Section):
     scores: PathText | None = None
     """A file as for `coevolve remid --judge`."""
     scale: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """Lowest and highest of these scores; one beyond is an error. What `coevolve judge` wrote says it."""
+    """Lowest and highest of these scores; one beyond is an error. What `coevolve judge` wrote says
+    it.
+    """
     ask: Options
     """Options of `coevolve judge`: {model: NAME, endpoint: URL, rubric: FILE, repeats: 3, ...}."""
 
@@ -107,8 +109,8 @@ class GridJudge(Section):
 
 
 class Grid(Section):
-    """Models x subsets x measures. Paths are relative to the grid's file or, where nothing lies there,
-    as anywhere.
+    """Models x subsets x measures. Paths are relative to the grid's file or, where nothing lies
+    there, as anywhere.
     """
 
     name: str
@@ -120,14 +122,14 @@ class Grid(Section):
     on.
     """
     rows: Positive | None = None
-    """Of each test split and subset the first so many; left out, all. In the synthetic world so many
-    are drawn.
+    """Of each test split and subset the first so many; left out, all. In the synthetic world so
+    many are drawn.
     """
     estimator: GridEstimator
     """It reads all models' responses."""
     reward: GridEstimator | None = None
-    """The estimator for which models are trained, given to their recipes as `rpm.estimator`; it must
-    be another one. Left out, recipes name theirs.
+    """The estimator for which models are trained, given to their recipes as `rpm.estimator`; it
+    must be another one. Left out, recipes name theirs.
     """
     set: Overrides
     """`key=value` over every recipe, before its own `set`."""
@@ -140,7 +142,9 @@ class Grid(Section):
     measure: Options
     """Options of `coevolve remid`: {negatives: 1000, reader: estimator, missing: drop, ...}."""
     bound: dict[str, JsonValue] | None = Field(default_factory=dict)
-    """Options of `coevolve bound`, beside those of `measure`: {embedder: minilm}; null leaves it out."""
+    """Options of `coevolve bound`, beside those of `measure`: {embedder: minilm}; null leaves it
+    out.
+    """
     judge: GridJudge | None = None
     """By whom responses are scored as well."""
 
@@ -161,7 +165,8 @@ class Grid(Section):
             while (model := self.models[line[-1]]).start is not None:
                 if model.start not in self.models:
                     raise ValueError(
-                        f"models.{line[-1]}.start: found {model.start!r}; the models are {', '.join(self.models)}"
+                        f"models.{line[-1]}.start: found {model.start!r}; the models are "
+                        f"{', '.join(self.models)}"
                     )
                 if model.start in line:
                     raise ValueError(f"models.{line[-1]}.start: {model.start!r} leads in a circle")

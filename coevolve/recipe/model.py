@@ -145,11 +145,13 @@ class Model(Section):
         ]
         if self.sharded and whole:
             raise ValueError(
-                f"sharded divides a frozen base, and {whole[0]}.tuning is full. Set tuning: lora, or leave sharded out"
+                f"sharded divides a frozen base, and {whole[0]}.tuning is full. Set tuning: lora, "
+                "or leave sharded out"
             )
         if self.sharded and self.quantization:
             raise ValueError(
-                f"sharded divides plain weights, and quantization is {self.quantization!r}. Leave one of them out"
+                f"sharded divides plain weights, and quantization is {self.quantization!r}. Leave "
+                "one of them out"
             )
         return self
 

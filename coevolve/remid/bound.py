@@ -243,8 +243,8 @@ def summary_grid(results: BoundResults) -> Grid:
         cells = [f"{one.remid:+z.3f} / {one.published.total:.2f}" for one in of_models]
         rows.append([results.label(row.row), *cells])
     caption = [
-        f"Nats per response. R-EMID by {form_name(results.form)}; of the bound's terms, and of what it comes to "
-        "without any shift, bound.md has the tables."
+        f"Nats per response. R-EMID by {form_name(results.form)}; of the bound's terms, and of "
+        "what it comes to without any shift, bound.md has the tables."
     ]
     columns = ["subset", *results.models[:MOST_SHOWN]]
     return Grid(columns, [Block("", rows)], caption, "R-EMID / its upper bound")

@@ -229,7 +229,7 @@ class MeasuredCorpus:
         return {**_numbers("remid", loss), "chance_of_loss": chance}
 
     def _adjusted(self, losses: Sequence[Sure]) -> dict[int, float]:
-        """Place among the shifted subsets -> Holm's p of no loss, where anything can be said of it."""
+        """Place among the shifted subsets -> Holm's p of no loss, where it can be said."""
         told = [] if self.form.off else [i for i, loss in enumerate(losses) if loss.tells]
         found = holm([1 - losses[index].chance_above(0.0) for index in told])
         return dict(zip(told, found, strict=True))

@@ -81,9 +81,9 @@ def read_judge_scores(
     """A judge's scores by (model, row), higher being better.
 
     Accepted is a `.jsonl` file, or a `.json` file with a list, whose rows are all `{model, subset,
-    score}` or all `{sample_ID, model, score}`, or what `coevolve judge` wrote; scores of samples are
-    averaged over each row of the results. A field `judge` tells judges apart; several judges' scores
-    of one pair or response are averaged first.
+    score}` or all `{sample_ID, model, score}`, or what `coevolve judge` wrote; scores of samples
+    are averaged over each row of the results. A field `judge` tells judges apart; several judges'
+    scores of one pair or response are averaged first.
 
     Args:
         models, rows: of the results.

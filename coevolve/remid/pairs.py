@@ -77,8 +77,8 @@ def pairs_within(
     least = min(map(len, members))
     if least < 2:
         raise DataError(
-            f"{where}: found {len(half)} examples; a reader that is fitted to half of them reads the "
-            "others, for which it takes 4 or more. Add examples, or leave --fit-reader out."
+            f"{where}: found {len(half)} examples; a reader that is fitted to half of them reads "
+            "the others, for which it takes 4 or more. Add examples, or leave --fit-reader out."
         )
     if isinstance(negatives, int):
         raise RecipeError(

@@ -22,10 +22,10 @@ LEAST_FITTED = 32
 
 
 class Reading:
-    """Estimates of scored responses, each by its reader. With `own` golden responses, which nobody's
-    weights wrote, are the estimator's; with `fitted` they have a reader of their own, too. With
-    `best` golden and every model have the choice of all that read them, subset by subset, by the
-    calibrated bound.
+    """Estimates of scored responses, each by its reader. With `own` golden responses, which
+    nobody's weights wrote, are the estimator's; with `fitted` they have a reader of their own, too.
+    With `best` golden and every model have the choice of all that read them, subset by subset, by
+    the calibrated bound.
     """
 
     def __init__(self, scored: ScoredCorpus, kind: ReaderKind = ESTIMATOR) -> None:
@@ -38,8 +38,8 @@ class Reading:
                 asked = kind not in (ESTIMATOR, "best")
                 if asked and kind not in subset.readings.get(model, {}):
                     raise RecipeError(
-                        f"reader {kind}: {model!r} has none in {subset.subset.row}. Give it one, or "
-                        "choose the reader best, which takes what each model has."
+                        f"reader {kind}: {model!r} has none in {subset.subset.row}. Give it one, "
+                        "or choose the reader best, which takes what each model has."
                     )
         self._chosen: dict[tuple[int, str | None], Chosen] = {}
         seed = scored.scoring.seed

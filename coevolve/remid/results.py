@@ -22,8 +22,8 @@ from coevolve.information.estimate import FORMS
 from coevolve.scoring.reasoning import Reasoning, ReasoningKind
 
 SIGNIFICANT = 0.01
-"""Of a model with no losses one of a hundred has a star. At 0.05, where most models lose nothing, more
-than one star in twenty stands on none (`tests/benchmarks/false_stars.py`).
+"""Of a model with no losses one of a hundred has a star. At 0.05, where most models lose nothing,
+more than one star in twenty stands on none (`tests/benchmarks/false_stars.py`).
 """
 LARGEST = 1e300
 """Of a number: finite, with room for sums."""
@@ -68,7 +68,9 @@ class Information(Part):
 
 
 class Fitted(Part):
-    """What a reader of responses was fitted to; two where each reads what the other was fitted to."""
+    """What a reader of responses was fitted to; two where each reads what the other
+    was fitted to.
+    """
 
     model: str | None = Field(description="Whose responses; null for golden ones.")
     contexts: Literal["IDTrain", "halves of the test contexts"] = Field(description="In which.")
@@ -175,7 +177,7 @@ class Measured(Part):
         return self.form in FORMS and FORMS[self.form].off
 
     def is_loss(self, numbers: Losses | None) -> bool:
-        """Whether a loss is told from chance: what `*` says in a table, and every verdict goes by."""
+        """Whether a loss is told from chance: what `*` says in a table, and verdicts go by."""
         if self.off or not isinstance(numbers, OfModel) or numbers.holm_p is None:
             return False
         return (numbers.remid or 0.0) > 0 and numbers.holm_p < SIGNIFICANT

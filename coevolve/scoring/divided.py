@@ -1,7 +1,8 @@
-"""A frozen base whose layers lie in parts on several processes, each gathered for as long as it runs.
+"""A frozen base whose layers lie in parts on several processes, each gathered for as long as it
+runs.
 
-    process 0   [ embeddings | first half of each layer  | head ]  + one whole layer: the one that runs
-    process 1   [ embeddings | second half of each layer | head ]  + the same
+    process 0   [ embeddings | first half of each layer  | head ]  + one whole layer: the one that
+    runs process 1   [ embeddings | second half of each layer | head ]  + the same
 
 A layer is needed in its forward pass and, for its input's gradient, in its backward pass. It is
 asked for before either, and then takes the place of the one before it. Its parameters stay what
@@ -47,7 +48,9 @@ LONGEST_PAUSE = 0.1
 """Seconds between two looks whether the others have come to a turn."""
 
 Read = Callable[[str, int, int], Tensor]
-"""From a parameter's name in the model, and two places in it flattened, to what lies between them."""
+"""From a parameter's name in the model, and two places in it flattened,
+to what lies between them.
+"""
 
 
 class Parts:
@@ -76,8 +79,8 @@ class Parts:
         self._here: int | None = None
 
     def divide(self, model: Any, read: Read) -> None:
-        """Put a model on the device, this process's part of its layers and all else whole, as `read`
-        gives it; parameters may be on `meta` before. A collective call.
+        """Put a model on the device, this process's part of its layers and all else whole, as
+        `read` gives it; parameters may be on `meta` before. A collective call.
         """
         for module, named in divisible(model):
             layer = _Layer(self, self._made, model, named, read)
@@ -146,7 +149,9 @@ class Parts:
 
 
 class _Layer:
-    """A layer's parameters one after the other in a buffer, of which this process keeps its part."""
+    """A layer's parameters one after the other in a buffer,
+    of which this process keeps its part.
+    """
 
     def __init__(
         self,
@@ -225,7 +230,9 @@ def _give_back_freed_memory() -> None:
 
 
 def _put(model: torch.nn.Module, name: str, parameter: Any, value: Tensor) -> Tensor:
-    """The parameter of that name with this value, frozen; a new one in the place of an empty one."""
+    """The parameter of that name with this value, frozen; a new one in the place of an
+    empty one.
+    """
     if parameter.is_meta:
         owner, _, leaf = name.rpartition(".")
         value = value.view(parameter.shape)

@@ -50,7 +50,8 @@ class Sampling:
     """Sampling from softmax(logits / temperature). `seed` and the row's key decide the noise.
 
     Attributes:
-        min_p, top_k, top_p: from those tokens only whose probability is at least so large a share of
+        min_p, top_k, top_p: from those tokens only whose probability is at least so large a share
+        of
             the likeliest one's; of these the `top_k` likeliest (0: all); of these the fewest that
             have `top_p` of the probability left.
     """

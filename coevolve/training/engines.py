@@ -218,7 +218,7 @@ class Resumable(Open):
 
     @property
     def over(self) -> bool:
-        """Whether the phase has come to its end, by steps or by tokens. The same on all processes."""
+        """Whether the phase has come to its end, by steps or tokens. The same on all processes."""
         # TRL's GRPO counts them in the one, its SFT in the other.
         tokens = self.state.num_input_tokens_seen or self.total_tokens
         spent = self.plan.tokens is not None and tokens >= self.plan.tokens

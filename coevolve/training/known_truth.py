@@ -41,7 +41,8 @@ def world_of_run(folder: str | Path) -> WorldOfRun:
     recipe, _, _ = read_run(folder)
     if recipe.data.world is None:
         raise ArtifactError(
-            f"{folder}: was trained on data whose truth is not known; accepted are runs with data.world."
+            f"{folder}: was trained on data whose truth is not known; accepted are runs with "
+            "data.world."
         )
     if not (folder / "estimator").is_dir():
         raise ArtifactError(f"{folder}: holds no estimator; let the run end, then ask again.")

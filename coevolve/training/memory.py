@@ -178,7 +178,7 @@ def _optimizer(
     divided, name = kind in ("zero2", "zero3", "fsdp"), "gradient and optimizer of one role"
     remedy = "" if divided else "launch/zero2.yaml, which divides them"
     if kind in ("zero2", "zero3") and full:
-        # Master weights, moments and gradients in float32, divided; gradients while they are reduced.
+        # Master weights, moments, gradients in float32, divided; gradients while reduced.
         return Part(name, 16 * weights / 2 / processes + weights)
     return Part(name, 3 * weights / (processes if divided else 1), remedy)
 

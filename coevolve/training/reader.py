@@ -73,8 +73,8 @@ class Fitting:
         """One fitted to the responses to these examples; found again where it was fitted before."""
         if self.estimator.roles.tuning[ESTIMATOR] == "none":
             raise ArtifactError(
-                "A reader is fitted from the weights of a trained estimator; this one is a base model "
-                "as it is. Give another estimator."
+                "A reader is fitted from the weights of a trained estimator; this one is a base "
+                "model as it is. Give another estimator."
             )
         order = np.array(sorted(range(len(examples)), key=lambda i: examples[i].sample_id))
         drawn = np.random.default_rng(derive_seed(self.seed, "reader")).permutation(order)

@@ -71,7 +71,8 @@ def write_samples(context: Context, state: RunState) -> None:
 
 
 def choose(context: Context, state: RunState) -> None:
-    """Of each dialogue's samples the best by the estimator and, for DPO, a chosen one and the worst.
+    """Of each dialogue's samples the best by the estimator and, for DPO, a chosen one and the
+    worst.
 
     Where there is no sample with a visible character, the golden response stands for the best, and
     a pair of which both are the same says nothing and is left out.
@@ -258,8 +259,8 @@ def _room(draft: Training) -> Iterator[CoevolveError]:
     longest = max(draft.needs(example.sample_id).connector for example in draft.data.train)
     if longest + room > draft.positions(CONNECTOR):
         yield RecipeError(
-            f"rpm.grpo.max_completion_length: found {room}; the longest prompt has {longest} tokens and the base "
-            f"model holds {draft.positions(CONNECTOR)}. Lower it."
+            f"rpm.grpo.max_completion_length: found {room}; the longest prompt has {longest} "
+            f"tokens and the base model holds {draft.positions(CONNECTOR)}. Lower it."
         )
 
 

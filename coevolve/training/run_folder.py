@@ -90,7 +90,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no other run can use the directory, until the process ends; else ArtifactError."""
+        """Inside, no other run can use the directory until the process ends, or ArtifactError."""
         let_go = self.processes.on_main(self._take)
         try:
             self._require_one_folder()
@@ -114,7 +114,7 @@ class RunFolder:
         return ResumePoint(read_checkpoint(Path(path), verify=False), redo)
 
     def template_date(self, checkpoint: Checkpoint | None) -> str:
-        """The day (ISO) for chat templates that show one: when the checkpoint's run or this began."""
+        """The day (ISO) for chat templates that show one: of the checkpoint's run, or of this."""
         folder = self.path if checkpoint is None else checkpoint.folder.parent.parent
         run = read_run(folder)[2] if (folder / RUN).is_file() else {}
         date = run.get("template_date") or datetime.date.today().isoformat()
@@ -156,8 +156,8 @@ class RunFolder:
             if not held or all(json.loads(held)[name] == x for name, x in _holder().items()):
                 return
         raise ArtifactError(
-            f"{self.path}: was deleted or moved while the run wrote to it, and what was saved went with it. Put it "
-            "back and start again to go on from there, or begin anew."
+            f"{self.path}: was deleted or moved while the run wrote to it, and what was saved went "
+            "with it. Put it back and start again to go on from there, or begin anew."
         )
 
     def explain(self, error: Exception) -> Exception:
@@ -184,7 +184,7 @@ class RunFolder:
             why = f"cannot be written ({error.strerror}). Give a directory that can"
             raise ArtifactError(f"--output-dir {self.path}: {why}.") from None
         try:
-            # Not filelock's: `status` looks at it without a right to write, and it says whose it is.
+            # Not filelock's: `status` looks at it without a right to write; it says whose it is.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
@@ -217,8 +217,9 @@ class RunFolder:
             while not token.exists():
                 if time.monotonic() > until:
                     raise ArtifactError(
-                        f"--output-dir {self.path}: what {host} writes there is not seen on {here} by process {rank} "
-                        f"of {self.processes.count}. Give one on a disk that all machines share, under one path."
+                        f"--output-dir {self.path}: what {host} writes there is not seen on {here} "
+                        f"by process {rank} of {self.processes.count}. Give one on a disk that all "
+                        "machines share, under one path."
                     )
                 time.sleep(0.2)
 
@@ -229,7 +230,7 @@ class RunFolder:
                 token.unlink(missing_ok=True)
 
     def _take_lease(self) -> Callable[[], None]:
-        """Without locks (Lustre with noflock, some NFS): a file kept fresh while the process lives."""
+        """Without locks (Lustre with noflock, some NFS): a file kept fresh by a live process."""
         path, stop = self.path / LEASE, self.processes.stop
 
         def lost(_: LeaseCompromise) -> None:
@@ -239,7 +240,8 @@ class RunFolder:
         lease = SoftFileLease(path, lease_duration=LEASE_SECONDS, **options)
         if path.exists():
             print_to_stderr(
-                f"{self.path} is without locks; up to {LEASE_SECONDS:.0f} s to see if its last run still lives"
+                f"{self.path} is without locks; up to {LEASE_SECONDS:.0f} s to see if its last run "
+                "still lives"
             )
         try:
             lease.acquire(timeout=1.2 * LEASE_SECONDS)
@@ -260,12 +262,14 @@ class RunFolder:
         if not (self.path / RUN).exists():
             if finished_checkpoints(self.path):
                 raise ArtifactError(
-                    f"{self.path} has checkpoints, but {RUN} is gone. Restore it, or give another --output-dir."
+                    f"{self.path} has checkpoints, but {RUN} is gone. Restore it, or give another "
+                    "--output-dir."
                 )
             return ResumePoint()
         if resume == "never":
             raise ArtifactError(
-                f"{self.path} holds a run already. Give another --output-dir, or --resume auto to go on with it."
+                f"{self.path} holds a run already. Give another --output-dir, or --resume auto to "
+                "go on with it."
             )
         newest = newest_checkpoint(self.path, print_to_stderr)
         if newest is None:
@@ -296,8 +300,8 @@ class RunFolder:
         for what, before, after in changes:
             if before != after:
                 raise ArtifactError(
-                    f"{self.path}: {what} changed since the run began (fingerprint {before}, now {after}). Put it "
-                    f"back, or give another --output-dir. {_keeping(checkpoint)}"
+                    f"{self.path}: {what} changed since the run began (fingerprint {before}, now "
+                    f"{after}). Put it back, or give another --output-dir. {_keeping(checkpoint)}"
                 )
         renewed = {name: facts[name] for name in ("recipe", data, "splits", "prompts")}
         if any(run.get(name) != value for name, value in renewed.items()):
@@ -306,7 +310,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> tuple[Recipe, Origins, dict[str, Any]]:
-    """Recipe, origins and all of `run.json`; ArtifactError, RecipeError where they are of no use."""
+    """Recipe, origins and all of `run.json`; ArtifactError, RecipeError if they are of no use."""
     if not (folder / RUN).is_file():
         raise ArtifactError(
             f"{folder}: no {RUN}, so no run. Give a `coevolve train`'s --output-dir."
@@ -356,8 +360,9 @@ def _changed_stages(
             changed.append(f"  {name}: {before.get(name)!r} -> {after.get(name)!r}\n")
     if changed and not force:
         raise ArtifactError(
-            f"{folder} holds a run of another recipe; what differs is:\n{''.join(changed)}Give another --output-dir, "
-            f"take the change back, or give --force to go on with it from here. {_keeping(checkpoint)}"
+            f"{folder} holds a run of another recipe; what differs is:\n{''.join(changed)}Give "
+            "another --output-dir, take the change back, or give --force to go on with it from "
+            f"here. {_keeping(checkpoint)}"
         )
     return tuple(redo)
 

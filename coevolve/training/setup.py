@@ -111,8 +111,8 @@ def build_estimator(
     poll: Callable[[], None] | None = None,
     parts: Parts | None = None,
 ) -> ProbabilityEstimator:
-    """Both roles in memory as they start, behind the interface of the exported estimator; their bases
-    divided, where `parts` are given.
+    """Both roles in memory as they start, behind the interface of the exported estimator; their
+    bases divided, where `parts` are given.
     """
     device = choose_device(recipe.model.device) if device is None else device
     return ProbabilityEstimator(

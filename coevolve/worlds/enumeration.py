@@ -1,11 +1,13 @@
-"""What a model itself says in a world, exactly: its theta(y | x) of every context x, token by token.
+"""What a model itself says in a world, exactly: its theta(y | x) of every context x, token by
+token.
 
 From each prompt every continuation is followed whose probability is `least` or more, until the turn
-ends, and its response read as `coevolve respond` reads it. The outcomes are the |Y| responses of the
-world and one more: no response of it (other words, cut off). What is not followed is counted there
-too, and how far that can have moved I(X; Y) is told (`Exact.within`).
+ends, and its response read as `coevolve respond` reads it. The outcomes are the |Y| responses of
+the world and one more: no response of it (other words, cut off). What is not followed is counted
+there too, and how far that can have moved I(X; Y) is told (`Exact.within`).
 
-The same theta(y | x) serves a world and all its shifts, in which contexts are more or less probable.
+The same theta(y | x) serves a world and all its shifts, in which contexts are more or less
+probable.
 """
 
 from collections.abc import Callable, Sequence
@@ -107,8 +109,8 @@ def conditional(
     least: float = LEAST,
     advance: Callable[[int], None] | None = None,
 ) -> Conditional:
-    """theta(y | x) of a model that is asked with `prompt`, at the temperature of `chat` and with room
-    for as many tokens, for every context of `world`; `advance` is told how many are done.
+    """theta(y | x) of a model that is asked with `prompt`, at the temperature of `chat` and with
+    room for as many tokens, for every context of `world`; `advance` is told how many are done.
 
     Raises:
         ArtifactError: the model cannot run several continuations together.

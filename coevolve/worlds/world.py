@@ -35,8 +35,9 @@ from coevolve.worlds.policies import Policy, Tables, look_up
 
 Hops = Literal["several", "one"]
 HANDED_ON = {"subject": 0, "thread": 0, "focus": 0, "tone": 1, "stance": 1}
-"""In a world of one hop, which of its two inputs each connection is: so the subject is the interest,
-the thread the first topic, the focus the subject, the tone the style and the stance the intent.
+"""In a world of one hop, which of its two inputs each connection is: so the subject is the
+interest, the thread the first topic, the focus the subject, the tone the style and the stance the
+intent.
 """
 CONSTANT = ("culture", "occupation", "topic_2")
 """Inputs that nothing depends on there."""
@@ -59,8 +60,8 @@ class WorldSpec:
         teacher_error_rate: how often the teacher writes its wrong value there; otherwise the right
             one.
         hops: `one` where a connection hands on one of its inputs (`HANDED_ON`) instead of looking
-            both up, and the inputs that none hands on are constant. A model without reasoning learns
-            that within minutes, and all of what it says can be enumerated.
+            both up, and the inputs that none hands on are constant. A model without reasoning
+            learns that within minutes, and all of what it says can be enumerated.
     """
 
     seed: int = 0
@@ -173,8 +174,8 @@ class World:
         places = np.argwhere(joint > 0)
         if len(places) > at_most:
             raise DataError(
-                f"the world has {len(places)} contexts; accepted are up to {at_most}, as in one of one hop "
-                "(data.world.hops=one)."
+                f"the world has {len(places)} contexts; accepted are up to {at_most}, as in one of "
+                "one hop (data.world.hops=one)."
             )
         names = [name for of_factor in FACTORS.values() for name in of_factor]
         rows = [dict(zip(names, place, strict=True)) for place in places.tolist()]

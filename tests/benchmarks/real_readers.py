@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.real_readers --estimator DIR --data DIALOGUES --out OUT
 
-Of the shortest dialogues in distribution and under a shift of the user: what a base model says, what
-it says after a short fine-tuning, golden responses of other dialogues, and golden responses in a
-code, a bijection of words. The first two are read by their own weights, the others by readers that
-are fitted to IDTrain's; all by the estimator, too. What is there already is gone on with.
+Of the shortest dialogues in distribution and under a shift of the user: what a base model says,
+what it says after a short fine-tuning, golden responses of other dialogues, and golden responses in
+a code, a bijection of words. The first two are read by their own weights, the others by readers
+that are fitted to IDTrain's; all by the estimator, too. What is there already is gone on with.
 """
 
 import argparse

@@ -126,8 +126,8 @@ def own_step(settings: Settings) -> Work:
 
 
 def keep_weights() -> None:
-    """Let TRL, which replaces the engine's weights after each update, find them on a CPU, too, where
-    vLLM packs those of linear layers and forgets them; it has no other way to run there.
+    """Let TRL, which replaces the engine's weights after each update, find them on a CPU, too,
+    where vLLM packs those of linear layers and forgets them; it has no other way to run there.
     """
     from vllm.model_executor.layers import utils
 

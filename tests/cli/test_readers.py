@@ -120,7 +120,9 @@ def test_a_model_that_is_not_there_is_named(place):
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory):
-    """40 rows of each split, and responses to the test contexts alone, to all, and to a few more."""
+    """40 rows of each split, and responses to the test contexts alone, to all,
+    and to a few more.
+    """
     folder = tmp_path_factory.mktemp("fit")
     splits = {"IDTrain": "IDTrain", "IDTest": "IDTest", "OOD1Test": "german"}
     rows = {
@@ -209,7 +211,9 @@ def test_responses_that_were_cut_off_teach_no_reader(larger):
 
 
 def test_remid_fits_readers_once_and_says_what_to(run, tmp_path, monkeypatch):
-    """The estimator hardly knows anything; what a fit is worth is in tests/training/test_reader.py."""
+    """The estimator hardly knows anything; what a fit is worth is in
+    tests/training/test_reader.py.
+    """
     from coevolve.remid import readers as least
     from coevolve.training import reader as fits
 

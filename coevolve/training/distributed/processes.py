@@ -123,7 +123,7 @@ class Processes:
         return tuple(map(bool, values))
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        """Let the main process do something that the others must not run ahead of; they get None."""
+        """Let the main process do what the others must not run ahead of; they get None."""
         return self.together(lambda: work() if self.main else None, heed_stop=False)
 
     def on_main_first(self, work: Callable[[], T]) -> T:
@@ -187,7 +187,7 @@ class Processes:
             raise stopped
 
     def explain(self, error: Exception) -> Exception:
-        """What to raise for an error in a collective call: another process's death, if it was that."""
+        """What to raise for an error in a collective call: another process's death, if any."""
         if self._heartbeat is None or isinstance(error, CoevolveError):
             return error
         lost = self._heartbeat.find_lost(within=4 * BEAT_SECONDS)
@@ -203,7 +203,7 @@ class Processes:
         if self._heartbeat is not None:
             self._heartbeat.stop(None if error is None else f"{type(error).__name__}: {error}")
             if error is None and not self.main:
-                # When one process leaves, launchers end the others; the main one has files to close.
+                # When one process leaves, launchers end the others; the main one has files open.
                 with contextlib.suppress(Exception):
                     self._heartbeat.store.wait(["left/0"], timedelta(seconds=LAST_SECONDS))
             self._heartbeat = None

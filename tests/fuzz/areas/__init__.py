@@ -37,7 +37,9 @@ def warm_up() -> None:
     thread.
     """
     import datasets
-    import matplotlib.font_manager  # noqa: F401 (looks for all fonts once, under the home that is still the user's)
+
+    # It looks for all fonts once, under the home that is still the user's.
+    import matplotlib.font_manager  # noqa: F401
     import openai  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch

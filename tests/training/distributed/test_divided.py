@@ -30,10 +30,12 @@ run = processes.Processes(torch.device("cpu:0"), Stop())
 
 def roles(parts):
     config = lora_config({"r": 2, "target_modules": "all-linear"})
-    made = AdapterRoles.create(models.load_model(base, parts=parts), dict.fromkeys(ROLES, config), seed=0)
+    model = models.load_model(base, parts=parts)
+    made = AdapterRoles.create(model, dict.fromkeys(ROLES, config), seed=0)
     for name, value in made.model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+            generator = torch.Generator().manual_seed(len(name))
+            torch.nn.init.normal_(value, std=0.1, generator=generator)
     return made
 
 divided = run.together(lambda: roles(run.share_base()))
@@ -57,14 +59,16 @@ def gradients(of, checkpointing):
         model.get_base_model().enable_input_require_grads()
     ids = torch.arange(3, 33).view(2, 15)
     # The backward pass of two forward passes, the one made first after the other.
-    sum(model(input_ids=ids + shift, labels=ids + shift, use_cache=False).loss for shift in (0, 1)).backward()
+    losses = [model(input_ids=x, labels=x, use_cache=False).loss for x in (ids, ids + 1)]
+    sum(losses).backward()
     found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     model.eval()
     return found
 
 def held():
-    return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in layers}.values())
+    storages = [p.untyped_storage() for p in layers]
+    return sum({x.data_ptr(): x.nbytes() for x in storages}.values())
 
 if work == "numbers":
     whole = roles(None)
@@ -263,8 +267,8 @@ ALL = {
 
 @pytest.mark.slow
 def test_a_run_of_all_phases_is_that_of_whole_bases(launcher, recipes, tmp_path):
-    """To the bit beside two processes of which each has the base, and up to the order of sums beside
-    one; also where it was killed, and where it goes on with a base that is whole.
+    """To the bit beside two processes of which each has the base, and up to the order of sums
+    beside one; also where it was killed, and where it goes on with a base that is whole.
     """
 
     def train(kind, recipe, folder):
@@ -326,7 +330,8 @@ def held():
 
 def work(base):
     config = lora_config({"r": 2, "target_modules": "all-linear"})
-    roles = AdapterRoles.create(models.load_model(base, parts=parts), dict.fromkeys(ROLES, config), seed=0)
+    model = models.load_model(base, parts=parts)
+    roles = AdapterRoles.create(model, dict.fromkeys(ROLES, config), seed=0)
     with roles.acting("connector") as model:
         score_rows(model, [list(range(3, 23))], [[7, 8, 9, 10]], pad_id=0)
     model = roles.module("estimator").train()
@@ -357,8 +362,8 @@ run.close()
 
 @pytest.mark.slow
 def test_the_peak_of_memory_is_that_of_a_part(launcher, tmp_path, base):
-    """From loading through scoring to a backward pass, of a base of 340 MB: MB of each process, beside
-    what it is before.
+    """From loading through scoring to a backward pass, of a base of 340 MB: MB of each process,
+    beside what it is before.
     """
     big = write_tiny_base(tmp_path / "big", seed=0, hidden=512, layers=32, heads=4)
     size = (big / "model.safetensors").stat().st_size / 1e6

@@ -336,8 +336,8 @@ def test_the_command_says_it_before_anything_is_loaded_or_written(tmp_path, monk
 
 def test_the_check_imports_nothing_heavier_than_torch():
     code = (
-        "import sys, coevolve.training.distributed.launch; "
-        "print(*sorted({'transformers', 'trl', 'accelerate', 'deepspeed', 'datasets', 'peft'} & set(sys.modules)))"
+        "import sys, coevolve.training.distributed.launch; print(*sorted({'transformers', 'trl', "
+        "'accelerate', 'deepspeed', 'datasets', 'peft'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
