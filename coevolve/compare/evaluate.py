@@ -30,7 +30,7 @@ from coevolve.remid.bound_results import BoundResults
 from coevolve.remid.evaluate import MeasuredCorpus
 from coevolve.remid.judge import Correlation
 from coevolve.remid.measures import Measure
-from coevolve.remid.readers import ESTIMATOR, OWN, ReaderKind, Reading
+from coevolve.remid.readers import ESTIMATOR, ReaderKind, Reading
 from coevolve.remid.results import Exact
 from coevolve.remid.score import ScoredCorpus
 from coevolve.remid.subsets import Subset
@@ -265,19 +265,25 @@ def _gains(
 
 
 def _readers(scored: ScoredCorpus, measure: Measure, kind: ReaderKind) -> list[ReadBy]:
-    """Each model as the estimator and as its own weights read it, and by the chosen readers."""
-    with_own = [
-        name
-        for name in scored.models
-        if all(OWN in subset.readings.get(name, {}) for subset in scored.subsets)
-    ]
-    if not with_own:
+    """Each model as the estimator, its own weights and what was fitted to it read it, and by the
+    chosen readers.
+    """
+
+    def read_by(reader: ReaderKind) -> list[str]:
+        of = [subset.readings for subset in scored.subsets]
+        return [name for name in scored.models if all(reader in x.get(name, {}) for x in of)]
+
+    others: dict[ReaderKind, list[str]] = {name: read_by(name) for name in ("own", "fitted")}
+    if not any(others.values()):
         return []
     found = []
-    kinds: list[ReaderKind] = [ESTIMATOR, OWN, *([kind] if kind == "best" else [])]
-    for reader in kinds:
-        names = with_own if reader == OWN else scored.models
+    by: dict[ReaderKind, list[str]] = {ESTIMATOR: list(scored.models), **others}
+    if kind == "best":
+        by[kind] = list(scored.models)
+    for reader, names in by.items():
         read = replace(scored, texts={name: scored.texts[name] for name in (None, *names)})
+        if not names:
+            continue
         measured = MeasuredCorpus(read, measure, Reading(read, reader))
         for name in names:
             losses = measured.remid[name]

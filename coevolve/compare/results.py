@@ -11,6 +11,7 @@ from pydantic import Field
 from coevolve.documents import Document, Part
 from coevolve.information.uncertainty import Sure
 from coevolve.remid.judge import Correlation, JudgeComparison
+from coevolve.remid.readers import ReaderKind
 from coevolve.remid.results import ChosenReasoning as Chosen
 from coevolve.remid.results import (
     Count,
@@ -99,7 +100,7 @@ class ReadBy(Part):
     """A model's numbers by one reader."""
 
     model: str = Field(description="Its name.")
-    reader: Literal["estimator", "own", "best"] = Field(description="As `coevolve remid --reader`.")
+    reader: ReaderKind = Field(description="As `coevolve remid --reader`.")
     remi: Figure = Field(description="R-EMI in distribution.")
     remid: Figure | None = Field(default=None, description="Mean R-EMID; null if none is shifted.")
 
@@ -140,7 +141,7 @@ class CompareResults(Document):
     form: Form
     normalisation: Divided
     unit: Unit
-    reader: Literal["estimator", "own", "best"] = Field(description="As `coevolve remid --reader`.")
+    reader: ReaderKind = Field(description="As `coevolve remid --reader`.")
     reasoning: Chosen | None = Field(default=None, description="How it was chosen.")
     level: Annotated[float, Field(gt=0, lt=1)] = Field(description="Of intervals.")
     models: Annotated[list[Compared], Field(min_length=1)] = Field(description="As in the grid.")

@@ -116,11 +116,12 @@ def _standings(results: CompareResults) -> Grid:
         found = {place.name: (rank, place) for rank, place in enumerate(row.places, 1)}
         cells = [_ranked(*found[name]) for name in names]
         blocks.setdefault(heading, []).append([row.row, *cells])
-    best = "the better of estimator and own weights"
+    best = "the best reader of each"
     reader = best if results.reader == "best" else results.reader
     caption = [
-        f"{results.name}: {results.unit}, by {form_name(results.form)}, read by {reader}; (rank), ± standard error. {TOLD}: told from the first of its row at {SIGNIFICANT:.0%}, "
-        "paired over examples, corrected (Holm) for all pairs of models.",
+        f"{results.name}: {results.unit}, by {form_name(results.form)}, read by {reader}; (rank), "
+        f"± standard error. {TOLD}: told from the first of its row at {SIGNIFICANT:.0%}, paired "
+        "over examples, corrected (Holm) for all pairs of models.",
         *(f"MIND: {flag}" for flag in results.flags),
     ]
     listed = [Block(heading, rows) for heading, rows in blocks.items()]

@@ -70,7 +70,7 @@ def test_a_grid_that_is_right_has_nothing_in_its_way(folder, capsys):
         ("ask.max_tokens=3", r"models.start.ask: .*max_tokens is none of its options"),
         ("ask.limit=3", r"models.start.ask: limit: is not for the grid to say here"),
         ("measure.negativ=20", r"measure: .*negativ is none of its options"),
-        ("measure.reader=mine", r"reader: found 'mine'; accepted are estimator, own, best"),
+        ("measure.reader=mine", r"reader: found 'mine'; accepted are estimator, own, fitted, best"),
         ("measure.protocol=reference", r"measure: protocol: is not for the grid"),
         (
             "measure.negatives=20",
