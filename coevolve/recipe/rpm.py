@@ -119,6 +119,9 @@ class RpmRecipe(Recipe):
         """A file's path, or the name of a built-in prompt."""
         return self.rpm.prompt or self.prompts
 
+    def rl_field(self, role: str) -> str:
+        return "rpm.grpo"
+
     @model_validator(mode="before")
     @classmethod
     def _of_one_model(cls, values: Any) -> Any:

@@ -326,6 +326,10 @@ class Recipe(Section):
         schema["properties"] = {EXTENDS: extends, **properties}
         return properties
 
+    def rl_field(self, role: str) -> str:
+        """Where a role's settings of reinforcement learning stand."""
+        return f"{role}_rl"
+
     @model_validator(mode="after")
     def _phases_are_described(self) -> "Recipe":
         if self.rounds.count:

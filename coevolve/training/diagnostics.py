@@ -108,10 +108,11 @@ def drift(before: Scores, after: Scores) -> dict[str, float]:
     return {"coevolve/drift": size, "coevolve/drift_signed": signed}
 
 
-def warnings_in(values: Mapping[str, float | None]) -> list[str]:
+def warnings_in(values: Mapping[str, float | None], rl: str | None = None) -> list[str]:
     """A sentence for each figure that went wrong: what it means, and what in the recipe may help.
 
     Values go by their names in the record (`connector/entropy`, ...); absent ones are not judged.
+    `rl` is where the settings of RL stand, which is the role's section of that name unless given.
     """
     said = []
     for name, value in values.items():
@@ -122,13 +123,14 @@ def warnings_in(values: Mapping[str, float | None]) -> list[str]:
                 diverged = "the training has diverged. Try a lower learning_rate."
                 said.append(f"{name} is {value}: {diverged}")
         elif name in RULES and RULES[name].wrong(value):
-            said.append(RULES[name].words.format(value=value, role=name.partition("/")[0]))
+            role = name.partition("/")[0]
+            said.append(RULES[name].words.format(value=value, role=role, rl=rl or f"{role}_rl"))
     return said
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When a figure is wrong, and what to say then, with {value} and {role} (`connector`)."""
+    """When a figure is wrong, and what to say then, with {value}, {role} (`connector`) and {rl}."""
 
     wrong: Callable[[float], bool]
     words: str
@@ -138,32 +140,32 @@ _OF_A_ROLE = {
     "frac_reward_zero_std": Rule(
         lambda share: share > ZERO_VARIANCE_SHARE,
         "{value:.0%} of the {role}'s groups have rewards that are all alike, so nothing is learned "
-        "from them. Try a higher {role}_rl.temperature, more {role}_rl.num_generations, or other "
-        "weights in {role}_rl.rewards.",
+        "from them. Try a higher {rl}.temperature, more {rl}.num_generations, or other "
+        "weights in {rl}.rewards.",
     ),
     "completions/clipped_ratio": Rule(
         lambda share: share > TRUNCATED_SHARE,
         "{value:.0%} of the {role}'s completions are cut off, and get the lowest reward for it. "
-        "Try a higher {role}_rl.max_completion_length, more cold_start.{role} steps, or "
-        "{role}_rl.mask_truncated_completions: true.",
+        "Try a higher {rl}.max_completion_length, more cold_start.{role} steps, or "
+        "{rl}.mask_truncated_completions: true.",
     ),
     "unparsable_completions": Rule(
         lambda share: share > UNPARSABLE_SHARE,
         "{value:.0%} of the {role}'s completions have no core features that can be read, so their "
         "likelihood reward is the lowest. Try more cold_start.{role} steps, or a higher "
-        "{role}_rl.rewards.format.",
+        "{rl}.rewards.format.",
     ),
     "entropy": Rule(
         lambda nats: nats < ENTROPY_NATS,
         "The {role}'s entropy is {value:.3f} nats per token: it writes nearly the same text each "
-        "time, so a group has nothing to choose from. Try a higher {role}_rl.temperature, a lower "
-        "{role}_rl.learning_rate, or a {role}_rl.beta above 0.",
+        "time, so a group has nothing to choose from. Try a higher {rl}.temperature, a lower "
+        "{rl}.learning_rate, or a {rl}.beta above 0.",
     ),
     "sampling/sampling_logp_difference/mean": Rule(
         lambda nats: nats > SAMPLING_NATS,
         "What vLLM says it sampled the {role}'s completions by is {value:.3f} nats per token from "
         "what the trained model gives: they are not of the same weights or precision. Try "
-        "model.dtype: float32, or {role}_rl.use_vllm: false.",
+        "model.dtype: float32, or {rl}.use_vllm: false.",
     ),
 }
 

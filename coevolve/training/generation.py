@@ -65,7 +65,7 @@ class Engines:
             sharing = [x for x in ROLES if self.origins[x].base == own.base]
             sharing = [x for x in sharing if self.roles.tuning[x] == self.roles.tuning[role]]
             options = self._options(sharing, own, settings)
-            why = f"{role}_rl.use_vllm"
+            why = f"{self.recipe.rl_field(role)}.use_vllm"
             names = [own.base.path, own.base.source]
 
             def start() -> Backend:
@@ -278,9 +278,10 @@ class Engine:
         room = max_new_tokens
         longest, limit = max(map(len, prompts), default=0), self._options.max_length
         if longest + room > limit:
+            field = self._engines.recipe.rl_field(role)
             raise TooLongError(
-                f"{role}_rl: a prompt of {longest} tokens and {room} new ones do not fit into "
-                f"vLLM's {limit}. Set {role}_rl.vllm_max_model_length={longest + room}."
+                f"{field}: a prompt of {longest} tokens and {room} new ones do not fit into vLLM's "
+                f"{limit}. Set {field}.vllm_max_model_length={longest + room}."
             )
         how = {"max_tokens": room, "stop_ids": stop_ids, "regex": regex, **vars(sampling)}
         adapter, seed = self._names.get(role), how.pop("seed")

@@ -130,7 +130,7 @@ def planned(
         except LeftHalfway as left:
             state.segment = left.segment
             raise
-    for warning in warnings_in(report.latest):
+    for warning in warnings_in(report.latest, recipe.rl_field(role)):
         record.say(f"warning: {warning}")
     segment, state.segment = state.segment, None
     state.pair[role] = segment.weights or roles.weights(role)

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from coevolve import ProbabilityEstimator
 from coevolve.prompts import NO_REASONING, Renderer, prompt_set
+from coevolve.recipe.rpm import RpmRecipe
 from coevolve.recipe.schema import Recipe
 from coevolve.scoring.models import load_model, load_tokenizer
 from coevolve.scoring.roles import ESTIMATOR, SeparateRoles
@@ -209,10 +210,17 @@ def test_a_figure_that_is_wrong_is_said_in_words(name):
     assert words in said and "Try" in said and "{" not in said
 
 
+def test_a_role_playing_models_warnings_name_its_own_fields():
+    recipe = RpmRecipe.model_construct()
+    (said,) = warnings_in({"connector/entropy": 0.01}, recipe.rl_field("connector"))
+    assert "Try a higher rpm.grpo.temperature" in said and "connector_rl" not in said
+
+
 def test_the_fields_that_warnings_name_are_in_the_recipe():
     named = set()
     for name, rule in RULES.items():
-        text = rule.words.format(value=0.5, role=name.partition("/")[0])
+        role = name.partition("/")[0]
+        text = rule.words.format(value=0.5, role=role, rl=f"{role}_rl")
         named.update(re.findall(r"\b(?:(?:cold_start|traces|\w+_rl|\w+_sft)(?:\.\w+)*)", text))
     assert len(named) > 10
     for path in named:
