@@ -111,3 +111,8 @@ def test_help_has_every_command_on_one_screen(capsys):
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) <= 40 and {"data:", "train:", "measure:", "publish:"} <= set(shown)
     assert sum(line.startswith("  launch-file") for line in shown) == 1
+
+
+def test_recipes_are_listed_by_name_the_main_one_of_a_folder_first():
+    names = list(shipped_recipes())
+    assert names == sorted(names, key=lambda name: name.split("/"))

@@ -60,7 +60,7 @@ def test_a_shell_completes_commands_options_and_names(capsys):
 
     assert completed("coevolve", "re") == ["respond", "recipes", "remid", "report"]
     assert completed("coevolve", "push", "--r") == ["--repo", "--revision"]
-    assert completed("coevolve", "train", "quick") == ["quickstart"]
+    assert completed("coevolve", "train", "smollm2-135m/s") == ["smollm2-135m/smoke"]
     assert completed("coevolve", "schema", "rec") == ["recipe"]
     assert len(completed("coevolve", "")) == len(COMMANDS)
 

@@ -49,7 +49,8 @@ class ByTransformers:
 
     def one(self, ask, poll):
         poll()
-        self.asked.append((self.versions.index(ask.adapter), tuple(ask.prompt), ask.seed))
+        if ask.temperature:  # evaluations are greedy
+            self.asked.append((self.versions.index(ask.adapter), tuple(ask.prompt), ask.seed))
         self.model.set_adapter(ask.adapter)
         with torch.no_grad():
             (found,) = generate(
@@ -129,9 +130,9 @@ def test_each_batch_is_by_the_policy_of_one_batch_ago_and_is_corrected(
     train(recipe_for(**SERVER), tmp_path / "in_turn")
     train(recipe_for(**AHEAD), tmp_path / "ahead")
     in_turn, ahead = server
-    of_rl = slice(0, 4)  # then the connector writes for the refresh
-    assert versions_of_batches(in_turn)[of_rl] == [0, 1, 2, 3]
-    assert versions_of_batches(ahead)[of_rl] == [0, 0, 1, 2]
+    of_rl = slice(0, 4)  # then the connector writes for the refresh; version 0 is evaluated
+    assert versions_of_batches(in_turn)[of_rl] == [1, 2, 3, 4]
+    assert versions_of_batches(ahead)[of_rl] == [1, 1, 2, 3]
     prompts_and_seeds = [[x[1:] for x in found.asked[:32]] for found in server]
     assert prompts_and_seeds[0] == prompts_and_seeds[1]
     assert max(abs(x - 1) for x in ratios(tmp_path / "in_turn")) < 1e-4
