@@ -23,7 +23,7 @@ FOR_SOFTWARE = ("#!", "# yaml-language-server")
 def shipped_recipes() -> Mapping[str, Path]:
     """Files by name: `quickstart` is its folder's `config.yaml`, `qwen3-8b/qlora` another one."""
     files = sorted(
-        (FOLDER / "recipes").glob("*/*.yaml"), key=lambda x: (x.parent, x.name != CONFIG, x.name)
+        (FOLDER / "recipes").glob("*/*.yaml"), key=lambda x: (x.parent, x.name != CONFIG, x.stem)
     )
     return {
         file.parent.name if file.name == CONFIG else f"{file.parent.name}/{file.stem}": file
