@@ -19,6 +19,7 @@ from coevolve.chat.local import LocalChat
 from coevolve.cli import remid
 from coevolve.cli.calls import options_of
 from coevolve.cli.chat_model import load_chat
+from coevolve.cli.readers import chosen_reader
 from coevolve.compare.evaluate import compare_models
 from coevolve.compare.exact import Kept, exact_rows, keep_exact
 from coevolve.compare.plan import Member, Plan, Trained
@@ -150,7 +151,7 @@ class Comparison:
             )
             for x in sorted(plan.members, key=lambda x: list(plan.grid.models).index(x.name))
         ]
-        kind = remid_reader(self._remid_options())
+        kind = chosen_reader(options_of("remid", self._remid_options(), claimed=False))
         measure = Measure(remid.form, remid.normalisation)
         exact = exact_rows(self._exact, distributions(plan.corpus), remid.unit)
         bounded = None
@@ -295,10 +296,10 @@ class Comparison:
 
     def _own(self) -> dict[str, str]:
         """Model -> weights that read its responses, where they are here."""
-        found = {}
+        found, cut_off = {}, self._cut_off()
         for member in self.plan.members if self.plan.grid.own else ():
             asked = {**self.plan.grid.ask, **member.grid.ask}
-            if member.name in self._cut_off() or asked.get("endpoint"):
+            if member.name in cut_off or asked.get("endpoint"):
                 continue
             if member.run is not None:
                 found[member.name] = str(member.run.folder / "model")
@@ -354,8 +355,3 @@ class Comparison:
 
 def _can_be_enumerated(world: Recipe | None) -> bool:
     return world is not None and world.data.world is not None and world.data.world.hops == "one"
-
-
-def remid_reader(given: Mapping[str, Any]) -> Any:
-    """By which reader results with these options are."""
-    return given.get("reader") or ("best" if given.get("own") else "estimator")

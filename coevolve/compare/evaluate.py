@@ -25,7 +25,7 @@ from coevolve.compare.results import (
 from coevolve.data.corpus import Shift
 from coevolve.information.agreement import agreements
 from coevolve.information.log_probs import UNITS
-from coevolve.information.uncertainty import Sure, holm
+from coevolve.information.uncertainty import Sure, holm_by_name
 from coevolve.remid.bound_results import BoundResults
 from coevolve.remid.evaluate import MeasuredCorpus
 from coevolve.remid.judge import Correlation
@@ -77,7 +77,7 @@ def compare_models(
         for name, of_model in subset.models.items()
     }
     rows = list(_rows(measured, exact or {}, bounds))
-    found: dict[str, Any] = {"rows": rows, "readers": _readers(scored, measure, kind)}
+    found: dict[str, Any] = {"rows": rows, "readers": _readers(measured)}
     if len(scored.subsets) > 1:
         found["shifts"] = _shifts(measured)
     found["remedies"] = _remedies(measured, models)
@@ -93,8 +93,7 @@ def ranked(numbers: Mapping[str, Sure], *, higher: bool) -> list[Place]:
         pair: Sure.combined([1, -1], [numbers[name] for name in pair])
         for pair in combinations(order, 2)
     }
-    told = [pair for pair, between in pairs.items() if between.tells]
-    adjusted = dict(zip(told, holm([pairs[pair].p for pair in told]), strict=True))
+    adjusted = holm_by_name({pair: between.p for pair, between in pairs.items() if between.tells})
     first, *others = order
     places = [Place(name=first, figure=Figure.of(numbers[first]))]
     for name in others:
@@ -259,15 +258,15 @@ def _gains(
         ]
         if gained:
             means[way] = Sure.mean(gained)
-    told = [way for way, mean in means.items() if mean.tells]
-    adjusted = dict(zip(told, holm([means[way].p for way in told]), strict=True))
+    adjusted = holm_by_name({way: mean.p for way, mean in means.items() if mean.tells})
     return {way: Gain(figure=Figure.of(x), p=adjusted.get(way)) for way, x in means.items()}
 
 
-def _readers(scored: ScoredCorpus, measure: Measure, kind: ReaderKind) -> list[ReadBy]:
+def _readers(chosen: MeasuredCorpus) -> list[ReadBy]:
     """Each model as the estimator, its own weights and what was fitted to it read it, and by the
     chosen readers.
     """
+    scored, kind = chosen.read.scored, chosen.read.kind
 
     def read_by(reader: ReaderKind) -> list[str]:
         of = [subset.readings for subset in scored.subsets]
@@ -281,10 +280,10 @@ def _readers(scored: ScoredCorpus, measure: Measure, kind: ReaderKind) -> list[R
     if kind == "best":
         by[kind] = list(scored.models)
     for reader, names in by.items():
-        read = replace(scored, texts={name: scored.texts[name] for name in (None, *names)})
-        if not names:
-            continue
-        measured = MeasuredCorpus(read, measure, Reading(read, reader))
+        measured = chosen
+        if names and reader != kind:
+            read = replace(scored, texts={name: scored.texts[name] for name in (None, *names)})
+            measured = MeasuredCorpus(read, chosen.measure, Reading(read, reader))
         for name in names:
             losses = measured.remid[name]
             mean = Figure.of(Sure.mean(losses)) if losses else None

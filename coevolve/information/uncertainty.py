@@ -22,11 +22,14 @@ influences are subtracted; two subsets share none, so their errors add.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from coevolve.errors import DataError
 from coevolve.information.influence import Influence
+
+Name = TypeVar("Name")
 
 LEVEL = 0.95
 LEAST = 8
@@ -185,3 +188,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1.0)
     return [float(value) for value in adjusted]
+
+
+def holm_by_name(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """The same of tests that have names."""
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))

@@ -25,7 +25,7 @@ from coevolve.data.corpus import SHIFT_OF_SPLIT, Corpus
 from coevolve.information.emi import difference
 from coevolve.information.estimate import FORMS, Estimate
 from coevolve.information.perplexity import perplexity
-from coevolve.information.uncertainty import LEVEL, Sure, holm
+from coevolve.information.uncertainty import LEVEL, Sure, holm_by_name
 from coevolve.remid.measures import Measure
 from coevolve.remid.pairs import negatives_value
 from coevolve.remid.readers import ESTIMATOR, ReaderKind, Reading
@@ -231,8 +231,7 @@ class MeasuredCorpus:
     def _adjusted(self, losses: Sequence[Sure]) -> dict[int, float]:
         """Place among the shifted subsets -> Holm's p of no loss, where it can be said."""
         told = [] if self.form.off else [i for i, loss in enumerate(losses) if loss.tells]
-        found = holm([1 - losses[index].chance_above(0.0) for index in told])
-        return dict(zip(told, found, strict=True))
+        return holm_by_name({index: 1 - losses[index].chance_above(0.0) for index in told})
 
     def _comparisons(self) -> Iterator[Comparison]:
         whole: dict[Literal["remi", "remid"], dict[str, Sure]] = {

@@ -275,15 +275,16 @@ class Engine:
         keys: Sequence[int],
         regex: str | None = None,
     ) -> list[Ask]:
-        room = max_new_tokens
         longest, limit = max(map(len, prompts), default=0), self._options.max_length
-        if longest + room > limit:
+        needed = longest + max_new_tokens
+        if needed > limit:
             field = self._engines.recipe.rl_field(role)
             raise TooLongError(
-                f"{field}: a prompt of {longest} tokens and {room} new ones do not fit into vLLM's "
-                f"{limit}. Set {field}.vllm_max_model_length={longest + room}."
+                f"{field}: a prompt of {longest} tokens and {max_new_tokens} new ones do not fit "
+                f"into vLLM's {limit}. Set {field}.vllm_max_model_length={needed}."
             )
-        how = {"max_tokens": room, "stop_ids": stop_ids, "regex": regex, **vars(sampling)}
+        said = {"max_tokens": max_new_tokens, "stop_ids": stop_ids, "regex": regex}
+        how = {**said, **vars(sampling)}
         adapter, seed = self._names.get(role), how.pop("seed")
         seeds = [derive_seed(seed, "completion", key) for key in keys]
         return [

@@ -2,8 +2,9 @@
 
 A reader begins at the estimator, and is trained by SFT on the same prompts, reasonings as its form
 shows them. Of the responses a fifth is held out: what these have after each pass says when to stop,
-and the pass where they had the most is the reader; that may be none, the estimator itself. So a
-reader of responses that cannot be learned from so few is no worse than the estimator.
+and the pass where they had the most is the reader; that may be none, the estimator itself. So to
+the held-out responses a reader gives no less than the estimator; of few, that need not be so in
+other contexts.
 """
 
 import hashlib

@@ -22,6 +22,7 @@ A response has as many tokens as any other, so that per token every number is th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ Row = dict[str, Any]
 Matrices = dict[str, NDArray[np.float64]]
 Report = Callable[[int], None]
 Fit = Callable[[Sequence[Example], Sequence[str]], PairScorer]
+Write = Callable[[int], list[list[str | None]]]
 """From examples and responses to a reader that was fitted to them."""
 
 
@@ -127,9 +129,10 @@ def audit_world(
             advance(test)
         scored = None
         if estimator is not None:
-            scored = {"estimator": _score(estimator, estimator, reasoning, sample, advance)}
+            write = _writer(estimator, reasoning, sample)
+            scored = {"estimator": _score(estimator, reasoning, sample, write, advance)}
             if readers:
-                scored[FITTED] = _read(readers, estimator, reasoning, sample, advance)
+                scored[FITTED] = _read(readers, reasoning, sample, write, advance)
         halved = halves([example.sample_id for example in sample.examples], seed)
         other = FITTED if readers else "own" if own_readers else None
         chosen = None if scored is None or other is None else (other, halved)
@@ -327,9 +330,9 @@ def _fitted(
 
 def _read(
     readers: Mapping[str, PairScorer],
-    estimator: Estimator,
     reasoning: Reasoning,
     sample: Sample,
+    write: Write,
     advance: Report | None,
 ) -> Matrices:
     """As `_score`, each policy by its own reader, which tells its share of the contexts."""
@@ -337,29 +340,38 @@ def _read(
     count = len(sample.examples)
     for number, (name, reader) in enumerate(readers.items()):
         own = replace(sample, responses={name: sample.responses[name]})
-        found |= _score(reader, estimator, reasoning, own, None)
+        found |= _score(reader, reasoning, own, write, None)
         if advance is not None:
             before, after = (count * done // len(readers) for done in (number, number + 1))
             advance(after - before)
     return found
 
 
+def _writer(estimator: Estimator, reasoning: Reasoning, sample: Sample) -> Write:
+    """Reasonings of a block of contexts by where it begins, written once for all that read."""
+
+    @cache
+    def write(start: int) -> list[list[str | None]]:
+        return reasoning.write(estimator, sample.examples[start : start + CONTEXTS_AT_ONCE])
+
+    return write
+
+
 def _score(
     scorer: PairScorer,
-    estimator: Estimator,
     reasoning: Reasoning,
     sample: Sample,
+    write: Write,
     advance: Report | None,
 ) -> Matrices:
-    """Policy name -> (N, N) log-probabilities; equal texts scored once. The estimator reasons."""
+    """Policy name -> (N, N) log-probabilities; equal texts scored once."""
     texts = [text for responses in sample.responses.values() for text in responses]
     different, place = np.unique(texts, return_inverse=True)
     scores = np.empty((len(sample.examples), different.size))
     for start in range(0, len(sample.examples), CONTEXTS_AT_ONCE):
         block = sample.examples[start : start + CONTEXTS_AT_ONCE]
         pairs = np.argwhere(np.ones((len(block), different.size), dtype=bool))
-        written = reasoning.write(estimator, block)
-        given = block, different.tolist(), reasoning, written, pairs
+        given = block, different.tolist(), reasoning, write(start), pairs
         found = score_pairs(scorer, *given, sample.split)
         scores[start : start + len(block)] = found.sum.reshape(len(block), -1)
         if advance is not None:
