@@ -2,9 +2,9 @@
 token.
 
 From each prompt every continuation is followed whose probability is `least` or more, until the turn
-ends, and its response read as `coevolve respond` reads it. The outcomes are the |Y| responses of
-the world and one more: no response of it (other words, cut off). What is not followed is counted
-there too, and how far that can have moved I(X; Y) is told (`Exact.within`).
+ends, and its response read as `coevolve respond` reads it. Each response is an outcome, whether its
+words are the world's or not, as readers read both, and one more outcome is none: cut off, or not
+followed; how far the latter can have moved I(X; Y) is told (`Exact.within`).
 
 The same theta(y | x) serves a world and all its shifts, in which contexts are more or less
 probable.
@@ -33,10 +33,9 @@ ROWS = 16_384
 """Continuations that are followed at once; of more, the likeliest are."""
 CONTEXTS = 16
 """Contexts among them."""
-OUTSIDE = len(RESPONSE_VOCABULARY) ** SLOTS
-"""The outcome that is no response of the world."""
-
-_PLACE = {word: place for place, word in enumerate(RESPONSE_VOCABULARY)}
+NONE = 0
+"""The outcome that is no response."""
+_WORDS = frozenset(RESPONSE_VOCABULARY)
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Exact:
 
     Attributes:
         information, golden: I(X; Y) of the model's responses, and of golden ones.
-        outside: probability of what is no response of the world, what was not followed included.
+        outside: probability of other words than the world's, or of none.
         missed: probability of what was not followed.
         contexts: how many there are.
     """
@@ -73,29 +72,31 @@ class Exact:
 @dataclass(frozen=True, eq=False)
 class Conditional:
     """theta(y | x) of N contexts, those that `World.contexts` lists: E outcomes that have a
-    probability above 0, the rest of each context's being `OUTSIDE`.
+    probability above 0, the rest of each context's being `NONE`.
 
     Attributes:
-        context, outcome, probability: (E,) place among the contexts, place among the responses
-            (`OUTSIDE` is the last), and theta.
+        context, outcome, probability: (E,) place among the contexts, which response, and theta.
         missed: (N,) of a context's probability, what was not followed.
+        of_world: (outcomes,) whether a response has the words of the world.
     """
 
     context: NDArray[np.int64]
     outcome: NDArray[np.int64]
     probability: NDArray[np.float64]
     missed: NDArray[np.float64]
+    of_world: NDArray[np.bool_]
 
     def exact(self, world: World) -> Exact:
         """EMI in this world: the one whose contexts these are, or a shift of it."""
         _, weight_N = world.contexts()
-        cells, place = np.unique(self.context * (OUTSIDE + 1) + self.outcome, return_inverse=True)
+        count = len(self.of_world)
+        cells, place = np.unique(self.context * count + self.outcome, return_inverse=True)
         joint = np.bincount(place, weight_N[self.context] * self.probability)
-        marginal = np.bincount(cells % (OUTSIDE + 1), joint, OUTSIDE + 1)
+        marginal = np.bincount(cells % count, joint, count)
         return Exact(
             information=entropy(marginal) + entropy(weight_N) - entropy(joint),
             golden=information(world).mutual_information,
-            outside=float(marginal[OUTSIDE]),
+            outside=float(marginal[~self.of_world].sum()),
             missed=float(weight_N @ self.missed),
             contexts=len(weight_N),
         )
@@ -118,23 +119,28 @@ def conditional(
     """
     examples, _ = world.contexts()
     parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    outcomes = {"": NONE}
     for first in range(0, len(examples), CONTEXTS):
         block = examples[first : first + CONTEXTS]
         asked = [Question(x.sample_id, play_messages(x, chat.harmless, prompt)) for x in block]
-        ends, missed_B = _follow(chat, [prompt_ids(chat.renderer, x) for x in asked], least)
+        ends, missed_B = _follow(
+            chat, [prompt_ids(chat.renderer, x) for x in asked], least, outcomes
+        )
         parts.append((ends + np.array([[first], [0], [0]]), missed_B))
         if advance is not None:
             advance(len(block))
     ends = np.concatenate([ends for ends, _ in parts], axis=1)
     missed = np.concatenate([missed_B for _, missed_B in parts])
-    return Conditional(ends[0].astype(np.int64), ends[1].astype(np.int64), ends[2], missed)
+    of_world = np.array([_is_of_world(text) for text in outcomes])
+    context, outcome = ends[:2].astype(np.int64)
+    return Conditional(context, outcome, ends[2], missed, of_world)
 
 
 def _follow(
-    chat: LocalChat, prompts: Sequence[Sequence[int]], least: float
+    chat: LocalChat, prompts: Sequence[Sequence[int]], least: float, outcomes: dict[str, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(prompt, outcome, probability) of every end of B prompts, (3, ends), with one outside for the
-    rest of each; and how much of that rest was not followed, (B,).
+    """(prompt, outcome, probability) of every end of B prompts, (3, ends), with `NONE` for the rest
+    of each; and how much of that rest was not followed, (B,). New texts get a place in `outcomes`.
     """
     model, render, count = chat.model, chat.renderer, len(prompts)
     ways, pad_id = ways_of(model), render.tokenizer.pad_token_id
@@ -152,7 +158,9 @@ def _follow(
         next_RV = mass[:, None] * _probabilities(batch.logits_BV, chat.temperature)
         ends_R = next_RV[:, stops].sum(axis=1)
         for row in np.flatnonzero(ends_R >= least):
-            reached.append((prompt[row], _outcome(render.decode(said[row])), ends_R[row]))
+            text = " ".join(without_thinking(render.decode(said[row])).split())
+            outcome = outcomes.setdefault(text, len(outcomes))
+            reached.append((prompt[row], outcome, ends_R[row]))
         next_RV[:, stops] = 0
         rows, tokens = np.nonzero(next_RV >= least)
         likeliest = np.sort(np.argsort(-next_RV[rows, tokens], kind="stable")[:ROWS])
@@ -169,8 +177,8 @@ def _follow(
         batch.step(torch.from_numpy(tokens).to(batch.device))
     ends = np.array(reached, dtype=np.float64).reshape(-1, 3).T
     rest = 1 - np.bincount(ends[0].astype(np.int64), ends[2], count)
-    outside = np.stack([np.arange(count), np.full(count, OUTSIDE), rest.clip(min=0)])
-    return np.concatenate([ends, outside], axis=1), missed_B
+    none = np.stack([np.arange(count), np.full(count, NONE), rest.clip(min=0)])
+    return np.concatenate([ends, none], axis=1), missed_B
 
 
 def _probabilities(logits_RV: torch.Tensor, temperature: float) -> NDArray[np.float64]:
@@ -181,9 +189,6 @@ def _probabilities(logits_RV: torch.Tensor, temperature: float) -> NDArray[np.fl
     return np.eye(logits_RV.shape[-1])[logits_RV.argmax(dim=-1).cpu().numpy()]
 
 
-def _outcome(text: str) -> int:
-    """Which response of the world a text is."""
-    places = [_PLACE.get(word, -1) for word in without_thinking(text).split()]
-    if len(places) != SLOTS or min(places) < 0:
-        return OUTSIDE
-    return int(np.ravel_multi_index(places, (len(RESPONSE_VOCABULARY),) * SLOTS))
+def _is_of_world(text: str) -> bool:
+    words = text.split()
+    return len(words) == SLOTS and _WORDS.issuperset(words)
