@@ -6,6 +6,7 @@ from coevolve.files import write_jsonl
 from coevolve.preflight.dialogues import load_corpus
 from coevolve.recipe import check_recipe
 from coevolve.remid.subsets import distributions
+from tests.chat.conftest import serve  # noqa: F401
 from tests.training.conftest import SFT, VALUES
 
 NOTHING = {"without_corl": False, "without_reasoning": False}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -11,16 +12,29 @@ from coevolve.cli.comparing import Comparison
 from coevolve.compare.results import CompareResults
 from coevolve.documents import read_document
 from coevolve.files import read_jsonl
+from coevolve.prompts.rubric import Rubric
 from coevolve.scoring.artifact import read_manifest
 from coevolve.training import run
 from coevolve.training.loop import run as run_loop
 from coevolve.worlds.truth import RESPONSE_TOKENS
+from tests.chat.test_endpoint import says
 from tests.compare.conftest import GRID, write, write_answers
 
 
+def scores(number, request):
+    """Of a judge who likes long responses: by the criteria of the built-in rubric."""
+    text = request["messages"][-1]["content"]
+    (label, said) = re.search(r"## Response (.)\n(.*)", text).groups()
+    return says("\n".join(f"{label} {x}: {1 + len(said) % 5}" for x in Rubric().criteria))
+
+
 @pytest.mark.slow
-def test_stopped_after_every_step_it_ends_and_nothing_is_done_twice(tmp_path, monkeypatch, capsys):
-    write(tmp_path), write_answers(tmp_path)
+def test_stopped_after_every_step_it_ends_and_nothing_is_done_twice(
+    serve, tmp_path, monkeypatch, capsys
+):
+    asked = serve(scores)
+    judge = {"model": "m", "endpoint": asked.url, "repeats": 2, "max_new_tokens": 64}
+    write(tmp_path, {"judge": {"ask": judge}}), write_answers(tmp_path)
     out, done, trained = tmp_path / "out", [], []
     words = ["compare", str(tmp_path / "grid.yaml"), "--out", str(out), "--device", "cpu"]
     words += ["--cache", str(tmp_path / "cache")]
@@ -53,7 +67,7 @@ def test_stopped_after_every_step_it_ends_and_nothing_is_done_twice(tmp_path, mo
     assert ends == [130] * len(done) + [0]
     assert done == [
         *("training the estimator", "training the reward", "training start", "training dpo"),
-        *("responses of start", "responses of dpo", "scoring"),
+        *("responses of start", "responses of dpo", "judging", "scoring"),
         *("exact values of start", "exact values of dpo", "bound"),
     ]
     assert "interrupted. What was computed is kept: the same command goes on" in said.err
@@ -84,6 +98,9 @@ def test_stopped_after_every_step_it_ends_and_nothing_is_done_twice(tmp_path, mo
     assert all(
         x.bound is not None for row in results.rows if row.subset and row.shift for x in row.places
     )
+    files = [*(out / "responses").glob("*.jsonl"), tmp_path / "theirs.jsonl"]
+    texts = [x["response"] for path in files for _, x in read_jsonl(path) if "response" in x]
+    assert len(asked.requests) == 2 * len(list(filter(None, texts)))
     assert results.judge.pairs == 15 and set(results.judge.measures) >= {"R-EMI, club per_token"}
     with open(out / "results.csv", newline="") as file:
         lines = list(csv.DictReader(file))
