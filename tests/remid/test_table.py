@@ -125,7 +125,9 @@ def test_a_value_says_how_sure_it_is():
 
 @pytest.mark.parametrize(("p", "starred"), [(0.009, True), (0.011, False), (0.049, False)])
 def test_a_star_is_a_loss_at_one_per_cent(corpus, estimator, responses, monkeypatch, p, starred):
-    monkeypatch.setattr("coevolve.remid.evaluate.holm_by_name", lambda given: dict.fromkeys(given, p))
+    monkeypatch.setattr(
+        "coevolve.remid.evaluate.holm_by_name", lambda given: dict.fromkeys(given, p)
+    )
     found = evaluate_remid(estimator, corpus, responses, measures=[RECOMMENDED], negatives="all")
     of_german = found.subsets[1].models
     for name, lost in zip(of_german, (0.7, -0.7), strict=True):
