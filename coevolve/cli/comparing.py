@@ -153,11 +153,12 @@ class Comparison:
         ]
         kind = chosen_reader(options_of("remid", self._remid_options(), claimed=False))
         measure = Measure(remid.form, remid.normalisation)
-        exact = exact_rows(self._exact, distributions(plan.corpus), remid.unit)
+        exact, within = exact_rows(self._exact, distributions(plan.corpus), remid.unit)
         bounded = None
         if plan.grid.bound is not None:
             bounded = read_document(bound, BoundResults, remedy=AGAIN)
-        found = compare_models(scored, measure, kind, models, exact=exact, bound=bounded)
+        known: dict[str, Any] = {"exact": exact, "within": within, "bound": bounded}
+        found = compare_models(scored, measure, kind, models, **known)
         return CompareResults(
             schema="coevolve.compare/1",
             name=plan.grid.name,

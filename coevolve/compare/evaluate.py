@@ -62,13 +62,15 @@ def compare_models(
     models: Sequence[Compared],
     *,
     exact: Exact | None = None,
+    within: Exact | None = None,
     bound: BoundResults | None = None,
 ) -> dict[str, Any]:
     """The fields of `CompareResults` that follow from scores.
 
     Args:
         kind: by which reader responses are read.
-        exact: true values in the measure's unit, as far as they are known.
+        exact, within: true values in the measure's unit, as far as they are known, and how far
+            they may be off.
     """
     measured = MeasuredCorpus(scored, measure, Reading(scored, kind))
     bounds = {
@@ -76,7 +78,7 @@ def compare_models(
         for subset in (bound.subsets if bound else ())
         for name, of_model in subset.models.items()
     }
-    rows = list(_rows(measured, exact or {}, bounds))
+    rows = list(_rows(measured, {"exact": exact or {}, "within": within or {}}, bounds))
     found: dict[str, Any] = {"rows": rows, "readers": _readers(measured)}
     if len(scored.subsets) > 1:
         found["shifts"] = _shifts(measured)
@@ -143,7 +145,7 @@ def _agreement(pairs: Sequence[tuple[float, float]]) -> dict[str, Correlation]:
     return Correlation.of(agreements(estimated, true))
 
 
-def _rows(measured: MeasuredCorpus, exact: Exact, bounds: Bounds) -> list[Ranking]:
+def _rows(measured: MeasuredCorpus, known: Mapping[str, Exact], bounds: Bounds) -> list[Ranking]:
     rows = []
 
     def add(
@@ -156,11 +158,11 @@ def _rows(measured: MeasuredCorpus, exact: Exact, bounds: Bounds) -> list[Rankin
         there = [measured.subsets[index].subset for index in of]
         places = []
         for place in ranked(numbers, higher=measure == "remi"):
-            known = [exact.get((place.name, one.row)) for one in there]
-            values = [value for value in known if value is not None]
             more: dict[str, float] = {}
-            if len(values) == len(known):
-                more["exact"] = sum(values) / len(values)
+            for field, of_rows in known.items():
+                keys = [(place.name, one.row) for one in there]
+                if all(key in of_rows for key in keys):
+                    more[field] = sum(of_rows[key] for key in keys) / len(keys)
             if subset is not None and (place.name, subset) in bounds:
                 more["bound"] = bounds[place.name, subset]
             places.append(place.model_copy(update=more))

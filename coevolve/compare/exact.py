@@ -50,13 +50,17 @@ def keep_exact(
     return kept
 
 
-def exact_rows(kept: Mapping[str, Kept], subsets: list[Subset], unit: str) -> Exact:
-    """True values in a unit: EMI in distribution, elsewhere EMID; of R-EMI, too, as x gives r."""
+def exact_rows(kept: Mapping[str, Kept], subsets: list[Subset], unit: str) -> tuple[Exact, Exact]:
+    """True values in a unit, and what they may be off by: EMI in distribution, elsewhere EMID; of
+    R-EMI, too, as x gives r.
+    """
     tokens = RESPONSE_TOKENS if unit == UNITS["per_token"] else 1
-    found = {}
+    values, within = {}, {}
     for name, of_splits in kept.items():
-        home = of_splits[IN_DISTRIBUTION]["emi"]
+        home = of_splits[IN_DISTRIBUTION]
         for one in subsets:
-            emi = of_splits[one.split]["emi"]
-            found[name, one.row] = (emi if one.shift is None else home - emi) / tokens
-    return found
+            here, key = of_splits[one.split], (name, one.row)
+            shifted = one.shift is not None
+            values[key] = (home["emi"] - here["emi"] if shifted else here["emi"]) / tokens
+            within[key] = (here["within"] + shifted * home["within"]) / tokens
+    return values, within

@@ -64,6 +64,7 @@ class Place(Part):
     which is the first was seen in the same examples.
     """
     exact: Number | None = Field(default=None, description="The true value, where it is known.")
+    within: Number | None = Field(default=None, description="No more than this is it off.")
     bound: Number | None = Field(default=None, description="Upper bound; nats per response.")
 
 

@@ -21,7 +21,7 @@ from coevolve.remid.table import ABSENT, AVERAGE
 
 CSV_COLUMNS = (
     *("table", "row", "measure", "name", "rank", "value", "standard_error", "low", "high"),
-    *("behind", "behind_low", "behind_high", "p", "exact", "bound"),
+    *("behind", "behind_low", "behind_high", "p", "exact", "within", "bound"),
 )
 TOLD = "†"
 MEASURES: tuple[MeasureName, ...] = ("remi", "remid")
@@ -102,7 +102,7 @@ def _cells(place: Place) -> dict[str, object]:
     behind = place.behind
     less = (behind.value, behind.low, behind.high) if behind else (None, None, None)
     between = dict(zip(("behind", "behind_low", "behind_high"), less, strict=True))
-    known = {"p": place.p, "exact": place.exact, "bound": place.bound}
+    known = {name: getattr(place, name) for name in ("p", "exact", "within", "bound")}
     return {"name": place.name, **_numbers(place.figure), **between, **known}
 
 
@@ -230,12 +230,16 @@ def _two_rankings(results: CompareResults) -> Grid:
         if known and (row.measure == "remi" or row.row == AVERAGE):
             true = sorted(known, key=lambda x: x.exact or 0.0, reverse=row.measure == "remi")
             rows = [
-                [str(rank), a.name, str(a.figure), b.name, f"{b.exact:+z.3f}"]
+                [str(rank), a.name, str(a.figure), b.name, f"{b.exact:+z.3f}{_within(b)}"]
                 for rank, (a, b) in enumerate(zip(known, true, strict=True), 1)
             ]
             blocks.append(Block(f"{row.row}, {results.called(row.measure)}", rows))
     columns = ["rank", "by the estimate", "estimate", "by the truth", "exact"]
     return Grid(columns, blocks, [results.unit], "The two rankings")
+
+
+def _within(place: Place) -> str:
+    return f" (within {place.within:.3f})" if place.within else ""
 
 
 def _truth_grid(results: CompareResults, truth: Truth) -> Grid:

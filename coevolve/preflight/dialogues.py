@@ -173,7 +173,10 @@ def divide(recipe: Recipe, corpus: Corpus, sifted: Sifted) -> Dialogues:
 
 
 def limited(recipe: Recipe, split: str, examples: list[Example]) -> list[Example]:
-    """Those of a split that a recipe asks for, by its seed."""
+    """Those of a split that a recipe asks for: its part, and of that the first by its seed."""
+    if recipe.data.part is not None and split == TRAIN_SPLIT:
+        part, parts = map(int, recipe.data.part.split("/"))
+        examples = [x for x in examples if derive_seed(0, "part", x.sample_id) % parts == part - 1]
     limit = recipe.data.limit.get(split)
     if limit is None or limit >= len(examples):
         return examples

@@ -4,9 +4,10 @@ Budgets are counted in optimizer steps, so that two runs can be compared update 
 that belong to a library keep that library's spelling (TRL, PEFT, transformers).
 """
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from coevolve.recipe.model import Model
 from coevolve.recipe.optimization import Sft
@@ -64,8 +65,21 @@ class Data(Section):
     """
     limit: dict[str, Positive] = Field(default_factory=dict)
     """At most so many examples of a split, the first by seed. Counted in the log."""
+    part: str | None = None
+    """`1/2`, `2/2`, ...: this one of so many parts of IDTrain, which have no example in common (an
+    estimator that judges should not know the rows of the one that rewards). By the sample_IDs.
+    """
     over_long: Literal["error", "drop"] = "error"
     """For an example beyond `model.max_length`: stop and name it, or drop and count it."""
+
+    @field_validator("part")
+    @classmethod
+    def _part_of_parts(cls, text: str | None) -> str | None:
+        if text is not None:
+            found = re.fullmatch(r"([1-9]\d{0,3})/([1-9]\d{0,3})", text)
+            if found is None or int(found[1]) > int(found[2]):
+                raise ValueError(f"found {text!r}; accepted are 1/2, 2/2, 1/3 and the like")
+        return text
 
     @model_validator(mode="before")
     @classmethod

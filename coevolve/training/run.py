@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from accelerate import PartialState
 
-from coevolve.data.corpus import Corpus
+from coevolve.data.corpus import TRAIN_SPLIT, Corpus
 from coevolve.data.example import Example
 from coevolve.errors import CoevolveError
 from coevolve.outputs import RUN, claim
@@ -271,6 +271,8 @@ def _say_data(
     told = ", ".join(f"{split} {size}" for split, size in sizes.items())
     record.say(f"data: {corpus.source}: {told}")
     _say_left_out(sifted.left_out, record, log)
+    if recipe.data.part is not None:
+        record.say(f"{TRAIN_SPLIT}: part {recipe.data.part} of it, as data.part says")
     for split, limit in recipe.data.limit.items():
         if limit < sizes[split]:
             record.say(f"{split}: {limit} of {sizes[split]} examples, as data.limit says")

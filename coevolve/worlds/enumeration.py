@@ -3,8 +3,8 @@ token.
 
 From each prompt every continuation is followed whose probability is `least` or more, until the turn
 ends, and its response read as `coevolve respond` reads it. Each response is an outcome, whether its
-words are the world's or not, as readers read both, and one more outcome is none: cut off, or not
-followed; how far the latter can have moved I(X; Y) is told (`Exact.within`).
+words are the world's or not, as readers read both; two more outcomes are that it is cut off, and
+that it was not followed. How far the latter can have moved I(X; Y) is told (`Exact.within`).
 
 The same theta(y | x) serves a world and all its shifts, in which contexts are more or less
 probable.
@@ -33,8 +33,8 @@ ROWS = 16_384
 """Continuations that are followed at once; of more, the likeliest are."""
 CONTEXTS = 16
 """Contexts among them."""
-NONE = 0
-"""The outcome that is no response."""
+CUT_OFF, MISSED = range(2)
+"""Outcomes that are no response."""
 _WORDS = frozenset(RESPONSE_VOCABULARY)
 
 
@@ -44,46 +44,38 @@ class Exact:
 
     Attributes:
         information, golden: I(X; Y) of the model's responses, and of golden ones.
-        outside: probability of other words than the world's, or of none.
+        outside: probability of other words than the world's, or of no response.
         missed: probability of what was not followed.
-        contexts: how many there are.
+        within: no more than this is `information` off. With M for whether a response Y was missed,
+            I(X; Y) is at least I(X; Y, M) - h(M) and at most that, and of I(X; Y, M) all is known
+            but P(M) I(X; Y | M), which is at most P(M) H(X | M).
     """
 
     information: float
     golden: float
     outside: float
     missed: float
-    contexts: int
+    within: float
 
     @property
     def emi(self) -> float:
         """EMI, and R-EMI, as x gives r. EMID is the difference of two."""
         return self.information - self.golden
 
-    @property
-    def within(self) -> float:
-        """No more than this is `information` off: missed log N + h(missed), by what the contexts
-        and whether a response was missed could say beside it.
-        """
-        missed = np.array([self.missed, 1 - self.missed])
-        return float(self.missed * np.log(self.contexts)) + entropy(missed)
-
 
 @dataclass(frozen=True, eq=False)
 class Conditional:
     """theta(y | x) of N contexts, those that `World.contexts` lists: E outcomes that have a
-    probability above 0, the rest of each context's being `NONE`.
+    probability above 0.
 
     Attributes:
         context, outcome, probability: (E,) place among the contexts, which response, and theta.
-        missed: (N,) of a context's probability, what was not followed.
         of_world: (outcomes,) whether a response has the words of the world.
     """
 
     context: NDArray[np.int64]
     outcome: NDArray[np.int64]
     probability: NDArray[np.float64]
-    missed: NDArray[np.float64]
     of_world: NDArray[np.bool_]
 
     def exact(self, world: World) -> Exact:
@@ -93,12 +85,17 @@ class Conditional:
         cells, place = np.unique(self.context * count + self.outcome, return_inverse=True)
         joint = np.bincount(place, weight_N[self.context] * self.probability)
         marginal = np.bincount(cells % count, joint, count)
+        missed = self.outcome == MISSED
+        of_x = weight_N[self.context[missed]] * self.probability[missed]
+        share = float(of_x.sum())
+        told = entropy(np.array([share, 1 - share]))
+        left = share * entropy(of_x / share) if share else 0.0
         return Exact(
             information=entropy(marginal) + entropy(weight_N) - entropy(joint),
             golden=information(world).mutual_information,
             outside=float(marginal[~self.of_world].sum()),
-            missed=float(weight_N @ self.missed),
-            contexts=len(weight_N),
+            missed=share,
+            within=max(told, left),
         )
 
 
@@ -118,29 +115,26 @@ def conditional(
         DataError: the world has too many contexts.
     """
     examples, _ = world.contexts()
-    parts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
-    outcomes = {"": NONE}
+    parts: list[NDArray[np.float64]] = []
+    outcomes = {"cut\noff": CUT_OFF, "not\nfollowed": MISSED}  # as no response is written
     for first in range(0, len(examples), CONTEXTS):
         block = examples[first : first + CONTEXTS]
         asked = [Question(x.sample_id, play_messages(x, chat.harmless, prompt)) for x in block]
-        ends, missed_B = _follow(
-            chat, [prompt_ids(chat.renderer, x) for x in asked], least, outcomes
-        )
-        parts.append((ends + np.array([[first], [0], [0]]), missed_B))
+        prompts = [prompt_ids(chat.renderer, x) for x in asked]
+        ends = _follow(chat, prompts, least, outcomes)
+        parts.append(ends + np.array([[first], [0], [0]]))
         if advance is not None:
             advance(len(block))
-    ends = np.concatenate([ends for ends, _ in parts], axis=1)
-    missed = np.concatenate([missed_B for _, missed_B in parts])
+    context, outcome, probability = np.concatenate(parts, axis=1)
     of_world = np.array([_is_of_world(text) for text in outcomes])
-    context, outcome = ends[:2].astype(np.int64)
-    return Conditional(context, outcome, ends[2], missed, of_world)
+    return Conditional(context.astype(int), outcome.astype(int), probability, of_world)
 
 
 def _follow(
     chat: LocalChat, prompts: Sequence[Sequence[int]], least: float, outcomes: dict[str, int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(prompt, outcome, probability) of every end of B prompts, (3, ends), with `NONE` for the rest
-    of each; and how much of that rest was not followed, (B,). New texts get a place in `outcomes`.
+) -> NDArray[np.float64]:
+    """(prompt, outcome, probability) of every end of B prompts, (3, ends). New texts get a place in
+    `outcomes`.
     """
     model, render, count = chat.model, chat.renderer, len(prompts)
     ways, pad_id = ways_of(model), render.tokenizer.pad_token_id
@@ -176,9 +170,11 @@ def _follow(
         batch.keep(torch.from_numpy(rows).to(batch.device))
         batch.step(torch.from_numpy(tokens).to(batch.device))
     ends = np.array(reached, dtype=np.float64).reshape(-1, 3).T
-    rest = 1 - np.bincount(ends[0].astype(np.int64), ends[2], count)
-    none = np.stack([np.arange(count), np.full(count, NONE), rest.clip(min=0)])
-    return np.concatenate([ends, none], axis=1), missed_B
+    cut_B = 1 - np.bincount(ends[0].astype(np.int64), ends[2], count) - missed_B
+    for outcome, of_B in ((CUT_OFF, cut_B), (MISSED, missed_B)):
+        more = np.stack([np.arange(count), np.full(count, outcome), of_B.clip(min=0)])
+        ends = np.concatenate([ends, more], axis=1)
+    return ends
 
 
 def _probabilities(logits_RV: torch.Tensor, temperature: float) -> NDArray[np.float64]:

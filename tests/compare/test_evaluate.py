@@ -181,7 +181,10 @@ def test_exact_values_go_to_every_row_whose_subsets_have_one(scored):
         for number, name in enumerate(("echo", "persona"))
         for row in ("IDTest", "OOD1Test/german", "OOD1Test/french")
     }
-    found = compare_models(scored, CLUB, "estimator", MODELS, exact=exact)
+    within = dict.fromkeys(exact, 0.25)
+    found = compare_models(scored, CLUB, "estimator", MODELS, exact=exact, within=within)
+    off = {place.within for row in found["rows"] for place in row.places if place.exact is not None}
+    assert off == {0.25}
     known = {row.row: {x.name: x.exact for x in row.places} for row in found["rows"]}
     assert known["user shift, mean"] == {"echo": 0.0, "persona": 1.0, "golden": None}
     assert set(known["aggregate average"].values()) == {None}

@@ -15,6 +15,7 @@ from coevolve.compare.plan import make_plan
 from coevolve.data.corpus import read_corpus
 from coevolve.errors import CoevolveError, RecipeError
 from coevolve.files import write_json
+from coevolve.preflight.dialogues import limited
 from coevolve.recipe import check_recipe
 from coevolve.recipe.load import load_grid
 from coevolve.shipped import shipped_recipes
@@ -145,6 +146,14 @@ def test_what_estimator_and_reward_have_in_common_is_told(tmp_path):
     assert "40 of the same rows, of 40 and 40" in rows
     (rows,) = require_apart(Known("estimator", tmp_path, few), [("m", reward)], {}, tests)
     assert "20 of the same rows, of 20 and 40" in rows
+    halves = [recipe_of(DIALOGUES, 1, f"org/{x}", part=f"{x}/2") for x in (1, 2)]
+    first, second = [Known(x.model.base, tmp_path / x.model.base, x) for x in halves]
+    assert require_apart(first, [("m", second)], {}, tests) == []
+    rows = [
+        limited(x, "IDTrain", list(read_corpus(DIALOGUES).splits["IDTrain"]))
+        for x in (*halves, recipe_of(DIALOGUES, 1, part="1/1"))
+    ]
+    assert len(rows[0]) + len(rows[1]) == len(rows[2]) == 40 and 10 < len(rows[0]) < 30
     with pytest.raises(RecipeError, match="is the reward as well"):
         require_apart(Known("estimator", tmp_path, theirs), [("m", reward)], {}, tests)
 

