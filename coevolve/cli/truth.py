@@ -6,7 +6,10 @@ from pathlib import Path
 
 import coevolve.cli.scoring as door
 from coevolve.cli.paths import adders
+from coevolve.data.corpus import SHIFT_OF_SPLIT, TRAIN_SPLIT
 from coevolve.outputs import TRUTH, write_output
+
+SPLITS = [split for split in SHIFT_OF_SPLIT if split != TRAIN_SPLIT]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reads("runs", what, nargs="+", metavar="RUN")
     add("--test", "fresh examples per split, all pairs scored (default 256)", type=int, default=256)
     add("--policies", "role-playing models judged (default: all)", nargs="+", metavar="NAME")
+    what = "test splits beside IDTest (default: all); IDTest alone gives EMI only"
+    add("--splits", what, nargs="+", choices=SPLITS, metavar="SPLIT")
     what = "leave the estimators out: what exact conditionals give, in little time"
     add("--exact-only", what, action="store_true")
     what = (
@@ -36,7 +41,6 @@ def run(options: argparse.Namespace) -> None:
     from coevolve.training.known_truth import world_of_run
     from coevolve.worlds.audit import audit_world
     from coevolve.worlds.audit_tables import audit_tables
-    from coevolve.worlds.corpus import worlds_by_split
     from coevolve.worlds.results import TruthResults, TruthRow
 
     if options.readers and options.exact_only:
@@ -50,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     for folder, world, form in zip(options.runs, worlds, forms, strict=True):
         estimator = None if options.exact_only else door.load_estimator(options, world.estimator)
-        contexts = options.test * (len(worlds_by_split(world.seed)) - 1)
+        contexts = options.test * len({"IDTest", *(options.splits or SPLITS)})
         title = f"{folder}: world {world.seed}, {contexts} contexts"
         fit = None
         if options.readers == "fitted" and estimator is not None:
@@ -66,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
                 **world.kind,
                 test=options.test,
                 names=options.policies,
+                splits=options.splits,
                 reasoning=form,
                 own_readers=options.readers == "own",
                 fit=fit,

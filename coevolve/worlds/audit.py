@@ -20,7 +20,7 @@ A response has as many tokens as any other, so that per token every number is th
 `truth.RESPONSE_TOKENS`, the published form (CLUB per token) included.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -92,6 +92,7 @@ def audit_world(
     hops: Hops = "several",
     test: int = 256,
     names: Sequence[str] | None = None,
+    splits: Collection[str] | None = None,
     reasoning: Reasoning | None = None,
     own_readers: bool = False,
     fit: Fit | None = None,
@@ -107,11 +108,12 @@ def audit_world(
         estimator: trained on that world; None to compare the exact conditionals alone.
         test: examples per split, all pairs of which are scored.
         names: of the policies judged; None for all of `coevolve.worlds.role_players`.
+        splits: the shifted ones beside that in distribution; None for all.
         reasoning: how the estimator's reasonings are chosen; greedy by default.
         own_readers: whether the best of the estimator and `own` reads, too.
         fit: likewise, with readers that are fitted in the place of `own`.
-        advance: told of each context that is scored; there are 5 x `test` in all, and twice as many
-            with readers that are fitted.
+        advance: told of each context that is scored; there are `test` of each split, and twice as
+            many with readers that are fitted.
     """
     if test < 8:
         raise DataError(f"{test} examples per split were asked for; an audit needs 8 or more.")
@@ -123,6 +125,8 @@ def audit_world(
     rows: list[Row] = []
     home: dict[tuple[str, str, str], tuple[Row, Estimate | None]] = {}
     for index, (split, world) in enumerate(worlds.items()):
+        if splits is not None and split not in (IN_DISTRIBUTION, *splits):
+            continue
         rng = np.random.default_rng([seed, AUDIT_STREAM, index])
         sample = _draw(split, world, policies, test, rng)
         if estimator is None and advance is not None:

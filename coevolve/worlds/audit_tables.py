@@ -37,7 +37,9 @@ def audit_tables(rows: Sequence[Row]) -> list[PlainTable]:
 
     Where no estimator was audited, the ideal one takes its place.
     """
-    makers = [_information_table, _emi_table, _ranking_table, _emid_table, _loss_table]
+    makers = [_information_table, _emi_table, _ranking_table]
+    if any(row["emid"] is not None for row in rows):
+        makers += [_emid_table, _loss_table]
     if BEST in _sources(rows):
         makers.append(_reader_table)
     return [make(rows) for make in makers]

@@ -58,6 +58,16 @@ def of(rows, **wanted):
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
+def test_some_splits_have_the_numbers_that_all_of_them_have(rows):
+    """And in distribution alone there is no EMID, in rows and tables."""
+    exact = Exact(world_of(SEED))
+    for splits in (["OOD2Test"], ["IDTest"]):
+        some = audit_world(exact, SEED, test=16, names=NAMES, own_readers=True, splits=splits)
+        assert some == [row for row in rows if row["split"] in ("IDTest", *splits)]
+    titles = [str(table.title) for table in audit_tables(some)]
+    assert not [title for title in titles if title.startswith(("EMID", "How EMID"))]
+
+
 def test_every_estimate_stands_beside_its_exact_value(rows):
     assert len(rows) == 5 * (len(NAMES) + 1) * len(set(SOURCES) - {"fitted"}) * len(MEASURES)
     worlds = worlds_by_split(SEED)
