@@ -95,6 +95,10 @@ class ChatModel(Protocol):
         """One reply per question, in any order; ChatError if the model itself is out of order."""
         ...
 
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
 
 def keep_going() -> None:
     """A poll that never ends the work."""

@@ -137,6 +137,10 @@ class Endpoint:
             "extra": self.extra,
         }
 
+    def close(self) -> None:
+        """Nobody asks any more."""
+        self._client.close()
+
     def harmless(self, text: str) -> str:
         """`text` as it is: which control tokens the model has, only the server knows."""
         return text

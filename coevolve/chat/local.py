@@ -37,11 +37,16 @@ Asked = tuple[Question, list[int]]
 class ModelHere:
     """What chat models on this machine have in common.
 
+    A sample depends on the seed and the question's id, and not on which questions share a batch. A
+    question is asked up to `attempts` times, for completions that the asker cannot use, later ones
+    at `retry_temperature` at least.
+
     Args:
         renderer: of the model's own tokenizer, because it makes that one's control tokens harmless.
         max_new_tokens: a completion that has not ended by then is cut off.
         batch_size: prompts in one pass; their replies arrive together.
         weights: the SHA-256 of what was loaded, under names.
+        poll: called between any two tokens; what it raises ends the work.
     """
 
     kind = ""
@@ -55,11 +60,16 @@ class ModelHere:
         temperature: float = 0.0,
         seed: int = 0,
         weights: Mapping[str, str] = MappingProxyType({}),
+        attempts: int = 1,
+        retry_temperature: float = RETRY_TEMPERATURE,
+        poll: Poll = keep_going,
     ):
         require_positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        require_positive(attempts=attempts, retry_temperature=retry_temperature)
         require_not_negative(temperature=temperature)
         self.renderer, self.max_tokens, self.batch_size = renderer, max_new_tokens, batch_size
         self.temperature, self.seed, self.weights = temperature, seed, dict(weights)
+        self.attempts, self.retry_temperature, self.poll = attempts, retry_temperature, poll
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,30 +86,65 @@ class ModelHere:
     def harmless(self, text: str) -> str:
         return self.renderer.harmless(text)
 
-    def fitting(
-        self, questions: Sequence[Question], positions: int
-    ) -> tuple[list[Asked], list[Reply[Any]]]:
-        """The questions that leave room for an answer, with their ids; replies to the others."""
-        room = positions - self.max_tokens
+    @property
+    def address(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights."""
+        raise NotImplementedError
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a prompt and its answer that there is room for."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what it holds beside this process's own memory."""
+
+    def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
+        """One reply per question, batch by batch; prompts of about one length share a batch."""
+        batches, too_long = self.batches(questions)
+        yield from too_long
+        for batch in batches:
+            waiting = batch
+            for attempt in range(1, self.attempts + 1):
+                failed = []
+                for pair, completion in zip(
+                    waiting, self._complete(waiting, attempt) if waiting else (), strict=True
+                ):
+                    value, problem = read(pair[0], completion)
+                    if value is not None or attempt == self.attempts:
+                        yield Reply(pair[0].id, value, problem, attempt)
+                    else:
+                        failed.append(pair)
+                waiting = failed
+
+    def batches(self, questions: Sequence[Question]) -> tuple[list[list[Asked]], list[Reply[Any]]]:
+        """The questions that are asked together, longest first; replies to those without room."""
+        room = self.positions - self.max_tokens
         asked = [(question, prompt_ids(self.renderer, question)) for question in questions]
         problem = (
             "the prompt has {} tokens, and beside {} new ones the model has room for {}. Lower "
             "max_new_tokens, or use a model with more positions"
         )
-        return [pair for pair in asked if len(pair[1]) <= room], [
+        too_long: list[Reply[Any]] = [
             Reply(question.id, None, problem.format(len(ids), self.max_tokens, room), attempts=0)
             for question, ids in asked
             if len(ids) > room
         ]
+        fitting = sorted((x for x in asked if len(x[1]) <= room), key=lambda pair: -len(pair[1]))
+        size = self.batch_size
+        return [fitting[start : start + size] for start in range(0, len(fitting), size)], too_long
+
+    def _complete(self, asked: Sequence[Asked], attempt: int) -> list[Completion]:
+        """What is written when asking for the `attempt`-th time (from 1)."""
+        raise NotImplementedError
 
 
 class LocalChat(ModelHere):
-    """A transformers chat model on this machine, in evaluation mode, with `ModelHere`'s options.
-
-    A sample depends on the seed and the question's id, and not on which questions share a batch. A
-    question is asked up to `attempts` times, for completions that the asker cannot use, later ones
-    at `retry_temperature` at least. `poll` is called between any two tokens.
-    """
+    """A transformers chat model on this machine, in evaluation mode, with `ModelHere`'s options."""
 
     kind = "local"
 
@@ -109,15 +154,10 @@ class LocalChat(ModelHere):
         renderer: Renderer,
         *,
         batch_size: int = 8,
-        attempts: int = 1,
-        retry_temperature: float = RETRY_TEMPERATURE,
-        poll: Poll = keep_going,
         **options: Any,
     ):
         super().__init__(renderer, batch_size=batch_size, **options)
-        require_positive(attempts=attempts, retry_temperature=retry_temperature)
-        self.model, self.attempts, self.retry_temperature = model, attempts, retry_temperature
-        self.poll = poll
+        self.model = model
 
     @classmethod
     def load(
@@ -142,35 +182,18 @@ class LocalChat(ModelHere):
         return str(self.model.name_or_path)
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings, "dtype": str(self.model.dtype).removeprefix("torch.")}
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
 
-    def replies(self, questions: Sequence[Question], read: Read[Value]) -> Iterator[Reply[Value]]:
-        """One reply per question, batch by batch; prompts of about one length share a batch."""
-        batches, too_long = self.batches(questions)
-        yield from too_long
-        for batch in batches:
-            waiting = batch
-            for attempt in range(1, self.attempts + 1):
-                failed = []
-                for pair, completion in zip(
-                    waiting, self._complete(waiting, attempt) if waiting else (), strict=True
-                ):
-                    value, problem = read(pair[0], completion)
-                    if value is not None or attempt == self.attempts:
-                        yield Reply(pair[0].id, value, problem, attempt)
-                    else:
-                        failed.append(pair)
-                waiting = failed
-
-    def batches(self, questions: Sequence[Question]) -> tuple[list[list[Asked]], list[Reply[Any]]]:
-        """The questions that are asked together, longest first; replies to those without room."""
+    @property
+    def positions(self) -> int:
         from coevolve.scoring.batching import max_positions
 
-        asked, too_long = self.fitting(questions, max_positions(self.model))
-        asked.sort(key=lambda pair: -len(pair[1]))
-        size = self.batch_size
-        return [asked[start : start + size] for start in range(0, len(asked), size)], too_long
+        return max_positions(self.model)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "dtype": self.dtype}
 
     def _complete(self, asked: Sequence[Asked], attempt: int) -> list[Completion]:
         from coevolve.scoring.generate import Sampling, generate

@@ -85,6 +85,7 @@ def load_chat(
     quieten_libraries()
     how: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed or 0}
     how |= {"max_new_tokens": options.max_new_tokens, "date": _date_of(ledger)}
+    how |= {"attempts": attempts}
     if kind == "vllm":
         from coevolve.chat.vllm import VllmChat
 
@@ -94,7 +95,7 @@ def load_chat(
 
     on_cpu = choose_device(options.device or "auto").type == "cpu"
     given.setdefault("dtype", "float32" if on_cpu else "bfloat16")
-    return LocalChat.load(options.model, prompt_set("roleplay"), attempts=attempts, **how, **given)
+    return LocalChat.load(options.model, prompt_set("roleplay"), **how, **given)
 
 
 def _given(options: argparse.Namespace, kind: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Each answer is on disk when it arrives; the same command again asks only for wha
 import argparse
 import os
 import sys
+from contextlib import closing
 
 from coevolve.cli.chat_model import add_chat_arguments, load_chat
 from coevolve.cli.paths import adders
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
             console.print(f"{name}: {lacking} of {len(examples)} samples have no response to judge")
     patience = max(3, options.concurrency or 0)
     judge = load_chat(options, os.environ, ledger=options.out, attempts=ATTEMPTS, patience=patience)
-    with task(console, f"judged by {options.model}", len(examples)) as advance:
+    with closing(judge), task(console, f"judged by {options.model}", len(examples)) as advance:
         report = from_totals(advance)
         judged = judge_responses(
             examples,

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from coevolve.cli.chat_model import add_chat_arguments, load_chat
@@ -52,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
     patience = max(3, options.concurrency or 0) if options.on_failure == "drop" else 1
     model = load_chat(options, os.environ, ledger=options.out, patience=patience)
     console = make_console(sys.stderr)
-    with task(console, f"responses of {options.model}", len(examples)) as advance:
+    title = f"responses of {options.model}"
+    with closing(model), task(console, title, len(examples)) as advance:
         report = from_totals(advance)
         collection = collect_responses(
             examples,

@@ -8,6 +8,7 @@ shift.
 import argparse
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,8 @@ def _translated(
 
     translator = load_chat(options, os.environ, ledger=options.translations, attempts=ATTEMPTS)
     title = f"translation into {options.language}"
-    with task(make_console(sys.stderr), title, len(given["sources"])) as advance:
+    console, total = make_console(sys.stderr), len(given["sources"])
+    with closing(translator), task(console, title, total) as advance:
         report = from_totals(advance)
         return list(
             shift.make(

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -53,6 +53,12 @@ ASKED_EVERY = 5.0
 AT_ONCE = 64
 """Requests under way at a server."""
 
+REMEDY = (
+    "Give another vllm_gpu_memory_utilization or a smaller vllm_max_model_length, or set "
+    "use_vllm=false; the same command goes on from what is saved."
+)
+"""Where an engine of a run cannot be started."""
+
 Poll = Callable[[], None]
 
 
@@ -65,6 +71,7 @@ class Options:
         adapters: how many act side by side.
         cache_bytes: of keys and values, where no share of a GPU says it.
         tokenizer: whether it needs the base's, which regular expressions are about.
+        launched: whether the processes over which it is spread are there; if not, it starts them.
     """
 
     base: str
@@ -79,6 +86,7 @@ class Options:
     trust_remote_code: bool = False
     cache_bytes: int | None = None
     tokenizer: bool = False
+    launched: bool = True
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ class Here:
     vLLM's.
     """
 
-    def __init__(self, options: Options, why: str):
+    def __init__(self, options: Options, why: str, remedy: str = REMEDY):
         """EngineError, which begins with `why`, where the machine cannot hold it."""
         require(ENGINE)
         gc.collect()  # vLLM freezes what there is, garbage too
@@ -180,9 +188,7 @@ class Here:
         except Exception as error:
             words = " ".join(str(error).split())[:400].rstrip(". ")
             raise EngineError(
-                f"{why}: vLLM cannot be started with {options.base}: {words}. Give another "
-                "vllm_gpu_memory_utilization or a smaller vllm_max_model_length, or set "
-                "use_vllm=false; the same command goes on from what is saved."
+                f"{why}: vLLM cannot be started with {options.base}: {words}. {remedy}"
             ) from error
         finally:
             torch.set_num_threads = threads  # vLLM puts a function in its place that does nothing
@@ -243,10 +249,10 @@ class Here:
         require(GROUPS)
         from vllm.distributed import parallel_state
 
-        self._engine.engine_core.shutdown()
-        del self._engine, self._llm
-        parallel_state.destroy_model_parallel()
-        if self._alone:
+        with nullcontext() if self._alone else _group_kept():
+            self._engine.engine_core.shutdown()
+            del self._engine, self._llm
+            parallel_state.destroy_model_parallel()
             parallel_state.destroy_distributed_environment()
         gc.unfreeze()
         gc.collect()
@@ -391,7 +397,7 @@ def _arguments(options: Options) -> dict[str, Any]:
         "gpu_memory_utilization": options.share,
         "quantization": options.quantization,
         "trust_remote_code": options.trust_remote_code,
-        "distributed_executor_backend": "external_launcher",
+        "distributed_executor_backend": "external_launcher" if options.launched else None,
         "generation_config": "vllm",  # what the model's own says is not asked for
         "logprobs_mode": "processed_logprobs",  # at the temperature that is sampled at
         "max_num_batched_tokens": max(4096, options.max_length),
@@ -399,6 +405,22 @@ def _arguments(options: Options) -> dict[str, Any]:
         "seed": 0,
         **chosen,
     }
+
+
+@contextmanager
+def _group_kept() -> Iterator[None]:
+    """The group of all processes is the run's, and vLLM must not end it together with its own."""
+    destroy = dist.destroy_process_group
+
+    def its_own(group: Any = None) -> None:
+        if group is not None and group is not dist.group.WORLD:
+            destroy(group)
+
+    dist.destroy_process_group = its_own
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = destroy
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from coevolve.recipe.section import (
     Temperature,
     one_of,
 )
+from coevolve.recipe.vllm import Vllm
 from coevolve.registry import CUSTOM, IMPORT_PATH
 
 
@@ -68,7 +69,7 @@ NOT_KNOWN_TO = {
 """What an algorithm makes nothing of; with another value than the default, an error."""
 
 
-class Grpo(Optimization):
+class Grpo(Vllm, Optimization):
     """RL with TRL's GRPOTrainer, under its names. Batch sizes count completions."""
 
     algorithm: Annotated[str, one_of("grpo", "ppo", "rloo")] = "grpo"
@@ -115,22 +116,6 @@ class Grpo(Optimization):
     ppo: Ppo = Ppo()
     mask_truncated_completions: bool = False
     """Leave completions that were cut off out of the loss."""
-    use_vllm: bool = False
-    """Generate with vLLM, which must be installed; for the connector, outside RL, too."""
-    vllm_mode: Literal["colocate", "server"] = "colocate"
-    """In the training processes, or by a server (`vllm serve`) that sees the run's folder."""
-    vllm_server_base_url: str | None = None
-    """For `server`, for example http://localhost:8000."""
-    vllm_max_model_length: Positive | None = None
-    """Tokens of a prompt and its completion that it has room for; None is `model.max_length` and
-    the longest completion.
-    """
-    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """For `colocate`: the share of each GPU's memory that vLLM may take."""
-    vllm_tensor_parallel_size: Positive = 1
-    """For `colocate`: over how many GPUs one copy of the model is spread."""
-    vllm_enable_sleep_mode: bool = False
-    """For `colocate`: let it give the GPU's memory to training between two generations."""
     async_generation: Literal[0, 1] = 0
     """For `server`: 1 has it write each batch of completions while the one before is trained on, by
     the policy of one batch ago; what differs is corrected as `vllm_importance_sampling_...` say.
@@ -216,10 +201,6 @@ class Grpo(Optimization):
             raise ValueError(f"num_generations ({group}) must divide train_batch_size ({size})")
         if problem := self._narrowed():
             raise ValueError(problem)
-        if self.use_vllm and self.vllm_mode == "server" and not self.vllm_server_base_url:
-            raise ValueError(
-                "vllm_mode: server needs vllm_server_base_url: http://localhost:8000, say"
-            )
         return self
 
     def _narrowed(self) -> str | None:

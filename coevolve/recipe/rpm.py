@@ -13,9 +13,9 @@ from coevolve.recipe.section import (
     PathText,
     Positive,
     PositiveAmount,
-    Section,
     Temperature,
 )
+from coevolve.recipe.vllm import Vllm
 
 OWN = ("name", "seed", "data", "model", "rpm", "evaluation", "checkpoints", "logging")
 """The sections of a recipe that are about a role-playing model as well."""
@@ -49,7 +49,7 @@ class Dpo(Optimization):
     """The golden response or the best of its own samples, against the worst of these."""
 
 
-class Rpm(Section):
+class Rpm(Vllm):
     """How the model is trained. A file may have the settings of several methods."""
 
     method: Literal["sft", "rejection_sft", "dpo", "grpo"]
@@ -72,6 +72,9 @@ class Rpm(Section):
     """K, for `rejection_sft` and `dpo`."""
     temperature: Temperature = 1.0
     """Of these samples."""
+    use_vllm: bool = False
+    """Have vLLM, which must be installed, write these samples. (`grpo` says it in its own section.)
+    """
     contexts: Annotated[int, Field(gt=0, le=1000)] = 4
     """For the reward `information`: other training examples of the subset, drawn by seed."""
     sft: Sft | None = None
@@ -84,6 +87,11 @@ class Rpm(Section):
         """Those of the method."""
         settings: Optimization = getattr(self, self.section)
         return settings
+
+    @property
+    def writes_samples(self) -> bool:
+        """Whether it is trained on samples of its own, which are written before."""
+        return self.method in ("rejection_sft", "dpo")
 
     @property
     def section(self) -> str:
@@ -120,7 +128,12 @@ class RpmRecipe(Recipe):
         return self.rpm.prompt or self.prompts
 
     def rl_field(self, role: str) -> str:
-        return "rpm.grpo"
+        return "rpm.grpo" if self.rpm.method == "grpo" else "rpm"
+
+    def vllm_of(self, role: str) -> Vllm | None:
+        if role != "connector":
+            return None
+        return self.rpm.grpo if self.rpm.method == "grpo" else self.rpm
 
     @model_validator(mode="before")
     @classmethod

@@ -25,6 +25,7 @@ from coevolve.recipe.section import (
     Seed,
     one_of,
 )
+from coevolve.recipe.vllm import Share, Vllm
 
 
 class WorldData(Section):
@@ -120,6 +121,16 @@ class Traces(Section):
     """For `rules`: how many keywords at most."""
     max_new_tokens: Positive = 1024
     """For `local` and `endpoint`."""
+    use_vllm: bool = False
+    """For `local`: run it with vLLM, which must be installed, whole on each GPU. A teacher that no
+    GPU holds goes to a server, and is an `endpoint`.
+    """
+    vllm_max_model_length: Positive | None = None
+    """For `use_vllm`: tokens of a prompt and its trace that it has room for; None is as many as the
+    model was made for.
+    """
+    vllm_gpu_memory_utilization: Share = 0.9
+    """For `use_vllm`: the share of each GPU's memory that vLLM may take, as long as it is asked."""
     on_failure: Literal["error", "drop"] = "error"
     """For an example of which the teacher gives no well-formed trace after several attempts."""
 
@@ -129,6 +140,8 @@ class Traces(Section):
         missing = [x for x in needed.get(self.teacher, []) if getattr(self, x) is None]
         if missing:
             raise ValueError(f"teacher {self.teacher!r} needs {', '.join(missing)}")
+        if self.use_vllm and self.teacher != "local":
+            raise ValueError(f"use_vllm is for teacher 'local'; found {self.teacher!r}")
         return self
 
 
@@ -343,6 +356,11 @@ class Recipe(Section):
     def rl_field(self, role: str) -> str:
         """Where a role's settings of reinforcement learning stand."""
         return f"{role}_rl"
+
+    def vllm_of(self, role: str) -> Vllm | None:
+        """What says whether vLLM writes a role's texts."""
+        settings: Vllm | None = getattr(self, self.rl_field(role))
+        return settings
 
     @model_validator(mode="after")
     def _phases_are_described(self) -> "Recipe":

@@ -6,48 +6,28 @@ reply that lacks a section, or was cut off, is asked for again; only then is the
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from coevolve.chat.base import RETRY_TEMPERATURE, Completion, Poll, Question, require_positive
-from coevolve.chat.endpoint import Endpoint
-from coevolve.chat.local import LocalChat, load_chat_model
+from coevolve.chat import Endpoint, LocalChat, VllmChat
+from coevolve.chat.base import Completion, Poll, Question
+from coevolve.chat.local import load_chat_model
 from coevolve.data.example import Example
 from coevolve.errors import ChatError, RecipeError, TeacherError
+from coevolve.libraries.vllm import REMEDY
 from coevolve.prompts.render import Renderer
 from coevolve.prompts.sets import PromptSet
 from coevolve.recipe.schema import Traces
 from coevolve.teachers.base import TEACHERS, Answer, read_reply, require_response, unusable
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 class LocalTeacher:
-    """A transformers chat model on this machine, with `LocalChat`'s options. The first attempt is
-    greedy, later ones are sampled at `temperature`.
+    """A chat model on this machine, by transformers or vLLM. The first attempt is greedy, later
+    ones are sampled.
     """
 
-    def __init__(
-        self,
-        model: "PreTrainedModel",
-        renderer: Renderer,
-        *,
-        max_new_tokens: int = 1024,
-        attempts: int = 3,
-        temperature: float = RETRY_TEMPERATURE,
-        **options: Any,
-    ):
-        require_teacher_prompt(renderer.prompts)
-        require_positive(temperature=temperature)
-        self.renderer, self.prompts = renderer, renderer.prompts
-        self.chat = LocalChat(
-            model,
-            renderer,
-            max_new_tokens=max_new_tokens,
-            attempts=attempts,
-            retry_temperature=temperature,
-            **options,
-        )
+    def __init__(self, chat: LocalChat | VllmChat):
+        require_teacher_prompt(chat.renderer.prompts)
+        self.chat, self.renderer, self.prompts = chat, chat.renderer, chat.renderer.prompts
 
     @classmethod
     def load(
@@ -55,33 +35,44 @@ class LocalTeacher:
         source: str,
         prompts: PromptSet,
         *,
+        max_new_tokens: int = 1024,
+        attempts: int = 3,
         dtype: str = "bfloat16",
         device: str = "auto",
         date: str | None = None,
+        vllm: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> "LocalTeacher":
-        """As `load_chat_model`; `options` are the constructor's keywords."""
+        """By vLLM, if there are options for `VllmChat.load`, else as `load_chat_model`; the others
+        are of what both have in common.
+        """
+        options |= {"max_new_tokens": max_new_tokens, "attempts": attempts}
+        how: dict[str, Any] = {"dtype": dtype, "date": date}
         with _as_teacher():
-            model, renderer = load_chat_model(
-                source, prompts, dtype=dtype, device=device, date=date
-            )
-        return cls(model, renderer, **options)
+            if vllm is not None:
+                return cls(VllmChat.load(source, prompts, weights={}, **how, **vllm, **options))
+            model, renderer = load_chat_model(source, prompts, device=device, **how)
+            return cls(LocalChat(model, renderer, **options))
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a trace depends on besides the example."""
         chat = self.chat
         return {
-            "kind": "local",
+            "kind": chat.kind,
             "model": chat.address,
-            "dtype": chat.settings["dtype"],
+            "dtype": chat.dtype,
             "max_new_tokens": chat.max_tokens,
             "temperature": chat.retry_temperature,
             "seed": chat.seed,
         }
 
-    def share(self, examples: Sequence[Example], rank: int, count: int) -> list[Example]:
-        """Whole batches, as one process would have made them: what shares one decides a bit."""
+    def share(self, examples: Sequence[Example], rank: int, count: int) -> Sequence[Example]:
+        """Whole batches, as one process would have made them: what shares one decides a bit. To
+        vLLM, which makes its own, every so manieth example.
+        """
+        if isinstance(self.chat, VllmChat):
+            return examples[rank::count]
         by_id = {example.sample_id: example for example in examples}
         batches, too_long = self.chat.batches(_questions(self.renderer, examples))
         own = [by_id[question.id] for batch in batches[rank::count] for question, _ in batch]
@@ -90,6 +81,10 @@ class LocalTeacher:
     def answers(self, examples: Sequence[Example]) -> Iterator[Answer]:
         """One answer per example, batch by batch; prompts of about one length share a batch."""
         return _answers(self.chat, self.renderer, examples)
+
+    def close(self) -> None:
+        """Give back what an engine holds."""
+        self.chat.close()
 
 
 class EndpointTeacher:
@@ -149,9 +144,13 @@ def _local(
     settings: Traces, prompts: PromptSet, seed: int, device: str, date: str, poll: Poll, **_: Any
 ) -> LocalTeacher:
     assert settings.model is not None  # the recipe sees to it, as below
+    vllm: dict[str, Any] = {"why": "traces.use_vllm", "remedy": REMEDY}
+    vllm |= {"max_model_len": settings.vllm_max_model_length}
+    vllm |= {"share": settings.vllm_gpu_memory_utilization}
     return LocalTeacher.load(
         settings.model,
         prompts,
+        vllm=vllm if settings.use_vllm else None,
         device=device,
         max_new_tokens=settings.max_new_tokens,
         seed=seed,
@@ -177,7 +176,7 @@ def _endpoint(
 
 
 def _answers(
-    chat: LocalChat | Endpoint, renderer: Renderer, examples: Sequence[Example]
+    chat: LocalChat | VllmChat | Endpoint, renderer: Renderer, examples: Sequence[Example]
 ) -> Iterator[Answer]:
     sections = renderer.prompts.sections
 

@@ -26,6 +26,7 @@ from coevolve.errors import TooLongError
 from coevolve.libraries.vllm import Ask, Backend, Here, Options, Poll, There, Written, rank_for
 from coevolve.recipe import Recipe
 from coevolve.recipe.rl import Grpo
+from coevolve.recipe.vllm import Vllm
 from coevolve.scoring.batching import positions_of
 from coevolve.scoring.estimator import ProbabilityEstimator
 from coevolve.scoring.generate import Generation, Sampling, generate
@@ -55,8 +56,8 @@ class Engines:
             for left in place.glob(f"{prefix}*"):  # by a sitting that was killed
                 shutil.rmtree(left, ignore_errors=True)
 
-    def of(self, role: Role, settings: Grpo) -> "Engine":
-        """The engine for a role and its RL's settings. A collective call."""
+    def of(self, role: Role, settings: Vllm) -> "Engine":
+        """The engine for a role, as the settings have it. A collective call."""
         own, server = self.origins[role], settings.vllm_mode == "server"
         where = settings.vllm_server_base_url if server else settings.vllm_tensor_parallel_size
         key = own.base.path, self.roles.tuning[role], where
@@ -88,17 +89,17 @@ class Engines:
         """Find the servers now, which will be asked for only after hours. A collective call."""
         phases = {phase.name for phase in self.recipe.rounds.phases if self.recipe.rounds.count}
         for role in ROLES:
-            settings: Grpo | None = getattr(self.recipe, f"{role}_rl")
+            settings = self.recipe.vllm_of(role)
             asked = settings is not None and settings.use_vllm and f"{role}_rl" in phases
             if settings is not None and asked and settings.vllm_mode == "server":
                 self.of(role, settings)
 
     @contextmanager
     def writing(self, estimator: ProbabilityEstimator) -> Iterator[None]:
-        """Inside, the estimator's connector as it is now writes by its RL's engine, if that has
-        one. To be entered by all; inside another, the weights are those of then.
+        """Inside, the estimator's connector as it is now writes by the engine, if the recipe has it
+        use one. To be entered by all; inside another, the weights are those of then.
         """
-        settings = self.recipe.connector_rl
+        settings = self.recipe.vllm_of(CONNECTOR)
         if settings is None or not settings.use_vllm or estimator.writer is not generate:
             yield
             return
@@ -116,13 +117,13 @@ class Engines:
             engine.close()
         self._started.clear()
 
-    def _options(self, sharing: Sequence[Role], origin: Origin, settings: Grpo) -> Options:
+    def _options(self, sharing: Sequence[Role], origin: Origin, settings: Vllm) -> Options:
         model = self.recipe.model
-        sections = [getattr(self.recipe, f"{role}_rl") or settings for role in sharing]
+        sections = [self.recipe.vllm_of(role) or settings for role in sharing]
+        rl = [section for section in sections if isinstance(section, Grpo)]
         configs = [self.config(role) for role in sharing if self.roles.tuning[role] == "lora"]
         body = getattr(self.roles.module(sharing[0]), "config", None)
-        room = max(section.max_completion_length for section in sections)
-        room = max(room, model.max_reasoning_tokens)
+        room = max([model.max_reasoning_tokens, *(x.max_completion_length for x in rl)])
         length = settings.vllm_max_model_length
         length = length or min(positions_of(body), model.max_length + room)
         tokens = max(2 * length, self.recipe.evaluation.token_budget)
@@ -138,7 +139,7 @@ class Engines:
             quantization="bitsandbytes" if origin.quantization else None,
             trust_remote_code=model.trust_remote_code,
             cache_bytes=bytes_per_token(body, model.dtype) * tokens,
-            tokenizer=any(section.vllm_structured_outputs_regex for section in sections),
+            tokenizer=any(section.vllm_structured_outputs_regex for section in rl),
         )
 
     def config(self, role: Role) -> Any:

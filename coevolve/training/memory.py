@@ -21,7 +21,7 @@ from coevolve.recipe.rpm import Dpo
 from coevolve.scoring.divided import divisible
 from coevolve.scoring.models import choose_dtype
 from coevolve.scoring.roles import CONNECTOR, ESTIMATOR, ROLES, Role, Roles
-from coevolve.training.distributed.launch import Kind, training_sections
+from coevolve.training.distributed.launch import Kind, training_sections, vllm_sections
 from coevolve.training.setup import compose_roles, role_settings
 
 CONTEXT = 2e9
@@ -150,17 +150,13 @@ def _vllm(
     """Beside the `rest`: a share of a GPU that has room for both, and in it the weights once more
     with keys and values of one sequence.
     """
-    here = [
-        (name, x)
-        for name, x in training_sections(recipe)
-        if isinstance(x, Grpo) and x.use_vllm and x.vllm_mode == "colocate"
-    ]
+    here = [x for _, x in vllm_sections(recipe) if x.vllm_mode == "colocate"]
     if not here:
         return
-    share = max(x.vllm_gpu_memory_utilization for _, x in here)
-    room = max(x.vllm_max_model_length or recipe.model.max_length for _, x in here)
+    share = max(x.vllm_gpu_memory_utilization for x in here)
+    room = max(x.vllm_max_model_length or recipe.model.max_length for x in here)
     cache = room * max(bytes_per_token(x.config, recipe.model.dtype) for x in bases.values())
-    parts = max(x.vllm_tensor_parallel_size for _, x in here)
+    parts = max(x.vllm_tensor_parallel_size for x in here)
     least = (weights + cache) / parts + CONTEXT  # as training has it, for what is under way
     gpu = max(rest / max(1 - share, 0.01), least / share)
     larger = "a larger" if gpu * share < gpu - rest else "a lower"

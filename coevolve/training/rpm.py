@@ -56,7 +56,7 @@ JUDGED_AT_ONCE = 64
 def stages(context: Context) -> list[Stage]:
     """The whole run, in order."""
     training = Stage("training", TRAINED_BY[_rpm(context).section])
-    if _rpm(context).method not in ("rejection_sft", "dpo"):
+    if not _rpm(context).writes_samples:
         return [training]
     return [Stage("samples", write_samples), Stage("choice", choose), training]
 
@@ -68,6 +68,8 @@ def write_samples(context: Context, state: RunState) -> None:
     settings = Writing(temperature=rpm.temperature, samples=rpm.samples)
     rows = range(len(context.train))
     write_texts(context, state, rows, settings, seed, "{} responses of its own")
+    assert context.engines is not None  # a run has them
+    context.engines.close()  # what follows needs the memory, and generates nothing
 
 
 def choose(context: Context, state: RunState) -> None:

@@ -21,9 +21,11 @@ from coevolve.preflight.traces import given_traces
 from coevolve.progress import from_totals
 from coevolve.prompts import Renderer
 from coevolve.recipe import Recipe
+from coevolve.recipe.schema import Traces
 from coevolve.teachers import (
     Answer,
     DivisibleTeacher,
+    LocalTeacher,
     Teacher,
     collect_traces,
     make_teacher,
@@ -111,7 +113,9 @@ class Tracer:
         return read_traces(path, chosen, self.renderer.prompts, known=known)
 
     def _question(self, examples: Sequence[Example]) -> str:
-        settings = self.recipe.traces.model_dump(mode="json", exclude={"on_failure"})
+        # Whoever runs the model, it is the same teacher.
+        engine = {x for x in Traces.model_fields if "vllm" in x}
+        settings = self.recipe.traces.model_dump(mode="json", exclude={"on_failure", *engine})
         prompts = self.renderer.prompts.to_dict()
         return digest([settings, prompts, *(example.to_row() for example in examples)])
 
@@ -139,7 +143,11 @@ class Tracer:
             else:
                 deque(processes.pooled(own(todo)), maxlen=0)
 
-        processes.together(work)
+        try:
+            processes.together(work)
+        finally:
+            if isinstance(teacher, LocalTeacher):
+                teacher.close()
 
     def _keep(self, examples: Sequence[Example], path: Path, teacher: Teacher, own: Ask) -> None:
         title = f"traces from teacher {self.recipe.traces.teacher!r}"

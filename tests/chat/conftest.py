@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -156,7 +157,7 @@ def tiny_model(tokenizer):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
+        head_dim=32,  # vLLM has no smaller ones on a CPU
         max_position_embeddings=1024,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -172,3 +173,24 @@ def model_folder(tiny_model, tokenizer, tmp_path_factory):
     tiny_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def adapter(tiny_model, tmp_path):
+    """Makes LoRA adapters in PEFT folders, strong enough to change what is said."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3ForCausalLM
+
+    def make(seed: int) -> Path:
+        base = Qwen3ForCausalLM(tiny_model.config)
+        base.load_state_dict(tiny_model.state_dict())
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+        folder = tmp_path / f"adapter-{seed}"
+        get_peft_model(base, config).save_pretrained(folder)
+        return folder
+
+    return make

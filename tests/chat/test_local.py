@@ -1,12 +1,8 @@
-"""Responses of a model on this machine: the same whatever the batch, with and without adapter, and
-by vLLM's call.
-"""
+"""Responses of a model on this machine: the same whatever the batch, with and without adapter."""
 
 import copy
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -37,26 +33,6 @@ def respond(model_folder, examples, tmp_path):
         return read_responses(out, examples)
 
     return run
-
-
-@pytest.fixture
-def adapter(tiny_model, tmp_path):
-    """Makes LoRA adapters in PEFT folders, strong enough to change what is said."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen3ForCausalLM
-
-    def make(seed: int) -> Path:
-        base = Qwen3ForCausalLM(tiny_model.config)
-        base.load_state_dict(tiny_model.state_dict())
-        torch.manual_seed(seed)
-        config = LoraConfig(
-            r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        folder = tmp_path / f"adapter-{seed}"
-        get_peft_model(base, config).save_pretrained(folder)
-        return folder
-
-    return make
 
 
 def test_a_response_does_not_depend_on_the_batch(respond):
@@ -186,96 +162,6 @@ def test_a_tokenizer_without_a_chat_template_is_named(tiny_model, tokenizer, tmp
     bare.save_pretrained(tmp_path)
     with pytest.raises(ArtifactError, match="no chat template"):
         LocalChat.load(str(tmp_path), ROLEPLAY, max_new_tokens=4)
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    """Stands in for vLLM, which needs a GPU: its calls and its results' shape, answered by
-    transformers.
-    """
-
-    @dataclass
-    class SamplingParams:
-        temperature: float
-        max_tokens: int
-        seed: int
-        stop_token_ids: list[int]
-
-    class LLM:
-        model_config = SimpleNamespace(max_model_len=1024)
-
-        def __init__(self, model, dtype, **lora):
-            from transformers import AutoModelForCausalLM
-
-            self.model, self.lora, self.calls = (
-                AutoModelForCausalLM.from_pretrained(model).eval(),
-                lora,
-                [],
-            )
-
-        def generate(self, prompts, sampling_params, *, use_tqdm, lora_request):
-            self.calls.append((sampling_params, lora_request))
-            return [self._one(*pair) for pair in zip(prompts, sampling_params, strict=True)]
-
-        def _one(self, prompt, sampling):
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            options = {
-                "max_new_tokens": sampling.max_tokens,
-                "eos_token_id": sampling.stop_token_ids,
-            }
-            mask = torch.ones_like(ids)
-            done = self.model.generate(
-                ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options
-            )
-            new = done[0, ids.shape[1] :].tolist()
-            reason = "stop" if new[-1] in sampling.stop_token_ids else "length"
-            return SimpleNamespace(outputs=[SimpleNamespace(token_ids=new, finish_reason=reason)])
-
-    package, lora, request = (
-        ModuleType("vllm"),
-        ModuleType("vllm.lora"),
-        ModuleType("vllm.lora.request"),
-    )
-    package.LLM, package.SamplingParams, package.__spec__ = LLM, SamplingParams, SimpleNamespace()
-    request.LoRARequest = lambda name, number, path: (name, number, path)
-    for module in (package, lora, request):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
-def test_vllm_is_asked_the_same_and_in_batches(
-    vllm, respond, model_folder, examples, adapter, tmp_path
-):
-    options = {"max_new_tokens": 6, "dtype": "float32", "batch_size": 3}
-    chat = VllmChat.load(model_folder, ROLEPLAY, **options)
-    collect_responses(examples, chat, tmp_path / "vllm.jsonl", keep_cut_off=True)
-    assert read_responses(tmp_path / "vllm.jsonl", examples) == respond()
-    assert [len(sampling) for sampling, _ in chat.engine.calls] == [3, 1]
-    assert len({params.seed for sampling, _ in chat.engine.calls for params in sampling}) == 4
-    folder = str(adapter(1))
-    adapted = VllmChat.load(model_folder, ROLEPLAY, adapter=folder, **options)
-    collect_responses(examples, adapted, tmp_path / "adapted.jsonl", keep_cut_off=True)
-    assert adapted.engine.lora == {"enable_lora": True, "max_lora_rank": 8}
-    spread = {"tensor_parallel_size": 2, "max_model_len": 640}
-    assert VllmChat.load(model_folder, ROLEPLAY, **spread, **options).engine.lora == spread
-    assert adapted.engine.calls[0][1] == ("adapter", 1, folder)
-
-
-def test_what_vllm_gave_up_is_no_response(vllm, model_folder, examples, tmp_path):
-    chat = VllmChat.load(model_folder, ROLEPLAY, max_new_tokens=6, dtype="float32")
-    ended = SimpleNamespace(outputs=[SimpleNamespace(token_ids=[5], finish_reason="abort")])
-    chat.engine.generate = lambda prompts, *rest, **options: [ended] * len(prompts)
-    with pytest.raises(
-        ChatError, match="'bread': no usable response: finish_reason is 'abort': the engine gave"
-    ):
-        collect_responses(examples[:1], chat, tmp_path / "r.jsonl", keep_cut_off=True)
-
-
-def test_vllm_refuses_a_prompt_that_does_not_fit(vllm, model_folder, examples, tmp_path):
-    chat = VllmChat.load(model_folder, ROLEPLAY, max_new_tokens=1000, dtype="float32")
-    with pytest.raises(
-        ChatError, match=r"the prompt has \d+ tokens, and beside 1000 new ones .* room for 24"
-    ):
-        collect_responses(examples, chat, tmp_path / "r.jsonl")
 
 
 def test_without_vllm_it_says_how_to_install_it(monkeypatch, model_folder):

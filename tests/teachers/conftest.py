@@ -123,7 +123,7 @@ def build_model(tokenizer):
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=16,
+            head_dim=32,  # vLLM has no smaller ones on a CPU
             max_position_embeddings=512,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from coevolve.chat import LocalChat  # noqa: E402
 from coevolve.chat.base import Question  # noqa: E402
 from coevolve.errors import RecipeError, TeacherError  # noqa: E402
 from coevolve.prompts import Renderer, prompt_set  # noqa: E402
@@ -72,7 +73,7 @@ def test_replies_of_a_trained_model_become_traces(taught, renderer, dialogues, t
 def test_a_malformed_reply_is_an_error_that_names_the_example(
     tiny_model, renderer, dialogues, tmp_path
 ):
-    teacher = LocalTeacher(tiny_model, renderer, max_new_tokens=8, attempts=2)
+    teacher = LocalTeacher(LocalChat(tiny_model, renderer, max_new_tokens=8, attempts=2))
     with pytest.raises(
         TeacherError,
         match=r"'(bread|tuba|lisbon)'.*after 2 attempts.*cut off.*\[Connections\].*drop",
@@ -82,7 +83,9 @@ def test_a_malformed_reply_is_an_error_that_names_the_example(
 
 def test_malformed_replies_can_be_dropped_and_counted(taught, renderer, dialogues, tmp_path):
     model, targets = taught
-    teacher = LocalTeacher(model, renderer, max_new_tokens=80, attempts=2, temperature=0.1)
+    teacher = LocalTeacher(
+        LocalChat(model, renderer, max_new_tokens=80, attempts=2, retry_temperature=0.1)
+    )
     notes = []
     traces = collect_traces(
         dialogues,
@@ -96,22 +99,16 @@ def test_malformed_replies_can_be_dropped_and_counted(taught, renderer, dialogue
 
 
 def test_nothing_but_drops_is_an_error(tiny_model, renderer, dialogues, tmp_path):
-    teacher = LocalTeacher(tiny_model, renderer, max_new_tokens=4, attempts=1)
+    teacher = LocalTeacher(LocalChat(tiny_model, renderer, max_new_tokens=4))
     with pytest.raises(TeacherError, match="no usable trace for any of 3 examples"):
         collect_traces(dialogues, teacher, tmp_path / "traces.jsonl", on_failure="drop")
 
 
 def test_asking_again_samples_and_does_not_depend_on_the_batch(tiny_model, renderer, dialogues):
     def replies(batch_size: int, seed: int) -> dict[str, str]:
-        teacher = LocalTeacher(
-            tiny_model,
-            renderer,
-            max_new_tokens=6,
-            attempts=2,
-            batch_size=batch_size,
-            temperature=2.0,
-            seed=seed,
-        )
+        how = {"max_new_tokens": 6, "attempts": 2, "retry_temperature": 2.0}
+        chat = LocalChat(tiny_model, renderer, batch_size=batch_size, seed=seed, **how)
+        teacher = LocalTeacher(chat)
         return {answer.sample_id: answer.problem for answer in teacher.answers(dialogues)}
 
     assert replies(1, seed=0) == replies(3, seed=0)
@@ -123,7 +120,7 @@ def test_a_prompt_that_does_not_fit_is_a_problem_of_its_example(
 ):
     long = make("Yes.", "word " * 600, sample_id="long")
     answers = list(
-        LocalTeacher(tiny_model, renderer, max_new_tokens=4, attempts=1).answers([*dialogues, long])
+        LocalTeacher(LocalChat(tiny_model, renderer, max_new_tokens=4)).answers([*dialogues, long])
     )
     assert len(answers) == 4
     assert "'long'" in answers[0].problem
@@ -137,15 +134,17 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 def test_unusable_options_are_refused(tiny_model, renderer, tokenizer):
     with pytest.raises(RecipeError, match="attempts: found 0"):
-        LocalTeacher(tiny_model, renderer, attempts=0)
+        LocalChat(tiny_model, renderer, max_new_tokens=4, attempts=0)
     with pytest.raises(RecipeError, match="'world' has no teacher_user"):
-        LocalTeacher(tiny_model, Renderer(prompt_set("world"), tokenizer))
+        LocalTeacher(
+            LocalChat(tiny_model, Renderer(prompt_set("world"), tokenizer), max_new_tokens=4)
+        )
     with pytest.raises(RecipeError, match="dtype: found 'int4'"):
         LocalTeacher.load("anywhere", prompt_set("brief"), dtype="int4")
 
 
 def test_settings_name_the_model(tiny_model, renderer):
-    settings = LocalTeacher(tiny_model, renderer, seed=3).settings
+    settings = LocalTeacher(LocalChat(tiny_model, renderer, max_new_tokens=4, seed=3)).settings
     assert settings["seed"] == 3 and settings["dtype"] == "float32"
 
 
@@ -154,7 +153,7 @@ def test_shares_are_whole_batches_of_what_one_process_asks(taught, renderer, mak
     examples = [
         make("Yes.", "Do you agree? " * (1 + 7 * i % 12), sample_id=f"x-{i}") for i in range(11)
     ]
-    teacher = LocalTeacher(taught[0], renderer, batch_size=3, max_new_tokens=4)
+    teacher = LocalTeacher(LocalChat(taught[0], renderer, batch_size=3, max_new_tokens=4))
 
     def batches(of):
         questions = [Question(x.sample_id, renderer.teacher(x)) for x in of]

@@ -26,6 +26,7 @@ from coevolve.training.distributed.estimator import DistributedEstimator
 from coevolve.training.distributed.processes import Processes
 from coevolve.training.distributed.stopping import Stop
 from coevolve.training.record.record import Record
+from coevolve.training.run import train
 from coevolve.training.run_folder import RunFolder
 from coevolve.training.schedule import Budget
 from coevolve.training.setup import build_estimator, build_renderers, prepare_origins
@@ -118,6 +119,16 @@ def build():
     a few steps.
     """
     return build_cold
+
+
+@pytest.fixture(scope="module")
+def judge(recipe_of, tmp_path_factory):
+    """An exported estimator, hardly trained."""
+    folder = tmp_path_factory.mktemp("judge")
+    nothing = {"without_corl": False, "without_reasoning": False}
+    recipe = recipe_of(rounds={"count": 0}, baselines=nothing, evaluation={"marginal_samples": 0})
+    train(recipe, folder)
+    return str(folder / "estimator")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from coevolve.chat.local import LocalChat
 from coevolve.data.responses import read_responses
 from coevolve.errors import ArtifactError, CoevolveError, RecipeError
 from coevolve.files import write_json
-from coevolve.libraries import vllm
 from coevolve.preflight.dialogues import load_corpus
 from coevolve.prompts import prompt_set
 from coevolve.prompts.play import THINK, PlayPrompt, play_messages
@@ -53,16 +52,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def judge(recipe_of, tmp_path_factory):
-    """An exported estimator, hardly trained."""
-    folder = tmp_path_factory.mktemp("judge")
-    nothing = {"without_corl": False, "without_reasoning": False}
-    recipe = recipe_of(rounds={"count": 0}, baselines=nothing, evaluation={"marginal_samples": 0})
-    train(recipe, folder)
-    return str(folder / "estimator")
 
 
 def values(judge, method, changes=None):
@@ -385,15 +374,3 @@ def logged(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     wanted = ("connector/reward", "connector/loss")
     return [line[name] for line in lines for name in wanted if name in line]
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(vllm.missing() is not None, reason=str(vllm.missing()))
-def test_vllm_writes_the_completions(judge, tmp_path):
-    changed = values(judge, "information")
-    changed["model"] = {**MODEL, "tiny": {"hidden_size": 64, "layers": 2, "heads": 2}}
-    changed["rpm"]["grpo"] |= {"use_vllm": True}
-    recipe, folder = check_recipe(changed, "rpm"), tmp_path / "run"
-    train(recipe, folder, job=RPM)
-    assert results(folder)["updates"] == 4
-    assert any(x.any() for name, x in weights(folder).items() if "lora_B" in name)

@@ -21,6 +21,7 @@ from coevolve.recipe import Recipe
 from coevolve.recipe.optimization import Optimization, Sft
 from coevolve.recipe.rl import Grpo
 from coevolve.recipe.rpm import RpmRecipe
+from coevolve.recipe.vllm import Vllm
 from coevolve.recipe.yaml_text import parse_yaml
 from coevolve.training.distributed.builds import wait_for_builds
 
@@ -99,9 +100,12 @@ def check_launch(recipe: Recipe, launch: Launch) -> None:
     _check_precision(recipe, launch)
     _check_quantization(recipe, launch)
     _check_batches(recipe, launch)
+    for name, engine in vllm_sections(recipe):
+        if engine.vllm_mode == "colocate":
+            _check_vllm(name, engine.vllm_tensor_parallel_size, launch, recipe.model.device)
+    if recipe.traces.teacher == "local" and recipe.traces.use_vllm:
+        _check_vllm("traces", 1, launch, recipe.model.device)
     for name, settings in training_sections(recipe):
-        if isinstance(settings, Grpo) and settings.use_vllm:
-            _check_vllm(name, settings, launch, recipe.model.device)
         _check_installed(name, settings, recipe, launch)
     if recipe.model.sharded and launch.kind in (*ZERO.values(), "fsdp"):
         raise RecipeError(
@@ -183,8 +187,8 @@ def _check_quantization(recipe: Recipe, launch: Launch) -> None:
             f"model.quantization is {quantization!r}, and {launch.kind} would divide the packed "
             f"weights. Use launch/ddp.yaml, or {without}."
         )
-    for name, phase in training_sections(recipe):
-        here = isinstance(phase, Grpo) and phase.use_vllm and phase.vllm_mode == "colocate"
+    for name, engine in vllm_sections(recipe):
+        here = engine.vllm_mode == "colocate"
         if here and (quantization == "8bit" or not launch.gpu):
             raise RecipeError(
                 f"model.quantization is {quantization!r}, and {name}.use_vllm is true; vLLM "
@@ -210,10 +214,9 @@ def _check_batches(recipe: Recipe, launch: Launch) -> None:
         )
 
 
-def _check_vllm(name: str, settings: Grpo, launch: Launch, device: str) -> None:
+def _check_vllm(name: str, spread: int, launch: Launch, device: str) -> None:
+    """Whether an engine over so many processes can be had here."""
     without = f"set {name}.use_vllm=false"
-    if settings.vllm_mode == "server":
-        return
     if problem := vllm.missing():
         raise RecipeError(f"{name}.use_vllm is true, but {problem}, or {without}.")
     on_cpu = not launch.gpu or launch.on_cpu or device == "cpu"
@@ -224,7 +227,6 @@ def _check_vllm(name: str, settings: Grpo, launch: Launch, device: str) -> None:
             f"where this run is: pip install {right}=={vllm.installed()} in its place, or "
             f"{without}."
         )
-    spread = settings.vllm_tensor_parallel_size
     if launch.processes % spread:
         raise RecipeError(
             f"{name}.vllm_tensor_parallel_size is {spread}, by which the {launch.processes} "
@@ -287,6 +289,15 @@ def training_sections(recipe: Recipe) -> Iterator[tuple[str, Optimization]]:
     for name in ("connector_rl", "connector_sft", "estimator_sft", "estimator_rl"):
         settings = getattr(recipe, name)
         if recipe.rounds.count and settings is not None and name in used:
+            yield name, settings
+
+
+def vllm_sections(recipe: Recipe) -> Iterator[tuple[str, Vllm]]:
+    """Name and settings of each that has vLLM write for a model in training."""
+    if isinstance(recipe, RpmRecipe) and recipe.rpm.writes_samples and recipe.rpm.use_vllm:
+        yield "rpm", recipe.rpm
+    for name, settings in training_sections(recipe):
+        if isinstance(settings, Grpo) and settings.use_vllm:
             yield name, settings
 
 

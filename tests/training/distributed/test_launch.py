@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from accelerate.utils.launch import (
 from coevolve.cli import main
 from coevolve.errors import RecipeError
 from coevolve.libraries import vllm
-from coevolve.recipe import load_recipe
+from coevolve.recipe import check_recipe, load_recipe
 from coevolve.training.distributed.launch import Launch, check_launch
+from tests.training.test_rpm import values
 
 ROOT = Path(__file__).parents[3]
 LAUNCHES = sorted((ROOT / "launch").glob("*.yaml"), key=lambda path: path.name)
@@ -278,6 +280,21 @@ def test_vllm_must_be_there_and_fit_the_processes(recipe_of, tmp_path, monkeypat
     ):
         check_launch(recipe, two)
     check_launch(recipe, Launch(processes=4, kind="ddp", gpus=4, local_processes=4))
+
+
+def test_whatever_needs_vllm_is_named(recipe_of, monkeypatch):
+    def none(asked):
+        raise PackageNotFoundError(asked)
+
+    monkeypatch.setattr(vllm, "version", none)
+    alone = Launch(processes=1, kind="single", gpus=0)
+    traces = recipe_of(traces={"teacher": "local", "model": "mine", "use_vllm": True})
+    with pytest.raises(RecipeError, match=r"^traces\.use_vllm is true, but vllm is not installed"):
+        check_launch(traces, alone)
+    for method, words in (("dpo", r"^rpm\.use_vllm is true, but"), ("sft", None)):
+        rpm = check_recipe(values("mine", method, {"use_vllm": True}), "rpm")
+        with nullcontext() if words is None else pytest.raises(RecipeError, match=words):
+            check_launch(rpm, alone)
 
 
 @pytest.mark.parametrize(
