@@ -66,6 +66,8 @@ def evaluate_form(
 def evaluate_oracle(context: Context, state: RunState, split: str) -> None:
     """The ceiling: the teacher's features of the test responses, which no connector can know."""
     path = context.folder.path / "oracle" / f"{split}.jsonl"
+    if context.recipe.traces.use_vllm and context.engines is not None:
+        context.engines.close()  # the teacher's has the GPU, and its groups of processes, to itself
     kept, traces = context.tracer.collect(context.data.tests[split], path, log=context.record.log)
     evaluated = evaluate(context, kept, f"oracle: {split}", reasoning=traces)
     state.outcome.note("oracle", split, kept, evaluated.scores)

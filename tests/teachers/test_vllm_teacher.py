@@ -80,7 +80,10 @@ def recipe(taught, folder):
                 | {"use_vllm": True},
                 "cold_start": {"connector": SFT, "estimator": SFT},
                 "rounds": {"count": 0},
-                "baselines": {"without_corl": False, "without_reasoning": False},
+                # Evaluation before and behind the oracle's traces is by the run's own engine.
+                "connector_rl": {**SFT, "num_generations": 2, "use_vllm": True},
+                "baselines": {"without_corl": False, "without_reasoning": False, "oracle": True},
+                "evaluation": {"marginal_samples": 2},
             }
         )
     )
@@ -91,11 +94,17 @@ def recipe(taught, folder):
 def test_a_run_has_its_traces_by_the_engine_and_gives_it_back(
     taught, processes, monkeypatch, tmp_path
 ):
-    run, closed, close = tmp_path / "run", [], vllm.Here.close
+    run, seen = tmp_path / "run", []
     command = ["train", recipe(taught, tmp_path), "--output-dir", str(run)]
     if processes == 1:
-        monkeypatch.setattr(vllm.Here, "close", lambda self: closed.append(1) or close(self))
-        assert main(command) == 0 and closed == [1]
+        for name in ("__init__", "close"):
+            work = getattr(vllm.Here, name)
+            noted = lambda *args, name=name, work=work: seen.append(name) or work(*args)  # noqa: E731
+            monkeypatch.setattr(vllm.Here, name, noted)
+        assert main(command) == 0
+        assert (
+            seen == ["__init__", "close"] * 3
+        )  # the teacher's, the run's, the teacher's; one at once
     else:
         torchrun = str(Path(sys.executable).parent / "torchrun")
         words = [torchrun, "--standalone", "--nproc_per_node", "2", "-m", "coevolve", *command]
@@ -104,3 +113,4 @@ def test_a_run_has_its_traces_by_the_engine_and_gives_it_back(
     assert lines[0]["teacher"]["kind"] == "vllm"
     found = {line["sample_ID"]: line["trace"] for line in lines[1:]}
     assert len(found) == len(TURNS) - 2 and found.items() <= taught[2].items()
+    assert (run / "oracle" / "IDTest.jsonl").is_file()
