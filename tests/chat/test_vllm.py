@@ -3,6 +3,7 @@ weights.
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,8 +53,16 @@ def test_it_says_what_transformers_says_and_one_comes_after_another(said, adapte
 
 
 @pytest.mark.slow(seconds=60)
-def test_over_several_devices_it_says_the_same(said):
+def test_over_several_devices_it_says_the_same(said, monkeypatch):
+    sizes, start = [], vllm.Here.__init__
+
+    def noted(self, *args):
+        start(self, *args)
+        sizes.append(self._llm.llm_engine.vllm_config.parallel_config.world_size)
+
+    monkeypatch.setattr(vllm.Here, "__init__", noted)
     assert said(VllmChat, tensor_parallel_size=2) == said(LocalChat, device="cpu")
+    assert sizes == [2]
 
 
 def test_a_sample_follows_from_the_seed_and_not_from_the_batch(said):
@@ -100,6 +109,21 @@ def test_what_does_not_fit_is_a_problem_of_its_question_or_of_the_start(
     longer = VllmChat.load(model_folder, ROLEPLAY, **{**how, "max_model_len": 1 << 40})
     with pytest.raises(EngineError, match=r"^--vllm: vLLM cannot .* smaller --max-model-len"):
         collect_responses(examples, longer, tmp_path / "r.jsonl")
+
+
+def test_room_is_made_for_what_is_told_and_not_for_all_that_the_model_could(model_folder, tmp_path):
+    """An 8B model that could read 40,960 tokens has to start in a share that holds 5,000."""
+    shutil.copytree(model_folder, tmp_path / "long")
+    path = tmp_path / "long" / "config.json"
+    config = {**json.loads(path.read_text()), "max_position_embeddings": 1 << 16}
+    path.write_text(json.dumps(config))
+    token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * 4
+    how = {"base": str(path.parent), "dtype": "float32", "rank": 0, "cache_bytes": 1024 * token}
+    engine = vllm.Here(vllm.Options(max_length=256, **how), "x")
+    ask = vllm.Ask(None, [5, 6, 7], 0, 0.0, 200, [])
+    (written,) = engine.complete([ask], lambda: None)
+    engine.close()
+    assert len(written.ids) == 200
 
 
 @pytest.fixture
