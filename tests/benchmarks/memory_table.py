@@ -1,12 +1,13 @@
-"""The table of memory in launch/README.md: what `coevolve validate --launch` counts for Qwen3 of
-four sizes with the published settings, without a GPU and without weights.
+"""The table of memory in launch/README.md, as it stands there: what `coevolve validate --launch`
+counts for Qwen3 with the published settings, without a GPU and without weights. GB = 10^9 bytes.
 
-    python -m tests.benchmarks.memory_table
+    python -m tests.benchmarks.memory_table [MODEL ...]
+
+Several minutes, and a column for each model. Totals are of bytes, not of what is rounded above.
 """
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import Qwen3Config
@@ -24,6 +25,7 @@ SHAPES = {
     "Qwen3-14B": (5120, 17408, 40, 40),
     "Qwen3-32B": (5120, 25600, 64, 64),
 }
+COLUMNS = ("Qwen3-4B", "Qwen3-8B", "Qwen3-14B")
 RL = ("connector_rl", "estimator_rl")
 LESS = [
     *(f"{name}.per_device_train_batch_size=1" for name in RL),
@@ -32,12 +34,24 @@ LESS = [
     "evaluation.token_budget=16384",
 ]
 SETTINGS = {
-    "as the recipe has it": [],
-    "with vLLM beside": ["connector_rl.use_vllm=true"],
-    "1 row at once": LESS,
-    "1 row, base in 4 bits": [*LESS, "model.quantization=4bit"],
-    "1 row, base in 8 parts": [*LESS, "model.sharded=true"],
+    "**in all**": [],
+    "with vLLM in 0.3 of each GPU beside it, which holds the base once more and 5,120 tokens": [
+        "connector_rl.use_vllm=true"
+    ],
+    "1 row at once, `evaluation.token_budget=16384`": LESS,
+    "the same with `model.quantization=4bit`": [*LESS, "model.quantization=4bit"],
+    "1 row at once, `model.sharded=true` on 8 GPUs": [*LESS, "model.sharded=true"],
 }
+PARTS = {
+    "base, bfloat16, frozen": ("frozen base",),
+    "two adapters, float32; gradient and Adam's two moments of one": (
+        *("weights of both roles", "gradient and optimizer of one role"),
+    ),
+    "the largest backward pass (connector RL, its logits included), or 65,536 tokens of keys and "
+    "values, whichever is more": ("connector_rl", "keys and values"),
+    "CUDA": ("CUDA",),
+}
+"""Of the first line's parts, those that begin so."""
 
 
 def config_of(name: str) -> Qwen3Config:
@@ -63,17 +77,32 @@ def counted(name: str, overrides: Sequence[str]) -> list[Part]:
     return memory_of(recipe, dict.fromkeys(ROLES, base), longest, "ddp", 8)[0]
 
 
+def gigabytes(parts: Iterable[Part]) -> float:
+    return round(sum(part.bytes for part in parts) / 1e9, 1)
+
+
+def lines(name: str) -> dict[str, float]:
+    """What stands in the table for a model, by its line."""
+    whole = counted(name, [])
+    found = {
+        line: gigabytes(part for part in whole if part.what.startswith(begins))
+        for line, begins in PARTS.items()
+    }
+    return found | {line: gigabytes(counted(name, how)) for line, how in SETTINGS.items()}
+
+
+def rows(columns: Sequence[Mapping[str, float]]) -> list[str]:
+    """The table's lines, of each model's."""
+    return [
+        "| " + " | ".join([line, *(f"{column[line]:.1f}" for column in columns)]) + " |"
+        for line in columns[0]
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for name in argv or SHAPES:
-        for what, overrides in SETTINGS.items():
-            parts = counted(name, overrides)
-            gigabytes = {part.what: round(part.bytes / 1e9, 1) for part in parts}
-            table.setdefault(name, {})[what] = gigabytes | {
-                "in all": round(sum(gigabytes.values()), 1)
-            }
-            print(name, what, table[name][what], file=sys.stderr, flush=True)
-    print(json.dumps(table, indent=1))
+    names = argv or COLUMNS
+    print("\n".join(["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]))
+    print(*rows([lines(name) for name in names]), sep="\n")
 
 
 if __name__ == "__main__":

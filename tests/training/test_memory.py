@@ -16,7 +16,7 @@ from coevolve.preflight.models import BaseFacts
 from coevolve.scoring.roles import ROLES
 from coevolve.training.distributed.launch import read_launch
 from coevolve.training.memory import Longest, fits, memory_of, roles_on_meta, training_passes
-from tests.benchmarks.memory_table import counted
+from tests.benchmarks.memory_table import COLUMNS, counted, lines
 
 ROOT = Path(__file__).parents[2]
 LONGEST = Longest(40, 50, 10)
@@ -159,6 +159,21 @@ def test_vllm_has_room_for_the_base_and_a_sequence(parts_of):
     cache = 96 * 2 * 4 * 2 * 16 * 4  # tokens, keys and values, layers, heads, dimensions, bytes
     engine, rest = of(0.1)
     assert (engine + rest) * 0.1 == pytest.approx(weights + cache + 2e9)
+
+
+@pytest.mark.slow(seconds=120)
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_page_has_what_the_command_prints(name):
+    page = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
+    table = [
+        [cell.strip(" *") for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("|")
+    ]
+    place = next(row.index(name) for row in table if name in row)
+    said = {row[0]: row[place] for row in table if len(row) == len(COLUMNS) + 1}
+    found = {line.strip("*"): f"{value:.1f}" for line, value in lines(name).items()}
+    assert found == {line: said.get(line) for line in found}
 
 
 @pytest.mark.slow(seconds=30)

@@ -441,6 +441,28 @@ def test_a_server_writes_ahead_and_a_resumed_run_ends_with_the_same_bits(
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow(seconds=90)
+def test_a_server_writes_for_two_processes_what_it_writes_for_one(
+    server, values_for, launcher, tmp_path
+):
+    how = {"vllm_mode": "server", "vllm_server_base_url": server.url}
+    values, recipe = values_for(base=str(server.base), **how), tmp_path / "recipe.json"
+    values["model"]["lora"]["lora_dropout"] = 0.0  # which each process draws for itself
+    recipe.write_text(json.dumps(values))
+    for name, processes in (("one", "one"), ("two", "ddp")):
+        command = ["-m", "coevolve", "train", recipe, "--output-dir", tmp_path / name]
+        launcher.run(processes, command, tmp_path / f"{name}.log", fresh=True)
+        require_agreement(tmp_path / name, 4)
+        assert not list((tmp_path / name).glob(".vllm*"))
+    one, two = (tmp_path / name for name in ("one", "two"))
+    for figure in ("connector/reward", "estimator/reward"):
+        assert figures(two, figure) == pytest.approx(figures(one, figure), rel=1e-3, abs=1e-4)
+    (there, *_, told), (alone, *_, said) = outcome(two), outcome(one)
+    assert texts(told) == texts(said)
+    for split, found in alone["perplexity"]["full"].items():
+        assert there["perplexity"]["full"][split] == pytest.approx(found, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_server_of_another_base_or_without_room_is_refused(server, recipe_for, tmp_path):
     how = {"vllm_mode": "server", "vllm_server_base_url": server.url}
