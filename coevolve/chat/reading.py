@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
     from coevolve.scoring.cache import WorkCache
 
-MOST_BELOW = 2.0
+MOST_BELOW = 1.0
 """Nats per token that a model's responses may lie below what it says by itself, drawn at
-temperature 1.
+temperature 1. Of SmolLM2-135M greedy responses lie 1.7 above that and golden ones 0.7, those of
+other dialogues 0.5 below, golden ones in a code 5.9 (24 contexts).
 """
 LOOKED_AT, OWN_TOKENS, OWN_SEED = 8, 32, 0
 
