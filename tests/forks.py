@@ -28,6 +28,18 @@ PASSED = (
 )
 
 
+IMPORTED = (
+    "accelerate.commands.launch",
+    "deepspeed.launcher.runner",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # a launch's seconds: torch's compiler
+    "torch.distributed.run",
+    "torch.utils.cpp_extension",
+    "coevolve.cli",
+    "coevolve.training.rl.algorithms",
+    "coevolve.training.run",
+)
+
+
 def main(place: str, arguments: list[str]) -> None:
     """Ask for a fork, wait for its end, end likewise."""
     with socket.socket(socket.AF_UNIX) as to_server:
@@ -49,12 +61,10 @@ def main(place: str, arguments: list[str]) -> None:
 def serve(place: str) -> None:
     """Import, then fork for whom asks, until the one that started this is gone."""
     import selectors
+    from importlib import import_module
 
-    import deepspeed  # noqa: F401
-
-    import coevolve.cli
-    import coevolve.training.rl.algorithms
-    import coevolve.training.run  # noqa: F401
+    for name in IMPORTED:
+        import_module(name)
 
     # Each trainer runs the collector twice; in forks it looks at nothing that was imported.
     gc.collect()
