@@ -53,19 +53,21 @@ def main(place: str, arguments: list[str]) -> None:
             signal.signal(number, lambda number, _: os.kill(pid, number))
         status = int.from_bytes(to_server.recv(4))
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        if os.WTERMSIG(status) != signal.SIGKILL:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def serve(place: str) -> None:
     """Import, then fork for whom asks, until the one that started this is gone."""
+    import functools
     import selectors
-    from importlib import import_module
+    from importlib import import_module, metadata
 
     for name in IMPORTED:
         import_module(name)
-
+    metadata.metadata = functools.cache(metadata.metadata)  # parsed for each trainer, a dozen times
     # Each trainer runs the collector twice; in forks it looks at nothing that was imported.
     gc.collect()
     gc.freeze()
