@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import weakref
 from pathlib import Path
 
 PASSED = (
@@ -118,6 +119,8 @@ def fork(asking: socket.socket) -> int:
             os.close(file)
         asking.sendall(pid.to_bytes(4))
         return pid
+    for tidy in list(weakref.finalize._registry):  # such as a folder of wandb's, for all forks
+        tidy.atexit = False
     arguments, folder, environ = json.loads(asked)
     for number, file in enumerate(files):
         os.dup2(file, number)
