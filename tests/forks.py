@@ -10,6 +10,7 @@ environment, files and working directory, gets its signals, ends as it ends, and
 """
 
 import array
+import atexit
 import gc
 import json
 import os
@@ -69,6 +70,8 @@ def serve(place: str) -> None:
     for name in IMPORTED:
         import_module(name)
     metadata.metadata = functools.cache(metadata.metadata)  # parsed for each trainer, a dozen times
+    wandb = import_module("wandb.sdk.data_types._private")
+    atexit.unregister(wandb.MEDIA_TMP.cleanup)  # a folder that all forks use; `fork` looks as well
     # Each trainer runs the collector twice; in forks it looks at nothing that was imported.
     gc.collect()
     gc.freeze()
@@ -119,7 +122,7 @@ def fork(asking: socket.socket) -> int:
             os.close(file)
         asking.sendall(pid.to_bytes(4))
         return pid
-    for tidy in list(weakref.finalize._registry):  # such as a folder of wandb's, for all forks
+    for tidy in list(weakref.finalize._registry):  # it is the server's, at its end
         tidy.atexit = False
     arguments, folder, environ = json.loads(asked)
     for number, file in enumerate(files):
@@ -132,7 +135,6 @@ def fork(asking: socket.socket) -> int:
 
 def become(arguments: list[str]) -> None:
     """Run a module or a file as Python would, and end as Python would."""
-    import atexit
     import runpy
     import traceback
 
