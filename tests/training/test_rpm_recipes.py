@@ -15,7 +15,7 @@ from coevolve.shipped import shipped_recipes
 from coevolve.training.rpm import RPM
 from coevolve.training.run import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=80)
 WAYS = ("sft", "rejection_sft", "dpo", "likelihood", "information")
 FEW = ["data.world.train=160"]
 FEW += [f"{method}.steps=2" for method in ("rpm.sft", "rpm.dpo", "rpm.grpo")]

@@ -39,7 +39,7 @@ SHORT = {
 }
 """A cold start for where it does not matter what is written afterwards."""
 
-pytestmark = pytest.mark.slow(seconds=30)
+pytestmark = pytest.mark.slow(seconds=13)
 
 
 @pytest.fixture(scope="module")

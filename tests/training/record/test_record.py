@@ -462,7 +462,7 @@ def test_one_run_online_holds_each_step_once_over_outages_kills_and_resumes(sit,
         assert not path.is_file() or KEY.encode() not in path.read_bytes()
 
 
-@pytest.mark.slow(seconds=150)
+@pytest.mark.slow(seconds=80)
 def test_a_server_that_is_down_gets_the_rest_later_by_the_command_that_is_said(
     sit, tmp_path, server
 ):
