@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import sys
-import weakref
 from pathlib import Path
 
 PASSED = (
@@ -71,7 +70,8 @@ def serve(place: str) -> None:
         import_module(name)
     metadata.metadata = functools.cache(metadata.metadata)  # parsed for each trainer, a dozen times
     wandb = import_module("wandb.sdk.data_types._private")
-    atexit.unregister(wandb.MEDIA_TMP.cleanup)  # a folder that all forks use; `fork` looks as well
+    atexit.unregister(wandb.MEDIA_TMP.cleanup)  # a folder that all forks use
+    wandb.MEDIA_TMP._finalizer.detach()
     # Each trainer runs the collector twice; in forks it looks at nothing that was imported.
     gc.collect()
     gc.freeze()
@@ -122,8 +122,6 @@ def fork(asking: socket.socket) -> int:
             os.close(file)
         asking.sendall(pid.to_bytes(4))
         return pid
-    for tidy in list(weakref.finalize._registry):  # it is the server's, at its end
-        tidy.atexit = False
     arguments, folder, environ = json.loads(asked)
     for number, file in enumerate(files):
         os.dup2(file, number)
