@@ -10,6 +10,7 @@ environment, files and working directory, gets its signals, ends as it ends, and
 """
 
 import array
+import atexit
 import gc
 import json
 import os
@@ -28,6 +29,18 @@ PASSED = (
 )
 
 
+IMPORTED = (
+    "accelerate.commands.launch",
+    "deepspeed.launcher.runner",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # a launch's seconds: torch's compiler
+    "torch.distributed.run",
+    "torch.utils.cpp_extension",
+    "coevolve.cli",
+    "coevolve.training.rl.algorithms",
+    "coevolve.training.run",
+)
+
+
 def main(place: str, arguments: list[str]) -> None:
     """Ask for a fork, wait for its end, end likewise."""
     with socket.socket(socket.AF_UNIX) as to_server:
@@ -41,21 +54,24 @@ def main(place: str, arguments: list[str]) -> None:
             signal.signal(number, lambda number, _: os.kill(pid, number))
         status = int.from_bytes(to_server.recv(4))
     if os.WIFSIGNALED(status):
-        signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        if os.WTERMSIG(status) != signal.SIGKILL:
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
         os.kill(os.getpid(), os.WTERMSIG(status))
     sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def serve(place: str) -> None:
     """Import, then fork for whom asks, until the one that started this is gone."""
+    import functools
     import selectors
+    from importlib import import_module, metadata
 
-    import deepspeed  # noqa: F401
-
-    import coevolve.cli
-    import coevolve.training.rl.algorithms
-    import coevolve.training.run  # noqa: F401
-
+    for name in IMPORTED:
+        import_module(name)
+    metadata.metadata = functools.cache(metadata.metadata)  # parsed for each trainer, a dozen times
+    wandb = import_module("wandb.sdk.data_types._private")
+    atexit.unregister(wandb.MEDIA_TMP.cleanup)  # a folder that all forks use
+    wandb.MEDIA_TMP._finalizer.detach()
     # Each trainer runs the collector twice; in forks it looks at nothing that was imported.
     gc.collect()
     gc.freeze()
@@ -117,7 +133,6 @@ def fork(asking: socket.socket) -> int:
 
 def become(arguments: list[str]) -> None:
     """Run a module or a file as Python would, and end as Python would."""
-    import atexit
     import runpy
     import traceback
 

@@ -14,7 +14,7 @@ from library_runs import Runs, gone, load_helpers
 
 from coevolve.libraries import deepspeed as seam
 
-pytestmark = pytest.mark.slow(seconds=50)
+pytestmark = pytest.mark.slow(seconds=30)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,6 @@ from coevolve.training.tracing import Tracer
 
 ROOT = Path(__file__).parents[2]
 FORKS = ROOT / "tests" / "forks.py"
-PROGRAMS = Path(sys.executable).parent
 MARK = "COEVOLVE_TEST"
 
 SFT = {"steps": 3, "learning_rate": 2e-3, "train_batch_size": 8}
@@ -242,8 +241,8 @@ class Launcher:
     """Starts what a test launches, and leaves nothing of it behind.
 
     A `kind` is `one` for a process alone, `ddp` for two under torchrun, or the name of a file in
-    `launch/` for two under `accelerate launch`. What is launched begins with everything imported
-    (tests/forks.py), unless it is `fresh`.
+    `launch/` for two under `accelerate launch`. Launchers and what they launch begin with
+    everything imported (tests/forks.py), unless they are to be `fresh`.
     """
 
     def __init__(self, folder, extensions):
@@ -259,36 +258,20 @@ class Launcher:
             MARK: str(folder),
         }
 
-    def command(self, kind, arguments):
-        """The arguments are those of Python."""
-        if kind == "one":
-            return [sys.executable, *arguments]
+    def launched(self, kind, arguments):
+        """Arguments of Python, by which a launcher starts what has these."""
         if kind == "ddp":
-            return [
-                PROGRAMS / "torchrun",
-                "--nproc_per_node",
-                "2",
-                "--master_port",
-                self.free_port(),
-                *arguments,
-            ]
+            port = ["--master_port", self.free_port()]
+            return ["-m", "torch.distributed.run", "--nproc_per_node", "2", *port, *arguments]
         # `accelerate launch --cpu` would start one process, without DeepSpeed; the same in the file
         # does not.
         config = self.folder / f"{kind}.yaml"
-        config.write_text(
-            (ROOT / "launch" / f"{kind}.yaml")
-            .read_text()
-            .replace("use_cpu: false", "use_cpu: true")
-        )
-        launch = [
-            PROGRAMS / "accelerate",
-            "launch",
-            "--config_file",
-            config,
-            "--num_processes",
-            "1" if kind.startswith("one_") else "2",
-        ]
-        return [*launch, "--main_process_port", self.free_port(), *arguments]
+        shipped = (ROOT / "launch" / f"{kind}.yaml").read_text()
+        config.write_text(shipped.replace("use_cpu: false", "use_cpu: true"))
+        count = "1" if kind.startswith("one_") else "2"
+        options = ["--config_file", config, "--num_processes", count]
+        options += ["--main_process_port", self.free_port()]
+        return ["-m", "accelerate.commands.launch", *options, *arguments]
 
     def free_port(self):
         with socket.socket() as probe:
@@ -309,14 +292,15 @@ class Launcher:
 
     def start(self, kind, arguments, log, fresh=False, **environ):
         """What it prints is added to the file `log`."""
-        if not fresh:
-            arguments = self.forked(arguments)
+        begin = list if fresh else self.forked
+        arguments = begin(arguments)
+        if kind != "one":
+            arguments = begin(self.launched(kind, arguments))
         # For the others the launch file says it, and this would make DDP of them.
         on_cpu = {"ACCELERATE_USE_CPU": "true"} if kind in ("one", "ddp") else {}
-        command = [str(part) for part in self.command(kind, arguments)]
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                command,
+                [sys.executable, *map(str, arguments)],
                 env={**self.environ, **on_cpu, **environ},
                 stdout=file,
                 stderr=file,

@@ -29,7 +29,7 @@ GRPO = {
     [
         "one",
         *(
-            pytest.param(kind, marks=pytest.mark.slow(seconds=50))
+            pytest.param(kind, marks=pytest.mark.slow(seconds=20))
             for kind in ("ddp", "zero2", "zero3")
         ),
     ],

@@ -4,10 +4,7 @@ and asked as they were trained.
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -126,18 +123,18 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_to_the_same_bits(run, judge, tmp_path):
+def test_killed_it_goes_on_to_the_same_bits(run, judge, launcher, tmp_path):
     recipe, folder, whole = tmp_path / "rpm.yaml", tmp_path / "run", run("information")
     write_json(recipe, values(judge, "information"))
-    words = ["-m", "coevolve", "rpm", str(recipe), "--output-dir", str(folder)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, *words], env=environ, stderr=subprocess.PIPE) as process:
-        until = time.monotonic() + 120
-        while not any((folder / "checkpoints").glob("*-step-2")) and time.monotonic() < until:
-            time.sleep(0.02)
-        process.kill()
+    words = ["-m", "coevolve", "rpm", recipe, "--output-dir", folder]
+    process = launcher.start("one", words, tmp_path / "log")
+    until = time.monotonic() + 120
+    while not any((folder / "checkpoints").glob("*-step-2")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
     assert not (folder / "results.json").exists()
-    subprocess.run([sys.executable, *words], env=environ, check=True)
+    launcher.run("one", words, tmp_path / "log")
     assert results(folder) == results(whole)
     expected = weights(whole)
     assert all(torch.equal(x, expected[name]) for name, x in weights(folder).items())

@@ -265,7 +265,7 @@ ALL = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 def test_a_run_of_all_phases_is_that_of_whole_bases(launcher, recipes, tmp_path):
     """To the bit beside two processes of which each has the base, and up to the order of sums
     beside one; also where it was killed, and where it goes on with a base that is whole.
@@ -360,7 +360,7 @@ run.close()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 def test_the_peak_of_memory_is_that_of_a_part(launcher, tmp_path, base):
     """From loading through scoring to a backward pass, of a base of 340 MB: MB of each process,
     beside what it is before.

@@ -36,7 +36,7 @@ GRPO = {
     "max_completion_length": 8,
 }
 
-pytestmark = pytest.mark.slow(seconds=40)
+pytestmark = pytest.mark.slow(seconds=15)
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def server():
 
 
 @pytest.fixture
-def start(tmp_path, server, values_of):
+def start(tmp_path, server, values_of, launcher):
     """Starts the program as so many processes, into a folder of the name."""
     rows = [
         {
@@ -143,7 +143,8 @@ def start(tmp_path, server, values_of):
         environ = {**os.environ, "NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         environ |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = [sys.executable, tmp_path / "program.py", tmp_path, run]
+        program = launcher.forked([tmp_path / "program.py", tmp_path, run])
+        command = [sys.executable, *program]
         here = [
             subprocess.Popen(command, env={**environ, "RANK": rank, "KEY": f"rank-{rank}"}, **pipes)
             for rank in map(str, range(count))

@@ -85,7 +85,7 @@ def killed(tmp_path):
     return kill
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_wandb_has_every_point_once_and_the_artifact_over_ten_kills(killed, tmp_path, mode):
     server = Wandb()
