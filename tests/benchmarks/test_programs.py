@@ -96,6 +96,7 @@ def test_a_program_prints_its_ratios(name, arguments, figure, capsys):
     check(json.loads(capsys.readouterr().out), name, figure)
 
 
+@pytest.mark.slow(seconds=60)
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(vllm.missing() is not None, reason=str(vllm.missing()))

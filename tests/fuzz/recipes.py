@@ -33,6 +33,7 @@ HINTS: dict[str, tuple[Any, ...]] = {
     "data.world.test": (2, 3, 4),
     "data.world.seed": (None, 0, 3),
     "data.validation": (1, 2, 4, 6),
+    "data.part": (None, "1/1", "1/1", "3/2", "half"),
     "data.limit": ({}, {"IDTest": 2}, {"IDTrain": 8}, {"IDTest": 1, "OOD1Test": 2}),
     "model.tiny.hidden_size": (8, 16, 32),
     "model.tiny.layers": (1, 2),
@@ -177,6 +178,9 @@ def random_recipe(rng: random.Random) -> tuple[Any, dict[str, Any]]:
         weighed = {"vllm_importance_sampling_correction": rng.random() < 0.5}
         for name in ("connector_rl", "estimator_rl"):
             values[name] = {**values[name], "use_vllm": True, **server, **weighed}
+    if rng.random() < 0.05:
+        by_vllm = {"teacher": "local", "model": "nowhere", "use_vllm": True}
+        values["traces"] = {**values["traces"], **by_vllm}
     recipe, share = check_recipe(values, "tiny"), rng.choice((0.05, 0.1, 0.2))
     changes = [
         (where, _value(rng, field, where))

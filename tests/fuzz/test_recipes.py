@@ -34,7 +34,7 @@ def test_random_recipes_train_or_are_refused(tmp_path):
     todo = [(index, area) for index in range(3)]
     limits = runner.Limits(seconds=90.0, inputs=20)
     runner.run_all(
-        [area], todo, 7, valid.make(), limits=limits, processes=1, keep=None, report=found.append
+        [area], todo, 11, valid.make(), limits=limits, processes=1, keep=None, report=found.append
     )
     assert len(found) == 3 and all(result.kind is None for result in found), found
     assert any(result.accepted for result in found)

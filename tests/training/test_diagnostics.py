@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from coevolve import ProbabilityEstimator
 from coevolve.prompts import NO_REASONING, Renderer, prompt_set
-from coevolve.recipe.rpm import RpmRecipe
+from coevolve.recipe.rpm import Rpm, RpmRecipe
 from coevolve.recipe.schema import Recipe
 from coevolve.scoring.models import load_model, load_tokenizer
 from coevolve.scoring.roles import ESTIMATOR, SeparateRoles
@@ -211,7 +211,7 @@ def test_a_figure_that_is_wrong_is_said_in_words(name):
 
 
 def test_a_role_playing_models_warnings_name_its_own_fields():
-    recipe = RpmRecipe.model_construct()
+    recipe = RpmRecipe.model_construct(rpm=Rpm.model_construct(method="grpo"))
     (said,) = warnings_in({"connector/entropy": 0.01}, recipe.rl_field("connector"))
     assert "Try a higher rpm.grpo.temperature" in said and "connector_rl" not in said
 
