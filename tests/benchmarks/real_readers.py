@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = ["remid", "--estimator", options.estimator, "--data", str(out / "data.json")]
     words += ["--responses", *files, "--own", *own, "--fit-reader", "--device", "cpu"]
     words += ["--negatives-per-context", str(options.negatives)]
+    words += ["--measures", "calibrated", "club:per_token"]  # of few pairs the second alone
     words += ["--cache", options.cache or str(out / "cache"), "--out", str(out / "measured")]
     coevolve(out / "measured" / "results.json", *words)
     print((out / "measured" / "results.md").read_text())
