@@ -158,9 +158,9 @@ def _rows(measured: MeasuredCorpus, known: Mapping[str, Exact], bounds: Bounds) 
         there = [measured.subsets[index].subset for index in of]
         places = []
         for place in ranked(numbers, higher=measure == "remi"):
+            keys = [(place.name, one.row) for one in there]
             more: dict[str, float] = {}
             for field, of_rows in known.items():
-                keys = [(place.name, one.row) for one in there]
                 if all(key in of_rows for key in keys):
                     more[field] = sum(of_rows[key] for key in keys) / len(keys)
             if subset is not None and (place.name, subset) in bounds:

@@ -70,8 +70,9 @@ Row = dict[str, Any]
 Matrices = dict[str, NDArray[np.float64]]
 Report = Callable[[int], None]
 Fit = Callable[[Sequence[Example], Sequence[str]], PairScorer]
-Write = Callable[[int], list[list[str | None]]]
 """From examples and responses to a reader that was fitted to them."""
+Write = Callable[[int], list[list[str | None]]]
+"""From where a block of contexts begins to their reasonings."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,14 @@ def scores(number, request):
     return says("\n".join(f"{label} {x}: {1 + len(said) % 5}" for x in Rubric().criteria))
 
 
+def assert_lists_every_model(path, results):
+    with open(path, newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["table"] for line in lines} >= {"models", "shifts", "remedies"}
+    places = [x for x in lines if (x["table"], x["row"]) == ("models", "aggregate average")]
+    assert [x["name"] for x in places] == [x.name for x in results.rows[-1].places]
+
+
 @pytest.mark.slow
 def test_stopped_after_every_step_it_ends_and_nothing_is_done_twice(
     serve, tmp_path, monkeypatch, capsys
@@ -102,11 +110,7 @@ def test_stopped_after_every_step_it_ends_and_nothing_is_done_twice(
     texts = [x["response"] for path in files for _, x in read_jsonl(path) if "response" in x]
     assert len(asked.requests) == 2 * len(list(filter(None, texts)))
     assert results.judge.pairs == 15 and set(results.judge.measures) >= {"R-EMI, club per_token"}
-    with open(out / "results.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert {line["table"] for line in lines} >= {"models", "shifts", "remedies"}
-    places = [x for x in lines if (x["table"], x["row"]) == ("models", "aggregate average")]
-    assert [x["name"] for x in places] == [x.name for x in results.rows[-1].places]
+    assert_lists_every_model(out / "results.csv", results)
     assert GRID["name"] == results.name
     before = {path: path.read_bytes() for path in out.glob("results.*")}
     assert cli.main(words) == 0 and cli.main(["report", str(out)]) == 0
