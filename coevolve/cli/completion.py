@@ -7,7 +7,7 @@ bashcompinit.
 import argparse
 from collections.abc import Iterator
 
-from coevolve.shipped import recipe_path, shipped_recipes
+from coevolve.shipped import GRID, grid_path, recipe_path, shipped_grids, shipped_recipes
 
 _SCRIPT = """\
 _coevolve() {{
@@ -39,5 +39,8 @@ def _words(parser: argparse.ArgumentParser) -> Iterator[str]:
     """What may stand behind a command: its options, and the names that its arguments know."""
     for action in parser._actions:
         yield from action.option_strings or action.choices or ()
-        if getattr(action, "reads", None) is recipe_path:
-            yield from shipped_recipes()
+        reads = getattr(action, "reads", None)
+        if reads is recipe_path:
+            yield from (name for name, file in shipped_recipes().items() if file.name != GRID)
+        if reads is grid_path:
+            yield from shipped_grids()

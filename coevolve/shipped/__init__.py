@@ -31,6 +31,11 @@ def shipped_recipes() -> Mapping[str, Path]:
     }
 
 
+def shipped_grids() -> Mapping[str, Path]:
+    """Grids by the names of their folders."""
+    return {file.parent.name: file for file in shipped_recipes().values() if file.name == GRID}
+
+
 def recipe_path(source: str | Path) -> Path:
     """What a recipe is read from: what lies at a path goes before a name."""
     return _at_path_or_named(source, shipped_recipes)
@@ -38,12 +43,7 @@ def recipe_path(source: str | Path) -> Path:
 
 def grid_path(source: str | Path) -> Path:
     """What a grid is read from: likewise, a name being that of a recipe's folder."""
-    return _at_path_or_named(
-        source,
-        lambda: {
-            file.parent.name: file for file in shipped_recipes().values() if file.name == GRID
-        },
-    )
+    return _at_path_or_named(source, shipped_grids)
 
 
 def launch_path(source: str | Path) -> Path:

@@ -126,6 +126,7 @@ class Plan:
         token_budget: of one forward pass in generation.
         folder: the run's directory, for a batch that a step could not be taken on.
         engines: for generation by vLLM.
+        rl_field: where the recipe has the role's settings of RL, for errors.
     """
 
     roles: Roles
@@ -143,6 +144,7 @@ class Plan:
     token_budget: int
     folder: Path
     engines: Engines | None = None
+    rl_field: str = ""
 
 
 def steps_of(settings: Optimization, examples_per_epoch: int) -> int:

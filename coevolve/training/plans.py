@@ -126,6 +126,7 @@ def planned(
                 token_budget=recipe.evaluation.token_budget,
                 folder=record.folder,
                 engines=context.engines,
+                rl_field=recipe.rl_field(role),
             )
         except LeftHalfway as left:
             state.segment = left.segment

@@ -61,6 +61,8 @@ def test_a_shell_completes_commands_options_and_names(capsys):
     assert completed("coevolve", "re") == ["respond", "recipes", "remid", "report"]
     assert completed("coevolve", "push", "--r") == ["--repo", "--revision"]
     assert completed("coevolve", "train", "smollm2-135m/s") == ["smollm2-135m/smoke"]
+    assert completed("coevolve", "train", "smollm2-135m/g") == ["smollm2-135m/gpu"]  # not its grid
+    assert completed("coevolve", "compare", "smol") == ["smollm2-135m"]
     assert completed("coevolve", "schema", "rec") == ["recipe"]
     assert len(completed("coevolve", "")) == len(COMMANDS)
 

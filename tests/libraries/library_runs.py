@@ -61,6 +61,7 @@ class Runs:
             segment=segment,
             token_budget=512,
             folder=self.folder,
+            rl_field="connector_rl",
         )
 
     def sft(self, plan):

@@ -43,5 +43,5 @@ def run_rl(
     plan: Plan, prompts: Sequence[str], rewards: Rewards, settings: Grpo, **options: Any
 ) -> Segment:
     """RL of the role by the algorithm that the settings name; the rest is as for `run_grpo`."""
-    trainer = ALGORITHMS.get(settings.algorithm, f"{plan.role}_rl.algorithm")
+    trainer = ALGORITHMS.get(settings.algorithm, f"{plan.rl_field}.algorithm")
     return run_grpo(plan, prompts, rewards, settings, trainer=trainer, **options)

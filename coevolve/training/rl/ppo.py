@@ -56,7 +56,7 @@ def _saved_value_function(plan: Plan) -> dict[str, Tensor]:
     begun = segment.step > plan.first or bool(segment.optimizer)
     if begun and not any(HEAD in name.split(".") for name in weights):
         raise ArtifactError(
-            f"{plan.role}_rl.algorithm is ppo, but what it is to go on from (step {segment.step}) "
+            f"{plan.rl_field}.algorithm is ppo, but what it is to go on from (step {segment.step}) "
             "has no value head. Set algorithm to what it was, or begin a new run in another "
             "--output-dir."
         )
@@ -100,7 +100,7 @@ class KlInRewardTrainer(RoleGRPOTrainer):
         missing = torch.isnan(rewards).all(dim=1).nonzero()
         if len(missing):
             raise RewardError(
-                f"{self.plan.role}_rl: completion {missing[0].item()} of {len(rewards)} got no "
+                f"{self.plan.rl_field}: completion {missing[0].item()} of {len(rewards)} got no "
                 f"value from any of the rewards {', '.join(self.reward_names)}; each completion "
                 "needs one."
             )
