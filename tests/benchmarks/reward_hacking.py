@@ -91,8 +91,10 @@ def rows(reward: str, beta: float, settings: Settings) -> Iterator[dict[str, Any
         yield {"reward": reward, "beta": beta, "step": 0, "mean reward": None, **exact()}
         for step in range(settings["every"], settings["steps"] + 1, settings["every"]):
             (checkpoint,) = _of_step(path, step, settings["steps"])
-            weights = load_file(checkpoint / "connector.safetensors")
-            chat.model.load_state_dict(weights)
+            # In the middle of a phase the role itself is still as the phase began.
+            under_way = checkpoint / "segment-weights.safetensors"
+            last = checkpoint / "connector.safetensors"
+            chat.model.load_state_dict(load_file(under_way if under_way.exists() else last))
             known = {"reward": reward, "beta": beta, "step": step}
             yield {**known, "mean reward": rewards[step - 1], **exact()}
 
