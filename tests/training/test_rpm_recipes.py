@@ -14,6 +14,7 @@ from coevolve.scoring.artifact import read_manifest
 from coevolve.shipped import shipped_recipes
 from coevolve.training.rpm import RPM
 from coevolve.training.run import train
+from tests.benchmarks import reward_hacking
 
 pytestmark = pytest.mark.slow(seconds=80)
 WAYS = ("sft", "rejection_sft", "dpo", "likelihood", "information")
@@ -37,6 +38,11 @@ def test_every_way_goes_on_from_the_start(tmp_path, monkeypatch):
         assert results["updates"] == 2 and results["parent"] != start["parent"]
         judge = read_manifest(runs / "reward" / "estimator")["identity"]
         assert results["estimator"] == (None if way == "sft" else judge)
+    asked = {"seed": 0, "start": str(runs / "start" / "model"), "steps": 2, "every": 1}
+    asked |= {"reward": str(runs / "reward" / "estimator"), "completions": 64, "least": 0.2}
+    found = list(reward_hacking.rows("likelihood", 0.0, asked))
+    assert [row["step"] for row in found] == [0, 1, 2]
+    assert len({row["EMI all shifted"] for row in found}) == 3  # the weights of each step
 
 
 @pytest.mark.skipif(
