@@ -87,7 +87,7 @@ class Conditional:
         marginal = np.bincount(cells % count, joint, count)
         missed = self.outcome == MISSED
         of_x = weight_N[self.context[missed]] * self.probability[missed]
-        share = float(of_x.sum())
+        share = min(float(of_x.sum()), 1.0)  # rounding alone can leave the range
         told = entropy(np.array([share, 1 - share]))
         left = share * entropy(of_x / share) if share else 0.0
         return Exact(

@@ -39,7 +39,7 @@ def test_every_way_goes_on_from_the_start(tmp_path, monkeypatch):
         judge = read_manifest(runs / "reward" / "estimator")["identity"]
         assert results["estimator"] == (None if way == "sft" else judge)
     asked = {"seed": 0, "start": str(runs / "start" / "model"), "steps": 2, "every": 1}
-    asked |= {"reward": str(runs / "reward" / "estimator"), "completions": 64, "least": 0.2}
+    asked |= {"reward": str(runs / "reward" / "estimator"), "completions": 64, "least": 5e-3}
     found = list(reward_hacking.rows("likelihood", 0.0, asked))
     assert [row["step"] for row in found] == [0, 1, 2]
     assert len({row["EMI all shifted"] for row in found}) == 3  # the weights of each step

@@ -19,7 +19,7 @@ from coevolve.prompts import prompt_set
 from coevolve.prompts.play import WORLD
 from coevolve.scoring.ways import VERDICT, Ways
 from coevolve.worlds.corpus import worlds_by_split
-from coevolve.worlds.enumeration import conditional
+from coevolve.worlds.enumeration import MISSED, Conditional, conditional
 from coevolve.worlds.language import (
     FACTORS,
     INPUT_WORDS,
@@ -151,6 +151,18 @@ def test_other_words_are_outcomes_as_the_worlds_are(worlds, chat_of):
     assert greedy.information == pytest.approx(entropy_of_plans(home, policy))
     cut_off = conditional(chat_of(policy, max_new_tokens=SLOTS), WORLD, home).exact(home)
     assert cut_off.outside == pytest.approx(1) and cut_off.information < 1e-4
+
+
+def test_a_model_of_which_nothing_was_followed_may_say_all_or_nothing(worlds):
+    for world in worlds.values():
+        _, weights = world.contexts()
+        every = np.arange(len(weights))
+        nothing = Conditional(
+            every, np.full_like(every, MISSED), np.ones(every.shape), every[:2] > 1
+        )
+        found = nothing.exact(world)
+        assert 1 - 1e-9 < found.missed <= 1 and found.information == pytest.approx(0, abs=1e-9)
+        assert found.within == pytest.approx(entropy(weights))
 
 
 def information_astray(world, policy, astray):
