@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -87,7 +88,12 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
     if source in PACKAGED:
         folder = Path(cache_dir).expanduser() / source.replace(":", "-")
         if not (folder / "model.safetensors").exists():
-            _convert_packaged(source, folder)
+            with writing(folder):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                # Runs that begin at once share the place: one converts, the others wait for it.
+                with FileLock(folder.with_name(f".{folder.name}.lock")):
+                    if not (folder / "model.safetensors").exists():
+                        _convert_packaged(source, folder)
         return str(folder)
     local = os.path.expanduser(source)
     with explained(f"The model {source!r} cannot be loaded", SAVED):
@@ -360,7 +366,6 @@ def _convert_packaged(source: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(origin, gguf_file=file)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     temporary = folder.with_name(folder.name + ".tmp")
-    with writing(folder):
-        tokenizer.save_pretrained(temporary)
-        model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    model.save_pretrained(temporary)
     temporary.rename(folder)

