@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
+from filelock import SoftFileLease
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -90,8 +90,9 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
         if not (folder / "model.safetensors").exists():
             with writing(folder):
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                # Runs that begin at once share the place: one converts, the others wait for it.
-                with FileLock(folder.with_name(f".{folder.name}.lock")):
+                # Runs that begin at once share the place: one converts, the others wait for it. A
+                # lease, for file systems without locks; a killed run's ends half a minute later.
+                with SoftFileLease(folder.with_name(f".{folder.name}.lease")):
                     if not (folder / "model.safetensors").exists():
                         _convert_packaged(source, folder)
         return str(folder)
