@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import SoftFileLease
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -86,6 +85,8 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
     where it is not to be had. A packaged GGUF model is dequantised into `cache_dir` first.
     """
     if source in PACKAGED:
+        from filelock import SoftFileLease  # for this alone; torch has it
+
         folder = Path(cache_dir).expanduser() / source.replace(":", "-")
         if not (folder / "model.safetensors").exists():
             with writing(folder):

@@ -251,11 +251,15 @@ def filesystem(request, monkeypatch):
     return request.param
 
 
-def test_a_directory_in_use_is_refused_and_the_holder_named(whole, filesystem, tmp_path):
+def test_a_directory_in_use_is_refused_and_the_holder_named(
+    whole, filesystem, tmp_path, monkeypatch
+):
     """And after the holder was killed, the run goes on; the state is told right all along."""
     recipe, _ = whole
     child = os.fork()
     if child == 0:
+        # Alive for longer than anyone waits for its lease; a whole run takes less.
+        monkeypatch.setattr("coevolve.training.gate.start", lambda *_: time.sleep(60))
         _quietly(lambda: train(recipe, tmp_path / "run"))
     try:
         wait_for(lambda: (tmp_path / "run" / "status.json").exists())
