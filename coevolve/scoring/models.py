@@ -85,17 +85,9 @@ def resolve_base(source: str, cache_dir: str | Path = "~/.cache/coevolve") -> st
     where it is not to be had. A packaged GGUF model is dequantised into `cache_dir` first.
     """
     if source in PACKAGED:
-        from filelock import SoftFileLease  # for this alone; torch has it
-
         folder = Path(cache_dir).expanduser() / source.replace(":", "-")
         if not (folder / "model.safetensors").exists():
-            with writing(folder):
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                # Runs that begin at once share the place: one converts, the others wait for it. A
-                # lease, for file systems without locks; a killed run's ends half a minute later.
-                with SoftFileLease(folder.with_name(f".{folder.name}.lease")):
-                    if not (folder / "model.safetensors").exists():
-                        _convert_packaged(source, folder)
+            _convert_packaged(source, folder)
         return str(folder)
     local = os.path.expanduser(source)
     with explained(f"The model {source!r} cannot be loaded", SAVED):
@@ -343,6 +335,9 @@ def weights_fingerprint(hashes: Sequence[str]) -> str:
 
 
 def _convert_packaged(source: str, folder: Path) -> None:
+    """Of runs that begin at once, which share the place, one converts and the others wait."""
+    from filelock import SoftFileLease  # for this alone; torch has it
+
     module, file = PACKAGED[source]
     package = source.removeprefix("pypi:")
     spec = importlib.util.find_spec(module)
@@ -354,6 +349,14 @@ def _convert_packaged(source: str, folder: Path) -> None:
     origin = Path(spec.origin).parent
     if not (origin / file).exists():
         raise ArtifactError(f"The package {package} lacks {file}. Install the README's version.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A lease, for file systems without locks; a killed run's ends half a minute later.
+    with SoftFileLease(folder.with_name(f".{folder.name}.lease")):
+        if not (folder / "model.safetensors").exists():
+            _dequantise(origin, file, folder)
+
+
+def _dequantise(origin: Path, file: str, folder: Path) -> None:
     logger.info("Dequantising %s into %s (once, about half a minute).", file, folder)
     quantised = AutoModelForCausalLM.from_pretrained(origin, gguf_file=file, dtype=torch.float32)
     # A model that came from GGUF refuses save_pretrained; a fresh one with its weights does not.
@@ -368,6 +371,7 @@ def _convert_packaged(source: str, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(origin, gguf_file=file)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     temporary = folder.with_name(folder.name + ".tmp")
-    tokenizer.save_pretrained(temporary)
-    model.save_pretrained(temporary)
+    with writing(folder):
+        tokenizer.save_pretrained(temporary)
+        model.save_pretrained(temporary)
     temporary.rename(folder)
